@@ -1,0 +1,61 @@
+"""From frames to the latents both models see, and back (Sec. 2.2: a pretrained VAE, frame by frame).
+
+The pipeline and the trainer share these functions, so that a model meets the same numbers in both places. Nothing here
+knows about masks or noise; see `masking.py` and `pipelines/pipeline_mardini.py` for those.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def downscale_video(video: torch.Tensor, factor: int) -> torch.Tensor:
+    """Makes the low-resolution video that the planner looks at (Sec. 2.2).
+
+    Args:
+        video: frames shaped `(batch, frames, channels, height, width)`.
+        factor: how many times smaller each side becomes; `height` and `width` must be divisible by it.
+
+    Returns:
+        Frames shaped `(batch, frames, channels, height // factor, width // factor)`.
+    """
+    if factor == 1:
+        return video
+    batch, _, _, height, width = video.shape
+    if height % factor or width % factor:
+        raise ValueError(
+            f"frames of {height}x{width} (height x width) cannot be made {factor} times smaller; "
+            f"both sides must be divisible by {factor}"
+        )
+    frames = F.interpolate(
+        video.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
+    )
+    return frames.unflatten(0, (batch, -1))
+
+
+def encode_video(vae: torch.nn.Module, video: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Encodes each frame by itself and normalizes the latents with the VAE's shift and scale.
+
+    Args:
+        vae: an image autoencoder with `AutoencoderKL`'s interface.
+        video: frames in [-1, 1], shaped `(batch, frames, 3, height, width)`.
+        generator: where given, latents are sampled from the posterior; otherwise its mode is taken.
+
+    Returns:
+        Latents shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE.
+    """
+    posterior = vae.encode(video.flatten(0, 1)).latent_dist
+    latents = posterior.mode() if generator is None else posterior.sample(generator)
+    latents = (latents - _shift_factor(vae)) * vae.config.scaling_factor
+    return latents.unflatten(0, video.shape[:2])
+
+
+def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Inverse of `encode_video`: latents `(batch, frames, channels, h, w)` to frames `(batch, frames, 3, height, width)`,
+    nominally in [-1, 1] and not clamped. `vae.enable_slicing()` bounds the memory to one frame at a time."""
+    frames = latents.flatten(0, 1) / vae.config.scaling_factor + _shift_factor(vae)
+    return vae.decode(frames, return_dict=False)[0].unflatten(0, latents.shape[:2])
+
+
+def _shift_factor(vae: torch.nn.Module) -> float:
+    # Older AutoencoderKL configs carry no shift at all, newer ones may carry None.
+    return getattr(vae.config, "shift_factor", None) or 0.0
