@@ -1,0 +1,59 @@
+# Every target works alone on a fresh machine: it makes .venv, installs what it needs at the tested versions, and runs.
+# Choose the interpreter with `make test PYTHON=python3.12`; run things on your own data with the variables named below.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
+RACING ?= data/rc_racing
+CARRACING ?= data/carracing
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow style check docs bench train-tiny-racing train-tiny-carracing wheel clean
+
+demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
+	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python examples/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+
+test: .venv/.dev  ## fast tests; PYTEST="-k pipeline" narrows them
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(PYTEST)
+
+test-slow: .venv/.dev  ## all tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST)
+
+style: .venv/.dev  ## formats and repairs what can be repaired
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+check: .venv/.dev  ## lint, changes nothing
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: .venv/.docs  ## the pages of docs/ as a site in build/site
+	$(BIN)/mkdocs build --quiet
+
+bench: .venv/.dev  ## speed and memory, as ratios in one run
+	$(BIN)/python -m benchmarks.run
+
+train-tiny-racing: .venv/.dev  ## RACING=folder of clips
+	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
+
+train-tiny-carracing: .venv/.dev  ## CARRACING=folder for the clips it makes
+	bash training/runs/mardini-tiny-carracing.sh "$(CARRACING)"
+
+wheel: .venv/.dev  ## dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## build products; never checkpoints or runs
+	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: setup.py constraints.txt | .venv/bin/python
+	$(PIP) -e ".[demo]"
+	touch $@
+
+.venv/.dev: setup.py constraints.txt | .venv/bin/python
+	$(PIP) -e ".[train,sim,demo,dev]"
+	touch $@
+
+.venv/.docs: setup.py constraints.txt | .venv/bin/python
+	$(PIP) -e ".[docs]"
+	touch $@

@@ -1,0 +1,73 @@
+"""Metadata and extras of diffusers-mardini. The version is read from the package as text, so nothing is imported here."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    text = (ROOT / "src/diffusers_mardini/__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('src/diffusers_mardini/__init__.py has no line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+# The upper bounds are where a library announces breaking changes (a major version), except for diffusers: some private
+# names of its 0.42 line are used to register our classes, so each new minor version is tested before it is allowed.
+BASE = [
+    "torch>=2.6",
+    "diffusers>=0.42,<0.44",
+    "transformers>=5.0,<6",
+    "accelerate>=1.10,<2",
+    "safetensors>=0.8",
+    "numpy>=2.0",
+    "Pillow>=11.0",
+    "av>=14.0",
+    "typer>=0.15",
+]
+SCORES = ["torchmetrics>=1.6,<2", "opencv-python-headless>=4.10"]
+EXTRAS = {
+    "train": [
+        *SCORES,
+        "peft>=0.17,<1",
+        "datasets>=4.0",
+        "webdataset>=1.0",
+        "pydantic>=2.10,<3",
+        "PyYAML>=6.0",
+        "rich>=13.0",
+        "tensorboard>=2.18",
+    ],
+    "sim": ["gymnasium[box2d]>=1.1,<2"],
+    "demo": SCORES,
+    "xformers": ["xformers>=0.0.35"],
+    "docs": ["mkdocs>=1.6,<2"],
+    "dev": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "build>=1.2", "setuptools>=77"],
+}
+
+setup(
+    name="diffusers-mardini",
+    version=read_version(),
+    description="MarDini: masked autoregressive diffusion for video generation, as a plugin of diffusers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["diffusers", "video generation", "frame interpolation", "image-to-video", "masked autoregression"],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"diffusers_mardini": ["presets/*.json", "templates/*"]},
+    python_requires=">=3.11",  # as diffusers 0.42 does
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mardini = diffusers_mardini.cli:app"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,101 @@
+"""How close painted windows come to the real ones: per window, so that means, errors and pairs can be taken afterwards.
+
+SSIM and PSNR reward blur, so they are never reported without the amount of motion and the sharpness. Everything takes frames
+in [0, 1], `(batch, frames, 3, height, width)`. The simple methods to compare with are in `baselines.py`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+# A frame that is copied exactly has infinite PSNR, and one such frame would make every mean infinite.
+MAX_PSNR = 60.0
+
+# Sums that become ratios to the true clips' only after all windows are added up: single still windows divide by nothing.
+RATIOS = {"motion": "true_motion", "sharpness": "true_sharpness"}
+
+
+def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Scores each window of a batch by itself.
+
+    Args:
+        frames: painted windows in [0, 1], `(batch, frames, 3, height, width)`; what stands at given frames is ignored.
+        truth: the real windows, same shape.
+        given: positions of the frames that the method was shown.
+
+    Returns:
+        Float tensors `(batch,)`: `mid_ssim` and `mid_psnr` (dB) of the middle frame, `ssim` and `psnr` averaged over the
+        generated frames, and the raw sums `motion`, `true_motion`, `sharpness`, `true_sharpness` that `summarize`
+        turns into ratios.
+    """
+    if frames.shape != truth.shape or frames.ndim != 5:
+        raise ValueError(
+            f"painted windows are {tuple(frames.shape)} and real ones {tuple(truth.shape)}; both must be the same "
+            "(batch, frames, 3, height, width)"
+        )
+    num_frames = truth.shape[1]
+    generated = generated_indices(num_frames, given)
+    frames = frames.float().clamp(0, 1)
+    frames = torch.stack([truth[:, i].float() if i in set(given) else frames[:, i] for i in range(num_frames)], dim=1)
+    truth = truth.float()
+
+    ssim = torch.stack([_ssim(frames[:, i], truth[:, i]) for i in generated], dim=1)  # (batch, generated)
+    psnr = torch.stack([_psnr(frames[:, i], truth[:, i]) for i in generated], dim=1)  # (batch, generated)
+    middle = generated.index(middle_index(num_frames, given))
+    return {
+        "mid_ssim": ssim[:, middle],
+        "mid_psnr": psnr[:, middle],
+        "ssim": ssim.mean(dim=1),
+        "psnr": psnr.mean(dim=1),
+        "motion": _motion(frames),
+        "true_motion": _motion(truth),
+        "sharpness": _sharpness(frames[:, generated]),
+        "true_sharpness": _sharpness(truth[:, generated]),
+    }
+
+
+def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Means over windows; motion and sharpness as the ratio of the painted sum to the true one over all windows."""
+    result = {}
+    for name, values in scores.items():
+        if name in RATIOS:
+            true = scores[RATIOS[name]].sum().item()
+            result[name] = values.sum().item() / true if true > 0 else float("nan")
+        elif name not in RATIOS.values():
+            result[name] = values.mean().item()
+    return result
+
+
+def generated_indices(num_frames: int, given: Sequence[int]) -> list[int]:
+    """The frames that the method had to paint."""
+    generated = [i for i in range(num_frames) if i not in set(given)]
+    if not generated or len(generated) == num_frames or not all(0 <= i < num_frames for i in given):
+        raise ValueError(
+            f"given frames are {list(given)} of {num_frames}; give at least one, and leave at least one to paint"
+        )
+    return generated
+
+
+def middle_index(num_frames: int, given: Sequence[int]) -> int:
+    """The middle of the window, as VIDIM-Bench's MidF scores take it; the middle painted frame where that one is given."""
+    generated = generated_indices(num_frames, given)
+    return num_frames // 2 if num_frames // 2 in generated else generated[len(generated) // 2]
+
+
+def _ssim(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    return structural_similarity_index_measure(frames, truth, data_range=1.0, reduction="none").reshape(-1)
+
+
+def _psnr(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    return peak_signal_noise_ratio(frames, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)).clamp(max=MAX_PSNR)
+
+
+def _motion(frames: torch.Tensor) -> torch.Tensor:
+    return (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(1, 2, 3, 4))
+
+
+def _sharpness(frames: torch.Tensor) -> torch.Tensor:
+    across = (frames[..., 1:] - frames[..., :-1]).abs().mean(dim=(1, 2, 3, 4))
+    down = (frames[..., 1:, :] - frames[..., :-1, :]).abs().mean(dim=(1, 2, 3, 4))
+    return across + down
