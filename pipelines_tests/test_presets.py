@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from diffusers_mardini.models.transformer_mardini import MarDiniTransformer3DModel
 from diffusers_mardini.models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from diffusers_mardini.presets import list_presets, load_preset

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+
 # DIS looks for motion on patches of 8 pixels, so that small frames are enlarged to about this many pixels first.
 FLOW_SIZE = 256
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+
 GIVEN_COLOUR = (255, 140, 0)
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 

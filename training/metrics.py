@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+
 # A frame that is copied exactly has infinite PSNR, and one such frame would make every mean infinite.
 MAX_PSNR = 60.0
 

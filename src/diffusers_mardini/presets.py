@@ -8,6 +8,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
+
 _FOLDER = files(__package__) / "presets"
 
 
