@@ -1,0 +1,51 @@
+"""Which device and which number format to run on, where the user does not say."""
+
+import torch
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`"auto"` is the first of CUDA, MPS and CPU that is there; anything else is taken as torch writes it ("cuda:1").
+
+    Raises:
+        ValueError: if torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number format to compute in, and why.
+
+    `"auto"` is bfloat16 where the hardware multiplies it, else float32: a CPU without such units emulates bfloat16 and is
+    several times slower with it (8 times on the one measured).
+
+    Raises:
+        ValueError: for a name that is neither "auto" nor one of `DTYPES`.
+    """
+    if name == "auto":
+        if has_bfloat16_units(device):
+            return torch.bfloat16, f"this {device.type} has bfloat16 units"
+        return torch.float32, f"this {device.type} has no bfloat16 units"
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name], "as asked for"
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively (AMX or AVX512-BF16 on x86, the bf16 extension on ARM)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False
