@@ -1,0 +1,120 @@
+"""Attention with query/key norm and rotary positions, and the small layers around it.
+
+Used as it is by the spatial and the cross-attention of both models; the attention across frames is in
+`identity_attention.py`. Kernels are chosen by diffusers' attention dispatcher.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+from .embeddings import apply_rotary_embedding
+
+
+class FP32RMSNorm(nn.Module):
+    """RMSNorm (Llama), computed in float32 whatever the dtypes of weights and input; returns the input's dtype."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        values = hidden_states.float()
+        values = values * torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (values * self.weight.float()).type_as(hidden_states)
+
+
+class FP32LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 whatever the dtypes of weights and input; returns the input's dtype."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(hidden_states.float(), self.normalized_shape, weight, bias, self.eps).type_as(hidden_states)
+
+
+class MarDiniAttnProcessor:
+    """Attends within each frame: the frames of a batch are separate sequences."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "MarDiniAttention",
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        key_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        batch, frames = hidden_states.shape[:2]
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query = attn.norm_q(query.unflatten(-1, (attn.heads, -1)))  # (batch, frames, tokens, heads, head_dim)
+        key = attn.norm_k(key.unflatten(-1, (attn.heads, -1)))
+        value = value.unflatten(-1, (attn.heads, -1))
+        query = apply_rotary_embedding(query, *query_rotary_emb)
+        key = apply_rotary_embedding(key, *key_rotary_emb)
+
+        output = dispatch_attention_fn(
+            query.flatten(0, 1),  # (batch * frames, tokens, heads, head_dim)
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            backend=self._attention_backend,
+            # Planning tokens are few and belong to their frame: cross-attention is never split over devices.
+            parallel_config=None if attn.is_cross_attention else self._parallel_config,
+        )
+        output = output.flatten(2).unflatten(0, (batch, frames)).type_as(query)  # (batch, frames, tokens, channels)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+class MarDiniAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with layer norm on the projected queries and keys (Sec. 2.2) and rotary positions.
+
+    Args:
+        dim: channels of the tokens that ask.
+        heads, head_dim: number of heads and channels of each.
+        cross_attention_dim: channels of the tokens that are asked; `None` for self-attention.
+    """
+
+    _default_processor_cls = MarDiniAttnProcessor
+    _available_processors = [MarDiniAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, heads: int, head_dim: int, cross_attention_dim: int | None = None, eps: float = 1e-6):
+        super().__init__()
+        inner_dim = heads * head_dim
+        context_dim = dim if cross_attention_dim is None else cross_attention_dim
+        self.heads = heads
+        self.is_cross_attention = cross_attention_dim is not None
+        self.to_q = nn.Linear(dim, inner_dim)
+        self.to_k = nn.Linear(context_dim, inner_dim)
+        self.to_v = nn.Linear(context_dim, inner_dim)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim), nn.Dropout(0.0)])
+        self.norm_q = FP32LayerNorm(head_dim, eps)
+        self.norm_k = FP32LayerNorm(head_dim, eps)
+        self.set_processor(self._default_processor_cls())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        key_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attends within each frame.
+
+        Args:
+            hidden_states: `(batch, frames, tokens, dim)`.
+            query_rotary_emb, key_rotary_emb: `(cos, sin)` that broadcast against `(batch, frames, tokens, heads,
+                head_dim // 2)`; the keys take the queries' where they have none of their own.
+            encoder_hidden_states: `(batch, frames, context tokens, cross_attention_dim)`, for cross-attention.
+
+        Returns:
+            `(batch, frames, tokens, dim)`.
+        """
+        key_rotary_emb = query_rotary_emb if key_rotary_emb is None else key_rotary_emb
+        return self.processor(self, hidden_states, encoder_hidden_states, query_rotary_emb, key_rotary_emb)

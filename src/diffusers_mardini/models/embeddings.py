@@ -1,0 +1,111 @@
+"""Tokens and places: patches, the [NEXT] token, and rotary positions (Sec. 2.3.1, "2D RoPE for 3D video").
+
+Both models lay a frame of `height x width` patches out as one sequence in which a learned [NEXT] token closes every row, so that
+resolution and aspect ratio can be read off the sequence itself. Attention is in `identity_attention.py`.
+"""
+
+import torch
+from torch import nn
+
+
+def patchify(hidden_states: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """`(batch, frames, channels, height, width)` to `(batch, frames, rows, columns, channels * patch_size**2)`."""
+    batch, frames, channels, height, width = hidden_states.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"latents of {height}x{width} (height x width) cannot be cut into patches of {patch_size}x{patch_size}; "
+            "both sides must be divisible by `patch_size`"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    hidden_states = hidden_states.reshape(batch, frames, channels, rows, patch_size, columns, patch_size)
+    return hidden_states.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # (batch, frames, rows, columns, channels * patch**2)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Inverse of `patchify`."""
+    patches = patches.unflatten(-1, (-1, patch_size, patch_size))  # (batch, frames, rows, columns, channels, p, p)
+    return patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # (batch, frames, channels, height, width)
+
+
+def append_next_tokens(patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
+    """Closes every row of patches with the learned [NEXT] token (Sec. 2.3.1) and flattens the frame.
+
+    `(batch, frames, rows, columns, channels)` to `(batch, frames, rows * (columns + 1), channels)`.
+    """
+    batch, frames, rows, _, _ = patches.shape
+    next_tokens = next_token.to(patches.dtype).expand(batch, frames, rows, 1, -1)
+    return torch.cat([patches, next_tokens], dim=3).flatten(2, 3)
+
+
+def remove_next_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    """Inverse of `append_next_tokens`: `(batch, frames, tokens, channels)` to `(batch, frames, rows, columns, channels)`."""
+    return tokens.unflatten(2, (rows, -1))[:, :, :, :-1]
+
+
+def rotary_embedding(first: torch.Tensor, second: torch.Tensor, head_dim: int, theta: float):
+    """Cosines and sines that rotate a head by two coordinates, half of its channel pairs by each.
+
+    Args:
+        first, second: coordinates of the two axes, broadcastable to a common shape `(...)`.
+        head_dim: channels of a head; must be divisible by 4.
+        theta: base of the geometric series of frequencies.
+
+    Returns:
+        `(cos, sin)`, float32, each shaped `(..., 1, head_dim // 2)`; the 1 stands for the heads.
+    """
+    pairs = head_dim // 4
+    frequencies = theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
+    first, second = torch.broadcast_tensors(first, second)
+    angles = torch.cat([first[..., None] * frequencies, second[..., None] * frequencies], dim=-1)
+    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+
+
+def apply_rotary_embedding(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates heads `(..., heads, head_dim)`; channel `i` forms a pair with channel `i + head_dim // 2`."""
+    first, second = hidden_states.float().chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.type_as(hidden_states)
+
+
+class MarDiniRotaryPosEmbed(nn.Module):
+    """Rotary positions of self-attention: a frame axis and a flattened-within-frame axis (Sec. 2.3.1).
+
+    The flattened index runs over a row's patches and its [NEXT] token before it enters the next row.
+    """
+
+    def __init__(self, head_dim: int, theta: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def forward(self, num_frames: int, rows: int, columns: int, device: torch.device):
+        """Returns `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim // 2)`."""
+        frame = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
+        position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
+        return rotary_embedding(frame, position, self.head_dim, self.theta)
+
+
+class MarDiniCrossRotaryPosEmbed(nn.Module):
+    """Rotary positions of cross-attention: rows and columns in the transformer's grid, for both resolutions.
+
+    The paper does not say how a high-resolution token finds the planning tokens of its place; ours: the planner's grid is
+    scaled onto the transformer's, so that the centre of a planning token stands where that part of the picture is.
+    """
+
+    def __init__(self, head_dim: int, theta: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def forward(self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device):
+        """Returns `(cos, sin)` of the queries `(rows * (columns + 1), 1, head_dim // 2)`, [NEXT] included, and of the
+        keys `(planner_rows * planner_columns, 1, head_dim // 2)`."""
+        query = self._grid(rows, columns + 1, 1.0, 1.0, device)
+        key = self._grid(planner_rows, planner_columns, rows / planner_rows, columns / planner_columns, device)
+        return query, key
+
+    def _grid(self, rows: int, columns: int, row_scale: float, column_scale: float, device: torch.device):
+        row = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * row_scale
+        column = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * column_scale
+        row, column = row[:, None].expand(rows, columns), column[None].expand(rows, columns)
+        return rotary_embedding(row.flatten(), column.flatten(), self.head_dim, self.theta)

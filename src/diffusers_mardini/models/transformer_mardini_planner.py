@@ -1,0 +1,212 @@
+"""The planner (Sec. 2.2, Table 1 left): masked low-resolution frames in, planning signals out, once per window.
+
+Its partner, which paints the frames, is `transformer_mardini.py`. The reconstruction head of the initial training stage
+(Sec. 2.4.1) is thrown away after training and therefore lives in the trainer, not here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, FeedForward
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput, apply_lora_scale
+from torch import nn
+
+from .attention import FP32RMSNorm, MarDiniAttention
+from .embeddings import MarDiniRotaryPosEmbed, append_next_tokens, patchify, remove_next_tokens
+from .identity_attention import MarDiniIdentityAttention, masked_frame_index
+
+
+@dataclass
+class MarDiniPlannerOutput(BaseOutput):
+    """Output of `MarDiniPlannerTransformer3DModel`.
+
+    Args:
+        planning_signals: `(batch, frames, rows, columns, channels)`: `z_cond` of Sec. 2.2, the tokens of each frame on the
+            planner's grid of patches; [NEXT] positions are left out.
+    """
+
+    planning_signals: torch.Tensor
+
+
+class MarDiniPlannerTransformerBlock(nn.Module):
+    """RMSNorm, spatial attention, RMSNorm, spatio-temporal identity attention, RMSNorm, MLP (Fig. 2, left)."""
+
+    def __init__(self, dim: int, num_attention_heads: int, attention_head_dim: int, mlp_dim: int, eps: float):
+        super().__init__()
+        self.norm1 = FP32RMSNorm(dim, eps)
+        self.attn = MarDiniAttention(dim, num_attention_heads, attention_head_dim, eps=eps)
+        self.norm2 = FP32RMSNorm(dim, eps)
+        self.spatiotemporal_attn = MarDiniIdentityAttention(
+            dim, num_attention_heads, attention_head_dim, kind="spatiotemporal", eps=eps
+        )
+        self.norm3 = FP32RMSNorm(dim, eps)
+        self.ff = FeedForward(dim, inner_dim=mlp_dim, activation_fn="gelu-approximate")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        reference_mask: torch.Tensor,
+        masked_index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        hidden_states = hidden_states + self.attn(self.norm1(hidden_states), rotary_emb)
+        hidden_states = hidden_states + self.spatiotemporal_attn(
+            self.norm2(hidden_states), rotary_emb, reference_mask, masked_index
+        )
+        return hidden_states + self.ff(self.norm3(hidden_states))  # (batch, frames, tokens, dim) throughout
+
+
+class MarDiniPlannerTransformer3DModel(
+    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+):
+    r"""
+    The planning model of MarDini (Sec. 2.2): a masked autoregressive transformer over a low-resolution window.
+
+    Args:
+        in_channels (`int`, defaults to `16`): Channels of the latents.
+        patch_size (`int`, defaults to `1`): Side of a square patch of latents, one token each.
+        num_layers (`int`, defaults to `8`): Number of blocks (Table 1, "depth").
+        num_attention_heads (`int`, defaults to `32`): Number of heads in both attentions of a block.
+        attention_head_dim (`int`, defaults to `128`): Channels of a head; divisible by 4, for two rotary axes.
+        mlp_dim (`int`, defaults to `4096`): Hidden channels of the MLP (Table 1).
+        rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
+        eps (`float`, defaults to `1e-6`): Added to variances in the norms.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MarDiniPlannerTransformerBlock"]
+    _repeated_blocks = ["MarDiniPlannerTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "mask_token", "next_token"]
+    _keep_in_fp32_modules = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 16,
+        patch_size: int = 1,
+        num_layers: int = 8,
+        num_attention_heads: int = 32,
+        attention_head_dim: int = 128,
+        mlp_dim: int = 4096,
+        rope_theta: float = 10000.0,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        if attention_head_dim % 4:
+            raise ValueError(f"`attention_head_dim` is {attention_head_dim}; it must be divisible by 4")
+        dim = num_attention_heads * attention_head_dim
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta)
+        self.transformer_blocks = nn.ModuleList(
+            MarDiniPlannerTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_dim, eps)
+            for _ in range(num_layers)
+        )
+        self.norm_out = FP32RMSNorm(dim, eps)
+        self.gradient_checkpointing = False
+        self._initialize_weights()
+
+    def _initialize_weights(self):
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        # Three branches per block add up in the residual stream: keep its variance independent of depth (GPT-2).
+        branch_std = 0.02 / (3 * len(self.transformer_blocks)) ** 0.5
+        for block in self.transformer_blocks:
+            for projection in (block.attn.to_out[0], block.spatiotemporal_attn.to_out[0], block.ff.net[2]):
+                nn.init.normal_(projection.weight, std=branch_std)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        reference_mask: torch.Tensor,
+        num_masked_frames: int | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> MarDiniPlannerOutput | tuple[torch.Tensor]:
+        r"""
+        Plans a window.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
+                Low-resolution latents. What stands at masked frames is ignored, even NaN.
+            reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
+            num_masked_frames (`int`, *optional*):
+                The number of masked frames, where every row of the batch has the same: then only their queries are computed
+                (the caller vouches for it). `None` for rows that keep different numbers of frames.
+            attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
+            return_dict (`bool`, defaults to `True`): Whether to return a `MarDiniPlannerOutput` or a tuple.
+
+        Returns:
+            `MarDiniPlannerOutput` with `planning_signals` of shape `(batch, frames, rows, columns, channels)`.
+
+        Raises:
+            ValueError: where shapes, the mask's dtype or the patch size do not fit.
+        """
+        check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
+        is_reference = reference_mask[:, :, None, None, None]
+
+        # 1. Tokens: masked frames become [MASK], every row of patches ends with [NEXT].
+        # Zeroed before the projection too, so that a NaN at a masked frame cannot reach the weights' gradients.
+        patches = patchify(hidden_states.masked_fill(~is_reference, 0), self.config.patch_size)
+        _, frames, rows, columns, _ = patches.shape
+        patches = self.patch_embed(patches)  # (batch, frames, rows, columns, dim)
+        patches = torch.where(is_reference, patches, self.mask_token.to(patches.dtype))
+        tokens = append_next_tokens(patches, self.next_token)  # (batch, frames, rows * (columns + 1), dim)
+
+        # 2. Places, and which frames ask.
+        rotary_emb = self.rope(frames, rows, columns, tokens.device)
+        masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
+
+        # 3. Blocks.
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, reference_mask, masked_index)
+            else:
+                tokens = block(tokens, rotary_emb, reference_mask, masked_index)
+
+        # 4. Planning signals.
+        planning_signals = self.norm_out(remove_next_tokens(tokens, rows))  # (batch, frames, rows, columns, dim)
+        if not return_dict:
+            return (planning_signals,)
+        return MarDiniPlannerOutput(planning_signals=planning_signals)
+
+
+def check_window(
+    hidden_states: torch.Tensor, reference_mask: torch.Tensor, in_channels: int, num_masked_frames: int | None
+) -> None:
+    """Raises `ValueError` where a window of latents and its mask do not fit together; reads shapes and dtypes only."""
+    if hidden_states.ndim != 5:
+        raise ValueError(
+            f"`hidden_states` has shape {tuple(hidden_states.shape)}; expected 5 dimensions "
+            "(batch, frames, channels, height, width)"
+        )
+    if hidden_states.shape[2] != in_channels:
+        raise ValueError(
+            f"`hidden_states` has {hidden_states.shape[2]} channels in dimension 2, but this model takes {in_channels}; "
+            "expected (batch, frames, channels, height, width)"
+        )
+    if reference_mask.dtype != torch.bool or reference_mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"`reference_mask` is {reference_mask.dtype} of shape {tuple(reference_mask.shape)}; expected torch.bool of shape "
+            f"{tuple(hidden_states.shape[:2])} (batch, frames), True at reference frames"
+        )
+    if num_masked_frames is not None and not 0 < num_masked_frames <= hidden_states.shape[1]:
+        raise ValueError(
+            f"`num_masked_frames` is {num_masked_frames}; expected 1 to {hidden_states.shape[1]}, the window's frames, or None"
+        )
+
+
+TransformerBlockRegistry.register(
+    model_class=MarDiniPlannerTransformerBlock,
+    metadata=TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)

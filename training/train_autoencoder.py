@@ -1,0 +1,225 @@
+"""Trains the small per-frame autoencoder of the tiny models on a folder of clips.
+
+    python -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
+
+Fits the linear basis in seconds, trains the convolutions on top of it for minutes, measures shift and scale of the
+latents, and writes `AutoencoderPatchBasis.from_pretrained`'s folder. Short enough to need no resuming. The paper's own
+sizes use a public pretrained `AutoencoderKL` instead.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from diffusers_mardini.latents import downscale_video
+from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from training.data.clips import load_clips
+
+
+class AutoencoderTrainingConfig(BaseModel):
+    """What `training/train_autoencoder.py` is told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clips: Path = Field(description="Folder of training clips.")
+    held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured there.")
+    output: Path = Field(description="Folder that the autoencoder is saved in.")
+    size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
+    planner_downscale: int = Field(2, ge=1, description="How many times smaller the planner's frames are; trained too.")
+    planner_share: float = Field(0.25, ge=0, lt=1, description="Share of a batch that is of the planner's size.")
+
+    latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
+    width: int = Field(96, ge=8, description="Channels of the residual convolutions.")
+    encoder_blocks: int = Field(1, ge=0, description="Residual blocks of the encoder.")
+    decoder_blocks: int = Field(3, ge=0, description="Residual blocks of the decoder; they remove block edges.")
+
+    steps: int = Field(2000, ge=0, description="Optimizer steps; 0 keeps the bare linear basis.")
+    batch_size: int = Field(32, ge=1, description="Frames a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up; the rest is a cosine to zero.")
+    weight_decay: float = Field(1e-3, ge=0, description="AdamW's weight decay.")
+    l1_weight: float = Field(0.01, ge=0, description="Weight of the mean absolute error beside the squared one.")
+    latent_noise: float = Field(
+        0.02, ge=0, description="Noise added to latents in training, relative to their deviation; forgives a model's errors."
+    )
+    basis_frames: int = Field(2048, ge=16, description="Training frames that the linear basis is fitted to.")
+    eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
+    eval_frames: int = Field(448, ge=1, description="Held-out frames, evenly spaced, that are measured.")
+    threads: int = Field(1, ge=1, description="CPU threads.")
+    seed: int = Field(0, description="Seed of everything random.")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "AutoencoderTrainingConfig":
+        """Reads a YAML file; `ValueError` where a key is unknown or a value out of bounds."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no config at '{path}'")
+        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Reconstruction of held-out frames: means over frames, values in [0, 1]."""
+
+    psnr: float  # dB
+    ssim: float
+    planner_psnr: float  # dB, at the planner's size
+
+    def __str__(self) -> str:
+        return f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f} (planner's size: {self.planner_psnr:.2f} dB)"
+
+
+def to_float(frames: torch.Tensor) -> torch.Tensor:
+    """`uint8` frames to [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def downscale_frames(frames: torch.Tensor, factor: int) -> torch.Tensor:
+    """`(batch, 3, height, width)` to the size that the planner sees, exactly as the pipeline makes it."""
+    return downscale_video(frames[None], factor)[0]
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderPatchBasis, frames: torch.Tensor, planner_downscale: int, batch_size: int = 64) -> Quality:
+    """Measures reconstruction of `uint8` frames `(batch, 3, height, width)`."""
+    psnr, ssim, planner_psnr = [], [], []
+    for batch in frames.split(batch_size):
+        batch = to_float(batch)
+        for source, values in ((batch, psnr), (downscale_frames(batch, planner_downscale), planner_psnr)):
+            decoded = vae(source).sample.clamp(-1, 1)
+            error = ((decoded - source) / 2).square().mean(dim=(1, 2, 3))
+            values += (-10 * torch.log10(error.clamp(min=1e-10))).tolist()
+            if source is batch:
+                both = (decoded + 1) / 2, (batch + 1) / 2
+                ssim += structural_similarity_index_measure(*both, data_range=1.0, reduction="none").view(-1).tolist()
+    return Quality(*(sum(values) / len(values) for values in (psnr, ssim, planner_psnr)))
+
+
+@torch.no_grad()
+def latent_statistics(
+    vae: AutoencoderPatchBasis, frames: torch.Tensor, batch_size: int = 64
+) -> tuple[float, float, torch.Tensor]:
+    """Mean and standard deviation of all latents of `uint8` frames, and the deviation of each channel."""
+    latents = torch.cat([vae.encode(to_float(batch)).latent_dist.mode() for batch in frames.split(batch_size)])
+    return latents.mean().item(), latents.std().item(), latents.std(dim=(0, 2, 3))
+
+
+def train(
+    vae: AutoencoderPatchBasis, frames: torch.Tensor, held_out: torch.Tensor, config: AutoencoderTrainingConfig
+) -> None:
+    """Trains all weights of `vae` in place on `uint8` frames `(batch, 3, size, size)`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    num_planner = round(config.batch_size * config.planner_share)
+    noise_std = config.latent_noise * latent_statistics(vae, frames[:: max(1, len(frames) // 512)])[1]
+    started = time.monotonic()
+    for step in range(1, config.steps + 1):
+        picked = torch.randint(len(frames), (config.batch_size,), generator=generator)
+        batch = to_float(frames[picked])
+        loss = torch.zeros(())
+        for source in (batch[num_planner:], downscale_frames(batch[:num_planner], config.planner_downscale)):
+            if len(source):
+                latents = vae.encode(source).latent_dist.mode()
+                noise = torch.randn(latents.shape, generator=generator) * noise_std
+                decoded = vae.decode(latents + noise).sample
+                error = F.mse_loss(decoded, source) + config.l1_weight * F.l1_loss(decoded, source)
+                loss = loss + error * len(source) / len(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise ValueError(f"the loss is no longer finite at step {step}; lower learning_rate")
+        optimizer.step()
+        schedule.step()
+        if step % config.eval_every == 0 or step == config.steps:
+            rate = step * config.batch_size / (time.monotonic() - started)
+            quality = measure(vae, held_out, config.planner_downscale)
+            print(f"step {step} of {config.steps}: held-out {quality}; {rate:.0f} frames a second", flush=True)
+
+
+def learning_rate_factor(step: int, config: AutoencoderTrainingConfig) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def save(vae: AutoencoderPatchBasis, output: Path, record: dict) -> None:
+    """Writes the folder under a temporary name and renames it, so that nobody reads half a checkpoint."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
+    vae.save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    if output.exists():
+        old = output.with_name(f".{output.name}.{os.getpid()}.old")
+        output.rename(old)
+        temporary.rename(output)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(output)
+
+
+def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
+    """Fits, trains, measures and saves; returns the autoencoder."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    started = time.monotonic()
+    frames = torch.cat(load_clips(config.clips, config.size).frames)
+    held_out = torch.cat(load_clips(config.held_out, config.size).frames)
+    held_out = held_out[torch.linspace(0, len(held_out) - 1, min(config.eval_frames, len(held_out))).round().long()]
+    print(f"{len(frames)} frames to train on, {len(held_out)} held out; read in {time.monotonic() - started:.0f} s")
+
+    vae = AutoencoderPatchBasis(
+        latent_channels=config.latent_channels,
+        block_out_channels=(config.width,) * 4,
+        encoder_blocks=config.encoder_blocks,
+        decoder_blocks=config.decoder_blocks,
+        sample_size=config.size,
+    )
+    some = frames[:: max(1, len(frames) // config.basis_frames)][: config.basis_frames]
+    vae.fit_basis(to_float(some))
+    before = measure(vae, held_out, config.planner_downscale)
+    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; bare linear basis: held-out {before}", flush=True)
+
+    started = time.monotonic()
+    train(vae, frames, held_out, config)
+    minutes = (time.monotonic() - started) / 60
+    after = measure(vae, held_out, config.planner_downscale)
+    mean, std, channel_std = latent_statistics(vae, some)
+    vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
+    record = {
+        "config": config.model_dump(mode="json"),
+        "linear": asdict(before),
+        "trained": asdict(after),
+        "training_minutes": round(minutes, 2),
+        "normalized_channel_std": [round(value, 4) for value in (channel_std / std).tolist()],
+    }
+    save(vae, config.output, record)
+    print(f"trained: held-out {after}, after {minutes:.1f} minutes")
+    print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
+    return vae
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
+    run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
+
+
+if __name__ == "__main__":
+    main()
