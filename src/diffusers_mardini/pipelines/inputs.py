@@ -1,0 +1,285 @@
+"""Reads and checks what a user hands in: pictures, clips and the places they take in the window.
+
+Everything here happens before any model runs, and every error says what was given, what is accepted and what to do. What
+comes out is one form, `GivenFrames`; the models, noise and sampling are `pipeline_mardini.py`'s.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers.video_processor import VideoProcessor
+
+
+Picture = PIL.Image.Image | np.ndarray | torch.Tensor
+
+ACCEPTED_PICTURES = (
+    "PIL images, numpy arrays (height, width, 3) and torch tensors (3, height, width) are accepted, floats in [0, 1] or "
+    "uint8"
+)
+
+
+@dataclass(frozen=True)
+class GivenFrames:
+    """The frames a user gave, checked: every video of the batch gives the same number, for the same places.
+
+    Args:
+        videos: the pictures, `videos[row][i]`, all of one kind and size.
+        frame_indices: the place of `videos[row][i]` in the window; rising.
+        num_frames: number of frames of the window.
+        height: of the output, in pixels.
+        width: of the output, in pixels.
+    """
+
+    videos: list[list[Picture]]
+    frame_indices: list[int]
+    num_frames: int
+    height: int
+    width: int
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.videos)
+
+
+def read_given_frames(
+    image: Any,
+    last_image: Any,
+    video: Any,
+    frame_indices: Sequence[int] | None,
+    num_frames: int,
+    height: int | None,
+    width: int | None,
+    size_multiple: int,
+) -> GivenFrames:
+    """Finds the task in the arguments of `MarDiniPipeline.__call__` (Sec. 2.1: masking decides it).
+
+    Raises:
+        ValueError: for no or contradictory inputs, wrong types, sizes or places.
+    """
+    num_frames = whole_number(num_frames, "num_frames", least=2, reason="one to keep and one to generate")
+    if image is None and video is None:
+        if last_image is not None:
+            raise ValueError(
+                "got `last_image` without `image`; give both to interpolate, or "
+                f"`video=[last_image], frame_indices=[{num_frames - 1}]` to lead up to it"
+            )
+        raise ValueError(
+            "no frames were given; pass `image` (image-to-video), `image` and `last_image` (interpolation) or `video` "
+            "(expansion, or any places with `frame_indices`)"
+        )
+    if video is not None and (image is not None or last_image is not None):
+        extra = "image" if image is not None else "last_image"
+        raise ValueError(f"got both `video` and `{extra}`; give `video` alone and put the picture into it")
+    if frame_indices is not None and video is None:
+        raise ValueError("`frame_indices` names the places of the frames of `video`, but `video` is missing")
+
+    if video is not None:
+        videos = split_videos(video)
+    elif last_image is None:
+        videos = [[first] for first in _split_images(image, "image")]
+    else:
+        firsts, lasts = _split_images(image, "image"), _split_images(last_image, "last_image")
+        if len(firsts) != len(lasts):
+            raise ValueError(
+                f"`image` holds {len(firsts)} and `last_image` {len(lasts)} pictures; give one last for each first"
+            )
+        videos = [[first, last] for first, last in zip(firsts, lasts)]
+        frame_indices = [0, num_frames - 1]
+    places = _check_places(frame_indices, len(videos[0]), num_frames)
+    if places != sorted(places):
+        order = sorted(range(len(places)), key=places.__getitem__)
+        videos, places = [[frames[i] for i in order] for frames in videos], sorted(places)
+    height, width = output_size(videos, height, width, size_multiple)
+    return GivenFrames(videos, places, num_frames, height, width)
+
+
+def split_videos(video: Any) -> list[list[Picture]]:
+    """Takes one clip or a batch of clips apart into pictures, `videos[row][frame]`.
+
+    Raises:
+        ValueError: for anything that is not a clip, and for pictures or clips that do not match each other.
+    """
+    if isinstance(video, (np.ndarray, torch.Tensor)):
+        if video.ndim not in (4, 5):
+            raise ValueError(
+                f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes (frames first) and a batch of clips 5"
+            )
+        videos = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
+    elif isinstance(video, (list, tuple)) and len(video) > 0:
+        videos = [list(video)] if _is_picture(video[0]) else [_split_clip(clip) for clip in video]
+    elif isinstance(video, (list, tuple)):
+        raise ValueError("`video` is an empty list; give at least one frame")
+    else:
+        raise ValueError(
+            f"`video` is of type {type(video).__name__}; give a list of pictures, or a list of such lists for a batch. "
+            f"{ACCEPTED_PICTURES}"
+        )
+    _check_pictures(videos, "video")
+    counts = sorted({len(frames) for frames in videos})
+    if counts == [0] or len(counts) > 1:
+        raise ValueError(
+            f"the clips of `video` have {', '.join(map(str, counts))} frames; give every clip of a batch the same number, "
+            "at least 1"
+        )
+    return videos
+
+
+def output_size(
+    videos: list[list[Picture]], height: int | None, width: int | None, size_multiple: int
+) -> tuple[int, int]:
+    """The size of the output: what was asked for, or else that of the pictures; it must be divisible by `size_multiple`."""
+    given_height, given_width = _picture_size(videos[0][0])
+    height = given_height if height is None else whole_number(height, "height", least=1)
+    width = given_width if width is None else whole_number(width, "width", least=1)
+    if height % size_multiple or width % size_multiple:
+        nearest = [max(size_multiple, round(side / size_multiple) * size_multiple) for side in (height, width)]
+        raise ValueError(
+            f"the size {height}x{width} (height x width) is not divisible by {size_multiple}, which this pipeline's VAE, "
+            f"patches and low-resolution planner ask for; the nearest size that fits is `height={nearest[0]}, "
+            f"width={nearest[1]}`: pass it to have the pictures resized, or crop them first"
+        )
+    return height, width
+
+
+def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
+    """Makes one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1]."""
+    clips = []
+    for frames in videos:
+        if isinstance(frames[0], PIL.Image.Image):
+            frames = [frame.convert("RGB") for frame in frames]
+        else:
+            frames = torch.stack(
+                [_array_to_tensor(frame) for frame in frames]
+            )  # (frames, 3, given height, given width)
+            if frames.shape[-2:] != (height, width):
+                # The processor would take the nearest pixel of an array, and resizes only PIL images smoothly.
+                frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+        clips.append(processor.preprocess_video(frames, height, width))  # (1, 3, frames, height, width)
+    return torch.cat(clips).transpose(1, 2)  # (batch, frames, 3, height, width)
+
+
+def whole_number(value: Any, name: str, least: int, reason: str = "") -> int:
+    """Reads a whole number of at least `least`; a bool is not one."""
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        why = f" ({reason})" if reason else ""
+        raise ValueError(f"`{name}` is {value!r}; give a whole number of at least {least}{why}")
+    return number
+
+
+def _split_images(image: Any, name: str) -> list[Picture]:
+    """One picture or a batch of pictures, as a list."""
+    if isinstance(image, (list, tuple)) and len(image) > 0:
+        images = list(image)
+    elif isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+        images = list(image)
+    else:
+        images = [image]
+    _check_pictures([[picture] for picture in images], name)
+    return images
+
+
+def _split_clip(clip: Any) -> list[Picture]:
+    if isinstance(clip, (list, tuple)) or (isinstance(clip, (np.ndarray, torch.Tensor)) and clip.ndim == 4):
+        return list(clip)
+    raise ValueError(
+        f"`video` holds something of type {type(clip).__name__} where a clip or a picture belongs; {ACCEPTED_PICTURES}"
+    )
+
+
+def _is_picture(picture: Any) -> bool:
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        return picture.ndim == 3
+    return isinstance(picture, PIL.Image.Image)
+
+
+def _check_pictures(videos: list[list[Any]], name: str) -> None:
+    """All pictures are of one accepted kind and of one size, and their values are in range."""
+    pictures = [picture for frames in videos for picture in frames]
+    for picture in pictures:
+        if not _is_picture(picture):
+            hint = " (open a file with `PIL.Image.open`)" if isinstance(picture, str) else ""
+            shape = f" shaped {tuple(picture.shape)}" if isinstance(picture, (np.ndarray, torch.Tensor)) else ""
+            raise ValueError(
+                f"`{name}` holds something of type {type(picture).__name__}{shape}{hint}; {ACCEPTED_PICTURES}"
+            )
+    # A PIL image may be of a subclass that names its file format.
+    kinds = {"PIL.Image" if isinstance(p, PIL.Image.Image) else type(p).__name__ for p in pictures}
+    if len(kinds) > 1:
+        raise ValueError(f"`{name}` mixes {' and '.join(sorted(kinds))}; give pictures of one kind")
+    for picture in pictures:
+        if not isinstance(picture, PIL.Image.Image):
+            _check_array(picture, name)
+    sizes = sorted({_picture_size(picture) for picture in pictures})
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
+        raise ValueError(
+            f"the pictures of `{name}` differ in size (height x width: {listed}); resize them to one size"
+        )
+
+
+def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
+    channels = picture.shape[2] if isinstance(picture, np.ndarray) else picture.shape[0]
+    if channels != 3:
+        raise ValueError(f"`{name}` holds an array shaped {tuple(picture.shape)}; {ACCEPTED_PICTURES}")
+    values = torch.as_tensor(picture)
+    if values.dtype == torch.uint8:
+        return
+    if not values.is_floating_point():
+        raise ValueError(f"`{name}` holds an array of {picture.dtype}; {ACCEPTED_PICTURES}")
+    low, high = values.min().item(), values.max().item()
+    if not (0 <= low and high <= 1):  # also true for NaN
+        raise ValueError(
+            f"`{name}` holds values from {low:.4g} to {high:.4g}; floats must be finite and in [0, 1]: use "
+            "`picture / 255` for 0 to 255, `picture / 2 + 0.5` for -1 to 1, and clamp what overshoots"
+        )
+
+
+def _picture_size(picture: Picture) -> tuple[int, int]:
+    """Height and width."""
+    if isinstance(picture, PIL.Image.Image):
+        return picture.height, picture.width
+    return tuple(picture.shape[:2]) if isinstance(picture, np.ndarray) else tuple(picture.shape[1:])
+
+
+def _array_to_tensor(picture: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """`(3, height, width)`, float32 in [0, 1]."""
+    if isinstance(picture, np.ndarray):
+        picture = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    return picture.float() / 255 if picture.dtype == torch.uint8 else picture.float()
+
+
+def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frames: int) -> list[int]:
+    """The places of the given frames; leading ones where the user says nothing."""
+    if frame_indices is None:
+        places = list(range(num_given))
+    else:
+        if isinstance(frame_indices, (str, int)):
+            raise ValueError(f"`frame_indices` is {frame_indices!r}; give a list with one place per frame of `video`")
+        places = [whole_number(place, "frame_indices", least=0) for place in frame_indices]
+        if len(places) != num_given:
+            raise ValueError(
+                f"`frame_indices` names {len(places)} places, but `video` has {num_given} frames; give one for each"
+            )
+        if len(set(places)) != len(places):
+            raise ValueError(f"`frame_indices` is {places}; a place may be named once only")
+    if frame_indices is not None and max(places) >= num_frames:
+        raise ValueError(
+            f"`frame_indices` reaches {max(places)}, but a window of `num_frames={num_frames}` frames ends at "
+            f"{num_frames - 1}; lower the place or raise `num_frames`"
+        )
+    if num_given >= num_frames:
+        raise ValueError(
+            f"{num_given} frames were given for a window of `num_frames={num_frames}`, so that nothing is left to "
+            f"generate; raise `num_frames` above {num_given} or give fewer frames"
+        )
+    return places

@@ -1,0 +1,262 @@
+"""Videos longer than a window, out of many windows: slow motion (Fig. 11) and extension.
+
+Both keep latents, not pixels, from window to window: a given frame is encoded once and never again, so that it does not
+drift. A plain form: windows run one after another. One window is sampled by `pipeline_mardini.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ..latents import decode_latents
+from ..masking import interpolation_indices, leading_indices
+from .inputs import output_size, split_videos, to_pixels, whole_number
+from .pipeline_output import MarDiniPipelineOutput
+from .sampling_options import SamplingOptions
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of a long video.
+
+    Args:
+        places: where its frames stand in the video; rising.
+        known: which of its frames (counted within the window) are given or were made by an earlier window.
+    """
+
+    places: list[int]
+    known: list[int]
+
+    @property
+    def new_places(self) -> list[int]:
+        """Where in the video the frames stand that this window makes."""
+        return [place for i, place in enumerate(self.places) if i not in set(self.known)]
+
+
+class LongVideoMixin:
+    """`slow_motion` and `extend` of `MarDiniPipeline`."""
+
+    @torch.no_grad()
+    def slow_motion(
+        self,
+        video: Any,
+        factor: int,
+        window: int = 9,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        timesteps: list[int] | None = None,
+        guidance_scale: float | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MarDiniPipelineOutput | tuple:
+        r"""
+        Puts `factor - 1` frames between every two neighbours, by interpolating again and again (Fig. 11).
+
+        From `n` frames it makes `(n - 1) * factor + 1`, and frame `i` of the input stands at `i * factor`. A window spans
+        two known frames and fills in what lies between; where `factor` is more than a window holds, the first windows place
+        frames far apart, evenly wherever the factor has a divisor that fits, and the next ones go between those
+        (`slow_motion_windows`). The last level may need fewer frames than `window` and then uses shorter windows.
+
+        Args:
+            video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
+            factor (`int`): How many times slower; at least 2.
+            window (`int`, defaults to `9`): Most frames of one window, at least 3: as many as the model was trained for.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window, and the
+            callback is called in every window. After an interruption, frames that were not reached hold noise.
+
+        Returns:
+            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes them.
+
+        Raises:
+            ValueError: for every unusable argument, before any model runs.
+        """
+        factor = whole_number(factor, "factor", least=2, reason="how many times slower")
+        window = whole_number(window, "window", least=3, reason="two known frames and one between")
+        options = SamplingOptions(
+            num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        pixels = self._check_long_video(video, height, width, options, output_type, least_frames=2)
+        num_given = pixels.shape[1]
+        num_frames = (num_given - 1) * factor + 1
+        windows = slow_motion_windows(num_given, factor, window)
+        latents = self._run_windows(pixels, list(range(0, num_frames, factor)), num_frames, windows, options)
+        frames = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    @torch.no_grad()
+    def extend(
+        self,
+        video: Any,
+        num_new_frames: int,
+        window: int = 9,
+        overlap: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        timesteps: list[int] | None = None,
+        guidance_scale: float | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MarDiniPipelineOutput | tuple:
+        r"""
+        Continues a clip window by window, each led by the last frames of the one before.
+
+        Args:
+            video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
+            num_new_frames (`int`): How many frames to add. All windows are whole; what the last one has too much is dropped.
+            window (`int`, defaults to `9`): Frames of a window: as many as the model was trained for.
+            overlap (`int`, defaults to half of `window`):
+                How many known frames lead each window, less than `window`. More keep the motion steadier and take longer. A
+                shorter `video` leads the first window with the frames it has.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window, and the
+            callback is called in every window. After an interruption, frames that were not reached hold noise.
+
+        Returns:
+            [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames are as
+            the VAE decodes them.
+
+        Raises:
+            ValueError: for every unusable argument, before any model runs.
+        """
+        num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+        window = whole_number(window, "window", least=2, reason="one known frame and one new")
+        overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
+        if overlap >= window:
+            raise ValueError(
+                f"`overlap` is {overlap} and `window` {window}, so that a window adds no frame; lower `overlap` below "
+                "`window`"
+            )
+        options = SamplingOptions(
+            num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        pixels = self._check_long_video(video, height, width, options, output_type, least_frames=1)
+        num_given = pixels.shape[1]
+        windows = extension_windows(num_given, num_new_frames, window, overlap)
+        num_frames = windows[-1].places[-1] + 1  # whole windows: the last may make more than was asked for
+        latents = self._run_windows(pixels, list(range(num_given)), num_frames, windows, options)
+        frames = self.decode(latents[:, : num_given + num_new_frames], output_type)
+        self.maybe_free_model_hooks()
+        return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _check_long_video(
+        self,
+        video: Any,
+        height: int | None,
+        width: int | None,
+        options: SamplingOptions,
+        output_type: str,
+        least_frames: int,
+    ) -> torch.Tensor:
+        """Checks what both methods share and returns pixels `(batch, frames, 3, height, width)` in [-1, 1]."""
+        if video is None:
+            raise ValueError(f"`video` is missing; give a clip of at least {least_frames} frames")
+        videos = split_videos(video)
+        if len(videos[0]) < least_frames:
+            raise ValueError(
+                f"`video` has {len(videos[0])} frame; slow motion goes between frames and needs at least {least_frames}"
+            )
+        height, width = output_size(videos, height, width, self.size_multiple)
+        self.check_inputs(options, len(videos), output_type)
+        self._set_timesteps(options)
+        self._reset_call()
+        return to_pixels(videos, height, width, self.video_processor)
+
+    def _run_windows(
+        self,
+        pixels: torch.Tensor,
+        given_places: list[int],
+        num_frames: int,
+        windows: list[Window],
+        options: SamplingOptions,
+    ) -> torch.Tensor:
+        """Fills a video window by window.
+
+        Args:
+            pixels: of the given frames, `(batch, given frames, 3, height, width)` in [-1, 1].
+            given_places: where they stand in the video.
+            num_frames: of the video.
+            windows: in the order they run.
+            options: how each is sampled.
+
+        Returns:
+            Latents of the video, `(batch, num_frames, channels, h, w)`.
+        """
+        given, low_given = self.encode_frames(pixels), self.encode_low_frames(pixels)
+        batch = len(given)
+        latents = given.new_zeros(batch, num_frames, *given.shape[2:])  # (batch, num_frames, channels, h, w)
+        low_latents = given.new_zeros(batch, num_frames, *low_given.shape[2:])  # (..., h_low, w_low)
+        latents[:, given_places], low_latents[:, given_places] = given, low_given
+
+        with self.progress_bar(total=len(windows) * self._set_timesteps(options)) as progress_bar:
+            for i, window in enumerate(windows):
+                places = torch.tensor(window.places, device=latents.device)
+                known = places[window.known]
+                planning_signals = self.plan(
+                    low_latents[:, known], window.known, len(places), options.attention_kwargs
+                )
+                noise = self.prepare_latents((batch, len(places), *latents.shape[2:]), options.generator)
+                latents[:, places] = self.denoise(
+                    noise, latents[:, known], window.known, planning_signals, options, progress_bar
+                )
+                # The planner sees generated frames as it sees given ones: made smaller as pictures, then encoded.
+                asked_for = {later.places[place] for later in windows[i + 1 :] for place in later.known}
+                leading_on = sorted(asked_for & set(window.new_places))
+                if leading_on:
+                    frames = decode_latents(self.vae, latents[:, leading_on].to(self.vae.dtype)).clamp(-1, 1)
+                    low_latents[:, leading_on] = self.encode_low_frames(frames)
+        return latents
+
+
+def slow_motion_windows(num_given: int, factor: int, window: int) -> list[Window]:
+    """The windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
+
+    Each has at most `window` frames; its first and its last are known by then.
+    """
+    windows = []
+    gaps = [(i * factor, (i + 1) * factor) for i in range(num_given - 1)]
+    while gaps:
+        finer = []
+        for start, stop in gaps:
+            places = _cut(start, stop, window - 1)
+            windows.append(Window(places, known=interpolation_indices(len(places))))
+            finer += [(before, after) for before, after in pairwise(places) if after - before > 1]
+        gaps = finer
+    return windows
+
+
+def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> list[Window]:
+    """The windows that continue a clip of `num_given` frames, each led by up to `overlap` known ones."""
+    windows = []
+    num_known = num_given
+    while num_known < num_given + num_new_frames:
+        num_leading = min(overlap, num_known)
+        start = num_known - num_leading
+        windows.append(Window(list(range(start, start + window)), known=leading_indices(num_leading)))
+        num_known = start + window
+    return windows
+
+
+def _cut(start: int, stop: int, most_parts: int) -> list[int]:
+    """Cuts `start..stop` into parts: single steps if they fit, else as many equal parts as fit, else nearly equal ones."""
+    length = stop - start
+    parts = length
+    if length > most_parts:
+        parts = max((d for d in range(2, most_parts + 1) if length % d == 0), default=most_parts)
+    return [start + (i * length + parts // 2) // parts for i in range(parts + 1)]

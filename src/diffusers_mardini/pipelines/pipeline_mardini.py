@@ -1,0 +1,469 @@
+"""The sampling of MarDini (Sec. 2.1, Sec. 3): plan once at low resolution, denoise many times at high resolution.
+
+A window is any number of frames of which some are given. Longer videos are built from windows in `long_video.py`, what users
+hand in is checked in `inputs.py`.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
+from diffusers.video_processor import VideoProcessor
+
+from ..latents import decode_latents, downscale_video, encode_video
+from ..masking import reference_mask_from_indices
+from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
+from ..models.transformer_mardini import MarDiniTransformer3DModel
+from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
+from .inputs import read_given_frames, to_pixels, whole_number
+from .long_video import LongVideoMixin
+from .pipeline_output import MarDiniPipelineOutput
+from .sampling_options import SamplingOptions
+from .saving import without_shim, write_shim
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from diffusers.utils import export_to_video, load_image
+        >>> from diffusers_mardini import MarDiniPipeline
+
+        >>> pipe = MarDiniPipeline.from_pretrained("checkpoints/mardini-tiny-carracing")
+        >>> first, last = load_image("first.png"), load_image("last.png")
+        >>> frames = pipe(image=first, last_image=last, num_frames=9).frames[0]
+        >>> export_to_video(frames, "between.mp4", fps=12)
+        ```
+"""
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
+    r"""
+    Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
+
+    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window.
+
+    Args:
+        vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
+        planner ([`MarDiniPlannerTransformer3DModel`]): Makes the planning signals, once per window.
+        transformer ([`MarDiniTransformer3DModel`]): Predicts the velocity, at every step.
+        scheduler ([`MarDiniScheduler`]):
+            The noise schedule; any diffusers scheduler with betas and `prediction_type="v_prediction"` will do.
+        planner_downscale (`int`, defaults to `4`):
+            How many times smaller than the output the frames are that the planner sees.
+    """
+
+    model_cpu_offload_seq = "planner->transformer->vae"
+    _callback_tensor_inputs = ["latents", "planning_signals"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderPatchBasis,
+        planner: MarDiniPlannerTransformer3DModel,
+        transformer: MarDiniTransformer3DModel,
+        scheduler: SchedulerMixin,
+        planner_downscale: int = 4,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, planner=planner, transformer=transformer, scheduler=scheduler)
+        self.register_to_config(planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1))
+        vae_config = getattr(self.vae, "config", None)
+        self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
+        self.video_processor = VideoProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            vae_latent_channels=vae_config.latent_channels if vae_config is not None else 16,
+        )
+        self._reset_call()
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width in pixels must be divisible by: both models' patches, at their resolutions."""
+        return self.vae_scale_factor * math.lcm(
+            self.transformer.config.patch_size, self.planner.config.patch_size * self.config.planner_downscale
+        )
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """How far the velocity is moved away from the unconditional one; 1 is not at all. A callback may change
+        `_guidance_scale` between steps."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of model evaluations of the window: steps times the scheduler's order, nearly."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        return self._attention_kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` (from a callback or another thread) to skip the remaining steps."""
+        return self._interrupt
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        frame_indices: Sequence[int] | None = None,
+        num_frames: int = 9,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        timesteps: list[int] | None = None,
+        guidance_scale: float | None = None,
+        eta: float = 0.0,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MarDiniPipelineOutput | tuple:
+        r"""
+        Fills in the frames of one window that are not given.
+
+        The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
+        interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL images,
+        numpy arrays `(height, width, 3)` or torch tensors `(3, height, width)`, arrays as floats in [0, 1] or as uint8.
+        The output holds all frames, the given ones as the VAE decodes them, so that they look like their neighbours.
+
+        Args:
+            image: First frame, or a list or a 4-dimensional array of them for a batch.
+            last_image: Last frame, in the same form.
+            video: A list or a 4-dimensional array of frames; a list of these or a 5-dimensional array for a batch.
+            frame_indices: The place of each frame of `video` in the window, the same for a whole batch.
+            num_frames (`int`, defaults to `9`): Number of frames of the window, the given ones included.
+            height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which are
+                resized where it differs. Must be divisible by `self.size_multiple`.
+            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: quality saturates near 25).
+            timesteps: Noise levels to visit, falling, instead of `num_inference_steps`.
+            guidance_scale (`float`, *optional*):
+                Weight of classifier-free guidance on the planning signals. By default 2.5 where only leading frames are given
+                and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores the planner.
+            eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that take it; 0 is deterministic.
+            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch; the planner runs once for all.
+            generator: Source of the noise; a list has one per generated video.
+            latents (`torch.Tensor`, *optional*):
+                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; what it holds at given
+                frames is not used.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
+            attention_kwargs (`dict`, *optional*): Given to both models; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary of
+                tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
+                clean latents at the given frames, and `"planning_signals"`.
+
+        Examples:
+
+        Returns:
+            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same.
+
+        Raises:
+            ValueError: for every unusable argument, before any model runs.
+        """
+        # 1. Check
+        given = read_given_frames(
+            image, last_image, video, frame_indices, num_frames, height, width, self.size_multiple
+        )
+        options = SamplingOptions(
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            generator=generator,
+            attention_kwargs=attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        num_videos = given.batch_size * whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
+        latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
+        self.check_inputs(options, num_videos, output_type, latents, latents_shape)
+        num_steps = self._set_timesteps(options)
+        self._reset_call()
+
+        # 2. Encode
+        pixels = to_pixels(given.videos, given.height, given.width, self.video_processor)
+        references, low_references = self.encode_frames(pixels), self.encode_low_frames(pixels)
+
+        # 3. Plan
+        planning_signals = self.plan(low_references, given.frame_indices, given.num_frames, attention_kwargs)
+
+        # 4. Prepare
+        references = references.repeat_interleave(num_videos_per_prompt, dim=0)
+        planning_signals = planning_signals.repeat_interleave(num_videos_per_prompt, dim=0)
+        noise = self.prepare_latents(latents_shape, generator, latents)
+
+        # 5. Denoise
+        with self.progress_bar(total=num_steps) as progress_bar:
+            latents = self.denoise(noise, references, given.frame_indices, planning_signals, options, progress_bar)
+
+        # 6. Decode
+        frames = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def check_inputs(
+        self,
+        options: SamplingOptions,
+        num_videos: int,
+        output_type: str,
+        latents: torch.Tensor | None = None,
+        latents_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Raises `ValueError` for sampling arguments that cannot be used; what frames are given is checked before."""
+        if options.timesteps is None:
+            steps = whole_number(options.num_inference_steps, "num_inference_steps", least=1)
+            if steps > self.scheduler.config.num_train_timesteps:
+                raise ValueError(
+                    f"`num_inference_steps` is {steps}, but the scheduler has {self.scheduler.config.num_train_timesteps} "
+                    "noise levels; lower it"
+                )
+        for name, value in (("guidance_scale", options.guidance_scale), ("eta", options.eta)):
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (is_number and math.isfinite(value)):
+                raise ValueError(f"`{name}` is {value!r}; give a finite number")
+        generators = options.generator if isinstance(options.generator, (list, tuple)) else [options.generator]
+        if isinstance(options.generator, (list, tuple)) and len(generators) != num_videos:
+            raise ValueError(
+                f"`generator` is a list of {len(generators)}, but {num_videos} videos are made (batch times "
+                "`num_videos_per_prompt`); give one generator for each, or a single one for all"
+            )
+        for generator in generators:
+            if generator is not None and not isinstance(generator, torch.Generator):
+                raise ValueError(
+                    f"`generator` holds something of type {type(generator).__name__}; give a `torch.Generator`, for "
+                    "instance `torch.Generator().manual_seed(0)`, or a list of them"
+                )
+        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != latents_shape):
+            got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ValueError(
+                f"`latents` is {got}; give a tensor shaped {latents_shape} (videos, frames, channels, height, width)"
+            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        callback = options.callback_on_step_end
+        if callback is not None and not callable(callback):
+            raise ValueError(f"`callback_on_step_end` is of type {type(callback).__name__}; give a function")
+        unknown = [name for name in options.callback_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` names {unknown}; choose from {self._callback_tensor_inputs}"
+            )
+        prediction_type = self.scheduler.config.get("prediction_type")
+        if prediction_type != "v_prediction":
+            raise ValueError(
+                f"the {type(self.scheduler).__name__} of this pipeline has prediction_type={prediction_type!r}, but "
+                "MarDini predicts velocities; make it with `from_config(pipe.scheduler.config)`, or with "
+                "`prediction_type='v_prediction'` where it has betas"
+            )
+
+    def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1] to latents
+        `(batch, frames, channels, h, w)` in float32."""
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        return encode_video(self.vae, pixels).float()
+
+    def encode_low_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes frames for the planner, with sides `planner_downscale` times smaller (Sec. 2.2); as `encode_frames`."""
+        # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
+        pixels = downscale_video(pixels.to(self._execution_device, torch.float32), self.config.planner_downscale)
+        return self.encode_frames(pixels)
+
+    def plan(
+        self,
+        low_references: torch.Tensor,
+        frame_indices: Sequence[int],
+        num_frames: int,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """Runs the planner on one window (Sec. 2.2).
+
+        Args:
+            low_references: low-resolution latents of the given frames, `(batch, given frames, channels, h_low, w_low)`.
+            frame_indices: their places.
+            num_frames: frames of the window.
+            attention_kwargs: given to the planner.
+
+        Returns:
+            Planning signals `(batch, num_frames, rows, columns, planning_dim)`.
+        """
+        batch, num_given = low_references.shape[:2]
+        device = low_references.device
+        window = low_references.new_zeros(batch, num_frames, *low_references.shape[2:])
+        window[:, list(frame_indices)] = low_references  # (batch, num_frames, channels, h_low, w_low)
+        return self.planner(
+            window.to(self.planner.dtype),
+            reference_mask_from_indices(frame_indices, num_frames, batch, device),
+            num_masked_frames=num_frames - num_given,
+            attention_kwargs=attention_kwargs,
+            return_dict=False,
+        )[0]
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Noise shaped `shape`, float32, at the scheduler's first level; `latents` is used as the noise where given."""
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def denoise(
+        self,
+        noise: torch.Tensor,
+        references: torch.Tensor,
+        frame_indices: Sequence[int],
+        planning_signals: torch.Tensor,
+        options: SamplingOptions,
+        progress_bar: Any,
+    ) -> torch.Tensor:
+        """Samples one window (Sec. 3). Only masked frames are noised and stepped.
+
+        Args:
+            noise: shaped `(videos, num_frames, channels, h, w)`.
+            references: clean latents of the given frames, `(videos, given frames, channels, h, w)`.
+            frame_indices: their places.
+            planning_signals: what `plan` made of them, one row per video.
+            options: how to sample.
+            progress_bar: is moved on by one for every step.
+
+        Returns:
+            Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
+        """
+        num_videos, num_frames = noise.shape[:2]
+        device = noise.device
+        masked_places = [place for place in range(num_frames) if place not in set(frame_indices)]
+        masked = torch.tensor(masked_places, device=device)
+        clean = torch.zeros_like(noise)
+        clean[:, list(frame_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
+        reference_mask = reference_mask_from_indices(frame_indices, num_frames, num_videos, device)
+        model_kwargs = {
+            "reference_mask": reference_mask,
+            "num_masked_frames": len(masked_places),
+            "attention_kwargs": options.attention_kwargs,
+            "return_dict": False,
+        }
+        num_steps = self._set_timesteps(options)
+        step_kwargs = _accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
+        timesteps = self.scheduler.timesteps
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        self.transformer._reset_stateful_cache()  # the last window's features are not this one's
+        self._num_timesteps = len(timesteps)
+        self._attention_kwargs = options.attention_kwargs
+        self._guidance_scale = options.guidance_for(frame_indices)
+
+        latents = clean.index_copy(1, masked, noise.index_select(1, masked))
+        for i, t in enumerate(timesteps):
+            if self.interrupt:
+                continue
+            self._current_timestep = t
+            noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
+            model_input = clean.index_copy(1, masked, self.scheduler.scale_model_input(noisy, t))
+            model_input = model_input.to(self.transformer.dtype)
+            timestep = t.expand(num_videos)
+
+            with self.transformer.cache_context("cond", step_index=i, num_inference_steps=len(timesteps)):
+                velocity = self.transformer(model_input, timestep, planning_signals, **model_kwargs)[0]
+            velocity = velocity.index_select(1, masked).float()
+            if self.do_classifier_free_guidance:
+                with self.transformer.cache_context("uncond", step_index=i, num_inference_steps=len(timesteps)):
+                    unconditional = self.transformer(model_input, timestep, None, **model_kwargs)[0]
+                unconditional = unconditional.index_select(1, masked).float()
+                velocity = unconditional + self.guidance_scale * (velocity - unconditional)
+
+            noisy = self.scheduler.step(velocity, t, noisy, return_dict=False, **step_kwargs)[0]
+            latents = clean.index_copy(1, masked, noisy)
+
+            if options.callback_on_step_end is not None:
+                tensors = {"latents": latents, "planning_signals": planning_signals}
+                callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
+                callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
+                latents = callback_outputs.pop("latents", latents)
+                planning_signals = callback_outputs.pop("planning_signals", planning_signals)
+
+            # An order-2 scheduler lists most of its steps twice.
+            if (
+                i == len(timesteps) - 1
+                or (i + 1 > len(timesteps) - num_steps * self.scheduler.order)
+                and ((i + 1) % self.scheduler.order == 0)
+            ):
+                progress_bar.update()
+        self._current_timestep = None
+        return latents
+
+    def decode(self, latents: torch.Tensor, output_type: str) -> Any:
+        """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for; see `MarDiniPipelineOutput`."""
+        if output_type == "latent":
+            return latents
+        latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
+        frames = decode_latents(self.vae, latents).float()  # (videos, frames, 3, height, width)
+        return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Writes `model_index.json`, and beside it the file that `DiffusionPipeline.from_pretrained` finds us through."""
+        super().to_json_file(json_file_path)
+        write_shim(Path(json_file_path))
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+        return without_shim(super()._dict_from_json_file(json_file))
+
+    def _reset_call(self) -> None:
+        self._guidance_scale = None
+        self._attention_kwargs = None
+        self._current_timestep = None
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    def _latents_shape(self, num_videos: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        channels = self.transformer.config.in_channels
+        return (num_videos, num_frames, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+
+    def _set_timesteps(self, options: SamplingOptions) -> int:
+        """Sets the scheduler's noise levels and returns the number of steps."""
+        device = self._execution_device
+        if options.timesteps is None:
+            self.scheduler.set_timesteps(options.num_inference_steps, device=device)
+            return options.num_inference_steps
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"`timesteps` was given, but {type(self.scheduler).__name__} takes no levels of the caller's choice; use "
+                "`num_inference_steps`, or another scheduler such as `MarDiniScheduler`"
+            )
+        self.scheduler.set_timesteps(timesteps=options.timesteps, device=device)
+        return len(options.timesteps)
+
+
+def _accepted(function: Callable, **kwargs: Any) -> dict[str, Any]:
+    """Those of `kwargs` that `function` takes: not every scheduler has `eta` or draws noise."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in kwargs.items() if name in parameters}
