@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test test-slow style check docs bench train-tiny-racing train-tiny-carracing wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
-	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python examples/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 test: .venv/.dev  ## fast tests; PYTEST="-k pipeline" narrows them
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(PYTEST)

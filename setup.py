@@ -30,20 +30,20 @@ BASE = [
     "av>=14.0",
     "typer>=0.15",
 ]
-SCORES = ["torchmetrics>=1.6,<2", "opencv-python-headless>=4.10"]
 EXTRAS = {
     "train": [
-        *SCORES,
         "peft>=0.17,<1",
         "datasets>=4.0",
         "webdataset>=1.0",
         "pydantic>=2.10,<3",
         "PyYAML>=6.0",
+        "torchmetrics>=1.6,<2",
+        "opencv-python-headless>=4.10",
         "rich>=13.0",
         "tensorboard>=2.18",
     ],
     "sim": ["gymnasium[box2d]>=1.1,<2"],
-    "demo": SCORES,
+    "demo": ["torchmetrics>=1.6,<2"],
     "xformers": ["xformers>=0.0.35"],
     "docs": ["mkdocs>=1.6,<2"],
     "dev": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "build>=1.2", "setuptools>=77"],

@@ -63,6 +63,41 @@ def contact_sheet(
     return sheet
 
 
+def side_by_side(
+    groups: Sequence[tuple[str, dict[str, torch.Tensor]]], given: Sequence[int], width: int = 192
+) -> list[Image.Image]:
+    """The windows as frames of one video: a row for each window, a column for each method; given frames are framed.
+
+    Args:
+        groups: as `contact_sheet` takes them; captions are not drawn.
+        given: positions of the frames that the methods were shown.
+        width: least width of a drawn frame in pixels.
+    """
+    labels = list(groups[0][1])
+    num_frames, _, height, frame_width = groups[0][1][labels[0]].shape
+    scale = max(1, -(-width // frame_width))
+    cell_width, cell_height = frame_width * scale, height * scale
+    gap, border, line = 8, 4, 30
+    font = ImageFont.load_default(size=18)
+    size = (gap + len(labels) * (cell_width + gap), line + len(groups) * (cell_height + gap))
+    result = []
+    for index in range(num_frames):
+        picture = Image.new("RGB", tuple(side + side % 2 for side in size), _PAPER)
+        draw = ImageDraw.Draw(picture)
+        for column, label in enumerate(labels):
+            x = gap + column * (cell_width + gap)
+            draw.text((x + cell_width // 2, line // 2), label, fill=_INK, font=font, anchor="mm")
+            for row, (_, rows) in enumerate(groups):
+                y = line + row * (cell_height + gap)
+                cell = to_image(rows[label][index]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+                picture.paste(cell, (x, y))
+                if index in given:
+                    box = (x - border, y - border, x + cell_width + border - 1, y + cell_height + border - 1)
+                    draw.rectangle(box, outline=GIVEN_COLOUR, width=border)
+        result.append(picture)
+    return result
+
+
 def to_image(frame: torch.Tensor) -> Image.Image:
     """A frame in [0, 1], `(3, height, width)`, as a picture."""
     return Image.fromarray((frame.float() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())

@@ -162,7 +162,7 @@ def generate(
     batch size (with `planning="other"` it does: the plan comes from the same batch).
 
     Returns:
-        Frames in [0, 1], shaped like `windows`, on the CPU.
+        Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
     """
     if planning == "other" and len(windows) < 2:
         raise ValueError("the plan of another window needs at least 2 windows")
@@ -184,7 +184,9 @@ def generate(
                 output_type="pt",
             ).frames
             result.append(frames.float().cpu())
-    return torch.cat(result)
+    frames = torch.cat(result)
+    frames[:, list(given)] = windows[:, list(given)]
+    return frames
 
 
 @torch.no_grad()
@@ -318,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {options.num_frames} frames of {options.size} pixels, "
         f"every {options.stride} frames; {dtype} on {device} ({why})"
     )
-    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, torch_dtype=dtype).to(device)
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips")

@@ -1,0 +1,113 @@
+"""`make demo`: paints frames into real clips with a checkpoint, and shows truth, ours and a simple method side by side.
+
+    python -m examples.demo --clips examples/clips --checkpoint checkpoints/mardini-tiny-carracing
+
+For each task it writes an mp4, a gif and a contact sheet. One sample of each clip is shown, in the order of the files; none is chosen.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.video_io import read_video, write_video
+from training.baselines import copy_nearest, cross_fade
+from training.contact_sheet import contact_sheet, side_by_side
+from training.data.clips import list_clips
+from training.evaluate import TASKS, Windows, generate, given_indices, load_windows
+from training.metrics import score_windows, summarize
+
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = ("mid_psnr", "mid_ssim", "motion", "sharpness")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if not (Path(options.checkpoint) / "model_index.json").is_file():
+        raise SystemExit(
+            f"error: there is no checkpoint in '{options.checkpoint}'; give the folder of one with CHECKPOINT=folder, or train "
+            "it with `make train-tiny-carracing`"
+        )
+    device = choose_device("auto")
+    dtype, why = choose_dtype("auto", device)
+    print(f"Painting frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
+    print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    windows = load_windows(options.clips, options.size, options.num_frames, options.stride, per_clip=1)
+    windows = Windows(
+        windows.frames[: options.max_clips],
+        windows.clips[: options.max_clips],
+        windows.starts[: options.max_clips],
+        windows.skipped,
+    )
+    fps = read_video(list_clips(options.clips)[0])[1] / options.stride
+    options.output.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        run_task(pipe, windows, task, options.steps, options.seed, fps, options.output)
+    print(f"\nThe files lie in {options.output.resolve()}")
+
+
+def run_task(
+    pipe: MarDiniPipeline, windows: Windows, task: str, steps: int, seed: int, fps: float, output: Path
+) -> dict[str, dict[str, float]]:
+    """Paints, scores and draws one task; returns the scores of each method and prints them."""
+    truth = windows.frames
+    given = given_indices(task, truth.shape[1])
+    start = time.perf_counter()
+    painted = {"ours": generate(pipe, truth, given, steps, seed)}
+    seconds = (time.perf_counter() - start) / len(truth)
+    painted["copy"] = copy_nearest(truth, given)
+    simple = "copy"
+    if max(given) == truth.shape[1] - 1:  # with frames on both sides
+        painted["cross-fade"] = cross_fade(truth, given)
+        simple = "cross-fade"
+
+    print(f"\n{task}: frames {', '.join(map(str, given))} of {truth.shape[1]} given, {seconds:.1f} s a clip")
+    print(
+        f"  {'':<12}{'mid PSNR':>10}{'mid SSIM':>10}{'motion':>10}{'sharpness':>11}   (motion and sharpness: truth = 1)"
+    )
+    scores = {}
+    for method, frames in painted.items():
+        scores[method] = summarize(score_windows(frames, truth, given))
+        psnr, ssim, motion, sharpness = (scores[method][name] for name in SHOWN)
+        print(f"  {method:<12}{psnr:>7.2f} dB{ssim:>10.3f}{motion:>10.2f}{sharpness:>11.2f}")
+
+    groups = [
+        (clip, {"truth": truth[i], "ours": painted["ours"][i], simple: painted[simple][i]})
+        for i, clip in enumerate(windows.clips)
+    ]
+    sheet = output / f"{task}.png"
+    contact_sheet(groups, given, title=f"{task}, {steps} steps").save(sheet)
+    frames = side_by_side(groups, given)
+    for suffix in (".mp4", ".gif"):
+        # Played three times over at half speed: nine frames are over before one has looked.
+        write_video(output / f"{task}{suffix}", frames * 3 if suffix == ".mp4" else frames, fps / 2)
+    print(f"  {sheet}, {task}.mp4, {task}.gif", flush=True)
+    return scores
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=Path, default=ROOT / "examples/clips", help="folder of clips")
+    parser.add_argument(
+        "--checkpoint", default=str(ROOT / "checkpoints/mardini-tiny-carracing"), help="folder of a pipeline"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--num-frames", type=int, default=9)
+    parser.add_argument(
+        "--stride", type=int, default=2, help="distance of neighbouring window frames in frames of the clip"
+    )
+    parser.add_argument("--max-clips", type=int, default=6, help="the first so many clips")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

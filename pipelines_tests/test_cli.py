@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusers_mardini import cli, hardware
+from diffusers_mardini.video_io import read_images, read_video, write_video
+from pipelines_tests.tiny_checkpoint import SIZE, save_tiny_checkpoint
+
+
+COMMANDS = ("interpolate", "animate", "expand", "slow-motion", "extend", "info")
+QUICK = ["--steps", "2", "--device", "cpu", "--dtype", "float32"]
+
+
+def run(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    frames = np.random.default_rng(0).integers(0, 255, (4, 40, 60, 3), dtype=np.uint8)
+    for name, frame in zip(("a.png", "b.png"), frames):
+        Image.fromarray(frame).save(folder / name)
+    write_video(folder / "clip.mp4", frames, 10)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    code, output = run(command, "--help")
+    assert code == 0 and f"Example: mardini {command} " in output
+
+
+def test_interpolation_writes_an_mp4_and_says_where(checkpoint, inputs, tmp_path):
+    output = tmp_path / "out.mp4"
+    code, text = run("interpolate", inputs / "a.png", inputs / "b.png", "-o", output, "--num-frames", 5,
+                     "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    lines = text.splitlines()
+    assert lines[0].startswith("Painting 3 frames between") and "float32" in lines[0]
+    assert lines[-1] == f"Wrote 5 frames of {SIZE}x{SIZE} to {output}"
+    frames, fps = read_video(output)
+    assert frames.shape == (5, SIZE, SIZE, 3) and fps == 8
+
+
+def test_animation_writes_a_gif_of_the_size_asked_for(checkpoint, inputs, tmp_path):
+    code, text = run("animate", inputs / "a.png", "-o", tmp_path / "out.gif", "--size", "48x32", "--num-frames", 3,
+                     "--checkpoint", checkpoint, "--fps", 5, *QUICK)  # fmt: skip
+    assert code == 0, text
+    frames, fps = read_video(tmp_path / "out.gif")
+    assert frames.shape == (3, 32, 48, 3) and fps == pytest.approx(5)
+
+
+def test_expansion_leads_with_the_last_frames_and_writes_pictures(checkpoint, inputs, tmp_path):
+    code, text = run("expand", inputs / "clip.mp4", "-o", tmp_path / "out", "--use-frames", 2, "--num-frames", 4,
+                     "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    assert "Cropping 60x40" in text
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"frame_{i:05d}.png" for i in range(4)]
+
+
+def test_slow_motion_has_factor_times_the_frames(checkpoint, inputs, tmp_path):
+    code, text = run("slow-motion", inputs / "clip.mp4", "-o", tmp_path / "out.mp4", "--factor", 2, "--window", 3,
+                     "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    assert f"Wrote {(4 - 1) * 2 + 1} frames" in text
+
+
+def test_extension_adds_the_frames_asked_for(checkpoint, inputs, tmp_path):
+    code, text = run("extend", inputs / "clip.mp4", "-o", tmp_path / "out.mp4", "--num-new-frames", 3, "--window", 4,
+                     "--overlap", 2, "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    frames, fps = read_video(tmp_path / "out.mp4")
+    assert len(frames) == 4 + 3 and fps == 10
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_seed_others(checkpoint, inputs, tmp_path):
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        code, text = run("animate", inputs / "a.png", "-o", tmp_path / name, "--num-frames", 2, "--seed", seed,
+                         "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+        assert code == 0, text
+    one, again, two = (np.asarray(read_images(tmp_path / name)[0][1]) for name in ("one", "again", "two"))
+    assert (one == again).all() and (one != two).any()
+
+
+def test_an_existing_output_is_replaced_only_with_force(checkpoint, inputs, tmp_path):
+    output = tmp_path / "out.gif"
+    output.write_bytes(b"precious")
+    arguments = ("animate", inputs / "a.png", "-o", output, "--num-frames", 2, "--checkpoint", checkpoint, *QUICK)
+    code, text = run(*arguments)
+    assert code == 1 and "--force" in text and output.read_bytes() == b"precious"
+    code, text = run(*arguments, "--force")
+    assert code == 0 and len(read_video(output)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["animate", "a.png", "-o", "out.webm"], "unknown suffix"),
+        (["animate", "missing.png", "-o", "out.mp4"], "missing.png"),
+        (["animate", "clip.mp4", "-o", "out.mp4"], "give one picture"),
+        (["animate", "a.png", "-o", "out.mp4", "--size", "big"], '"64"'),
+        (["animate", "a.png", "-o", "out.mp4", "--size", "30"], "divisible by 16"),
+        (["animate", "a.png", "-o", "out.mp4", "--steps", "0"], "num_inference_steps"),
+        (["animate", "a.png", "-o", "out.mp4", "--device", "abacus"], "abacus"),
+        (["animate", "a.png", "-o", "out.mp4", "--dtype", "int3"], "int3"),
+        (["expand", "clip.mp4", "-o", "out.mp4", "--num-frames", "4"], "raise --num-frames"),
+        (["expand", "clip.mp4", "-o", "out.mp4", "--use-frames", "9"], "has 4 frames"),
+        (["info", "mardini-xl"], "neither a preset"),
+        (["info", "mardini-tiny", "--size", "60"], "divisible by 16"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_one_line(checkpoint, inputs, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(inputs)
+    monkeypatch.setenv("MARDINI_CHECKPOINT", str(checkpoint))
+    code, text = run(*arguments)
+    assert code == 1 and message in text and "Traceback" not in text
+    assert [line for line in text.splitlines() if line.startswith("error: ")]
+    assert not (inputs / "out.mp4").exists()
+
+
+def test_the_checkpoint_is_looked_for_in_three_places(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARDINI_CHECKPOINT", raising=False)
+    with pytest.raises(ValueError, match="MARDINI_CHECKPOINT"):
+        cli.resolve_checkpoint(None)
+    (tmp_path / cli.DEFAULT_CHECKPOINT).mkdir(parents=True)
+    (tmp_path / cli.DEFAULT_CHECKPOINT / "model_index.json").write_text("{}")
+    assert cli.resolve_checkpoint(None) == str(cli.DEFAULT_CHECKPOINT)
+    monkeypatch.setenv("MARDINI_CHECKPOINT", "elsewhere")
+    assert cli.resolve_checkpoint(None) == "elsewhere"
+    assert cli.resolve_checkpoint("given") == "given"
+
+
+def test_info_of_a_preset_allocates_nothing():
+    code, text = run("info", "mardini-s-t")
+    assert code == 0
+    assert "17 frames of 512x512, planned at 128x128" in text and "1.34 B" in text and "277.44 M" in text
+
+
+def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
+    code, text = run("info", checkpoint, "--num-frames", 5, "--steps", 4, "--dtype", "float32")
+    assert code == 0, text
+    config = json.loads((checkpoint / "planner" / "config.json").read_text())
+    assert config["num_layers"] == 1 and "5 frames of 32x32, planned at 16x16" in text
+    assert [line.split()[0] for line in text.splitlines()[3:]] == ["planner", "transformer", "vae.decode", "together"]
+
+
+def test_auto_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(hardware, "has_bfloat16_units", lambda device: True)
+    assert hardware.choose_dtype("auto", cpu)[0] == torch.bfloat16
+    monkeypatch.setattr(hardware, "has_bfloat16_units", lambda device: False)
+    assert hardware.choose_dtype("auto", cpu)[0] == torch.float32
+    assert hardware.choose_dtype("float16", cpu)[0] == torch.float16

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_mardini.video_io import read_video, write_video
+from examples import demo
+from pipelines_tests.tiny_checkpoint import SIZE, save_tiny_checkpoint
+
+
+def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
+    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "clips").mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(2):
+        frames = generator.integers(0, 255, (9, 40, 40, 3), dtype=np.uint8)
+        write_video(tmp_path / "clips" / f"{index}.mp4", frames, 20)
+    output = tmp_path / "out"
+    demo.main(["--clips", str(tmp_path / "clips"), "--checkpoint", str(checkpoint), "--output", str(output)]
+              + ["--steps", "1", "--size", str(SIZE), "--num-frames", "5"])  # fmt: skip
+    text = capsys.readouterr().out
+    for task in ("interpolation", "image-to-video", "expansion"):
+        assert Image.open(output / f"{task}.png").width > 5 * 128
+        frames, fps = read_video(output / f"{task}.mp4")
+        assert len(frames) == 3 * 5 and fps == 5  # 20 a second, every second frame, at half speed, three times
+        assert len(read_video(output / f"{task}.gif")[0]) == 5
+        assert f"{task}: frames 0" in text
+    assert text.count("  ours ") == 3 and text.count("  copy ") == 3 and text.count("  cross-fade ") == 1
+    assert text.rstrip().endswith(str(output))
+
+
+def test_a_missing_checkpoint_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(SystemExit, match="CHECKPOINT=folder"):
+        demo.main(["--checkpoint", str(tmp_path / "nothing")])

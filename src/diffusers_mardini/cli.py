@@ -1,0 +1,342 @@
+"""`mardini`: the tasks of the pipeline from the command line.
+
+Every command says first what it will do and last where the result lies. Sizes and costs of models are counted in `costs.py`.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers.utils import logging
+from PIL import Image, ImageOps
+
+from . import costs
+from .hardware import choose_device, choose_dtype
+from .pipelines.pipeline_mardini import MarDiniPipeline
+from .video_io import WRITABLE, read_images, write_video
+
+
+DEFAULT_CHECKPOINT = Path("checkpoints/mardini-tiny-carracing")
+
+app = typer.Typer(
+    name="mardini",
+    help="Generates video with MarDini: in-between frames, moving pictures, longer clips.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Where to: .mp4, .gif, or no suffix for a folder of PNG.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub id. Else $MARDINI_CHECKPOINT, else ./checkpoints/mardini-tiny-carracing."),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(help='"64" (square) or "96x64" (width x height), in pixels. Else the size the checkpoint learned.'),
+]
+Steps = Annotated[int, typer.Option(help="Denoising steps: fewer are faster and blurrier.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance on the planning signal. Else what suits the task.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same frames.")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second of the result. Else as the input, or 8.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+
+
+@app.command()
+def interpolate(
+    first: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
+    last: Annotated[Path, typer.Argument(help="The last frame, a picture.")],
+    output: Output,
+    num_frames: Annotated[int, typer.Option(help="Frames of the result, the two given ones included.")] = 9,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    steps: Steps = 25,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    fps: Fps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Paints the frames between two pictures.
+
+    Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
+    """
+    with plain_errors():
+        check_output(output, force)
+        frames = [_read_one(first), _read_one(last)]
+        pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
+        first_frame, last_frame = fit_frames(frames, target_size(pipe, size))
+        result = pipe(
+            image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
+        )
+        save(output, result.frames[0], fps or 8)
+
+
+@app.command()
+def animate(
+    image: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
+    output: Output,
+    num_frames: Annotated[int, typer.Option(help="Frames of the result, the given one included.")] = 9,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    steps: Steps = 25,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    fps: Fps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Sets a picture in motion (image-to-video).
+
+    Example: mardini animate a.png -o moving.gif --seed 3
+    """
+    with plain_errors():
+        check_output(output, force)
+        frame = _read_one(image)
+        pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
+        (frame,) = fit_frames([frame], target_size(pipe, size))
+        result = pipe(image=frame, num_frames=num_frames, **_sampling(steps, guidance, seed))
+        save(output, result.frames[0], fps or 8)
+
+
+@app.command()
+def expand(
+    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures: the leading frames.")],
+    output: Output,
+    num_frames: Annotated[int, typer.Option(help="Frames of the window, the given ones included.")] = 9,
+    use_frames: Annotated[
+        int | None, typer.Option(help="Lead with the last so many frames only. Else with all.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    steps: Steps = 25,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    fps: Fps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Continues a clip to the end of one window; `extend` goes on for longer.
+
+    Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --num-frames 9
+    """
+    with plain_errors():
+        check_output(output, force)
+        frames, rate = read_images(video)
+        if use_frames is not None:
+            if not 1 <= use_frames <= len(frames):
+                raise ValueError(
+                    f"--use-frames is {use_frames}, but {video} has {len(frames)} frames; give 1 to that many"
+                )
+            frames = frames[-use_frames:]
+        if len(frames) >= num_frames:
+            raise ValueError(
+                f"{video} leads with {len(frames)} frames and the window has {num_frames}, so that none is left to paint; "
+                f"raise --num-frames or lower --use-frames below {num_frames}"
+            )
+        task = f"Painting {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
+        pipe = load(checkpoint, device, dtype, task)
+        frames = fit_frames(frames, target_size(pipe, size))
+        result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
+        save(output, result.frames[0], fps or rate or 8)
+
+
+@app.command()
+def slow_motion(
+    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
+    output: Output,
+    factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
+    window: Annotated[int, typer.Option(help="Frames that are painted together, as the checkpoint learned it.")] = 9,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    steps: Steps = 25,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    fps: Fps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Paints frames between the frames of a clip; its own frames stay where they belong.
+
+    Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
+    """
+    with plain_errors():
+        check_output(output, force)
+        frames, rate = read_images(video)
+        pipe = load(checkpoint, device, dtype, f"Slowing the {len(frames)} frames of {video} down {factor} times")
+        frames = fit_frames(frames, target_size(pipe, size))
+        result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
+        save(output, result.frames[0], fps or rate or 8)
+
+
+@app.command()
+def extend(
+    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
+    output: Output,
+    num_new_frames: Annotated[int, typer.Option(help="Frames to add at the end.")] = 16,
+    window: Annotated[int, typer.Option(help="Frames of a window, as the checkpoint learned it.")] = 9,
+    overlap: Annotated[int, typer.Option(help="Last frames that lead each new window.")] = 4,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    steps: Steps = 25,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    fps: Fps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Continues a clip window by window, each led by the last frames.
+
+    Example: mardini extend clip.mp4 -o longer.mp4 --num-new-frames 32
+    """
+    with plain_errors():
+        check_output(output, force)
+        frames, rate = read_images(video)
+        pipe = load(checkpoint, device, dtype, f"Adding {num_new_frames} frames to the {len(frames)} of {video}")
+        frames = fit_frames(frames, target_size(pipe, size))
+        result = pipe.extend(
+            frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
+        )
+        save(output, result.frames[0], fps or rate or 8)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A preset (such as mardini-l-t) or the folder of a checkpoint.")],
+    num_frames: Annotated[int | None, typer.Option(help="Frames of the window. Else the preset's, or 9.")] = None,
+    size: Size = None,
+    steps: Steps = 25,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16: what the memory is counted for.")
+    ] = "bfloat16",
+) -> None:
+    """Counts parameters, floating-point operations and memory of each part. Allocates and downloads nothing.
+
+    Example: mardini info mardini-l-t --size 512
+    """
+    with plain_errors():
+        data_type, _ = choose_dtype(dtype, torch.device("cpu")) if dtype != "auto" else (torch.bfloat16, "")
+        width, height = parse_size(size) if size else (None, None)
+        print(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
+        print(costs.report(model, num_frames, height, width, steps, data_type))
+
+
+def resolve_checkpoint(checkpoint: str | None) -> str:
+    """What was given, else the environment variable MARDINI_CHECKPOINT, else the one in the checkout.
+
+    Raises:
+        ValueError: if none of the three is there.
+    """
+    if checkpoint:
+        return checkpoint
+    if os.environ.get("MARDINI_CHECKPOINT"):
+        return os.environ["MARDINI_CHECKPOINT"]
+    if (DEFAULT_CHECKPOINT / "model_index.json").is_file():
+        return str(DEFAULT_CHECKPOINT)
+    raise ValueError(
+        f"there is no checkpoint: give --checkpoint (a folder or a Hub id), set MARDINI_CHECKPOINT, or run this in a "
+        f"checkout that has ./{DEFAULT_CHECKPOINT}"
+    )
+
+
+def load(checkpoint: str | None, device: str, dtype: str, task: str) -> MarDiniPipeline:
+    """Says what will be done with what, and loads the pipeline."""
+    checkpoint = resolve_checkpoint(checkpoint)
+    place = choose_device(device)
+    data_type, why = choose_dtype(dtype, place)
+    print(f"{task}, with {checkpoint} on {place} in {str(data_type).removeprefix('torch.')} ({why})", flush=True)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
+    pipe.set_progress_bar_config(disable=None)  # silent where there is no terminal
+    return pipe
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuses an output that cannot be written, before anything is computed.
+
+    Raises:
+        ValueError: for an unknown suffix, or where something stands already and `force` was not given.
+    """
+    if output.suffix.lower() not in (".mp4", ".gif", ""):
+        raise ValueError(f"the output {output} has an unknown suffix; use {WRITABLE}")
+    if output.exists() and not force:
+        raise ValueError(f"the output {output} exists; give another name, or --force to replace it")
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """`"64"` to (64, 64), `"96x64"` to (96, 64): width, height."""
+    parts = size.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f'the size is {size!r}; write "64" for a square or "96x64" for width x height in pixels')
+    return int(parts[0]), int(parts[-1])
+
+
+def target_size(pipe: MarDiniPipeline, size: str | None) -> tuple[int, int]:
+    """Width and height to work at: as asked for, or the square that the autoencoder's config names as its training size."""
+    if size is not None:
+        return parse_size(size)
+    learned = getattr(pipe.vae.config, "sample_size", None)
+    if not isinstance(learned, int):
+        raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
+    return learned, learned
+
+
+def fit_frames(frames: Sequence[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    """Crops around the centre to the wanted aspect and resizes to (width, height); says so where the aspect changes."""
+    width, height = frames[0].size
+    if width * size[1] != height * size[0]:
+        print(f"Cropping {width}x{height} around the centre to the aspect of {size[0]}x{size[1]}", flush=True)
+    return [ImageOps.fit(frame, size, Image.Resampling.BICUBIC) for frame in frames]
+
+
+def save(output: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    """Writes the frames and says where."""
+    write_video(output, frames, fps)
+    print(f"Wrote {len(frames)} frames of {frames[0].width}x{frames[0].height} to {output}")
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Shows what a user can mend (`ValueError`, a missing file) as one line, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _read_one(path: Path) -> Image.Image:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give one picture")
+    frames, _ = read_images(path)
+    if len(frames) != 1:
+        raise ValueError(f"{path} holds {len(frames)} frames; give one picture")
+    return frames[0]
+
+
+def _sampling(steps: int, guidance: float | None, seed: int) -> dict:
+    return {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,230 @@
+"""Counts what a model costs without allocating it: parameters, floating-point operations and memory, on the meta device.
+
+The counts are of one window with a first and a last frame given, batch of one, no guidance. Operations are those of matrix products,
+attention and convolutions (torch's `FlopCounterMode`, a multiplication and an addition count as two).
+"""
+
+import json
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .models.autoencoder_patch_basis import AutoencoderPatchBasis
+from .models.transformer_mardini import MarDiniTransformer3DModel
+from .models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
+from .presets import list_presets, load_preset
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part costs.
+
+    Attributes:
+        name: the component.
+        parameters: their number.
+        weight_bytes: memory of the weights.
+        operations: floating-point operations of one call.
+        calls: how often it is called for one window.
+        activation_bytes: most memory held by results at any moment of a call without gradients, weights not counted.
+            Attention scores are counted as stored; fused kernels do not store them and need less.
+    """
+
+    name: str
+    parameters: int
+    weight_bytes: int
+    operations: int
+    calls: int
+    activation_bytes: int
+
+
+def report(
+    model: str,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int = 25,
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:
+    """The costs of a preset or of a checkpoint's folder as plain text.
+
+    Raises:
+        ValueError: if `model` is neither, or the window does not fit the model.
+    """
+    configs = read_configs(model)
+    num_frames = num_frames or configs.get("num_frames", 9)
+    side = configs["vae"].get("sample_size", 64)
+    height, width = height or configs.get("height", side), width or configs.get("width", side)
+    costs = count_costs(configs, num_frames, height, width, steps, dtype)
+    lines = [
+        f"{num_frames} frames of {width}x{height}, planned at {width // configs['planner_downscale']}x"
+        f"{height // configs['planner_downscale']}",
+        f"{'part':<12} {'parameters':>12} {'weights':>10} {'operations':>13} {'calls':>6} {'together':>13} {'activations':>12}",
+    ]
+    for cost in costs:
+        lines.append(
+            f"{cost.name:<12} {_short(cost.parameters):>12} {_bytes(cost.weight_bytes):>10} {_flops(cost.operations):>13} "
+            f"{cost.calls:>6} {_flops(cost.operations * cost.calls):>13} {_bytes(cost.activation_bytes):>12}"
+        )
+    total = sum(cost.operations * cost.calls for cost in costs)
+    lines.append(
+        f"{'together':<12} {_short(sum(c.parameters for c in costs)):>12} {_bytes(sum(c.weight_bytes for c in costs)):>10} "
+        f"{'':>13} {'':>6} {_flops(total):>13} {_bytes(max(c.activation_bytes for c in costs)):>12}"
+    )
+    if "pretrained_model_name_or_path" in configs["vae"]:
+        lines.append(
+            f"The autoencoder is not counted; it is {configs['vae']['pretrained_model_name_or_path']} on the Hub."
+        )
+    return "\n".join(lines)
+
+
+def read_configs(model: str) -> dict[str, Any]:
+    """The keyword arguments of each part, of a preset or from the JSON files of a saved pipeline.
+
+    Raises:
+        ValueError: if `model` is neither.
+    """
+    if model in list_presets():
+        return load_preset(model)
+    index = Path(model) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{model!r} is neither a preset ({', '.join(list_presets())}) nor the folder of a checkpoint")
+    configs: dict[str, Any] = {
+        "planner_downscale": json.loads(index.read_text(encoding="utf-8")).get("planner_downscale", 4)
+    }
+    for part in ("planner", "transformer", "vae"):
+        config = json.loads((Path(model) / part / "config.json").read_text(encoding="utf-8"))
+        name = config.pop("_class_name")
+        configs[part] = {key: value for key, value in config.items() if not key.startswith("_")}
+        if part == "vae":
+            configs[part]["class_name"] = name
+    return configs
+
+
+def count_costs(
+    configs: dict[str, Any], num_frames: int, height: int, width: int, steps: int, dtype: torch.dtype
+) -> list[Cost]:
+    """Costs of planner, transformer and, where its class is of this package or an `AutoencoderKL`, the decoder."""
+    factor, channels = 8, configs["transformer"]["in_channels"]
+    low = configs["planner_downscale"]
+    multiple = factor * max(low * configs["planner"].get("patch_size", 1), configs["transformer"].get("patch_size", 2))
+    if height % multiple or width % multiple:
+        raise ValueError(f"the size {width}x{height} does not fit; both sides must be divisible by {multiple}")
+    if num_frames < 3:
+        raise ValueError(f"a window of {num_frames} frames has none between the first and the last; give 3 or more")
+    with torch.device("meta"):
+        parts: dict[str, torch.nn.Module] = {
+            "planner": MarDiniPlannerTransformer3DModel(**configs["planner"]),
+            "transformer": MarDiniTransformer3DModel(**configs["transformer"]),
+        }
+        vae = _build_vae(configs["vae"])
+        mask = torch.zeros(1, num_frames, dtype=torch.bool)
+        low_latents = torch.empty(
+            1, num_frames, channels, height // factor // low, width // factor // low, dtype=dtype
+        )
+        latents = torch.empty(1, num_frames, channels, height // factor, width // factor, dtype=dtype)
+        timestep = torch.zeros(1)
+    masked = num_frames - 2
+
+    costs = []
+    signals, cost = _measure(
+        "planner",
+        parts["planner"],
+        dtype,
+        1,
+        lambda m: m(low_latents, mask, num_masked_frames=masked).planning_signals,
+    )
+    costs.append(cost)
+    _, cost = _measure(
+        "transformer",
+        parts["transformer"],
+        dtype,
+        steps,
+        lambda m: m(latents, timestep, signals, mask, num_masked_frames=masked),
+    )
+    costs.append(cost)
+    if vae is not None:
+        _, cost = _measure("vae.decode", vae, dtype, num_frames, lambda m: m.decode(latents[0, :1]).sample)
+        costs.append(cost)
+    return costs
+
+
+class PeakMemory(TorchDispatchMode):
+    """Adds up the bytes of new results while they live, and keeps the largest sum (`peak`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._known = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = function(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in inputs and storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _forget(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.now -= size
+
+
+def _measure(name: str, module: torch.nn.Module, dtype: torch.dtype, calls: int, call) -> tuple[Any, Cost]:
+    # ModelMixin's own `to` warns that some norms are better kept in float32, which does not matter for counting.
+    torch.nn.Module.to(module, dtype).requires_grad_(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+        result = call(module)
+    parameters = list(module.parameters())
+    return result, Cost(
+        name=name,
+        parameters=sum(p.numel() for p in parameters),
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        operations=counter.get_total_flops(),
+        calls=calls,
+        activation_bytes=memory.peak,
+    )
+
+
+def _build_vae(config: dict[str, Any]) -> torch.nn.Module | None:
+    config = dict(config)
+    name = config.pop("class_name", None)
+    if name == "AutoencoderPatchBasis":
+        return AutoencoderPatchBasis(**config)
+    if name == "AutoencoderKL":
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL(**config)
+    return None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"
+
+
+def _flops(number: int) -> str:
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number / 1e6:.3f} MFLOP"
