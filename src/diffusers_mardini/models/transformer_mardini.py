@@ -121,7 +121,7 @@ class MarDiniTransformer3DModel(
     _skip_layerwise_casting_patterns = [
         "patch_embed", "time_embed", "planning_embed", "norm", "next_token", "unconditional_planning_signal"
     ]  # fmt: skip
-    _keep_in_fp32_modules = ["norm"]
+    _keep_in_fp32_modules = ["norm2", "norm3", "norm_q", "norm_k"]
 
     @register_to_config
     def __init__(

@@ -83,7 +83,7 @@ class MarDiniPlannerTransformer3DModel(
     _no_split_modules = ["MarDiniPlannerTransformerBlock"]
     _repeated_blocks = ["MarDiniPlannerTransformerBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "norm", "mask_token", "next_token"]
-    _keep_in_fp32_modules = ["norm"]
+    _keep_in_fp32_modules = ["norm1", "norm2", "norm3", "norm_q", "norm_k", "norm_out"]
 
     @register_to_config
     def __init__(
