@@ -199,8 +199,19 @@ class Run:
         self.ema.shadow_params = [averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()]
         self.ema.optimization_step = state["ema_steps"]
         self.global_step, self.windows_seen = state["global_step"], state["windows_seen"]
+        self._forget_records_after(self.global_step)
         self.accelerator.print(f"resuming {checkpoints[-1]}: stage {state['stage']}, step {state['step']}")
         return state["stage"], state["step"], optimizer
+
+    def _forget_records_after(self, global_step: int) -> None:
+        """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""
+        path = self.folder / "metrics.jsonl"
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_step"] <= global_step]
+            temporary = path.with_suffix(".partial")
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
 
     def export(self, folder: Path) -> Path:
         """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads."""
