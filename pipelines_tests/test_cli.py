@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from diffusers_mardini import cli, hardware
 from diffusers_mardini.video_io import read_images, read_video, write_video
-from pipelines_tests.tiny_checkpoint import SIZE, save_tiny_checkpoint
+from pipelines_tests.tiny_pipeline import tiny_pipeline
 
 
 COMMANDS = ("interpolate", "animate", "expand", "slow-motion", "extend", "info")
+SIZE = 64  # what the config of the tiny autoencoder names
 QUICK = ["--steps", "2", "--device", "cpu", "--dtype", "float32"]
 
 
@@ -23,7 +24,9 @@ def run(*arguments) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +156,7 @@ def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
     code, text = run("info", checkpoint, "--num-frames", 5, "--steps", 4, "--dtype", "float32")
     assert code == 0, text
     config = json.loads((checkpoint / "planner" / "config.json").read_text())
-    assert config["num_layers"] == 1 and "5 frames of 32x32, planned at 16x16" in text
+    assert config["num_layers"] == 2 and "5 frames of 64x64, planned at 32x32" in text
     assert [line.split()[0] for line in text.splitlines()[3:]] == ["planner", "transformer", "vae.decode", "together"]
 
 

@@ -4,11 +4,12 @@ from PIL import Image
 
 from diffusers_mardini.video_io import read_video, write_video
 from examples import demo
-from pipelines_tests.tiny_checkpoint import SIZE, save_tiny_checkpoint
+from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 
 
 def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
-    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
+    checkpoint = tmp_path / "checkpoint"
+    tiny_pipeline().save_pretrained(checkpoint)
     (tmp_path / "clips").mkdir()
     generator = np.random.default_rng(0)
     for index in range(2):

@@ -6,16 +6,14 @@ import torch
 from PIL import Image
 
 from diffusers_mardini.video_io import write_video
-from pipelines_tests.tiny_checkpoint import SIZE, make_tiny_pipeline, save_tiny_checkpoint
+from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training import evaluate
 from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = make_tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +95,8 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe, win
 
 
 def test_the_program_writes_results_a_table_and_sheets(clips, tmp_path, capsys):
-    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
+    checkpoint = tmp_path / "checkpoint"
+    tiny_pipeline().save_pretrained(checkpoint)
     output = tmp_path / "out"
     evaluate.main(
         [str(checkpoint), str(clips), "--size", str(SIZE), "--num-frames", "5", "--steps", "2", "1", "--device", "cpu"]
