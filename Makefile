@@ -4,8 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
-RACING ?= data/rc_racing
-CARRACING ?= data/carracing
+RACING ?= donkeycar
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-slow style check docs bench train-tiny-racing train-tiny-carracing wheel clean
@@ -31,11 +30,11 @@ docs: .venv/.docs  ## the pages of docs/ as a site in build/site
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run
 
-train-tiny-racing: .venv/.dev  ## RACING=folder of clips
+train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about 75 minutes on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## CARRACING=folder for the clips it makes
-	bash training/runs/mardini-tiny-carracing.sh "$(CARRACING)"
+train-tiny-carracing: .venv/.dev  ## about 75 minutes on 2 cores
+	bash training/runs/mardini-tiny-carracing.sh
 
 wheel: .venv/.dev  ## dist/*.whl
 	$(BIN)/python -m build --wheel

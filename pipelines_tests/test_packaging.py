@@ -1,0 +1,173 @@
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+
+import diffusers_mardini
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src/diffusers_mardini"
+LIGHT = {"torch", "diffusers", "numpy"}
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    """The arguments with which setup.py calls `setup`."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: calls.append(arguments))
+        patch.chdir(ROOT)
+        exec(compile((ROOT / "setup.py").read_text(), ROOT / "setup.py", "exec"), {"__file__": str(ROOT / "setup.py")})
+    (arguments,) = calls
+    return arguments
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, relative ones resolved."""
+    parts = path.relative_to(path.parents[len(path.relative_to(ROOT / "src").parts) - 1]).parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(parts[: len(parts) - node.level]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            found |= {".".join(base)} | {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+def test_the_version_is_the_packages_own(metadata):
+    assert metadata["version"] == diffusers_mardini.__version__
+    assert re.search(
+        rf"^## {re.escape(metadata['version'].split('.dev')[0])}", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+def test_base_dependencies_are_those_of_a_published_model(metadata):
+    names = {Requirement(line).name.lower() for line in metadata["install_requires"]}
+    assert names == {
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "numpy",
+        "pillow",
+        "av",
+        "typer",
+    }
+    assert {"train", "sim", "xformers", "demo", "docs", "dev"} == set(metadata["extras_require"])
+
+
+def test_every_dependency_but_xformers_is_pinned_within_its_range(metadata):
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    extras = {name: lines for name, lines in metadata["extras_require"].items() if name != "xformers"}
+    for line in [*metadata["install_requires"], *sum(extras.values(), [])]:
+        requirement = Requirement(line)
+        if requirement.name != "setuptools":
+            assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), line
+
+
+def test_every_folder_of_code_and_data_is_packaged(metadata):
+    packages = set(metadata["packages"])
+    for path in PACKAGE.rglob("*.py"):
+        assert ".".join(path.parent.relative_to(ROOT / "src").parts) in packages, f"{path} is in no package"
+    patterns = metadata["package_data"]["diffusers_mardini"]
+    data = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert len(data) >= 6
+    for path in data:
+        assert any(path.relative_to(PACKAGE).match(pattern) for pattern in patterns), f"{path} is not packaged"
+
+
+def test_the_plugin_never_imports_training_or_the_extras(metadata):
+    extras = {
+        "training",
+        "examples",
+        "peft",
+        "datasets",
+        "webdataset",
+        "pydantic",
+        "yaml",
+        "torchmetrics",
+        "gymnasium",
+        "cv2",
+    }
+    for path in PACKAGE.rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & extras, path
+
+
+def test_lower_layers_do_not_import_higher_ones():
+    allowed = {
+        "masking.py": (),
+        "latents.py": (),
+        "schedulers": ("schedulers",),
+        "models": ("models", "masking"),
+        "pipelines": ("pipelines", "models", "schedulers", "masking", "latents"),
+    }
+    for name, layers in allowed.items():
+        files = [PACKAGE / name] if name.endswith(".py") else list((PACKAGE / name).glob("*.py"))
+        assert files
+        for path in files:
+            for module in imports(path):
+                if module.startswith("diffusers_mardini."):
+                    assert module.split(".")[1] in layers, f"{path.name} imports {module}"
+
+
+def test_only_video_io_names_pyav():
+    for path in PACKAGE.rglob("*.py"):
+        assert ("av" in {name.split(".")[0] for name in imports(path)}) == (path.name == "video_io.py"), path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "style", "docs", "bench", "train-tiny-racing",
+                                    "train-tiny-carracing"])  # fmt: skip
+def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_path):
+    for name in ("Makefile", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    lines = subprocess.run(
+        ["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert lines[0] == "python3 -m venv .venv"
+    assert "-c constraints.txt -e" in lines[1]
+    commands = [
+        word
+        for line in lines[2:]
+        for word in line.split()
+        if word.startswith(("examples.", "benchmarks.", "training/"))
+    ]
+    for word in commands:
+        path = ROOT / (word.replace(".", "/") + ".py" if "/" not in word else word)
+        assert path.exists(), f"`make {target}` runs {word}, which is not there"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source], **run)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "diffusers_mardini/presets/mardini-l-t.json" in names
+    assert "diffusers_mardini/templates/model_card.md" in names
+    assert not [name for name in names if name.startswith(("training", "pipelines_tests", "examples"))]
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = (
+        "import sys; sys.path.insert(0, 'installed'); import diffusers_mardini as m; from diffusers_mardini import cards, cli; "
+        "assert 'installed' in m.__file__; m.load_preset('mardini-tiny'); "
+        "cards.render_model_card({'name': 'x', 'num_frames': 9}); cli.app(['info', 'mardini-tiny'])"
+    )
+    assert "transformer" in subprocess.run([sys.executable, "-c", code], **run).stdout

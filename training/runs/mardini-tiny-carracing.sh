@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Every command behind checkpoints/mardini-tiny-carracing, from nothing but the installed extras `train` and `sim`.
+# Typed again after an interruption it goes on where it stopped.
+set -euo pipefail
+PYTHON="${PYTHON:-.venv/bin/python}"
+DATA=runs/data/carracing
+[ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/train --clips 600 --first-seed 0
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/val --clips 24 --first-seed 100000
+[ -f runs/autoencoder-carracing/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
+OMP_NUM_THREADS=1 "$PYTHON" -m accelerate.commands.launch --cpu --num_processes "${PROCESSES:-2}" \
+    -m training.train_mardini training/configs/tiny-carracing.yaml
+"$PYTHON" -m training.evaluate runs/tiny-carracing/pipeline $DATA/val --train-clips $DATA/train \
+    --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-carracing

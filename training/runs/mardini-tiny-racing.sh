@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Every command behind checkpoints/mardini-tiny-racing. Needs the extra `train`, and a checkout of the laps:
+#   git clone https://github.com/criscola/donkeycar && bash training/runs/mardini-tiny-racing.sh donkeycar
+# Typed again after an interruption it goes on where it stopped.
+set -euo pipefail
+PYTHON="${PYTHON:-.venv/bin/python}"
+DATA=runs/data/rc_racing
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.prepare_laps "${1:?give the folder of a checkout of criscola/donkeycar}" $DATA
+[ -f runs/autoencoder-racing/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-racing.yaml
+OMP_NUM_THREADS=1 "$PYTHON" -m accelerate.commands.launch --cpu --num_processes "${PROCESSES:-2}" \
+    -m training.train_mardini training/configs/tiny-racing.yaml
+"$PYTHON" -m training.evaluate runs/tiny-racing/pipeline $DATA/val --train-clips $DATA/train \
+    --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-racing
