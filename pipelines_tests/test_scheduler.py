@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from diffusers_mardini.schedulers import MarDiniScheduler
 
+
 CLIP_SHAPE = (2, 3, 4, 8, 8)  # (batch, frames, channels, height, width)
 
 
@@ -66,6 +67,18 @@ def test_every_noisy_step_equals_ddim(eta):
     ours, theirs = run_both(MarDiniScheduler(), 10, eta=eta, seed=3)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_full_noise_from_the_noisiest_level_stays_finite():
+    """DDIM takes the root of a number just below 0 here, for 70 of these step counts."""
+    scheduler = MarDiniScheduler()
+    for count in range(1, 200):
+        scheduler.set_timesteps(count)
+        assert (
+            scheduler.step(torch.ones(2), 999, torch.ones(2), eta=1.0, variance_noise=torch.ones(2))[0]
+            .isfinite()
+            .all()
+        )
 
 
 def test_given_variance_noise_equals_ddim():

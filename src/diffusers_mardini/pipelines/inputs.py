@@ -90,6 +90,7 @@ def read_given_frames(
                 f"`image` holds {len(firsts)} and `last_image` {len(lasts)} pictures; give one last for each first"
             )
         videos = [[first, last] for first, last in zip(firsts, lasts)]
+        _check_pictures(videos, "image` and `last_image")
         frame_indices = [0, num_frames - 1]
     places = _check_places(frame_indices, len(videos[0]), num_frames)
     if places != sorted(places):
@@ -154,9 +155,8 @@ def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: V
         if isinstance(frames[0], PIL.Image.Image):
             frames = [frame.convert("RGB") for frame in frames]
         else:
-            frames = torch.stack(
-                [_array_to_tensor(frame) for frame in frames]
-            )  # (frames, 3, given height, given width)
+            # (frames, 3, given height, given width)
+            frames = torch.stack([_array_to_tensor(frame) for frame in frames])
             if frames.shape[-2:] != (height, width):
                 # The processor would take the nearest pixel of an array, and resizes only PIL images smoothly.
                 frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)

@@ -28,7 +28,7 @@ from .inputs import read_given_frames, to_pixels, whole_number
 from .long_video import LongVideoMixin
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
-from .saving import without_shim, write_shim
+from .saving import finish_saved_folder, without_shim
 
 
 EXAMPLE_DOC_STRING = """
@@ -431,7 +431,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Writes `model_index.json`, and beside it the file that `DiffusionPipeline.from_pretrained` finds us through."""
         super().to_json_file(json_file_path)
-        write_shim(Path(json_file_path))
+        finish_saved_folder(Path(json_file_path))
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:

@@ -23,12 +23,19 @@ __all__ = ["MarDiniPipeline"]
 '''
 
 
-def write_shim(index_file: Path) -> None:
-    """Writes the shim beside the saved `index_file` (`model_index.json`) and names it there."""
+def finish_saved_folder(index_file: Path) -> None:
+    """Writes the shim beside the saved `index_file` (`model_index.json`) and names it there.
+
+    Where the pipeline had been loaded from is taken out of all configurations: a path on this machine is not published.
+    """
     index_file.with_name(f"{SHIM_NAME}.py").write_text(SHIM, encoding="utf-8")
     index = json.loads(index_file.read_text(encoding="utf-8"))
     index["_class_name"] = [SHIM_NAME, "MarDiniPipeline"]
-    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_without_origin(index_file, index)
+    for name in index:
+        config_file = index_file.parent / name / "config.json"
+        if config_file.exists():
+            _write_without_origin(config_file, json.loads(config_file.read_text(encoding="utf-8")))
 
 
 def without_shim(index: dict) -> dict:
@@ -36,3 +43,8 @@ def without_shim(index: dict) -> dict:
     if isinstance(index.get("_class_name"), list):
         index = {**index, "_class_name": index["_class_name"][-1]}
     return index
+
+
+def _write_without_origin(file: Path, config: dict) -> None:
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -2,4 +2,5 @@
 
 from .scheduling_mardini import MarDiniScheduler, MarDiniSchedulerOutput
 
+
 __all__ = ["MarDiniScheduler", "MarDiniSchedulerOutput"]

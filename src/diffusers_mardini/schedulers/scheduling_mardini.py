@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+
 # The keys that say what the trained model means by a timestep and a prediction.
 PROCESS_KEYS = frozenset(
     {
@@ -221,7 +222,9 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
 
         variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * (1 - alpha_prod / alpha_prod_prev)
         sigma = eta * variance**0.5
-        previous = alpha_prod_prev**0.5 * original + (1 - alpha_prod_prev - sigma**2) ** 0.5 * noise
+        # With eta=1 this is 0 at the first step, and by rounding below it for a third of all step counts.
+        direction = (1 - alpha_prod_prev - sigma**2).clamp(min=0) ** 0.5
+        previous = alpha_prod_prev**0.5 * original + direction * noise
         if eta > 0:
             if variance_noise is None:
                 variance_noise = randn_tensor(

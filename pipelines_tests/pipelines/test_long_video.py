@@ -1,0 +1,172 @@
+"""Slow motion and extension: counts, places, and the plans behind them."""
+
+import pytest
+import torch
+
+from diffusers_mardini.latents import encode_video
+from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
+from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline()
+
+
+def references(pipe, frames: torch.Tensor) -> torch.Tensor:
+    return encode_video(pipe.vae, frames * 2 - 1)
+
+
+@pytest.mark.parametrize("factor", range(2, 34))
+@pytest.mark.parametrize("window", [3, 5, 9, 33])
+def test_every_frame_is_made_once_from_frames_known_by_then(factor, window):
+    known = {0, factor, 2 * factor}
+    for one in slow_motion_windows(3, factor, window):
+        assert 3 <= len(one.places) <= window
+        assert {one.places[0], one.places[-1]} <= known
+        assert one.known == [0, len(one.places) - 1]
+        assert one.places == sorted(one.places)
+        assert known.isdisjoint(one.new_places)
+        known |= set(one.new_places)
+    assert known == set(range(2 * factor + 1))
+
+
+@pytest.mark.parametrize("factor, window", [(4, 5), (8, 9), (16, 5), (32, 33), (6, 4), (64, 9), (10, 9)])
+def test_frames_are_evenly_placed_where_the_factor_allows(factor, window):
+    for one in slow_motion_windows(2, factor, window):
+        distances = {after - before for before, after in zip(one.places, one.places[1:])}
+        assert len(distances) == 1
+
+
+def test_the_papers_slow_motion_is_one_window_between_neighbours():
+    """Fig. 11: factor 31 with windows of 32 frames."""
+    windows = slow_motion_windows(4, 31, 32)
+    assert [one.places for one in windows] == [list(range(i * 31, i * 31 + 32)) for i in range(3)]
+
+
+def test_coarse_windows_run_before_fine_ones():
+    places = [one.places for one in slow_motion_windows(2, 8, 3)]
+    assert places == [[0, 4, 8], [0, 2, 4], [4, 6, 8], [0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    "num_given, num_new, window, overlap", [(1, 1, 2, 1), (3, 10, 5, 2), (9, 7, 9, 8), (2, 20, 9, 4)]
+)
+def test_extension_windows_join_without_gaps(num_given, num_new, window, overlap):
+    known = num_given
+    for one in extension_windows(num_given, num_new, window, overlap):
+        assert len(one.places) == window
+        assert len(one.known) == min(overlap, known)
+        assert one.new_places[0] == known and one.places[0] == known - len(one.known)
+        known = one.places[-1] + 1
+    assert num_given + num_new <= known < num_given + num_new + window
+
+
+@pytest.mark.parametrize("num_given, factor, window", [(2, 2, 3), (3, 4, 5), (2, 6, 4), (2, 7, 4), (3, 3, 9)])
+def test_slow_motion_makes_the_right_number_and_leaves_given_frames_at_their_places(pipe, num_given, factor, window):
+    frames = clip(num_given)
+    latents = pipe.slow_motion(
+        frames, factor=factor, window=window, num_inference_steps=2, output_type="latent", generator=seeded()
+    ).frames
+    assert latents.shape[:2] == (1, (num_given - 1) * factor + 1)
+    assert torch.equal(latents[:, ::factor], references(pipe, frames[None]))
+    assert latents.isfinite().all()
+    assert latents.flatten(2).std(dim=-1).min() > 0.01  # no frame was left empty
+
+
+@pytest.mark.parametrize("num_given, num_new", [(1, 3), (3, 1), (3, 7), (9, 4)])
+def test_extension_makes_the_right_number_and_leaves_given_frames_in_front(pipe, num_given, num_new):
+    frames = clip(num_given)
+    latents = pipe.extend(
+        frames, num_new_frames=num_new, window=4, overlap=2, num_inference_steps=2, output_type="latent"
+    ).frames
+    assert latents.shape[:2] == (1, num_given + num_new)
+    assert torch.equal(latents[:, :num_given], references(pipe, frames[None]))
+    assert latents.isfinite().all()
+    assert latents.flatten(2).std(dim=-1).min() > 0.01
+
+
+def test_one_window_of_slow_motion_is_an_interpolation(pipe):
+    frames = clip(2)
+    kwargs = {"num_inference_steps": 3, "output_type": "pt"}
+    slow = pipe.slow_motion(frames, factor=4, window=5, generator=seeded(1), **kwargs).frames
+    once = pipe(image=frames[0], last_image=frames[1], num_frames=5, generator=seeded(1), **kwargs).frames
+    torch.testing.assert_close(slow, once)
+
+
+def test_one_window_of_extension_is_an_expansion(pipe):
+    frames = clip(2)
+    kwargs = {"num_inference_steps": 3, "output_type": "pt"}
+    longer = pipe.extend(frames, num_new_frames=3, window=5, overlap=2, generator=seeded(1), **kwargs).frames
+    once = pipe(video=frames, num_frames=5, generator=seeded(1), **kwargs).frames
+    torch.testing.assert_close(longer, once)
+
+
+def test_later_windows_are_led_by_the_frames_of_earlier_ones(pipe):
+    counter = CallCounter(pipe)
+    latents = pipe.extend(
+        clip(1), num_new_frames=4, window=3, overlap=1, num_inference_steps=1, output_type="latent", guidance_scale=1.0
+    ).frames
+    inputs = [args[0] for args, _, _ in counter.inputs["transformer"]]
+    assert len(inputs) == 2
+    assert torch.equal(inputs[1][:, 0], latents[:, 2])
+    planner_inputs = [args[0] for args, _, _ in counter.inputs["planner"]]
+    decoded = pipe.decode(latents[:, 2:3], "pt") * 2 - 1
+    torch.testing.assert_close(planner_inputs[1][:, :1], pipe.encode_low_frames(decoded), rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_follows_the_task_in_long_videos(pipe):
+    pipe.slow_motion(clip(2), factor=2, num_inference_steps=1, output_type="latent")
+    assert pipe.guidance_scale == 1.0
+    pipe.extend(clip(2), num_new_frames=1, num_inference_steps=1, output_type="latent")
+    assert pipe.guidance_scale == 2.5
+
+
+def test_long_videos_are_reproduced_by_a_seed(pipe):
+    kwargs = {"num_inference_steps": 1, "output_type": "latent"}
+    for make in (lambda g: pipe.slow_motion(clip(2), factor=2, window=3, generator=g, **kwargs).frames,
+                 lambda g: pipe.extend(clip(2), num_new_frames=3, window=3, generator=g, **kwargs).frames):  # fmt: skip
+        assert torch.equal(make(seeded(1)), make(seeded(1)))
+        assert not torch.allclose(make(seeded(1)), make(seeded(2)), atol=1e-2)
+
+
+def test_a_batch_of_long_videos_equals_single_ones(pipe):
+    videos = clip(2, 2)
+    kwargs = {"factor": 4, "window": 3, "num_inference_steps": 2, "output_type": "latent"}
+    together = pipe.slow_motion(videos, generator=[seeded(1), seeded(2)], **kwargs).frames
+    for row, seed in enumerate((1, 2)):
+        alone = pipe.slow_motion(videos[row], generator=[seeded(seed)], **kwargs).frames
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-3, atol=1e-3)
+
+
+def test_long_videos_take_every_output_type(pipe):
+    kwargs = {"video": clip(2), "num_inference_steps": 1, "generator": seeded()}
+    assert len(pipe.slow_motion(factor=3, **kwargs).frames[0]) == 4
+    assert pipe.slow_motion(factor=3, output_type="np", **kwargs).frames.shape == (1, 4, 32, 32, 3)
+    assert pipe.extend(num_new_frames=2, output_type="pt", **kwargs).frames.shape == (1, 4, 3, 32, 32)
+    (frames,) = pipe.extend(num_new_frames=2, output_type="pt", return_dict=False, height=48, width=48, **kwargs)
+    assert frames.shape == (1, 4, 3, 48, 48)
+
+
+def test_one_progress_bar_counts_the_steps_of_all_windows(pipe, monkeypatch):
+    bars = []
+    real = type(pipe).progress_bar
+
+    def watched(self, *args, **kwargs):
+        bars.append(real(self, *args, **kwargs))
+        return bars[-1]
+
+    monkeypatch.setattr(type(pipe), "progress_bar", watched)
+    pipe.set_progress_bar_config(disable=False)
+    pipe.slow_motion(clip(2), factor=4, window=3, num_inference_steps=2, output_type="latent")
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+
+
+def test_callbacks_are_called_in_every_window(pipe):
+    def watch(pipeline, step, timestep, tensors):
+        steps.append(step)
+        return tensors
+
+    steps = []
+    pipe.extend(clip(2), num_new_frames=4, window=4, num_inference_steps=3, callback_on_step_end=watch)
+    assert steps == [0, 1, 2, 0, 1, 2]

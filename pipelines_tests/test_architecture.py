@@ -1,0 +1,113 @@
+"""Who may import whom, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "diffusers_mardini"
+SOURCES = sorted((ROOT / "src" / PACKAGE).rglob("*.py"))
+
+# Who may import which parts of the plugin. A part not named here is a leaf that stands above all others (command line,
+# model cards, ...) and may import any.
+MAY_IMPORT = {
+    "masking": set(),
+    "schedulers": {"schedulers"},
+    "models.embeddings": set(),
+    "models.attention": {"models.embeddings"},
+    "latents": set(),
+    "presets": set(),
+    "video_io": set(),
+    "models": {"models", "masking"},
+    "pipelines": {"pipelines", "loaders", "models", "schedulers", "masking", "latents"},
+    "loaders": {"loaders", "models"},
+}
+OPTIONAL = {
+    "peft",
+    "datasets",
+    "webdataset",
+    "pydantic",
+    "yaml",
+    "torchmetrics",
+    "rich",
+    "cv2",
+    "xformers",
+    "gymnasium",
+}
+
+
+def module_name(path: Path) -> str:
+    """`models.embeddings` for src/diffusers_mardini/models/embeddings.py; a package has the name of its folder."""
+    parts = list(path.relative_to(ROOT / "src" / PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Absolute names of all modules that a file imports; `from .a import b` counts as `a` and as `a.b`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    package = path.relative_to(ROOT / "src").with_suffix("").parts[:-1] if (ROOT / "src") in path.parents else ()
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rule_for(module: str) -> set[str] | None:
+    """The rule of the longest prefix of `module` that has one."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        rule = MAY_IMPORT.get(".".join(parts[:length]))
+        if rule is not None:
+            return rule
+    return None
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_is_something_to_read():
+    names = {module_name(path) for path in SOURCES}
+    assert {"masking", "models.transformer_mardini", "pipelines.pipeline_mardini", "schedulers"} <= names
+    assert "diffusers_mardini.latents" in imports(ROOT / "src" / PACKAGE / "pipelines" / "pipeline_mardini.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_the_plugin_never_imports_the_trainer_or_the_tests(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert roots.isdisjoint({"training", "pipelines_tests", "benchmarks", "examples"})
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if rule_for(module_name(path)) is not None], ids=relative)
+def test_parts_of_the_plugin_import_only_what_lies_below_them(path):
+    allowed = rule_for(module_name(path))
+    inside = {name.removeprefix(f"{PACKAGE}.") for name in imports(path) if name.startswith(f"{PACKAGE}.")}
+    for name in inside:
+        assert any(name == part or name.startswith(f"{part}.") for part in allowed), f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_optional_packages_are_never_imported_at_the_top(path):
+    roots = {name.split(".")[0] for name in imports(path, top_level_only=True)}
+    assert roots.isdisjoint(OPTIONAL)
+
+
+def test_only_one_file_of_the_plugin_names_pyav():
+    users = {module_name(path) for path in SOURCES if any(name.split(".")[0] == "av" for name in imports(path))}
+    assert users == {"video_io"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_is_unpickled(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert roots.isdisjoint({"pickle", "dill", "joblib", "shelve"})
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert "torch.load" not in {ast.unparse(call.func) for call in calls}
