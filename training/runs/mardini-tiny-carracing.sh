@@ -3,8 +3,6 @@
 # Typed again after an interruption it goes on where it stopped.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
-# Processes of one thread each; memory of large tensors is kept, which glibc would else give back after every use (docs/training.md).
-export OMP_NUM_THREADS=1 MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000
 DATA=runs/data/carracing
 [ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/train --clips 600 --first-seed 0
 [ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/val --clips 24 --first-seed 100000
