@@ -20,15 +20,22 @@ def references(pipe, frames: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("factor", range(2, 34))
 @pytest.mark.parametrize("window", [3, 5, 9, 33])
 def test_every_frame_is_made_once_from_frames_known_by_then(factor, window):
-    known = {0, factor, 2 * factor}
-    for one in slow_motion_windows(3, factor, window):
+    known = set(range(0, 5 * factor, factor))
+    for one in slow_motion_windows(5, factor, window):
         assert 3 <= len(one.places) <= window
-        assert {one.places[0], one.places[-1]} <= known
-        assert one.known == [0, len(one.places) - 1]
         assert one.places == sorted(one.places)
-        assert known.isdisjoint(one.new_places)
+        assert {one.places[i] for i in one.known} <= known
+        assert one.known[0] == 0 and one.known[-1] == len(one.places) - 1
+        assert one.new_places and known.isdisjoint(one.new_places)
         known |= set(one.new_places)
-    assert known == set(range(2 * factor + 1))
+    assert known == set(range(4 * factor + 1))
+
+
+def test_a_window_holds_as_many_neighbouring_gaps_as_fit():
+    """Factor 2 with windows of 9: every other frame of a whole window is known."""
+    windows = slow_motion_windows(6, 2, 9)
+    assert [one.places for one in windows] == [list(range(9)), [8, 9, 10]]
+    assert [one.known for one in windows] == [[0, 2, 4, 6, 8], [0, 2]]
 
 
 @pytest.mark.parametrize("factor, window", [(4, 5), (8, 9), (16, 5), (32, 33), (6, 4), (64, 9), (10, 9)])
@@ -124,10 +131,12 @@ def test_guidance_follows_the_task_in_long_videos(pipe):
 
 def test_long_videos_are_reproduced_by_a_seed(pipe):
     kwargs = {"num_inference_steps": 1, "output_type": "latent"}
-    for make in (lambda g: pipe.slow_motion(clip(2), factor=2, window=3, generator=g, **kwargs).frames,
-                 lambda g: pipe.extend(clip(2), num_new_frames=3, window=3, generator=g, **kwargs).frames):  # fmt: skip
-        assert torch.equal(make(seeded(1)), make(seeded(1)))
-        assert not torch.allclose(make(seeded(1)), make(seeded(2)), atol=1e-2)
+    for method, amount in ((pipe.slow_motion, {"factor": 2}), (pipe.extend, {"num_new_frames": 3})):
+        first, again, other = (
+            method(clip(2), window=3, generator=seeded(seed), **amount, **kwargs).frames for seed in (1, 1, 2)
+        )
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, other, atol=1e-2)
 
 
 def test_a_batch_of_long_videos_equals_single_ones(pipe):

@@ -113,7 +113,7 @@ def test_an_unusable_call_is_refused_before_any_model_runs(pipe, kwargs, message
 
 BAD_SLOW_MOTIONS = {
     "no video": ({"video": None, "factor": 2}, "`video` is missing"),
-    "one frame": ({"video": clip(1), "factor": 2}, "has 1 frame; .*at least 2"),
+    "one frame": ({"video": clip(1), "factor": 2}, "has 1 frame; .*give at least 2"),
     "factor 1": ({"video": clip(2), "factor": 1}, "`factor` is 1"),
     "broken factor": ({"video": clip(2), "factor": 2.5}, "`factor` is 2.5"),
     "window 2": ({"video": clip(2), "factor": 2, "window": 2}, "`window` is 2; .*at least 3"),

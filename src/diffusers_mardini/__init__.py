@@ -1,7 +1,7 @@
 """MarDini (arXiv 2410.20280) as a plugin of diffusers: models, scheduler and pipeline.
 
-Importing this package also tells diffusers where the classes named in a `model_index.json` are to be found. The training
-code is no part of it.
+Importing this package also tells diffusers where the classes named in a `model_index.json` are to be found. The
+training code is no part of it.
 """
 
 # The base classes are looked up on this package when a pipeline is loaded.
@@ -37,8 +37,8 @@ __all__ = [
     "load_preset",
 ]
 
-# A library that diffusers does not list is written to model_index.json by module path and cannot be loaded from the Hub.
-# The table is private to diffusers; pipelines_tests/test_loading.py notices when it changes.
+# A library that diffusers does not list is written to model_index.json by module path, and cannot be loaded from the
+# Hub. The table is private to diffusers; pipelines_tests/test_loading.py notices when it changes.
 LOADABLE_CLASSES.setdefault(
     "diffusers_mardini",
     {name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")},

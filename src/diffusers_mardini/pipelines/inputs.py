@@ -1,7 +1,7 @@
 """Reads and checks what a user hands in: pictures, clips and the places they take in the window.
 
-Everything here happens before any model runs, and every error says what was given, what is accepted and what to do. What
-comes out is one form, `GivenFrames`; the models, noise and sampling are `pipeline_mardini.py`'s.
+Everything here happens before any model runs, and every error says what was given, what is accepted and what to do.
+What comes out is one form, `GivenFrames`; the models, noise and sampling are `pipeline_mardini.py`'s.
 """
 
 import operator
@@ -19,8 +19,8 @@ from diffusers.video_processor import VideoProcessor
 Picture = PIL.Image.Image | np.ndarray | torch.Tensor
 
 ACCEPTED_PICTURES = (
-    "PIL images, numpy arrays (height, width, 3) and torch tensors (3, height, width) are accepted, floats in [0, 1] or "
-    "uint8"
+    "PIL images, numpy arrays (height, width, 3) and torch tensors (3, height, width) are accepted, floats in [0, 1] "
+    "or uint8"
 )
 
 
@@ -108,9 +108,7 @@ def split_videos(video: Any) -> list[list[Picture]]:
     """
     if isinstance(video, (np.ndarray, torch.Tensor)):
         if video.ndim not in (4, 5):
-            raise ValueError(
-                f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes (frames first) and a batch of clips 5"
-            )
+            raise ValueError(f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes , a batch of them 5")
         videos = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
     elif isinstance(video, (list, tuple)) and len(video) > 0:
         videos = [list(video)] if _is_picture(video[0]) else [_split_clip(clip) for clip in video]
@@ -118,15 +116,15 @@ def split_videos(video: Any) -> list[list[Picture]]:
         raise ValueError("`video` is an empty list; give at least one frame")
     else:
         raise ValueError(
-            f"`video` is of type {type(video).__name__}; give a list of pictures, or a list of such lists for a batch. "
-            f"{ACCEPTED_PICTURES}"
+            f"`video` is of type {type(video).__name__}; give a list of pictures, or a list of such lists for a "
+            f"batch. {ACCEPTED_PICTURES}"
         )
     _check_pictures(videos, "video")
     counts = sorted({len(frames) for frames in videos})
     if counts == [0] or len(counts) > 1:
         raise ValueError(
-            f"the clips of `video` have {', '.join(map(str, counts))} frames; give every clip of a batch the same number, "
-            "at least 1"
+            f"the clips of `video` have {', '.join(map(str, counts))} frames; give every clip of a batch the same "
+            "number, at least 1"
         )
     return videos
 
@@ -134,15 +132,15 @@ def split_videos(video: Any) -> list[list[Picture]]:
 def output_size(
     videos: list[list[Picture]], height: int | None, width: int | None, size_multiple: int
 ) -> tuple[int, int]:
-    """The size of the output: what was asked for, or else that of the pictures; it must be divisible by `size_multiple`."""
+    """Height and width of the output: what was asked for, else the pictures'; checked against `size_multiple`."""
     given_height, given_width = _picture_size(videos[0][0])
     height = given_height if height is None else whole_number(height, "height", least=1)
     width = given_width if width is None else whole_number(width, "width", least=1)
     if height % size_multiple or width % size_multiple:
         nearest = [max(size_multiple, round(side / size_multiple) * size_multiple) for side in (height, width)]
         raise ValueError(
-            f"the size {height}x{width} (height x width) is not divisible by {size_multiple}, which this pipeline's VAE, "
-            f"patches and low-resolution planner ask for; the nearest size that fits is `height={nearest[0]}, "
+            f"the size {height}x{width} (height x width) is not divisible by {size_multiple}, which this pipeline's "
+            f"VAE, patches and low-resolution planner ask for; the nearest size that fits is `height={nearest[0]}, "
             f"width={nearest[1]}`: pass it to have the pictures resized, or crop them first"
         )
     return height, width

@@ -1,7 +1,7 @@
 """Videos longer than a window, out of many windows: slow motion (Fig. 11) and extension.
 
-Both keep latents, not pixels, from window to window: a given frame is encoded once and never again, so that it does not
-drift. A plain form: windows run one after another. One window is sampled by `pipeline_mardini.py`.
+Both keep latents, not pixels, from window to window: a given frame is encoded once and never again, so that it does
+not drift. A plain form: windows run one after another. One window is sampled by `pipeline_mardini.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,20 +61,21 @@ class LongVideoMixin:
         r"""
         Puts `factor - 1` frames between every two neighbours, by interpolating again and again (Fig. 11).
 
-        From `n` frames it makes `(n - 1) * factor + 1`, and frame `i` of the input stands at `i * factor`. A window spans
-        two known frames and fills in what lies between; where `factor` is more than a window holds, the first windows place
-        frames far apart, evenly wherever the factor has a divisor that fits, and the next ones go between those
-        (`slow_motion_windows`). The last level may need fewer frames than `window` and then uses shorter windows.
+        From `n` frames it makes `(n - 1) * factor + 1`, and frame `i` of the input stands at `i * factor`. A window
+        spans two or more known frames and fills in what lies between; where `factor` is more than a window holds, the
+        first windows place frames far apart, evenly wherever the factor has a divisor that fits, and the next ones go
+        between those (`slow_motion_windows`).
 
         Args:
             video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             factor (`int`): How many times slower; at least 2.
-            window (`int`, defaults to `9`): Most frames of one window, at least 3: as many as the model was trained for.
-            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window, and the
-            callback is called in every window. After an interruption, frames that were not reached hold noise.
+            window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
+            and the callback is called in every window. After an interruption, frames that were not reached hold noise.
 
         Returns:
-            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes them.
+            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
+            them.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -119,17 +120,17 @@ class LongVideoMixin:
 
         Args:
             video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
-            num_new_frames (`int`): How many frames to add. All windows are whole; what the last one has too much is dropped.
+            num_new_frames (`int`): How many frames to add. All windows are whole; the last one's surplus is dropped.
             window (`int`, defaults to `9`): Frames of a window: as many as the model was trained for.
             overlap (`int`, defaults to half of `window`):
-                How many known frames lead each window, less than `window`. More keep the motion steadier and take longer. A
-                shorter `video` leads the first window with the frames it has.
-            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window, and the
-            callback is called in every window. After an interruption, frames that were not reached hold noise.
+                How many known frames lead each window, less than `window`. More keep the motion steadier and take
+                longer. A shorter `video` leads the first window with the frames it has.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
+            and the callback is called in every window. After an interruption, frames that were not reached hold noise.
 
         Returns:
-            [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames are as
-            the VAE decodes them.
+            [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
+            are as the VAE decodes them.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -170,7 +171,7 @@ class LongVideoMixin:
         videos = split_videos(video)
         if len(videos[0]) < least_frames:
             raise ValueError(
-                f"`video` has {len(videos[0])} frame; slow motion goes between frames and needs at least {least_frames}"
+                f"`video` has {len(videos[0])} frame; slow motion goes between frames, give at least {least_frames}"
             )
         height, width = output_size(videos, height, width, self.size_multiple)
         self.check_inputs(options, len(videos), output_type)
@@ -227,16 +228,24 @@ class LongVideoMixin:
 def slow_motion_windows(num_given: int, factor: int, window: int) -> list[Window]:
     """The windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
 
-    Each has at most `window` frames; its first and its last are known by then.
+    A window holds as many neighbouring gaps of one length as fit into `window` frames, because the models know windows
+    of that length, and see more of the motion.
     """
     windows = []
     gaps = [(i * factor, (i + 1) * factor) for i in range(num_given - 1)]
     while gaps:
         finer = []
+        last_gap = None
         for start, stop in gaps:
-            places = _cut(start, stop, window - 1)
-            windows.append(Window(places, known=interpolation_indices(len(places))))
-            finer += [(before, after) for before, after in pairwise(places) if after - before > 1]
+            cuts = _cut(start, stop, window - 1)
+            is_next = last_gap is not None and last_gap == (2 * start - stop, start)
+            if is_next and len(windows[-1].places) + len(cuts) - 1 <= window:
+                places = windows[-1].places + cuts[1:]
+                windows[-1] = Window(places, known=[*windows[-1].known, len(places) - 1])
+            else:
+                windows.append(Window(cuts, known=interpolation_indices(len(cuts))))
+            finer += [(before, after) for before, after in pairwise(cuts) if after - before > 1]
+            last_gap = (start, stop)
         gaps = finer
     return windows
 
@@ -254,7 +263,7 @@ def extension_windows(num_given: int, num_new_frames: int, window: int, overlap:
 
 
 def _cut(start: int, stop: int, most_parts: int) -> list[int]:
-    """Cuts `start..stop` into parts: single steps if they fit, else as many equal parts as fit, else nearly equal ones."""
+    """Cuts `start..stop` into single steps if they fit, else into equal parts, as many as fit, else nearly equal."""
     length = stop - start
     parts = length
     if length > most_parts:

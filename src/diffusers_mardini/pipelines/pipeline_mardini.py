@@ -1,7 +1,7 @@
 """The sampling of MarDini (Sec. 2.1, Sec. 3): plan once at low resolution, denoise many times at high resolution.
 
-A window is any number of frames of which some are given. Longer videos are built from windows in `long_video.py`, what users
-hand in is checked in `inputs.py`.
+A window is any number of frames of which some are given. Longer videos are built from windows in `long_video.py`, what
+users hand in is checked in `inputs.py`.
 """
 
 import inspect
@@ -147,9 +147,10 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         Fills in the frames of one window that are not given.
 
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
-        interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL images,
-        numpy arrays `(height, width, 3)` or torch tensors `(3, height, width)`, arrays as floats in [0, 1] or as uint8.
-        The output holds all frames, the given ones as the VAE decodes them, so that they look like their neighbours.
+        interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
+        images, numpy arrays `(height, width, 3)` or torch tensors `(3, height, width)`, arrays as floats in [0, 1] or
+        as uint8. The output holds all frames, the given ones as the VAE decodes them, so that they look like their
+        neighbours.
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -157,24 +158,25 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
             video: A list or a 4-dimensional array of frames; a list of these or a 5-dimensional array for a batch.
             frame_indices: The place of each frame of `video` in the window, the same for a whole batch.
             num_frames (`int`, defaults to `9`): Number of frames of the window, the given ones included.
-            height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which are
-                resized where it differs. Must be divisible by `self.size_multiple`.
-            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: quality saturates near 25).
+            height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which
+                are resized where it differs. Must be divisible by `self.size_multiple`.
+            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are plenty).
             timesteps: Noise levels to visit, falling, instead of `num_inference_steps`.
             guidance_scale (`float`, *optional*):
-                Weight of classifier-free guidance on the planning signals. By default 2.5 where only leading frames are given
-                and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores the planner.
+                Weight of classifier-free guidance on the planning signals. By default 2.5 where only leading frames
+                are given and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores the
+                planner.
             eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that take it; 0 is deterministic.
-            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch; the planner runs once for all.
+            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from one plan.
             generator: Source of the noise; a list has one per generated video.
             latents (`torch.Tensor`, *optional*):
-                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; what it holds at given
-                frames is not used.
+                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; what it holds at
+                given frames is not used.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
             attention_kwargs (`dict`, *optional*): Given to both models; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary of
-                tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
+                of tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
             callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
                 clean latents at the given frames, and `"planning_signals"`.
 
@@ -236,12 +238,19 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         latents_shape: tuple[int, ...] | None = None,
     ) -> None:
         """Raises `ValueError` for sampling arguments that cannot be used; what frames are given is checked before."""
+        prediction_type = self.scheduler.config.get("prediction_type")
+        if prediction_type != "v_prediction":
+            raise ValueError(
+                f"the {type(self.scheduler).__name__} of this pipeline has prediction_type={prediction_type!r}, but "
+                "MarDini predicts velocities; make it with `from_config(pipe.scheduler.config)`, or with "
+                "`prediction_type='v_prediction'` where it has betas"
+            )
         if options.timesteps is None:
             steps = whole_number(options.num_inference_steps, "num_inference_steps", least=1)
             if steps > self.scheduler.config.num_train_timesteps:
                 raise ValueError(
-                    f"`num_inference_steps` is {steps}, but the scheduler has {self.scheduler.config.num_train_timesteps} "
-                    "noise levels; lower it"
+                    f"`num_inference_steps` is {steps}, but the scheduler has "
+                    f"{self.scheduler.config.num_train_timesteps} noise levels; lower it"
                 )
         for name, value in (("guidance_scale", options.guidance_scale), ("eta", options.eta)):
             is_number = isinstance(value, Real) and not isinstance(value, bool)
@@ -274,13 +283,6 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` names {unknown}; choose from {self._callback_tensor_inputs}"
             )
-        prediction_type = self.scheduler.config.get("prediction_type")
-        if prediction_type != "v_prediction":
-            raise ValueError(
-                f"the {type(self.scheduler).__name__} of this pipeline has prediction_type={prediction_type!r}, but "
-                "MarDini predicts velocities; make it with `from_config(pipe.scheduler.config)`, or with "
-                "`prediction_type='v_prediction'` where it has betas"
-            )
 
     def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1] to latents
@@ -289,7 +291,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         return encode_video(self.vae, pixels).float()
 
     def encode_low_frames(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes frames for the planner, with sides `planner_downscale` times smaller (Sec. 2.2); as `encode_frames`."""
+        """`encode_frames` for the planner: of frames made `planner_downscale` times smaller (Sec. 2.2)."""
         # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
         pixels = downscale_video(pixels.to(self._execution_device, torch.float32), self.config.planner_downscale)
         return self.encode_frames(pixels)
@@ -304,7 +306,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         """Runs the planner on one window (Sec. 2.2).
 
         Args:
-            low_references: low-resolution latents of the given frames, `(batch, given frames, channels, h_low, w_low)`.
+            low_references: the given frames' low-resolution latents, `(batch, given frames, channels, h_low, w_low)`.
             frame_indices: their places.
             num_frames: frames of the window.
             attention_kwargs: given to the planner.
@@ -330,7 +332,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noise shaped `shape`, float32, at the scheduler's first level; `latents` is used as the noise where given."""
+        """Noise shaped `shape`, float32, at the scheduler's first level; `latents` is the noise where given."""
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -411,11 +413,9 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
                 planning_signals = callback_outputs.pop("planning_signals", planning_signals)
 
             # An order-2 scheduler lists most of its steps twice.
-            if (
-                i == len(timesteps) - 1
-                or (i + 1 > len(timesteps) - num_steps * self.scheduler.order)
-                and ((i + 1) % self.scheduler.order == 0)
-            ):
+            num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
+            ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
+            if ends_step or i == len(timesteps) - 1:
                 progress_bar.update()
         self._current_timestep = None
         return latents
@@ -429,7 +429,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes `model_index.json`, and beside it the file that `DiffusionPipeline.from_pretrained` finds us through."""
+        """Writes `model_index.json`, and beside it what `DiffusionPipeline.from_pretrained` finds us through."""
         super().to_json_file(json_file_path)
         finish_saved_folder(Path(json_file_path))
 
@@ -456,8 +456,8 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
             return options.num_inference_steps
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(
-                f"`timesteps` was given, but {type(self.scheduler).__name__} takes no levels of the caller's choice; use "
-                "`num_inference_steps`, or another scheduler such as `MarDiniScheduler`"
+                f"`timesteps` was given, but {type(self.scheduler).__name__} takes no levels of the caller's choice; "
+                "use `num_inference_steps`, or another scheduler such as `MarDiniScheduler`"
             )
         self.scheduler.set_timesteps(timesteps=options.timesteps, device=device)
         return len(options.timesteps)

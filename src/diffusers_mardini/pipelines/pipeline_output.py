@@ -14,8 +14,9 @@ class MarDiniPipelineOutput(BaseOutput):
 
     Args:
         frames: for `output_type="pil"` a list of videos, each a list of pictures; for `"np"` an array shaped
-            `(batch, frames, height, width, 3)` in [0, 1]; for `"pt"` a tensor shaped `(batch, frames, 3, height, width)`
-            in [0, 1]; for `"latent"` a tensor shaped `(batch, frames, channels, h, w)`.
+            `(batch, frames, height, width, 3)` in [0, 1]; for `"pt"` a tensor shaped
+            `(batch, frames, 3, height, width)` in [0, 1]; for `"latent"` a tensor shaped
+            `(batch, frames, channels, h, w)`.
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]

@@ -26,7 +26,8 @@ __all__ = ["MarDiniPipeline"]
 def finish_saved_folder(index_file: Path) -> None:
     """Writes the shim beside the saved `index_file` (`model_index.json`) and names it there.
 
-    Where the pipeline had been loaded from is taken out of all configurations: a path on this machine is not published.
+    Where the pipeline had been loaded from is taken out of all configurations: a path on this machine is not
+    published.
     """
     index_file.with_name(f"{SHIM_NAME}.py").write_text(SHIM, encoding="utf-8")
     index = json.loads(index_file.read_text(encoding="utf-8"))
