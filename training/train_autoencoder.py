@@ -36,7 +36,7 @@ class AutoencoderTrainingConfig(BaseModel):
     held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured there.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
     size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
-    planner_downscale: int = Field(2, ge=1, description="How many times smaller the planner's frames are; trained too.")
+    planner_downscale: int = Field(2, ge=1, description="How much smaller the planner's frames are; trained too.")
     planner_share: float = Field(0.25, ge=0, lt=1, description="Share of a batch that is of the planner's size.")
 
     latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
@@ -51,7 +51,9 @@ class AutoencoderTrainingConfig(BaseModel):
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's weight decay.")
     l1_weight: float = Field(0.01, ge=0, description="Weight of the mean absolute error beside the squared one.")
     latent_noise: float = Field(
-        0.02, ge=0, description="Noise added to latents in training, relative to their deviation; forgives a model's errors."
+        0.02,
+        ge=0,
+        description="Noise on latents in training, relative to their deviation; more forgives a model's errors.",
     )
     basis_frames: int = Field(2048, ge=16, description="Training frames that the linear basis is fitted to.")
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")

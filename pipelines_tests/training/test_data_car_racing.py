@@ -1,0 +1,45 @@
+"""CarRacing clips: a driver that drives, the same for the same seed."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from training.data import car_racing
+from training.data.car_racing import Driver, _heading_error, record
+
+
+def test_drivers_vary_by_seed_and_repeat_for_one():
+    drivers = [Driver.draw(np.random.default_rng(seed)) for seed in range(20)]
+    assert len({driver.speed for driver in drivers}) > 15
+    assert drivers[3] == Driver.draw(np.random.default_rng(3))
+
+
+def test_heading_is_measured_as_the_simulator_does():
+    assert _heading_error(np.array([0.0, 1.0]), 0.0) == pytest.approx(0)  # straight ahead
+    assert _heading_error(np.array([-1.0, 0.0]), 0.0) == pytest.approx(math.pi / 2)  # to the left is positive
+    assert _heading_error(np.array([0.0, 1.0]), 2 * math.pi + 0.1) == pytest.approx(-0.1)
+
+
+def test_one_seed_gives_one_clip(tmp_path, monkeypatch):
+    pytest.importorskip("Box2D", reason="needs the extra `sim`")
+    monkeypatch.setattr(car_racing, "WARM_UP_STEPS", 20)
+    for folder in ("a", "b"):
+        record(tmp_path / folder, clips=1, first_seed=7, num_frames=4, workers=1)
+    first, second = ((tmp_path / folder / "carracing_000007.mp4").read_bytes() for folder in ("a", "b"))
+    assert first == second
+    (row,) = [json.loads(line) for line in (tmp_path / "a" / "metadata.jsonl").read_text().splitlines()]
+    assert (row["seed"], row["fps"], row["num_frames"], row["width"], row["height"]) == (7, 25, 4, 96, 84)
+    assert row["driver"]["speed"] > 0 and row["license"] and row["source"]
+    with pytest.raises(SystemExit, match="already holds"):
+        record(tmp_path / "a", clips=1, first_seed=7, num_frames=4, workers=1)
+
+
+def test_seeds_that_no_driver_masters_are_left_out_aloud(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(car_racing, "_make_env", lambda: object())
+    monkeypatch.setattr(car_racing, "_ENV", None)
+    monkeypatch.setattr(car_racing, "_attempt", lambda *_: None)
+    assert record(tmp_path, clips=2, first_seed=0, num_frames=4, workers=1) == []
+    printed = capsys.readouterr().out
+    assert "left out carracing_000001.mp4: seed 1: none of 12 drivers" in printed and "(2 left out)" in printed

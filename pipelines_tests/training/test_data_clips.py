@@ -1,0 +1,78 @@
+"""Folders of clips: read in order, cropped as the benchmark crops, and nothing left out in silence."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_mardini.video_io import write_video
+from training.data.clips import list_clips, load_clip, load_clips, square
+
+
+def write_clip(path: Path, num_frames: int = 4, height: int = 16, width: int = 32) -> Path:
+    frames = np.random.default_rng(0).integers(0, 255, (num_frames, height, width, 3), dtype=np.uint8)
+    return write_video(path, frames, fps=10)
+
+
+def test_square_takes_the_centre_and_keeps_its_pixels():
+    frames = np.random.default_rng(0).integers(0, 255, (2, 8, 14, 3), dtype=np.uint8)
+    cropped = square(frames, 8)
+    assert cropped.dtype == torch.uint8 and cropped.shape == (2, 3, 8, 8)
+    assert np.array_equal(cropped.permute(0, 2, 3, 1).numpy(), frames[:, :, 3:11])
+
+
+def test_square_resizes_without_aliasing():
+    stripes = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    stripes[:, :, ::2] = 255
+    assert square(stripes, 8).float().sub(127.5).abs().max() < 40  # aliased stripes would be 0 or 255
+
+
+def test_clips_are_listed_in_natural_order_with_and_without_metadata(tmp_path):
+    for name in ("c10.mp4", "c2.mp4"):
+        write_clip(tmp_path / name)
+    assert [path.name for path in list_clips(tmp_path)] == ["c2.mp4", "c10.mp4"]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "c10.mp4"}) + "\n\n")
+    assert [path.name for path in list_clips(tmp_path)] == ["c10.mp4"]
+
+
+def test_unreadable_clips_are_reported_once_by_name_and_reason(tmp_path, capsys):
+    write_clip(tmp_path / "good.mp4")
+    (tmp_path / "bad.mp4").write_text("no video")
+    clips = load_clips(tmp_path, size=8)
+    assert clips.names == ["good.mp4"] and clips.fps == [10.0]
+    assert clips.frames[0].shape == (4, 3, 8, 8)
+    assert list(clips.skipped) == ["bad.mp4"]
+    printed = capsys.readouterr().out
+    assert "1 of 2 clips" in printed and printed.count("bad.mp4: ") == 1 and "cannot be decoded" in printed
+
+
+def test_a_clip_named_in_metadata_but_missing_is_reported(tmp_path):
+    write_clip(tmp_path / "here.mp4")
+    lines = [json.dumps({"file_name": name}) for name in ("here.mp4", "gone.mp4")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert "no video file" in load_clips(tmp_path, size=8).skipped["gone.mp4"]
+
+
+def test_folders_without_clips_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no folder of clips"):
+        load_clips(tmp_path / "none", size=8)
+    with pytest.raises(ValueError, match="holds no clips"):
+        load_clips(tmp_path, size=8)
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="none of the 1 clips"):
+        load_clips(tmp_path, size=8)
+    (tmp_path / "metadata.jsonl").write_text("{not json")
+    with pytest.raises(ValueError, match="line 1"):
+        load_clips(tmp_path, size=8)
+
+
+def test_real_laps_load():
+    root = Path(os.environ.get("MARDINI_DATA", Path(__file__).parents[2] / "../shared/data"))
+    folder = root / "rc_racing" / "val"
+    if not folder.is_dir():
+        pytest.skip("no footage of real laps beside the checkout")
+    frames, fps = load_clip(list_clips(folder)[0], size=64)
+    assert frames.shape == (64, 3, 64, 64) and fps == 20

@@ -1,0 +1,120 @@
+"""The autoencoder's training: it improves on the linear basis, normalizes the latents, and saves a whole folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from diffusers_mardini.latents import encode_video
+from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from diffusers_mardini.video_io import write_video
+from training import train_autoencoder
+from training.data.clips import load_clips
+from training.train_autoencoder import AutoencoderTrainingConfig, learning_rate_factor, measure, run, to_float
+
+
+@pytest.fixture
+def config(tmp_path) -> AutoencoderTrainingConfig:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        frames = np.full((24, 16, 16, 3), 60, dtype=np.uint8)
+        for frame in frames:  # bright squares at random places: more than a linear basis of 4 can hold
+            top, left = rng.integers(0, 11, 2)
+            frame[top : top + 5, left : left + 5] = rng.integers(120, 255, 3)
+        write_video(tmp_path / split / "0.mp4", frames, fps=10, crf=5)
+    return AutoencoderTrainingConfig(
+        clips=tmp_path / "train",
+        held_out=tmp_path / "val",
+        output=tmp_path / "vae",
+        size=16,
+        latent_channels=4,
+        width=32,
+        encoder_blocks=0,
+        decoder_blocks=1,
+        planner_share=0,
+        weight_decay=0,
+        latent_noise=0,
+        steps=40,
+        warmup_steps=5,
+        batch_size=12,
+        learning_rate=4e-3,
+        basis_frames=24,
+    )
+
+
+def test_training_beats_the_bare_basis_and_is_saved_whole(config):
+    run(config)
+    record = json.loads((config.output / "training.json").read_text())
+    frames = load_clips(config.clips, config.size).frames[0]
+    vae = AutoencoderPatchBasis.from_pretrained(config.output)
+    linear = AutoencoderPatchBasis(latent_channels=4, block_out_channels=(32,) * 4, encoder_blocks=0, decoder_blocks=1)
+    linear.fit_basis(to_float(frames))
+    assert measure(vae, frames, 2).psnr > measure(linear, frames, 2).psnr + 0.3
+    assert record["trained"]["planner_psnr"] > 0 and record["config"]["steps"] == 40
+    with torch.no_grad():
+        latents = encode_video(vae, to_float(frames)[None])
+    assert abs(latents.mean()) < 1e-3 and abs(latents.std() - 1) < 1e-3
+    assert sorted(path.name for path in config.output.parent.iterdir()) == ["train", "vae", "val"]
+
+
+def test_a_second_run_replaces_the_first_and_is_the_same(config):
+    config = config.model_copy(update={"steps": 2, "planner_share": 0.25})
+    first = run(config).state_dict()
+    second = run(config).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not [path for path in config.output.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_zero_steps_keep_the_linear_basis(config):
+    vae = run(config.model_copy(update={"steps": 0}))
+    assert vae.decoder_residual.conv_out.weight.abs().max() == 0
+
+
+def test_measured_quality_is_that_of_the_error():
+    class OffBy(AutoencoderPatchBasis):
+        def forward(self, sample):
+            return type("Output", (), {"sample": sample - 0.2})
+
+    frames = torch.full((2, 3, 16, 16), 200, dtype=torch.uint8)
+    quality = measure(OffBy(), frames, 1)
+    assert quality.psnr == pytest.approx(20, abs=1e-3) == quality.planner_psnr  # 0.1 of a range of 1
+    assert 0 < quality.ssim < 1
+
+
+def test_a_diverging_run_stops_and_says_why(config, monkeypatch):
+    monkeypatch.setattr(train_autoencoder.F, "l1_loss", lambda a, b: (a - b).mean() * float("nan"))
+    with pytest.raises(ValueError, match="no longer finite at step 1; lower learning_rate"):
+        run(config)
+    assert not config.output.exists()
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(config):
+    factors = [learning_rate_factor(step, config) for step in range(41)]
+    assert factors[0] == pytest.approx(0.2) and max(factors) == factors[4] == 1
+    assert factors[5:] == sorted(factors[5:], reverse=True) and factors[40] == pytest.approx(0)
+
+
+def test_unknown_keys_and_missing_files_are_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("clips: a\nheld_out: b\noutput: c\nlearning_rat: 1\n")
+    with pytest.raises(ValidationError, match="learning_rat"):
+        AutoencoderTrainingConfig.from_yaml(path)
+    with pytest.raises(ValueError, match="no config at"):
+        AutoencoderTrainingConfig.from_yaml(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "training/configs").glob("autoencoder-*.yaml")))
+def test_carried_configs_are_valid_and_have_own_outputs(path):
+    config = AutoencoderTrainingConfig.from_yaml(path)
+    assert config.output == Path("runs") / path.stem
+    assert set(yaml.safe_load(path.read_text())) <= set(AutoencoderTrainingConfig.model_fields)
+
+
+def test_frames_of_the_planners_size_are_trained_too(config):
+    run(config.model_copy(update={"planner_share": 0.5}))
+    record = json.loads((config.output / "training.json").read_text())
+    assert record["trained"]["planner_psnr"] > record["linear"]["planner_psnr"] + 0.3
