@@ -14,7 +14,9 @@ from diffusers_mardini.masking import (
 
 def test_tasks_are_patterns_of_kept_frames():
     assert reference_mask_from_indices(interpolation_indices(5), 5).tolist() == [[True, False, False, False, True]]
-    assert reference_mask_from_indices(leading_indices(2), 4, batch_size=2).tolist() == [[True, True, False, False]] * 2
+    assert (
+        reference_mask_from_indices(leading_indices(2), 4, batch_size=2).tolist() == [[True, True, False, False]] * 2
+    )
 
 
 @pytest.mark.parametrize("num_frames", [2, 4, 9, 17])

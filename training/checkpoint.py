@@ -23,8 +23,14 @@ def save_checkpoint(
     temporary = folder / f".{target.name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}, temporary / "weights.safetensors")
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in averages.items()}, temporary / "ema.safetensors")
+    save_file(
+        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()},
+        temporary / "weights.safetensors",
+    )
+    save_file(
+        {name: tensor.detach().contiguous().clone() for name, tensor in averages.items()},
+        temporary / "ema.safetensors",
+    )
     torch.save(optimizer, temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     for path in temporary.iterdir():

@@ -19,7 +19,9 @@ class DataConfig(_Strict):
 
     train: Path = Field(description="Folder of training clips (Hugging Face VideoFolder layout).")
     validation: Path | None = Field(None, description="Folder of held-out clips; none means no held-out losses.")
-    size: int = Field(64, ge=16, description="Side of the square centre crop, pixels; raising it costs quadratically more.")
+    size: int = Field(
+        64, ge=16, description="Side of the square centre crop, pixels; raising it costs quadratically more."
+    )
     planner_downscale: int = Field(2, ge=1, description="How many times smaller the planner's frames are (Sec. 2.2).")
     cache: Path = Field(Path("runs/latents"), description="Where latents are kept between runs.")
 
@@ -27,9 +29,13 @@ class DataConfig(_Strict):
 class TaskMixture(_Strict):
     """How often each masking pattern is drawn; one pattern per batch, so that all rows keep the same number of frames."""
 
-    random: float = Field(1.0, ge=0, description="Weight of positions drawn at random, as many as `reference_ratio` says.")
+    random: float = Field(
+        1.0, ge=0, description="Weight of positions drawn at random, as many as `reference_ratio` says."
+    )
     interpolation: float = Field(0.0, ge=0, description="Weight of keeping the first and the last frame.")
-    leading: float = Field(0.0, ge=0, description="Weight of keeping a run of leading frames (image-to-video, expansion).")
+    leading: float = Field(
+        0.0, ge=0, description="Weight of keeping a run of leading frames (image-to-video, expansion)."
+    )
 
     @model_validator(mode="after")
     def _some_weight(self):
@@ -47,22 +53,36 @@ class StageConfig(_Strict):
     )
     steps: int = Field(ge=1, description="Optimizer steps.")
     num_frames: int = Field(9, ge=2, description="Frames of a window.")
-    strides: dict[int, float] = Field({2: 1.0}, description="Weights of the distances between frames, in frames of the clip.")
-    reference_ratio: tuple[float, float] = Field((0.35, 1.0), description="Least and largest share of kept frames (Fig. 4).")
+    strides: dict[int, float] = Field(
+        {2: 1.0}, description="Weights of the distances between frames, in frames of the clip."
+    )
+    reference_ratio: tuple[float, float] = Field(
+        (0.35, 1.0), description="Least and largest share of kept frames (Fig. 4)."
+    )
     tasks: TaskMixture = Field(TaskMixture(), description="Mixture of masking patterns.")
     leading_frames: tuple[int, int] = Field((1, 3), description="Least and largest run kept by the `leading` pattern.")
     temporal_attention: Literal["temporal", "spatiotemporal"] = Field(
         "temporal", description="The transformer's attention across frames; weights survive a swap (Sec. 2.4.2)."
     )
-    batch_size: int = Field(8, ge=1, description="Windows per process and step; raising it steadies gradients, costs memory.")
+    batch_size: int = Field(
+        8, ge=1, description="Windows per process and step; raising it steadies gradients, costs memory."
+    )
     learning_rate: float = Field(1.4e-4, gt=0, description="Peak learning rate (the paper: 1.4e-4).")
     final_learning_rate: float = Field(0.0, ge=0, description="Where the cosine ends.")
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up; raise it where the loss spikes at the start.")
-    planning_dropout: float = Field(0.1, ge=0, le=1, description="Share of rows whose planning signal is dropped (Sec. 2.4.1).")
-    planner_loss_weight: float = Field(
-        0.0, ge=0, description="Ours: weight of the planner's reconstruction loss in a joint stage; the paper drops it (0)."
+    warmup_steps: int = Field(
+        100, ge=0, description="Steps of linear warm-up; raise it where the loss spikes at the start."
     )
-    timestep_shift: float = Field(1.0, gt=0, description="Above 1, more training at high noise: u -> s u / (1 + (s - 1) u).")
+    planning_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of rows whose planning signal is dropped (Sec. 2.4.1)."
+    )
+    planner_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Ours: weight of the planner's reconstruction loss in a joint stage; the paper drops it (0).",
+    )
+    timestep_shift: float = Field(
+        1.0, gt=0, description="Above 1, more training at high noise: u -> s u / (1 + (s - 1) u)."
+    )
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -73,7 +93,9 @@ class StageConfig(_Strict):
         if not 1 <= least <= largest < self.num_frames:
             raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {self.num_frames - 1}")
         if not self.strides or any(stride < 1 or weight < 0 for stride, weight in self.strides.items()):
-            raise ValueError(f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0")
+            raise ValueError(
+                f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0"
+            )
         return self
 
 
@@ -84,17 +106,23 @@ class OptimizerConfig(_Strict):
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the squared gradient's average.")
     weight_decay: float = Field(0.01, ge=0, description="Raising it shrinks weights, against over-fitting.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Raising it averages over more steps (about 1 / (1 - decay)).")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Raising it averages over more steps (about 1 / (1 - decay))."
+    )
 
 
 class RunConfig(_Strict):
     """A whole run."""
 
     name: str = Field(description="Name of the run; its folder is `runs/<name>`.")
-    seed: int = Field(0, ge=0, description="Everything random is a function of this seed, the stage, the step and the process.")
+    seed: int = Field(
+        0, ge=0, description="Everything random is a function of this seed, the stage, the step and the process."
+    )
     data: DataConfig
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")
-    preset: str = Field("mardini-tiny", description="Sizes of planner, transformer and scheduler (`diffusers_mardini.presets`).")
+    preset: str = Field(
+        "mardini-tiny", description="Sizes of planner, transformer and scheduler (`diffusers_mardini.presets`)."
+    )
     planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
     transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
@@ -102,14 +130,20 @@ class RunConfig(_Strict):
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto", description="`auto`: bf16 autocast where the device multiplies bf16 matrices fast, else float32."
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass: less memory, slower.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute blocks in the backward pass: less memory, slower."
+    )
     compile: bool = Field(False, description="Compile the repeated blocks: a slow first step, then faster ones.")
     log_every: int = Field(10, ge=1, description="Steps between lines of `metrics.jsonl`.")
     validate_every: int = Field(200, ge=1, description="Steps between held-out losses.")
     validation_windows: int = Field(32, ge=1, description="Held-out windows; raising it steadies the held-out losses.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept; older ones are deleted after a new one is whole.")
-    save_dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="Dtype of the exported weights.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Checkpoints kept; older ones are deleted after a new one is whole."
+    )
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float16", description="Dtype of the exported weights."
+    )
     stages: list[StageConfig] = Field(min_length=1, description="The curriculum, in order (Fig. 4).")
 
     @model_validator(mode="after")
@@ -128,5 +162,7 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         return RunConfig.model_validate(yaml.safe_load(path.read_text()))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
+        ]
         raise ValueError("\n".join([f"{path} is not a valid training configuration:", *lines])) from error

@@ -93,7 +93,10 @@ class Run:
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": config.optimizer.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=stage.learning_rate,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             fused=True,
@@ -155,10 +158,12 @@ class Run:
     def _validate(self, stage: StageConfig, step: int) -> None:
         self.ema.store(self.models.parameters())
         self.ema.copy_to(self.models.parameters())
-        losses = heldout_losses(
-            self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
-            self.config.validation_windows, self.config.seed, self.accelerator,
-        )  # fmt: skip
+        # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
+        with torch.compiler.set_stance("force_eager"):
+            losses = heldout_losses(
+                self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
+                self.config.validation_windows, self.config.seed, self.accelerator,
+            )  # fmt: skip
         self.ema.restore(self.models.parameters())
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 
@@ -177,8 +182,11 @@ class Run:
                 dict(zip(names, self.ema.shadow_params, strict=True)),
                 optimizer.state_dict(),
                 {
-                    "stage": stage.name, "step": step, "global_step": self.global_step,
-                    "windows_seen": self.windows_seen, "ema_steps": self.ema.optimization_step,
+                    "stage": stage.name,
+                    "step": step,
+                    "global_step": self.global_step,
+                    "windows_seen": self.windows_seen,
+                    "ema_steps": self.ema.optimization_step,
                 },  # fmt: skip
                 self.config.keep_checkpoints,
             )
@@ -196,7 +204,9 @@ class Run:
                 "use the configuration it was trained with, or another `name` for a new run"
             )
         self.models.load_state_dict(weights)
-        self.ema.shadow_params = [averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()]
+        self.ema.shadow_params = [
+            averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()
+        ]
         self.ema.optimization_step = state["ema_steps"]
         self.global_step, self.windows_seen = state["global_step"], state["windows_seen"]
         self._forget_records_after(self.global_step)

@@ -14,7 +14,12 @@ from diffusers_mardini.models.identity_attention import (
 FRAMES, ROWS, COLUMNS, HEADS, HEAD_DIM = 5, 2, 3, 2, 8
 KINDS = ["temporal", "spatiotemporal"]
 # Every number of kept frames, in every mixture of places that a few seeds give, equal and unequal over the rows.
-EQUAL_ROWS = [[[0], [4], [2]], [[0, 4], [1, 2], [3, 4]], [[0, 1, 2], [2, 3, 4], [0, 2, 4]], [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]]]
+EQUAL_ROWS = [
+    [[0], [4], [2]],
+    [[0, 4], [1, 2], [3, 4]],
+    [[0, 1, 2], [2, 3, 4], [0, 2, 4]],
+    [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]],
+]
 UNEQUAL_ROWS = [[[0], [0, 4], [1, 2, 3]], [[], [0, 1, 2, 3, 4], [2]], [[0, 1, 2, 3, 4], [0], [0, 1, 2, 3]]]
 
 

@@ -41,7 +41,11 @@ def make_config(**overrides):
             "vae": "vae",
             "planner": {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16},
             "transformer": {
-                "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16, "planning_dim": 16,
+                "num_layers": 1,
+                "num_attention_heads": 2,
+                "attention_head_dim": 8,
+                "mlp_dim": 16,
+                "planning_dim": 16,
             },
             "log_every": 1,
             "checkpoint_every": 2,
@@ -51,9 +55,21 @@ def make_config(**overrides):
             "save_dtype": "float32",
             "stages": [
                 {**stage, "name": "planner", "trains": "planner", "steps": 3},
-                {**stage, "name": "transformer", "trains": "transformer", "steps": 2, "temporal_attention": "spatiotemporal"},
-                {**stage, "name": "joint", "trains": "joint", "steps": 3, "planner_loss_weight": 0.5,
-                 "tasks": {"random": 0.4, "interpolation": 0.3, "leading": 0.3}},
+                {
+                    **stage,
+                    "name": "transformer",
+                    "trains": "transformer",
+                    "steps": 2,
+                    "temporal_attention": "spatiotemporal",
+                },
+                {
+                    **stage,
+                    "name": "joint",
+                    "trains": "joint",
+                    "steps": 3,
+                    "planner_loss_weight": 0.5,
+                    "tasks": {"random": 0.4, "interpolation": 0.3, "leading": 0.3},
+                },
             ],
             **overrides,
         }  # fmt: skip
@@ -63,7 +79,9 @@ def make_config(**overrides):
 def make_run(folder: Path, config=None) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    return Run(config or make_config(), Accelerator(cpu=True), AutoencoderPatchBasis(), make_data(), make_data(), folder)
+    return Run(
+        config or make_config(), Accelerator(cpu=True), AutoencoderPatchBasis(), make_data(), make_data(), folder
+    )
 
 
 def records(folder: Path) -> list[dict]:
@@ -192,8 +210,15 @@ def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwi
     def draw(*keys):
         return draw_batch(stage, data, 1000, step_generator(3, *keys))
 
-    first, again, other, other_process = draw("joint", 5, 0), draw("joint", 5, 0), draw("joint", 6, 0), draw("joint", 5, 1)
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(vars(first).values(), vars(again).values()))
+    first, again, other, other_process = (
+        draw("joint", 5, 0),
+        draw("joint", 5, 0),
+        draw("joint", 6, 0),
+        draw("joint", 5, 1),
+    )
+    assert all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(vars(first).values(), vars(again).values())
+    )
     assert not torch.equal(first.noise, other.noise) and not torch.equal(first.noise, other_process.noise)
 
 
@@ -220,7 +245,9 @@ def test_timesteps_are_stratified_and_shifted_towards_noise():
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    stage = StageConfig(name="s", trains="joint", steps=110, warmup_steps=10, learning_rate=2.0, final_learning_rate=1.0)
+    stage = StageConfig(
+        name="s", trains="joint", steps=110, warmup_steps=10, learning_rate=2.0, final_learning_rate=1.0
+    )
     factor = learning_rate_factor(stage)
     assert factor(0) == 0.1 and factor(9) == 1.0 and factor(10) == 1.0
     assert factor(60) == pytest.approx(0.75) and factor(110) == pytest.approx(0.5)
@@ -236,7 +263,10 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
         ("stages: [{name: a, trains: joint, steps: 1, leading_frames: [1, 9]}]", "within 1 to 8"),
         ("stages: [{name: a, trains: joint, steps: 1, strides: {0: 1}}]", "distances of at least 1"),
         ("stages: [{name: a, trains: joint, steps: 1, tasks: {random: 0}}]", "all task weights are 0"),
-        ("stages: [{name: a, trains: joint, steps: 1}, {name: a, trains: joint, steps: 1}]", "each must be given once"),
+        (
+            "stages: [{name: a, trains: joint, steps: 1}, {name: a, trains: joint, steps: 1}]",
+            "each must be given once",
+        ),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused_with_the_key(tmp_path, change, message):
@@ -258,7 +288,9 @@ def test_a_missing_configuration_is_named():
 def test_shipped_configurations_are_valid_and_end_with_temporal_attention(path):
     config = load_config(path)
     assert [stage.trains for stage in config.stages] == ["planner", "transformer", "joint", "joint"]
-    assert config.stages[1].temporal_attention == "spatiotemporal" and config.stages[-1].temporal_attention == "temporal"
+    assert (
+        config.stages[1].temporal_attention == "spatiotemporal" and config.stages[-1].temporal_attention == "temporal"
+    )
     assert config.stages[0].reference_ratio  # every stage says what it keeps
 
 
@@ -270,4 +302,6 @@ def test_the_scheduler_of_the_run_is_the_presets():
 
 def test_a_batch_moves_all_of_its_tensors():
     batch = draw_batch(make_config().stages[2], make_data(), 1000, step_generator(0)).to(torch.device("meta"))
-    assert isinstance(batch, Batch) and all(v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v))
+    assert isinstance(batch, Batch) and all(
+        v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v)
+    )

@@ -27,7 +27,9 @@ def num_reference_frames_range(num_frames: int, reference_ratio: tuple[float, fl
     if not 0 <= low <= high <= 1:
         raise ValueError(f"`reference_ratio` is {reference_ratio}; it must be two numbers with 0 <= low <= high <= 1")
     if num_frames < 2:
-        raise ValueError(f"`num_frames` is {num_frames}; a window needs at least 2 frames, one to keep and one to mask")
+        raise ValueError(
+            f"`num_frames` is {num_frames}; a window needs at least 2 frames, one to keep and one to mask"
+        )
     least = min(max(1, round(low * num_frames)), num_frames - 1)
     return least, max(least, min(num_frames - 1, round(high * num_frames)))
 
@@ -50,6 +52,8 @@ def random_reference_mask(
     Every row keeps the same number, so that both models can compute the masked frames' queries alone.
     """
     if not 1 <= num_kept < num_frames:
-        raise ValueError(f"`num_kept` is {num_kept}; of {num_frames} frames at least 1 and at most {num_frames - 1} are kept")
+        raise ValueError(
+            f"`num_kept` is {num_kept}; of {num_frames} frames at least 1 and at most {num_frames - 1} are kept"
+        )
     order = torch.rand(batch_size, num_frames, generator=generator).argsort(dim=1)
     return torch.zeros(batch_size, num_frames, dtype=torch.bool).scatter(1, order[:, :num_kept], True)

@@ -33,7 +33,9 @@ class FP32LayerNorm(nn.LayerNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(hidden_states.float(), self.normalized_shape, weight, bias, self.eps).type_as(hidden_states)
+        return F.layer_norm(hidden_states.float(), self.normalized_shape, weight, bias, self.eps).type_as(
+            hidden_states
+        )
 
 
 class MarDiniAttnProcessor:

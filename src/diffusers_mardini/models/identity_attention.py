@@ -84,7 +84,9 @@ class MarDiniIdentityAttnProcessor:
         )
         output = _ungroup(output, attn.kind, batch, tokens).type_as(value)
         if masked_index is not None:
-            output = value.flatten(0, 1).index_copy(0, masked_index, output.flatten(0, 1)).unflatten(0, (batch, frames))
+            output = (
+                value.flatten(0, 1).index_copy(0, masked_index, output.flatten(0, 1)).unflatten(0, (batch, frames))
+            )
         else:
             output = torch.where(reference_mask[:, :, None, None, None], value, output)
         output = output.flatten(3)  # (batch, frames, tokens, channels)

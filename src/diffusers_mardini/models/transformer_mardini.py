@@ -240,7 +240,9 @@ class MarDiniTransformer3DModel(
         # 2. Tokens: every row of patches ends with [NEXT].
         patches = patchify(hidden_states, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
-        tokens = append_next_tokens(self.patch_embed(patches), self.next_token)  # (batch, frames, rows * (columns + 1), dim)
+        tokens = append_next_tokens(
+            self.patch_embed(patches), self.next_token
+        )  # (batch, frames, rows * (columns + 1), dim)
 
         # 3. Places, and which frames ask across frames.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
