@@ -123,6 +123,10 @@ class RunConfig(_Strict):
     preset: str = Field(
         "mardini-tiny", description="Sizes of planner, transformer and scheduler (`diffusers_mardini.presets`)."
     )
+    init_from: str | None = Field(
+        None,
+        description="Folder or Hub id of a pipeline whose planner and transformer the run starts from; none: scratch.",
+    )
     planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
     transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")

@@ -52,6 +52,8 @@ class Run:
         self.scheduler = MarDiniScheduler(**{**preset["scheduler"], **config.scheduler})
         self.planner = MarDiniPlannerTransformer3DModel(**{**preset["planner"], **config.planner})
         self.transformer = MarDiniTransformer3DModel(**{**preset["transformer"], **config.transformer})
+        if config.init_from is not None:
+            self._start_from(config.init_from)
         planner = self.planner.config
         planning_dim = planner.num_attention_heads * planner.attention_head_dim
         self.head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
@@ -75,6 +77,23 @@ class Run:
             self._train_stage(stage, step, optimizer_state)
             step, optimizer_state = 0, None
         return self.export(self.folder / "pipeline")
+
+    def _start_from(self, pipeline: str) -> None:
+        """Copies planner and transformer of a trained pipeline; the reconstruction head starts anew."""
+        for name, model in (("planner", self.planner), ("transformer", self.transformer)):
+            weights = type(model).from_pretrained(pipeline, subfolder=name).state_dict()
+            own = model.state_dict()
+            differing = sorted(
+                k
+                for k in own.keys() | weights.keys()
+                if k not in own or k not in weights or own[k].shape != weights[k].shape
+            )
+            if differing:
+                raise ValueError(
+                    f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
+                    f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
+                )
+            model.load_state_dict(weights)
 
     def _train_stage(self, stage: StageConfig, first_step: int, optimizer_state: dict | None) -> None:
         config, accelerator = self.config, self.accelerator
