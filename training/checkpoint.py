@@ -13,7 +13,7 @@ def save_checkpoint(
     folder: Path,
     weights: dict[str, torch.Tensor],
     averages: dict[str, torch.Tensor],
-    optimizer: dict,
+    optimizers: list[dict],
     state: dict,
     keep: int,
 ) -> Path:
@@ -31,7 +31,7 @@ def save_checkpoint(
         {name: tensor.detach().contiguous().clone() for name, tensor in averages.items()},
         temporary / "ema.safetensors",
     )
-    torch.save(optimizer, temporary / "optimizer.pt")
+    torch.save(optimizers, temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     for path in temporary.iterdir():
         with open(path, "rb") as file:
@@ -48,8 +48,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path) -> tuple[dict, dict, dict, dict]:
-    """Returns `(weights, averages, optimizer, state)`; nothing in the folder is unpickled beyond tensors and numbers."""
+def load_checkpoint(path: Path) -> tuple[dict, dict, list[dict], dict]:
+    """Returns `(weights, averages, optimizers, state)`; nothing in the folder is unpickled beyond tensors and numbers."""
     missing = [n for n in ("weights.safetensors", "ema.safetensors", "optimizer.pt") if not (path / n).is_file()]
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {missing}; delete the folder to resume from the one before it")

@@ -100,8 +100,12 @@ class StageConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    """AdamW (Appendix B) and the average of the weights."""
+    """AdamW (Appendix B), or Muon on the matrices of the blocks, and the average of the weights."""
 
+    name: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`muon` (ours): Muon for the matrices of the blocks, AdamW for the rest, at the same rates.",
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's average.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the squared gradient's average.")
     weight_decay: float = Field(0.01, ge=0, description="Raising it shrinks weights, against over-fitting.")

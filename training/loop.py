@@ -25,6 +25,7 @@ from .config import RunConfig, StageConfig
 from .curriculum import draw_batch, learning_rate_factor
 from .data.latents import LatentClips
 from .heldout import heldout_losses
+from .optimizers import make_optimizers
 from .randomness import step_generator
 from .step import MarDiniTrainingModel, PlannerReconstructionHead
 
@@ -70,12 +71,12 @@ class Run:
 
     def train(self) -> Path:
         """Trains every stage from where the newest checkpoint stands; returns the folder of the finished pipeline."""
-        stage_name, step, optimizer_state = self._resume()
+        stage_name, step, optimizer_states = self._resume()
         names = [stage.name for stage in self.config.stages]
         first = names.index(stage_name) if stage_name else 0
         for stage in self.config.stages[first:]:
-            self._train_stage(stage, step, optimizer_state)
-            step, optimizer_state = 0, None
+            self._train_stage(stage, step, optimizer_states)
+            step, optimizer_states = 0, None
         return self.export(self.folder / "pipeline")
 
     def _start_from(self, pipeline: str) -> None:
@@ -95,7 +96,7 @@ class Run:
                 )
             model.load_state_dict(weights)
 
-    def _train_stage(self, stage: StageConfig, first_step: int, optimizer_state: dict | None) -> None:
+    def _train_stage(self, stage: StageConfig, first_step: int, optimizer_states: list[dict] | None) -> None:
         config, accelerator = self.config, self.accelerator
         trains_planner = stage.trains in ("planner", "joint")
         trains_transformer = stage.trains in ("transformer", "joint")
@@ -108,22 +109,11 @@ class Run:
             self.scheduler,
             stage.planner_loss_weight,
         )
-        # Without weight decay: norms, biases, learned tokens.
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.optimizer.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=stage.learning_rate,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            fused=True,
-        )
-        if optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
+        optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
+        for optimizer, state in zip(optimizers, optimizer_states or [], strict=bool(optimizer_states)):
+            optimizer.load_state_dict(state)
         factor = learning_rate_factor(stage)
-        model, optimizer = accelerator.prepare(model, optimizer)
+        model, *optimizers = accelerator.prepare(model, *optimizers)
         started, started_at = time.monotonic(), self.windows_seen
         bar = tqdm(
             total=stage.steps, initial=first_step, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
@@ -134,8 +124,9 @@ class Run:
             # 1. Draw
             generator = step_generator(config.seed, stage.name, step, accelerator.process_index)
             batch = draw_batch(stage, self.train_data, self.scheduler.config.num_train_timesteps, generator)
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * factor(step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate * factor(step)
 
             # 2. Learn
             with accelerator.autocast():
@@ -147,8 +138,9 @@ class Run:
                     f"the gradient of stage {stage.name!r}, step {step} is not finite; the last checkpoint in "
                     f"{self.folder / 'checkpoints'} is untouched. Lower `learning_rate` or raise `warmup_steps` and start again"
                 )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.ema.step(self.models.parameters())
             self.global_step += 1
             self.windows_seen += stage.batch_size * accelerator.num_processes
@@ -157,13 +149,13 @@ class Run:
             last = step + 1 == stage.steps
             if self.global_step % config.log_every == 0 or last:
                 rate = (self.windows_seen - started_at) / (time.monotonic() - started)
-                self._log(stage, step + 1, losses, grad_norm, optimizer.param_groups[0]["lr"], rate)
+                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step), rate)
                 bar.set_postfix(loss=f"{losses['loss'].item():.3f}", windows_per_s=f"{rate:.2f}", refresh=False)
             bar.update()
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
                 self._validate(stage, step + 1)
             if self.global_step % config.checkpoint_every == 0 or last:
-                self._save(stage, step + 1, optimizer)
+                self._save(stage, step + 1, optimizers)
         bar.close()
         accelerator.free_memory()
 
@@ -192,14 +184,14 @@ class Run:
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def _save(self, stage: StageConfig, step: int, optimizer) -> None:
+    def _save(self, stage: StageConfig, step: int, optimizers: list) -> None:
         if self.accelerator.is_main_process:
             names = [name for name, _ in self.models.named_parameters()]
             save_checkpoint(
                 self.folder / "checkpoints",
                 dict(self.models.named_parameters()),
                 dict(zip(names, self.ema.shadow_params, strict=True)),
-                optimizer.state_dict(),
+                [optimizer.state_dict() for optimizer in optimizers],
                 {
                     "stage": stage.name,
                     "step": step,
@@ -211,11 +203,11 @@ class Run:
             )
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> tuple[str | None, int, dict | None]:
+    def _resume(self) -> tuple[str | None, int, list[dict] | None]:
         checkpoints = list_checkpoints(self.folder / "checkpoints")
         if not checkpoints:
             return None, 0, None
-        weights, averages, optimizer, state = load_checkpoint(checkpoints[-1])
+        weights, averages, optimizers, state = load_checkpoint(checkpoints[-1])
         names = [stage.name for stage in self.config.stages]
         if state["stage"] not in names:
             raise ValueError(
@@ -230,7 +222,7 @@ class Run:
         self.global_step, self.windows_seen = state["global_step"], state["windows_seen"]
         self._forget_records_after(self.global_step)
         self.accelerator.print(f"resuming {checkpoints[-1]}: stage {state['stage']}, step {state['step']}")
-        return state["stage"], state["step"], optimizer
+        return state["stage"], state["step"], optimizers
 
     def _forget_records_after(self, global_step: int) -> None:
         """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""

@@ -42,6 +42,11 @@ class AutoencoderTrainingConfig(BaseModel):
     latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
     width: int = Field(96, ge=8, description="Channels of the residual convolutions.")
     encoder_blocks: int = Field(1, ge=0, description="Residual blocks of the encoder.")
+    train_encoder: bool = Field(
+        True,
+        description="False keeps the encoder linear: less exact, but a free encoder hides detail in the small channels, evens out "
+        "their deviations and makes latents that are harder to predict.",
+    )
     decoder_blocks: int = Field(3, ge=0, description="Residual blocks of the decoder; they remove block edges.")
 
     steps: int = Field(2000, ge=0, description="Optimizer steps; 0 keeps the bare linear basis.")
@@ -120,10 +125,13 @@ def latent_statistics(
 def train(
     vae: AutoencoderPatchBasis, frames: torch.Tensor, held_out: torch.Tensor, config: AutoencoderTrainingConfig
 ) -> None:
-    """Trains all weights of `vae` in place on `uint8` frames `(batch, 3, size, size)`."""
+    """Trains `vae` in place on `uint8` frames `(batch, 3, size, size)`; only its decoder unless `train_encoder`."""
+    for part in (vae.to_latents, vae.encoder_residual):
+        part.requires_grad_(config.train_encoder)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     num_planner = round(config.batch_size * config.planner_share)
@@ -142,7 +150,7 @@ def train(
                 loss = loss + error * len(source) / len(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         if not torch.isfinite(norm):
             raise ValueError(f"the loss is no longer finite at step {step}; lower learning_rate")
         optimizer.step()

@@ -75,3 +75,11 @@ def test_planner_places_lie_on_the_transformer_places_they_cover():
     angle = torch.atan2(key_sin, key_cos)[:, 0].unflatten(0, (4, 3))  # first pair of each axis turns by 1 per patch
     torch.testing.assert_close(angle[1, 0, 0], torch.tensor(3.0))
     torch.testing.assert_close(angle[0, 1, 2], torch.tensor(3.0))
+
+
+def test_the_highest_frequency_is_that_of_the_configuration():
+    cos, sin = MarDiniRotaryPosEmbed(16, theta=100.0, max_frequency=0.5)(2, 1, 3, torch.device("cpu"))
+    frame_angle = torch.atan2(sin, cos)[1, 0, 0, :4]
+    torch.testing.assert_close(frame_angle, 0.5 * 100.0 ** (-torch.arange(4) / 4))
+    plain = MarDiniRotaryPosEmbed(16, theta=100.0)(2, 1, 3, torch.device("cpu"))
+    assert not torch.allclose(cos, plain[0])

@@ -106,9 +106,9 @@ def test_all_stages_run_and_end_in_a_pipeline_that_loads(tmp_path):
     torch.testing.assert_close(pipe.planner.norm_out.weight, averages["planner.norm_out.weight"])
 
 
-@pytest.mark.parametrize("stop", ["step-00000002", "step-00000004"])
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_ran_through(tmp_path, stop):
-    config = make_config(keep_checkpoints=100)
+@pytest.mark.parametrize("stop, optimizer", [("step-00000002", "adamw"), ("step-00000004", "muon")])
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_ran_through(tmp_path, stop, optimizer):
+    config = make_config(keep_checkpoints=100, optimizer={"name": optimizer})
     make_run(tmp_path / "through", config).train()
     make_run(tmp_path / "resumed", config).train()
     for checkpoint in list_checkpoints(tmp_path / "resumed" / "checkpoints"):
@@ -178,12 +178,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(t
 def test_checkpoints_are_whole_or_not_listed_and_old_ones_go(tmp_path):
     tensors = {"a": torch.ones(2)}
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, tensors, tensors, {"step": step}, {"global_step": step}, keep=2)
+        save_checkpoint(tmp_path, tensors, tensors, [{"step": step}], {"global_step": step}, keep=2)
     (tmp_path / ".step-00000004.partial").mkdir()
     (tmp_path / "step-00000005").mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
-    weights, _, optimizer, state = load_checkpoint(tmp_path / "step-00000003")
-    assert torch.equal(weights["a"], torch.ones(2)) and optimizer == {"step": 3} and state["global_step"] == 3
+    weights, _, optimizers, state = load_checkpoint(tmp_path / "step-00000003")
+    assert torch.equal(weights["a"], torch.ones(2)) and optimizers == [{"step": 3}] and state["global_step"] == 3
     (tmp_path / "step-00000003" / "ema.safetensors").unlink()
     with pytest.raises(ValueError, match="lacks.*ema.safetensors.*delete the folder"):
         load_checkpoint(tmp_path / "step-00000003")

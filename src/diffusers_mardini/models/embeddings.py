@@ -42,19 +42,22 @@ def remove_next_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
     return tokens.unflatten(2, (rows, -1))[:, :, :, :-1]
 
 
-def rotary_embedding(first: torch.Tensor, second: torch.Tensor, head_dim: int, theta: float):
+def rotary_embedding(
+    first: torch.Tensor, second: torch.Tensor, head_dim: int, theta: float, max_frequency: float = 1.0
+):
     """Cosines and sines that rotate a head by two coordinates, half of its channel pairs by each.
 
     Args:
         first, second: coordinates of the two axes, broadcastable to a common shape `(...)`.
         head_dim: channels of a head; must be divisible by 4.
         theta: base of the geometric series of frequencies.
+        max_frequency: first of the series, in radians per unit of a coordinate.
 
     Returns:
         `(cos, sin)`, float32, each shaped `(..., 1, head_dim // 2)`; the 1 stands for the heads.
     """
     pairs = head_dim // 4
-    frequencies = theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
+    frequencies = max_frequency * theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
     first, second = torch.broadcast_tensors(first, second)
     angles = torch.cat([first[..., None] * frequencies, second[..., None] * frequencies], dim=-1)
     return angles.cos()[..., None, :], angles.sin()[..., None, :]
@@ -73,16 +76,17 @@ class MarDiniRotaryPosEmbed(nn.Module):
     The flattened index runs over a row's patches and its [NEXT] token before it enters the next row.
     """
 
-    def __init__(self, head_dim: int, theta: float):
+    def __init__(self, head_dim: int, theta: float, max_frequency: float = 1.0):
         super().__init__()
         self.head_dim = head_dim
         self.theta = theta
+        self.max_frequency = max_frequency
 
     def forward(self, num_frames: int, rows: int, columns: int, device: torch.device):
         """Returns `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim // 2)`."""
         frame = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
         position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
-        return rotary_embedding(frame, position, self.head_dim, self.theta)
+        return rotary_embedding(frame, position, self.head_dim, self.theta, self.max_frequency)
 
 
 class MarDiniCrossRotaryPosEmbed(nn.Module):
@@ -92,10 +96,11 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
     scaled onto the transformer's, so that the centre of a planning token stands where that part of the picture is.
     """
 
-    def __init__(self, head_dim: int, theta: float):
+    def __init__(self, head_dim: int, theta: float, max_frequency: float = 1.0):
         super().__init__()
         self.head_dim = head_dim
         self.theta = theta
+        self.max_frequency = max_frequency
 
     def forward(self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device):
         """Returns `(cos, sin)` of the queries `(rows * (columns + 1), 1, head_dim // 2)`, [NEXT] included, and of the
@@ -108,4 +113,4 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
         row = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * row_scale
         column = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * column_scale
         row, column = row[:, None].expand(rows, columns), column[None].expand(rows, columns)
-        return rotary_embedding(row.flatten(), column.flatten(), self.head_dim, self.theta)
+        return rotary_embedding(row.flatten(), column.flatten(), self.head_dim, self.theta, self.max_frequency)

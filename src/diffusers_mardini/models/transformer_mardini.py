@@ -108,6 +108,9 @@ class MarDiniTransformer3DModel(
         temporal_attention (`str`, defaults to `"temporal"`):
             `"temporal"` or `"spatiotemporal"` (Table 1, T and ST); the parameters are the same.
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
+        rope_max_frequency (`float`, defaults to `1.0`):
+            Highest rotary frequency, radians per frame, position, row or column. Ours: 1 as in Llama; pi, the highest that whole
+            numbers tell apart, lets a narrow model attend to single neighbours sooner.
         latent_skip (`bool`, defaults to `False`):
             Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero at
             the start. A velocity is in part linear in the noised latents, and a narrow model then need not carry them
@@ -135,6 +138,7 @@ class MarDiniTransformer3DModel(
         planning_dim: int = 4096,
         temporal_attention: str = "temporal",
         rope_theta: float = 10000.0,
+        rope_max_frequency: float = 1.0,
         latent_skip: bool = False,
         eps: float = 1e-6,
     ):
@@ -149,8 +153,8 @@ class MarDiniTransformer3DModel(
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(256, dim)
         self.planning_embed = TimestepEmbedding(planning_dim, dim)
-        self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta)
-        self.cross_rope = MarDiniCrossRotaryPosEmbed(attention_head_dim, rope_theta)
+        self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
+        self.cross_rope = MarDiniCrossRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
         self.transformer_blocks = nn.ModuleList(
             MarDiniTransformerBlock(
                 dim, num_attention_heads, attention_head_dim, mlp_dim, planning_dim, temporal_attention, eps

@@ -76,6 +76,9 @@ class MarDiniPlannerTransformer3DModel(
         attention_head_dim (`int`, defaults to `128`): Channels of a head; divisible by 4, for two rotary axes.
         mlp_dim (`int`, defaults to `4096`): Hidden channels of the MLP (Table 1).
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
+        rope_max_frequency (`float`, defaults to `1.0`):
+            Highest rotary frequency, radians per frame, position, row or column. Ours: 1 as in Llama; pi, the highest that whole
+            numbers tell apart, lets a narrow model attend to single neighbours sooner.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
     """
 
@@ -95,6 +98,7 @@ class MarDiniPlannerTransformer3DModel(
         attention_head_dim: int = 128,
         mlp_dim: int = 4096,
         rope_theta: float = 10000.0,
+        rope_max_frequency: float = 1.0,
         eps: float = 1e-6,
     ):
         super().__init__()
@@ -104,7 +108,7 @@ class MarDiniPlannerTransformer3DModel(
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta)
+        self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
         self.transformer_blocks = nn.ModuleList(
             MarDiniPlannerTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_dim, eps)
             for _ in range(num_layers)
