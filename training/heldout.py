@@ -35,8 +35,6 @@ def heldout_losses(
     """
     stride = max(stage.strides, key=stage.strides.get)
     starts = data.windows(stage.num_frames, stride)
-    if len(starts) == 0:
-        return {}
     chosen = starts[torch.linspace(0, len(starts) - 1, min(num_windows, len(starts))).long()]
     mine = torch.arange(accelerator.process_index, len(chosen), accelerator.num_processes)
     generator = step_generator(seed, "heldout")

@@ -4,6 +4,7 @@ The parts stand apart: what a step draws in `curriculum.py`, the losses in `step
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -235,7 +236,7 @@ class Run:
             temporary.replace(path)
 
     def export(self, folder: Path) -> Path:
-        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads."""
+        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent."""
         if self.accelerator.is_main_process:
             self.ema.store(self.models.parameters())
             self.ema.copy_to(self.models.parameters())
@@ -244,7 +245,11 @@ class Run:
                 vae=self.vae, planner=self.planner, transformer=self.transformer, scheduler=self.scheduler,
                 planner_downscale=self.config.data.planner_downscale,
             )  # fmt: skip
-            pipeline.to("cpu", dtype).save_pretrained(folder)
+            temporary = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(temporary, ignore_errors=True)
+            pipeline.to("cpu", dtype).save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
             pipeline.to(self.accelerator.device, torch.float32)
             self.ema.restore(self.models.parameters())
         self.accelerator.wait_for_everyone()
