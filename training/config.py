@@ -83,6 +83,9 @@ class StageConfig(_Strict):
     timestep_shift: float = Field(
         1.0, gt=0, description="Above 1, more training at high noise: u -> s u / (1 + (s - 1) u)."
     )
+    compile: bool = Field(
+        False, description="Compile the repeated blocks: first steps of a minute or more, faster ones after."
+    )
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -141,7 +144,6 @@ class RunConfig(_Strict):
     gradient_checkpointing: bool = Field(
         False, description="Recompute blocks in the backward pass: less memory, slower."
     )
-    compile: bool = Field(False, description="Compile the repeated blocks: a slow first step, then faster ones.")
     log_every: int = Field(10, ge=1, description="Steps between lines of `metrics.jsonl`.")
     validate_every: int = Field(200, ge=1, description="Steps between held-out losses.")
     validation_windows: int = Field(32, ge=1, description="Held-out windows; raising it steadies the held-out losses.")

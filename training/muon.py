@@ -1,11 +1,13 @@
 """Muon (Jordan et al. 2024): momentum made orthogonal, for the matrices of the blocks. The paper's recipe is AdamW; this is ours.
 
-`torch.optim.Muon` orthogonalizes in bfloat16 and on every process; here it is done in the matrices' own dtype, which is what a CPU
-without bfloat16 units needs, and the processes share the matrices between them.
+`torch.optim.Muon` orthogonalizes in bfloat16 and on every process; here that dtype is for hardware that multiplies it only (a
+CPU without such units is several times slower with it), and the processes share the matrices between them.
 """
 
 import torch
 import torch.distributed as dist
+
+from diffusers_mardini.hardware import has_bfloat16_units
 
 
 # Quintic Newton-Schulz iteration: these coefficients bring singular values near 1 in five rounds, from anywhere in (0, 1].
@@ -51,6 +53,8 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+        device = self.param_groups[0]["params"][0].device
+        dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
@@ -66,7 +70,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 if turn % world == rank:
-                    update = orthogonalize(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    update = orthogonalize(parameter.grad.lerp(state["momentum"], group["momentum"]).to(dtype))
                     updates[i].copy_(update * 0.2 * max(parameter.shape) ** 0.5)
             if shared:
                 dist.all_reduce(flat)

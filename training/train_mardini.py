@@ -50,9 +50,6 @@ def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
         for stride in stage.strides:
             train_data.windows(stage.num_frames, stride)  # says now, not after hours, that clips are too short
     run = Run(config, accelerator, vae, train_data, validation_data, folder)
-    if config.compile:
-        run.planner.compile_repeated_blocks()
-        run.transformer.compile_repeated_blocks()
     parameters = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in run.models.items()}
     accelerator.print(
         f"{config.name}: {len(config.stages)} stages, {len(train_data.names)} clips, {accelerator.num_processes} process(es) on "

@@ -42,12 +42,12 @@ class Driver:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Driver":
         return cls(
-            look_ahead=round(rng.uniform(12, 28), 2),
-            gain=round(rng.uniform(0.8, 2.2), 2),
-            speed=round(rng.uniform(25, 70), 1),
+            look_ahead=round(rng.uniform(14, 28), 2),
+            gain=round(rng.uniform(0.6, 1.8), 2),
+            speed=round(rng.uniform(20, 52), 1),
             caution=round(rng.uniform(8, 25), 1),
-            offset=round(rng.uniform(-3.5, 3.5), 2),
-            noise=round(rng.uniform(0.0, 0.15), 3),
+            offset=round(rng.uniform(-3.2, 3.2), 2),
+            noise=round(rng.uniform(0.0, 0.1), 3),
             start=round(rng.uniform(0, 1), 4),
         )
 
