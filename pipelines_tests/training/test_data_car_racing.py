@@ -25,10 +25,13 @@ def test_heading_is_measured_as_the_simulator_does():
 def test_one_seed_gives_one_clip(tmp_path, monkeypatch):
     pytest.importorskip("Box2D", reason="needs the extra `sim`")
     monkeypatch.setattr(car_racing, "WARM_UP_STEPS", 20)
+    written = []  # what is driven is compared before H.264: x264 does not give the same bytes every time
+    monkeypatch.setattr(car_racing, "write_video", lambda path, frames, *_, **__: written.append(frames))
     for folder in ("a", "b"):
         record(tmp_path / folder, clips=1, first_seed=7, num_frames=4, workers=1)
-    first, second = ((tmp_path / folder / "carracing_000007.mp4").read_bytes() for folder in ("a", "b"))
-    assert first == second
+    assert written[0].shape == (4, 84, 96, 3) and np.array_equal(*written)
+    assert (written[0][0] != written[0][-1]).any()
+    assert len({(tmp_path / folder / "metadata.jsonl").read_text() for folder in ("a", "b")}) == 1
     (row,) = [json.loads(line) for line in (tmp_path / "a" / "metadata.jsonl").read_text().splitlines()]
     assert (row["seed"], row["fps"], row["num_frames"], row["width"], row["height"]) == (7, 25, 4, 96, 84)
     assert row["driver"]["speed"] > 0 and row["license"] and row["source"]

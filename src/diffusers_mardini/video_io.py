@@ -168,7 +168,7 @@ def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: int) -> None:
         stream.height, stream.width = array.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "medium"}
-        # One thread: the bytes then depend on the frames alone, not on the machine.
+        # One thread: the picture then does not depend on how many cores the machine has.
         stream.codec_context.thread_count = 1
         for frame in array:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
