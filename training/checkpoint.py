@@ -1,61 +1,197 @@
-"""Training state on disk: whole or absent. Exported models are ordinary `from_pretrained` folders and are written elsewhere."""
+"""Training state on disk: whole or absent. Exported models are ordinary `from_pretrained` folders and are written elsewhere.
 
+A checkpoint is a folder of safetensors and one `state.json`, which names every file with its size and SHA-256. It is written under
+a hidden name, flushed to the disk and renamed; a deleted one is renamed to a hidden name first. So whatever is called `step-…` was
+whole once, and if it is not so any more, `load_checkpoint` says what is wrong instead of going on from something else.
+"""
+
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
-def save_checkpoint(
-    folder: Path,
-    weights: dict[str, torch.Tensor],
-    averages: dict[str, torch.Tensor],
-    optimizers: list[dict],
-    state: dict,
-    keep: int,
-) -> Path:
-    """Writes `folder/step-<global step>` under a temporary name, renames it, then deletes all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{state['global_step']:08d}"
+STATE = "state.json"
+LATEST = "latest"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or read; says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from.
+
+    Args:
+        weights, averages: parameters and their moving averages by name.
+        optimizers: a `state_dict` for each optimizer.
+        state: whatever else, as JSON.
+    """
+
+    weights: dict[str, torch.Tensor]
+    averages: dict[str, torch.Tensor]
+    optimizers: list[dict]
+    state: dict
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes `folder/step-<global step>`, then deletes all but the newest `keep`.
+
+    Raises:
+        CheckpointError: if the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    target = folder / f"step-{checkpoint.state['global_step']:08d}"
     temporary = folder / f".{target.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()},
-        temporary / "weights.safetensors",
-    )
-    save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in averages.items()},
-        temporary / "ema.safetensors",
-    )
-    torch.save(optimizers, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(state, indent=2))
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write(temporary, checkpoint)
+        if target.exists():
+            _delete(target)
+        temporary.rename(target)
+        _flush(folder)
+        _write_latest(folder, target.name)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        left = list_checkpoints(folder)
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: {error}. "
+            + (f"{left[-1]} is whole and untouched; " if left else "There is no earlier checkpoint; ")
+            + "make room or make the folder writable, then type the same command again"
+        ) from error
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first; what a killed run left half written carries another name and is not listed."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    """Checkpoints, oldest first; what a killed run left half written or half deleted carries another name and is not listed."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def load_checkpoint(path: Path) -> tuple[dict, dict, list[dict], dict]:
-    """Returns `(weights, averages, optimizers, state)`; nothing in the folder is unpickled beyond tensors and numbers."""
-    missing = [n for n in ("weights.safetensors", "ema.safetensors", "optimizer.pt") if not (path / n).is_file()]
-    if missing:
-        raise ValueError(f"the checkpoint {path} lacks {missing}; delete the folder to resume from the one before it")
-    return (
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from; `None` where the run has never written one.
+
+    Raises:
+        CheckpointError: if the run has written checkpoints and all are gone; it would begin anew in silence otherwise.
+    """
+    checkpoints = list_checkpoints(folder)
+    if checkpoints:
+        return checkpoints[-1]
+    latest = folder / LATEST
+    if latest.is_file():
+        raise CheckpointError(
+            f"{latest} names {latest.read_text().strip()!r}, but {folder} holds no checkpoint; put it back, or delete {folder} "
+            "to begin anew"
+        )
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint, every file checked against its recorded size and SHA-256; nothing is unpickled.
+
+    Raises:
+        CheckpointError: if a file is missing, shorter or otherwise not what was written.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+        files, groups = state.pop("files"), state.pop("optimizers")
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(path, f"its {STATE} cannot be read ({error})") from error
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(path, f"{name} is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
+        if _sha256(file) != expected["sha256"]:
+            raise _damaged(path, f"the contents of {name} have changed since they were written")
+    moments = load_file(path / "optimizer.safetensors")
+    return Checkpoint(
         load_file(path / "weights.safetensors"),
         load_file(path / "ema.safetensors"),
-        torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-        json.loads((path / "state.json").read_text()),
+        [_unflatten(moments, index, group) for index, group in enumerate(groups)],
+        state,
     )
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what killed runs left half written or half deleted."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    moments: dict[str, torch.Tensor] = {}
+    groups = [_flatten(moments, index, state) for index, state in enumerate(checkpoint.optimizers)]
+    tensors = {"weights": checkpoint.weights, "ema": checkpoint.averages, "optimizer": moments}
+    files = {}
+    for name, values in tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    (folder / STATE).write_text(json.dumps({**checkpoint.state, "files": files, "optimizers": groups}, indent=1))
+    for path in [*folder.iterdir(), folder]:
+        _flush(path)
+
+
+def _write_latest(folder: Path, name: str) -> None:
+    temporary = folder / f".{LATEST}.partial"
+    temporary.write_text(name + "\n")
+    _flush(temporary)
+    temporary.replace(folder / LATEST)
+
+
+def _delete(path: Path) -> None:
+    hidden = path.with_name(f".{path.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    others = [other for other in list_checkpoints(path.parent) if other != path]
+    advice = f"delete {path} to go on from {others[-1].name}" if others else "there is no other checkpoint in its folder"
+    return CheckpointError(f"the checkpoint {path} is damaged: {what}; {advice}")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flatten(moments: dict[str, torch.Tensor], index: int, state_dict: dict) -> dict:
+    """Moves an optimizer's tensors to `moments` under `<optimizer>.<parameter>.<name>`; returns the rest, fit for JSON."""
+    plain: dict[str, dict] = {}
+    for parameter, values in state_dict["state"].items():
+        for name, value in values.items():
+            if torch.is_tensor(value):
+                moments[f"{index}.{parameter}.{name}"] = value
+            else:
+                plain.setdefault(str(parameter), {})[name] = value
+    return {"param_groups": state_dict["param_groups"], "state": plain}
+
+
+def _unflatten(moments: dict[str, torch.Tensor], index: int, rest: dict) -> dict:
+    state = {int(parameter): dict(values) for parameter, values in rest["state"].items()}
+    for key, value in moments.items():
+        optimizer, parameter, name = key.split(".", 2)
+        if int(optimizer) == index:
+            state.setdefault(int(parameter), {})[name] = value
+    return {"state": state, "param_groups": rest["param_groups"]}

@@ -3,6 +3,7 @@
 Fields say what happens if they are raised. The stages mirror Fig. 4; what a stage does with them is in `curriculum.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +152,12 @@ class RunConfig(_Strict):
     keep_checkpoints: int = Field(
         2, ge=1, description="Checkpoints kept; older ones are deleted after a new one is whole."
     )
+    max_skipped_steps: int = Field(
+        3, ge=1, description="Steps in a row that may be left out as not finite before the run goes back to its last checkpoint."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, description="Save and stop after this long; the same command goes on. None: no limit."
+    )
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float16", description="Dtype of the exported weights."
     )
@@ -162,6 +169,34 @@ class RunConfig(_Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names are {names}; each must be given once")
         return self
+
+
+# What may differ when a run goes on: it says what is told, kept and read from where, not what is learned.
+_NOT_SHAPING = {
+    "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours", "save_dtype",
+    "stages", "data.cache", "data.validation", "data.train", "vae", "init_from",
+}  # fmt: skip
+
+
+def shaping_fields(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
+    """What the weights after the named stages depend on, by dotted key, as JSON values.
+
+    Paths are left out (folders may move; the latents carry a fingerprint of their own), and `batch_size`, since the windows of a step
+    count and not how the processes share them.
+    """
+    dump = config.model_dump(mode="json")
+    fields = _flat({key: value for key, value in dump.items() if key not in _NOT_SHAPING})
+    for stage in dump["stages"]:
+        if stage["name"] in stages:
+            fields |= _flat({k: v for k, v in stage.items() if k != "batch_size"}, f"stages.{stage['name']}.")
+    return {key: value for key, value in fields.items() if key not in _NOT_SHAPING}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def load_config(path: str | Path) -> RunConfig:

@@ -1,11 +1,11 @@
 """What a stage of the curriculum draws (Sec. 2.4, Fig. 4): masks, timesteps, dropped signals, learning rate.
 
-Pure functions of a stage and a generator; the models meet the result in `step.py`.
+Pure functions of a stage and a `Draw`; the models meet the result in `step.py`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,37 @@ from diffusers_mardini.masking import (
 )
 
 from .config import StageConfig
+from .data.latents import LatentClips
+from .randomness import step_generator
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which rows of which step are drawn: `count` of the `total` rows of the global batch, from row `first` on.
+
+    What all rows share comes from `shared`, what belongs to one row from `rows`; so a global batch is the same for any number of
+    processes and of accumulated parts.
+
+    Args:
+        seed, stage, step: the run's seed, the stage's name, the step within the stage.
+        first, count, total: the rows.
+        attempt: how often the run was rolled back to before this step; other numbers draw other batches.
+    """
+
+    seed: int
+    stage: str
+    step: int
+    first: int
+    count: int
+    total: int
+    attempt: int = 0
+
+    def shared(self, what: str) -> torch.Generator:
+        return step_generator(self.seed, self.stage, self.step, self.attempt, what)
+
+    def rows(self, what: str) -> list[torch.Generator]:
+        rows = range(self.first, self.first + self.count)
+        return [step_generator(self.seed, self.stage, self.step, self.attempt, what, row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -32,6 +63,7 @@ class Batch:
         noise: like `latents`.
         timesteps: `(batch,)` integers.
         planning_signals_mask: `(batch,)` bool, False where the planning signal is dropped.
+        windows: where each row was cut out, in words, for reports.
     """
 
     latents: torch.Tensor
@@ -41,55 +73,53 @@ class Batch:
     noise: torch.Tensor
     timesteps: torch.Tensor
     planning_signals_mask: torch.Tensor
+    windows: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
 
 
-def draw_reference_mask(stage: StageConfig, generator: torch.Generator) -> torch.Tensor:
-    """`(batch, frames)`: one task and one number of kept frames per batch, random positions per row."""
+def draw_reference_mask(stage: StageConfig, draw: Draw) -> torch.Tensor:
+    """`(count, frames)`: one task and one number of kept frames for all rows of a step, random positions per row."""
+    generator = draw.shared("mask")
     weights = torch.tensor([stage.tasks.random, stage.tasks.interpolation, stage.tasks.leading])
     task = ("random", "interpolation", "leading")[_choice(weights, generator)]
     if task == "interpolation":
-        return reference_mask_from_indices(interpolation_indices(stage.num_frames), stage.num_frames, stage.batch_size)
+        return reference_mask_from_indices(interpolation_indices(stage.num_frames), stage.num_frames, draw.count)
     if task == "leading":
         kept = _uniform_integer(*stage.leading_frames, generator)
-        return reference_mask_from_indices(leading_indices(kept), stage.num_frames, stage.batch_size)
+        return reference_mask_from_indices(leading_indices(kept), stage.num_frames, draw.count)
     kept = _uniform_integer(*num_reference_frames_range(stage.num_frames, stage.reference_ratio), generator)
-    return random_reference_mask(stage.batch_size, stage.num_frames, kept, generator)
+    return torch.cat([random_reference_mask(1, stage.num_frames, kept, row) for row in draw.rows("mask")])
 
 
-def draw_timesteps(
-    batch_size: int, num_train_timesteps: int, shift: float, generator: torch.Generator
-) -> torch.Tensor:
-    """`(batch,)` integer timesteps, stratified: one from each of `batch_size` equal parts of [0, 1), which steadies the loss."""
-    u = (torch.randperm(batch_size, generator=generator) + torch.rand(batch_size, generator=generator)) / batch_size
+def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.Tensor:
+    """`(count,)` integer timesteps, stratified: one from each of `total` equal parts of [0, 1), which steadies the loss."""
+    strata = torch.randperm(draw.total, generator=draw.shared("timestep"))[draw.first : draw.first + draw.count]
+    u = (strata + torch.cat([torch.rand(1, generator=row) for row in draw.rows("timestep")])) / draw.total
     u = shift * u / (1 + (shift - 1) * u)
     return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def draw_batch(
-    stage: StageConfig,
-    data,
-    num_train_timesteps: int,
-    generator: torch.Generator,
-) -> Batch:
-    """Everything random of a step: windows of `data` (a `LatentClips`), masks, noise, timesteps, dropped signals."""
+def draw_batch(stage: StageConfig, data: LatentClips, num_train_timesteps: int, draw: Draw) -> Batch:
+    """Everything random of a step: windows of `data`, masks, noise, timesteps, dropped signals."""
     strides = sorted(stage.strides)
     weights = torch.tensor([stage.strides[stride] for stride in strides])
-    stride = strides[_choice(weights, generator)]
+    stride = strides[_choice(weights, draw.shared("stride"))]
     starts = data.windows(stage.num_frames, stride)
-    starts = starts[torch.randint(len(starts), (stage.batch_size,), generator=generator)]
+    starts = starts[torch.tensor([_uniform_integer(0, len(starts) - 1, row) for row in draw.rows("window")])]
     latents, planner_latents = data.gather(starts, stage.num_frames, stride)
-    reference_mask = draw_reference_mask(stage, generator)
+    reference_mask = draw_reference_mask(stage, draw)
+    kept = torch.cat([torch.rand(1, generator=row) for row in draw.rows("dropout")]) >= stage.planning_dropout
     return Batch(
         latents=latents,
         planner_latents=planner_latents,
         reference_mask=reference_mask,
         num_masked_frames=int((~reference_mask[0]).sum()),
-        noise=torch.randn(latents.shape, generator=generator),
-        timesteps=draw_timesteps(stage.batch_size, num_train_timesteps, stage.timestep_shift, generator),
-        planning_signals_mask=torch.rand(stage.batch_size, generator=generator) >= stage.planning_dropout,
+        noise=torch.stack([torch.randn(latents.shape[1:], generator=row) for row in draw.rows("noise")]),
+        timesteps=draw_timesteps(num_train_timesteps, stage.timestep_shift, draw),
+        planning_signals_mask=kept,
+        windows=tuple(data.describe(start, stride) for start in starts.tolist()),
     )
 
 

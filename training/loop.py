@@ -1,15 +1,18 @@
 """The loop: stages in order, steps in order, resumed from the newest checkpoint.
 
-The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the state on disk in `checkpoint.py`.
+The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the state on disk in `checkpoint.py`, what stops
+a run in `stopping.py`, what a step that is not finite does in `guards.py`.
 """
 
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
@@ -21,18 +24,32 @@ from diffusers_mardini import (
 )
 from diffusers_mardini.presets import load_preset
 
-from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import RunConfig, StageConfig
-from .curriculum import draw_batch, learning_rate_factor
+from .checkpoint import Checkpoint, CheckpointError, clear_leftovers, load_checkpoint, newest_checkpoint, save_checkpoint
+from .config import RunConfig, StageConfig, shaping_fields
+from .curriculum import Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
+from .guards import NonFiniteGuard, RollBack, grad_norms
 from .heldout import heldout_losses
 from .optimizers import make_optimizers
-from .randomness import step_generator
 from .step import MarDiniTrainingModel, PlannerReconstructionHead
+from .stopping import StopRequest
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
 
 
 class Run:
-    """The models of a run and where it stands; `train` carries it to the end of its last stage."""
+    """The models of a run and where it stands; `train` carries it to the end of its last stage.
+
+    Args:
+        config: the run.
+        accelerator: devices, processes, precision.
+        vae: goes into the exported pipelines.
+        train_data, validation_data: latents of clips.
+        folder: of the run.
+        allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
+    """
 
     def __init__(
         self,
@@ -42,8 +59,10 @@ class Run:
         train_data: LatentClips,
         validation_data: LatentClips | None,
         folder: Path,
+        allow_change: Sequence[str] = (),
     ):
         self.config = config
+        self.allow_change = allow_change
         self.accelerator = accelerator
         self.vae = vae
         self.train_data = train_data
@@ -74,19 +93,59 @@ class Run:
         if any(stage.compile for stage in config.stages):
             self.planner.compile_repeated_blocks()
             self.transformer.compile_repeated_blocks()
+        self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.global_step = 0
         self.windows_seen = 0
+        self.attempt = 0
 
-    def train(self) -> Path:
-        """Trains every stage from where the newest checkpoint stands; returns the folder of the finished pipeline."""
-        stage_name, step, optimizer_states = self._resume()
+    def train(
+        self, stop: StopRequest | None = None, start_at: str | None = None, stop_after: str | None = None
+    ) -> Path:
+        """Trains every stage from where the newest checkpoint stands; returns the folder of the finished pipeline.
+
+        Args:
+            stop: asked after every step.
+            start_at: name of the stage to begin with, for a run that has no checkpoint yet and an `init_from`.
+            stop_after: name of the last stage to train.
+
+        Raises:
+            ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown.
+            Stopped: if `stop` had a reason; the state is saved.
+            RuntimeError: if steps are not finite again after the run went back to its last checkpoint.
+        """
+        stop = stop or StopRequest(self.folder)
         names = [stage.name for stage in self.config.stages]
-        first = names.index(stage_name) if stage_name else 0
-        for stage in self.config.stages[first:]:
+        for given in (start_at, stop_after):
+            if given is not None and given not in names:
+                raise ValueError(f"there is no stage {given!r}; the stages are {', '.join(names)}")
+        if self.accelerator.is_main_process:
+            clear_leftovers(self.folder / "checkpoints")
+        self.accelerator.wait_for_everyone()
+        while True:
+            try:
+                return self._train_stages(stop, start_at, stop_after)
+            except RollBack as error:
+                if self.attempt > 0:
+                    raise RuntimeError(
+                        f"{error}, again after going back; look at the clips that they name, lower `learning_rate` or raise "
+                        "`warmup_steps`. The last checkpoint is untouched"
+                    ) from error
+                if newest_checkpoint(self.folder / "checkpoints") is None:
+                    raise RuntimeError(f"{error}, and there is no checkpoint to go back to") from error
+                self.accelerator.print(f"{error}; going back to the last checkpoint, once, with other draws")
+                self.accelerator.free_memory()
+                self.attempt = 1
+
+    def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
+        stage_name, step, optimizer_states = self._resume(start_at)
+        names = [stage.name for stage in self.config.stages]
+        first, last = names.index(stage_name), names.index(stop_after or names[-1])
+        for stage in self.config.stages[first : last + 1]:
             with torch.compiler.set_stance("default" if stage.compile else "force_eager"):
-                self._train_stage(stage, step, optimizer_states)
+                self._train_stage(stage, step, optimizer_states, stop)
+            finished = self.export(self.folder / "stages" / stage.name)
             step, optimizer_states = 0, None
-        return self.export(self.folder / "pipeline")
+        return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
 
     def _start_from(self, pipeline: str) -> None:
         """Copies planner and transformer of a trained pipeline; the reconstruction head starts anew."""
@@ -105,7 +164,9 @@ class Run:
                 )
             model.load_state_dict(weights)
 
-    def _train_stage(self, stage: StageConfig, first_step: int, optimizer_states: list[dict] | None) -> None:
+    def _train_stage(
+        self, stage: StageConfig, first_step: int, optimizer_states: list[dict] | None, stop: StopRequest
+    ) -> None:
         config, accelerator = self.config, self.accelerator
         trains_planner = stage.trains in ("planner", "joint")
         trains_transformer = stage.trains in ("transformer", "joint")
@@ -131,28 +192,38 @@ class Run:
 
         for step in range(first_step, stage.steps):
             # 1. Draw
-            generator = step_generator(config.seed, stage.name, step, accelerator.process_index)
-            batch = draw_batch(stage, self.train_data, self.scheduler.config.num_train_timesteps, generator)
+            draw = Draw(
+                config.seed, stage.name, step, accelerator.process_index * stage.batch_size, stage.batch_size,
+                self._rows(stage), self.attempt,
+            )  # fmt: skip
+            batch = draw_batch(stage, self.train_data, self.scheduler.config.num_train_timesteps, draw)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
 
-            # 2. Learn
+            # 2. Learn, unless the loss or the gradient of any process is not finite
             with accelerator.autocast():
                 losses = model(batch.to(accelerator.device))
             accelerator.backward(losses["loss"])
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
-            if not torch.isfinite(grad_norm):
-                raise RuntimeError(
-                    f"the gradient of stage {stage.name!r}, step {step} is not finite; the last checkpoint in "
-                    f"{self.folder / 'checkpoints'} is untouched. Lower `learning_rate` or raise `warmup_steps` and start again"
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            grad_norm = torch.nn.utils.get_total_norm(gradients)
+            reason = stop.reason
+            finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"].detach()), reason)
+            if finite:
+                torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.optimizer.max_grad_norm, grad_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+                self.ema.step(self.models.parameters())
+                self.guard.in_a_row = 0
+            else:
+                norms = grad_norms(self.models)
+                self.guard.report(
+                    accelerator, draw, self.global_step + 1, [batch], losses, float(grad_norm), norms
                 )
             for optimizer in optimizers:
-                optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            self.ema.step(self.models.parameters())
             self.global_step += 1
-            self.windows_seen += stage.batch_size * accelerator.num_processes
+            self.windows_seen += self._rows(stage)
 
             # 3. Tell, check, keep
             last = step + 1 == stage.steps
@@ -163,10 +234,23 @@ class Run:
             bar.update()
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
                 self._validate(stage, step + 1)
-            if self.global_step % config.checkpoint_every == 0 or last:
+            if self.global_step % config.checkpoint_every == 0 or last or stopping:
                 self._save(stage, step + 1, optimizers)
+            if stopping:
+                bar.close()
+                raise Stopped(reason or "another process was asked to")
         bar.close()
         accelerator.free_memory()
+
+    def _rows(self, stage: StageConfig) -> int:
+        """Windows of one step, over all processes."""
+        return stage.batch_size * self.accelerator.num_processes
+
+    def _agree(self, finite: torch.Tensor, reason: str | None) -> tuple[bool, bool]:
+        """Whether every process is finite, and whether any was asked to stop; the one host synchronization of a step."""
+        flags = torch.stack([(~finite).float(), torch.full_like(finite, reason is not None, dtype=torch.float32)])
+        nonfinite, stopping = self.accelerator.reduce(flags, "sum").tolist()
+        return nonfinite == 0, stopping > 0
 
     def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, rate: float) -> None:
         means = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in losses.items()}
@@ -194,10 +278,10 @@ class Run:
                 file.write(json.dumps(record) + "\n")
 
     def _save(self, stage: StageConfig, step: int, optimizers: list) -> None:
+        failure: list[CheckpointError | None] = [None]
         if self.accelerator.is_main_process:
             names = [name for name, _ in self.models.named_parameters()]
-            save_checkpoint(
-                self.folder / "checkpoints",
+            checkpoint = Checkpoint(
                 dict(self.models.named_parameters()),
                 dict(zip(names, self.ema.shadow_params, strict=True)),
                 [optimizer.state_dict() for optimizer in optimizers],
@@ -207,31 +291,78 @@ class Run:
                     "global_step": self.global_step,
                     "windows_seen": self.windows_seen,
                     "ema_steps": self.ema.optimization_step,
+                    "attempt": self.attempt,
+                    "skipped": [self.guard.skipped, self.guard.in_a_row],
+                    "shaped_by": self._shaped_by(stage.name),
                 },  # fmt: skip
-                self.config.keep_checkpoints,
             )
-        self.accelerator.wait_for_everyone()
+            try:
+                save_checkpoint(self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints)
+            except CheckpointError as error:
+                failure = [error]
+        # Told to all, so that no process waits for one that has failed.
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
 
-    def _resume(self) -> tuple[str | None, int, list[dict] | None]:
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
-        if not checkpoints:
-            return None, 0, None
-        weights, averages, optimizers, state = load_checkpoint(checkpoints[-1])
+    def _shaped_by(self, stage_name: str) -> dict:
+        """What the weights at this stage depend on; later stages may still be edited."""
         names = [stage.name for stage in self.config.stages]
+        fields = shaping_fields(self.config, names[: names.index(stage_name) + 1])
+        return fields | {
+            f"stages.{stage.name}.windows_per_step": self._rows(stage)
+            for stage in self.config.stages[: names.index(stage_name) + 1]
+        }
+
+    def _resume(self, start_at: str | None) -> tuple[str, int, list[dict] | None]:
+        names = [stage.name for stage in self.config.stages]
+        path = newest_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            if start_at is not None and self.config.init_from is None and start_at != names[0]:
+                raise ValueError(
+                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
+                    "the folder stages/<name> of another run"
+                )
+            first = names.index(start_at) if start_at else 0
+            self.global_step = sum(stage.steps for stage in self.config.stages[:first])
+            return names[first], 0, None
+        checkpoint = load_checkpoint(path)
+        state = checkpoint.state
         if state["stage"] not in names:
             raise ValueError(
-                f"{checkpoints[-1]} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
+                f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
                 "use the configuration it was trained with, or another `name` for a new run"
             )
-        self.models.load_state_dict(weights)
+        if start_at is not None and names.index(state["stage"]) < names.index(start_at):
+            raise ValueError(
+                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
+                "another `name` and `init_from`"
+            )
+        now = self._shaped_by(state["stage"])
+        changed = [
+            f"  {key}: {state['shaped_by'].get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted(now.keys() | state["shaped_by"].keys())
+            if now.get(key) != state["shaped_by"].get(key) and key not in self.allow_change
+        ]
+        if changed:
+            raise ValueError(
+                "\n".join(
+                    [f"{path} was trained with another configuration:", *changed,
+                     "put these back, use another `name` for a new run, or accept them by name with --allow-change"]
+                )
+            )  # fmt: skip
+        self.models.load_state_dict(checkpoint.weights)
         self.ema.shadow_params = [
-            averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()
+            checkpoint.averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()
         ]
         self.ema.optimization_step = state["ema_steps"]
         self.global_step, self.windows_seen = state["global_step"], state["windows_seen"]
+        self.attempt = max(self.attempt, state["attempt"])
+        self.guard.skipped, in_a_row = state["skipped"]
+        self.guard.in_a_row = in_a_row if state["attempt"] == self.attempt else 0  # other draws: counted anew
         self._forget_records_after(self.global_step)
-        self.accelerator.print(f"resuming {checkpoints[-1]}: stage {state['stage']}, step {state['step']}")
-        return state["stage"], state["step"], optimizers
+        self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
+        return state["stage"], state["step"], checkpoint.optimizers
 
     def _forget_records_after(self, global_step: int) -> None:
         """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""
@@ -254,6 +385,7 @@ class Run:
                 planner_downscale=self.config.data.planner_downscale,
             )  # fmt: skip
             temporary = folder.with_name(f".{folder.name}.partial")
+            folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             pipeline.to("cpu", dtype).save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,14 @@
 """Trains a MarDini by the curriculum of a YAML file: `accelerate launch -m training.train_mardini CONFIG`.
 
-Typing the same command again resumes from the newest checkpoint; `docs/training.md` tells the rest.
+Typing the same command again resumes from the newest checkpoint; `docs/training.md` tells the rest. Exit codes: 0 finished, 75 saved and
+stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed.
 """
 
 import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +18,11 @@ from diffusers import AutoencoderKL, ModelMixin
 from diffusers_mardini import AutoencoderPatchBasis
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 
+from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
 from .data.latents import cache_latents
-from .loop import Run
+from .loop import Run, Stopped
+from .stopping import STOPPED, StopRequest
 
 
 def load_vae(path: str) -> ModelMixin:
@@ -27,44 +34,105 @@ def load_vae(path: str) -> ModelMixin:
     return vae_class.from_pretrained(path).eval().requires_grad_(False)
 
 
-def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
-    """Runs all stages; returns the folder of the finished pipeline."""
+def train(
+    config: RunConfig,
+    runs: Path = Path("runs"),
+    resume: str = "auto",
+    start_at: str | None = None,
+    stop_after: str | None = None,
+    allow_change: Sequence[str] = (),
+) -> Path:
+    """Runs the stages; returns the folder of the finished pipeline, or of the stage after which to stop.
+
+    Args:
+        config: the run.
+        runs: folder of all runs; this one's is `runs/<name>`.
+        resume: `auto` goes on from the newest checkpoint, if there is one; `never` refuses a folder that has one.
+        start_at, stop_after: names of stages, see `Run.train`.
+        allow_change: dotted keys of the configuration that may differ from what the checkpoint was trained with.
+
+    Raises:
+        ValueError: on a configuration, checkpoint or clips that cannot be used.
+        Stopped: if the run was asked to stop; its state is saved.
+    """
+    folder = runs / config.name
+    if resume == "never" and newest_checkpoint(folder / "checkpoints") is not None:
+        raise ValueError(f"{folder} holds checkpoints already; use another `name`, or --resume auto to go on from them")
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
     accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
-    folder = runs / config.name
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.model_dump_json(indent=2))
-    vae = load_vae(config.vae)
+    with StopRequest(folder, config.max_hours) as stop:
+        vae = load_vae(config.vae)
 
-    def latents(clips: Path):
-        # One process encodes, the others then read what it wrote.
-        with accelerator.main_process_first():
-            return cache_latents(clips, vae, config.data.size, config.data.planner_downscale, config.data.cache)
+        def latents(clips: Path):
+            # One process encodes, the others then read what it wrote.
+            with accelerator.main_process_first():
+                return cache_latents(clips, vae, config.data.size, config.data.planner_downscale, config.data.cache)
 
-    train_data = latents(config.data.train)
-    validation_data = latents(config.data.validation) if config.data.validation else None
-    for stage in config.stages:
-        for stride in stage.strides:
-            train_data.windows(stage.num_frames, stride)  # says now, not after hours, that clips are too short
-    run = Run(config, accelerator, vae, train_data, validation_data, folder)
-    parameters = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in run.models.items()}
-    accelerator.print(
-        f"{config.name}: {len(config.stages)} stages, {len(train_data.names)} clips, {accelerator.num_processes} process(es) on "
-        f"{accelerator.device}, {'bf16 autocast' if use_bf16 else 'float32'}, million parameters "
-        + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
-    )
-    pipeline = run.train()
+        train_data = latents(config.data.train)
+        validation_data = latents(config.data.validation) if config.data.validation else None
+        for stage in config.stages:
+            for stride in stage.strides:
+                train_data.windows(stage.num_frames, stride)  # says now, not after hours, that clips are too short
+        run = Run(config, accelerator, vae, train_data, validation_data, folder, allow_change)
+        parameters = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in run.models.items()}
+        accelerator.print(
+            f"{config.name}: {len(config.stages)} stages, {len(train_data.names)} clips, {accelerator.num_processes} process(es) on "
+            f"{accelerator.device}, {'bf16 autocast' if use_bf16 else 'float32'}, million parameters "
+            + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
+        )
+
+        def tell(state: str, reason: str | None = None) -> None:
+            if accelerator.is_main_process:
+                write_status(folder, {"state": state, "reason": reason, "global_step": run.global_step})
+
+        tell("running")
+        try:
+            pipeline = run.train(stop, start_at, stop_after)
+        except Stopped as stopped:
+            if accelerator.is_main_process:
+                stop.done()
+            tell("stopped", str(stopped))
+            raise
+        except Exception as error:
+            tell("failed", f"{type(error).__name__}: {error}")
+            raise
+        tell("finished")
     accelerator.print(f"the finished pipeline lies in {pipeline}")
     return pipeline
 
 
-def main() -> None:
+def write_status(folder: Path, status: dict) -> None:
+    """Writes `status.json`, for whoever watches a run from outside: launchers do not pass on exit codes."""
+    temporary = folder / ".status.json.partial"
+    temporary.write_text(json.dumps({**status, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
+    temporary.replace(folder / "status.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
-    train(load_config(parser.parse_args().config))
+    parser.add_argument("--resume", choices=("auto", "never"), default="auto", help="never: refuse a run that has begun")
+    parser.add_argument("--start-at", metavar="STAGE", help="begin with this stage (needs init_from)")
+    parser.add_argument("--stop-after", metavar="STAGE", help="end with this stage, a whole pipeline in stages/<name>")
+    parser.add_argument(
+        "--allow-change", metavar="KEY", nargs="+", default=(), help="keys that may differ from the checkpoint's configuration"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        train(
+            load_config(options.config), resume=options.resume, start_at=options.start_at, stop_after=options.stop_after,
+            allow_change=options.allow_change,
+        )  # fmt: skip
+    except Stopped as stopped:
+        print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")
+        sys.exit(STOPPED)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class LatentClips:
         ]
         return torch.cat(starts)
 
+    def describe(self, start: int, stride: int) -> str:
+        """The window from frame `start` of `latents`, in words: clip, first frame of it, stride."""
+        clip = int(torch.searchsorted(self.offsets, start, right=True)) - 1
+        return f"{self.names[clip]} from frame {start - int(self.offsets[clip])}, stride {stride}"
+
     def gather(
         self, starts: torch.Tensor, num_frames: int, stride: int | torch.Tensor = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
