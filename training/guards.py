@@ -1,0 +1,88 @@
+"""Steps whose loss or gradient is not finite: left out, reported, and after several in a row the run goes back once.
+
+Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made it.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from .curriculum import Batch, Draw
+
+
+class RollBack(Exception):
+    """Too many steps in a row were not finite."""
+
+
+class NonFiniteGuard:
+    """Counts steps that were left out and writes a report on each.
+
+    Args:
+        folder: of the reports, `nonfinite/` of the run.
+        max_skipped: how many in a row are left out before the run goes back.
+    """
+
+    def __init__(self, folder: Path, max_skipped: int):
+        self.folder = folder
+        self.max_skipped = max_skipped
+        self.in_a_row = 0
+        self.skipped = 0
+
+    def report(
+        self,
+        accelerator: Accelerator,
+        draw: Draw,
+        global_step: int,
+        batches: list[Batch],
+        losses: dict[str, torch.Tensor],
+        grad_norm: float,
+        norms: dict[str, float],
+    ) -> None:
+        """Writes what the processes know about a step that is left out; every process must call it.
+
+        Raises:
+            RollBack: if it is the last of too many in a row.
+        """
+        mine = {
+            "process": accelerator.process_index,
+            "loss": {name: _number(value.item()) for name, value in losses.items()},
+            "windows": [window for batch in batches for window in batch.windows],
+            "timesteps": [timestep for batch in batches for timestep in batch.timesteps.tolist()],
+            "latents_are_finite": all(bool(torch.isfinite(batch.latents).all()) for batch in batches),
+        }
+        processes = gather_object([mine])
+        self.in_a_row += 1
+        self.skipped += 1
+        if accelerator.is_main_process:
+            record = {
+                "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed, "attempt": draw.attempt,
+                "in_a_row": self.in_a_row, "grad_norm": _number(grad_norm), "grad_norm_by_module": norms, "processes": processes,
+            }  # fmt: skip
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"step-{global_step:08d}-attempt-{draw.attempt}.json"
+            path.write_text(json.dumps(record, indent=1))
+            accelerator.print(f"stage {draw.stage!r}, step {draw.step}: not finite, left out; see {path}")
+        if self.in_a_row >= self.max_skipped:
+            raise RollBack(f"{self.in_a_row} steps in a row were not finite; the reports lie in {self.folder}")
+
+
+def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
+    """Norm of the gradient of every block and of every other child of the models."""
+    norms = {}
+    for name, model in models.items():
+        for child, module in model.named_children():
+            parts = module.named_children() if isinstance(module, torch.nn.ModuleList) else [("", module)]
+            for part, submodule in parts:
+                grads = [p.grad.norm() for p in submodule.parameters() if p.grad is not None]
+                if grads:
+                    key = ".".join(filter(None, (name, child, part)))
+                    norms[key] = _number(float(torch.stack(grads).norm()))
+    return norms
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON knows neither NaN nor infinity

@@ -1,0 +1,57 @@
+"""When a run stops before its end: a signal, a file, or the time that was granted. It then saves at the next step."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command goes on with it
+STOP_FILE = "stop"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a cluster's preemption, Ctrl-C, Slurm's warning
+
+
+class StopRequest:
+    """Knows whether this process was asked to stop, and why.
+
+    Use as a context: the handlers are put back at its end. A second signal ends the process at once.
+
+    Args:
+        folder: of the run; a file called `stop` in it is a request.
+        max_hours: of this process's life, from now on; `None` for no limit.
+    """
+
+    def __init__(self, folder: Path, max_hours: float | None = None):
+        self.file = folder / STOP_FILE
+        self.max_hours = max_hours
+        self.started = time.monotonic()
+        self.signal: signal.Signals | None = None
+        self._previous: dict = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, in words, or `None`."""
+        if self.signal is not None:
+            return f"signal {self.signal.name}"
+        if self.file.exists():
+            return f"the file {self.file}"
+        if self.max_hours is not None and time.monotonic() - self.started >= self.max_hours * 3600:
+            return f"max_hours {self.max_hours:g}"
+        return None
+
+    def done(self) -> None:
+        """The run has stopped: the file has had its effect, or it would stop the next one as well."""
+        self.file.unlink(missing_ok=True)
+
+    def _handle(self, number: int, _frame) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)
