@@ -159,7 +159,9 @@ def _delete(path: Path) -> None:
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     others = [other for other in list_checkpoints(path.parent) if other != path]
-    advice = f"delete {path} to go on from {others[-1].name}" if others else "there is no other checkpoint in its folder"
+    advice = (
+        f"delete {path} to go on from {others[-1].name}" if others else "there is no other checkpoint in its folder"
+    )
     return CheckpointError(f"the checkpoint {path} is damaged: {what}; {advice}")
 
 

@@ -68,6 +68,11 @@ class StageConfig(_Strict):
     batch_size: int = Field(
         8, ge=1, description="Windows per process and step; raising it steadies gradients, costs memory."
     )
+    gradient_accumulation: int = Field(
+        1,
+        ge=1,
+        description="Batches per process and step, one after the other: a larger step at the memory of one batch.",
+    )
     learning_rate: float = Field(1.4e-4, gt=0, description="Peak learning rate (the paper: 1.4e-4).")
     final_learning_rate: float = Field(0.0, ge=0, description="Where the cosine ends.")
     warmup_steps: int = Field(
@@ -153,7 +158,9 @@ class RunConfig(_Strict):
         2, ge=1, description="Checkpoints kept; older ones are deleted after a new one is whole."
     )
     max_skipped_steps: int = Field(
-        3, ge=1, description="Steps in a row that may be left out as not finite before the run goes back to its last checkpoint."
+        3,
+        ge=1,
+        description="Steps in a row that may be left out as not finite before the run goes back to its last checkpoint.",
     )
     max_hours: float | None = Field(
         None, gt=0, description="Save and stop after this long; the same command goes on. None: no limit."
@@ -181,14 +188,17 @@ _NOT_SHAPING = {
 def shaping_fields(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
     """What the weights after the named stages depend on, by dotted key, as JSON values.
 
-    Paths are left out (folders may move; the latents carry a fingerprint of their own), and `batch_size`, since the windows of a step
-    count and not how the processes share them.
+    Paths are left out (folders may move; the latents carry a fingerprint of their own), and so are `batch_size` and
+    `gradient_accumulation`: the windows of a step count, and not how they are shared.
     """
     dump = config.model_dump(mode="json")
     fields = _flat({key: value for key, value in dump.items() if key not in _NOT_SHAPING})
     for stage in dump["stages"]:
         if stage["name"] in stages:
-            fields |= _flat({k: v for k, v in stage.items() if k != "batch_size"}, f"stages.{stage['name']}.")
+            fields |= _flat(
+                {k: v for k, v in stage.items() if k not in ("batch_size", "gradient_accumulation")},
+                f"stages.{stage['name']}.",
+            )
     return {key: value for key, value in fields.items() if key not in _NOT_SHAPING}
 
 

@@ -49,10 +49,12 @@ class NonFiniteGuard:
         """
         mine = {
             "process": accelerator.process_index,
-            "loss": {name: _number(value.item()) for name, value in losses.items()},
+            "loss": {name: json_number(value.item()) for name, value in losses.items()},
             "windows": [window for batch in batches for window in batch.windows],
             "timesteps": [timestep for batch in batches for timestep in batch.timesteps.tolist()],
-            "latents_are_finite": all(bool(torch.isfinite(batch.latents).all()) for batch in batches),
+            "latents_are_finite": all(
+                bool(torch.isfinite(latents).all()) for b in batches for latents in (b.latents, b.planner_latents)
+            ),
         }
         processes = gather_object([mine])
         self.in_a_row += 1
@@ -60,7 +62,7 @@ class NonFiniteGuard:
         if accelerator.is_main_process:
             record = {
                 "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed, "attempt": draw.attempt,
-                "in_a_row": self.in_a_row, "grad_norm": _number(grad_norm), "grad_norm_by_module": norms, "processes": processes,
+                "in_a_row": self.in_a_row, "grad_norm": json_number(grad_norm), "grad_norm_by_module": norms, "processes": processes,
             }  # fmt: skip
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step-{global_step:08d}-attempt-{draw.attempt}.json"
@@ -80,9 +82,10 @@ def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
                 grads = [p.grad.norm() for p in submodule.parameters() if p.grad is not None]
                 if grads:
                     key = ".".join(filter(None, (name, child, part)))
-                    norms[key] = _number(float(torch.stack(grads).norm()))
+                    norms[key] = json_number(float(torch.stack(grads).norm()))
     return norms
 
 
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)  # JSON knows neither NaN nor infinity
+def json_number(value: float) -> float | str:
+    """The number, or its name where it is not finite: JSON knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else str(value)

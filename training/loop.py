@@ -4,6 +4,9 @@ The parts stand apart: what a step draws in `curriculum.py`, the losses in `step
 a run in `stopping.py`, what a step that is not finite does in `guards.py`.
 """
 
+import contextlib
+import copy
+import itertools
 import json
 import shutil
 import time
@@ -24,11 +27,18 @@ from diffusers_mardini import (
 )
 from diffusers_mardini.presets import load_preset
 
-from .checkpoint import Checkpoint, CheckpointError, clear_leftovers, load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    clear_leftovers,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from .config import RunConfig, StageConfig, shaping_fields
 from .curriculum import Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
-from .guards import NonFiniteGuard, RollBack, grad_norms
+from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
 from .optimizers import make_optimizers
 from .step import MarDiniTrainingModel, PlannerReconstructionHead
@@ -192,36 +202,46 @@ class Run:
 
         for step in range(first_step, stage.steps):
             # 1. Draw
-            draw = Draw(
-                config.seed, stage.name, step, accelerator.process_index * stage.batch_size, stage.batch_size,
-                self._rows(stage), self.attempt,
-            )  # fmt: skip
-            batch = draw_batch(stage, self.train_data, self.scheduler.config.num_train_timesteps, draw)
+            parts = range(stage.gradient_accumulation)
+            draws = [
+                Draw(
+                    config.seed, stage.name, step, (accelerator.process_index * len(parts) + part) * stage.batch_size,
+                    stage.batch_size, self._rows(stage), self.attempt,
+                )
+                for part in parts
+            ]  # fmt: skip
+            timesteps = self.scheduler.config.num_train_timesteps
+            batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            with accelerator.autocast():
-                losses = model(batch.to(accelerator.device))
-            accelerator.backward(losses["loss"])
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
+            losses: dict[str, torch.Tensor] = {}
+            for part, batch in enumerate(batches):
+                last_part = part + 1 == len(parts)
+                with contextlib.nullcontext() if last_part else accelerator.no_sync(model), accelerator.autocast():
+                    part_losses = {
+                        name: loss / len(parts) for name, loss in model(batch.to(accelerator.device)).items()
+                    }
+                    accelerator.backward(part_losses["loss"])
+                losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             reason = stop.reason
-            finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"].detach()), reason)
+            finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"]), reason)
+            norms = None if finite else grad_norms(self.models)
             if finite:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.optimizer.max_grad_norm, grad_norm)
                 for optimizer in optimizers:
                     optimizer.step()
                 self.ema.step(self.models.parameters())
                 self.guard.in_a_row = 0
-            else:
-                norms = grad_norms(self.models)
-                self.guard.report(
-                    accelerator, draw, self.global_step + 1, [batch], losses, float(grad_norm), norms
-                )
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
+            if not finite:
+                self.guard.report(
+                    accelerator, draws[0], self.global_step + 1, batches, losses, float(grad_norm), norms
+                )
             self.global_step += 1
             self.windows_seen += self._rows(stage)
 
@@ -244,7 +264,7 @@ class Run:
 
     def _rows(self, stage: StageConfig) -> int:
         """Windows of one step, over all processes."""
-        return stage.batch_size * self.accelerator.num_processes
+        return stage.batch_size * stage.gradient_accumulation * self.accelerator.num_processes
 
     def _agree(self, finite: torch.Tensor, reason: str | None) -> tuple[bool, bool]:
         """Whether every process is finite, and whether any was asked to stop; the one host synchronization of a step."""
@@ -253,10 +273,10 @@ class Run:
         return nonfinite == 0, stopping > 0
 
     def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, rate: float) -> None:
-        means = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in losses.items()}
+        means = {name: json_number(self.accelerator.reduce(value, "mean").item()) for name, value in losses.items()}
         self._write(
-            {"stage": stage.name, "step": step, **means, "grad_norm": float(grad_norm), "learning_rate": learning_rate,
-             "windows_per_second": round(rate, 3)}
+            {"stage": stage.name, "step": step, **means, "grad_norm": json_number(float(grad_norm)),
+             "learning_rate": learning_rate, "windows_per_second": round(rate, 3)}
         )  # fmt: skip
 
     def _validate(self, stage: StageConfig, step: int) -> None:
@@ -377,20 +397,27 @@ class Run:
     def export(self, folder: Path) -> Path:
         """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent."""
         if self.accelerator.is_main_process:
-            self.ema.store(self.models.parameters())
-            self.ema.copy_to(self.models.parameters())
+            names = [name for name, _ in self.models.named_parameters()]
+            averages = dict(zip(names, self.ema.shadow_params, strict=True))
+            models = {"vae": copy.deepcopy(self.vae)}
+            for part in ("planner", "transformer"):
+                model = self.models[part]
+                # A copy from the config: the trained one may be compiled, and must not be rounded to `save_dtype`.
+                models[part] = type(model).from_config(model.config)
+                models[part].load_state_dict(
+                    {n: averages.get(f"{part}.{n}", t) for n, t in model.state_dict().items()}
+                )
             dtype = getattr(torch, self.config.save_dtype)
+            for parameter in itertools.chain.from_iterable(model.parameters() for model in models.values()):
+                parameter.data = parameter.data.to("cpu", dtype)
             pipeline = MarDiniPipeline(
-                vae=self.vae, planner=self.planner, transformer=self.transformer, scheduler=self.scheduler,
-                planner_downscale=self.config.data.planner_downscale,
-            )  # fmt: skip
+                **models, scheduler=self.scheduler, planner_downscale=self.config.data.planner_downscale
+            )
             temporary = folder.with_name(f".{folder.name}.partial")
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
-            pipeline.to("cpu", dtype).save_pretrained(temporary)
+            pipeline.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
-            pipeline.to(self.accelerator.device, torch.float32)
-            self.ema.restore(self.models.parameters())
         self.accelerator.wait_for_everyone()
         return folder

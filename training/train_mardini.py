@@ -57,7 +57,9 @@ def train(
     """
     folder = runs / config.name
     if resume == "never" and newest_checkpoint(folder / "checkpoints") is not None:
-        raise ValueError(f"{folder} holds checkpoints already; use another `name`, or --resume auto to go on from them")
+        raise ValueError(
+            f"{folder} holds checkpoints already; use another `name`, or --resume auto to go on from them"
+        )
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
@@ -116,11 +118,17 @@ def write_status(folder: Path, status: dict) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
-    parser.add_argument("--resume", choices=("auto", "never"), default="auto", help="never: refuse a run that has begun")
+    parser.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="never: refuse a run that has begun"
+    )
     parser.add_argument("--start-at", metavar="STAGE", help="begin with this stage (needs init_from)")
     parser.add_argument("--stop-after", metavar="STAGE", help="end with this stage, a whole pipeline in stages/<name>")
     parser.add_argument(
-        "--allow-change", metavar="KEY", nargs="+", default=(), help="keys that may differ from the checkpoint's configuration"
+        "--allow-change",
+        metavar="KEY",
+        nargs="+",
+        default=(),
+        help="keys that may differ from the checkpoint's configuration",
     )
     options = parser.parse_args(arguments)
     try:

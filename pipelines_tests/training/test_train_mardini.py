@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.models.embeddings import patchify
-from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import RunConfig, StageConfig, load_config
-from training.curriculum import Batch, draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
+from training.curriculum import Batch, Draw, draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
 from training.data.latents import LatentClips
-from training.loop import Run
-from training.randomness import step_generator
+from training.loop import Run, Stopped
 from training.step import MarDiniTrainingModel, masked_mse
+from training.stopping import StopRequest
 
 
 def make_data(clips=3, frames=12):
@@ -76,12 +76,17 @@ def make_config(**overrides):
     )
 
 
-def make_run(folder: Path, config=None) -> Run:
+def make_run(folder: Path, config=None, **arguments) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     return Run(
-        config or make_config(), Accelerator(cpu=True), AutoencoderPatchBasis(), make_data(), make_data(), folder
-    )
+        config or make_config(), Accelerator(cpu=True), AutoencoderPatchBasis(), make_data(), make_data(), folder,
+        **arguments,
+    )  # fmt: skip
+
+
+def rows(step=0, count=2, first=0, total=None, seed=0, stage="test", attempt=0) -> Draw:
+    return Draw(seed, stage, step, first, count, total or count, attempt)
 
 
 def records(folder: Path) -> list[dict]:
@@ -132,7 +137,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(tmp_path):
     before = {name: parameter.clone() for name, parameter in run.models.named_parameters()}
 
     def changed(stage):
-        run._train_stage(run.config.stages[stage], 0, None)
+        run._train_stage(run.config.stages[stage], 0, None, StopRequest(tmp_path))
         moved = {name.split(".")[0] for name, p in run.models.named_parameters() if not torch.equal(p, before[name])}
         before.update({name: parameter.clone() for name, parameter in run.models.named_parameters()})
         return moved
@@ -164,35 +169,147 @@ def test_resuming_with_a_configuration_that_lacks_the_stage_is_refused(tmp_path)
         make_run(tmp_path, other).train()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_path):
+def test_what_shaped_a_checkpoint_cannot_change_behind_its_back(tmp_path):
+    make_run(tmp_path).train(stop_after="transformer")
     config = make_config()
+
+    def edited(stage: int, **fields):
+        stages = [s.model_copy(update=fields) if i == stage else s for i, s in enumerate(config.stages)]
+        return config.model_copy(update={"stages": stages, "checkpoint_every": 7})
+
+    with pytest.raises(
+        ValueError, match="(?s)another configuration.*stages.planner.learning_rate: 0.01 then, 0.5 now"
+    ):
+        make_run(tmp_path, edited(0, learning_rate=0.5)).train()
+    with pytest.raises(ValueError, match="stages.transformer.windows_per_step: 2 then, 3 now"):
+        make_run(tmp_path, edited(1, batch_size=3)).train()
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")][-1] == "step-00000005"
+    make_run(tmp_path / "accepted").train(stop_after="transformer")
+    accepted = make_run(
+        tmp_path / "accepted", edited(0, learning_rate=0.5), allow_change=["stages.planner.learning_rate"]
+    )
+    accepted.train(stop_after="transformer")
+    make_run(tmp_path, edited(2, steps=1)).train()  # a stage that has not begun is still open
+    assert records(tmp_path)[-1]["global_step"] == 6
+
+
+def test_every_finished_stage_is_a_pipeline_and_another_run_starts_from_it(tmp_path):
+    finished = make_run(tmp_path / "first").train(stop_after="transformer")
+    assert finished == tmp_path / "first" / "stages" / "transformer" and not (tmp_path / "first" / "pipeline").exists()
+    assert MarDiniPipeline.from_pretrained(finished).transformer.config.temporal_attention == "spatiotemporal"
+    assert (tmp_path / "first" / "stages" / "planner" / "model_index.json").is_file()
+    make_run(tmp_path / "second", make_config(init_from=str(finished))).train(start_at="joint")
+    log = [r for r in records(tmp_path / "second") if "loss" in r]
+    assert [(r["stage"], r["global_step"]) for r in log] == [("joint", 6), ("joint", 7), ("joint", 8)]
+
+
+def test_stages_that_cannot_be_started_at_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no stage 'task'; the stages are planner, transformer, joint"):
+        make_run(tmp_path).train(stop_after="task")
+    with pytest.raises(ValueError, match="'joint' cannot be the first without weights.*init_from"):
+        make_run(tmp_path).train(start_at="joint")
+
+
+def test_a_request_to_stop_saves_at_the_next_step_and_the_run_goes_on_from_there(tmp_path):
+    config = make_config(checkpoint_every=100)
+    make_run(tmp_path / "through", config).train()
+    run = make_run(tmp_path / "stopped", config)
+    (tmp_path / "stopped" / "stop").touch()
+    for stops in range(1, 8):
+        with pytest.raises(Stopped, match="the file .*stop"):
+            make_run(tmp_path / "stopped", config).train()
+        assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == f"step-0000000{stops}"
+    StopRequest(tmp_path / "stopped").done()
+    run.train()
+    weights = [
+        load_file(list_checkpoints(tmp_path / n / "checkpoints")[-1] / "weights.safetensors")
+        for n in ("through", "stopped")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_step_in_parts_learns_what_the_whole_step_does(tmp_path):
+    def weights(name, **fields):
+        config = make_config()
+        stages = [stage.model_copy(update=fields) for stage in config.stages]
+        run = make_run(tmp_path / name, config.model_copy(update={"stages": stages}))
+        run.train()
+        return dict(run.models.named_parameters())
+
+    whole, parts = weights("whole", batch_size=4), weights("parts", batch_size=1, gradient_accumulation=4)
+    for name, parameter in whole.items():
+        torch.testing.assert_close(
+            parts[name], parameter, atol=2e-3, rtol=0
+        )  # a step of AdamW is 1e-2 at any gradient
+    logs = [[r for r in records(tmp_path / name) if "loss" in r] for name in ("whole", "parts")]
+    assert [r["windows_seen"] for r in logs[0]] == [r["windows_seen"] for r in logs[1]]
+    assert [r["loss"] for r in logs[0]] == pytest.approx([r["loss"] for r in logs[1]], rel=1e-4)
+
+
+def explode(run, steps, attempts=(0,)):
+    """Makes the loss of these steps infinite, as a batch that explodes would."""
+    forward = MarDiniTrainingModel.forward
+
+    def exploding(self, batch):
+        losses = forward(self, batch)
+        if run.global_step in steps and run.attempt in attempts:
+            losses["loss"] = losses["loss"] * float("inf")
+        return losses
+
+    return exploding
+
+
+def test_a_step_that_explodes_is_left_out_and_reported(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={1}))
+    run.train()
+    assert all(torch.isfinite(p).all() for p in run.models.parameters()) and run.guard.skipped == 1
+    assert run.ema.optimization_step == 7  # of 8
+    (report,) = (tmp_path / "nonfinite").iterdir()
+    told = json.loads(report.read_text())
+    assert (told["global_step"], told["stage"], told["step"], told["seed"]) == (2, "planner", 1, 0)
+    process = told["processes"][0]
+    assert process["loss"]["loss"] == "inf" and process["latents_are_finite"] and len(process["windows"]) == 2
+    assert told["grad_norm"] in ("inf", "nan") and "planner.transformer_blocks.0" in told["grad_norm_by_module"]
+
+
+def test_a_clip_that_is_not_finite_is_named(tmp_path):
+    run = make_run(tmp_path)
+    run.train_data.planner_latents[12:24] = float("nan")  # the second clip
+    run.config = make_config(max_skipped_steps=100)
+    run.guard.max_skipped = 100
+    run.train()
+    reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "nonfinite").iterdir())]
+    assert reports and all(any("1.mp4 from frame" in w for w in r["processes"][0]["windows"]) for r in reports)
+    assert not any(r["processes"][0]["latents_are_finite"] for r in reports)
+    assert all(torch.isfinite(p).all() for p in run.models.parameters())
+
+
+def test_after_several_in_a_row_the_run_goes_back_once_with_other_draws(tmp_path, monkeypatch):
+    config = make_config(max_skipped_steps=2)
     run = make_run(tmp_path, config)
-    run._train_stage(config.stages[0], 0, None)
-    whole = list_checkpoints(tmp_path / "checkpoints")
-    run.train_data.planner_latents.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="'planner', step 0 is not finite"):
-        run._train_stage(config.stages[0], 0, None)
-    assert list_checkpoints(tmp_path / "checkpoints") == whole
+    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={6, 7}))
+    run.train()
+    assert run.attempt == 1 and records(tmp_path)[-1]["global_step"] == 8
+    assert sorted(p.name for p in (tmp_path / "nonfinite").iterdir()) == [
+        "step-00000007-attempt-0.json", "step-00000008-attempt-0.json",
+    ]  # fmt: skip
+    assert load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]).state["attempt"] == 1
 
 
-def test_checkpoints_are_whole_or_not_listed_and_old_ones_go(tmp_path):
-    tensors = {"a": torch.ones(2)}
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, tensors, tensors, [{"step": step}], {"global_step": step}, keep=2)
-    (tmp_path / ".step-00000004.partial").mkdir()
-    (tmp_path / "step-00000005").mkdir()
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
-    weights, _, optimizers, state = load_checkpoint(tmp_path / "step-00000003")
-    assert torch.equal(weights["a"], torch.ones(2)) and optimizers == [{"step": 3}] and state["global_step"] == 3
-    (tmp_path / "step-00000003" / "ema.safetensors").unlink()
-    with pytest.raises(ValueError, match="lacks.*ema.safetensors.*delete the folder"):
-        load_checkpoint(tmp_path / "step-00000003")
+def test_when_going_back_does_not_help_the_run_stops_and_its_checkpoint_stays(tmp_path, monkeypatch):
+    run = make_run(tmp_path, make_config(max_skipped_steps=2))
+    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={6, 7}, attempts=(0, 1)))
+    with pytest.raises(RuntimeError, match="again after going back.*lower `learning_rate`"):
+        run.train()
+    checkpoint = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
+    assert checkpoint.state["global_step"] == 6 and all(torch.isfinite(t).all() for t in checkpoint.weights.values())
 
 
 def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    batch = draw_batch(stage, run.train_data, 1000, step_generator(0, "test"))
+    batch = draw_batch(stage, run.train_data, 1000, rows())
     torch.nn.init.normal_(run.transformer.proj_out.weight, std=0.1)
     losses = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(batch)
 
@@ -221,19 +338,30 @@ def test_masked_mse_ignores_reference_frames():
 def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwise():
     stage, data = make_config().stages[2], make_data()
 
-    def draw(*keys):
-        return draw_batch(stage, data, 1000, step_generator(3, *keys))
+    def draw(**keys):
+        return draw_batch(stage, data, 1000, rows(**{"seed": 3, "stage": "joint", "step": 5, **keys}))
 
-    first, again, other, other_process = (
-        draw("joint", 5, 0),
-        draw("joint", 5, 0),
-        draw("joint", 6, 0),
-        draw("joint", 5, 1),
-    )
+    first, again = draw(), draw()
     assert all(
-        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(vars(first).values(), vars(again).values())
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) if torch.is_tensor(a) else a == b
+        for a, b in zip(vars(first).values(), vars(again).values())
     )
-    assert not torch.equal(first.noise, other.noise) and not torch.equal(first.noise, other_process.noise)
+    for other in (draw(step=6), draw(seed=4), draw(stage="task"), draw(attempt=1), draw(first=2, total=4)):
+        assert not torch.equal(first.noise, other.noise)
+
+
+@pytest.mark.parametrize("tasks", [{"random": 1.0}, {"random": 0.0, "leading": 1.0}])
+def test_a_global_batch_is_the_same_for_any_number_of_processes(tasks):
+    stage = StageConfig(**{**make_config().stages[2].model_dump(), "tasks": tasks, "reference_ratio": (0.25, 0.75)})
+    data = make_data()
+    for step in range(5):
+        whole = draw_batch(stage, data, 1000, rows(step, count=6))
+        parts = [draw_batch(stage, data, 1000, rows(step, count=2, first=i, total=6)) for i in (0, 2, 4)]
+        for name, value in vars(whole).items():
+            if torch.is_tensor(value):
+                assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value), name
+        assert {part.num_masked_frames for part in parts} == {whole.num_masked_frames}
+        assert sum((part.windows for part in parts), ()) == whole.windows
 
 
 def test_masks_follow_the_mixture_of_tasks():
@@ -241,7 +369,7 @@ def test_masks_follow_the_mixture_of_tasks():
 
     def masks(**tasks):
         stage = StageConfig(**{**config.model_dump(), "tasks": tasks, "reference_ratio": (0.25, 0.5)})
-        return [draw_reference_mask(stage, step_generator(0, i)) for i in range(20)]
+        return [draw_reference_mask(stage, rows(i)) for i in range(20)]
 
     assert all(mask.tolist() == [[True, False, False, True]] * 2 for mask in masks(random=0, interpolation=1))
     assert {mask[0].tolist().index(False) for mask in masks(random=0, leading=1)} == {1, 2}
@@ -252,9 +380,9 @@ def test_masks_follow_the_mixture_of_tasks():
 
 
 def test_timesteps_are_stratified_and_shifted_towards_noise():
-    plain = torch.cat([draw_timesteps(10, 1000, 1.0, step_generator(0, i)) for i in range(20)])
+    plain = torch.cat([draw_timesteps(1000, 1.0, rows(i, count=10)) for i in range(20)])
     assert all(sorted((plain[i : i + 10] // 100).tolist()) == list(range(10)) for i in range(0, 200, 10))
-    shifted = torch.cat([draw_timesteps(10, 1000, 1.5, step_generator(0, i)) for i in range(20)])
+    shifted = torch.cat([draw_timesteps(1000, 1.5, rows(i, count=10)) for i in range(20)])
     assert shifted.float().mean() > plain.float().mean() + 50 and shifted.max() <= 999
 
 
@@ -317,7 +445,7 @@ def test_the_scheduler_of_the_run_is_the_presets():
 
 
 def test_a_batch_moves_all_of_its_tensors():
-    batch = draw_batch(make_config().stages[2], make_data(), 1000, step_generator(0)).to(torch.device("meta"))
+    batch = draw_batch(make_config().stages[2], make_data(), 1000, rows()).to(torch.device("meta"))
     assert isinstance(batch, Batch) and all(
         v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v)
     )
