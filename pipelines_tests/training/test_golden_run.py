@@ -51,5 +51,5 @@ def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
             ours_value, golden_value = (r["heldout"][name] if "heldout" in r else r[name] for r in (ours, theirs))
             assert ours_value == pytest.approx(golden_value, rel=0.03), (theirs["stage"], theirs["step"], name)
     heldout = [r["heldout"] for r in told if "heldout" in r]
-    assert heldout[-1]["diffusion/0.6"] < 0.7 * next(h for h in heldout if "diffusion/0.6" in h)["diffusion/0.6"]
+    assert heldout[-1]["diffusion/0.6"] < 0.8 * next(h for h in heldout if "diffusion/0.6" in h)["diffusion/0.6"]
     assert MarDiniPipeline.from_pretrained(pipeline).config.planner_downscale == 2
