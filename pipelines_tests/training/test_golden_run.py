@@ -32,7 +32,9 @@ def test_clips_are_not_overwritten(tmp_path):
 
 def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
     config = load_config(ROOT / "training/configs/golden.yaml")
-    autoencoder = train_autoencoder.AutoencoderTrainingConfig.from_yaml(ROOT / "training/configs/autoencoder-golden.yaml")
+    autoencoder = train_autoencoder.AutoencoderTrainingConfig.from_yaml(
+        ROOT / "training/configs/autoencoder-golden.yaml"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     record(config.data.train, 16, 16, 32)
@@ -49,7 +51,7 @@ def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
         names = theirs["heldout"].keys() if "heldout" in theirs else [name for name in theirs if name.endswith("loss")]
         for name in names:  # other processors round otherwise, and a hundred steps spread it
             ours_value, golden_value = (r["heldout"][name] if "heldout" in r else r[name] for r in (ours, theirs))
-            assert ours_value == pytest.approx(golden_value, rel=0.03), (theirs["stage"], theirs["step"], name)
+            assert ours_value == pytest.approx(golden_value, rel=0.05), (theirs["stage"], theirs["step"], name)
     heldout = [r["heldout"] for r in told if "heldout" in r]
     assert heldout[-1]["diffusion/0.6"] < 0.8 * next(h for h in heldout if "diffusion/0.6" in h)["diffusion/0.6"]
     assert MarDiniPipeline.from_pretrained(pipeline).config.planner_downscale == 2

@@ -58,7 +58,9 @@ def record(folder: Path, clips: int, num_frames: int, size: int, first_seed: int
     rows = []
     for seed in range(first_seed, first_seed + clips):
         name = f"shapes_{seed:05d}.mp4"
-        write_video(folder / name, draw_clip(seed, num_frames, size), FPS, crf=10)
+        write_video(
+            folder / name, draw_clip(seed, num_frames, size), FPS, crf=0
+        )  # lossless: x264 does not give the same bytes every time
         rows.append(
             {"file_name": name, "seed": seed, "fps": FPS, "num_frames": num_frames, "width": size, "height": size}
         )
