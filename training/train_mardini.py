@@ -16,15 +16,16 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from .config import RunConfig, load_config
 from .data.latents import cache_latents
 from .loop import Run
+from .plan import problems, unsupported
 
 
-def load_vae(path: str) -> ModelMixin:
+def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
     """Loads an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository holds."""
-    name = AutoencoderPatchBasis.load_config(path)["_class_name"]
+    name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder)["_class_name"]
     vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
     if vae_class is None:
         raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
-    return vae_class.from_pretrained(path).eval().requires_grad_(False)
+    return vae_class.from_pretrained(path, subfolder=subfolder).eval().requires_grad_(False)
 
 
 def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
@@ -37,7 +38,10 @@ def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.model_dump_json(indent=2))
-    vae = load_vae(config.vae)
+    config = config.for_processes(accelerator.num_processes)
+    if found := [*problems(config), *unsupported(config)]:
+        raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
+    vae = load_vae(config.vae, config.vae_subfolder)
 
     def latents(clips: Path):
         # One process encodes, the others then read what it wrote.
@@ -64,7 +68,11 @@ def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
-    train(load_config(parser.parse_args().config))
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.ema_decay=0.99 stages.joint.steps=10"
+    )
+    arguments = parser.parse_args()
+    train(load_config(arguments.config, arguments.overrides))
 
 
 if __name__ == "__main__":
