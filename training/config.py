@@ -69,7 +69,9 @@ class StageConfig(_Strict):
     )
     steps: int | None = Field(None, ge=1, description="Optimizer steps; or give `clips`.")
     clips: int | None = Field(
-        None, ge=1, description="Clips seen (Fig. 4), instead of `steps`: as many steps as the global batch needs for them."
+        None,
+        ge=1,
+        description="Clips seen (Fig. 4), instead of `steps`: as many steps as the global batch needs for them.",
     )
     num_frames: int = Field(9, ge=2, description="Frames of a window.")
     strides: dict[int, float] | None = Field(
@@ -93,10 +95,14 @@ class StageConfig(_Strict):
         "temporal", description="The transformer's attention across frames; weights survive a swap (Sec. 2.4.2)."
     )
     batch_size: int | None = Field(
-        8, ge=1, description="Windows per process and step; raising it steadies gradients, costs memory; or give `global_batch`."
+        8,
+        ge=1,
+        description="Windows per process and step; raising it steadies gradients, costs memory; or give `global_batch`.",
     )
     global_batch: int | None = Field(
-        None, ge=1, description="Windows per step of all processes together, instead of `batch_size`; they share it equally."
+        None,
+        ge=1,
+        description="Windows per step of all processes together, instead of `batch_size`; they share it equally.",
     )
     learning_rate: float = Field(1.4e-4, gt=0, description="Peak learning rate (the paper: 1.4e-4).")
     final_learning_rate: float = Field(0.0, ge=0, description="Where the cosine ends.")
@@ -201,7 +207,9 @@ class RunConfig(_Strict):
     )
     data: DataConfig
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")
-    vae_subfolder: str | None = Field(None, description="Folder of the autoencoder within `vae`, as in `from_pretrained`.")
+    vae_subfolder: str | None = Field(
+        None, description="Folder of the autoencoder within `vae`, as in `from_pretrained`."
+    )
     preset: str = Field(
         "mardini-tiny", description="Sizes of planner, transformer and scheduler (`diffusers_mardini.presets`)."
     )
@@ -237,7 +245,6 @@ class RunConfig(_Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names are {names}; each must be given once")
         return self
-
 
     def for_processes(self, num_processes: int) -> "RunConfig":
         """The same run with every stage in `steps` and `batch_size`; see `StageConfig.for_processes`."""
@@ -288,7 +295,9 @@ def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(layer, dict):
-        raise ValueError(f"{path} holds {type(layer).__name__}, not a mapping of keys; see training/configs/ for examples")
+        raise ValueError(
+            f"{path} holds {type(layer).__name__}, not a mapping of keys; see training/configs/ for examples"
+        )
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise ValueError(f"{path}: extends is {parent!r}; give the path of one file, relative to this one")
@@ -338,7 +347,9 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
         target["stages"] = {stage["name"]: dict(stage) for stage in value}
         return
     if not isinstance(value, dict) or not all(isinstance(stage, dict) for stage in value.values()):
-        raise ValueError(f"{source}: stages is {value!r}; give a list of stages, each with a `name`, or a mapping by name")
+        raise ValueError(
+            f"{source}: stages is {value!r}; give a list of stages, each with a `name`, or a mapping by name"
+        )
     stages = target.setdefault("stages", {})
     for name, stage in value.items():
         if name not in stages and (source.startswith("override ") or (stages and "trains" not in stage)):

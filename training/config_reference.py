@@ -66,7 +66,9 @@ def _default(field: FieldInfo) -> str:
 
 def _bounds(field: FieldInfo) -> str:
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
-    found = [(word, getattr(item, sign)) for item in field.metadata for sign, word in signs.items() if hasattr(item, sign)]
+    found = [
+        (word, getattr(item, sign)) for item in field.metadata for sign, word in signs.items() if hasattr(item, sign)
+    ]
     return ", ".join(f"{word} {value}" for word, value in found)
 
 

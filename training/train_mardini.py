@@ -69,7 +69,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.ema_decay=0.99 stages.joint.steps=10"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to it, such as optimizer.ema_decay=0.99 stages.joint.steps=10",
     )
     arguments = parser.parse_args()
     train(load_config(arguments.config, arguments.overrides))

@@ -113,12 +113,18 @@ def test_a_resolved_config_can_be_written_and_read_again(tmp_path):
         ("learning_rate: 1", "did you mean 'stages.<name>.learning_rate'"),
         ("optimizer: {ema: 1}", "optimizer.ema: there is no such key"),
         ("stages: [{name: a, trains: joint, stps: 1}]", "stages.a.stps: there is no such key .did you mean 'steps'"),
-        ("stages: [{name: a, trains: everything, steps: 1}]", "stages.a.trains.*'planner', 'transformer' or 'joint'.*everything"),
+        (
+            "stages: [{name: a, trains: everything, steps: 1}]",
+            "stages.a.trains.*'planner', 'transformer' or 'joint'.*everything",
+        ),
         ("stages: [{name: a, trains: joint, steps: 1, reference_ratio: [0.6, 0.2]}]", "0 <= low <= high <= 1"),
         ("stages: [{name: a, trains: joint, steps: 1, leading_frames: [1, 9]}]", "within 1 to 8"),
         ("stages: [{name: a, trains: joint, steps: 1, strides: {0: 1}}]", "distances of at least 1"),
         ("stages: [{name: a, trains: joint, steps: 1, tasks: {random: 0}}]", "all task weights are 0"),
-        ("stages: [{name: a, trains: joint, steps: 1}, {name: a, trains: joint, steps: 1}]", "each must be given once"),
+        (
+            "stages: [{name: a, trains: joint, steps: 1}, {name: a, trains: joint, steps: 1}]",
+            "each must be given once",
+        ),
         ("stages: 3", "stages is 3; give a list"),
         ("extends: other.yaml", "no configuration at .*other.yaml, which .*run.yaml extends"),
         ("extends: run.yaml", "extends itself: .*run.yaml -> .*run.yaml"),
@@ -153,7 +159,9 @@ def test_overrides_that_make_no_sense_are_refused_by_name(tmp_path, override, me
 def test_the_file_that_made_the_mistake_is_named(tmp_path):
     write(tmp_path, "base.yaml", BASE.replace("size: 32", "size: 2"))
     child = write(tmp_path, "child.yaml", "extends: base.yaml\nname: child")
-    with pytest.raises(ValueError, match="child.yaml is not valid|base.yaml: data.size: .*at least|greater than or equal to 16"):
+    with pytest.raises(
+        ValueError, match="child.yaml is not valid|base.yaml: data.size: .*at least|greater than or equal to 16"
+    ):
         load_config(child)
     try:
         load_config(child)
