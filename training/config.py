@@ -205,7 +205,7 @@ class RunConfig(_Strict):
     seed: int = Field(
         0, ge=0, description="Everything random is a function of this seed, the stage, the step and the process."
     )
-    data: DataConfig
+    data: DataConfig = Field(description="Clips and how they are read; see below.")
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")
     vae_subfolder: str | None = Field(
         None, description="Folder of the autoencoder within `vae`, as in `from_pretrained`."
@@ -220,7 +220,7 @@ class RunConfig(_Strict):
     planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
     transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The rule of learning; see below.")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto", description="`auto`: bf16 autocast where the device multiplies bf16 matrices fast, else float32."
     )

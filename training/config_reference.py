@@ -49,10 +49,12 @@ def _summary(model: type[BaseModel]) -> list[str]:
 
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
-    text = annotation.__name__ if annotation in (int, float, str, bool, Path) else str(annotation)
+    if type(annotation) is type or isinstance(annotation, type(BaseModel)):
+        return annotation.__name__
+    text = str(annotation)
     text = re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", text)  # modules
     text = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " or "), text)
-    return re.sub(r"<class '\w+'>|<class '.*\.(\w+)'>", lambda match: match[1] or "", text).replace(" | None", "")
+    return text.replace(" | None", "")
 
 
 def _default(field: FieldInfo) -> str:

@@ -204,7 +204,8 @@ def make_plan(
         if probe_steps:
             plan = replace(plan, seconds_per_step=probe(config, stage, probe_steps))
         stages.append(plan)
-    return Plan(stages, count_parameters(config), _disk(config, stages), found, notes(config))
+    shards = num_processes if parallelism == "fsdp" else 1
+    return Plan(stages, count_parameters(config), _disk(config, stages, shards), found, notes(config))
 
 
 def _plan_stage(
@@ -256,11 +257,11 @@ def _does_not_fit(
     return f"stage {stage.name!r} needs {plan.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}; {fix}"
 
 
-def _disk(config: RunConfig, stages: list[StagePlan]) -> dict[str, int]:
+def _disk(config: RunConfig, stages: list[StagePlan], shards: int) -> dict[str, int]:
     """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, one more than are kept while it is written."""
     parameters = count_parameters(config)
     everything = sum(parameters.values())
-    optimizer = max(count_memory(config, s, "single", 1, True).optimizer for s in _smallest_batches(config))
+    optimizer = max(stage.memory.optimizer for stage in stages) * shards
     width = getattr(torch, config.save_dtype).itemsize
     channels = model_arguments(config)["transformer"].get("in_channels", 16)
     sizes = {stage.size for stage in stages}
@@ -273,10 +274,6 @@ def _disk(config: RunConfig, stages: list[StagePlan]) -> dict[str, int]:
         "latents per 1000 frames": 1000 * per_frame,
         "latents": frames * per_frame,
     }
-
-
-def _smallest_batches(config: RunConfig) -> list[StageConfig]:
-    return [stage.model_copy(update={"batch_size": 1}) for stage in config.stages]
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:

@@ -72,6 +72,12 @@ def build_models(arguments: dict[str, dict], device: torch.device | str = "meta"
     return nn.ModuleDict({"planner": planner, "transformer": transformer, "head": head})
 
 
+@cache
+def _whole_models(arguments: str) -> nn.ModuleDict:
+    """The models on meta, to be looked at and not changed."""
+    return build_models(json.loads(arguments))
+
+
 def trained_parts(stage: StageConfig) -> tuple[str, ...]:
     """Which of the models a stage trains, as the loop does."""
     parts = {"planner": ("planner", "head"), "transformer": ("transformer",), "joint": ("planner", "transformer")}
@@ -188,7 +194,7 @@ def count_tokens(config: RunConfig, stage: StageConfig) -> dict[str, int]:
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
     """Parameters of `planner`, `transformer` and `head`."""
-    models = build_models(model_arguments(config))
+    models = _whole_models(json.dumps(model_arguments(config)))
     return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
 
@@ -213,7 +219,7 @@ def count_memory(
     config: RunConfig, stage: StageConfig, parallelism: str, num_processes: int, checkpointing: bool
 ) -> Memory:
     """Memory of each device under `single`, `ddp` or `fsdp` (all sharded over the processes)."""
-    models = build_models(model_arguments(config))
+    models = _whole_models(json.dumps(model_arguments(config)))
     everything = sum(p.numel() for p in models.parameters())
     trained = [(f"{part}.{name}", p) for part in trained_parts(stage) for name, p in models[part].named_parameters()]
     learned = sum(p.numel() for _, p in trained)
