@@ -128,8 +128,8 @@ class StageConfig(_Strict):
     @classmethod
     def _one_of_each_pair(cls, values: Any) -> Any:
         """Refuses both of a pair; where one is given, the default of the other does not hold."""
-        if not isinstance(values, dict):
-            return values
+        if not isinstance(values, dict) or values.keys() - cls.model_fields.keys():
+            return values  # an unknown key may be the missing one misspelt, and is told instead
         values = dict(values)
         for first, second in (("steps", "clips"), ("strides", "fps"), ("batch_size", "global_batch")):
             given = [key for key in (first, second) if values.get(key) is not None]
@@ -379,7 +379,7 @@ def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: st
         fields = _model_at(error["loc"][:-1]).model_fields
         elsewhere = [f"{prefix}{name}" for prefix, model in MODELS.items() for name in model.model_fields]
         same = [full for full in elsewhere if full.rpartition(".")[2] == location[-1]]
-        hint = _nearest(location[-1], fields) or (f" (did you mean {same[0]!r}?)" if same else "")
+        hint = f" (did you mean {same[0]!r}?)" if same else _nearest(location[-1], fields)
         return f"{text}there is no such key{hint} (given: {error['input']!r}); accepted are {', '.join(fields)}"
     given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
     return f"{text}{error['msg']}{given if len(given) < 200 else ''}"

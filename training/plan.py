@@ -406,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-data", action="store_true", help="leave the clips out of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
     parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
     try:
         if options.processes < 1 or (parallelism == "single" and options.processes > 1):

@@ -210,9 +210,9 @@ def count_operations(config: RunConfig, stage: StageConfig) -> float:
 def count_activations(config: RunConfig, stage: StageConfig, checkpointing: bool) -> int:
     """Most bytes of results alive at once in a step on one process, gradients of weights not counted."""
     shape = Shape.of(config, stage, masked_frames(stage)[1], checkpointing)
-    kept = _by_layers(shape, lambda *layers: _count_bytes(shape, *layers)[0])
-    kept_by_one, peak_of_one = _count_bytes(shape, 1, 1)
-    return int(kept + peak_of_one - kept_by_one)
+    kept = _by_layers(shape, partial(_count_bytes, shape))
+    beside = _count_bytes(shape, 1, 1, backward=True) - _count_bytes(shape, 1, 1)  # one block's, while the rest waits
+    return int(kept + beside)
 
 
 def count_memory(
@@ -283,8 +283,8 @@ def _count_operations(shape: Shape, planner_layers: int, transformer_layers: int
 
 
 @cache
-def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int) -> tuple[int, int]:
-    """Bytes kept by the forward pass, and the most alive at any moment; gradients are let go as soon as they are there.
+def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int, backward: bool = False) -> int:
+    """Bytes kept by the forward pass or, with `backward`, the most alive at any moment; gradients are let go as they come.
 
     Apart from the operations, because torch's counter holds on to what a recomputed block lets go.
     """
@@ -293,6 +293,7 @@ def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int) -> 
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with _fused_attention(), PeakMemory() as memory:
         loss = model(batch)["loss"]
-        kept = memory.now
+        if not backward:
+            return memory.now
         loss.backward()
-    return kept, memory.peak
+    return memory.peak

@@ -74,7 +74,7 @@ def main() -> None:
         metavar="key=value",
         help="changes to it, such as optimizer.ema_decay=0.99 stages.joint.steps=10",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     train(load_config(arguments.config, arguments.overrides))
 
 

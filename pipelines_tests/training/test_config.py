@@ -126,7 +126,6 @@ def test_a_resolved_config_can_be_written_and_read_again(tmp_path):
             "each must be given once",
         ),
         ("stages: 3", "stages is 3; give a list"),
-        ("extends: other.yaml", "no configuration at .*other.yaml, which .*run.yaml extends"),
         ("extends: run.yaml", "extends itself: .*run.yaml -> .*run.yaml"),
         ("seed: [", "not YAML"),
     ],
@@ -160,13 +159,15 @@ def test_the_file_that_made_the_mistake_is_named(tmp_path):
     write(tmp_path, "base.yaml", BASE.replace("size: 32", "size: 2"))
     child = write(tmp_path, "child.yaml", "extends: base.yaml\nname: child")
     with pytest.raises(
-        ValueError, match="child.yaml is not valid|base.yaml: data.size: .*at least|greater than or equal to 16"
+        ValueError, match="(?s)child.yaml is not a valid.*base.yaml: data.size: .* or equal to 16 .given: 2."
     ):
         load_config(child)
-    try:
-        load_config(child)
-    except ValueError as error:
-        assert "base.yaml: data.size" in str(error)
+
+
+def test_a_missing_parent_is_named_with_the_file_that_extends_it(tmp_path):
+    path = write(tmp_path, "run.yaml", "extends: other.yaml")
+    with pytest.raises(ValueError, match="no configuration at .*other.yaml, which .*run.yaml extends"):
+        load_config(path)
 
 
 def test_a_missing_configuration_is_named():
