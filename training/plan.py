@@ -202,7 +202,13 @@ def make_plan(
                 if windows == 0
             ]
         if probe_steps:
-            plan = replace(plan, seconds_per_step=probe(config, stage, probe_steps))
+            try:
+                plan = replace(plan, seconds_per_step=probe(config, stage, probe_steps))
+            except torch.OutOfMemoryError:
+                found.append(
+                    f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower `batch_size`, or set "
+                    "`gradient_checkpointing: true`"
+                )
         stages.append(plan)
     shards = num_processes if parallelism == "fsdp" else 1
     return Plan(stages, count_parameters(config), _disk(config, stages, shards), found, notes(config))
@@ -319,7 +325,7 @@ def render(plan: Plan, title: str) -> str:
                  f"{s.steps:,}", s.batch, s.tokens["planner"] or "-", s.tokens["transformer"] or "-", _short(s.parameters),
                  f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step), _number(s.hours))
             )  # fmt: skip
-        hours = None if plan.stages[0].hours is None else sum(s.hours for s in plan.stages)
+        hours = None if any(s.hours is None for s in plan.stages) else sum(s.hours for s in plan.stages)
         rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)), f"{sum(s.steps for s in plan.stages):,}", "",
                      "", "", "", "", f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
         lines += [
@@ -402,7 +408,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="what each device really gets done, for the hours; 2e14 is 20%% of an H100",
     )
     parser.add_argument(
-        "--probe", type=int, default=0, metavar="N", help="times N real steps of each stage on this machine instead"
+        "--probe",
+        type=int,
+        default=0,
+        metavar="N",
+        help="times N real steps of each stage on one device of this machine instead; that device holds the whole models",
     )
     parser.add_argument("--no-data", action="store_true", help="leave the clips out of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
@@ -422,7 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(render(plan, f"{config.name}: {len(config.stages)} stages, {options.processes} process(es), {parallelism}"))
     if options.json:
-        options.json.write_text(json.dumps(asdict(plan), indent=2), encoding="utf-8")
+        numbers = asdict(plan)
+        for values, stage in zip(numbers["stages"], plan.stages):
+            values |= {"operations": stage.operations, "hours": stage.hours, "memory_total": stage.memory.total}
+        options.json.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     return 1 if plan.problems else 0
 
 

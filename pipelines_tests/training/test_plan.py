@@ -242,7 +242,11 @@ def test_exit_codes_and_what_is_printed(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "nothing stands against it" in text and "left out: 2" in text and "broken.mp4: unreadable" in text
     (stage,) = json.loads(numbers.read_text())["stages"]
-    assert stage["clips"] == 20 and stage["seconds_per_step"] == pytest.approx(stage["operations_per_step"] / 1e12)
+    assert (
+        stage["clips"] == 20
+        and stage["memory_total"] > 0
+        and stage["seconds_per_step"] == pytest.approx(stage["operations_per_step"] / 1e12)
+    )
     assert main([path, "stages.s.num_frames=13", "stages.s.warmup_steps=0"]) == 1
     assert "problem: stage 's': no clip has 13 frames at stride 1" in capsys.readouterr().out
     assert main([path, "stages.t.steps=1"]) == 1
