@@ -34,13 +34,14 @@ def train(config: RunConfig, runs: Path = Path("runs")) -> Path:
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
     accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
+    resolved = config.for_processes(accelerator.num_processes)
+    if found := [*problems(resolved), *unsupported(resolved)]:
+        raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     folder = runs / config.name
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(config.model_dump_json(indent=2))
-    config = config.for_processes(accelerator.num_processes)
-    if found := [*problems(config), *unsupported(config)]:
-        raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
+        (folder / "config.json").write_text(config.model_dump_json(indent=2))  # as given, for any number of processes
+    config = resolved
     vae = load_vae(config.vae, config.vae_subfolder)
 
     def latents(clips: Path):

@@ -183,6 +183,7 @@ def test_train_refuses_before_it_loads_anything(tmp_path):
         ValueError, match="(?s)test cannot be trained:.*no folder of clips.*`fps` cannot be trained yet"
     ):
         train(make_config({"fps": 8, "strides": None}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_trainer_cannot_do_yet_is_listed():
