@@ -1,14 +1,29 @@
 """The configuration of a training run: one YAML file, read into models that refuse what they do not know.
 
-Fields say what happens if they are raised. The stages mirror Fig. 4; what a stage does with them is in `curriculum.py`.
+Fields say what happens if they are raised; `docs/config.md` is generated from them. The stages mirror Fig. 4; what a stage
+does with them is in `curriculum.py`, what it costs says `plan.py`.
 """
 
-from collections.abc import Sequence
+import copy
+import difflib
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+# Two ways to say one thing: a stage gives one of each pair. A later layer (child file, override) that names one drops the other.
+ALTERNATIVES = {
+    "steps": "clips",
+    "clips": "steps",
+    "strides": "fps",
+    "fps": "strides",
+    "batch_size": "global_batch",
+    "global_batch": "batch_size",
+}
 
 
 class _Strict(BaseModel):
@@ -52,10 +67,24 @@ class StageConfig(_Strict):
     trains: Literal["planner", "transformer", "joint"] = Field(
         description="`planner`: reconstruction (Sec. 2.4.1); `transformer`: diffusion with the unconditional signal; `joint`."
     )
-    steps: int = Field(ge=1, description="Optimizer steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; or give `clips`.")
+    clips: int | None = Field(
+        None,
+        ge=1,
+        description="Clips seen (Fig. 4), instead of `steps`: as many steps as the global batch needs for them.",
+    )
     num_frames: int = Field(9, ge=2, description="Frames of a window.")
-    strides: dict[int, float] = Field(
-        {2: 1.0}, description="Weights of the distances between frames, in frames of the clip."
+    strides: dict[int, float] | None = Field(
+        {2: 1.0}, description="Weights of the distances between frames, in frames of the clip; or give `fps`."
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        description="Frames per second of a window (Fig. 4), instead of `strides`: clips are sampled by time; lowering it shows more motion.",
+    )
+    size: int | tuple[int, int] | None = Field(
+        None,
+        description="Side of the square windows in pixels, or [height, width]; none: `data.size`. Raising it costs quadratically more.",
     )
     reference_ratio: tuple[float, float] = Field(
         (0.35, 1.0), description="Least and largest share of kept frames (Fig. 4)."
@@ -65,8 +94,15 @@ class StageConfig(_Strict):
     temporal_attention: Literal["temporal", "spatiotemporal"] = Field(
         "temporal", description="The transformer's attention across frames; weights survive a swap (Sec. 2.4.2)."
     )
-    batch_size: int = Field(
-        8, ge=1, description="Windows per process and step; raising it steadies gradients, costs memory."
+    batch_size: int | None = Field(
+        8,
+        ge=1,
+        description="Windows per process and step; raising it steadies gradients, costs memory; or give `global_batch`.",
+    )
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Windows per step of all processes together, instead of `batch_size`; they share it equally.",
     )
     gradient_accumulation: int = Field(
         1,
@@ -93,19 +129,64 @@ class StageConfig(_Strict):
         False, description="Compile the repeated blocks: first steps of a minute or more, faster ones after."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each_pair(cls, values: Any) -> Any:
+        """Refuses both of a pair; where one is given, the default of the other does not hold."""
+        if not isinstance(values, dict) or values.keys() - cls.model_fields.keys():
+            return values  # an unknown key may be the missing one misspelt, and is told instead
+        values = dict(values)
+        for first, second in (("steps", "clips"), ("strides", "fps"), ("batch_size", "global_batch")):
+            given = [key for key in (first, second) if values.get(key) is not None]
+            if len(given) == 2:
+                raise ValueError(
+                    f"`{first}` ({values[first]!r}) and `{second}` ({values[second]!r}) are both given; keep one of them"
+                )
+            none_left = not given and (first in values or cls.model_fields[first].default is None)
+            if none_left:
+                raise ValueError(f"neither `{first}` nor `{second}` is given; give one of them")
+            if given == [second]:
+                values[first] = None
+        return values
+
     @model_validator(mode="after")
     def _consistent(self):
+        sides = self.size if isinstance(self.size, tuple) else (self.size or 16,)
+        if min(sides) < 16:
+            raise ValueError(f"size is {self.size}; every side must be at least 16 pixels")
         low, high = self.reference_ratio
         if not 0 <= low <= high <= 1:
             raise ValueError(f"reference_ratio is {self.reference_ratio}; it must be 0 <= low <= high <= 1")
         least, largest = self.leading_frames
         if not 1 <= least <= largest < self.num_frames:
             raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {self.num_frames - 1}")
-        if not self.strides or any(stride < 1 or weight < 0 for stride, weight in self.strides.items()):
+        if self.strides is not None and (
+            any(stride < 1 or weight < 0 for stride, weight in self.strides.items()) or sum(self.strides.values()) <= 0
+        ):
             raise ValueError(
-                f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0"
+                f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0, not all 0"
             )
         return self
+
+    def for_processes(self, num_processes: int) -> "StageConfig":
+        """The same stage in `steps` and `batch_size`, whichever way it was written.
+
+        Raises:
+            ValueError: if the processes, or the parts of `gradient_accumulation`, cannot share the global batch equally.
+        """
+        shares = num_processes * self.gradient_accumulation
+        batch = self.global_batch or self.batch_size * shares
+        if batch % shares:
+            parts = f" in {self.gradient_accumulation} parts each" if self.gradient_accumulation > 1 else ""
+            raise ValueError(
+                f"stage {self.name!r} has a global batch of {batch}, which {num_processes} processes{parts} cannot share equally; "
+                f"use a number of processes that divides it, or set `stages.{self.name}.global_batch` to "
+                f"{max(1, round(batch / shares)) * shares}"
+            )
+        steps = self.steps or math.ceil(self.clips / batch)
+        return self.model_copy(
+            update={"steps": steps, "clips": None, "batch_size": batch // shares, "global_batch": None}
+        )
 
 
 class OptimizerConfig(_Strict):
@@ -131,8 +212,11 @@ class RunConfig(_Strict):
     seed: int = Field(
         0, ge=0, description="Everything random is a function of this seed, the stage, the step and the process."
     )
-    data: DataConfig
+    data: DataConfig = Field(description="Clips and how they are read; see below.")
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")
+    vae_subfolder: str | None = Field(
+        None, description="Folder of the autoencoder within `vae`, as in `from_pretrained`."
+    )
     preset: str = Field(
         "mardini-tiny", description="Sizes of planner, transformer and scheduler (`diffusers_mardini.presets`)."
     )
@@ -143,7 +227,7 @@ class RunConfig(_Strict):
     planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
     transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The rule of learning; see below.")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto", description="`auto`: bf16 autocast where the device multiplies bf16 matrices fast, else float32."
     )
@@ -177,11 +261,21 @@ class RunConfig(_Strict):
             raise ValueError(f"stage names are {names}; each must be given once")
         return self
 
+    def for_processes(self, num_processes: int) -> "RunConfig":
+        """The same run with every stage in `steps` and `batch_size`; see `StageConfig.for_processes`."""
+        return self.model_copy(update={"stages": [stage.for_processes(num_processes) for stage in self.stages]})
+
+    def size_of(self, stage: StageConfig) -> tuple[int, int]:
+        """Height and width of a stage's windows, pixels."""
+        size = stage.size or self.data.size
+        return size if isinstance(size, tuple) else (size, size)
+
 
 # What may differ when a run goes on: it says what is told, kept and read from where, not what is learned.
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours", "save_dtype",
-    "stages", "data.cache", "data.validation", "data.train", "vae", "init_from",
+    "stages", "data.cache", "data.validation", "data.train", "vae", "vae_subfolder", "init_from", "gradient_checkpointing",
+    "max_skipped_steps",
 }  # fmt: skip
 
 
@@ -209,15 +303,156 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_config(path: str | Path) -> RunConfig:
-    """Reads a YAML file; raises `ValueError` that names file, key, what was given and what is accepted."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no configuration at {path}; see training/configs/ for examples")
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, the files it extends, and overrides.
+
+    `extends: other.yaml` (relative to the file) starts from another configuration. Mappings are merged key by key, all else is
+    replaced, `strides` too. `stages` given as a list replaces the parent's; given as a mapping by stage name it changes the
+    fields it names, and appends stages the parent does not have.
+
+    Args:
+        path: the file.
+        overrides: `key=value`, dotted (`optimizer.ema_decay=0.99`, `stages.joint.steps=10`), values in YAML.
+
+    Raises:
+        ValueError: names file, key, what was given, what is accepted, and the nearest valid key.
+    """
+    layers = [*_read_layers(Path(path), ()), *(_read_override(override) for override in overrides)]
+    merged: dict[str, Any] = {}
+    for source, layer in layers:
+        _merge(merged, layer, source)
+    merged["stages"] = list(merged.get("stages", {}).values())
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        return RunConfig.model_validate(merged)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
-        ]
+        lines = [_explain(e, merged, layers, path) for e in error.errors()]
         raise ValueError("\n".join([f"{path} is not a valid training configuration:", *lines])) from error
+
+
+def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict]]:
+    """`(file, mapping)` of a file and all it extends, parents first; `stages` are mappings by name."""
+    if not path.is_file():
+        extended = f", which {children[-1]} extends" if children else ""
+        raise ValueError(f"there is no configuration at {path}{extended}; see training/configs/ for examples")
+    if path.resolve() in [child.resolve() for child in children]:
+        chain = " -> ".join(map(str, [*children, path]))
+        raise ValueError(f"{path} extends itself: {chain}; take one `extends` out")
+    try:
+        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(layer, dict):
+        raise ValueError(
+            f"{path} holds {type(layer).__name__}, not a mapping of keys; see training/configs/ for examples"
+        )
+    parent = layer.pop("extends", None)
+    if parent is not None and not isinstance(parent, str):
+        raise ValueError(f"{path}: extends is {parent!r}; give the path of one file, relative to this one")
+    below = _read_layers(path.parent / parent, (*children, path)) if parent else []
+    return [*below, (str(path), layer)]
+
+
+def _read_override(text: str) -> tuple[str, dict]:
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"the override {text!r} is not of the form key=value, such as optimizer.ema_decay=0.99")
+    try:
+        layer = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of the override {text!r} is not YAML: {error}") from error
+    if isinstance(layer, str):
+        try:  # YAML reads 1e-3 as text
+            layer = float(layer)
+        except ValueError:
+            pass
+    for name in reversed(keys):
+        layer = {name: layer}
+    return f"override {text}", layer
+
+
+def _merge(target: dict, layer: dict, source: str) -> None:
+    """Puts a layer on top of `target`, in place."""
+    for key, value in layer.items():
+        if key == "stages":
+            _merge_stages(target, value, source)
+            continue
+        other = ALTERNATIVES.get(key)
+        if value is not None and other not in layer:
+            target.pop(other, None)
+        if isinstance(value, dict) and isinstance(target.get(key), dict) and key != "strides":
+            _merge(target[key], value, source)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+def _merge_stages(target: dict, value: Any, source: str) -> None:
+    if isinstance(value, list) and all(isinstance(stage, dict) and "name" in stage for stage in value):
+        names = [stage["name"] for stage in value]
+        if len(set(map(str, names))) != len(names):
+            raise ValueError(f"{source}: stage names are {names}; each must be given once")
+        target["stages"] = {stage["name"]: dict(stage) for stage in value}
+        return
+    if not isinstance(value, dict) or not all(isinstance(stage, dict) for stage in value.values()):
+        raise ValueError(
+            f"{source}: stages is {value!r}; give a list of stages, each with a `name`, or a mapping by name"
+        )
+    stages = target.setdefault("stages", {})
+    for name, stage in value.items():
+        if name not in stages and (source.startswith("override ") or (stages and "trains" not in stage)):
+            raise ValueError(
+                f"{source}: there is no stage {name!r}{_nearest(name, stages)}; the stages are {', '.join(map(str, stages))}"
+            )
+        _merge(stages.setdefault(name, {"name": name}), stage, source)
+
+
+def _nearest(name: Any, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: str | Path) -> str:
+    """One line on a validation error: where it was given, the key, what is wrong and the nearest valid key."""
+    location = list(error["loc"])
+    if location[:1] == ["stages"] and len(location) > 1:
+        location[1] = merged["stages"][location[1]]["name"]
+    key = ".".join(map(str, location))
+    # Told where it stands: by the last layer that names the key or, for a missing key, what it would stand in.
+    depths = range(len(location), 0, -1)
+    named_by = [name for depth in depths for name, layer in reversed(layers) if _names(layer, location[:depth])]
+    source = named_by[0] if named_by else path
+    text = f"  {source}: {key or '(file)'}: "
+    if error["type"] == "extra_forbidden":
+        fields = _model_at(error["loc"][:-1]).model_fields
+        elsewhere = [f"{prefix}{name}" for prefix, model in MODELS.items() for name in model.model_fields]
+        same = [full for full in elsewhere if full.rpartition(".")[2] == location[-1]]
+        hint = f" (did you mean {same[0]!r}?)" if same else _nearest(location[-1], fields)
+        return f"{text}there is no such key{hint} (given: {error['input']!r}); accepted are {', '.join(fields)}"
+    given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
+    return f"{text}{error['msg']}{given if len(given) < 200 else ''}"
+
+
+def _names(layer: Any, location: list) -> bool:
+    """Whether a layer, as read from its file, gives the key at `location`."""
+    for key in location:
+        if isinstance(layer, list):
+            layer = {stage.get("name"): stage for stage in layer if isinstance(stage, dict)}
+        if not isinstance(layer, dict) or key not in layer:
+            return False
+        layer = layer[key]
+    return True
+
+
+# The models by the prefix of their keys, in the order of the file.
+MODELS: dict[str, type[BaseModel]] = {
+    "": RunConfig,
+    "data.": DataConfig,
+    "optimizer.": OptimizerConfig,
+    "stages.<name>.": StageConfig,
+    "stages.<name>.tasks.": TaskMixture,
+}
+
+
+def _model_at(location: tuple) -> type[BaseModel]:
+    prefix = "".join("<name>." if isinstance(key, int) else f"{key}." for key in location)
+    return MODELS[prefix]

@@ -6,6 +6,11 @@ from .config import OptimizerConfig
 from .muon import Muon
 
 
+def learns_by_muon(name: str, parameter: torch.Tensor, config: OptimizerConfig) -> bool:
+    """Whether Muon updates this parameter of the training model, rather than AdamW."""
+    return config.name == "muon" and parameter.ndim == 2 and "transformer_blocks" in name
+
+
 def make_optimizers(
     model: torch.nn.Module, config: OptimizerConfig, learning_rate: float
 ) -> list[torch.optim.Optimizer]:
@@ -13,13 +18,9 @@ def make_optimizers(
 
     Norms, biases and learned tokens have no weight decay.
     """
-
-    def by_muon(name: str, parameter: torch.Tensor) -> bool:
-        return config.name == "muon" and parameter.ndim == 2 and "transformer_blocks" in name
-
     named = list(model.named_parameters())
-    matrices = [p for name, p in named if by_muon(name, p)]
-    decayed = [p for name, p in named if p.ndim >= 2 and not by_muon(name, p)]
+    matrices = [p for name, p in named if learns_by_muon(name, p, config)]
+    decayed = [p for name, p in named if p.ndim >= 2 and not learns_by_muon(name, p, config)]
     others = [p for name, p in named if p.ndim < 2]
     adamw = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],

@@ -22,16 +22,17 @@ from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
 from .data.latents import cache_latents
 from .loop import Run, Stopped
+from .plan import problems, unsupported
 from .stopping import STOPPED, StopRequest
 
 
-def load_vae(path: str) -> ModelMixin:
+def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
     """Loads an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository holds."""
-    name = AutoencoderPatchBasis.load_config(path)["_class_name"]
+    name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder)["_class_name"]
     vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
     if vae_class is None:
         raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
-    return vae_class.from_pretrained(path).eval().requires_grad_(False)
+    return vae_class.from_pretrained(path, subfolder=subfolder).eval().requires_grad_(False)
 
 
 def train(
@@ -64,11 +65,15 @@ def train(
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
     accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
+    resolved = config.for_processes(accelerator.num_processes)
+    if found := [*problems(resolved), *unsupported(resolved)]:
+        raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(config.model_dump_json(indent=2))
+        (folder / "config.json").write_text(config.model_dump_json(indent=2))  # as given, for any number of processes
+    config = resolved
     with StopRequest(folder, config.max_hours) as stop:
-        vae = load_vae(config.vae)
+        vae = load_vae(config.vae, config.vae_subfolder)
 
         def latents(clips: Path):
             # One process encodes, the others then read what it wrote.
@@ -119,6 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
     parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to it, such as optimizer.ema_decay=0.99 stages.joint.steps=10",
+    )
+    parser.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="never: refuse a run that has begun"
     )
     parser.add_argument("--start-at", metavar="STAGE", help="begin with this stage (needs init_from)")
@@ -126,15 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--allow-change",
         metavar="KEY",
-        nargs="+",
-        default=(),
-        help="keys that may differ from the checkpoint's configuration",
+        action="append",
+        default=[],
+        help="a key that may differ from the checkpoint's configuration",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         train(
-            load_config(options.config), resume=options.resume, start_at=options.start_at, stop_after=options.stop_after,
-            allow_change=options.allow_change,
+            load_config(options.config, options.overrides), resume=options.resume, start_at=options.start_at,
+            stop_after=options.stop_after, allow_change=options.allow_change,
         )  # fmt: skip
     except Stopped as stopped:
         print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.models.embeddings import patchify
 from training.checkpoint import list_checkpoints, load_checkpoint
-from training.config import RunConfig, StageConfig, load_config
+from training.config import RunConfig, StageConfig
 from training.curriculum import Batch, Draw, draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
 from training.data.latents import LatentClips
 from training.loop import Run, Stopped
@@ -393,49 +393,6 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     factor = learning_rate_factor(stage)
     assert factor(0) == 0.1 and factor(9) == 1.0 and factor(10) == 1.0
     assert factor(60) == pytest.approx(0.75) and factor(110) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ("stages: []", "stages"),
-        ("learnin_rate: 1", "learnin_rate: Extra inputs are not permitted"),
-        ("stages: [{name: a, trains: everything, steps: 1}]", "'planner', 'transformer' or 'joint'.*everything"),
-        ("stages: [{name: a, trains: joint, steps: 1, reference_ratio: [0.6, 0.2]}]", "0 <= low <= high <= 1"),
-        ("stages: [{name: a, trains: joint, steps: 1, leading_frames: [1, 9]}]", "within 1 to 8"),
-        ("stages: [{name: a, trains: joint, steps: 1, strides: {0: 1}}]", "distances of at least 1"),
-        ("stages: [{name: a, trains: joint, steps: 1, tasks: {random: 0}}]", "all task weights are 0"),
-        (
-            "stages: [{name: a, trains: joint, steps: 1}, {name: a, trains: joint, steps: 1}]",
-            "each must be given once",
-        ),
-    ],
-)
-def test_configurations_that_make_no_sense_are_refused_with_the_key(tmp_path, change, message):
-    text = "name: x\nvae: v\ndata: {train: clips}\n"
-    if "stages" not in change:
-        text += "stages: [{name: a, trains: joint, steps: 1}]\n"
-    path = tmp_path / "run.yaml"
-    path.write_text(text + change + "\n")
-    with pytest.raises(ValueError, match=f"(?s)run.yaml.*{message}"):
-        load_config(path)
-
-
-def test_a_missing_configuration_is_named():
-    with pytest.raises(ValueError, match="no configuration at nowhere.yaml"):
-        load_config("nowhere.yaml")
-
-
-@pytest.mark.parametrize("path", sorted(Path("training/configs").glob("tiny-*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configurations_are_valid_and_end_with_temporal_attention(path):
-    config = load_config(path)
-    trains = [stage.trains for stage in config.stages]
-    if config.init_from is None:
-        assert trains[:4] == ["planner", "transformer", "joint", "joint"] and set(trains[4:]) <= {"joint"}
-        assert config.stages[1].temporal_attention == "spatiotemporal"
-    else:
-        assert trains[-1] == "joint"
-    assert config.stages[-1].temporal_attention == "temporal"
 
 
 def test_the_scheduler_of_the_run_is_the_presets():

@@ -1,0 +1,264 @@
+"""What `training.plan` counts, against numbers checked by hand, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_mardini.video_io import write_video
+from training.census import census
+from training.config import RunConfig, load_config
+from training.plan import main, make_plan, notes, problems, unsupported
+from training.step_costs import (
+    Shape,
+    _by_layers,
+    _count_bytes,
+    _count_operations,
+    count_activations,
+    count_memory,
+    count_operations,
+    count_parameters,
+    count_tokens,
+    masked_frames,
+)
+from training.train_mardini import train
+
+
+PLANNER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "mlp_dim": 64}
+TRANSFORMER = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 32, "planning_dim": 32}
+STAGE = {
+    "name": "s",
+    "trains": "joint",
+    "steps": 10,
+    "num_frames": 4,
+    "strides": {1: 1},
+    "batch_size": 2,
+    "warmup_steps": 1,
+}
+
+
+def make_config(stage=None, **overrides) -> RunConfig:
+    values = {"name": "test", "data": {"train": "nowhere", "size": 64}, "vae": "vae", "planner": PLANNER,
+              "transformer": TRANSFORMER, "mixed_precision": "no", "stages": [{**STAGE, **(stage or {})}]}  # fmt: skip
+    return RunConfig(**{**values, **overrides})
+
+
+def write_config(tmp_path, config: RunConfig) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(config.model_dump_json(exclude_none=True))  # JSON is YAML
+    return str(path)
+
+
+def make_clips(folder):
+    folder.mkdir()
+    moving = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3), dtype=np.uint8)
+    write_video(folder / "long.mp4", moving, fps=10)
+    write_video(folder / "short.mp4", moving[:3], fps=10)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+# SPEC 4: million clips seen. SPEC 3: batches, from which steps = clips / batch.
+@pytest.mark.parametrize(
+    "name, millions, steps",
+    [
+        ("mardini_s_st", [200, 20, 80, 40, 75, 40], [195313, 19532, 78125, 39063, 73243, 55556]),
+        (
+            "mardini_l_t",
+            [200, 20, 80, 40, 75, 40, 40, 20, 5],
+            [195313, 19532, 78125, 39063, 73243, 55556, 104167, 113637, 52084],
+        ),
+    ],
+)
+def test_clips_seen_and_steps_are_those_of_figure_4(name, millions, steps):
+    config = load_config(f"training/configs/{name}.yaml")
+    assert [stage.clips for stage in config.stages] == [million * 1_000_000 for million in millions]
+    assert sum(stage.clips for stage in config.stages) == (455e6 if name.endswith("st") else 520e6)
+    assert [stage.steps for stage in config.for_processes(16).stages] == steps
+    assert unsupported(config) and not [p for p in problems(config) if "no folder" not in p]
+
+
+@pytest.mark.parametrize("name, planner", [("mardini_s_st", 1.3e9), ("mardini_l_t", 3.1e9)])
+def test_parameters_are_those_of_table_1(name, planner):
+    parameters = count_parameters(load_config(f"training/configs/{name}.yaml"))
+    assert parameters["planner"] == pytest.approx(planner, rel=0.05)
+    assert parameters["transformer"] == pytest.approx(288e6, rel=0.05)
+
+
+def test_tokens_are_rows_of_patches_each_closed_by_next():
+    stages = load_config("training/configs/mardini_s_t.yaml").stages
+    config = load_config("training/configs/mardini_s_t.yaml")
+    tokens = [tuple(count_tokens(config, stage).values()) for stage in stages]
+    assert tokens == [
+        (4 * 8 * 9, 0),  # 256 / 8 / 4 = 8 rows of 8 patches and [NEXT]
+        (0, 4 * 16 * 17),  # 256 / 8 / 2 = 16
+        (0, 4 * 16 * 17),
+        (0, 9 * 16 * 17),
+        (9 * 8 * 9, 9 * 16 * 17),
+        (9 * 16 * 17, 9 * 32 * 33),
+        (17 * 16 * 17, 17 * 32 * 33),
+        (17 * 24 * 25, 17 * 48 * 49),
+        (17 * 32 * 33, 17 * 64 * 65),
+    ]
+
+
+def test_masked_frames_follow_the_ratios_and_the_tasks():
+    stage = make_config({"num_frames": 9, "reference_ratio": [0.35, 1.0]}).stages[0]
+    assert masked_frames(stage) == (9 - (3 + 8) / 2, 6)  # 3 to 8 kept: at least one is always masked
+    tasks = {"random": 0, "interpolation": 3, "leading": 1}
+    stage = make_config({"num_frames": 9, "tasks": tasks, "leading_frames": [1, 3]}).stages[0]
+    assert masked_frames(stage) == (7, 8)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_many_blocks_cost_what_one_and_two_blocks_foretell(checkpointing):
+    config = make_config(planner={**PLANNER, "num_layers": 4}, transformer={**TRANSFORMER, "num_layers": 3})
+    stage = config.stages[0]
+    shape = Shape.of(config, stage, 2, checkpointing)
+    assert _by_layers(shape, lambda *layers: _count_operations(shape, *layers)) == _count_operations(shape, 4, 3)
+    shape = Shape.of(config, stage, masked_frames(stage)[1], checkpointing)
+    peak = _count_bytes(shape, 4, 3, backward=True)
+    assert peak <= count_activations(config, stage, checkpointing) <= 1.3 * peak
+
+
+def test_operations_are_about_six_per_parameter_and_token():
+    wide = {"num_layers": 2, "num_attention_heads": 8, "attention_head_dim": 64, "mlp_dim": 2048}
+    config = make_config({"trains": "planner", "reference_ratio": [0, 0.25]}, planner=wide)  # 3 of 4 frames masked
+    tokens = 2 * count_tokens(config, config.stages[0])["planner"]
+    rule = 6 * count_parameters(config)["planner"] * tokens
+    assert count_operations(config, config.stages[0]) == pytest.approx(rule, rel=0.15)
+
+
+def test_recomputing_costs_operations_and_saves_activations():
+    plain, recomputing = (make_config(gradient_checkpointing=switch) for switch in (False, True))
+    stage = plain.stages[0]
+    assert 1.2 < count_operations(recomputing, stage) / count_operations(plain, stage) < 1.5
+    assert count_activations(plain, stage, True) < 0.7 * count_activations(plain, stage, False)
+
+
+def test_memory_by_kind_by_hand():
+    config = make_config({"trains": "transformer"}, mixed_precision="bf16")
+    stage, parameters = config.stages[0], count_parameters(config)
+    everything, learned = sum(parameters.values()), parameters["transformer"]
+    single = count_memory(config, stage, "single", 1, False)
+    assert (single.weights, single.ema) == (4 * everything, 4 * everything)
+    assert (single.gradients, single.optimizer, single.low_precision_weights) == (
+        4 * learned,
+        8 * learned,
+        2 * learned,
+    )
+    assert single.total == 8 * everything + 14 * learned + single.activations
+    assert count_memory(config, stage, "ddp", 4, False).gradients == 8 * learned
+    sharded = count_memory(config, stage, "fsdp", 4, False)
+    assert (sharded.weights, sharded.optimizer) == (everything, 2 * learned)
+    assert sharded.activations == single.activations
+    by_muon = make_config({"trains": "transformer"}, optimizer={"name": "muon"})
+    assert 4 * learned < count_memory(by_muon, stage, "single", 1, False).optimizer < 6 * learned
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"stage": {"size": 100}}, "'s': 100x100 pixels do not divide.*multiples of 16, the nearest are 96x96"),
+        ({"stage": {"size": [64, 72]}}, "64x72 pixels.*nearest are 64x(64|80)"),
+        ({"stage": {"reference_ratio": [0.9, 1.0]}}, "keeps all of 4 frames.*first number to 0.75 or less"),
+        (
+            {"stage": {"num_frames": 2, "leading_frames": [1, 1], "tasks": {"interpolation": 1}}},
+            "interpolation keeps.*raise `num_frames` to 3",
+        ),
+        ({"transformer": {**TRANSFORMER, "planning_dim": 64}}, "planning_dim is 64, but.*hidden size is 32; set `transformer.planning_dim` to 32"),
+        ({"planner": {"num_layer": 1}}, "cannot be built: .*num_layer"),
+        ({"preset": "mardini-xl"}, "cannot be built: there is no preset 'mardini-xl'"),
+        ({}, "no folder of clips at nowhere; set `data.train`"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_told_with_the_fix(overrides, message):
+    with pytest.raises(AssertionError, match=message):
+        assert not problems(make_config(**overrides)), "\n".join(problems(make_config(**overrides)))
+
+
+def test_train_refuses_before_it_loads_anything(tmp_path):
+    with pytest.raises(
+        ValueError, match="(?s)test cannot be trained:.*no folder of clips.*`fps` cannot be trained yet"
+    ):
+        train(make_config({"fps": 8, "strides": None}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_trainer_cannot_do_yet_is_listed():
+    assert unsupported(make_config()) == [] == unsupported(make_config({"size": 64}))
+    (found,) = unsupported(make_config({"size": 128}))
+    assert "a `size` other than `data.size`" in found
+
+
+def test_notes_tell_of_what_works_and_may_not_be_meant():
+    long, warm = notes(make_config({"num_frames": 17, "warmup_steps": 10}))
+    assert "17 frames; preset mardini-tiny is meant for 9" in long and "never reaches the peak" in warm
+
+
+@pytest.mark.parametrize(
+    "gpu_memory, overrides, fix",
+    [
+        (0.0001, {}, "shard the models"),
+        (
+            0.03,
+            {"stage": {"batch_size": 256}},
+            "set `batch_size` to [0-9]+ or less .* and `gradient_checkpointing: true`",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_fix(gpu_memory, overrides, fix):
+    plan = make_plan(make_config(**overrides), gpu_memory=gpu_memory, with_data=False)
+    (problem,) = plan.problems
+    with pytest.raises(AssertionError, match=f"on each device, which has {gpu_memory}; .*{fix}"):
+        raise AssertionError(problem)
+
+
+def test_checkpointing_is_the_first_fix_where_it_is_enough():
+    plan = make_plan(make_config(), gpu_memory=1000, with_data=False)
+    between = (plan.stages[0].memory.total + plan.stages[0].memory_other.total) / 2 / 2**30
+    (problem,) = make_plan(make_config(), gpu_memory=between, with_data=False).problems
+    assert problem.endswith("set `gradient_checkpointing: true`")
+    assert make_plan(make_config(gradient_checkpointing=True), gpu_memory=between, with_data=False).problems == []
+
+
+def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
+    config = make_config(data={"train": make_clips(tmp_path / "clips"), "size": 64})
+    by_stride = census(config, config.stages[0])
+    assert (by_stride.clips, by_stride.windows, by_stride.frames) == (1, {"stride 1": 9}, 15)  # 12 - 3 windows
+    assert by_stride.left_out["short.mp4"] == "too short: it has 3 frames, 4 at stride 1 need 4"
+    assert "unreadable" in by_stride.left_out["broken.mp4"]
+    by_time = make_config({"fps": 4, "strides": None}).stages[0]
+    assert census(config, by_time).windows == {"4 fps": 4}  # 3 steps of 2.5 frames: starts 0 to 3 of 12
+    too_fast = make_config({"fps": 20, "strides": None}).stages[0]
+    assert "10 frames per second, fewer than the stage's 20" in census(config, too_fast).left_out["long.mp4"]
+
+
+def test_exit_codes_and_what_is_printed(tmp_path, capsys):
+    clips = make_clips(tmp_path / "clips")
+    path = write_config(tmp_path, make_config(data={"train": clips, "size": 64}))
+    numbers = tmp_path / "plan.json"
+    assert main([path, "--flops-per-second", "1e12", "--json", str(numbers)]) == 0
+    text = capsys.readouterr().out
+    assert "nothing stands against it" in text and "left out: 2" in text and "broken.mp4: unreadable" in text
+    (stage,) = json.loads(numbers.read_text())["stages"]
+    assert (
+        stage["clips"] == 20
+        and stage["memory_total"] > 0
+        and stage["seconds_per_step"] == pytest.approx(stage["operations_per_step"] / 1e12)
+    )
+    assert main([path, "stages.s.num_frames=13", "stages.s.warmup_steps=0"]) == 1
+    assert "problem: stage 's': no clip has 13 frames at stride 1" in capsys.readouterr().out
+    assert main([path, "stages.t.steps=1"]) == 1
+    assert "problem: override stages.t.steps=1: there is no stage 't'" in capsys.readouterr().out
+    assert main([path, "data.train=nowhere"]) == 1 and "no folder of clips at nowhere" in capsys.readouterr().out
+    assert main([path, "data.train=nowhere", "--no-data"]) == 0
+    assert main([path, "--processes", "3", "stages.s.global_batch=4"]) == 1
+    assert "3 processes cannot share equally" in capsys.readouterr().out
+
+
+def test_a_probe_runs_real_steps(tmp_path):
+    torch.manual_seed(0)
+    (stage,) = make_plan(make_config({"trains": "transformer"}), probe_steps=1, with_data=False).stages
+    assert stage.seconds_per_step > 0 and stage.hours == pytest.approx(stage.seconds_per_step * 10 / 3600)

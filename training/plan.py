@@ -1,0 +1,443 @@
+"""What a configuration costs, and what in it cannot work, before anything runs: `python -m training.plan CONFIG`.
+
+    python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 16 --parallel fsdp --gpu-memory 80
+
+Counts come from `step_costs.py`, clips from `census.py`; the trainer calls `problems` and `unsupported` itself. Exit code 1 where
+something cannot work; every problem is printed with its fix.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.presets import load_preset
+
+from .census import Census, census
+from .config import RunConfig, StageConfig, load_config
+from .optimizers import make_optimizers
+from .step_costs import (
+    VAE_FACTOR,
+    Memory,
+    Shape,
+    build_models,
+    count_memory,
+    count_operations,
+    count_parameters,
+    count_tokens,
+    masked_frames,
+    model_arguments,
+    trained_parts,
+    uses_bfloat16,
+)
+
+
+PARALLELISMS = ("single", "ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage in numbers.
+
+    Attributes:
+        steps, clips: optimizer steps, and windows seen in them by all processes.
+        batch: windows of a step, of all processes.
+        tokens: of one window, by model, [NEXT] included.
+        parameters: those trained.
+        operations_per_step: floating-point operations of all processes, forward and backward.
+        memory: of each device, as configured.
+        memory_other: the same with gradient checkpointing switched the other way.
+        seconds_per_step: at the stated throughput, or as measured; `None` where neither is there.
+        census: what clips there are; `None` without data.
+    """
+
+    name: str
+    trains: str
+    num_frames: int
+    size: tuple[int, int]
+    sampling: str
+    steps: int
+    clips: int
+    batch: int
+    tokens: dict[str, int]
+    parameters: int
+    operations_per_step: float
+    memory: Memory
+    memory_other: Memory
+    seconds_per_step: float | None = None
+    census: Census | None = None
+
+    @property
+    def operations(self) -> float:
+        return self.operations_per_step * self.steps
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.steps / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in numbers: its stages, the parameters of its models, and bytes on disk by kind."""
+
+    stages: list[StagePlan]
+    parameters: dict[str, int]
+    disk: dict[str, int]
+    problems: list[str]
+    notes: list[str]
+
+
+def unsupported(config: RunConfig) -> list[str]:
+    """What a configuration may say and the trainer cannot do yet."""
+    found = []
+    for stage in config.stages:
+        if stage.fps is not None:
+            found.append(
+                f"stage {stage.name!r}: `fps` cannot be trained yet; give `strides` in frames of the clip instead"
+            )
+        if config.size_of(stage) != (config.data.size, config.data.size):
+            found.append(
+                f"stage {stage.name!r}: a `size` other than `data.size` ({config.data.size}) cannot be trained yet; train stages "
+                "of each size in a run of its own, with `init_from`"
+            )
+    return found
+
+
+def problems(config: RunConfig) -> list[str]:
+    """What cannot work, each with its fix, as far as it can be told without reading a clip or running a step."""
+    found = []
+    try:
+        arguments = model_arguments(config)
+        models = build_models(arguments)
+    except (TypeError, ValueError) as error:
+        return [f"planner and transformer cannot be built: {error}; check `preset`, `planner` and `transformer`"]
+    planner, transformer = models["planner"].config, models["transformer"].config
+    width = planner.num_attention_heads * planner.attention_head_dim
+    for key, theirs, ours in (
+        ("planning_dim", "hidden size", width),
+        ("in_channels", "in_channels", planner.in_channels),
+    ):
+        if transformer[key] != ours:
+            found.append(
+                f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}; set `transformer.{key}` to {ours}"
+            )
+    multiple = VAE_FACTOR * math.lcm(transformer.patch_size, config.data.planner_downscale * planner.patch_size)
+    for stage in config.stages:
+        where = f"stage {stage.name!r}"
+        size = config.size_of(stage)
+        if any(side % multiple for side in size):
+            nearest = [max(1, round(side / multiple)) * multiple for side in size]
+            found.append(
+                f"{where}: {size[0]}x{size[1]} pixels do not divide into the autoencoder's {VAE_FACTOR}, patches and `planner_downscale` "
+                f"{config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest are {nearest[0]}x{nearest[1]}"
+            )
+        low = stage.reference_ratio[0]
+        if stage.tasks.random > 0 and round(low * stage.num_frames) >= stage.num_frames:
+            most = (stage.num_frames - 1) / stage.num_frames
+            found.append(
+                f"{where}: a reference_ratio from {low:g} keeps all of {stage.num_frames} frames and leaves none to learn from; "
+                f"lower its first number to {math.floor(most * 100) / 100:g} or less"
+            )
+        if stage.tasks.interpolation > 0 and stage.num_frames < 3:
+            found.append(
+                f"{where}: interpolation keeps the first and the last of {stage.num_frames} frames and leaves none to learn from; "
+                "raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
+            )
+    for key, folder in (("train", config.data.train), ("validation", config.data.validation)):
+        if folder is not None and not folder.is_dir():
+            found.append(f"there is no folder of clips at {folder}; set `data.{key}` to yours")
+    return found
+
+
+def notes(config: RunConfig) -> list[str]:
+    """What works and may not be meant; `config` has `steps` (`RunConfig.for_processes`)."""
+    found, meant_for = [], load_preset(config.preset)["num_frames"]
+    for stage in config.stages:
+        if stage.num_frames > meant_for:
+            found.append(
+                f"stage {stage.name!r} has {stage.num_frames} frames; preset {config.preset} is meant for {meant_for}"
+            )
+        if stage.warmup_steps >= stage.steps:
+            found.append(
+                f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; "
+                "its learning rate never reaches the peak"
+            )
+    return found
+
+
+def make_plan(
+    config: RunConfig,
+    num_processes: int = 1,
+    parallelism: str = "single",
+    gpu_memory: float | None = None,
+    flops_per_second: float | None = None,
+    probe_steps: int = 0,
+    with_data: bool = True,
+) -> Plan:
+    """Counts everything; see `main` for the arguments."""
+    found = problems(config)
+    if not with_data:
+        found = [problem for problem in found if not problem.startswith("there is no folder of clips")]
+    config = config.for_processes(num_processes)
+    if any("cannot be built" in problem or "pixels do not divide" in problem for problem in found):
+        return Plan([], {}, {}, found, notes(config))  # there is nothing to count
+    has_data = with_data and config.data.train.is_dir()
+    stages = []
+    for stage in config.stages:
+        plan = _plan_stage(config, stage, num_processes, parallelism, flops_per_second)
+        if gpu_memory is not None and plan.memory.total > gpu_memory * 2**30:
+            found.append(_does_not_fit(config, stage, plan, gpu_memory, parallelism, num_processes))
+        if has_data:
+            plan = replace(plan, census=census(config, stage))
+            found += [
+                f"stage {stage.name!r}: no clip has {stage.num_frames} frames at {sampling}; lower `num_frames` or "
+                f"{'raise `fps`' if stage.fps else 'the stride'}, or add longer clips"
+                for sampling, windows in plan.census.windows.items()
+                if windows == 0
+            ]
+        if probe_steps:
+            try:
+                plan = replace(plan, seconds_per_step=probe(config, stage, probe_steps))
+            except torch.OutOfMemoryError:
+                found.append(
+                    f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower `batch_size`, or set "
+                    "`gradient_checkpointing: true`"
+                )
+        stages.append(plan)
+    shards = num_processes if parallelism == "fsdp" else 1
+    return Plan(stages, count_parameters(config), _disk(config, stages, shards), found, notes(config))
+
+
+def _plan_stage(
+    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None
+) -> StagePlan:
+    parameters = count_parameters(config)
+    operations = count_operations(config, stage)
+    checkpointing = config.gradient_checkpointing
+    memory, other = (
+        count_memory(config, stage, parallelism, num_processes, switch)
+        for switch in (checkpointing, not checkpointing)
+    )
+    sampling = f"{stage.fps:g} fps" if stage.fps else "stride " + "/".join(map(str, sorted(stage.strides)))
+    return StagePlan(
+        name=stage.name,
+        trains=stage.trains,
+        num_frames=stage.num_frames,
+        size=config.size_of(stage),
+        sampling=sampling,
+        steps=stage.steps,
+        clips=stage.steps * stage.batch_size * num_processes,
+        batch=stage.batch_size * num_processes,
+        tokens=count_tokens(config, stage),
+        parameters=sum(parameters[part] for part in trained_parts(stage)),
+        operations_per_step=operations * num_processes,
+        memory=memory,
+        memory_other=other,
+        seconds_per_step=operations / flops_per_second if flops_per_second else None,
+    )
+
+
+def _does_not_fit(
+    config: RunConfig, stage: StageConfig, plan: StagePlan, gpu_memory: float, parallelism: str, num_processes: int
+) -> str:
+    """The problem, and the first of: checkpointing, a smaller batch, sharding."""
+    limit = gpu_memory * 2**30
+    best = plan.memory if config.gradient_checkpointing else plan.memory_other
+    fixed = best.total - best.activations
+    fits = int((limit - fixed) // (best.activations / stage.batch_size)) if limit > fixed else 0
+    if best.total <= limit:
+        fix = "set `gradient_checkpointing: true`"
+    elif fits >= 1:
+        fix = f"set `batch_size` to {fits} or less (now {stage.batch_size} on each of {num_processes} processes)"
+        fix += "" if config.gradient_checkpointing else " and `gradient_checkpointing: true`"
+    elif parallelism != "fsdp":
+        fix = "shard the models over several devices (`--parallel fsdp --processes N`) or make them smaller"
+    else:
+        fix = f"use more than {num_processes} processes, smaller models or smaller windows"
+    return f"stage {stage.name!r} needs {plan.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}; {fix}"
+
+
+def _disk(config: RunConfig, stages: list[StagePlan], shards: int) -> dict[str, int]:
+    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, one more than are kept while it is written."""
+    parameters = count_parameters(config)
+    everything = sum(parameters.values())
+    optimizer = max(stage.memory.optimizer for stage in stages) * shards
+    width = getattr(torch, config.save_dtype).itemsize
+    channels = model_arguments(config)["transformer"].get("in_channels", 16)
+    sizes = {stage.size for stage in stages}
+    low = config.data.planner_downscale
+    per_frame = sum(2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2 for h, w in sizes)
+    frames = stages[0].census.frames if stages[0].census else 0
+    return {
+        "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
+        "pipelines": (everything - parameters["head"]) * width * len(stages),
+        "latents per 1000 frames": 1000 * per_frame,
+        "latents": frames * per_frame,
+    }
+
+
+def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
+    """Seconds of a real step on this machine's device, with the stage's models and made-up latents; one step warms up."""
+    device = choose_device()
+    shape = Shape.of(config, stage, round(masked_frames(stage)[0]))
+    model = shape.training_model(device=device)
+    if device.type == "cpu":  # as the loop does
+        for part in (model.planner, model.transformer):
+            if part is not None:
+                part.set_attention_backend("_native_math")
+    optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
+    batch = shape.batch_of(device, torch.float32)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config)):
+            loss = model(batch)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss.item()  # waits for the device
+
+    step()
+    started = time.monotonic()
+    for _ in range(num_steps):
+        step()
+    return (time.monotonic() - started) / num_steps
+
+
+def render(plan: Plan, title: str) -> str:
+    """The plan as plain text."""
+    lines = [title]
+    if plan.stages:
+        parameters = ", ".join(f"{name} {_short(count)}" for name, count in plan.parameters.items())
+        lines += [f"parameters: {parameters} (the head is thrown away after training)", ""]
+        rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner", "transformer",
+                 "parameters", "FLOP/step", "FLOP", "s/step", "hours")]  # fmt: skip
+        for s in plan.stages:
+            rows.append(
+                (s.name, s.trains, s.num_frames, "x".join(map(str, dict.fromkeys(s.size))), s.sampling, _short(s.clips),
+                 f"{s.steps:,}", s.batch, s.tokens["planner"] or "-", s.tokens["transformer"] or "-", _short(s.parameters),
+                 f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step), _number(s.hours))
+            )  # fmt: skip
+        hours = None if any(s.hours is None for s in plan.stages) else sum(s.hours for s in plan.stages)
+        rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)), f"{sum(s.steps for s in plan.stages):,}", "",
+                     "", "", "", "", f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
+        lines += [
+            *_table(rows),
+            "",
+            "memory of each device, GiB; in brackets with gradient checkpointing switched the other way",
+        ]
+        rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average", "activations", "together")]
+        for s in plan.stages:
+            m, other = s.memory, s.memory_other
+            kinds = (m.weights, m.low_precision_weights, m.gradients, m.optimizer, m.ema)
+            rows.append(
+                (s.name, *map(_gib, kinds), f"{_gib(m.activations)} ({_gib(other.activations)})",
+                 f"{_gib(m.total)} ({_gib(other.total)})")
+            )  # fmt: skip
+        lines += [*_table(rows), ""]
+        lines.append("disk, GiB: " + ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.disk.items() if size))
+        lines += _render_clips(plan)
+    lines += [f"note: {note}" for note in plan.notes]
+    lines += [f"problem: {problem}" for problem in plan.problems] or ["nothing stands against it"]
+    return "\n".join(lines)
+
+
+def _render_clips(plan: Plan) -> list[str]:
+    lines = []
+    for stage in plan.stages:
+        if stage.census is None:
+            continue
+        windows = ", ".join(f"{count:,} windows at {sampling}" for sampling, count in stage.census.windows.items())
+        most = max(stage.census.windows.values())
+        passes = f", each seen {stage.clips / most:.3g} times" if most else ""
+        lines.append(
+            f"{stage.name}: {stage.census.clips} clips, {windows}{passes}; left out: {len(stage.census.left_out)}"
+        )
+        lines += [f"  {name}: {reason}" for name, reason in stage.census.left_out.items()]
+    return lines
+
+
+def _table(rows: list[tuple]) -> list[str]:
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in cells
+    ]
+
+
+def _short(number: int) -> str:
+    for unit, size in ((" B", 1e9), (" M", 1e6), (" k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return str(number)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}" if size < 2**30 else f"{size / 2**30:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, for example training/configs/mardini_s_st.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to it, such as stages.joint.steps=10"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="devices that train (default 1)")
+    parser.add_argument("--parallel", choices=PARALLELISMS, help="default: single for one process, ddp for more")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="memory of each device in GiB; what does not fit is a problem"
+    )
+    parser.add_argument(
+        "--flops-per-second",
+        type=float,
+        metavar="X",
+        help="what each device really gets done, for the hours; 2e14 is 20%% of an H100",
+    )
+    parser.add_argument(
+        "--probe",
+        type=int,
+        default=0,
+        metavar="N",
+        help="times N real steps of each stage on one device of this machine instead; that device holds the whole models",
+    )
+    parser.add_argument("--no-data", action="store_true", help="leave the clips out of it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
+    parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
+    try:
+        if options.processes < 1 or (parallelism == "single" and options.processes > 1):
+            raise ValueError(
+                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at least 1"
+            )
+        config = load_config(options.config, options.overrides)
+        plan = make_plan(
+            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe, not options.no_data
+        )  # fmt: skip
+    except ValueError as error:
+        print(f"problem: {error}")
+        return 1
+    print(render(plan, f"{config.name}: {len(config.stages)} stages, {options.processes} process(es), {parallelism}"))
+    if options.json:
+        numbers = asdict(plan)
+        for values, stage in zip(numbers["stages"], plan.stages):
+            values |= {"operations": stage.operations, "hours": stage.hours, "memory_total": stage.memory.total}
+        options.json.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+    return 1 if plan.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
