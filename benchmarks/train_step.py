@@ -1,0 +1,141 @@
+"""How fast a training step is, beside the straightforward form and beside its own matrix products: `python -m benchmarks.train_step`.
+
+All forms run in turn, in one process, on the same made-up batch, and are compared by medians. A form is the one before it and one more thing;
+the last is what the trainer does. The limit is the step's matrix products alone, same shapes and order, on random matrices.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from training.config import RunConfig
+from training.optimizers import make_optimizers
+from training.step_costs import Shape
+
+
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operands of every matrix product that runs within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.products: list[tuple[torch.Size, torch.Size, torch.dtype]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in PRODUCTS:
+            left, right = (
+                args[-2:] if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default) else args[1:3]
+            )
+            self.products.append((left.shape, right.shape, left.dtype))
+        return function(*args, **(kwargs or {}))
+
+
+def make_config(batch_size: int, optimizer: str) -> RunConfig:
+    """The joint stage of the small models, as in `training/configs/tiny-carracing.yaml`."""
+    stage = {"name": "joint", "trains": "joint", "steps": 1, "batch_size": batch_size, "planner_loss_weight": 0.5}
+    return RunConfig(
+        name="benchmark", data={"train": "none"}, vae="none", optimizer={"name": optimizer}, stages=[stage]
+    )
+
+
+def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, Callable[[], None]]:
+    """Steps by name, each with a model of its own."""
+    stage = config.stages[0]
+    shape = Shape.of(config, stage, stage.num_frames - 2)
+    batch = shape.batch_of(device, torch.float32)
+    bf16 = has_bfloat16_units(device)
+
+    def step(autocast: bool, plain_attention: bool = False, compile_blocks: bool = False, optimize: bool = True):
+        torch.manual_seed(0)
+        model = shape.training_model(device=device)
+        for part in (model.planner, model.transformer):
+            if plain_attention:
+                part.set_attention_backend("_native_math")
+            if compile_blocks:
+                part.compile_repeated_blocks()
+        optimizers = make_optimizers(model, config.optimizer, 1e-6)
+
+        def run() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast and bf16):
+                loss = model(batch)["loss"]
+            loss.backward()
+            if optimize:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    optimizer.step()
+            model.zero_grad(set_to_none=True)
+            loss.item()  # waits for the device
+
+        return run
+
+    result = {"straightforward (float32, fused attention)": step(autocast=False)}
+    if bf16:
+        result["+ bf16 autocast"] = step(autocast=True)
+    if device.type == "cpu":
+        result["+ attention as plain products"] = step(autocast=True, plain_attention=True)
+    if compiled:
+        result["+ compiled blocks"] = step(autocast=True, plain_attention=device.type == "cpu", compile_blocks=True)
+    recorder = _Recorder()
+    bare = step(autocast=True, plain_attention=device.type == "cpu", optimize=False)
+    with recorder:
+        bare()
+    matrices = [
+        (torch.randn(left, device=device).to(dtype), torch.randn(right, device=device).to(dtype))
+        for left, right, dtype in recorder.products
+    ]
+
+    def limit() -> None:
+        for left, right in matrices:
+            torch.matmul(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    result["limit: the matrix products alone"] = limit
+    return result
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the compiled form, which takes a minute or more to start"
+    )
+    options = parser.parse_args(arguments)
+    device = choose_device()
+    print(
+        f"A joint step of mardini-tiny, {options.batch_size} windows, {options.optimizer}, on {device}, {torch.get_num_threads()} thread(s)"
+    )
+    calls = forms(make_config(options.batch_size, options.optimizer), device, not options.no_compile)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(options.repeats + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repeat > 1:  # two warm up
+                times[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    first, last = next(iter(seconds.values())), list(seconds.values())[-1]
+    print(f"{'':<44} {'seconds':>8} {'windows/s':>9} {'of the first':>12} {'of the limit':>12}")
+    for name, value in seconds.items():
+        print(
+            f"{name:<44} {value:8.3f} {options.batch_size / value:9.2f} {first / value:11.2f}x {value / last:11.2f}x"
+        )
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
