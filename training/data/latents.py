@@ -80,7 +80,7 @@ class LatentCache:
         self.flips: bool = index["settings"]["flips"]
         self.left_out: dict[str, str] = index["left_out"]
         self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
-        self._files: dict[str, safe_open] = {}
+        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self._chunks
@@ -109,17 +109,23 @@ class LatentCache:
                     tensor = self._slice(chunk, f"{size}.{kind}{'.flipped' if flip else ''}", low, high)
                     if tensor is not None:
                         parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
-        found = {name: torch.stack([rows[index] for index in indices.tolist()]) for name, rows in parts.items()}
+        found = {}
+        for (size, kind), rows in parts.items():
+            # Chunks of a clip may be points while others are not.
+            found[size, kind] = torch.stack(
+                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], -30.0) for i in indices.tolist()]
+            )
         return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
 
     def _slice(self, chunk: "_Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
         path = self.folder / chunk.shard
         try:
             if chunk.shard not in self._files:
-                self._files[chunk.shard] = safe_open(path, framework="pt")
-            file = self._files[chunk.shard]
+                file = safe_open(path, framework="pt")
+                self._files[chunk.shard] = file, frozenset(file.keys())
+            file, names = self._files[chunk.shard]
             name = f"{chunk.number}.{name}"
-            if name not in file.keys():
+            if name not in names:
                 return None
             return file.get_slice(name)[low - chunk.offset : high - chunk.offset]
         except (SafetensorError, OSError) as error:
@@ -179,7 +185,7 @@ def build_latent_cache(
     entries = list(entries)
     # By place in the list and not among what is missing, which the other processes may see at another time.
     mine = {entry.sha256: entry for entry in entries[rank::world]}
-    known, _ = _scan(folder, entries)
+    known, _ = _scan(folder)
     missing = [entry for sha, entry in mine.items() if sha not in known]
     if missing:
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
@@ -193,7 +199,7 @@ def build_latent_cache(
     _write_json(folder / f"left-out-{rank}.json", left_out)
     wait()
     if rank == 0:
-        _write_index(folder, settings, entries, world)
+        _write_index(folder, settings, world)
     wait()
     cache = LatentCache(folder)
     if not any(entry in cache for entry in entries):
@@ -317,7 +323,7 @@ class _ShardWriter:
         if not self._chunks:
             return
         header = [
-            [entry.sha256, first, len(torch.cat(next(iter(pieces.values())))), entry.num_frames]
+            [entry.sha256, first, sum(map(len, next(iter(pieces.values())))), entry.num_frames]
             for entry, first, pieces in self._chunks
         ]
         tensors = {
@@ -338,9 +344,10 @@ class _ShardWriter:
         self._chunks, self._bytes = [], 0
 
 
-def _scan(folder: Path, entries: Iterable[Entry]) -> tuple[dict[str, list[_Chunk]], list[Path]]:
+def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
     """Chunks by hash of all clips that whole shards hold completely, and the shards that are damaged."""
     pieces: dict[str, list[tuple[int, int, str, int]]] = {}
+    totals: dict[str, int] = {}
     damaged = []
     for path in sorted(folder.glob("shard-*.safetensors")):
         try:
@@ -349,26 +356,27 @@ def _scan(folder: Path, entries: Iterable[Entry]) -> tuple[dict[str, list[_Chunk
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError):
             damaged.append(path)
             continue
-        for number, (sha, first, count, _) in enumerate(header):
+        for number, (sha, first, count, total) in enumerate(header):
             pieces.setdefault(sha, []).append((first, first + count, path.name, number))
+            totals[sha] = total
     complete = {}
-    for entry in entries:
+    for sha, total in totals.items():
         chunks, position = [], 0
-        while position < entry.num_frames:
+        while position < total:
             # Parts of an attempt that was killed may overlap those of a later one.
-            fitting = [piece for piece in pieces.get(entry.sha256, []) if piece[0] <= position < piece[1]]
+            fitting = [piece for piece in pieces[sha] if piece[0] <= position < piece[1]]
             if not fitting:
                 break
             first, end, shard, number = max(fitting, key=lambda piece: piece[1])
             chunks.append(_Chunk(shard, number, first, position, end))
             position = end
-        if position == entry.num_frames:
-            complete[entry.sha256] = chunks
+        if position == total:
+            complete[sha] = chunks
     return complete, damaged
 
 
-def _write_index(folder: Path, settings: dict, entries: list[Entry], world: int) -> None:
-    known, damaged = _scan(folder, entries)
+def _write_index(folder: Path, settings: dict, world: int) -> None:
+    known, damaged = _scan(folder)
     for path in damaged:
         print(f"'{path}' is damaged and was deleted; its clips are encoded again")
         path.unlink()
