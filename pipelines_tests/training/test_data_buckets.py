@@ -16,7 +16,12 @@ def entry(key, width, height, num_frames=64, fps=25.0) -> Entry:
 
 
 def test_clips_go_to_the_nearest_aspect_ratio():
-    clips = [entry("square", 90, 100), entry("wide", 1920, 1080), entry("tall", 1080, 1920), entry("cinema", 2390, 1000)]
+    clips = [
+        entry("square", 90, 100),
+        entry("wide", 1920, 1080),
+        entry("tall", 1080, 1920),
+        entry("cinema", 2390, 1000),
+    ]
     census = assign(clips, Sampling("stage", (SQUARE, WIDE, TALL), fps=8.0))
     assert [[clip.key for clip in clips] for clips in census.clips] == [["square"], ["wide", "cinema"], ["tall"]]
     assert census.left_out == {}

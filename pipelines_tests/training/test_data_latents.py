@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 
 from diffusers_mardini.latents import downscale_video, encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
@@ -150,7 +151,9 @@ def count_encoded(monkeypatch) -> list[int]:
     counted = []
     real = module.encode_frames
     monkeypatch.setattr(
-        module, "encode_frames", lambda vae, frames, downscale: counted.append(len(frames)) or real(vae, frames, downscale)
+        module,
+        "encode_frames",
+        lambda vae, frames, downscale: counted.append(len(frames)) or real(vae, frames, downscale),
     )
     return counted
 
@@ -167,23 +170,25 @@ def tiny_kl() -> AutoencoderKL:
 def build(folder, tmp_path, vae, source=None, **options):
     source = source or VideoFolder(folder)
     manifest = make_manifest(source, tmp_path / "manifest.jsonl")
-    return build_latent_cache(source, manifest.ok, vae, (16, 24), 2, tmp_path / "cache", **options), manifest.ok
+    return build_latent_cache(source, manifest.ok, vae, (16, 32), 2, tmp_path / "cache", **options), manifest.ok
 
 
 def test_moments_are_stored_and_each_sample_is_new(folder, tmp_path):
     vae = tiny_kl()
     cache, entries = build(folder, tmp_path, vae)
     read = cache.read(entries[0], [1, 4])
-    frames = fit(read_video(folder / "0.mp4")[0], 16, 24)[[1, 4]]
+    frames = fit(read_video(folder / "0.mp4")[0], 16, 32)[[1, 4]]
     video = frames[None].float() / 127.5 - 1
     with torch.no_grad():
         posterior = vae.encode(video[0]).latent_dist
-    assert read.mean.shape == (2, 4, 8, 12) and read.planner_mean.shape == (2, 4, 4, 6)
+    assert read.mean.shape == (2, 4, 8, 16) and read.planner_mean.shape == (2, 4, 4, 8)
     torch.testing.assert_close(read.mean.float(), (posterior.mean - 0.1) * 0.5, atol=2e-3, rtol=2e-3)
     first, _ = read.sample(torch.Generator().manual_seed(0))
     again, planner = read.sample(torch.Generator().manual_seed(0))
     other, _ = read.sample(torch.Generator().manual_seed(1))
-    assert torch.equal(first, again) and not torch.equal(first, other) and first.dtype == planner.dtype == torch.float32
+    assert (
+        torch.equal(first, again) and not torch.equal(first, other) and first.dtype == planner.dtype == torch.float32
+    )
     with torch.no_grad():
         expected = encode_video(vae, video, torch.Generator().manual_seed(0))[0]  # draws as the pipeline does
     torch.testing.assert_close(first, expected, atol=5e-3, rtol=5e-3)
@@ -212,9 +217,11 @@ def test_clips_may_be_split_between_shards(folder, tmp_path):
 def test_mirrored_frames_are_encoded_not_flipped(folder, tmp_path):
     vae = tiny_kl()
     cache, entries = build(folder, tmp_path, vae, flips=True)
-    frames = fit(read_video(folder / "0.mp4")[0], 16, 24)
+    frames = fit(read_video(folder / "0.mp4")[0], 16, 32)
     expected = encode_frames(vae, frames.flip(-1), 2)
-    torch.testing.assert_close(cache.read(entries[0], range(7), flip=True).mean, expected.mean.half(), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        cache.read(entries[0], range(7), flip=True).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
+    )
     plain, _ = build(folder, tmp_path, vae)
     with pytest.raises(ValueError, match="build it with flips"):
         plain.read(entries[0], [0], flip=True)
@@ -251,7 +258,7 @@ def test_processes_share_the_clips_and_see_the_same_index(folder, tmp_path, monk
 
     def process(rank):
         caches[rank] = build_latent_cache(
-            source, entries, tiny_vae(), (16, 24), 2, tmp_path / "both", rank=rank, world=2, wait=barrier.wait
+            source, entries, tiny_vae(), (16, 32), 2, tmp_path / "both", rank=rank, world=2, wait=barrier.wait
         )
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
@@ -268,10 +275,31 @@ def test_clips_that_break_after_the_manifest_are_counted(folder, tmp_path, capsy
     entries = make_manifest(source, tmp_path / "manifest.jsonl").ok
     (folder / "1.mp4").unlink()
     write_video(folder / "2.mp4", noise(9), fps=10)
-    cache = build_latent_cache(source, entries, tiny_vae(), (16, 24), 2, tmp_path / "cache")
+    cache = build_latent_cache(source, entries, tiny_vae(), (16, 32), 2, tmp_path / "cache")
     assert set(cache.left_out) == {"1.mp4", "2.mp4"} and "changed since the manifest" in cache.left_out["2.mp4"]
     assert [entry in cache for entry in entries] == [True, False, False]
     assert "2 clips could not be encoded" in capsys.readouterr().out
     (folder / "0.mp4").unlink()
     with pytest.raises(ValueError, match="none of the 2 clips"):
-        build_latent_cache(source, entries[1:], tiny_vae(), (16, 24), 2, tmp_path / "cache")
+        build_latent_cache(source, entries[1:], tiny_vae(), (16, 32), 2, tmp_path / "cache")
+
+
+def test_a_clip_that_breaks_off_leaves_nothing_in_the_shard(folder, tmp_path, monkeypatch):
+    real = module.iterate_frames
+
+    def breaks_off(path, fps):
+        for index, frame in enumerate(real(path, fps)):
+            if index == 2 and path.name == "1.mp4":
+                raise ValueError("the disk is gone")
+            yield frame
+
+    monkeypatch.setattr(module, "iterate_frames", breaks_off)
+    cache, entries = build(folder, tmp_path, tiny_vae(), batch_size=1)
+    assert cache.left_out == {"1.mp4": "the disk is gone"}
+    assert [entry in cache for entry in entries] == [True, False, True]
+    frames = fit(read_video(folder / "2.mp4")[0], 16, 32)
+    assert torch.equal(cache.read(entries[2], range(5)).mean, encode_frames(tiny_vae(), frames, 2).mean.half())
+    with safe_open(next((tmp_path / "cache").rglob("shard-*")), framework="pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"0", "1"}
+    monkeypatch.undo()
+    assert build(folder, tmp_path, tiny_vae())[0].left_out == {}  # tried again

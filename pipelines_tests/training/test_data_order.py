@@ -12,7 +12,14 @@ from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indice
 def entry(num_frames=64, fps=25.0, timestamps=None) -> Entry:
     duration = num_frames / fps if timestamps is None else timestamps[-1] - timestamps[0] + 1 / fps
     return Entry(
-        key="a", status="ok", num_frames=num_frames, fps=fps, width=64, height=64, duration=duration, timestamps=timestamps
+        key="a",
+        status="ok",
+        num_frames=num_frames,
+        fps=fps,
+        width=64,
+        height=64,
+        duration=duration,
+        timestamps=timestamps,
     )
 
 

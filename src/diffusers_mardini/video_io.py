@@ -119,14 +119,15 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
             f"{label} is truncated: it states {stated:.2f} seconds, but its {len(times)} frames end at {times[-1] + gap:.2f}"
         )
     for candidate in (rate, own_rate):  # the header's number first: it is a clean one, such as 25
-        if candidate > 0 and np.abs(timestamps - times[0] - np.arange(len(times)) / candidate).max() < 0.25 / candidate:
+        if (
+            candidate > 0
+            and np.abs(timestamps - times[0] - np.arange(len(times)) / candidate).max() < 0.25 / candidate
+        ):
             return VideoFacts(len(times), candidate, *size, times[0], len(times) / candidate, codec, None)
     return VideoFacts(len(times), own_rate, *size, times[0], times[-1] - times[0] + 1 / own_rate, codec, timestamps)
 
 
-def iterate_frames(
-    source: str | os.PathLike | bytes, fps: float | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
+def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """Yields `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
     Arguments and errors are those of `probe_video`, whose checks of the whole are not repeated.

@@ -50,7 +50,9 @@ class Sampling:
         if not self.buckets or len(set(self.buckets)) != len(self.buckets):
             raise ValueError(f"stage '{self.stage}' needs buckets, each given once; got {self.buckets}")
         if bool(self.strides) == (self.fps is not None):
-            raise ValueError(f"stage '{self.stage}' needs strides or fps, got strides={self.strides} and fps={self.fps}")
+            raise ValueError(
+                f"stage '{self.stage}' needs strides or fps, got strides={self.strides} and fps={self.fps}"
+            )
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip of stage '{self.stage}' must lie in 0 to 1, got {self.flip}")
 

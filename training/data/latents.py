@@ -194,6 +194,7 @@ def build_latent_cache(
         try:
             _encode_clip(source, entry, vae, size, planner_downscale, flips, batch_size, writer)
         except _ClipError as error:
+            writer.abandon()
             left_out[entry.key] = str(error)
     writer.flush()
     _write_json(folder / f"left-out-{rank}.json", left_out)
@@ -256,7 +257,6 @@ def _encode_clip(
     if batch:
         encode()
     if done != entry.num_frames:
-        writer.abandon()
         raise _ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
     writer.end()
 
@@ -283,12 +283,12 @@ class _ShardWriter:
         self._bytes = 0
 
     def begin(self, entry: Entry) -> None:
-        self._entry, self._open = entry, None
+        self._entry = entry
 
     def add(self, first: int, tensors: dict[str, torch.Tensor]) -> None:
         if self._open is None:
             self._open = (self._entry, first, {})
-        if first > self._open[1] and set(tensors) != set(self._open[2]):  # a batch whose posterior is a point, by chance
+        if first > self._open[1] and tensors.keys() != self._open[2].keys():  # one of the batches is a point by chance
             self._close()
             self._open = (self._entry, first, {})
         for name, tensor in tensors.items():
@@ -306,13 +306,12 @@ class _ShardWriter:
 
     def end(self) -> None:
         self._close()
-        self._entry = None
 
     def abandon(self) -> None:
         """Forgets the open clip; parts of it that are in shards already are never complete and so never used."""
         if self._open is not None:
             self._bytes -= sum(piece.nbytes for pieces in self._open[2].values() for piece in pieces)
-        self._entry = self._open = None
+            self._open = None
 
     def _close(self) -> None:
         if self._open is not None:

@@ -241,7 +241,9 @@ def _counts(values: Iterable[str], most: int = 8) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a folder of videos, picture folders or .tar shards, a .tar, or datasets:NAME#SPLIT")
+    parser.add_argument(
+        "source", help="a folder of videos, picture folders or .tar shards, a .tar, or datasets:NAME#SPLIT"
+    )
     parser.add_argument("-o", "--output", type=Path, help=f"the manifest; by default in {MANIFESTS}/")
     parser.add_argument("--fps", type=float, help="frames per second of picture folders, where no metadata says it")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")

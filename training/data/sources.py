@@ -167,7 +167,9 @@ class WebdatasetShards:
                         if member.isfile() and Path(member.name).suffix.lower() in VIDEO_SUFFIXES:
                             self._members[f"{shard.name}/{member.name}"] = (shard, member.offset_data, member.size)
             except tarfile.TarError as error:
-                raise ValueError(f"'{shard}' is no whole, uncompressed .tar shard ({error}); write it again") from error
+                raise ValueError(
+                    f"'{shard}' is no whole, uncompressed .tar shard ({error}); write it again"
+                ) from error
         if not self._members:
             raise ValueError(f"the shards of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)})")
 
@@ -210,7 +212,9 @@ class DatasetVideos:
         if dataset is None:
             name, _, split = spec.partition(":")[2].partition("#")
             if Path(name).is_dir():
-                dataset = datasets.load_dataset("videofolder", data_dir=name, split=split or "train", streaming=streaming)
+                dataset = datasets.load_dataset(
+                    "videofolder", data_dir=name, split=split or "train", streaming=streaming
+                )
             else:
                 dataset = datasets.load_dataset(name, split=split or "train", streaming=streaming)
         columns = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, datasets.Video)]

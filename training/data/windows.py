@@ -179,9 +179,7 @@ class Windows:
         latents, planner_latents = zip(*samples, strict=True)
         return torch.stack(latents), torch.stack(planner_latents)
 
-    def _window(
-        self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, flip: bool
-    ) -> WindowDraw:
+    def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, flip: bool) -> WindowDraw:
         clips, rates, shuffled = vars(self._orders[order]).values()
         number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
         entry = clips[number]
@@ -250,7 +248,16 @@ class LatentWindows(Windows):
         flips = any(sampling.flip > 0 for sampling in samplings)
         caches = {
             size: build_latent_cache(
-                source, clips.values(), vae, size, planner_downscale, cache_dir, flips, rank=rank, world=world, wait=wait
+                source,
+                clips.values(),
+                vae,
+                size,
+                planner_downscale,
+                cache_dir,
+                flips,
+                rank=rank,
+                world=world,
+                wait=wait,
             )
             for size, clips in sorted(needed.items())
             if clips
