@@ -192,9 +192,9 @@ class Windows:
 
     def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
         clips = self._orders[draw.order].clips
-        position = draw.position
+        first = draw.position
         # What is left of this epoch and all of the next: every clip at least once.
-        while position < draw.position + 2 * len(clips):
+        for position in range(first + 1, first + 2 * len(clips) + 1):
             if draw.clip not in self.failures:
                 try:
                     return draw, self._read(self._by_key[draw.clip], draw)
@@ -204,7 +204,6 @@ class Windows:
                         f"clip '{draw.clip}' can't be read and is left out from here on ({len(self.failures)} of "
                         f"{len(self.entries)} clips so far): {error}"
                     )
-            position += 1
             draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.flip)
         raise ValueError(
             f"none of the {len(clips)} clips of bucket {draw.bucket} can be read; the first reason: "
