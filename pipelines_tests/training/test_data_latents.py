@@ -253,12 +253,12 @@ def test_a_killed_build_goes_on_with_what_no_whole_shard_holds(folder, tmp_path,
 def test_processes_share_the_clips_and_see_the_same_index(folder, tmp_path, monkeypatch):
     alone, entries = build(folder, tmp_path / "alone", tiny_vae())
     counted = count_encoded(monkeypatch)
-    barrier, caches = threading.Barrier(2), {}
-    source = VideoFolder(folder)
+    barrier, caches = threading.Barrier(2, timeout=60), {}
+    source, vae = VideoFolder(folder), tiny_vae()
 
     def process(rank):
         caches[rank] = build_latent_cache(
-            source, entries, tiny_vae(), (16, 32), 2, tmp_path / "both", rank=rank, world=2, wait=barrier.wait
+            source, entries, vae, (16, 32), 2, tmp_path / "both", rank=rank, world=2, wait=barrier.wait
         )
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]

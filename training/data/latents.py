@@ -187,6 +187,10 @@ def build_latent_cache(
     mine = {entry.sha256: entry for entry in entries[rank::world]}
     known, _ = _scan(folder)
     missing = [entry for sha, entry in mine.items() if sha not in known]
+    if world == 1 and not missing and (folder / "index.json").is_file():
+        cache = LatentCache(folder)
+        if not cache.left_out and all(entry in cache for entry in entries):
+            return cache  # nothing is new and nothing is written, so that many processes may read
     if missing:
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
     writer, left_out = _ShardWriter(folder, rank, shard_bytes, dtype), {}

@@ -13,6 +13,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -130,36 +131,40 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
     known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
     path.parent.mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        _write_lines(unfinished, header, known.values())
-        with open(unfinished, "a", encoding="utf-8") as file:
-            waiting: deque[Entry | Future] = deque()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
+        waiting: deque[Entry | Future] = deque()
+        file = None
 
-            def take() -> None:
-                first = waiting.popleft()
-                if isinstance(first, Future):
-                    first = first.result()
-                    file.write(first.model_dump_json(exclude_defaults=True) + "\n")
-                    file.flush()
-                entries.append(first)
+        def take() -> None:
+            nonlocal file
+            first = waiting.popleft()
+            if isinstance(first, Future):
+                first = first.result()
+                if file is None:  # where nothing is new nothing is written, so that many processes may read
+                    _write_lines(unfinished, header, known.values())
+                    file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
+                file.write(first.model_dump_json(exclude_defaults=True) + "\n")
+                file.flush()
+            entries.append(first)
 
-            for key in source.keys():
-                stamp = source.stamp(key)
-                old = known.get(key)
-                if old is not None and stamp is not None and old.stamp == stamp:
-                    waiting.append(old)
-                else:
-                    waiting.append(_start(pool, source, key, stamp, old))
-                while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
-                    take()
-            while waiting:
+        for key in source.keys():
+            stamp = source.stamp(key)
+            old = known.get(key)
+            if old is not None and stamp is not None and old.stamp == stamp:
+                waiting.append(old)
+            else:
+                waiting.append(_start(pool, source, key, stamp, old))
+            while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
                 take()
+        while waiting:
+            take()
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.unnamed().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
     if entries != list(_read_lines(path, header)):
         _write_lines(path, header, entries)
-    unfinished.unlink()
+    unfinished.unlink(missing_ok=True)
     return Manifest(source.spec, tuple(entries), path)
 
 
