@@ -1,11 +1,23 @@
 """Clips survive files: exact pictures, near-exact mp4, and errors that say what to do."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusers_mardini import video_io
-from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
+from diffusers_mardini.video_io import (
+    _nearest,
+    iterate_frames,
+    natural_key,
+    probe_video,
+    read_frames,
+    read_images,
+    read_video,
+    write_video,
+)
 
 
 def moving_square(num_frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
@@ -133,3 +145,130 @@ def test_a_folder_is_replaced_only_where_we_wrote_it(tmp_path):
         write_video(tmp_path / "out", moving_square(2), fps=8)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def write_timed(path, frames: np.ndarray, times: list[int], rotation: int | None = None, mirror: bool = False):
+    """An mp4 or mkv with a key frame every fourth frame, frame `i` at `times[i]` milliseconds."""
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "yuv420p", 4
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.thread_count = 1
+        if rotation is not None:
+            stream.set_display_rotation(rotation, hflip=mirror)
+        for frame, time in zip(frames, times):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+def shades(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """Frames that differ by their brightness, so that each is recognized."""
+    levels = np.linspace(20, 230, num_frames).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).copy()
+
+
+def test_probing_counts_frames_and_keeps_the_clean_rate(tmp_path):
+    facts = probe_video(write_video(tmp_path / "clip.mp4", moving_square(7), fps=12.5))
+    assert (facts.num_frames, facts.fps, facts.height, facts.width, facts.codec) == (7, 12.5, 32, 48, "h264")
+    assert facts.timestamps is None and facts.duration == pytest.approx(7 / 12.5)
+
+
+def test_probing_tells_variable_rates(tmp_path):
+    times = [0, 40, 200, 220, 240, 700, 740]
+    for name in ("clip.mp4", "clip.mkv"):
+        facts = probe_video(write_timed(tmp_path / name, shades(7), times))
+        assert facts.timestamps == pytest.approx(np.array(times) / 1000, abs=0.002)
+        assert facts.fps == pytest.approx(6 / 0.74, rel=0.01)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_rotated_videos_are_read_upright(tmp_path, rotation, mirror):
+    frames = moving_square(3)
+    path = write_timed(tmp_path / "clip.mp4", frames, [0, 40, 80], rotation, mirror)
+    expected = np.rot90(frames, rotation // 90, axes=(1, 2))
+    expected = expected[:, :, ::-1] if mirror else expected
+    read, _ = read_video(path)
+    assert read.shape == expected.shape and np.abs(read.astype(int) - expected).mean() < 3
+    assert np.array_equal(read_frames(path, [0.04]), read[1:2])
+    facts = probe_video(path)
+    assert (facts.height, facts.width) == expected.shape[1:3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("start", [0, 500])
+def test_frames_by_time_equal_those_of_the_whole(tmp_path, suffix, start):
+    frames = shades(24)
+    path = write_timed(tmp_path / f"clip{suffix}", frames, [start + 40 * i for i in range(24)])
+    whole, facts = read_video(path)[0], probe_video(path)
+    for indices in ([0], [5, 6, 9], [11, 11, 23], [23], list(range(24))):
+        times = [facts.start + index / facts.fps for index in indices]
+        assert np.array_equal(read_frames(path, times), whole[indices])
+        assert np.array_equal(read_frames(path.read_bytes(), times), whole[indices])
+    with pytest.raises(ValueError, match="ends before"):
+        read_frames(path, [facts.start + 2.0])
+    with pytest.raises(ValueError, match="must not decrease"):
+        read_frames(path, [0.2, 0.1])
+
+
+def test_frames_by_time_are_the_nearest_of_a_variable_rate(tmp_path):
+    path = write_timed(tmp_path / "clip.mkv", shades(7), [0, 40, 200, 220, 240, 700, 740])
+    whole, _ = read_video(path)
+    assert np.array_equal(read_frames(path, [0.0, 0.1, 0.13, 0.5, 0.74]), whole[[0, 1, 2, 5, 6]])
+
+
+def test_gifs_cannot_be_sought_but_are_read(tmp_path):
+    path = write_video(tmp_path / "odd.gif", shades(9, 31, 45), fps=10)
+    facts, whole = probe_video(path), read_video(path)[0]
+    assert (facts.num_frames, facts.height, facts.width) == (9, 31, 45)
+    assert np.array_equal(read_frames(path, [facts.start + 0.7]), whole[7:8])
+
+
+def test_a_folder_of_pictures_is_a_video_at_a_given_rate(tmp_path):
+    frames = shades(12, 31, 45)
+    folder = write_video(tmp_path / "frames", frames, fps=8)
+    facts = probe_video(folder, fps=8)
+    assert (facts.num_frames, facts.fps, facts.height, facts.width, facts.codec) == (12, 8, 31, 45, "png")
+    assert np.array_equal(read_frames(folder, [2 / 8, 11 / 8], fps=8), frames[[2, 11]])
+    assert np.array_equal(np.stack([frame for _, frame in iterate_frames(folder, fps=8)]), frames)
+    with pytest.raises(ValueError, match="needs a positive number of frames per second"):
+        probe_video(folder)
+    Image.new("RGB", (5, 5)).save(folder / "frame_99999.png")
+    with pytest.raises(ValueError, match="frame_99999.png"):
+        probe_video(folder, fps=8)
+
+
+def test_a_matroska_file_that_ends_early_is_truncated(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 32, 48, 3), dtype=np.uint8)
+    whole = write_timed(tmp_path / "clip.mkv", noise, list(range(0, 1600, 40))).read_bytes()
+    with pytest.raises(ValueError, match="truncated: it states 1.60 seconds"):
+        probe_video(whole[: len(whole) // 2])
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), mode="w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="has no video stream"):
+        probe_video(tmp_path / "sound.mp4")
+
+
+def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(tmp_path, monkeypatch):
+    path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
+    decoded = []
+    monkeypatch.setattr(video_io, "_nearest", lambda frames, *a, **k: real(counted(frames), *a, **k))
+    real = _nearest
+
+    def counted(frames):
+        for frame in frames:
+            decoded.append(frame)
+            yield frame
+
+    read_frames(path, [2.0, 2.04])
+    assert len(decoded) <= 8  # two groups of four of the sixty

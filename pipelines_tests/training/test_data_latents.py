@@ -1,17 +1,23 @@
 """The latent cache: what the pipeline would encode, made once, and never trusted when stale."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
 
 from diffusers_mardini.latents import downscale_video, encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from diffusers_mardini.video_io import write_video
+from diffusers_mardini.video_io import read_video, write_video
+from pipelines_tests.training.clip_files import noise
 from training.data import latents as module
-from training.data.clips import load_clip
-from training.data.latents import LatentClips, cache_latents
+from training.data.clips import fit, load_clip
+from training.data.latents import LatentClips, build_latent_cache, cache_latents, encode_frames
+from training.data.manifest import make_manifest
+from training.data.sources import VideoFolder
 
 
 LENGTHS = (7, 3, 5)
@@ -89,45 +95,211 @@ def test_latents_are_those_of_the_pipeline(folder, tmp_path):
 def test_cache_is_reused_while_nothing_changed(folder, tmp_path, monkeypatch):
     first = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache")
     assert first.latents.dtype == torch.float16
-    monkeypatch.setattr(module, "_encode_folder", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(module, "encode_frames", lambda *_: pytest.fail("encoded again"))
     second = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache", batch_size=1)
     assert torch.equal(first.latents, second.latents) and torch.equal(first.planner_latents, second.planner_latents)
     assert torch.equal(first.offsets, second.offsets)
     assert (first.names, first.fps) == (second.names, second.fps)
 
 
-@pytest.mark.parametrize("change", ["weights", "config", "downscale", "clips"])
-def test_a_stale_cache_is_made_anew(folder, tmp_path, capsys, change):
+@pytest.mark.parametrize("change", ["weights", "config", "downscale", "size", "clip", "decoder"])
+def test_what_is_stale_is_never_used(folder, tmp_path, monkeypatch, change):
     cache_latents(folder, tiny_vae(), 32, 2, tmp_path / "cache")
-    vae, downscale, expected = tiny_vae(), 2, "vae changed"
+    vae, downscale, size, encoded = tiny_vae(), 2, 32, 15
     if change == "weights":
         vae = tiny_vae(seed=1)
     elif change == "config":
         vae.register_to_config(scaling_factor=3.0)
     elif change == "downscale":
-        downscale, expected = 4, "planner_downscale changed"
+        downscale = 4
+    elif change == "size":
+        size = 16
+    elif change == "decoder":
+        monkeypatch.setattr(module, "decoder_version", lambda: "another")
     else:
-        (folder / "2.mp4").unlink()
-        expected = "clips changed"
-    capsys.readouterr()
-    fresh = cache_latents(folder, vae, 32, downscale, tmp_path / "cache")
-    assert expected in capsys.readouterr().out
-    assert len(fresh.names) == (2 if change == "clips" else 3)
-    assert fresh.planner_latents.shape[-1] == 4 // downscale
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+        write_video(folder / "2.mp4", noise(4, seed=9), fps=10)
+        encoded = 4
+    counted = count_encoded(monkeypatch)
+    fresh = cache_latents(folder, vae, size, downscale, tmp_path / "cache")
+    assert sum(counted) == encoded
+    for index, name in enumerate(fresh.names):
+        frames, _ = load_clip(folder / name, size)
+        expected = encode_frames(vae, frames, downscale)
+        rows = slice(fresh.offsets[index], fresh.offsets[index + 1])
+        assert torch.equal(fresh.latents[rows], expected.mean.half())
+        assert torch.equal(fresh.planner_latents[rows], expected.planner_mean.half())
 
 
-def test_a_damaged_cache_is_made_anew(folder, tmp_path, capsys):
-    cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    assert len(cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache").names) == 3
-    assert "is damaged" in capsys.readouterr().out
+def test_a_damaged_shard_is_made_anew(folder, tmp_path, capsys):
+    first = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").rglob("shard-*")
+    file.write_bytes(file.read_bytes()[:-10])
+    assert torch.equal(cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache").latents, first.latents)
+    assert "is damaged" in capsys.readouterr().out and not file.exists()
 
 
 def test_latents_that_are_not_finite_are_an_error_not_a_file(folder, tmp_path):
     vae = tiny_vae()
-    torch.nn.init.constant_(vae.to_latents.bias, float("nan"))
-    with pytest.raises(ValueError, match="clip '0.mp4' are not finite"):
+    torch.nn.init.constant_(vae.to_latents.bias, 1e5)  # finite in float32, not in float16
+    with pytest.raises(ValueError, match="clip '0.mp4' are not finite as torch.float16"):
         cache_latents(folder, vae, 16, 2, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("shard-*"))
+
+
+def count_encoded(monkeypatch) -> list[int]:
+    """Frames of each call of the autoencoder from now on."""
+    counted = []
+    real = module.encode_frames
+    monkeypatch.setattr(
+        module,
+        "encode_frames",
+        lambda vae, frames, downscale: counted.append(len(frames)) or real(vae, frames, downscale),
+    )
+    return counted
+
+
+def tiny_kl() -> AutoencoderKL:
+    """An autoencoder with a variance, two times smaller latents."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=0.5, shift_factor=0.1, sample_size=16,
+    ).eval()  # fmt: skip
+
+
+def build(folder, tmp_path, vae, source=None, **options):
+    source = source or VideoFolder(folder)
+    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    return build_latent_cache(source, manifest.ok, vae, (16, 32), 2, tmp_path / "cache", **options), manifest.ok
+
+
+def test_moments_are_stored_and_each_sample_is_new(folder, tmp_path):
+    vae = tiny_kl()
+    cache, entries = build(folder, tmp_path, vae)
+    read = cache.read(entries[0], [1, 4])
+    frames = fit(read_video(folder / "0.mp4")[0], 16, 32)[[1, 4]]
+    video = frames[None].float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = vae.encode(video[0]).latent_dist
+    assert read.mean.shape == (2, 4, 8, 16) and read.planner_mean.shape == (2, 4, 4, 8)
+    torch.testing.assert_close(read.mean.float(), (posterior.mean - 0.1) * 0.5, atol=2e-3, rtol=2e-3)
+    first, _ = read.sample(torch.Generator().manual_seed(0))
+    again, planner = read.sample(torch.Generator().manual_seed(0))
+    other, _ = read.sample(torch.Generator().manual_seed(1))
+    assert (
+        torch.equal(first, again) and not torch.equal(first, other) and first.dtype == planner.dtype == torch.float32
+    )
+    with torch.no_grad():
+        expected = encode_video(vae, video, torch.Generator().manual_seed(0))[0]  # draws as the pipeline does
+    torch.testing.assert_close(first, expected, atol=5e-3, rtol=5e-3)
+
+
+def test_deterministic_autoencoders_store_means_alone(folder, tmp_path):
+    cache, entries = build(folder, tmp_path, tiny_vae())
+    moments, generator = cache.read(entries[0], range(3)), torch.Generator().manual_seed(0)
+    assert moments.logvar is None and moments.planner_logvar is None
+    assert torch.equal(moments.sample(generator)[0], moments.mean.float())
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_clips_may_be_split_between_shards(folder, tmp_path):
+    whole, entries = build(folder, tmp_path / "a", tiny_kl())
+    split, _ = build(folder, tmp_path / "b", tiny_kl(), batch_size=2, shard_bytes=4000)
+    assert len(list((tmp_path / "b").rglob("shard-*"))) > 3 > len(list((tmp_path / "a").rglob("shard-*")))
+    for entry in entries:
+        indices = [0, entry.num_frames - 1, 1]
+        for first, second in zip(vars(whole.read(entry, indices)).values(), vars(split.read(entry, indices)).values()):
+            torch.testing.assert_close(first, second, atol=1e-2, rtol=1e-2)
+    with pytest.raises(ValueError, match="has 7 frames"):
+        whole.read(entries[0], [7])
+
+
+def test_mirrored_frames_are_encoded_not_flipped(folder, tmp_path):
+    vae = tiny_kl()
+    cache, entries = build(folder, tmp_path, vae, flips=True)
+    frames = fit(read_video(folder / "0.mp4")[0], 16, 32)
+    expected = encode_frames(vae, frames.flip(-1), 2)
+    torch.testing.assert_close(
+        cache.read(entries[0], range(7), flip=True).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
+    )
+    plain, _ = build(folder, tmp_path, vae)
+    with pytest.raises(ValueError, match="build it with flips"):
+        plain.read(entries[0], [0], flip=True)
+
+
+def test_a_killed_build_goes_on_with_what_no_whole_shard_holds(folder, tmp_path, monkeypatch):
+    expected, entries = build(folder, tmp_path / "whole", tiny_vae())
+    real, calls = module.encode_frames, []
+
+    def killed(vae, frames, downscale):
+        calls.append(len(frames))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(vae, frames, downscale)
+
+    monkeypatch.setattr(module, "encode_frames", killed)
+    with pytest.raises(KeyboardInterrupt):  # a shard for each batch of 3: the first clip (7 frames) is whole, no other
+        build(folder, tmp_path, tiny_vae(), batch_size=3, shard_bytes=1)
+    (tmp_path / "cache").joinpath(next((tmp_path / "cache").iterdir()).name, ".shard-0-00009.part").touch()
+    monkeypatch.setattr(module, "encode_frames", real)
+    counted = count_encoded(monkeypatch)
+    cache, _ = build(folder, tmp_path, tiny_vae(), batch_size=3, shard_bytes=1)
+    assert sum(counted) == 8
+    for entry in entries:
+        assert torch.equal(cache.read(entry, [0, 2]).mean, expected.read(entry, [0, 2]).mean)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_processes_share_the_clips_and_see_the_same_index(folder, tmp_path, monkeypatch):
+    alone, entries = build(folder, tmp_path / "alone", tiny_vae())
+    counted = count_encoded(monkeypatch)
+    barrier, caches = threading.Barrier(2, timeout=60), {}
+    source, vae = VideoFolder(folder), tiny_vae()
+
+    def process(rank):
+        caches[rank] = build_latent_cache(
+            source, entries, vae, (16, 32), 2, tmp_path / "both", rank=rank, world=2, wait=barrier.wait
+        )
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(counted) == sorted(LENGTHS)
+    assert caches[0]._chunks == caches[1]._chunks and len(list((tmp_path / "both").rglob("shard-*"))) == 2
+    for entry in entries:
+        assert torch.equal(caches[1].read(entry, [0, 2]).mean, alone.read(entry, [0, 2]).mean)
+
+
+def test_clips_that_break_after_the_manifest_are_counted(folder, tmp_path, capsys):
+    source = VideoFolder(folder)
+    entries = make_manifest(source, tmp_path / "manifest.jsonl").ok
+    (folder / "1.mp4").unlink()
+    write_video(folder / "2.mp4", noise(9), fps=10)
+    cache = build_latent_cache(source, entries, tiny_vae(), (16, 32), 2, tmp_path / "cache")
+    assert set(cache.left_out) == {"1.mp4", "2.mp4"} and "changed since the manifest" in cache.left_out["2.mp4"]
+    assert [entry in cache for entry in entries] == [True, False, False]
+    assert "2 clips could not be encoded" in capsys.readouterr().out
+    (folder / "0.mp4").unlink()
+    with pytest.raises(ValueError, match="none of the 2 clips"):
+        build_latent_cache(source, entries[1:], tiny_vae(), (16, 32), 2, tmp_path / "cache")
+
+
+def test_a_clip_that_breaks_off_leaves_nothing_in_the_shard(folder, tmp_path, monkeypatch):
+    real = module.iterate_frames
+
+    def breaks_off(path, fps):
+        for index, frame in enumerate(real(path, fps)):
+            if index == 2 and path.name == "1.mp4":
+                raise ValueError("the disk is gone")
+            yield frame
+
+    monkeypatch.setattr(module, "iterate_frames", breaks_off)
+    cache, entries = build(folder, tmp_path, tiny_vae(), batch_size=1)
+    assert cache.left_out == {"1.mp4": "the disk is gone"}
+    assert [entry in cache for entry in entries] == [True, False, True]
+    frames = fit(read_video(folder / "2.mp4")[0], 16, 32)
+    assert torch.equal(cache.read(entries[2], range(5)).mean, encode_frames(tiny_vae(), frames, 2).mean.half())
+    with safe_open(next((tmp_path / "cache").rglob("shard-*")), framework="pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"0", "1"}
+    monkeypatch.undo()
+    assert build(folder, tmp_path, tiny_vae())[0].left_out == {}  # tried again

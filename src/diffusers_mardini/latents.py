@@ -4,6 +4,8 @@ The pipeline and the trainer share these functions, so that a model meets the sa
 knows about masks or noise; see `masking.py` and `pipelines/pipeline_mardini.py` for those.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -47,6 +49,21 @@ def encode_video(vae: torch.nn.Module, video: torch.Tensor, generator: torch.Gen
     latents = posterior.mode() if generator is None else posterior.sample(generator)
     latents = (latents - _shift_factor(vae)) * vae.config.scaling_factor
     return latents.unflatten(0, video.shape[:2])
+
+
+def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and logarithm of the variance of what `encode_video` samples from, normalized as it does.
+
+    Args:
+        vae, video: see `encode_video`.
+
+    Returns:
+        Two tensors shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE; the mean is the mode.
+    """
+    posterior = vae.encode(video.flatten(0, 1)).latent_dist
+    mean = (posterior.mean - _shift_factor(vae)) * vae.config.scaling_factor
+    logvar = posterior.logvar + 2 * math.log(vae.config.scaling_factor)
+    return mean.unflatten(0, video.shape[:2]), logvar.unflatten(0, video.shape[:2])
 
 
 def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:

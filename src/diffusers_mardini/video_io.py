@@ -4,16 +4,20 @@ Frames are numpy `uint8` arrays shaped `(frames, height, width, 3)` or PIL image
 pipeline's video processor, and crops by `training/data/clips.py`.
 """
 
+import io
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from av.stream import Disposition
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -21,8 +25,38 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 WRITABLE = "`.mp4`, `.gif` or no suffix (a folder of PNG)"
 
 
+@dataclass(frozen=True)
+class VideoFacts:
+    """What decoding every frame of a video tells; containers' headers guess.
+
+    Attributes:
+        num_frames: frames that decode.
+        fps: frames per second; the mean where the rate varies.
+        height, width: of an upright frame.
+        start: time of the first frame on the file's own clock, in seconds.
+        duration: seconds from the first frame to the end of the last.
+        codec: name of the decoder, `png` and the like for a folder of pictures.
+        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies within
+            a quarter of a frame of `start + i / fps`.
+    """
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    start: float
+    duration: float
+    codec: str
+    timestamps: np.ndarray | None
+
+
+def decoder_version() -> str:
+    """Name and version of what decodes, for fingerprints: another decoder may give other pixels, or other frames."""
+    return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+
+
 def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
-    """Decodes every frame of a video.
+    """Decodes every frame of a video, upright.
 
     Args:
         path: a video file (anything FFmpeg decodes, gif included).
@@ -33,25 +67,116 @@ def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
     Raises:
         ValueError: if the file is missing, is not a video, is damaged, or holds no frame.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no video file at '{path}'" + ("; it is a folder" if path.is_dir() else ""))
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"'{path}' has no video stream; give a video file such as .mp4 or .gif")
-            if container.format.name.endswith("_pipe") or container.format.name == "image2":
-                raise ValueError(f"'{path}' is one picture, not a video; give a video or a folder of pictures")
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    except av.error.FFmpegError as error:
-        raise ValueError(f"'{path}' cannot be decoded as a video ({error}); it is damaged or no video") from error
+    with _open_video(Path(path)) as (container, stream, label):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        frames = [_upright(frame) for frame in container.decode(stream)]
     if not frames:
-        raise ValueError(f"'{path}' holds no frame; it is damaged or empty")
+        raise ValueError(f"{label} holds no frame; it is damaged or empty")
     if fps <= 0:
-        raise ValueError(f"'{path}' does not say how many frames it has per second; encode it again as .mp4")
+        raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
     return np.stack(frames), fps
+
+
+def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> VideoFacts:
+    """Decodes every frame and keeps none: exact numbers in bounded memory, however long the video is.
+
+    Args:
+        source: a video file, its bytes, or a folder of pictures.
+        fps: frames per second of a folder of pictures, which does not say it itself.
+
+    Raises:
+        ValueError: as `read_video` does, and if the frames change their size, have no increasing time stamps, or end well
+            before the length that the file states (a truncated file).
+    """
+    if _is_folder(source):
+        return _probe_pictures(Path(source), fps)
+    times, size = [], None
+    with _open_video(source) as (container, stream, label):
+        for frame in container.decode(stream):
+            upright = (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
+            if size not in (None, upright):
+                raise ValueError(f"{label} changes its size from {size} to {upright} at frame {len(times)}")
+            if frame.time is None or (times and frame.time <= times[-1]):
+                raise ValueError(
+                    f"{label} has no increasing time stamps (frame {len(times)}); encode it again as .mp4"
+                )
+            size = upright
+            times.append(float(frame.time))
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        stated, codec = _stated_end(container, stream), stream.codec_context.name
+    if not times:
+        raise ValueError(f"{label} holds no frame; it is damaged or empty")
+    timestamps = np.array(times)
+    if len(times) > 1:
+        own_rate = (len(times) - 1) / (times[-1] - times[0])
+        gap = float(np.diff(timestamps).max())
+    elif rate > 0:
+        own_rate, gap = rate, 1 / rate
+    else:
+        raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
+    if stated - (times[-1] + gap) > 2.5 * gap:
+        raise ValueError(
+            f"{label} is truncated: it states {stated:.2f} seconds, but its {len(times)} frames end at {times[-1] + gap:.2f}"
+        )
+    for candidate in (rate, own_rate):  # the header's number first: it is a clean one, such as 25
+        if (
+            candidate > 0
+            and np.abs(timestamps - times[0] - np.arange(len(times)) / candidate).max() < 0.25 / candidate
+        ):
+            return VideoFacts(len(times), candidate, *size, times[0], len(times) / candidate, codec, None)
+    return VideoFacts(len(times), own_rate, *size, times[0], times[-1] - times[0] + 1 / own_rate, codec, timestamps)
+
+
+def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """Yields `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
+
+    Arguments and errors are those of `probe_video`, whose checks of the whole are not repeated.
+    """
+    if _is_folder(source):
+        for index, file in enumerate(_picture_files(Path(source))):
+            yield index / _positive(fps, source), np.asarray(_read_picture(file))
+        return
+    with _open_video(source) as (container, stream, _):
+        for frame in container.decode(stream):
+            yield float(frame.time), _upright(frame)
+
+
+def read_frames(
+    source: str | os.PathLike | bytes, timestamps: Sequence[float], fps: float | None = None
+) -> np.ndarray:
+    """Reads the frames nearest to some times. Decoding starts at the key frame before the first of them.
+
+    Args:
+        source, fps: see `probe_video`.
+        timestamps: seconds on the file's own clock, not decreasing; exact ones come from `probe_video`.
+
+    Returns:
+        `uint8` shaped `(len(timestamps), height, width, 3)`.
+
+    Raises:
+        ValueError: as `read_video` does, or if the video ends before the last time by more than a frame.
+    """
+    wanted = list(timestamps)
+    if not wanted or any(second < first for first, second in zip(wanted, wanted[1:])):
+        raise ValueError(f"timestamps must be at least one and must not decrease, got {wanted}")
+    if _is_folder(source):
+        files = _picture_files(Path(source))
+        indices = [round(time * _positive(fps, source)) for time in wanted]
+        if not 0 <= indices[0] <= indices[-1] < len(files):
+            raise ValueError(f"folder '{source}' has {len(files)} pictures, picture {indices[-1]} was asked for")
+        return np.stack([np.asarray(_read_picture(files[index])) for index in indices])
+    # Key frames are found by decoding time, which may lie before the time of presentation: then seek further back.
+    for head_start in (0.0, 2.0, None):
+        with _open_video(source) as (container, stream, label):
+            if head_start is not None:
+                try:
+                    container.seek(max(0, int((wanted[0] - head_start) / stream.time_base)), stream=stream)
+                except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
+                    continue
+            frames = _nearest(container.decode(stream), wanted, at_start=head_start is None)
+        if frames is not None:
+            return np.stack(frames)
+    raise ValueError(f"{label} ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
 def read_images(path: str | os.PathLike) -> tuple[list[Image.Image], float | None]:
@@ -65,10 +190,7 @@ def read_images(path: str | os.PathLike) -> tuple[list[Image.Image], float | Non
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_key)
-        if not files:
-            raise ValueError(f"folder '{path}' holds no pictures; accepted are {', '.join(PICTURE_SUFFIXES)}")
-        return [_read_picture(file) for file in files], None
+        return [_read_picture(file) for file in _picture_files(path)], None
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return [_read_picture(path)], None
     frames, fps = read_video(path)
@@ -133,12 +255,112 @@ def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in parts if part]
 
 
+@contextmanager
+def _open_video(source: str | os.PathLike | bytes) -> Iterator[tuple]:
+    """The container, its first video stream, and how to call them in messages; FFmpeg's errors become `ValueError`."""
+    if isinstance(source, bytes):
+        label, opened = f"the video of {len(source)} bytes", io.BytesIO(source)
+    else:
+        label, opened = f"'{source}'", str(source)
+        if not Path(source).is_file():
+            raise ValueError(f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else ""))
+    try:
+        with av.open(opened) as container:
+            # A sound file may carry a cover picture as a video stream.
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams:
+                raise ValueError(f"{label} has no video stream; give a video file such as .mp4 or .gif")
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                raise ValueError(f"{label} is one picture, not a video; give a video or a folder of pictures")
+            yield container, streams[0], label
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{label} cannot be decoded as a video ({error}); it is damaged or no video") from error
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How a stored frame becomes upright: swap its axes, then flip it top to bottom, then left to right.
+
+    FFmpeg's display matrix maps x to `a x + c y` and y to `b x + d y`; phones write turns by 90 degrees and mirrors.
+    """
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5]
+    return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    array = frame.to_ndarray(format="rgb24")
+    swap, flip_rows, flip_columns = _orientation(frame)
+    array = array.swapaxes(0, 1) if swap else array
+    array = array[::-1] if flip_rows else array
+    return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)
+
+
+def _nearest(decoded: Iterator[av.VideoFrame], wanted: list[float], at_start: bool) -> list[np.ndarray] | None:
+    """The frame nearest to each time, or `None` where the frames begin too late or end too early."""
+    found, before = [], None
+    for frame in decoded:
+        time = float(frame.time)
+        if before is None and time > wanted[0] + 1e-6 and not at_start:
+            return None
+        # All times up to the middle between two frames belong to the first of them.
+        while before is not None and wanted[len(found)] <= (before.time + time) / 2:
+            found.append(_upright(before))
+            if len(found) == len(wanted):
+                return found
+        gap = time - before.time if before is not None else 0.0
+        before = frame
+    while before is not None and len(found) < len(wanted) and wanted[len(found)] <= before.time + max(gap, 1e-6):
+        found.append(_upright(before))
+    return found if len(found) == len(wanted) else None
+
+
+def _stated_end(container, stream) -> float:
+    """Where the file says that the video ends, in seconds on its own clock; 0 where it does not."""
+    if stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    stated = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # as Matroska has it
+    if stated:
+        hours, minutes, seconds = map(float, stated.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    return 0.0
+
+
+def _is_folder(source: str | os.PathLike | bytes) -> bool:
+    return not isinstance(source, bytes) and Path(source).is_dir()
+
+
+def _positive(fps: float | None, folder: str | os.PathLike) -> float:
+    if fps is None or not fps > 0:
+        raise ValueError(f"folder '{folder}' of pictures needs a positive number of frames per second, got fps={fps}")
+    return fps
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_key)
+    if not files:
+        raise ValueError(f"folder '{folder}' holds no pictures; accepted are {', '.join(PICTURE_SUFFIXES)}")
+    return files
+
+
+def _probe_pictures(folder: Path, fps: float | None) -> VideoFacts:
+    files, size = _picture_files(folder), None
+    fps = _positive(fps, folder)
+    for file in files:
+        width, height = _read_picture(file).size
+        if size not in (None, (height, width)):
+            raise ValueError(f"folder '{folder}' has pictures of {size} and, '{file.name}', of {(height, width)}")
+        size = height, width
+    return VideoFacts(len(files), fps, *size, 0.0, len(files) / fps, files[0].suffix.lower().lstrip("."), None)
+
+
 def _read_picture(path: Path) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"no picture at '{path}'")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"'{path}' cannot be read as a picture ({error})") from error
 

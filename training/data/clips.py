@@ -1,9 +1,12 @@
 """Reads folders of clips (the layout of HF `videofolder`) into square uint8 tensors.
 
-Every clip is cropped to its centred square and resized with antialiasing: what VIDIM-Bench scores. Decoding itself is
-the business of `diffusers_mardini/video_io.py`; latents are made from these tensors by `training/data/latents.py`.
+Every clip is cropped to its centred square and resized with antialiasing: what VIDIM-Bench scores; `fit` does the same for any
+aspect ratio. Decoding itself is the business of `diffusers_mardini/video_io.py`, other sources are in `sources.py`, and latents
+are made by `latents.py`.
 """
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from PIL import Image
 from diffusers_mardini.video_io import VIDEO_SUFFIXES, natural_key, read_video
 
 
-CROP_POLICY = "centre square, PIL bicubic"
+CROP_POLICY = "centre of the aspect ratio, PIL bicubic"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
@@ -37,25 +41,32 @@ class Clips:
 
 
 def read_metadata(folder: Path) -> dict[str, dict]:
-    """The lines of `metadata.jsonl` by `file_name`; empty where there is none.
+    """The rows of `metadata.jsonl` or `metadata.csv` by `file_name`; empty where there is neither.
 
     Raises:
-        ValueError: if a line is not JSON or names no file.
+        ValueError: if both are there, or a row names no file or is not JSON.
     """
-    path = Path(folder) / "metadata.jsonl"
-    if not path.is_file():
+    found = [Path(folder) / name for name in METADATA_FILES if (Path(folder) / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"folder '{folder}' has {' and '.join(METADATA_FILES)}; keep one of them")
+    if not found:
         return {}
+    (path,) = found
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        lines = [(number, row, str(row)) for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)]
+    else:
+        lines = [(number, None, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row, line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line) if row is None else row
+            if not row["file_name"]:
+                raise KeyError("file_name")
             rows[row["file_name"]] = row
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"line {number} of '{path}' must be a JSON object with a file_name, got {line[:80]!r}"
-            ) from error
+            wanted = "have a file_name" if path.suffix == ".csv" else "be a JSON object with a file_name"
+            raise ValueError(f"line {number} of '{path}' must {wanted}, got {line[:80]!r}") from error
     return rows
 
 
@@ -80,13 +91,23 @@ def list_clips(folder: str | Path) -> list[Path]:
 
 def square(frames: np.ndarray, size: int) -> torch.Tensor:
     """Crops `uint8` `(frames, height, width, 3)` to the centred square and resizes: `(frames, 3, size, size)`."""
-    _, height, width, _ = frames.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    frames = frames[:, top : top + side, left : left + side]
-    if side != size:
+    return fit(frames, size, size)
+
+
+def fit(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Crops `uint8` `(frames, height, width, 3)` to the largest centred part of an aspect ratio and resizes with antialiasing.
+
+    Returns:
+        `uint8` shaped `(frames, 3, height, width)`.
+    """
+    _, given_height, given_width, _ = frames.shape
+    crop_height = max(1, min(given_height, round(given_width * height / width)))
+    crop_width = max(1, min(given_width, round(given_height * width / height)))
+    top, left = (given_height - crop_height) // 2, (given_width - crop_width) // 2
+    frames = frames[:, top : top + crop_height, left : left + crop_width]
+    if (crop_height, crop_width) != (height, width):
         frames = np.stack(
-            [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]
+            [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
         )
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
 

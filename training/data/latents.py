@@ -1,21 +1,419 @@
-"""Latents of all frames of all clips, made once and kept in one safetensors file.
+"""Latents of all frames of all clips: made once, by several processes, and kept in safetensors shards.
 
-Training then never touches a video or the autoencoder. Clips are read by `training/data/clips.py`; which frames of a
-window are kept is drawn elsewhere (`diffusers_mardini/masking.py`).
+Stored are the moments of the autoencoder's posterior, so that each epoch samples anew. Clips come from `sources.py` and
+`manifest.py`; windows are cut out by `windows.py`.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffusers_mardini.latents import downscale_video, encode_video
-from training.data.clips import CROP_POLICY, iterate_clips, list_clips
+from diffusers_mardini.latents import downscale_video, encode_moments
+from diffusers_mardini.video_io import decoder_version, iterate_frames
+from training.data.clips import CROP_POLICY, fit
+from training.data.manifest import Entry, make_manifest
+from training.data.sources import Source, VideoFolder
+
+
+FRAME_POLICY = "every frame, upright"
+# A deviation of exp(-10) = 5e-5 is below the resolution of the means in float16: such a posterior is a point.
+_POINT_LOGVAR = -20.0
+_SIZES = ("latents", "planner_latents")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Posteriors of some frames, normalized, `(frames, channels, height, width)`.
+
+    Attributes:
+        mean, planner_mean: at full size and at the planner's.
+        logvar, planner_logvar: logarithms of their variances; `None` where the autoencoder is deterministic.
+    """
+
+    mean: torch.Tensor
+    planner_mean: torch.Tensor
+    logvar: torch.Tensor | None
+    planner_logvar: torch.Tensor | None
+
+    def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws latents of both sizes, float32 on the CPU; nothing is drawn from the generator without a variance."""
+        return tuple(
+            mean.float() if logvar is None else
+            mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, generator=generator)
+            for mean, logvar in ((self.mean, self.logvar), (self.planner_mean, self.planner_logvar))
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale: int) -> Moments:
+    """Posteriors of `uint8` frames `(frames, 3, height, width)`, on the CPU."""
+    video = (frames[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, height, width)
+    found = []
+    for size in (video, downscale_video(video, planner_downscale)):
+        mean, logvar = encode_moments(vae, size)
+        found.append((mean[0].cpu(), None if logvar.max() <= _POINT_LOGVAR else logvar[0].cpu()))
+    (mean, logvar), (planner_mean, planner_logvar) = found
+    return Moments(mean, planner_mean, logvar, planner_logvar)
+
+
+class LatentCache:
+    """Moments of clips at one size, read from memory-mapped shards.
+
+    Attributes:
+        size: height and width of the frames in pixels.
+        flips: whether mirrored frames are there too.
+        left_out: clips that could not be encoded, with the reason.
+    """
+
+    def __init__(self, folder: Path):
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self.size: tuple[int, int] = tuple(index["settings"]["size"])
+        self.flips: bool = index["settings"]["flips"]
+        self.left_out: dict[str, str] = index["left_out"]
+        self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
+        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry.sha256 in self._chunks
+
+    def read(self, entry: Entry, indices: Iterable[int], flip: bool = False) -> Moments:
+        """Moments of some frames of a clip, in the stored type.
+
+        Raises:
+            ValueError: if the cache does not hold them, or its files have been damaged since it was opened.
+        """
+        if flip and not self.flips:
+            raise ValueError(f"the cache in '{self.folder}' holds no mirrored frames; build it with flips")
+        if entry not in self:
+            raise ValueError(f"the cache in '{self.folder}' does not hold clip '{entry.key}'")
+        indices = np.fromiter(indices, dtype=int)
+        if not 0 <= indices.min() <= indices.max() < entry.num_frames:
+            raise ValueError(f"clip '{entry.key}' has {entry.num_frames} frames, asked for were {indices.tolist()}")
+        parts = {}
+        for chunk in self._chunks[entry.sha256]:
+            mine = (chunk.first <= indices) & (indices < chunk.end)
+            if not mine.any():
+                continue
+            low, high = indices[mine].min(), indices[mine].max() + 1
+            for kind in ("mean", "logvar"):
+                for size in _SIZES:
+                    tensor = self._slice(chunk, f"{size}.{kind}{'.flipped' if flip else ''}", low, high)
+                    if tensor is not None:
+                        parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
+        found = {}
+        for (size, kind), rows in parts.items():
+            # Chunks of a clip may be points while others are not.
+            found[size, kind] = torch.stack(
+                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], -30.0) for i in indices.tolist()]
+            )
+        return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
+
+    def _slice(self, chunk: "_Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
+        path = self.folder / chunk.shard
+        try:
+            if chunk.shard not in self._files:
+                file = safe_open(path, framework="pt")
+                self._files[chunk.shard] = file, frozenset(file.keys())
+            file, names = self._files[chunk.shard]
+            name = f"{chunk.number}.{name}"
+            if name not in names:
+                return None
+            return file.get_slice(name)[low - chunk.offset : high - chunk.offset]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"'{path}' cannot be read ({error}); delete it, and it is made anew") from error
+
+
+def build_latent_cache(
+    source: Source,
+    entries: Iterable[Entry],
+    vae: torch.nn.Module,
+    size: tuple[int, int],
+    planner_downscale: int,
+    cache_dir: str | Path,
+    flips: bool = False,
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float16,
+    shard_bytes: int = 256 * 2**20,
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> LatentCache:
+    """Encodes the clips that the cache does not hold yet, and opens it. Every process of a run calls this.
+
+    Settings (autoencoder's config and weights, sizes, crop, frame and flip policy, decoder, storage type) choose a folder in
+    `cache_dir`; within it clips are known by the hash of their bytes. So nothing stale is ever found, a killed build goes on
+    with the clips that no whole shard holds, and clips may come and go. One run at a time builds a cache.
+
+    Args:
+        source: opens the clips.
+        entries: the clips, usable ones.
+        vae: an image autoencoder with `AutoencoderKL`'s interface; runs where it lies, in its own type.
+        size: height and width of the frames in pixels.
+        planner_downscale: how many times smaller the planner's frames are.
+        flips: whether to store mirrored frames too, whose latents are not mirrored latents; twice the space.
+        batch_size: frames encoded at once.
+        dtype: of the stored moments.
+        shard_bytes: a shard is written when it is that large.
+        rank, world: this process encodes the clips `rank`, `rank + world`, ...
+        wait: returns when all processes have called it, such as `accelerator.wait_for_everyone`.
+
+    Raises:
+        ValueError: if no clip is left, or the moments of a clip are not finite.
+    """
+    settings = {
+        "vae": _hash_module(vae),
+        "size": list(size),
+        "planner_downscale": planner_downscale,
+        "crop": CROP_POLICY,
+        "frames": FRAME_POLICY,
+        "flips": flips,
+        "decoder": decoder_version(),
+        "dtype": str(dtype),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = list(entries)
+    # By place in the list and not among what is missing, which the other processes may see at another time.
+    mine = {entry.sha256: entry for entry in entries[rank::world]}
+    known, _ = _scan(folder)
+    missing = [entry for sha, entry in mine.items() if sha not in known]
+    if world == 1 and not missing and (folder / "index.json").is_file():
+        cache = LatentCache(folder)
+        if not cache.left_out and all(entry in cache for entry in entries):
+            return cache  # nothing is new and nothing is written, so that many processes may read
+    if missing:
+        print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
+    writer, left_out = _ShardWriter(folder, rank, shard_bytes, dtype), {}
+    for entry in missing:
+        try:
+            _encode_clip(source, entry, vae, size, planner_downscale, flips, batch_size, writer)
+        except _ClipError as error:
+            writer.abandon()
+            left_out[entry.key] = str(error)
+    writer.flush()
+    _write_json(folder / f"left-out-{rank}.json", left_out)
+    wait()
+    if rank == 0:
+        _write_index(folder, settings, world)
+    wait()
+    cache = LatentCache(folder)
+    if not any(entry in cache for entry in entries):
+        raise ValueError(
+            f"none of the {len(entries)} clips of '{source.spec}' could be encoded; the first reason: "
+            + next(iter(cache.left_out.values()), "there are no clips")
+        )
+    return cache
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The frames `first` to `end` of a clip, out of the tensors `number` of a shard, whose first row is frame `offset`."""
+
+    shard: str
+    number: int
+    offset: int
+    first: int
+    end: int
+
+
+class _ClipError(ValueError):
+    """A clip that cannot be read; other errors end the build."""
+
+
+def _encode_clip(
+    source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, flips: bool,
+    batch_size: int, writer: "_ShardWriter",
+) -> None:  # fmt: skip
+    """Streams a clip through the autoencoder; a clip that fails leaves nothing in the shard that is being filled."""
+    done, batch = 0, []
+    writer.begin(entry)
+
+    def encode() -> None:
+        nonlocal done
+        frames = fit(np.stack(batch), *size)
+        tensors = {}
+        for suffix, pictures in (("", frames), (".flipped", frames.flip(-1)))[: 1 + flips]:
+            moments = encode_frames(vae, pictures, planner_downscale)
+            tensors |= {
+                f"latents.mean{suffix}": moments.mean, f"latents.logvar{suffix}": moments.logvar,
+                f"planner_latents.mean{suffix}": moments.planner_mean,
+                f"planner_latents.logvar{suffix}": moments.planner_logvar,
+            }  # fmt: skip
+        writer.add(done, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+        done += len(batch)
+        batch.clear()
+
+    frames = _frames(source, entry)
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == batch_size:
+            encode()
+    if batch:
+        encode()
+    if done != entry.num_frames:
+        raise _ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
+    writer.end()
+
+
+def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
+    try:
+        if source.stamp(entry.key) != entry.stamp:
+            raise ValueError("the file has changed since the manifest was made")
+        for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key)):
+            yield frame
+    except (ValueError, OSError) as error:
+        raise _ClipError(str(error)) from error
+
+
+class _ShardWriter:
+    """Collects chunks and writes a shard whenever there are enough of them; a shard is whole or absent."""
+
+    def __init__(self, folder: Path, rank: int, shard_bytes: int, dtype: torch.dtype):
+        self.folder, self.rank, self.shard_bytes, self.dtype = folder, rank, shard_bytes, dtype
+        self._entry: Entry | None = None
+        # (entry, first frame, pieces by name); the open clip's are apart until it ends or the shard is full
+        self._chunks: list[tuple[Entry, int, dict[str, list[torch.Tensor]]]] = []
+        self._open: tuple[Entry, int, dict[str, list[torch.Tensor]]] | None = None
+        self._bytes = 0
+
+    def begin(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def add(self, first: int, tensors: dict[str, torch.Tensor]) -> None:
+        if self._open is None:
+            self._open = (self._entry, first, {})
+        if first > self._open[1] and tensors.keys() != self._open[2].keys():  # one of the batches is a point by chance
+            self._close()
+            self._open = (self._entry, first, {})
+        for name, tensor in tensors.items():
+            stored = tensor.to(self.dtype).contiguous()
+            if not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in float32, or "
+                    "look at its scaling factor"
+                )
+            self._open[2].setdefault(name, []).append(stored)
+            self._bytes += stored.nbytes
+        if self._bytes >= self.shard_bytes:
+            self._close()
+            self.flush()
+
+    def end(self) -> None:
+        self._close()
+
+    def abandon(self) -> None:
+        """Forgets the open clip; parts of it that are in shards already are never complete and so never used."""
+        if self._open is not None:
+            self._bytes -= sum(piece.nbytes for pieces in self._open[2].values() for piece in pieces)
+            self._open = None
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._chunks.append(self._open)
+        self._open = None
+
+    def flush(self) -> None:
+        if not self._chunks:
+            return
+        header = [
+            [entry.sha256, first, sum(map(len, next(iter(pieces.values())))), entry.num_frames]
+            for entry, first, pieces in self._chunks
+        ]
+        tensors = {
+            f"{number}.{name}": torch.cat(parts)
+            for number, (_, _, pieces) in enumerate(self._chunks)
+            for name, parts in pieces.items()
+        }
+        taken = [int(path.stem.split("-")[2]) for path in self.folder.glob(f"shard-{self.rank}-*.safetensors")]
+        path = self.folder / f"shard-{self.rank}-{max(taken, default=-1) + 1:05d}.safetensors"
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            save_file(tensors, temporary, metadata={"chunks": json.dumps(header)})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._chunks, self._bytes = [], 0
+
+
+def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
+    """Chunks by hash of all clips that whole shards hold completely, and the shards that are damaged."""
+    pieces: dict[str, list[tuple[int, int, str, int]]] = {}
+    totals: dict[str, int] = {}
+    damaged = []
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:  # refuses a file of another length than its header says
+                header = json.loads(file.metadata()["chunks"])
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError):
+            damaged.append(path)
+            continue
+        for number, (sha, first, count, total) in enumerate(header):
+            pieces.setdefault(sha, []).append((first, first + count, path.name, number))
+            totals[sha] = total
+    complete = {}
+    for sha, total in totals.items():
+        chunks, position = [], 0
+        while position < total:
+            # Parts of an attempt that was killed may overlap those of a later one.
+            fitting = [piece for piece in pieces[sha] if piece[0] <= position < piece[1]]
+            if not fitting:
+                break
+            first, end, shard, number = max(fitting, key=lambda piece: piece[1])
+            chunks.append(_Chunk(shard, number, first, position, end))
+            position = end
+        if position == total:
+            complete[sha] = chunks
+    return complete, damaged
+
+
+def _write_index(folder: Path, settings: dict, world: int) -> None:
+    known, damaged = _scan(folder)
+    for path in damaged:
+        print(f"'{path}' is damaged and was deleted; its clips are encoded again")
+        path.unlink()
+    left_out = {}
+    for rank in range(world):
+        file = folder / f"left-out-{rank}.json"
+        left_out |= json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+    for path in folder.glob(".shard-*.part"):  # of a build that was killed
+        path.unlink()
+    if left_out:
+        print(f"{len(left_out)} clips could not be encoded:")
+        for key, reason in left_out.items():
+            print(f"  {key}: {reason}")
+    clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in known.items()}
+    _write_json(folder / "index.json", {"settings": settings, "left_out": left_out, "clips": clips})
+
+
+def _write_json(path: Path, value: object) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _hash_module(module: torch.nn.Module) -> str:
+    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,98 +504,26 @@ def cache_latents(
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
 ) -> LatentClips:
-    """Encodes a folder of clips, or reads the result of an earlier call where nothing that shaped it has changed.
-
-    The file carries a fingerprint: the autoencoder's config and weights, the size, `planner_downscale`, the crop, the
-    storage type, and the names and sizes of the clips. A file that does not match is made anew.
-
-    Args:
-        clips_folder: see `training/data/clips.py`.
-        vae: an image autoencoder with `AutoencoderKL`'s interface; runs where it lies, in its own type.
-        size: side of the square frames in pixels.
-        planner_downscale: how many times smaller the planner's frames are.
-        cache_dir: folder of cache files; one for each folder of clips and size.
-        batch_size: frames encoded at once.
-        dtype: of the stored latents.
+    """Means of all square frames of a folder of videos, in memory: `build_latent_cache` for one process and small data.
 
     Raises:
         ValueError: if there are no readable clips, or a clip's latents are not finite.
     """
-    folder = Path(clips_folder)
-    path = Path(cache_dir) / f"{folder.parent.name}-{folder.name}-{size}px.safetensors"
-    fingerprint = {
-        "vae": _hash_module(vae),
-        "size": size,
-        "planner_downscale": planner_downscale,
-        "crop": CROP_POLICY,
-        "dtype": str(dtype),
-        "clips": _hash_text([(file.name, file.stat().st_size) for file in list_clips(folder) if file.exists()]),
-    }
-    cached = _read(path, fingerprint)
-    if cached is not None:
-        return cached
-    print(f"encoding '{folder}' into '{path}'")
-    result, skipped = _encode_folder(folder, vae, size, planner_downscale, batch_size, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    header = {"fingerprint": fingerprint, "names": result.names, "fps": result.fps, "skipped": skipped}
-    save_file(
-        {"latents": result.latents, "planner_latents": result.planner_latents, "offsets": result.offsets},
-        temporary,
-        metadata={key: json.dumps(value) for key, value in header.items()},
+    source = VideoFolder(clips_folder)
+    name = f"{source.folder.parent.name}-{source.folder.name}"
+    manifest = make_manifest(source, Path(cache_dir) / f"{name}.jsonl")
+    if manifest.left_out:
+        print(manifest.census())
+    cache = build_latent_cache(
+        source, manifest.ok, vae, (size, size), planner_downscale, Path(cache_dir) / name,
+        batch_size=batch_size, dtype=dtype,
+    )  # fmt: skip
+    entries = [entry for entry in manifest.ok if entry in cache]
+    moments = [cache.read(entry, range(entry.num_frames)) for entry in entries]
+    return LatentClips(
+        torch.cat([clip.mean for clip in moments]),
+        torch.cat([clip.planner_mean for clip in moments]),
+        torch.tensor([0, *np.cumsum([entry.num_frames for entry in entries])]),
+        [entry.key for entry in entries],
+        [entry.fps for entry in entries],
     )
-    os.replace(temporary, path)
-    return result
-
-
-@torch.no_grad()
-def _encode_folder(
-    folder: Path, vae: torch.nn.Module, size: int, planner_downscale: int, batch_size: int, dtype: torch.dtype
-) -> tuple[LatentClips, dict[str, str]]:
-    skipped: dict[str, str] = {}
-    latents, planner_latents, names, rates, offsets = [], [], [], [], [0]
-    for name, frames, fps in iterate_clips(folder, size, skipped):
-        for batch in frames.split(batch_size):
-            video = (batch[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, size, size)
-            for source, kept in ((video, latents), (downscale_video(video, planner_downscale), planner_latents)):
-                encoded = encode_video(vae, source)[0]  # (frames, channels, h, w)
-                if not torch.isfinite(encoded).all():
-                    raise ValueError(f"the latents of clip '{name}' are not finite; run the autoencoder in float32")
-                kept.append(encoded.to("cpu", dtype))
-        names.append(name)
-        rates.append(fps)
-        offsets.append(offsets[-1] + len(frames))
-    result = LatentClips(torch.cat(latents), torch.cat(planner_latents), torch.tensor(offsets), names, rates)
-    return result, skipped
-
-
-def _read(path: Path, fingerprint: dict) -> LatentClips | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = {key: json.loads(value) for key, value in file.metadata().items()}
-            changed = [key for key, value in fingerprint.items() if header["fingerprint"].get(key) != value]
-            if changed:
-                print(f"'{path}' is stale ({', '.join(changed)} changed)")
-                return None
-            tensors = {key: file.get_tensor(key) for key in ("latents", "planner_latents", "offsets")}
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        print(f"'{path}' is damaged ({error})")
-        return None
-    if header["skipped"]:
-        print(f"'{path}' was made without {len(header['skipped'])} clips that could not be read")
-    return LatentClips(**tensors, names=header["names"], fps=header["fps"])
-
-
-def _hash_module(module: torch.nn.Module) -> str:
-    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _hash_text(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Clips of folders, picture folders, shards and datasets are the same clips."""
+
+import json
+
+import datasets
+import pytest
+import webdataset
+
+from diffusers_mardini.video_io import read_frames, write_video
+from pipelines_tests.training.clip_files import noise, write_clip
+from training.data.manifest import make_manifest
+from training.data.sources import DatasetVideos, PictureFolders, VideoFolder, WebdatasetShards, open_source
+
+
+LENGTHS = {"a.mp4": 5, "b/c2.mp4": 3, "b/c10.mp4": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, (name, length) in enumerate(LENGTHS.items()):
+        write_clip(tmp_path / "clips" / name, noise(length, seed=seed), fps=10)
+    return tmp_path / "clips"
+
+
+def lengths(source, tmp_path) -> dict[str, int]:
+    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    for entry in manifest.ok:  # what the manifest says can be read
+        frames = read_frames(source.open(entry.key), entry.times([entry.num_frames - 1]), source.fps(entry.key))
+        assert frames.shape == (1, entry.height, entry.width, 3)
+    return {entry.key: entry.num_frames for entry in manifest.ok}
+
+
+def test_a_folder_of_videos_in_natural_order(folder, tmp_path):
+    source = open_source(folder)
+    assert isinstance(source, VideoFolder) and list(source.keys()) == list(LENGTHS)
+    assert lengths(source, tmp_path) == LENGTHS
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_names_the_clips_and_the_others_are_told(folder, tmp_path, name):
+    keys = ["b/c10.mp4", "a.mp4", "gone.mp4"]
+    if name.endswith("jsonl"):
+        text = "".join(json.dumps({"file_name": key, "text": "x"}) + "\n" for key in keys)
+    else:
+        text = "file_name,text\n" + "".join(f"{key},x\n" for key in keys)
+    (folder / name).write_text(text)
+    manifest = make_manifest(open_source(folder), tmp_path / "manifest.jsonl")
+    assert [entry.key for entry in manifest.ok] == ["a.mp4", "b/c10.mp4"]
+    reasons = {entry.key: entry.reason for entry in manifest.left_out}
+    assert "nothing at" in reasons["gone.mp4"] and "not named in metadata" in reasons["b/c2.mp4"]
+
+
+def test_broken_metadata_is_an_error(folder):
+    (folder / "metadata.csv").write_text("name\na.mp4\n")
+    with pytest.raises(ValueError, match="line 2 of .*metadata.csv.* must have a file_name"):
+        open_source(folder)
+    (folder / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="keep one of them"):
+        open_source(folder)
+
+
+def test_picture_folders_are_clips_at_a_given_rate(tmp_path):
+    for name, length in (("x", 4), ("y", 12)):
+        write_video(tmp_path / "clips" / name, noise(length, 15, 17), fps=1)
+    source = open_source(tmp_path / "clips", fps=5)
+    assert isinstance(source, PictureFolders) and lengths(source, tmp_path) == {"x": 4, "y": 12}
+    assert make_manifest(source, tmp_path / "manifest.jsonl").ok[0].fps == 5
+    with pytest.raises(ValueError, match="do not say how many frames"):
+        open_source(tmp_path / "clips")
+    rows = [{"file_name": "x", "fps": 3}, {"file_name": "y", "fps": 4}]
+    (tmp_path / "clips" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(tmp_path / "clips")
+    assert [source.fps(key) for key in source.keys()] == [3.0, 4.0]
+
+
+def test_the_stamp_of_a_picture_folder_tells_of_changes(tmp_path):
+    write_video(tmp_path / "clips" / "x", noise(4, 16, 16), fps=1)
+    source = PictureFolders(tmp_path / "clips", fps=5)
+    before = source.stamp("x")
+    assert source.stamp("x") == before
+    write_video(tmp_path / "clips" / "x", noise(3, 16, 16), fps=1)
+    assert source.stamp("x") != before and source.stamp("none") is None
+
+
+def test_webdataset_shards_are_read_in_place(folder, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    names = list(LENGTHS)
+    for number, part in enumerate((names[:2], names[2:])):
+        with webdataset.TarWriter(str(shards / f"train-{number:03d}.tar")) as writer:
+            for name in part:
+                key = name.replace("/", "-").removesuffix(".mp4")
+                writer.write({"__key__": key, "mp4": (folder / name).read_bytes(), "json": {"text": "x"}})
+    expected = {"train-000.tar/a.mp4": 5, "train-000.tar/b-c2.mp4": 3, "train-001.tar/b-c10.mp4": 4}
+    for spec in (shards, shards / "train-{000..001}.tar"):
+        source = open_source(spec)
+        assert isinstance(source, WebdatasetShards) and lengths(source, tmp_path) == expected
+    assert source.open("train-000.tar/a.mp4") == (folder / "a.mp4").read_bytes()
+    with pytest.raises(ValueError, match="there is no 'train-000.tar/x.mp4'"):
+        source.open("train-000.tar/x.mp4")
+    (shards / "train-001.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(ValueError, match="no whole, uncompressed .tar"):
+        open_source(shards)
+
+
+@pytest.mark.parametrize("kind", ["datasets", "datasets-stream"])
+def test_a_datasets_folder_local_and_streamed(folder, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = open_source(f"{kind}:{folder}")
+    found = lengths(source, tmp_path)
+    assert list(found) == ["row-0", "row-1", "row-2"] and sorted(found.values()) == [3, 4, 5]
+    again = [make_manifest(source, tmp_path / "manifest.jsonl").ok[index].sha256 for index in (2, 0)]
+    assert len(set(again)) == 2
+    with pytest.raises((ValueError, IndexError)):
+        source.open("row-3")
+
+
+def test_a_datasets_dataset_with_videos_as_bytes(folder, tmp_path):
+    rows = {"video": [{"path": None, "bytes": (folder / name).read_bytes()} for name in LENGTHS], "n": [1, 2, 3]}
+    features = datasets.Features({"video": datasets.Video(decode=False), "n": datasets.Value("int64")})
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    source = DatasetVideos("datasets:memory", dataset=dataset)
+    assert list(lengths(source, tmp_path).values()) == list(LENGTHS.values())
+    streamed = DatasetVideos("datasets-stream:memory", dataset=dataset.to_iterable_dataset())
+    assert streamed.open("row-2") == streamed.open("row-2") == source.open("row-2")
+    with pytest.raises(ValueError, match="ends at row 3"):
+        streamed.open("row-3")
+    with pytest.raises(ValueError, match="one column of videos"):
+        DatasetVideos("datasets:memory", dataset=dataset.remove_columns("video"))
+
+
+def test_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no source of clips"):
+        open_source(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no clips"):
+        open_source(tmp_path)

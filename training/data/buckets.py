@@ -1,0 +1,139 @@
+"""Buckets: the shapes that batches have, and which clip goes into which (the paper's dynamic-resolution finish).
+
+A clip goes to the bucket of the nearest aspect ratio that it is long enough for, and stays there for the stage. In what order
+buckets and clips come is in `order.py`.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from training.data.manifest import Entry
+from training.data.order import Rate, num_starts, why_not
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """Height and width in pixels, frames of a window."""
+
+    height: int
+    width: int
+    frames: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}, {self.frames} frames"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a stage asks of the data.
+
+    Attributes:
+        stage: its name, which chooses the order.
+        buckets: shapes of batches.
+        strides: weights of distances between frames, as pairs; or
+        fps: frames per second of the windows. One of the two.
+        flip: share of windows that are mirrored left to right.
+    """
+
+    stage: str
+    buckets: tuple[Bucket, ...]
+    strides: tuple[tuple[int, float], ...] = ()
+    fps: float | None = None
+    flip: float = 0.0
+
+    def __post_init__(self):
+        if not self.buckets or len(set(self.buckets)) != len(self.buckets):
+            raise ValueError(f"stage '{self.stage}' needs buckets, each given once; got {self.buckets}")
+        if bool(self.strides) == (self.fps is not None):
+            raise ValueError(
+                f"stage '{self.stage}' needs strides or fps, got strides={self.strides} and fps={self.fps}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip of stage '{self.stage}' must lie in 0 to 1, got {self.flip}")
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """All rates of positive weight, the widest windows last."""
+        if self.fps is not None:
+            return (Rate(fps=self.fps),)
+        return tuple(Rate(stride=stride) for stride, weight in sorted(self.strides) if weight > 0)
+
+
+@dataclass(frozen=True)
+class Census:
+    """Where all clips went.
+
+    Attributes:
+        buckets: those of the stage.
+        clips: the clips of each bucket.
+        left_out: reasons by key.
+    """
+
+    buckets: tuple[Bucket, ...]
+    clips: tuple[tuple[Entry, ...], ...]
+    left_out: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = []
+        for bucket, clips in zip(self.buckets, self.clips):
+            enlarged = sum(min(e.height / bucket.height, e.width / bucket.width) < 1 for e in clips)
+            lines.append(f"  {bucket}: {len(clips)} clips" + (f", {enlarged} of them enlarged" if enlarged else ""))
+        if self.left_out:
+            lines.append(f"  left out: {len(self.left_out)}")
+            lines += [f"    {key}: {reason}" for key, reason in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def size_multiple(compression: int, patch_size: int, planner_patch_size: int, planner_downscale: int) -> int:
+    """What both sides of a bucket must be divisible by.
+
+    Args:
+        compression: pixels per latent of the autoencoder, 8 as a rule.
+        patch_size: of the transformer, in latents.
+        planner_patch_size: of the planner, in latents of frames that are `planner_downscale` times smaller.
+    """
+    return math.lcm(compression * patch_size, compression * planner_patch_size * planner_downscale)
+
+
+def check_buckets(buckets: Iterable[Bucket], multiple: int) -> None:
+    """Raises `ValueError` that names the nearest valid size of a bucket whose sides are not divisible by `multiple`."""
+    for bucket in buckets:
+        if bucket.frames < 2:
+            raise ValueError(f"bucket {bucket} has fewer than 2 frames; one is given and one is made")
+        if bucket.height < 1 or bucket.width < 1 or bucket.height % multiple or bucket.width % multiple:
+            near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in bucket.size)
+            raise ValueError(
+                f"bucket {bucket} (height x width) must have sides divisible by {multiple}, which is what autoencoder, patches "
+                f"and `planner_downscale` together need; the nearest is {near}"
+            )
+
+
+def assign(entries: Iterable[Entry], sampling: Sampling) -> Census:
+    """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that it is not
+    enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when windows are drawn."""
+    clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in sampling.buckets}
+    left_out = {}
+    for entry in entries:
+        if entry.status != "ok":
+            left_out[entry.key] = entry.reason
+            continue
+        fitting = [bucket for bucket in sampling.buckets if num_starts(entry, bucket.frames, sampling.rates[0])]
+        if not fitting:
+            shortest = min(bucket.frames for bucket in sampling.buckets)
+            left_out[entry.key] = why_not(entry, shortest, sampling.rates[0])
+            continue
+        clips[min(fitting, key=lambda bucket: _preference(entry, bucket))].append(entry)
+    return Census(sampling.buckets, tuple(map(tuple, clips.values())), left_out)
+
+
+def _preference(entry: Entry, bucket: Bucket) -> tuple:
+    """Smaller is better."""
+    distance = abs(math.log(entry.width / entry.height) - math.log(bucket.width / bucket.height))
+    enlarges = bucket.height > entry.height or bucket.width > entry.width
+    area = bucket.height * bucket.width
+    return round(distance, 6), -bucket.frames, enlarges, area if enlarges else -area

@@ -1,0 +1,268 @@
+"""What decoding said of every clip, written once: exact frame counts, rates, sizes, and why a clip was left out.
+
+    python -m training.data.manifest FOLDER [-o FILE] [--strict] [--workers N]
+
+Headers lie and files break, so nothing here is estimated. Which clips a stage then uses is decided in `buckets.py`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffusers_mardini.video_io import decoder_version, probe_video
+from training.data.sources import Source, open_source
+
+
+MANIFESTS = Path("runs/manifests")
+_VERSION = 1
+
+
+class Entry(BaseModel):
+    """One clip. Sizes are those of upright frames; times are seconds on the file's own clock."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    status: Literal["ok", "left out"]
+    reason: str = ""
+    stamp: str | None = Field(None, description="Size and time of change; a clip is decoded again when they differ.")
+    sha256: str = Field("", description="Of the clip's bytes; caches are keyed by it.")
+    size: int = Field(0, description="Bytes.")
+    num_frames: int = 0
+    fps: float = Field(0.0, description="The mean, where the rate varies.")
+    width: int = 0
+    height: int = 0
+    start: float = Field(0.0, description="Time of the first frame.")
+    duration: float = 0.0
+    codec: str = ""
+    timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, where the rate varies.")
+
+    @property
+    def variable_rate(self) -> bool:
+        return self.timestamps is not None
+
+    def times(self, indices: Iterable[int] | None = None) -> np.ndarray:
+        """Times of some frames, or of all, `(frames,)`."""
+        indices = np.arange(self.num_frames) if indices is None else np.fromiter(indices, dtype=int)
+        if self.timestamps is not None:
+            return np.array(self.timestamps)[indices]
+        return self.start + indices / self.fps
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All clips of a source, in its order.
+
+    Attributes:
+        source: what `open_source` was given.
+        entries: usable clips and those left out.
+        path: the file.
+    """
+
+    source: str
+    entries: tuple[Entry, ...]
+    path: Path
+
+    @property
+    def ok(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.status == "ok")
+
+    @property
+    def left_out(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.status != "ok")
+
+    def census(self) -> str:
+        """What there is, in plain lines: counts, rates, sizes, lengths, and every clip left out with its reason."""
+        ok, left_out = self.ok, self.left_out
+        lines = [f"{len(ok)} of {len(self.entries)} clips of '{self.source}' can be used"]
+        if ok:
+            frames = [entry.num_frames for entry in ok]
+            seconds = sum(entry.duration for entry in ok)
+            variable = sum(entry.variable_rate for entry in ok)
+            lines += [
+                f"  frames: {sum(frames)} ({min(frames)} to {max(frames)} in a clip), {seconds:.1f} seconds",
+                f"  frames per second: {_counts(f'{entry.fps:.4g}' for entry in ok)}; {variable} with a variable rate",
+                f"  width x height: {_counts(f'{entry.width}x{entry.height}' for entry in ok)}",
+                f"  codecs: {_counts(entry.codec for entry in ok)}",
+            ]
+        if left_out:
+            lines.append(f"{len(left_out)} left out:")
+            lines += [f"  {entry.key}: {entry.reason}" for entry in left_out]
+        return "\n".join(lines)
+
+
+def default_path(spec: str | Path) -> Path:
+    """Where the manifest of a source lies unless told otherwise: `runs/manifests/<name>-<hash of the whole name>.jsonl`."""
+    spec = str(spec)
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(spec).name)
+    where = str(Path(spec).resolve()) if Path(spec).exists() else spec
+    return MANIFESTS / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl"
+
+
+def make_manifest(source: Source, path: str | Path | None = None, workers: int = 1) -> Manifest:
+    """Decodes every clip of a source that is not in the file yet, or has changed since, and writes the file.
+
+    A killed run goes on where it stood; the file itself is whole or absent. Entries made by another version of the decoder
+    are made anew. One process at a time makes a manifest.
+
+    Args:
+        source: see `sources.py`.
+        path: the file, by default `default_path`.
+        workers: threads that decode.
+
+    Raises:
+        ValueError: if the source holds no clips at all.
+    """
+    path = default_path(source.spec) if path is None else Path(path)
+    header = {"manifest": _VERSION, "source": source.spec, "decoder": decoder_version()}
+    unfinished = path.with_name(f".{path.name}.part")
+    known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries: list[Entry] = []
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
+        waiting: deque[Entry | Future] = deque()
+        file = None
+
+        def take() -> None:
+            nonlocal file
+            first = waiting.popleft()
+            if isinstance(first, Future):
+                first = first.result()
+                if file is None:  # where nothing is new nothing is written, so that many processes may read
+                    _write_lines(unfinished, header, known.values())
+                    file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
+                file.write(first.model_dump_json(exclude_defaults=True) + "\n")
+                file.flush()
+            entries.append(first)
+
+        for key in source.keys():
+            stamp = source.stamp(key)
+            old = known.get(key)
+            if old is not None and stamp is not None and old.stamp == stamp:
+                waiting.append(old)
+            else:
+                waiting.append(_start(pool, source, key, stamp, old))
+            while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
+                take()
+        while waiting:
+            take()
+    entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.unnamed().items()]
+    if not entries:
+        raise ValueError(f"'{source.spec}' holds no clips")
+    if entries != list(_read_lines(path, header)):
+        _write_lines(path, header, entries)
+    unfinished.unlink(missing_ok=True)
+    return Manifest(source.spec, tuple(entries), path)
+
+
+def _start(pool: ThreadPoolExecutor, source: Source, key: str, stamp: str | None, old: Entry | None) -> Entry | Future:
+    """Opens here, since streams are read in order, and decodes in the pool."""
+    try:
+        opened, fps = source.open(key), source.fps(key)
+    except (ValueError, OSError) as error:
+        return Entry(key=key, status="left out", reason=_sentence(error), stamp=stamp)
+    return pool.submit(_probe, key, opened, fps, stamp, old)
+
+
+def _probe(key: str, opened: Path | bytes, fps: float | None, stamp: str | None, old: Entry | None) -> Entry:
+    try:
+        sha256, size = _hash(opened)
+        if stamp is None and old is not None and old.sha256 == sha256:
+            return old
+        if size == 0:
+            raise ValueError("the file is empty (0 bytes)")
+        facts = probe_video(opened, fps)
+    except (ValueError, OSError) as error:
+        return Entry(key=key, status="left out", reason=_sentence(error), stamp=stamp)
+    return Entry(
+        key=key, status="ok", stamp=stamp, sha256=sha256, size=size, num_frames=facts.num_frames, fps=facts.fps,
+        width=facts.width, height=facts.height, start=facts.start, duration=facts.duration, codec=facts.codec,
+        timestamps=None if facts.timestamps is None else tuple(round(float(time), 6) for time in facts.timestamps),
+    )  # fmt: skip
+
+
+def _hash(opened: Path | bytes) -> tuple[str, int]:
+    """SHA-256 and size in bytes of a file, of bytes, or of all files of a folder with their names."""
+    digest, size = hashlib.sha256(), 0
+    if isinstance(opened, bytes):
+        return hashlib.sha256(opened).hexdigest(), len(opened)
+    files = sorted(file for file in opened.iterdir() if file.is_file()) if opened.is_dir() else [opened]
+    for file in files:
+        if opened.is_dir():
+            digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    return digest.hexdigest(), size
+
+
+def _read_lines(path: Path, header: dict) -> Iterable[Entry]:
+    """Entries of a file with the same header; none where it is absent, damaged, or made by another decoder."""
+    if not path.is_file():
+        return
+    first, *lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        if json.loads(first) != header:
+            return
+        for line in lines[:-1]:  # what follows the last line break is a line that a kill cut short
+            yield Entry.model_validate_json(line)
+    except (json.JSONDecodeError, ValidationError) as error:
+        print(f"'{path}' is damaged after some lines and is made anew from there ({_sentence(error)})")
+
+
+def _write_lines(path: Path, header: dict, entries: Iterable[Entry]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(header) + "\n")
+        file.writelines(entry.model_dump_json(exclude_defaults=True) + "\n" for entry in entries)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _counts(values: Iterable[str], most: int = 8) -> str:
+    common = Counter(values).most_common()
+    shown = ", ".join(f"{value} ({count})" for value, count in common[:most])
+    return shown + (f" and {len(common) - most} more" if len(common) > most else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source", help="a folder of videos, picture folders or .tar shards, a .tar, or datasets:NAME#SPLIT"
+    )
+    parser.add_argument("-o", "--output", type=Path, help=f"the manifest; by default in {MANIFESTS}/")
+    parser.add_argument("--fps", type=float, help="frames per second of picture folders, where no metadata says it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a clip is left out")
+    arguments = parser.parse_args()
+    try:
+        manifest = make_manifest(open_source(arguments.source, arguments.fps), arguments.output, arguments.workers)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(manifest.census())
+    print(f"the manifest lies in {manifest.path}")
+    return 1 if not manifest.ok or (arguments.strict and manifest.left_out) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Which clip, which frames: pure functions of (seed, stage, step, row), so that nothing has to be saved to resume.
+
+Each clip of a bucket is drawn once before any is drawn again, whatever the number of processes. Which clips a bucket holds is
+decided in `buckets.py`; frames are read in `windows.py`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from training.data.manifest import Entry
+from training.randomness import step_generator
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How far apart the frames of a window lie: `stride` frames of the clip, or `1 / fps` seconds. Exactly one is given."""
+
+    stride: int | None = None
+    fps: float | None = None
+
+    def __post_init__(self):
+        if (self.stride is None) == (self.fps is None):
+            raise ValueError(f"give a stride or frames per second, got stride={self.stride} and fps={self.fps}")
+        if (self.stride if self.fps is None else self.fps) <= 0:
+            raise ValueError(f"a stride or a number of frames per second must be positive, got {self}")
+
+    def __str__(self) -> str:
+        return f"stride {self.stride}" if self.fps is None else f"{self.fps:g} frames per second"
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one step's batch that this process takes.
+
+    Attributes:
+        seed: of the run.
+        step: batches drawn before this one in the stage, micro-batches counted singly.
+        batch_size: rows of the batch over all processes.
+        rows: those of this process, out of `range(batch_size)`.
+    """
+
+    seed: int
+    step: int
+    batch_size: int
+    rows: tuple[int, ...]
+
+    def __post_init__(self):
+        if any(not 0 <= row < self.batch_size for row in self.rows):
+            raise ValueError(f"rows must lie in 0 to {self.batch_size - 1}, got {self.rows}")
+
+
+def permuted(index: int, size: int, *keys: str | int) -> int:
+    """The place of `index` in a permutation of `range(size)` that `keys` choose, without making the permutation.
+
+    A Feistel network of four rounds over the next even number of bits; numbers beyond `size` are sent through again.
+    """
+    if not 0 <= index < size:
+        raise ValueError(f"index {index} lies outside of 0 to {size - 1}")
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    key = hashlib.sha256(repr(keys).encode()).digest()
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(4):
+            digest = hashlib.blake2b(b"%d %d" % (turn, right), key=key, digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def clip_at(position: int, num_clips: int, *keys: str | int) -> int:
+    """The clip at a position of the endless order: epoch after epoch, each a permutation of its own."""
+    epoch, place = divmod(position, num_clips)
+    return permuted(place, num_clips, *keys, epoch)
+
+
+def bucket_at(seed: int, stage: str, step: int, batches: tuple[int, ...]) -> tuple[int, int]:
+    """The bucket of a step, and how many batches came from it before in this stage.
+
+    Args:
+        batches: batches per epoch of each bucket; in an epoch of the stage each bucket comes that often, in random order.
+    """
+    epoch, place = divmod(step, sum(batches))
+    buckets, earlier = _bucket_sequence(seed, stage, epoch, batches)
+    bucket = int(buckets[place])
+    return bucket, epoch * batches[bucket] + int(earlier[place])
+
+
+@lru_cache(maxsize=4)
+def _bucket_sequence(seed: int, stage: str, epoch: int, batches: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    buckets = np.repeat(np.arange(len(batches)), batches)
+    generator = step_generator(seed, "buckets", stage, epoch)
+    buckets = buckets[torch.randperm(len(buckets), generator=generator).numpy()]
+    earlier = np.zeros_like(buckets)
+    for bucket, count in enumerate(batches):
+        earlier[buckets == bucket] = np.arange(count)
+    return buckets, earlier
+
+
+def num_starts(entry: Entry, num_frames: int, rate: Rate) -> int:
+    """How many windows of `num_frames` at a rate a clip has."""
+    if rate.fps is None:
+        return max(0, entry.num_frames - (num_frames - 1) * rate.stride)
+    if entry.variable_rate:
+        return len(_varying_starts(entry, num_frames, rate.fps))
+    if rate.fps > entry.fps * (1 + 1e-3) and num_frames > 1:  # frames would be repeated
+        return 0
+    return max(0, entry.num_frames - int((num_frames - 1) * entry.fps / rate.fps + 0.5 - 1e-6))
+
+
+def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tuple[int, ...]:
+    """The frames of a window: those nearest to `t0 + i / fps`, or every `stride`-th.
+
+    Args:
+        place: where in the clip, in [0, 1): 0 is the first window that it has, just below 1 the last.
+
+    Raises:
+        ValueError: if the clip has no such window; `why_not` says why.
+    """
+    starts = num_starts(entry, num_frames, rate)
+    if starts == 0:
+        raise ValueError(f"clip '{entry.key}': {why_not(entry, num_frames, rate)}")
+    start = min(int(place * starts), starts - 1)
+    if rate.fps is None:
+        return tuple(range(start, start + num_frames * rate.stride, rate.stride))
+    if entry.variable_rate:
+        start = int(_varying_starts(entry, num_frames, rate.fps)[start])
+        return tuple(_nearest(np.array(entry.timestamps), start, num_frames, rate.fps).tolist())
+    # A tiny bit less than half, as in `num_starts`: exact halves, such as 12.5, then round down and not by chance.
+    steps = np.arange(num_frames) * (entry.fps / rate.fps)
+    return tuple((start + np.floor(steps + 0.5 - 1e-6).astype(int)).tolist())
+
+
+def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
+    """Why a clip has no window of `num_frames` at a rate."""
+    if rate.fps is None:
+        span = (num_frames - 1) * rate.stride + 1
+        return f"has {entry.num_frames} frames; {num_frames} at {rate} span {span}"
+    if rate.fps > entry.fps * (1 + 1e-3):
+        return f"has {entry.fps:.4g} frames per second; at {rate} frames would be repeated"
+    if entry.duration * rate.fps < num_frames - 1:
+        return f"lasts {entry.duration:.2f} s; {num_frames} frames at {rate} take {(num_frames - 1) / rate.fps:.2f} s"
+    return f"has no {num_frames} different frames at {rate}; its rate varies or it ends just before"
+
+
+@lru_cache(maxsize=4096)
+def _varying_starts(entry: Entry, num_frames: int, fps: float) -> np.ndarray:
+    """First frames of the windows that fit, repeat no frame, and have each within half a step of its time."""
+    times, starts = np.array(entry.timestamps), []
+    for start in range(len(times)):
+        if times[start] + (num_frames - 1) / fps > times[-1] + 1e-6:
+            break
+        frames = _nearest(times, start, num_frames, fps)
+        errors = np.abs(times[frames] - times[start] - np.arange(num_frames) / fps)
+        if (np.diff(frames) > 0).all() and errors.max() <= 0.5 / fps + 1e-6:
+            starts.append(start)
+    return np.array(starts, dtype=int)
+
+
+def _nearest(times: np.ndarray, start: int, num_frames: int, fps: float) -> np.ndarray:
+    middles = (times[1:] + times[:-1]) / 2
+    return np.searchsorted(middles, times[start] + np.arange(num_frames) / fps - 1e-9)

@@ -1,0 +1,323 @@
+"""Windows of clips as both models see them, from the latent cache or straight from pixels.
+
+Which clips a stage uses is decided in `buckets.py`, in which order they come in `order.py`; masks and noise are drawn in
+`training/curriculum.py`.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusers_mardini.video_io import read_frames
+from training.data.buckets import Bucket, Census, Sampling, assign
+from training.data.clips import fit
+from training.data.latents import LatentCache, Moments, build_latent_cache, encode_frames
+from training.data.manifest import Entry
+from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
+from training.data.sources import Source
+
+
+@dataclass(frozen=True)
+class WindowDraw:
+    """A window before it is read; what an error report needs to find it again.
+
+    Attributes:
+        clip: key of the clip.
+        frames: indices of its frames.
+        flip: whether they are mirrored left to right.
+        bucket: shape of the batch.
+        rate: distance of the frames that was drawn; a clip that is too short for it has the next smaller one of the stage.
+        place: where in the clip, in [0, 1).
+        order: which order of clips this is one of, and
+        position: where in it.
+    """
+
+    clip: str
+    frames: tuple[int, ...]
+    flip: bool
+    bucket: Bucket
+    rate: Rate
+    place: float
+    order: tuple[str | int, ...]
+    position: int
+
+
+@dataclass(frozen=True)
+class _Order:
+    clips: tuple[Entry, ...]
+    rates: tuple[Rate, ...]  # the widest windows last
+    shuffled: bool
+
+
+class Windows:
+    """What `LatentWindows` and `PixelWindows` have in common: everything but reading.
+
+    Attributes:
+        failures: reasons by key of the clips that could not be read since the start.
+        sizes: heights and widths that there are.
+    """
+
+    def __init__(self, entries: Iterable[Entry], sizes: Iterable[tuple[int, int]]):
+        self.entries = tuple(entries)
+        self.sizes = tuple(sizes)
+        self.failures: dict[str, str] = {}
+        self._censuses: dict[Sampling, Census] = {}
+        self._orders: dict[tuple, _Order] = {}
+        self._by_key = {entry.key: entry for entry in self.entries}
+
+    def census(self, sampling: Sampling) -> Census:
+        """Where all clips go in a stage; printed, it names every clip left out.
+
+        Raises:
+            ValueError: if a bucket's size is not among `sizes`, or no clip is left.
+        """
+        if sampling not in self._censuses:
+            missing = [bucket for bucket in sampling.buckets if bucket.size not in self.sizes]
+            if missing:
+                raise ValueError(f"bucket {missing[0]} of stage '{sampling.stage}' is none of the sizes {self.sizes}")
+            census = assign(self.entries, sampling)
+            left_out, clips = dict(census.left_out), []
+            for bucket, assigned in zip(census.buckets, census.clips):
+                reasons = {entry.key: self._why_absent(entry, bucket) for entry in assigned}
+                left_out |= {key: reason for key, reason in reasons.items() if reason}
+                clips.append(tuple(entry for entry in assigned if not reasons[entry.key]))
+            census = Census(census.buckets, tuple(clips), left_out)
+            if not any(census.clips):
+                raise ValueError(f"stage '{sampling.stage}' has no clips:\n{census}")
+            self._censuses[sampling] = census
+        return self._censuses[sampling]
+
+    def draw(
+        self, sampling: Sampling, rows: StepRows, sample_generators: Sequence[torch.Generator]
+    ) -> list[WindowDraw]:
+        """The windows of a step: one bucket for all processes; within it every clip comes once before any comes again.
+
+        Args:
+            sampling: what the stage asks for.
+            rows: which step, and which rows of its batch.
+            sample_generators: one for each of the rows; place, flip and stride are drawn from it.
+        """
+        census = self.census(sampling)
+        filled = [index for index, clips in enumerate(census.clips) if clips]
+        batches = tuple(math.ceil(len(census.clips[index]) / rows.batch_size) for index in filled)
+        turn, earlier = bucket_at(rows.seed, sampling.stage, rows.step, batches)
+        bucket = census.buckets[filled[turn]]
+        order = (rows.seed, sampling.stage, *bucket.size, bucket.frames)
+        self._orders[order] = _Order(census.clips[filled[turn]], sampling.rates, shuffled=True)
+        draws = []
+        for row, generator in zip(rows.rows, sample_generators, strict=True):
+            place, flip, share = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+            rate = _weighted(sampling, share)
+            position = earlier * rows.batch_size + row
+            draws.append(self._window(order, position, bucket, rate, place, flip < sampling.flip))
+        return draws
+
+    def heldout(
+        self,
+        num_windows: int,
+        num_frames: int,
+        stride: int | None = None,
+        fps: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[WindowDraw]:
+        """Fixed windows, evenly spaced over all that the clips have; all of them where there are fewer.
+
+        Args:
+            size: height and width, where there are several.
+
+        Raises:
+            ValueError: if no clip has such a window.
+        """
+        if size is None and len(self.sizes) > 1:
+            raise ValueError(f"there are several sizes ({self.sizes}); say which")
+        bucket, rate = Bucket(*(size or self.sizes[0]), num_frames), Rate(stride, fps)
+        census = self.census(Sampling("heldout", (bucket,), strides=((stride, 1.0),) if stride else (), fps=fps))
+        (clips,) = census.clips
+        counts = np.array([num_starts(entry, num_frames, rate) for entry in clips])
+        order = ("heldout", *bucket.size, num_frames, str(rate))
+        self._orders[order] = _Order(clips, (rate,), shuffled=False)
+        ends = counts.cumsum()
+        draws = []
+        for window in torch.linspace(0, int(ends[-1]) - 1, min(num_windows, int(ends[-1]))).long().tolist():
+            position = int(np.searchsorted(ends, window, side="right"))
+            place = (window - (ends[position] - counts[position]) + 0.5) / counts[position]
+            draws.append(self._window(order, position, bucket, rate, float(place), False))
+        return draws
+
+    def prefetch(self, draws: Sequence[WindowDraw]) -> None:
+        """Starts to read windows that a later `batch` will ask for, where reading takes time."""
+
+    def batch(
+        self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads windows and samples their latents.
+
+        A clip that can't be read any more is printed once with its reason, counted in `failures`, and its window is replaced, in
+        `draws` too, by one of the next clip of the same order.
+
+        Args:
+            draws: of one bucket.
+            generators: one for each; latents are sampled from it where the autoencoder has a variance.
+
+        Returns:
+            Latents `(batch, frames, channels, height, width)` and the planner's, `(batch, frames, channels, h, w)`, float32.
+
+        Raises:
+            ValueError: if no clip of the bucket can be read.
+        """
+        self.prefetch(draws)
+        samples = []
+        for index, generator in enumerate(generators):
+            draws[index], moments = self._read_or_replace(draws[index])
+            samples.append(moments.sample(generator))
+        latents, planner_latents = zip(*samples, strict=True)
+        return torch.stack(latents), torch.stack(planner_latents)
+
+    def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, flip: bool) -> WindowDraw:
+        clips, rates, shuffled = vars(self._orders[order]).values()
+        number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
+        entry = clips[number]
+        # The rate that was drawn or, in a mixture of strides, the widest below it for which the clip is long enough.
+        for fitting in reversed(rates[: rates.index(rate) + 1]):
+            if num_starts(entry, bucket.frames, fitting):
+                break
+        frames = frame_indices(entry, place, bucket.frames, fitting)
+        return WindowDraw(entry.key, frames, flip, bucket, rate, place, order, position)
+
+    def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
+        clips = self._orders[draw.order].clips
+        first = draw.position
+        # What is left of this epoch and all of the next: every clip at least once.
+        for position in range(first + 1, first + 2 * len(clips) + 1):
+            if draw.clip not in self.failures:
+                try:
+                    return draw, self._read(self._by_key[draw.clip], draw)
+                except (ValueError, OSError) as error:
+                    self.failures[draw.clip] = str(error)
+                    print(
+                        f"clip '{draw.clip}' can't be read and is left out from here on ({len(self.failures)} of "
+                        f"{len(self.entries)} clips so far): {error}"
+                    )
+            draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.flip)
+        raise ValueError(
+            f"none of the {len(clips)} clips of bucket {draw.bucket} can be read; the first reason: "
+            f"{self.failures[clips[0].key]}"
+        )
+
+    def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
+        return None
+
+    def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
+        raise NotImplementedError
+
+
+class LatentWindows(Windows):
+    """Windows from the latent cache, which may hold several sizes."""
+
+    def __init__(self, entries: Iterable[Entry], caches: Mapping[tuple[int, int], LatentCache]):
+        super().__init__(entries, caches)
+        self.caches = dict(caches)
+
+    @classmethod
+    def build(
+        cls,
+        source: Source,
+        entries: Iterable[Entry],
+        samplings: Iterable[Sampling],
+        vae: torch.nn.Module,
+        planner_downscale: int,
+        cache_dir: str | Path,
+        rank: int = 0,
+        world: int = 1,
+        wait: Callable[[], None] = lambda: None,
+    ) -> "LatentWindows":
+        """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
+        entries, samplings = tuple(entries), tuple(samplings)
+        needed: dict[tuple[int, int], dict[str, Entry]] = {}
+        for sampling in samplings:
+            census = assign(entries, sampling)
+            for bucket, clips in zip(census.buckets, census.clips):
+                needed.setdefault(bucket.size, {}).update({entry.key: entry for entry in clips})
+        flips = any(sampling.flip > 0 for sampling in samplings)
+        caches = {
+            size: build_latent_cache(
+                source,
+                clips.values(),
+                vae,
+                size,
+                planner_downscale,
+                cache_dir,
+                flips,
+                rank=rank,
+                world=world,
+                wait=wait,
+            )
+            for size, clips in sorted(needed.items())
+            if clips
+        }
+        return cls(entries, caches)
+
+    def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
+        cache = self.caches[bucket.size]
+        return None if entry in cache else cache.left_out.get(entry.key, "the latent cache does not hold it")
+
+    def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
+        return self.caches[draw.bucket.size].read(entry, draw.frames, draw.flip)
+
+
+class PixelWindows(Windows):
+    """Windows decoded and encoded when they are asked for: no cache, any size, more time.
+
+    Threads decode (PyAV and PIL work outside of Python's lock), in advance after `prefetch`; this process encodes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        entries: Iterable[Entry],
+        sizes: Iterable[tuple[int, int]],
+        vae: torch.nn.Module,
+        planner_downscale: int,
+        workers: int = 2,
+    ):
+        super().__init__(entries, sizes)
+        self.source, self.vae, self.planner_downscale = source, vae, planner_downscale
+        self._pool = ThreadPoolExecutor(max(1, workers))
+        self._opening = threading.Lock()  # streams are read in order, by one at a time
+        self._pending: dict[WindowDraw, Future] = {}
+
+    def prefetch(self, draws: Sequence[WindowDraw]) -> None:
+        for draw in draws:
+            if draw not in self._pending and draw.clip not in self.failures:
+                self._pending[draw] = self._pool.submit(self._decode, self._by_key[draw.clip], draw)
+
+    def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
+        with self._opening:
+            if self.source.stamp(entry.key) != entry.stamp:
+                raise ValueError("the file has changed or gone since the manifest was made")
+            opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
+        frames = fit(read_frames(opened, entry.times(draw.frames), fps), *draw.bucket.size)
+        return frames.flip(-1) if draw.flip else frames
+
+    def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
+        pending = self._pending.pop(draw, None)
+        frames = self._decode(entry, draw) if pending is None else pending.result()
+        moments = encode_frames(self.vae, frames, self.planner_downscale)
+        if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
+            raise ValueError("its latents are not finite; run the autoencoder in float32")
+        return moments
+
+
+def _weighted(sampling: Sampling, share: float) -> Rate:
+    """The rate at a share, in [0, 1), of the mixture."""
+    if sampling.fps is not None:
+        return Rate(fps=sampling.fps)
+    weights = [weight for _, weight in sorted(sampling.strides) if weight > 0]
+    ends = np.cumsum(weights) / sum(weights)
+    return sampling.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]
