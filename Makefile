@@ -30,10 +30,10 @@ docs: .venv/.docs  ## the pages of docs/ as a site in build/site
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run
 
-train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; not yet run to its end
+train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about 75 minutes on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## about 80 minutes on 2 cores, the autoencoder included
+train-tiny-carracing: .venv/.dev  ## about 75 minutes on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
 
 wheel: .venv/.dev  ## dist/*.whl
