@@ -2,8 +2,8 @@
 
     python -m pipelines_tests.training.interrupted_run FOLDER PROCESSES KILLS SEED
 
-trains the tiny run of `test_train_mardini.py` in `FOLDER` by `PROCESSES` processes, kills all of them with SIGKILL at random moments,
-`KILLS` times, starting the same run again each time, lets it end, and prints how far it had got at every kill.
+trains the tiny run of `test_train_mardini.py`, with more steps, in `FOLDER` by `PROCESSES` processes, kills all of them with SIGKILL at random
+moments, `KILLS` times, starting the same run again each time, lets it end, and prints how far it had got at every kill.
 """
 
 import json
@@ -37,7 +37,7 @@ def start(folder: Path, processes: int) -> list[int]:
                         "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
                     }  # fmt: skip
                 sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a")
-                make_run(folder, make_config(checkpoint_every=1, keep_checkpoints=2)).train()
+                make_run(folder, make_long_config()).train()
                 if processes > 1:
                     torch.distributed.destroy_process_group()
             except BaseException as error:
@@ -48,24 +48,44 @@ def start(folder: Path, processes: int) -> list[int]:
     return children
 
 
+def make_long_config():
+    """The tiny run with eight steps in each of its three stages, and a checkpoint after every step."""
+    config = make_config(checkpoint_every=1, keep_checkpoints=2)
+    return config.model_copy(update={"stages": [stage.model_copy(update={"steps": 8}) for stage in config.stages]})
+
+
+def wait_somewhere(folder: Path, chance: random.Random) -> None:
+    """Until one or two more checkpoints are there and a moment longer, or for up to a second while there is none."""
+    checkpoints = folder / "checkpoints"
+    before, wanted = steps_of(checkpoints), chance.choice((0, 0, 1, 1, 2))
+    deadline = time.monotonic() + (chance.uniform(0, 1) if wanted == 0 else 120)
+    while time.monotonic() < deadline and steps_of(checkpoints) < before + max(1, wanted):
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.05))
+
+
+def steps_of(checkpoints: Path) -> int:
+    """Steps behind the newest checkpoint."""
+    whole = list_checkpoints(checkpoints)
+    return int(whole[-1].name.removeprefix("step-")) if whole else 0
+
+
 def main(folder: Path, processes: int, kills: int, seed: int) -> None:
     folder.mkdir(parents=True)
     chance = random.Random(seed)
     told = []
-    while len(told) < kills:
+    for _ in range(kills):
         children = start(folder, processes)
-        time.sleep(chance.uniform(0.3, 4.0))
-        ended = [os.waitpid(child, os.WNOHANG) for child in children]
-        for child, (done, _) in zip(children, ended):
+        wait_somewhere(folder, chance)
+        ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
+        for child, done in zip(children, ended):
             if not done:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-        whole = list_checkpoints(folder / "checkpoints")
-        told.append({
-            "running": all(not done for done, _ in ended),
-            "checkpoint": whole[-1].name if whole else None,
-            "half_written": [path.name for path in (folder / "checkpoints").glob(".step-*")],
-        })  # fmt: skip
+        half_written = [path.name for path in (folder / "checkpoints").glob(".*")]
+        told.append(
+            {"running": not any(ended), "steps": steps_of(folder / "checkpoints"), "half_written": half_written}
+        )
     for child in start(folder, processes):
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code != 0:

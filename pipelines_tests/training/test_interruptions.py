@@ -29,7 +29,7 @@ def run_with_kills(folder: Path, processes: int, kills: int, seed: int = 0) -> l
 
 def state(folder: Path) -> tuple[dict, dict, dict, list[dict]]:
     last = list_checkpoints(folder / "checkpoints")[-1]
-    assert last.name == "step-00000008"
+    assert last.name == "step-00000024"
     files = [load_file(last / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return *files, [{k: v for k, v in line.items() if k != "windows_per_second"} for line in lines]
@@ -46,7 +46,7 @@ def assert_same(one: Path, other: Path) -> None:
 def test_a_run_that_was_killed_three_times_ends_like_one_that_ran_through(tmp_path):
     run_with_kills(tmp_path / "through", 1, 0)
     told = run_with_kills(tmp_path / "killed", 1, 3)
-    assert any(kill["running"] for kill in told)
+    assert all(kill["running"] for kill in told)
     assert_same(tmp_path / "through", tmp_path / "killed")
 
 
@@ -55,7 +55,7 @@ def test_a_run_that_was_killed_three_times_ends_like_one_that_ran_through(tmp_pa
 def test_a_run_that_was_killed_twelve_times_ends_like_one_that_ran_through(tmp_path, processes):
     run_with_kills(tmp_path / "through", processes, 0)
     told = run_with_kills(tmp_path / "killed", processes, 12, seed=processes)
-    assert sum(kill["running"] for kill in told) >= 10 or told[-1]["checkpoint"] == "step-00000008"
+    assert sum(kill["running"] for kill in told) >= 10
     assert_same(tmp_path / "through", tmp_path / "killed")
 
 
