@@ -109,6 +109,8 @@ def train(
             tell("failed", f"{type(error).__name__}: {error}")
             raise
         tell("finished")
+        if run.guard.skipped:
+            accelerator.print(f"{run.guard.skipped} step(s) were not finite and left out; see {run.guard.folder}")
     accelerator.print(f"the finished pipeline lies in {pipeline}")
     return pipeline
 

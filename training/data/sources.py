@@ -103,7 +103,7 @@ class VideoFolder:
         return _not_named(self._there, self._rows)
 
 
-class PictureFolders:
+class PictureFolders(VideoFolder):
     """A folder of folders of pictures, each a clip in natural order (2 before 10).
 
     Frames per second come from `fps` of the metadata's rows, else from the argument.
@@ -122,12 +122,6 @@ class PictureFolders:
                 "metadata.jsonl with file_name (the folder) and fps"
             )
 
-    def keys(self) -> Iterator[str]:
-        yield from sorted(self._rows, key=_natural_path_key) if self._rows else self._there
-
-    def open(self, key: str) -> Path:
-        return _existing(self.folder / key)
-
     def stamp(self, key: str) -> str | None:
         path = self.folder / key
         if not path.is_dir():
@@ -139,9 +133,6 @@ class PictureFolders:
     def fps(self, key: str) -> float | None:
         fps = self._rows.get(key, {}).get("fps", self._fps)
         return None if fps is None else float(fps)
-
-    def unnamed(self) -> dict[str, str]:
-        return _not_named(self._there, self._rows)
 
 
 class WebdatasetShards:
