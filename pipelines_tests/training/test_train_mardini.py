@@ -14,7 +14,9 @@ from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import RunConfig, StageConfig
 from training.curriculum import Batch, Draw, draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
 from training.data.latents import LatentClips
+from training.heldout import patterns
 from training.loop import Run, Stopped
+from training.randomness import step_generator
 from training.step import MarDiniTrainingModel, masked_mse
 from training.stopping import StopRequest
 
@@ -104,6 +106,8 @@ def test_all_stages_run_and_end_in_a_pipeline_that_loads(tmp_path):
     assert {"planner_loss", "diffusion_loss"} <= log[-1].keys() and "diffusion_loss" not in log[0]
     heldout = [r["heldout"] for r in records(tmp_path) if "heldout" in r]
     assert {"planner", "diffusion/0.95", "diffusion_unplanned/0.95"} <= heldout[-1].keys()
+    for part in ("planner", "diffusion"):
+        assert {f"{part}/task/interpolation", f"{part}/task/image-to-video", f"{part}/masked/3"} <= heldout[-1].keys()
     pipe = MarDiniPipeline.from_pretrained(pipeline_folder)
     assert pipe.transformer.config.temporal_attention == "temporal"  # swapped after the second stage
     assert pipe.config.planner_downscale == 2
@@ -328,6 +332,17 @@ def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     torch.testing.assert_close(losses["diffusion_loss"], diffusion)
     torch.testing.assert_close(losses["planner_loss"], reconstruction)
     torch.testing.assert_close(losses["loss"], diffusion + 0.5 * reconstruction)
+
+
+def test_heldout_losses_are_told_by_task_and_by_the_number_of_masked_frames():
+    masks = patterns(9, 6, step_generator(0, "heldout"))
+    kept = {name: mask[0].nonzero().flatten().tolist() for name, mask in masks.items() if name.startswith("task/")}
+    assert kept == {"task/interpolation": [0, 8], "task/image-to-video": [0], "task/expansion": [0, 1, 2, 3, 4]}
+    counts = {name: set((~mask).sum(1).tolist()) for name, mask in masks.items() if name.startswith("masked/")}
+    assert counts == {"masked/1": {1}, "masked/4": {4}, "masked/8": {8}}
+    assert len({tuple(row) for row in masks["masked/4"].tolist()}) > 1
+    again = patterns(9, 6, step_generator(0, "heldout"))
+    assert all(torch.equal(masks[name], again[name]) for name in masks)
 
 
 def test_masked_mse_ignores_reference_frames():
