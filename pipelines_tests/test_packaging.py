@@ -138,7 +138,9 @@ def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_pat
         shutil.copy(ROOT / name, tmp_path)
     # The make that runs these tests must not speak to this one.
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PYTHON")
     }
     lines = subprocess.run(
         ["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
