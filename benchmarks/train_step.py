@@ -1,13 +1,15 @@
 """How fast a training step is, beside the straightforward form and beside its own matrix products: `python -m benchmarks.train_step`.
 
-All forms run in turn, in one process, on the same made-up batch, and are compared by medians. A form is the one before it and one more thing;
-the last is what the trainer does. The limit is the step's matrix products alone, same shapes and order, on random matrices.
+All forms run in turn, in one process, on the same made-up batch, and are compared by medians. A form with a plus is the one before it and one
+more thing. The limit is the step's matrix products alone, same shapes and order, on random matrices.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +26,9 @@ PRODUCTS = {
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
 }
+
+
+FLOATS = ("latents", "planner_latents", "noise")
 
 
 class _Recorder(TorchDispatchMode):
@@ -57,24 +62,40 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
     batch = shape.batch_of(device, torch.float32)
     bf16 = has_bfloat16_units(device)
 
-    def step(autocast: bool, plain_attention: bool = False, compile_blocks: bool = False, optimize: bool = True):
+    def step(
+        autocast: bool,
+        plain_attention: bool = False,
+        compile_blocks: bool = False,
+        optimize: bool = True,
+        masters: bool = False,
+    ):
         torch.manual_seed(0)
         model = shape.training_model(device=device)
+        learned = copy.deepcopy(model) if masters else model  # what the optimizers see
+        if masters:
+            model.to(torch.bfloat16)
         for part in (model.planner, model.transformer):
             if plain_attention:
                 part.set_attention_backend("_native_math")
             if compile_blocks:
                 part.compile_repeated_blocks()
-        optimizers = make_optimizers(model, config.optimizer, 1e-6)
+        optimizers = make_optimizers(learned, config.optimizer, 1e-6)
+        pairs = list(zip(learned.parameters(), model.parameters())) if masters else []
+        inputs = replace(batch, **{name: getattr(batch, name).bfloat16() for name in FLOATS}) if masters else batch
 
         def run() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast and bf16):
-                loss = model(batch)["loss"]
+                loss = model(inputs)["loss"]
             loss.backward()
+            for master, parameter in pairs:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
             if optimize:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
                 for optimizer in optimizers:
                     optimizer.step()
+            with torch.no_grad():
+                for master, parameter in pairs:
+                    parameter.copy_(master)
             model.zero_grad(set_to_none=True)
             loss.item()  # waits for the device
 
@@ -86,7 +107,12 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
     if device.type == "cpu":
         result["+ attention as plain products"] = step(autocast=True, plain_attention=True)
     if compiled:
-        result["+ compiled blocks"] = step(autocast=True, plain_attention=device.type == "cpu", compile_blocks=True)
+        trained = {"plain_attention": device.type == "cpu", "compile_blocks": True}
+        result["+ compiled blocks (what the trainer does)"] = step(autocast=True, **trained)
+        if bf16:
+            result["bf16 weights and float32 masters instead of autocast"] = step(
+                autocast=False, masters=True, **trained
+            )
     recorder = _Recorder()
     bare = step(autocast=True, plain_attention=device.type == "cpu", optimize=False)
     with recorder:
@@ -129,10 +155,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 times[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     first, last = next(iter(seconds.values())), list(seconds.values())[-1]
-    print(f"{'':<44} {'seconds':>8} {'windows/s':>9} {'of the first':>12} {'of the limit':>12}")
+    print(f"{'':<54} {'seconds':>8} {'windows/s':>9} {'of the first':>12} {'of the limit':>12}")
     for name, value in seconds.items():
         print(
-            f"{name:<44} {value:8.3f} {options.batch_size / value:9.2f} {first / value:11.2f}x {value / last:11.2f}x"
+            f"{name:<54} {value:8.3f} {options.batch_size / value:9.2f} {first / value:11.2f}x {value / last:11.2f}x"
         )
     return seconds
 
