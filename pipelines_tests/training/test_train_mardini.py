@@ -268,7 +268,7 @@ def test_a_step_that_explodes_is_left_out_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={1}))
     run.train()
     assert all(torch.isfinite(p).all() for p in run.models.parameters()) and run.guard.skipped == 1
-    assert run.ema.optimization_step == 7  # of 8
+    assert run.ema.updates == 7  # of 8
     (report,) = (tmp_path / "nonfinite").iterdir()
     told = json.loads(report.read_text())
     assert (told["global_step"], told["stage"], told["step"], told["seed"]) == (2, "planner", 1, 0)
