@@ -47,9 +47,9 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        reshard(self.model)  # an evaluation leaves the gathered weights in the shards' place
         for average, parameter in zip(self.tensors.values(), self.model.parameters(), strict=True):
             mine, theirs = local(average), local(parameter)
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
-        reshard(self.model)

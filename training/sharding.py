@@ -112,7 +112,7 @@ def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> It
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Lets gathered weights go. Needed after shards have changed outside a training step: what is gathered would be out of date."""
+    """Lets gathered weights go, so that the parameters are the shards again: a forward pass without a backward pass keeps them."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
