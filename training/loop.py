@@ -24,7 +24,7 @@ from .heldout import heldout_losses
 from .models import export_pipeline, make_models, make_scheduler
 from .optimizers import load_optimizers, make_optimizers
 from .saved_state import Position, SavedState
-from .sharding import data_parallel, gradients_kept_local, shard, whole
+from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
 from .step import MarDiniTrainingModel
 from .stopping import StopRequest
 
@@ -242,7 +242,8 @@ class Run:
 
     def _validate(self, stage: StageConfig, step: int) -> None:
         # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
-        with self.ema.swapped(), torch.compiler.set_stance("force_eager"):
+        precision = evaluation_precision(self.accelerator)
+        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
             losses = heldout_losses(
                 self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
                 self.config.validation_windows, self.config.seed, self.accelerator,

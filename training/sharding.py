@@ -111,6 +111,11 @@ def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> It
                 root.set_requires_gradient_sync(True)
 
 
+def evaluation_precision(accelerator: Accelerator) -> contextlib.AbstractContextManager:
+    """Evaluations compute in float32, but for shards of a bf16 run: they are gathered in bf16, which autocast alone multiplies with float32."""
+    return contextlib.nullcontext() if sharding_plugin(accelerator) is None else accelerator.autocast()
+
+
 def reshard(model: torch.nn.Module) -> None:
     """Lets gathered weights go, so that the parameters are the shards again: a forward pass without a backward pass keeps them."""
     for module in model.modules():
