@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffusers_mardini.hardware import choose_device
@@ -57,13 +57,18 @@ def _unsupported(plugin: FullyShardedDataParallelPlugin | None) -> list[str]:
         return []
     if plugin.fsdp_version != 2:
         return [f"fsdp_version: {plugin.fsdp_version}; set it to 2"]
-    advice = {
-        "activation_checkpointing": "leave it out, and set `gradient_checkpointing: true` in the run's file",
-        "cpu_offload": "leave `fsdp_offload_params` out; more processes or `gradient_checkpointing` lower the memory",
-        "cpu_ram_efficient_loading": "leave it out; checkpoints are read one tensor at a time",
-        "ignored_modules": "leave it out; all parameters are sharded",
-    }
-    return [f"fsdp_{name}: {text}" for name, text in advice.items() if getattr(plugin, name)]
+    problems = []
+    if plugin.activation_checkpointing:
+        problems.append(
+            "fsdp_activation_checkpointing; leave it out, and set `gradient_checkpointing: true` in the run's file"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        problems.append(
+            "fsdp_offload_params; leave it out: more processes or `gradient_checkpointing` lower the memory"
+        )
+    if plugin.ignored_modules:
+        problems.append("fsdp_ignored_modules; leave it out: all parameters are sharded")
+    return problems
 
 
 def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:

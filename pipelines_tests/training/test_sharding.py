@@ -81,7 +81,7 @@ def test_what_the_launcher_hands_on_is_what_the_trainer_honours(name, reshards, 
         ("FSDP_VERSION", "1", "fsdp_version: 1; set it to 2"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "activation_checkpointing.*gradient_checkpointing: true"),
         ("FSDP_OFFLOAD_PARAMS", "true", "offload_params"),
-        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "cpu_ram_efficient_loading"),
+        ("FSDP_IGNORED_MODULES", "head", "ignored_modules"),
     ],
 )
 def test_settings_of_fsdp_that_the_trainer_does_not_honour_are_named(variable, value, message, monkeypatch):
