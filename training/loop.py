@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from .checkpoint import Checkpoint, clear_leftovers, newest_checkpoint
+from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
 from .curriculum import Batch, Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
@@ -22,7 +22,7 @@ from .ema import AveragedWeights
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
 from .models import export_pipeline, make_models, make_scheduler
-from .optimizers import load_optimizers, make_optimizers
+from .optimizers import make_optimizers
 from .saved_state import Position, SavedState
 from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
 from .step import MarDiniTrainingModel
@@ -113,25 +113,22 @@ class Run:
                 self.attempt = 1
 
     def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
-        position, checkpoint = self._resume(start_at)
+        position = self._resume(start_at)
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(position.stage), names.index(stop_after or names[-1])
         step = position.step
         for stage in self.config.stages[first : last + 1]:
             with torch.compiler.set_stance("default" if stage.compile else "force_eager"):
-                self._train_stage(stage, step, checkpoint, stop)
+                self._train_stage(stage, step, stop)
             finished = self.export(self.folder / "stages" / stage.name)
-            step, checkpoint = 0, None
+            step = 0
         return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
 
-    def _train_stage(
-        self, stage: StageConfig, first_step: int, checkpoint: Checkpoint | None, stop: StopRequest
-    ) -> None:
+    def _train_stage(self, stage: StageConfig, first_step: int, stop: StopRequest) -> None:
         config, accelerator = self.config, self.accelerator
         model = self._stage_model(stage)
         optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
-        if checkpoint is not None:
-            load_optimizers(optimizers, checkpoint.moments, checkpoint.optimizers)
+        self.saved.load_optimizers(optimizers)
         factor = learning_rate_factor(stage)
         model = data_parallel(model, accelerator)
         started, started_at = time.monotonic(), self.windows_seen
@@ -261,15 +258,14 @@ class Run:
         position = Position(stage.name, step, self.global_step, self.windows_seen, self.attempt, skipped)
         self.saved.save(position, optimizers)
 
-    def _resume(self, start_at: str | None) -> tuple[Position, Checkpoint | None]:
-        position, checkpoint = self.saved.load(start_at)
+    def _resume(self, start_at: str | None) -> Position:
+        position = self.saved.load(start_at)
         self.global_step, self.windows_seen = position.global_step, position.windows_seen
-        if checkpoint is not None:
-            self.attempt = max(self.attempt, position.attempt)
-            self.guard.skipped, in_a_row = position.skipped
-            self.guard.in_a_row = in_a_row if position.attempt == self.attempt else 0  # other draws: counted anew
-            self._forget_records_after(self.global_step)
-        return position, checkpoint
+        self.attempt = max(self.attempt, position.attempt)
+        self.guard.skipped, in_a_row = position.skipped
+        self.guard.in_a_row = in_a_row if position.attempt == self.attempt else 0  # other draws: counted anew
+        self._forget_records_after(self.global_step)
+        return position
 
     def _forget_records_after(self, global_step: int) -> None:
         """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""

@@ -1,7 +1,7 @@
 """Between a run and its checkpoints: what is saved, gathered from all processes, and what a resumed run may differ in.
 
 A checkpoint holds whole tensors, whichever way the processes shared them: one made by two processes under FSDP2 is read by
-one, or by three under DDP. The files themselves are `checkpoint.py`'s.
+one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from .config import RunConfig, StageConfig, shaping_fields
 from .ema import AveragedWeights
-from .optimizers import optimizer_tensors
+from .optimizers import load_optimizers, optimizer_tensors
 from .sharding import gather, sharded_like
 
 
@@ -68,6 +68,7 @@ class SavedState:
         self.folder = folder
         self.windows_per_step = windows_per_step
         self.allow_change = allow_change
+        self._loaded: Checkpoint | None = None  # until its optimizers are made
 
     def save(self, position: Position, optimizers: list[torch.optim.Optimizer]) -> None:
         """Writes a checkpoint; the main process holds whole copies of weights, averages and moments in memory for it.
@@ -91,11 +92,11 @@ class SavedState:
                 failure = [error]
         self._fail_together(failure)
 
-    def load(self, start_at: str | None) -> tuple[Position, Checkpoint | None]:
-        """Puts weights and averages of the newest checkpoint in place; without one, the beginning of `start_at` or of the first stage.
+    def load(self, start_at: str | None) -> Position:
+        """Puts weights and averages of the newest checkpoint in place; `load_optimizers` does so with the rest, once they are made.
 
         Returns:
-            where it stands, and the checkpoint, whose optimizers `load_optimizers` puts in place once they are made.
+            where it stands; without a checkpoint, the beginning of `start_at` or of the first stage.
 
         Raises:
             ValueError: if the checkpoint was trained with another configuration, or `start_at` does not fit it.
@@ -111,14 +112,21 @@ class SavedState:
                     "the folder stages/<name> of another run"
                 )
             first = names.index(start_at) if start_at else 0
-            return Position(names[first], 0, sum(stage.steps for stage in stages[:first])), None
+            return Position(names[first], 0, sum(stage.steps for stage in stages[:first]))
         checkpoint = self._read(path)
         state = checkpoint.state
         self._check_configuration(path, state, names, start_at)
         self._put_in_place(checkpoint)
+        self._loaded = checkpoint
         self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
         fields = {name: state[name] for name in ("stage", "step", "global_step", "windows_seen", "attempt")}
-        return Position(**fields, skipped=tuple(state["skipped"])), checkpoint
+        return Position(**fields, skipped=tuple(state["skipped"]))
+
+    def load_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
+        if self._loaded is not None:
+            load_optimizers(optimizers, self._loaded.moments, self._loaded.optimizers)
+            self._loaded = None
 
     def _read(self, path: Path) -> Checkpoint:
         """Every process reads what it needs; the main one reads all, to check it."""

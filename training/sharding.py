@@ -139,10 +139,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Cuts a whole tensor, the same on every process, as `like` is cut; nothing is sent."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    """Cuts a whole tensor, the same on every process, as `like` is cut; nothing is sent. The result has memory of its own."""
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return tensor.clone()  # not a view of the whole tensor, or of a file that may be deleted
 
 
 def gather(tensors: Mapping[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:

@@ -141,7 +141,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(tmp_path):
     before = {name: parameter.clone() for name, parameter in run.models.named_parameters()}
 
     def changed(stage):
-        run._train_stage(run.config.stages[stage], 0, None, StopRequest(tmp_path))
+        run._train_stage(run.config.stages[stage], 0, StopRequest(tmp_path))
         moved = {name.split(".")[0] for name, p in run.models.named_parameters() if not torch.equal(p, before[name])}
         before.update({name: parameter.clone() for name, parameter in run.models.named_parameters()})
         return moved
