@@ -98,15 +98,17 @@ def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
 
 
 def data_parallel(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """The module whose backward pass leaves the processes' mean gradient in every process (sharded ones do so by themselves)."""
-    return model if sharding_plugin(accelerator) is not None else accelerator.prepare(model)
+    """The module whose backward pass leaves the processes' mean gradient in every process, or in its shards."""
+    alone_or_sharded = accelerator.num_processes == 1 or sharding_plugin(accelerator) is not None
+    return model if alone_or_sharded else accelerator.prepare(model)
 
 
 @contextlib.contextmanager
 def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Within, backward passes only add to this process's gradients; the next one outside sends the sum."""
     roots = [module for module in model.children() if isinstance(module, FSDPModule)]
-    with accelerator.no_sync(model) if not roots else contextlib.nullcontext():
+    alone_or_sharded = accelerator.num_processes == 1 or roots
+    with contextlib.nullcontext() if alone_or_sharded else accelerator.no_sync(model):
         for root in roots:
             root.set_requires_gradient_sync(False)
         try:

@@ -65,44 +65,40 @@ def assert_same_tensors(folder: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The same run by one process, by two as copies, by two in shards, and by all of these in turn."""
+    """The same run by one process, by two in shards, and by two as copies, two in shards and one in turn."""
     folder = tmp_path_factory.mktemp("shared")
     run(
         {"folder": str(folder / "one"), **ONE},
-        {"folder": str(folder / "ddp"), **DDP},
         {"folder": str(folder / "fsdp"), **FSDP},
-        # Stopped in the planner's stage and twice in the joint one: there are moments of both kinds to hand on.
-        {"folder": str(folder / "in-turn"), **ONE, "until": 1},
-        {"folder": str(folder / "in-turn"), **DDP, "until": 4},
+        {"folder": str(folder / "in-turn"), **DDP, "until": 4},  # within the joint stage: there are moments to hand on
         {"folder": str(folder / "in-turn"), **FSDP, "until": 5},
         {"folder": str(folder / "in-turn"), **ONE},
     )
     return folder
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_does(runs, kind):
-    assert_same_curve(runs / kind, runs / "one")
-    assert_same_tensors(runs / kind, runs / "one")
+def test_two_processes_with_shards_learn_what_one_does(runs):
+    assert_same_curve(runs / "fsdp", runs / "one")
+    assert_same_tensors(runs / "fsdp", runs / "one")
 
 
 def test_a_run_goes_on_with_other_processes_and_other_shards(runs):
-    assert [path.name for path in list_checkpoints(runs / "in-turn" / "checkpoints")][:2] == [
-        "step-00000001", "step-00000002",
-    ]  # fmt: skip
+    stops = [path.name for path in list_checkpoints(runs / "in-turn" / "checkpoints")]
+    assert {"step-00000004", "step-00000005"} <= set(stops)  # where processes of another kind went on
     assert_same_curve(runs / "in-turn", runs / "one")
     assert_same_tensors(runs / "in-turn", runs / "one")
 
 
 def test_all_save_one_ordinary_pipeline(runs):
-    reference = MarDiniPipeline.from_pretrained(runs / "one" / "pipeline")
-    files = sorted(path.relative_to(runs / "one") for path in (runs / "one" / "pipeline").rglob("*"))
-    for kind in ("ddp", "fsdp", "in-turn"):
-        assert sorted(path.relative_to(runs / kind) for path in (runs / kind / "pipeline").rglob("*")) == files
-        pipe = MarDiniPipeline.from_pretrained(runs / kind / "pipeline")
-        assert dict(pipe.planner.config) | {"_name_or_path": ""} == dict(reference.planner.config) | {
-            "_name_or_path": ""
-        }
+    reference = runs / "one" / "pipeline"
+    files = sorted(path.relative_to(reference) for path in reference.rglob("*"))
+    for kind in ("fsdp", "in-turn"):
+        folder = runs / kind / "pipeline"
+        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == files
+        for path in files:
+            if path.suffix == ".json":
+                assert (folder / path).read_bytes() == (reference / path).read_bytes()
+        pipe = MarDiniPipeline.from_pretrained(folder)
         averages = tensors(runs / kind, "ema")
         for part in ("planner", "transformer"):
             for name, tensor in getattr(pipe, part).state_dict().items():
@@ -110,11 +106,11 @@ def test_all_save_one_ordinary_pipeline(runs):
 
 
 @pytest.mark.slow
-def test_shards_go_on_as_copies_and_copies_as_shards(runs, tmp_path):
+def test_one_process_goes_on_as_two_and_shards_as_copies(runs, tmp_path):
     run(
-        {"folder": str(tmp_path / "a"), **FSDP, "until": 1},
-        {"folder": str(tmp_path / "a"), **DDP, "until": 4},
-        {"folder": str(tmp_path / "a"), **ONE, "until": 5},
+        {"folder": str(tmp_path / "a"), **ONE, "until": 1},
+        {"folder": str(tmp_path / "a"), **FSDP, "until": 4},
+        {"folder": str(tmp_path / "a"), **DDP, "until": 5},
         {"folder": str(tmp_path / "a"), **FSDP},
     )
     assert_same_curve(tmp_path / "a", runs / "one")
@@ -125,14 +121,15 @@ def test_shards_go_on_as_copies_and_copies_as_shards(runs, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
+        DDP,
         {**DDP, "config": {"stage": {"gradient_accumulation": 2}}},
         {**FSDP, "config": {"stage": {"gradient_accumulation": 2}}},
         {**FSDP, "config": {"gradient_checkpointing": True}},
         {**FSDP, "environment": {"FSDP_RESHARD_AFTER_FORWARD": "false"}},
     ],
-    ids=["ddp-in-parts", "fsdp-in-parts", "fsdp-recomputing", "fsdp-keeping-parameters"],
+    ids=["ddp", "ddp-in-parts", "fsdp-in-parts", "fsdp-recomputing", "fsdp-keeping-parameters"],
 )
-def test_parts_recomputing_and_kept_parameters_change_nothing(runs, tmp_path, changes):
+def test_copies_parts_recomputing_and_kept_parameters_change_nothing(runs, tmp_path, changes):
     run({"folder": str(tmp_path), **changes})
     assert_same_curve(tmp_path, runs / "one")
     assert_same_tensors(tmp_path, runs / "one")
