@@ -9,16 +9,18 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 STATE = "state.json"
 LATEST = "latest"
+FILES = ("weights", "ema", "optimizer")  # of tensors, in the order of `Checkpoint`
 
 
 class CheckpointError(ValueError):
@@ -30,15 +32,36 @@ class Checkpoint:
     """What a run goes on from.
 
     Args:
-        weights, averages: parameters and their moving averages by name.
-        optimizers: a `state_dict` for each optimizer.
+        weights, averages: parameters and their moving averages by name; whole tensors.
+        moments: the optimizers' tensors by name, see `optimizers.optimizer_tensors`; whole tensors.
+        optimizers: the rest of each optimizer's state, as JSON.
         state: whatever else, as JSON.
     """
 
-    weights: dict[str, torch.Tensor]
-    averages: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    averages: Mapping[str, torch.Tensor]
+    moments: Mapping[str, torch.Tensor]
     optimizers: list[dict]
     state: dict
+
+
+class TensorFile(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for, so that no process need hold more than one of them."""
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, framework="pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -95,15 +118,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint, every file checked against its recorded size and SHA-256; nothing is unpickled.
+def load_checkpoint(path: Path, check_contents: bool = True) -> Checkpoint:
+    """Opens a checkpoint, every file checked against its recorded size and SHA-256; nothing is unpickled.
+
+    Args:
+        path: the checkpoint.
+        check_contents: whether to read all files for their SHA-256; one process of many does.
 
     Raises:
         CheckpointError: if a file is missing, shorter or otherwise not what was written.
     """
     try:
         state = json.loads((path / STATE).read_text())
-        files, groups = state.pop("files"), state.pop("optimizers")
+        files, optimizers = state.pop("files"), state.pop("optimizers")
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path, f"its {STATE} cannot be read ({error})") from error
     for name, expected in files.items():
@@ -112,15 +139,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise _damaged(path, f"{name} is missing")
         if file.stat().st_size != expected["bytes"]:
             raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
-        if _sha256(file) != expected["sha256"]:
+        if check_contents and _sha256(file) != expected["sha256"]:
             raise _damaged(path, f"the contents of {name} have changed since they were written")
-    moments = load_file(path / "optimizer.safetensors")
-    return Checkpoint(
-        load_file(path / "weights.safetensors"),
-        load_file(path / "ema.safetensors"),
-        [_unflatten(moments, index, group) for index, group in enumerate(groups)],
-        state,
-    )
+    tensors = [TensorFile(path / f"{name}.safetensors") for name in FILES]
+    return Checkpoint(*tensors, optimizers, state)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -130,15 +152,14 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    moments: dict[str, torch.Tensor] = {}
-    groups = [_flatten(moments, index, state) for index, state in enumerate(checkpoint.optimizers)]
-    tensors = {"weights": checkpoint.weights, "ema": checkpoint.averages, "optimizer": moments}
     files = {}
-    for name, values in tensors.items():
+    for name, values in zip(FILES, (checkpoint.weights, checkpoint.averages, checkpoint.moments)):
         path = folder / f"{name}.safetensors"
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    (folder / STATE).write_text(json.dumps({**checkpoint.state, "files": files, "optimizers": groups}, indent=1))
+    (folder / STATE).write_text(
+        json.dumps({**checkpoint.state, "files": files, "optimizers": checkpoint.optimizers}, indent=1)
+    )
     for path in [*folder.iterdir(), folder]:
         _flush(path)
 
@@ -176,24 +197,3 @@ def _flush(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flatten(moments: dict[str, torch.Tensor], index: int, state_dict: dict) -> dict:
-    """Moves an optimizer's tensors to `moments` under `<optimizer>.<parameter>.<name>`; returns the rest, fit for JSON."""
-    plain: dict[str, dict] = {}
-    for parameter, values in state_dict["state"].items():
-        for name, value in values.items():
-            if torch.is_tensor(value):
-                moments[f"{index}.{parameter}.{name}"] = value
-            else:
-                plain.setdefault(str(parameter), {})[name] = value
-    return {"param_groups": state_dict["param_groups"], "state": plain}
-
-
-def _unflatten(moments: dict[str, torch.Tensor], index: int, rest: dict) -> dict:
-    state = {int(parameter): dict(values) for parameter, values in rest["state"].items()}
-    for key, value in moments.items():
-        optimizer, parameter, name = key.split(".", 2)
-        if int(optimizer) == index:
-            state.setdefault(int(parameter), {})[name] = value
-    return {"state": state, "param_groups": rest["param_groups"]}

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .curriculum import Batch, Draw
+from .sharding import whole
 
 
 class RollBack(Exception):
@@ -73,13 +74,13 @@ class NonFiniteGuard:
 
 
 def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
-    """Norm of the gradient of every block and of every other child of the models."""
+    """Norm of the gradient of every block and of every other child of the models; every process must call it."""
     norms = {}
     for name, model in models.items():
         for child, module in model.named_children():
             parts = module.named_children() if isinstance(module, torch.nn.ModuleList) else [("", module)]
             for part, submodule in parts:
-                grads = [p.grad.norm() for p in submodule.parameters() if p.grad is not None]
+                grads = [whole(p.grad.norm()) for p in submodule.parameters() if p.grad is not None]
                 if grads:
                     key = ".".join(filter(None, (name, child, part)))
                     norms[key] = json_number(float(torch.stack(grads).norm()))

@@ -64,6 +64,11 @@ def heldout_losses(
     starts = data.windows(stage.num_frames, stride)
     chosen = starts[torch.linspace(0, len(starts) - 1, min(num_windows, len(starts))).long()]
     mine = torch.arange(accelerator.process_index, len(chosen), accelerator.num_processes)
+    own_windows = len(mine)
+    if (
+        not own_windows
+    ):  # fewer windows than processes: it computes one that does not count, since shards are gathered together
+        mine = torch.zeros(1, dtype=torch.long)
     generator = step_generator(seed, "heldout")
     latents, planner_latents = data.gather(chosen, stage.num_frames, stride)
     noise = torch.randn(latents.shape, generator=generator)
@@ -82,12 +87,7 @@ def heldout_losses(
             latents, planner_latents, mask, num_masked_frames, noise,
             torch.full((len(mine),), timestep), torch.ones(len(mine), dtype=torch.bool),
         )  # fmt: skip
-        # A process may have no window where there are fewer than processes; the mean over none is no number.
-        value = (
-            model(batch.to(accelerator.device))[name] * len(mine)
-            if len(mine)
-            else latents.new_zeros(()).to(accelerator.device)
-        )
+        value = model(batch.to(accelerator.device))[name] * own_windows
         return accelerator.reduce(value, "sum").item() / len(chosen)
 
     given_ends = "task/interpolation"

@@ -1,47 +1,31 @@
 """The loop: stages in order, steps in order, resumed from the newest checkpoint.
 
-The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the state on disk in `checkpoint.py`, what stops
-a run in `stopping.py`, what a step that is not finite does in `guards.py`.
+The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the models in `models.py` and their shards in `sharding.py`,
+the state on disk in `saved_state.py`, what stops a run in `stopping.py`, what a step that is not finite does in `guards.py`.
 """
 
 import contextlib
-import copy
-import itertools
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from diffusers_mardini import (
-    MarDiniPipeline,
-    MarDiniPlannerTransformer3DModel,
-    MarDiniScheduler,
-    MarDiniTransformer3DModel,
-)
-from diffusers_mardini.presets import load_preset
-
-from .checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    clear_leftovers,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from .config import RunConfig, StageConfig, shaping_fields
-from .curriculum import Draw, draw_batch, learning_rate_factor
+from .checkpoint import clear_leftovers, newest_checkpoint
+from .config import RunConfig, StageConfig
+from .curriculum import Batch, Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
+from .ema import AveragedWeights
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
+from .models import export_pipeline, make_models, make_scheduler
 from .optimizers import make_optimizers
-from .step import MarDiniTrainingModel, PlannerReconstructionHead
+from .saved_state import Position, SavedState
+from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
+from .step import MarDiniTrainingModel
 from .stopping import StopRequest
 
 
@@ -72,37 +56,19 @@ class Run:
         allow_change: Sequence[str] = (),
     ):
         self.config = config
-        self.allow_change = allow_change
         self.accelerator = accelerator
         self.vae = vae
         self.train_data = train_data
         self.validation_data = validation_data
         self.folder = folder
-        preset = load_preset(config.preset)
-        torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
-        self.scheduler = MarDiniScheduler(**{**preset["scheduler"], **config.scheduler})
-        self.planner = MarDiniPlannerTransformer3DModel(**{**preset["planner"], **config.planner})
-        self.transformer = MarDiniTransformer3DModel(**{**preset["transformer"], **config.transformer})
-        if config.init_from is not None:
-            self._start_from(config.init_from)
-        planner = self.planner.config
-        planning_dim = planner.num_attention_heads * planner.attention_head_dim
-        self.head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
-        self.models = torch.nn.ModuleDict(
-            {"planner": self.planner, "transformer": self.transformer, "head": self.head}
-        ).to(accelerator.device)
-        if config.gradient_checkpointing:
-            self.planner.enable_gradient_checkpointing()
-            self.transformer.enable_gradient_checkpointing()
-        self.ema = EMAModel(self.models.parameters(), decay=config.optimizer.ema_decay, foreach=True)
-        self.ema.to(accelerator.device)
-        if accelerator.device.type == "cpu":
-            # The fused kernel's backward pass is slow there: at these sizes up to five times slower than plain matrix products.
-            self.planner.set_attention_backend("_native_math")
-            self.transformer.set_attention_backend("_native_math")
-        if any(stage.compile for stage in config.stages):
-            self.planner.compile_repeated_blocks()
-            self.transformer.compile_repeated_blocks()
+        self.scheduler = make_scheduler(config)
+        self.models = make_models(config, accelerator.device)
+        shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
+        self.planner, self.transformer, self.head = (self.models[name] for name in ("planner", "transformer", "head"))
+        self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
+        self.saved = SavedState(
+            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change
+        )
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.global_step = 0
         self.windows_seen = 0
@@ -147,53 +113,24 @@ class Run:
                 self.attempt = 1
 
     def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
-        stage_name, step, optimizer_states = self._resume(start_at)
+        position = self._resume(start_at)
         names = [stage.name for stage in self.config.stages]
-        first, last = names.index(stage_name), names.index(stop_after or names[-1])
+        first, last = names.index(position.stage), names.index(stop_after or names[-1])
+        step = position.step
         for stage in self.config.stages[first : last + 1]:
             with torch.compiler.set_stance("default" if stage.compile else "force_eager"):
-                self._train_stage(stage, step, optimizer_states, stop)
+                self._train_stage(stage, step, stop)
             finished = self.export(self.folder / "stages" / stage.name)
-            step, optimizer_states = 0, None
+            step = 0
         return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
 
-    def _start_from(self, pipeline: str) -> None:
-        """Copies planner and transformer of a trained pipeline; the reconstruction head starts anew."""
-        for name, model in (("planner", self.planner), ("transformer", self.transformer)):
-            weights = type(model).from_pretrained(pipeline, subfolder=name).state_dict()
-            own = model.state_dict()
-            differing = sorted(
-                k
-                for k in own.keys() | weights.keys()
-                if k not in own or k not in weights or own[k].shape != weights[k].shape
-            )
-            if differing:
-                raise ValueError(
-                    f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
-                    f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
-                )
-            model.load_state_dict(weights)
-
-    def _train_stage(
-        self, stage: StageConfig, first_step: int, optimizer_states: list[dict] | None, stop: StopRequest
-    ) -> None:
+    def _train_stage(self, stage: StageConfig, first_step: int, stop: StopRequest) -> None:
         config, accelerator = self.config, self.accelerator
-        trains_planner = stage.trains in ("planner", "joint")
-        trains_transformer = stage.trains in ("transformer", "joint")
-        reconstructs = stage.trains == "planner" or (stage.trains == "joint" and stage.planner_loss_weight > 0)
-        self.transformer.set_temporal_attention(stage.temporal_attention)
-        model = MarDiniTrainingModel(
-            self.planner if trains_planner else None,
-            self.head if reconstructs else None,
-            self.transformer if trains_transformer else None,
-            self.scheduler,
-            stage.planner_loss_weight,
-        )
+        model = self._stage_model(stage)
         optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
-        for optimizer, state in zip(optimizers, optimizer_states or [], strict=bool(optimizer_states)):
-            optimizer.load_state_dict(state)
+        self.saved.load_optimizers(optimizers)
         factor = learning_rate_factor(stage)
-        model, *optimizers = accelerator.prepare(model, *optimizers)
+        model = data_parallel(model, accelerator)
         started, started_at = time.monotonic(), self.windows_seen
         bar = tqdm(
             total=stage.steps, initial=first_step, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
@@ -217,16 +154,10 @@ class Run:
                     group["lr"] = stage.learning_rate * factor(step)
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            losses: dict[str, torch.Tensor] = {}
-            for part, batch in enumerate(batches):
-                last_part = part + 1 == len(parts)
-                with contextlib.nullcontext() if last_part else accelerator.no_sync(model), accelerator.autocast():
-                    part_losses = {
-                        name: loss / len(parts) for name, loss in model(batch.to(accelerator.device)).items()
-                    }
-                    accelerator.backward(part_losses["loss"])
-                losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            losses = self._backward(model, batches)
+            grad_norm = whole(
+                torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            )
             reason = stop.reason
             finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"]), reason)
             norms = None if finite else grad_norms(self.models)
@@ -234,7 +165,7 @@ class Run:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.optimizer.max_grad_norm, grad_norm)
                 for optimizer in optimizers:
                     optimizer.step()
-                self.ema.step(self.models.parameters())
+                self.ema.update()
                 self.guard.in_a_row = 0
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -262,6 +193,33 @@ class Run:
         bar.close()
         accelerator.free_memory()
 
+    def _stage_model(self, stage: StageConfig) -> MarDiniTrainingModel:
+        """The models that the stage trains, as one module with the stage's loss."""
+        trains_planner = stage.trains in ("planner", "joint")
+        reconstructs = stage.trains == "planner" or (stage.trains == "joint" and stage.planner_loss_weight > 0)
+        self.transformer.set_temporal_attention(stage.temporal_attention)
+        return MarDiniTrainingModel(
+            self.planner if trains_planner else None,
+            self.head if reconstructs else None,
+            self.transformer if stage.trains in ("transformer", "joint") else None,
+            self.scheduler,
+            stage.planner_loss_weight,
+        )
+
+    def _backward(self, model: torch.nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        """Adds the gradients of a step's parts up, sent between processes with the last one; returns this process's mean losses."""
+        losses: dict[str, torch.Tensor] = {}
+        for part, batch in enumerate(batches):
+            last_part = part + 1 == len(batches)
+            sending = contextlib.nullcontext() if last_part else gradients_kept_local(model, self.accelerator)
+            with sending, self.accelerator.autocast():
+                part_losses = {
+                    name: loss / len(batches) for name, loss in model(batch.to(self.accelerator.device)).items()
+                }
+                self.accelerator.backward(part_losses["loss"])
+            losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
+        return losses
+
     def _rows(self, stage: StageConfig) -> int:
         """Windows of one step, over all processes."""
         return stage.batch_size * stage.gradient_accumulation * self.accelerator.num_processes
@@ -280,15 +238,13 @@ class Run:
         )  # fmt: skip
 
     def _validate(self, stage: StageConfig, step: int) -> None:
-        self.ema.store(self.models.parameters())
-        self.ema.copy_to(self.models.parameters())
         # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
-        with torch.compiler.set_stance("force_eager"):
+        precision = evaluation_precision(self.accelerator)
+        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
             losses = heldout_losses(
                 self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
                 self.config.validation_windows, self.config.seed, self.accelerator,
             )  # fmt: skip
-        self.ema.restore(self.models.parameters())
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 
     def _write(self, record: dict) -> None:
@@ -297,92 +253,19 @@ class Run:
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def _save(self, stage: StageConfig, step: int, optimizers: list) -> None:
-        failure: list[CheckpointError | None] = [None]
-        if self.accelerator.is_main_process:
-            names = [name for name, _ in self.models.named_parameters()]
-            checkpoint = Checkpoint(
-                dict(self.models.named_parameters()),
-                dict(zip(names, self.ema.shadow_params, strict=True)),
-                [optimizer.state_dict() for optimizer in optimizers],
-                {
-                    "stage": stage.name,
-                    "step": step,
-                    "global_step": self.global_step,
-                    "windows_seen": self.windows_seen,
-                    "ema_steps": self.ema.optimization_step,
-                    "attempt": self.attempt,
-                    "skipped": [self.guard.skipped, self.guard.in_a_row],
-                    "shaped_by": self._shaped_by(stage.name),
-                },  # fmt: skip
-            )
-            try:
-                save_checkpoint(self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints)
-            except CheckpointError as error:
-                failure = [error]
-        # Told to all, so that no process waits for one that has failed.
-        broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise failure[0]
+    def _save(self, stage: StageConfig, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
+        skipped = (self.guard.skipped, self.guard.in_a_row)
+        position = Position(stage.name, step, self.global_step, self.windows_seen, self.attempt, skipped)
+        self.saved.save(position, optimizers)
 
-    def _shaped_by(self, stage_name: str) -> dict:
-        """What the weights at this stage depend on; later stages may still be edited."""
-        names = [stage.name for stage in self.config.stages]
-        fields = shaping_fields(self.config, names[: names.index(stage_name) + 1])
-        return fields | {
-            f"stages.{stage.name}.windows_per_step": self._rows(stage)
-            for stage in self.config.stages[: names.index(stage_name) + 1]
-        }
-
-    def _resume(self, start_at: str | None) -> tuple[str, int, list[dict] | None]:
-        names = [stage.name for stage in self.config.stages]
-        path = newest_checkpoint(self.folder / "checkpoints")
-        if path is None:
-            if start_at is not None and self.config.init_from is None and start_at != names[0]:
-                raise ValueError(
-                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
-                    "the folder stages/<name> of another run"
-                )
-            first = names.index(start_at) if start_at else 0
-            self.global_step = sum(stage.steps for stage in self.config.stages[:first])
-            return names[first], 0, None
-        checkpoint = load_checkpoint(path)
-        state = checkpoint.state
-        if state["stage"] not in names:
-            raise ValueError(
-                f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
-                "use the configuration it was trained with, or another `name` for a new run"
-            )
-        if start_at is not None and names.index(state["stage"]) < names.index(start_at):
-            raise ValueError(
-                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
-                "another `name` and `init_from`"
-            )
-        now = self._shaped_by(state["stage"])
-        changed = [
-            f"  {key}: {state['shaped_by'].get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted(now.keys() | state["shaped_by"].keys())
-            if now.get(key) != state["shaped_by"].get(key) and key not in self.allow_change
-        ]
-        if changed:
-            raise ValueError(
-                "\n".join(
-                    [f"{path} was trained with another configuration:", *changed,
-                     "put these back, use another `name` for a new run, or accept them by name with --allow-change"]
-                )
-            )  # fmt: skip
-        self.models.load_state_dict(checkpoint.weights)
-        self.ema.shadow_params = [
-            checkpoint.averages[name].to(self.accelerator.device) for name, _ in self.models.named_parameters()
-        ]
-        self.ema.optimization_step = state["ema_steps"]
-        self.global_step, self.windows_seen = state["global_step"], state["windows_seen"]
-        self.attempt = max(self.attempt, state["attempt"])
-        self.guard.skipped, in_a_row = state["skipped"]
-        self.guard.in_a_row = in_a_row if state["attempt"] == self.attempt else 0  # other draws: counted anew
+    def _resume(self, start_at: str | None) -> Position:
+        position = self.saved.load(start_at)
+        self.global_step, self.windows_seen = position.global_step, position.windows_seen
+        self.attempt = max(self.attempt, position.attempt)
+        self.guard.skipped, in_a_row = position.skipped
+        self.guard.in_a_row = in_a_row if position.attempt == self.attempt else 0  # other draws: counted anew
         self._forget_records_after(self.global_step)
-        self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
-        return state["stage"], state["step"], checkpoint.optimizers
+        return position
 
     def _forget_records_after(self, global_step: int) -> None:
         """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""
@@ -396,28 +279,4 @@ class Run:
 
     def export(self, folder: Path) -> Path:
         """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent."""
-        if self.accelerator.is_main_process:
-            names = [name for name, _ in self.models.named_parameters()]
-            averages = dict(zip(names, self.ema.shadow_params, strict=True))
-            models = {"vae": copy.deepcopy(self.vae)}
-            for part in ("planner", "transformer"):
-                model = self.models[part]
-                # A copy from the config: the trained one may be compiled, and must not be rounded to `save_dtype`.
-                models[part] = type(model).from_config(model.config)
-                models[part].load_state_dict(
-                    {n: averages.get(f"{part}.{n}", t) for n, t in model.state_dict().items()}
-                )
-            dtype = getattr(torch, self.config.save_dtype)
-            for parameter in itertools.chain.from_iterable(model.parameters() for model in models.values()):
-                parameter.data = parameter.data.to("cpu", dtype)
-            pipeline = MarDiniPipeline(
-                **models, scheduler=self.scheduler, planner_downscale=self.config.data.planner_downscale
-            )
-            temporary = folder.with_name(f".{folder.name}.partial")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            pipeline.save_pretrained(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        self.accelerator.wait_for_everyone()
-        return folder
+        return export_pipeline(folder, self.config, self.models, self.ema, self.vae, self.scheduler, self.accelerator)

@@ -4,10 +4,15 @@
 CPU without such units is several times slower with it), and the processes share the matrices between them.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from diffusers_mardini.hardware import has_bfloat16_units
+
+from .sharding import sharded_like
 
 
 # Quintic Newton-Schulz iteration: these coefficients bring singular values near 1 in five rounds, from anywhere in (0, 1].
@@ -46,34 +51,68 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Updates all parameters; every process must call it with the same gradients."""
+        """Updates all parameters; every process must call it, with the same gradients or with its shards of them (FSDP2)."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-        device = self.param_groups[0]["params"][0].device
-        dtype = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-            updates = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters)]
             # Largest first, dealt out in turn: the processes get nearly equal work.
-            order = sorted(range(len(parameters)), key=lambda i: -parameters[i].numel())
-            for turn, i in enumerate(order):
-                parameter = parameters[i]
+            parameters = sorted((p for p in group["params"] if p.grad is not None), key=lambda p: -p.numel())
+            for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                if turn % world == rank:
-                    update = orthogonalize(parameter.grad.lerp(state["momentum"], group["momentum"]).to(dtype))
-                    updates[i].copy_(update * 0.2 * max(parameter.shape) ** 0.5)
-            if shared:
-                dist.all_reduce(flat)
-            for parameter, update in zip(parameters, updates):
+
+            def direction(parameter: torch.Tensor, momentum: float = group["momentum"]) -> torch.Tensor:
+                return parameter.grad.lerp(self.state[parameter]["momentum"], momentum)
+
+            sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+            for parameter, update in (_updates_of_shards if sharded else _updates)(parameters, direction):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
         return loss
+
+
+def _update(direction: torch.Tensor) -> torch.Tensor:
+    dtype = torch.bfloat16 if has_bfloat16_units(direction.device) else torch.float32
+    return orthogonalize(direction.to(dtype)) * 0.2 * max(direction.shape) ** 0.5
+
+
+def _updates(
+    parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Parameters, the same on every process, and their updates: each is computed by one process, all are sent at once."""
+    if not parameters:
+        return
+    rank, world = _rank_and_world()
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    updates = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters)]
+    for turn, (parameter, update) in enumerate(zip(parameters, updates)):
+        if turn % world == rank:
+            update.copy_(_update(direction(parameter)))
+    if world > 1:
+        dist.all_reduce(flat)
+    yield from zip(parameters, updates)
+
+
+def _updates_of_shards(
+    parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Sharded parameters and their updates, sharded alike: as many matrices at a time as there are processes are gathered, and each is
+    orthogonalized by one process, which sends it to the others."""
+    rank, world = _rank_and_world()
+    for first in range(0, len(parameters), world):
+        chosen = parameters[first : first + world]
+        matrices = [direction(parameter).full_tensor().contiguous() for parameter in chosen]
+        for owner, matrix in enumerate(matrices):
+            if owner == rank:
+                matrix.copy_(_update(matrix))
+        for owner, (parameter, matrix) in enumerate(zip(chosen, matrices)):
+            dist.broadcast(matrix, src=owner)
+            yield parameter, sharded_like(matrix, parameter)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    shared = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)

@@ -1,9 +1,12 @@
-"""Which parameters learn by which rule."""
+"""Which parameters learn by which rule, and the state of the rules as named tensors."""
+
+from collections.abc import Mapping
 
 import torch
 
 from .config import OptimizerConfig
 from .muon import Muon
+from .sharding import sharded_like
 
 
 def learns_by_muon(name: str, parameter: torch.Tensor, config: OptimizerConfig) -> bool:
@@ -31,3 +34,35 @@ def make_optimizers(
     if not matrices:
         return [adamw]
     return [adamw, Muon(matrices, lr=learning_rate, weight_decay=config.weight_decay)]
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The state of optimizers: tensors under `<optimizer>.<parameter>.<name>`, and the rest of each, fit for JSON."""
+    tensors: dict[str, torch.Tensor] = {}
+    rest = []
+    for index, optimizer in enumerate(optimizers):
+        state_dict = optimizer.state_dict()
+        plain: dict[str, dict] = {}
+        for parameter, values in state_dict["state"].items():
+            for name, value in values.items():
+                if torch.is_tensor(value):
+                    tensors[f"{index}.{parameter}.{name}"] = value
+                else:
+                    plain.setdefault(str(parameter), {})[name] = value
+        rest.append({"param_groups": state_dict["param_groups"], "state": plain})
+    return tensors, rest
+
+
+def load_optimizers(
+    optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor], rest: list[dict]
+) -> None:
+    """Puts what `optimizer_tensors` returned, whole tensors, into optimizers of the same parameters, sharded or not."""
+    for index, (optimizer, own) in enumerate(zip(optimizers, rest, strict=True)):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {int(parameter): dict(values) for parameter, values in own["state"].items()}
+        for key in tensors:
+            number, parameter, name = key.split(".", 2)
+            if int(number) == index:
+                value = sharded_like(tensors[key], parameters[int(parameter)])
+                state.setdefault(int(parameter), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})

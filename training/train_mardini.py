@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, ModelMixin
 
 from diffusers_mardini import AutoencoderPatchBasis
@@ -23,6 +22,7 @@ from .config import RunConfig, load_config
 from .data.latents import cache_latents
 from .loop import Run, Stopped
 from .plan import problems, unsupported
+from .sharding import make_accelerator
 from .stopping import STOPPED, StopRequest
 
 
@@ -64,7 +64,7 @@ def train(
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
-    accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
+    accelerator = make_accelerator(use_bf16)
     resolved = config.for_processes(accelerator.num_processes)
     if found := [*problems(resolved), *unsupported(resolved)]:
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))

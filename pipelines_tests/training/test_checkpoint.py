@@ -18,12 +18,13 @@ from training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from training.optimizers import load_optimizers, optimizer_tensors
 
 
 def make(step: int, optimizers=()) -> Checkpoint:
     weights = {"planner.a": torch.full((3, 2), float(step)), "head.b": torch.arange(3.0)}
     averages = {name: tensor / 2 for name, tensor in weights.items()}
-    return Checkpoint(weights, averages, list(optimizers), {"global_step": step, "stage": "joint"})
+    return Checkpoint(weights, averages, *optimizer_tensors(list(optimizers)), {"global_step": step, "stage": "joint"})
 
 
 def names(folder):
@@ -37,22 +38,20 @@ def test_what_is_saved_is_loaded_with_the_state_of_real_optimizers(tmp_path):
     )
     sum(p.square().sum() for p in parameters).backward()
     optimizer.step()
-    path = save_checkpoint(tmp_path, make(7, [optimizer.state_dict()]), keep=2)
+    path = save_checkpoint(tmp_path, make(7, [optimizer]), keep=2)
     loaded = load_checkpoint(path)
     assert all(torch.equal(loaded.weights[k], v) for k, v in make(7).weights.items())
     assert all(torch.equal(loaded.averages[k], v) for k, v in make(7).averages.items())
     assert loaded.state == {"global_step": 7, "stage": "joint"}
 
-    def go_on(state):
-        copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
-        other = torch.optim.AdamW([{"params": copies[:1]}, {"params": copies[1:], "weight_decay": 0.0}], lr=0.1)
-        other.load_state_dict(state)
-        sum(p.pow(3).sum() for p in copies).backward()
-        other.step()
-        return copies
-
-    for ours, theirs in zip(go_on(loaded.optimizers[0]), go_on(optimizer.state_dict())):
-        assert torch.equal(ours, theirs)
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    other = torch.optim.AdamW([{"params": copies[:1]}, {"params": copies[1:], "weight_decay": 0.0}], lr=0.1)
+    load_optimizers([other], loaded.moments, loaded.optimizers)
+    for going_on, its_optimizer in ((parameters, optimizer), (copies, other)):
+        its_optimizer.zero_grad()
+        sum(p.pow(3).sum() for p in going_on).backward()
+        its_optimizer.step()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(copies, parameters))
 
 
 def test_nothing_in_a_checkpoint_needs_unpickling(tmp_path):
@@ -141,7 +140,7 @@ def test_damage_is_named_with_the_way_out(tmp_path, file, damage, message):
     parameter.sum().backward()
     optimizer.step()
     for step in (1, 2):
-        path = save_checkpoint(tmp_path, make(step, [optimizer.state_dict()]), keep=2)
+        path = save_checkpoint(tmp_path, make(step, [optimizer]), keep=2)
     damage(path / file)
     assert newest_checkpoint(tmp_path) == path  # not passed over in silence
     with pytest.raises(CheckpointError, match=f"step-00000002 is damaged: .*{message}.*delete .* from step-00000001"):

@@ -141,7 +141,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(tmp_path):
     before = {name: parameter.clone() for name, parameter in run.models.named_parameters()}
 
     def changed(stage):
-        run._train_stage(run.config.stages[stage], 0, None, StopRequest(tmp_path))
+        run._train_stage(run.config.stages[stage], 0, StopRequest(tmp_path))
         moved = {name.split(".")[0] for name, p in run.models.named_parameters() if not torch.equal(p, before[name])}
         before.update({name: parameter.clone() for name, parameter in run.models.named_parameters()})
         return moved
@@ -268,7 +268,7 @@ def test_a_step_that_explodes_is_left_out_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={1}))
     run.train()
     assert all(torch.isfinite(p).all() for p in run.models.parameters()) and run.guard.skipped == 1
-    assert run.ema.optimization_step == 7  # of 8
+    assert run.ema.updates == 7  # of 8
     (report,) = (tmp_path / "nonfinite").iterdir()
     told = json.loads(report.read_text())
     assert (told["global_step"], told["stage"], told["step"], told["seed"]) == (2, "planner", 1, 0)

@@ -1,0 +1,98 @@
+"""Runs shared by real processes, for `test_shared_runs.py`: a program of its own, since it forks before any thread is there.
+
+    python -m pipelines_tests.training.shared_run '[{"folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
+
+trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: in `folder`, by
+`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`), asked to stop after `until` steps, with other changes to the
+configuration (`config`) and environment variables (`environment`). What the processes said lies in `log-<process>.txt`.
+"""
+
+import json
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from pipelines_tests.training.test_train_mardini import make_config, make_run
+from training.loop import Run, Stopped
+from training.stopping import StopRequest
+
+
+STEPS = {"planner": 2, "transformer": 1, "joint": 3}
+
+
+class StopAfter(StopRequest):
+    """Asks the run to stop after so many steps."""
+
+    def __init__(self, run: Run, steps: int):
+        super().__init__(run.folder)
+        self.run, self.steps = run, steps
+
+    @property
+    def reason(self) -> str | None:
+        return f"{self.steps} steps" if self.run.global_step + 1 == self.steps else None
+
+
+def make_shared_config(stage: dict | None = None, **overrides):
+    """The tiny run in float32 with four windows a step, whoever computes them, and rates at which rounding does not grow."""
+    config = make_config(checkpoint_every=100, keep_checkpoints=100, validate_every=100)
+    changes = {"batch_size": None, "global_batch": 4, "learning_rate": 1e-3, **(stage or {})}
+    stages = [{**s.model_dump(), **changes, "steps": STEPS[s.name]} for s in config.stages]
+    return type(config).model_validate({**config.model_dump(), "stages": stages, **overrides})
+
+
+def train(entry: dict) -> None:
+    config = make_shared_config(**entry.get("config", {})).for_processes(entry["processes"])
+    run = make_run(Path(entry["folder"]), config)
+    try:
+        run.train(StopAfter(run, entry.get("until", 0)))
+    except Stopped:
+        pass
+
+
+def start(entry: dict) -> list[int]:
+    """Forks the processes of a run; returns their ids."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder, processes = Path(entry["folder"]), entry["processes"]
+    folder.mkdir(parents=True, exist_ok=True)
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a", buffering=1)
+            try:
+                if processes > 1:
+                    os.environ |= {
+                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+                    }  # fmt: skip
+                if entry.get("fsdp"):  # as `accelerate launch` hands fsdp2.yaml on
+                    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+                os.environ |= entry.get("environment", {})
+                train(entry)
+                if processes > 1:
+                    torch.distributed.destroy_process_group()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return children
+
+
+def main(entries: list[dict]) -> None:
+    torch.set_num_threads(1)
+    for entry in entries:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in start(entry)]
+        if any(codes):
+            logs = [path.read_text()[-3000:] for path in sorted(Path(entry["folder"]).glob("log-*.txt"))]
+            raise SystemExit(f"{entry} ended with {codes}:\n" + "\n".join(logs))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

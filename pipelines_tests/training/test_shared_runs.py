@@ -1,0 +1,173 @@
+"""Real processes that share a run, as copies (DDP) or in shards (FSDP2): they learn what one process learns from the same windows.
+
+What differs is the order in which numbers are added, by about 1e-7 of a loss or gradient norm in six steps of float32 (measured); the
+tests allow 1e-5, a hundredth of what a forgotten row, part or process would make. AdamW makes a whole step of any gradient, rounding included,
+where it is nearly zero in exact numbers (keys' biases): weights are compared to a tenth of a step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_mardini import MarDiniPipeline
+from training.checkpoint import list_checkpoints
+
+
+ROOT = Path(__file__).resolve().parents[2]
+LEARNING_RATE = 1e-3
+FSDP = {"processes": 2, "fsdp": True}
+DDP = {"processes": 2}
+ONE = {"processes": 1}
+
+
+def run(*entries: dict) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pipelines_tests.training.shared_run", json.dumps(entries)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, timeout=1200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-6000:]
+
+
+def told(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "windows_per_second"} for line in lines]
+
+
+def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    last = list_checkpoints(folder / "checkpoints")[-1]
+    assert last.name == "step-00000006"
+    return load_file(last / f"{name}.safetensors")
+
+
+def assert_same_curve(folder: Path, reference: Path, rel: float = 1e-5) -> None:
+    ours, theirs = told(folder), told(reference)
+    assert len(ours) == len(theirs) == 9  # six steps, and held-out losses after each of three stages
+    for a, b in zip(ours, theirs):
+        assert (a.pop("stage"), a.keys()) == (b.pop("stage"), b.keys())
+        heldout = [line.pop("heldout", {}) for line in (a, b)]
+        assert a == pytest.approx(b, rel=rel)
+        assert heldout[0] == pytest.approx(heldout[1], abs=2e-5)  # saved with five digits
+
+
+def assert_same_tensors(folder: Path, reference: Path) -> None:
+    for name in ("weights", "ema", "optimizer"):
+        ours, theirs = tensors(folder, name), tensors(reference, name)
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(ours[key], tensor, atol=0.1 * LEARNING_RATE, rtol=1e-4, msg=f"{name} {key}")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """The same run by one process, by two in shards, and by two as copies, two in shards and one in turn."""
+    folder = tmp_path_factory.mktemp("shared")
+    run(
+        {"folder": str(folder / "one"), **ONE},
+        {"folder": str(folder / "fsdp"), **FSDP},
+        {"folder": str(folder / "in-turn"), **DDP, "until": 4},  # within the joint stage: there are moments to hand on
+        {"folder": str(folder / "in-turn"), **FSDP, "until": 5},
+        {"folder": str(folder / "in-turn"), **ONE},
+    )
+    return folder
+
+
+def test_two_processes_with_shards_learn_what_one_does(runs):
+    assert_same_curve(runs / "fsdp", runs / "one")
+    assert_same_tensors(runs / "fsdp", runs / "one")
+
+
+def test_a_run_goes_on_with_other_processes_and_other_shards(runs):
+    stops = [path.name for path in list_checkpoints(runs / "in-turn" / "checkpoints")]
+    assert {"step-00000004", "step-00000005"} <= set(stops)  # where processes of another kind went on
+    assert_same_curve(runs / "in-turn", runs / "one")
+    assert_same_tensors(runs / "in-turn", runs / "one")
+
+
+def test_all_save_one_ordinary_pipeline(runs):
+    reference = runs / "one" / "pipeline"
+    files = sorted(path.relative_to(reference) for path in reference.rglob("*"))
+    for kind in ("fsdp", "in-turn"):
+        folder = runs / kind / "pipeline"
+        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == files
+        for path in files:
+            if path.suffix == ".json":
+                assert (folder / path).read_bytes() == (reference / path).read_bytes()
+        pipe = MarDiniPipeline.from_pretrained(folder)
+        averages = tensors(runs / kind, "ema")
+        for part in ("planner", "transformer"):
+            for name, tensor in getattr(pipe, part).state_dict().items():
+                assert torch.equal(tensor, averages[f"{part}.{name}"]), (kind, part, name)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_as_two_and_shards_as_copies(runs, tmp_path):
+    run(
+        {"folder": str(tmp_path / "a"), **ONE, "until": 1},
+        {"folder": str(tmp_path / "a"), **FSDP, "until": 4},
+        {"folder": str(tmp_path / "a"), **DDP, "until": 5},
+        {"folder": str(tmp_path / "a"), **FSDP},
+    )
+    assert_same_curve(tmp_path / "a", runs / "one")
+    assert_same_tensors(tmp_path / "a", runs / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        DDP,
+        {**DDP, "config": {"stage": {"gradient_accumulation": 2}}},
+        {**FSDP, "config": {"stage": {"gradient_accumulation": 2}}},
+        {**FSDP, "config": {"gradient_checkpointing": True}},
+        {**FSDP, "environment": {"FSDP_RESHARD_AFTER_FORWARD": "false"}},
+    ],
+    ids=["ddp", "ddp-in-parts", "fsdp-in-parts", "fsdp-recomputing", "fsdp-keeping-parameters"],
+)
+def test_copies_parts_recomputing_and_kept_parameters_change_nothing(runs, tmp_path, changes):
+    run({"folder": str(tmp_path), **changes})
+    assert_same_curve(tmp_path, runs / "one")
+    assert_same_tensors(tmp_path, runs / "one")
+
+
+@pytest.mark.slow
+def test_muon_orthogonalizes_whole_matrices_of_shards(tmp_path):
+    config = {"optimizer": {"name": "muon"}}
+    run(
+        {"folder": str(tmp_path / "one"), **ONE, "config": config},
+        {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config, "until": 5},
+        {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config},
+    )
+    assert_same_curve(tmp_path / "fsdp", tmp_path / "one")
+    assert_same_tensors(tmp_path / "fsdp", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_shards_in_bfloat16_learn_what_copies_under_autocast_do(tmp_path):
+    config = {"mixed_precision": "bf16"}
+    environment = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    run(
+        {"folder": str(tmp_path / "ddp"), **DDP, "config": config, "environment": environment},
+        {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config, "environment": environment},
+    )
+    ours, theirs = ([line for line in told(tmp_path / kind) if "loss" in line] for kind in ("fsdp", "ddp"))
+    for a, b in zip(ours, theirs, strict=True):  # bf16 has 8 bits: 0.4% at each rounding
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.01) and a["grad_norm"] == pytest.approx(
+            b["grad_norm"], rel=0.05
+        )
+    assert tensors(tmp_path / "fsdp", "weights")["head.proj.weight"].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_process_without_a_held_out_window_of_its_own_still_takes_part(tmp_path):
+    config = {"validation_windows": 1}
+    run(
+        {"folder": str(tmp_path / "one"), **ONE, "config": config},
+        {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config},
+    )
+    assert_same_curve(tmp_path / "fsdp", tmp_path / "one")

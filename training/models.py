@@ -1,0 +1,113 @@
+"""The models of a run: planner, transformer and reconstruction head, as the configuration wants them, and the pipeline they become."""
+
+import copy
+import itertools
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from diffusers_mardini import (
+    MarDiniPipeline,
+    MarDiniPlannerTransformer3DModel,
+    MarDiniScheduler,
+    MarDiniTransformer3DModel,
+)
+from diffusers_mardini.presets import load_preset
+
+from .config import RunConfig
+from .ema import AveragedWeights
+from .sharding import gather
+from .step import PlannerReconstructionHead
+
+
+CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
+
+
+def make_scheduler(config: RunConfig) -> MarDiniScheduler:
+    return MarDiniScheduler(**{**load_preset(config.preset)["scheduler"], **config.scheduler})
+
+
+def make_models(config: RunConfig, device: torch.device) -> torch.nn.ModuleDict:
+    """`planner`, `transformer` and `head`, the same on every process, still on the CPU and whole.
+
+    Args:
+        config: the run.
+        device: where they are going to be.
+    """
+    preset = load_preset(config.preset)
+    torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
+    models = {name: model_class(**{**preset[name], **getattr(config, name)}) for name, model_class in CLASSES.items()}
+    if config.init_from is not None:
+        start_from(config.init_from, models)
+    planner = models["planner"].config
+    planning_dim = planner.num_attention_heads * planner.attention_head_dim
+    for model in models.values():
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if device.type == "cpu":
+            # The fused kernel's backward pass is slow there: at these sizes up to five times slower than plain matrix products.
+            model.set_attention_backend("_native_math")
+        if any(stage.compile for stage in config.stages):
+            model.compile_repeated_blocks()
+    head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
+    return torch.nn.ModuleDict({**models, "head": head})
+
+
+def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
+    """Copies planner and transformer of a trained pipeline; the reconstruction head starts anew.
+
+    Raises:
+        ValueError: if their sizes differ.
+    """
+    for name, model in models.items():
+        weights = CLASSES[name].from_pretrained(pipeline, subfolder=name).state_dict()
+        own = model.state_dict()
+        differing = sorted(
+            k
+            for k in own.keys() | weights.keys()
+            if k not in own or k not in weights or own[k].shape != weights[k].shape
+        )
+        if differing:
+            raise ValueError(
+                f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
+                f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
+            )
+        model.load_state_dict(weights)
+
+
+def export_pipeline(
+    folder: Path,
+    config: RunConfig,
+    models: torch.nn.ModuleDict,
+    averages: AveragedWeights,
+    vae: torch.nn.Module,
+    scheduler: MarDiniScheduler,
+    accelerator: Accelerator,
+) -> Path:
+    """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent.
+
+    Every process must call it; the main one writes.
+    """
+    tensors = gather({n: t for n, t in averages.tensors.items() if not n.startswith("head.")}, accelerator)
+    if accelerator.is_main_process:
+        parts = {"vae": copy.deepcopy(vae)}
+        for name, model_class in CLASSES.items():
+            # A copy from the config: the trained one may be compiled or sharded, and must not be rounded to `save_dtype`.
+            parts[name] = model_class.from_config(models[name].config)
+            prefix = f"{name}."
+            own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+            parts[name].load_state_dict(own)
+        dtype = getattr(torch, config.save_dtype)
+        for parameter in itertools.chain.from_iterable(part.parameters() for part in parts.values()):
+            parameter.data = parameter.data.to("cpu", dtype)
+        pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=config.data.planner_downscale)
+        temporary = folder.with_name(f".{folder.name}.partial")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        pipeline.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    accelerator.wait_for_everyone()
+    return folder

@@ -1,0 +1,186 @@
+"""Between a run and its checkpoints: what is saved, gathered from all processes, and what a resumed run may differ in.
+
+A checkpoint holds whole tensors, whichever way the processes shared them: one made by two processes under FSDP2 is read by
+one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from .config import RunConfig, StageConfig, shaping_fields
+from .ema import AveragedWeights
+from .optimizers import load_optimizers, optimizer_tensors
+from .sharding import gather, sharded_like
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Args:
+        stage, step: the stage's name and how many of its steps are done.
+        global_step, windows_seen: over all stages.
+        attempt: how often the run has gone back.
+        skipped: steps that were left out as not finite: in all, and in a row.
+    """
+
+    stage: str
+    step: int
+    global_step: int = 0
+    windows_seen: int = 0
+    attempt: int = 0
+    skipped: tuple[int, int] = (0, 0)
+
+
+class SavedState:
+    """The checkpoints of a run.
+
+    Args:
+        config: the run, resolved for its processes.
+        accelerator: the processes; all call every method.
+        models: planner, transformer and head, sharded or not.
+        averages: of their weights.
+        folder: of the checkpoints.
+        windows_per_step: of a stage, over all processes.
+        allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        models: torch.nn.ModuleDict,
+        averages: AveragedWeights,
+        folder: Path,
+        windows_per_step: Callable[[StageConfig], int],
+        allow_change: Sequence[str] = (),
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.models = models
+        self.averages = averages
+        self.folder = folder
+        self.windows_per_step = windows_per_step
+        self.allow_change = allow_change
+        self._loaded: Checkpoint | None = None  # until its optimizers are made
+
+    def save(self, position: Position, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Writes a checkpoint; the main process holds whole copies of weights, averages and moments in memory for it.
+
+        Raises:
+            CheckpointError: on every process, if the main one cannot write it.
+        """
+        moments, rest = optimizer_tensors(optimizers)
+        checkpoint = Checkpoint(
+            gather(dict(self.models.named_parameters()), self.accelerator),
+            gather(self.averages.tensors, self.accelerator),
+            gather(moments, self.accelerator),
+            rest,
+            {**asdict(position), "ema_steps": self.averages.updates, "shaped_by": self._shaped_by(position.stage)},
+        )
+        failure: list[CheckpointError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints)
+            except CheckpointError as error:
+                failure = [error]
+        self._fail_together(failure)
+
+    def load(self, start_at: str | None) -> Position:
+        """Puts weights and averages of the newest checkpoint in place; `load_optimizers` does so with the rest, once they are made.
+
+        Returns:
+            where it stands; without a checkpoint, the beginning of `start_at` or of the first stage.
+
+        Raises:
+            ValueError: if the checkpoint was trained with another configuration, or `start_at` does not fit it.
+            CheckpointError: if it is damaged.
+        """
+        stages = self.config.stages
+        names = [stage.name for stage in stages]
+        path = newest_checkpoint(self.folder)
+        if path is None:
+            if start_at is not None and self.config.init_from is None and start_at != names[0]:
+                raise ValueError(
+                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
+                    "the folder stages/<name> of another run"
+                )
+            first = names.index(start_at) if start_at else 0
+            return Position(names[first], 0, sum(stage.steps for stage in stages[:first]))
+        checkpoint = self._read(path)
+        state = checkpoint.state
+        self._check_configuration(path, state, names, start_at)
+        self._put_in_place(checkpoint)
+        self._loaded = checkpoint
+        self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
+        fields = {name: state[name] for name in ("stage", "step", "global_step", "windows_seen", "attempt")}
+        return Position(**fields, skipped=tuple(state["skipped"]))
+
+    def load_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
+        if self._loaded is not None:
+            load_optimizers(optimizers, self._loaded.moments, self._loaded.optimizers)
+            self._loaded = None
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Every process reads what it needs; the main one reads all, to check it."""
+        failure: list[CheckpointError | None] = [None]
+        checkpoint = None
+        try:
+            checkpoint = load_checkpoint(path, check_contents=self.accelerator.is_main_process)
+        except CheckpointError as error:
+            failure = [error]
+        self._fail_together(failure)
+        return checkpoint
+
+    def _fail_together(self, failure: list[CheckpointError | None]) -> None:
+        """Raises the main process's failure on all, so that no process waits for one that has failed."""
+        mine = failure[0]
+        broadcast_object_list(failure)
+        if (error := failure[0] or mine) is not None:
+            raise error
+
+    def _check_configuration(self, path: Path, state: dict, names: list[str], start_at: str | None) -> None:
+        if state["stage"] not in names:
+            raise ValueError(
+                f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
+                "use the configuration it was trained with, or another `name` for a new run"
+            )
+        if start_at is not None and names.index(state["stage"]) < names.index(start_at):
+            raise ValueError(
+                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
+                "another `name` and `init_from`"
+            )
+        now = self._shaped_by(state["stage"])
+        changed = [
+            f"  {key}: {state['shaped_by'].get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted(now.keys() | state["shaped_by"].keys())
+            if now.get(key) != state["shaped_by"].get(key) and key not in self.allow_change
+        ]
+        if changed:
+            raise ValueError(
+                "\n".join(
+                    [f"{path} was trained with another configuration:", *changed,
+                     "put these back, use another `name` for a new run, or accept them by name with --allow-change"]
+                )
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def _put_in_place(self, checkpoint: Checkpoint) -> None:
+        for name, parameter in self.models.named_parameters():
+            parameter.copy_(sharded_like(checkpoint.weights[name], parameter))
+            self.averages.tensors[name].copy_(sharded_like(checkpoint.averages[name], parameter))
+        self.averages.updates = checkpoint.state["ema_steps"]
+
+    def _shaped_by(self, stage_name: str) -> dict:
+        """What the weights at this stage depend on; later stages may still be edited."""
+        names = [stage.name for stage in self.config.stages]
+        passed = self.config.stages[: names.index(stage_name) + 1]
+        fields = shaping_fields(self.config, [stage.name for stage in passed])
+        return fields | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

@@ -1,0 +1,161 @@
+"""Models in shards over the processes (FSDP2), and whole tensors to and from them.
+
+Which way the processes of a run share it is accelerate's configuration (`training/configs/accelerate/`); `make_accelerator` reads it and
+refuses what the trainer cannot keep its promises with. Everything here does nothing to tensors that are not sharded.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diffusers_mardini.hardware import choose_device
+
+
+def make_accelerator(bf16: bool) -> Accelerator:
+    """The processes, their devices and the precision, as the launcher and accelerate's configuration say.
+
+    Raises:
+        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and where processes that were started
+            together would each train alone.
+    """
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "DeepSpeed is not supported: its engine clips and steps by itself, and the trainer looks at the gradient before a step "
+            "(steps that are not finite are left out on all processes) and averages the weights after it. FSDP2 shards the same "
+            "state: use training/configs/accelerate/fsdp2.yaml instead of ZeRO-3, fsdp2_keep_parameters.yaml instead of ZeRO-2"
+        )
+    # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=choose_device().type == "cpu")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {started} processes, but this one sees {accelerator.num_processes}: each would train alone, in the same "
+            f"folder. On {accelerator.device.type} devices start one process, or set ACCELERATE_USE_CPU=true"
+        )
+    if problems := _unsupported(sharding_plugin(accelerator)):
+        raise ValueError("\n".join(["these settings of FSDP are not supported:", *(f"  {text}" for text in problems)]))
+    return accelerator
+
+
+def sharding_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    """accelerate's settings of FSDP, or `None` where every process holds all weights."""
+    if not _flag("ACCELERATE_USE_FSDP") or accelerator.num_processes == 1:
+        return None
+    # accelerate 1.15 keeps the plugin for accelerators only; on CPUs it is read from the launcher's environment here.
+    return getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+
+
+def _unsupported(plugin: FullyShardedDataParallelPlugin | None) -> list[str]:
+    if plugin is None:
+        return []
+    if plugin.fsdp_version != 2:
+        return [f"fsdp_version: {plugin.fsdp_version}; set it to 2"]
+    problems = []
+    if plugin.activation_checkpointing:
+        problems.append(
+            "fsdp_activation_checkpointing; leave it out, and set `gradient_checkpointing: true` in the run's file"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        problems.append(
+            "fsdp_offload_params; leave it out: more processes or `gradient_checkpointing` lower the memory"
+        )
+    if plugin.ignored_modules:
+        problems.append("fsdp_ignored_modules; leave it out: all parameters are sharded")
+    return problems
+
+
+def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
+    """Shards every model once, in place: each of its blocks, and what is left of it, is gathered where it runs and let go after.
+
+    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them without the others. Under bf16,
+    shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
+    """
+    plugin = sharding_plugin(accelerator)
+    if plugin is None:
+        models.to(accelerator.device)
+        return
+    settings = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # rotary tables stay in float32, as they do with one process
+        ),
+    }
+    for model in models.values():
+        blocks = getattr(model, "_no_split_modules", None) or []
+        for module in model.modules():
+            if type(module).__name__ in blocks:
+                fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **settings)
+        fully_shard(model, **settings)
+
+
+def data_parallel(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """The module whose backward pass leaves the processes' mean gradient in every process, or in its shards."""
+    alone_or_sharded = accelerator.num_processes == 1 or sharding_plugin(accelerator) is not None
+    return model if alone_or_sharded else accelerator.prepare(model)
+
+
+@contextlib.contextmanager
+def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Within, backward passes only add to this process's gradients; the next one outside sends the sum."""
+    roots = [module for module in model.children() if isinstance(module, FSDPModule)]
+    alone_or_sharded = accelerator.num_processes == 1 or roots
+    with contextlib.nullcontext() if alone_or_sharded else accelerator.no_sync(model):
+        for root in roots:
+            root.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            for root in roots:
+                root.set_requires_gradient_sync(True)
+
+
+def evaluation_precision(accelerator: Accelerator) -> contextlib.AbstractContextManager:
+    """Evaluations compute in float32, but for shards of a bf16 run: they are gathered in bf16, which autocast alone multiplies with float32."""
+    return contextlib.nullcontext() if sharding_plugin(accelerator) is None else accelerator.autocast()
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Lets gathered weights go, so that the parameters are the shards again: a forward pass without a backward pass keeps them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's shard, or all of a tensor that is not sharded; shares its memory."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, on every process; every process must call it."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Cuts a whole tensor, the same on every process, as `like` is cut; nothing is sent. The result has memory of its own."""
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return tensor.clone()  # not a view of the whole tensor, or of a file that may be deleted
+
+
+def gather(tensors: Mapping[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Whole tensors on the main process's CPU, and none on the others; one at a time. Every process must call it."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if accelerator.is_main_process:
+            gathered[name] = full.cpu()
+    return gathered
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
