@@ -36,8 +36,9 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import RunConfig, StageConfig, shaping_fields
-from .curriculum import Draw, draw_batch, learning_rate_factor
-from .data.latents import LatentClips
+from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
+from .data.loader import BatchLoader
+from .data.windows import Windows
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
 from .optimizers import make_optimizers
@@ -56,7 +57,7 @@ class Run:
         config: the run.
         accelerator: devices, processes, precision.
         vae: goes into the exported pipelines.
-        train_data, validation_data: latents of clips.
+        train_data, validation_data: windows of clips.
         folder: of the run.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
     """
@@ -66,8 +67,8 @@ class Run:
         config: RunConfig,
         accelerator: Accelerator,
         vae: torch.nn.Module,
-        train_data: LatentClips,
-        validation_data: LatentClips | None,
+        train_data: Windows,
+        validation_data: Windows | None,
         folder: Path,
         allow_change: Sequence[str] = (),
     ):
@@ -151,8 +152,11 @@ class Run:
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(stage_name), names.index(stop_after or names[-1])
         for stage in self.config.stages[first : last + 1]:
-            with torch.compiler.set_stance("default" if stage.compile else "force_eager"):
-                self._train_stage(stage, step, optimizer_states, stop)
+            with (
+                torch.compiler.set_stance("default" if stage.compile else "force_eager"),
+                self._load(stage, step) as loader,
+            ):
+                self._train_stage(stage, loader, optimizer_states, stop)
             finished = self.export(self.folder / "stages" / stage.name)
             step, optimizer_states = 0, None
         return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
@@ -174,8 +178,25 @@ class Run:
                 )
             model.load_state_dict(weights)
 
+    def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
+        """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
+        sampling, parts = sampling_of(self.config, stage), range(stage.gradient_accumulation)
+        timesteps = self.scheduler.config.num_train_timesteps
+
+        def draw_step(step: int) -> list[tuple[Draw, Batch]]:
+            draws = [
+                Draw(
+                    self.config.seed, stage.name, step, (self.accelerator.process_index * len(parts) + part) * stage.batch_size,
+                    stage.batch_size, self._rows(stage), self.attempt,
+                )
+                for part in parts
+            ]  # fmt: skip
+            return [(draw, draw_batch(stage, sampling, self.train_data, timesteps, draw)) for draw in draws]
+
+        return BatchLoader(draw_step, range(first_step, stage.steps), self.config.data.workers)
+
     def _train_stage(
-        self, stage: StageConfig, first_step: int, optimizer_states: list[dict] | None, stop: StopRequest
+        self, stage: StageConfig, loader: BatchLoader, optimizer_states: list[dict] | None, stop: StopRequest
     ) -> None:
         config, accelerator = self.config, self.accelerator
         trains_planner = stage.trains in ("planner", "joint")
@@ -196,22 +217,13 @@ class Run:
         model, *optimizers = accelerator.prepare(model, *optimizers)
         started, started_at = time.monotonic(), self.windows_seen
         bar = tqdm(
-            total=stage.steps, initial=first_step, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
+            total=stage.steps, initial=loader.steps.start, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
             mininterval=5.0,
         )  # fmt: skip
 
-        for step in range(first_step, stage.steps):
+        for step, drawn in loader:
             # 1. Draw
-            parts = range(stage.gradient_accumulation)
-            draws = [
-                Draw(
-                    config.seed, stage.name, step, (accelerator.process_index * len(parts) + part) * stage.batch_size,
-                    stage.batch_size, self._rows(stage), self.attempt,
-                )
-                for part in parts
-            ]  # fmt: skip
-            timesteps = self.scheduler.config.num_train_timesteps
-            batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
+            draws, batches = zip(*drawn)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
@@ -219,10 +231,10 @@ class Run:
             # 2. Learn, unless the loss or the gradient of any process is not finite
             losses: dict[str, torch.Tensor] = {}
             for part, batch in enumerate(batches):
-                last_part = part + 1 == len(parts)
+                last_part = part + 1 == len(batches)
                 with contextlib.nullcontext() if last_part else accelerator.no_sync(model), accelerator.autocast():
                     part_losses = {
-                        name: loss / len(parts) for name, loss in model(batch.to(accelerator.device)).items()
+                        name: loss / len(batches) for name, loss in model(batch.to(accelerator.device)).items()
                     }
                     accelerator.backward(part_losses["loss"])
                 losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
@@ -285,8 +297,8 @@ class Run:
         # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
         with torch.compiler.set_stance("force_eager"):
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
-                self.config.validation_windows, self.config.seed, self.accelerator,
+                self.planner, self.head, self.transformer, self.scheduler, self.validation_data,
+                heldout_sampling(self.config, stage), stage, self.config.validation_windows, self.config.seed, self.accelerator,
             )  # fmt: skip
         self.ema.restore(self.models.parameters())
         self._write({"stage": stage.name, "step": step, "heldout": losses})
