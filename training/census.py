@@ -92,11 +92,11 @@ class StageCensus:
         return lines
 
 
-def read_clips(config: RunConfig, spec: str) -> tuple[Source, Manifest]:
-    """A source of the run, and what decoding says of every clip, on all cores, as far as it is not known yet.
+def open_clips(config: RunConfig, spec: str) -> Source:
+    """A source of the run, `data.train` or `data.validation`; `ValueError` if nothing of the kind is there."""
+    return open_source(spec, config.data.picture_fps)
 
-    Raises:
-        ValueError: if there are no clips.
-    """
-    source = open_source(spec, config.data.picture_fps)
-    return source, make_manifest(source, default_path(spec, config.data.manifests), os.cpu_count() or 1)
+
+def read_clips(config: RunConfig, source: Source) -> Manifest:
+    """What decoding says of every clip of a source, on all cores, as far as it is not known yet; `ValueError` if there is none."""
+    return make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)

@@ -19,7 +19,7 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.presets import load_preset
 
-from .census import StageCensus, read_clips
+from .census import StageCensus, open_clips, read_clips
 from .config import RunConfig, StageConfig, load_config
 from .curriculum import sampling_of
 from .data.buckets import Census, assign, size_multiple
@@ -199,7 +199,9 @@ def make_plan(
     config = config.for_processes(num_processes)
     if any("cannot be built" in problem or "pixels do not divide" in problem for problem in found):
         return Plan([], {}, {}, found, notes(config))  # there is nothing to count
-    entries = read_clips(config, config.data.train)[1].entries if with_data and is_there(config.data.train) else None
+    entries = None
+    if with_data and is_there(config.data.train):
+        entries = read_clips(config, open_clips(config, config.data.train)).entries
     told, stages, censuses = notes(config), [], []
     for stage in config.stages:
         census = None

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .census import StageCensus, read_clips
+from .census import StageCensus, open_clips, read_clips
 from .config import RunConfig
 from .curriculum import heldout_sampling, sampling_of
 from .data.buckets import Sampling, assign
 from .data.failures import FailedClips
 from .data.manifest import Entry, default_path, read_manifest, write_manifest
-from .data.sources import Source, open_source
+from .data.sources import Source
 from .data.windows import LatentWindows, PixelWindows, Windows
 
 
@@ -85,16 +85,16 @@ def _clips(
     config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool
 ) -> tuple[Source, tuple[Entry, ...]]:
     """A source and its clips: those that the run keeps or, where it has none yet, what the main process finds."""
+    source = open_clips(config, spec)
 
     def find() -> None:
-        if resumes and kept.is_file() and read_manifest(open_source(spec, config.data.picture_fps), kept) is not None:
-            return
         if resumes and kept.is_file():
+            if read_manifest(source, kept) is not None:
+                return
             print(f"'{kept}' is of another source or another decoder than this run's, and is made anew")
-        write_manifest(read_clips(config, spec)[1], kept)
+        write_manifest(read_clips(config, source), kept)
 
     _on_main_process(find, accelerator)
-    source = open_source(spec, config.data.picture_fps)
     return source, read_manifest(source, kept).entries
 
 
