@@ -68,16 +68,16 @@ class StageCensus:
     def clips(self) -> int:
         return sum(bucket.clips for bucket in self.buckets)
 
-    def lines(self, seen: int, most_reasons: int | None = None) -> list[str]:
+    def lines(self, seen: int | None = None, most_reasons: int | None = None) -> list[str]:
         """In words.
 
         Args:
-            seen: windows that the stage draws.
+            seen: windows that the stage draws; told as passes over the windows that there are.
             most_reasons: how many of the clips left out are named; all of them unless given.
         """
         windows = ", ".join(f"{count:,} windows at {rate}" for rate, count in self.windows.items())
         most = max(self.windows.values())
-        passes = f", each seen {seen / most:.3g} times" if most else ""
+        passes = f", each seen {seen / most:.3g} times" if seen and most else ""
         lines = [f"{self.clips:,} clips, {windows}{passes}; left out: {len(self.left_out):,}"]
         for bucket in self.buckets:
             enlarged = f", {bucket.enlarged:,} of them enlarged" if bucket.enlarged else ""

@@ -212,7 +212,7 @@ def make_plan(
             if not census.clips:
                 found.append(
                     f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower `num_frames` or "
-                    f"{'raise `fps`' if stage.fps else 'the stride'}, or add longer clips"
+                    f"{'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
                 )
             told += [
                 f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .census import StageCensus, open_clips, read_clips
-from .config import RunConfig
+from .config import RunConfig, StageConfig
 from .curriculum import heldout_sampling, sampling_of
 from .data.buckets import Sampling, assign
 from .data.failures import FailedClips
@@ -48,6 +48,7 @@ def prepare_data(
     Raises:
         ValueError: if a source or a stage has no clips.
     """
+    # 1. What there is, and what is asked of it
     uses = {"train": sampling_of, "validation": heldout_sampling}
     specs = {name: spec for name in uses if (spec := getattr(config.data, name)) is not None}
     samplings = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
@@ -57,6 +58,7 @@ def prepare_data(
         sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes)
     _refuse_stages_without_clips(samplings, entries)
 
+    # 2. Windows, encoded beforehand or when they are drawn
     vae.to(accelerator.device)
     failed, windows = FailedClips(folder / "failed_clips.jsonl"), {}
     for name, spec in specs.items():
@@ -65,19 +67,20 @@ def prepare_data(
     if not config.data.from_pixels:
         vae.to("cpu")  # the device belongs to what is trained
 
+    # 3. The census
     censuses = {
         name: {
-            stage.name: StageCensus.of(windows[name].census(sampling), sampling, _batch(config, accelerator, stage))
+            stage.name: StageCensus.of(windows[name].census(sampling), sampling, _windows_per_step(stage, accelerator))
             for stage, sampling in zip(config.stages, samplings[name])
         }
         for name in specs
     }
     if accelerator.is_main_process:
-        _tell(config, censuses, accelerator, folder / "census.json")
+        _tell(config, censuses, accelerator, folder / "census.json", resumes)
     return RunData(windows["train"], windows.get("validation"), failed)
 
 
-def _batch(config: RunConfig, accelerator: Accelerator, stage) -> int:
+def _windows_per_step(stage: StageConfig, accelerator: Accelerator) -> int:
     return stage.batch_size * stage.gradient_accumulation * accelerator.num_processes
 
 
@@ -145,21 +148,27 @@ def _windows(
 
 
 def _tell(
-    config: RunConfig, censuses: dict[str, dict[str, StageCensus]], accelerator: Accelerator, path: Path
+    config: RunConfig, censuses: dict[str, dict[str, StageCensus]], accelerator: Accelerator, path: Path, resumes: bool
 ) -> None:
-    """Prints the census of every stage and writes it, with every clip left out."""
+    """Prints the census of every stage, and what has changed of it since the run began, and writes it with every clip left out."""
     for name, stages in censuses.items():
-        accelerator.print(f"{name}: {getattr(config.data, name)}")
+        print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
-            seen = stage.steps * _batch(config, accelerator, stage)
-            if name == "validation":
-                seen = config.validation_windows
+            seen = stage.steps * _windows_per_step(stage, accelerator) if name == "train" else None
             first, *others = stages[stage.name].lines(seen, most_reasons=10)
-            accelerator.print("\n".join([f"  {stage.name}: {first}", *(f"  {line}" for line in others)]))
-    temporary = path.with_name(f".{path.name}.partial")
+            print("\n".join([f"  {stage.name}: {first}", *(f"  {line}" for line in others)]))
     records = {
         name: {"source": getattr(config.data, name), "stages": {k: asdict(v) for k, v in stages.items()}}
         for name, stages in censuses.items()
     }
+    records = json.loads(json.dumps(records))  # tuples are lists from here on, as in the file
+    before = json.loads(path.read_text(encoding="utf-8")) if resumes and path.is_file() else {}
+    for name, record in before.items():
+        for stage, census in record["stages"].items():
+            if census != records.get(name, {}).get("stages", {}).get(stage, census):
+                print(
+                    f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows from here on"
+                )
+    temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

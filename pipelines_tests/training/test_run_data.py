@@ -221,13 +221,18 @@ def test_a_clip_that_breaks_in_mid_run_is_counted_told_once_and_replaced(tmp_pat
     assert len((tmp_path / "trained/failed_clips.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_resumed_run_draws_from_the_clips_that_it_began_with(tmp_path):
+def test_a_resumed_run_draws_from_the_clips_that_it_began_with(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips")
     config = one_stage(data_fields(clips))
     before = draw(config, prepare(config, tmp_path).train).windows
     write_clip(clips / "another.mp4", noise(12, 32, 32, 9), fps=20)
     assert draw(config, prepare(config, tmp_path, resumes=True).train).windows == before
     assert len(prepare(config, tmp_path).train.entries) == 4
+    (tmp_path / "latents").rename(tmp_path / "gone")
+    (clips / "0.mp4").unlink()
+    capsys.readouterr()
+    prepare(config, tmp_path, resumes=True)  # what can't be made again is told
+    assert "note: stage 'joint' finds other clips in data.train than before" in capsys.readouterr().out
     kept = tmp_path / "run" / "clips-train.jsonl"
     kept.write_text(kept.read_text()[:-20])
     with pytest.raises(ValueError, match="clips-train.jsonl' is damaged.*delete it"):

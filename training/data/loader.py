@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 
-Batch = TypeVar("Batch")
+Prepared = TypeVar("Prepared")
 
 
-class BatchLoader(Generic[Batch]):
+class BatchLoader(Generic[Prepared]):
     """Yields `(step, make(step))` in order; a context manager, at whose end no thread of it is left.
 
     Args:
@@ -26,15 +26,15 @@ class BatchLoader(Generic[Batch]):
         waited: seconds that the loop has waited for batches so far.
     """
 
-    def __init__(self, make: Callable[[int], Batch], steps: range, workers: int):
+    def __init__(self, make: Callable[[int], Prepared], steps: range, workers: int):
         self.steps = steps
         self.waited = 0.0
         self._make = make
         self._ahead = workers
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if workers else None
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        waiting: deque[Future[Batch]] = deque()
+    def __iter__(self) -> Iterator[tuple[int, Prepared]]:
+        waiting: deque[Future[Prepared]] = deque()
         coming = iter(self.steps)
         for step in self.steps:
             started = time.monotonic()
@@ -47,7 +47,7 @@ class BatchLoader(Generic[Batch]):
             self.waited += time.monotonic() - started
             yield step, batch
 
-    def __enter__(self) -> "BatchLoader[Batch]":
+    def __enter__(self) -> "BatchLoader[Prepared]":
         return self
 
     def __exit__(self, *exception) -> None:
