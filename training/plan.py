@@ -173,6 +173,8 @@ def problems(config: RunConfig, with_data: bool = True) -> list[str]:
 def notes(config: RunConfig) -> list[str]:
     """What works and may not be meant; `config` has `steps` (`RunConfig.for_processes`)."""
     found, meant_for = [], load_preset(config.preset)["num_frames"]
+    if config.data.from_pixels:
+        found.append("`data.from_pixels`: what the autoencoder costs in every step is not counted here")
     for stage in config.stages:
         most = max(shape.num_frames for shape in config.by_bucket(stage))
         if most > meant_for:
@@ -208,7 +210,8 @@ def make_plan(
         if entries is not None:
             sampling = sampling_of(config, stage)
             censuses.append(assign(entries, sampling))
-            census = StageCensus.of(censuses[-1], sampling, stage.batch_size * num_processes)
+            batch = stage.batch_size * stage.gradient_accumulation * num_processes
+            census = StageCensus.of(censuses[-1], sampling, batch)
             if not census.clips:
                 found.append(
                     f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower `num_frames` or "

@@ -191,6 +191,8 @@ def test_train_refuses_before_it_loads_anything(tmp_path):
 def test_notes_tell_of_what_works_and_may_not_be_meant():
     long, warm = notes(make_config({"num_frames": 17, "warmup_steps": 10}))
     assert "17 frames; preset mardini-tiny is meant for 9" in long and "never reaches the peak" in warm
+    (pixels,) = notes(make_config(data={"train": "nowhere", "from_pixels": True}))
+    assert "autoencoder costs in every step is not counted" in pixels
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def write_clips(folder: Path) -> Path:
 
 
 def data_fields(clips: Path, **fields) -> dict:
-    """`data` of a configuration, with all that is kept beside the clips."""
+    """`data` of a configuration, with all that is kept beside the clips; batches are drawn in the loop."""
     return {"train": str(clips), "validation": str(clips), "size": 32, "cache": clips.parent / "latents",
-            "manifests": clips.parent / "manifests", **fields}  # fmt: skip
+            "manifests": clips.parent / "manifests", "workers": 0, **fields}  # fmt: skip
 
 
 @functools.cache
