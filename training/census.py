@@ -1,67 +1,102 @@
-"""Which clips a stage can use, and why it leaves the others out; `plan.py` prints it. Windows themselves are cut in `data/`."""
+"""Which clips a stage uses, and why it leaves the others out, in numbers: printed by `plan.py`, kept by a run as `census.json`.
 
+Clips get their buckets in `data/buckets.py`; what decoding said of them is in `data/manifest.py`.
+"""
+
+import math
+import os
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-from diffusers_mardini.video_io import read_video
-
-from .config import RunConfig, StageConfig
-from .data.clips import list_clips
+from .config import RunConfig
+from .data.buckets import Census, Sampling
+from .data.manifest import Manifest, default_path, make_manifest
+from .data.order import num_starts
+from .data.sources import Source, open_source
 
 
 @dataclass(frozen=True)
-class Census:
-    """What a folder of clips holds for a stage.
+class BucketCensus:
+    """One bucket: its shape, its clips, those of them that it enlarges, and its share of the stage's batches."""
+
+    height: int
+    width: int
+    frames: int
+    clips: int
+    enlarged: int
+    share: float
+
+
+@dataclass(frozen=True)
+class StageCensus:
+    """What a stage finds in a source.
 
     Attributes:
-        clips: how many are used.
-        frames: frames of all readable clips of the folder.
-        windows: how many different windows there are, by their sampling ("stride 2", "8 fps").
-        left_out: reasons by file name.
+        buckets: those of the stage, empty ones too.
+        windows: how many different windows there are, by the distance of their frames ("stride 2", "8 frames per second").
+        left_out: reasons by clip.
     """
 
-    clips: int
-    frames: int
+    buckets: tuple[BucketCensus, ...]
     windows: dict[str, int]
     left_out: dict[str, str]
 
+    @classmethod
+    def of(cls, census: Census, sampling: Sampling, batch: int) -> "StageCensus":
+        """Counts where the clips went; `batch` is the number of windows of a step, of all processes."""
+        batches = [math.ceil(len(clips) / batch) for clips in census.clips]
+        buckets = tuple(
+            BucketCensus(
+                *bucket.size,
+                bucket.frames,
+                len(clips),
+                sum(entry.height < bucket.height or entry.width < bucket.width for entry in clips),
+                number / max(1, sum(batches)),
+            )
+            for bucket, clips, number in zip(census.buckets, census.clips, batches)
+        )
+        windows = {
+            str(rate): sum(
+                num_starts(entry, bucket.frames, rate)
+                for bucket, clips in zip(census.buckets, census.clips)
+                for entry in clips
+            )
+            for rate in sampling.rates
+        }
+        return cls(buckets, windows, census.left_out)
 
-def census(config: RunConfig, stage: StageConfig) -> Census:
-    """Counts the training clips that are long enough for the stage's windows; every clip is decoded, once for all stages.
+    @property
+    def clips(self) -> int:
+        return sum(bucket.clips for bucket in self.buckets)
 
-    Raises:
-        ValueError: if there is no folder of clips.
-    """
-    lengths, unreadable = _read_lengths(config.data.train)
-    spacings = {f"{stage.fps:g} fps": None} if stage.fps else {f"stride {s}": s for s in sorted(stage.strides)}
-    windows, left_out = dict.fromkeys(spacings, 0), dict(unreadable)
-    for name, (frames, fps) in lengths.items():
-        reasons = []
-        for label, stride in spacings.items():
-            distance = stride or fps / stage.fps  # frames of the clip from one frame of a window to the next
-            free = frames - 1 - (stage.num_frames - 1) * distance
-            if distance < 1:
-                reasons.append(f"it has {fps:g} frames per second, fewer than the stage's {stage.fps:g}")
-            elif free < 0:
-                needed = int((stage.num_frames - 1) * distance + 1.999)
-                reasons.append(f"too short: it has {frames} frames, {stage.num_frames} at {label} need {needed}")
-            else:
-                windows[label] += int(free) + 1
-        if len(reasons) == len(spacings):
-            left_out[name] = reasons[0]
-    used = len(lengths) + len(unreadable) - len(left_out)
-    return Census(used, sum(frames for frames, _ in lengths.values()), windows, left_out)
+    def lines(self, seen: int | None = None, most_reasons: int | None = None) -> list[str]:
+        """In words.
+
+        Args:
+            seen: windows that the stage draws; told as passes over the windows that there are.
+            most_reasons: how many of the clips left out are named; all of them unless given.
+        """
+        windows = ", ".join(f"{count:,} windows at {rate}" for rate, count in self.windows.items())
+        most = max(self.windows.values())
+        passes = f", each seen {seen / most:.3g} times" if seen and most else ""
+        lines = [f"{self.clips:,} clips, {windows}{passes}; left out: {len(self.left_out):,}"]
+        for bucket in self.buckets:
+            enlarged = f", {bucket.enlarged:,} of them enlarged" if bucket.enlarged else ""
+            lines.append(
+                f"  {bucket.height}x{bucket.width}, {bucket.frames} frames: {bucket.clips:,} clips{enlarged}, "
+                f"{bucket.share:.0%} of the batches"
+            )
+        reasons = list(self.left_out.items())
+        lines += [f"  {clip}: {reason}" for clip, reason in reasons[:most_reasons]]
+        if most_reasons is not None and len(reasons) > most_reasons:
+            lines.append(f"  and {len(reasons) - most_reasons:,} more")
+        return lines
 
 
-@cache
-def _read_lengths(folder: Path) -> tuple[dict[str, tuple[int, float]], dict[str, str]]:
-    """Frames and frames per second of the clips that can be decoded, by name, and why the others cannot."""
-    lengths, unreadable = {}, {}
-    for path in list_clips(folder):
-        try:
-            frames, fps = read_video(path)
-            lengths[path.name] = (len(frames), fps)
-        except ValueError as error:
-            unreadable[path.name] = f"unreadable: {error}"
-    return lengths, unreadable
+def open_clips(config: RunConfig, spec: str) -> Source:
+    """A source of the run, `data.train` or `data.validation`; `ValueError` if nothing of the kind is there."""
+    return open_source(spec, config.data.picture_fps)
+
+
+def read_clips(config: RunConfig, source: Source) -> Manifest:
+    """What decoding says of every clip of a source, on all cores, as far as it is not known yet; `ValueError` if there is none."""
+    return make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)

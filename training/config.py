@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
-# Two ways to say one thing: a stage gives one of each pair. A later layer (child file, override) that names one drops the other.
+# Two ways to say one thing: a stage gives one of each pair (of `size` and `buckets` at most one). A later layer (child file, override) that names one drops the other.
 ALTERNATIVES = {
     "steps": "clips",
     "clips": "steps",
@@ -23,6 +23,8 @@ ALTERNATIVES = {
     "fps": "strides",
     "batch_size": "global_batch",
     "global_batch": "batch_size",
+    "size": "buckets",
+    "buckets": "size",
 }
 
 
@@ -33,12 +35,38 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """Clips and how they are read."""
 
-    train: Path = Field(description="Folder of training clips (Hugging Face VideoFolder layout).")
-    validation: Path | None = Field(None, description="Folder of held-out clips; none means no held-out losses.")
+    train: str = Field(
+        description="Source of training clips: a folder of videos, of picture folders or of .tar shards, a shard or `train-{000..009}.tar`, "
+        "`datasets:NAME#SPLIT` or, streamed, `datasets-stream:NAME#SPLIT`."
+    )
+    validation: str | None = Field(
+        None, description="Source of held-out clips, of any of these kinds; none means no held-out losses."
+    )
+    picture_fps: float | None = Field(
+        None, gt=0, description="Frames per second of picture folders whose metadata does not say it."
+    )
     size: int = Field(
         64, ge=16, description="Side of the square centre crop, pixels; raising it costs quadratically more."
     )
     planner_downscale: int = Field(2, ge=1, description="How many times smaller the planner's frames are (Sec. 2.2).")
+    flip: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of windows mirrored left to right; above 0 the latent cache is twice as large. Leave it at 0 where left and right differ.",
+    )
+    from_pixels: bool = Field(
+        False,
+        description="Decode and encode windows when they are drawn, instead of keeping the latents of all frames: no disk, slower steps.",
+    )
+    workers: int = Field(
+        1,
+        ge=0,
+        description="Steps that are prepared ahead while one is computed and, with `from_pixels`, threads that decode; 0: read in the loop.",
+    )
+    manifests: Path = Field(
+        Path("runs/manifests"), description="Where it is kept what decoding said of every clip; shared by all runs."
+    )
     cache: Path = Field(Path("runs/latents"), description="Where latents are kept between runs.")
 
 
@@ -85,6 +113,12 @@ class StageConfig(_Strict):
     size: int | tuple[int, int] | None = Field(
         None,
         description="Side of the square windows in pixels, or [height, width]; none: `data.size`. Raising it costs quadratically more.",
+    )
+    buckets: list[tuple[int, ...]] | None = Field(
+        None,
+        min_length=1,
+        description="Shapes of batches, [height, width] or [height, width, frames], instead of `size`: a clip goes to the nearest aspect ratio. "
+        "Held-out losses are those of the first.",
     )
     reference_ratio: tuple[float, float] = Field(
         (0.35, 1.0), description="Least and largest share of kept frames (Fig. 4)."
@@ -147,6 +181,10 @@ class StageConfig(_Strict):
                 raise ValueError(f"neither `{first}` nor `{second}` is given; give one of them")
             if given == [second]:
                 values[first] = None
+        if values.get("size") is not None and values.get("buckets") is not None:
+            raise ValueError(
+                f"`size` ({values['size']!r}) and `buckets` ({values['buckets']!r}) are both given; keep one of them"
+            )
         return values
 
     @model_validator(mode="after")
@@ -154,12 +192,22 @@ class StageConfig(_Strict):
         sides = self.size if isinstance(self.size, tuple) else (self.size or 16,)
         if min(sides) < 16:
             raise ValueError(f"size is {self.size}; every side must be at least 16 pixels")
+        for bucket in self.buckets or []:
+            if len(bucket) not in (2, 3) or min(bucket[:2]) < 16 or min(bucket[2:], default=2) < 2:
+                raise ValueError(
+                    f"bucket {list(bucket)} must be [height, width] or [height, width, frames], sides of at least 16 pixels and at "
+                    "least 2 frames"
+                )
+        shapes = [(*bucket, self.num_frames)[:3] for bucket in self.buckets or []]
+        if len(set(shapes)) != len(shapes):
+            raise ValueError(f"buckets is {self.buckets}; each shape must be given once")
         low, high = self.reference_ratio
         if not 0 <= low <= high <= 1:
             raise ValueError(f"reference_ratio is {self.reference_ratio}; it must be 0 <= low <= high <= 1")
         least, largest = self.leading_frames
-        if not 1 <= least <= largest < self.num_frames:
-            raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {self.num_frames - 1}")
+        shortest = min((frames for _, _, frames in shapes), default=self.num_frames)
+        if not 1 <= least <= largest < shortest:
+            raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {shortest - 1}")
         if self.strides is not None and (
             any(stride < 1 or weight < 0 for stride, weight in self.strides.items()) or sum(self.strides.values()) <= 0
         ):
@@ -266,15 +314,26 @@ class RunConfig(_Strict):
         return self.model_copy(update={"stages": [stage.for_processes(num_processes) for stage in self.stages]})
 
     def size_of(self, stage: StageConfig) -> tuple[int, int]:
-        """Height and width of a stage's windows, pixels."""
+        """Height and width of a stage's windows, pixels, where they have one size (`by_bucket`)."""
+        assert stage.buckets is None, f"stage {stage.name!r} has windows of several sizes"
         size = stage.size or self.data.size
         return size if isinstance(size, tuple) else (size, size)
+
+    def by_bucket(self, stage: StageConfig) -> list[StageConfig]:
+        """The stage once for each of its buckets, with that `size` and `num_frames`; itself where it has none."""
+        if stage.buckets is None:
+            return [stage]
+        shapes = [(*bucket, stage.num_frames)[:3] for bucket in stage.buckets]
+        return [
+            stage.model_copy(update={"buckets": None, "size": (height, width), "num_frames": frames})
+            for height, width, frames in shapes
+        ]
 
 
 # What may differ when a run goes on: it says what is told, kept and read from where, not what is learned.
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours", "save_dtype",
-    "stages", "data.cache", "data.validation", "data.train", "vae", "vae_subfolder", "init_from", "gradient_checkpointing",
+    "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae", "vae_subfolder", "init_from", "gradient_checkpointing",
     "max_skipped_steps",
 }  # fmt: skip
 

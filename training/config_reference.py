@@ -24,14 +24,17 @@ what it costs, and what cannot work ([training.md](training.md)).
 - `stages` as a list replaces the parent's stages. As a mapping by name it changes the fields it names, and appends stages that the parent
   does not have.
 - Overrides on the command line are dotted, with stages by name: `optimizer.ema_decay=0.99 stages.joint.steps=10`. Values are YAML.
-- Of {pairs} a stage gives one. Naming one in a child file or an override drops the parent's other one.
+- Of {pairs} a stage gives one, and of `size` or `buckets` at most one. Naming one in a child file or an override drops the parent's other
+  one.
 - Unknown keys are refused, and the nearest valid key is named. The configuration as it was resolved is saved with the run (`config.json`).
 """
 
 
 def reference() -> str:
     """The page."""
-    pairs = " and ".join(f"`{first}` or `{second}`" for first, second in ALTERNATIVES.items() if first > second)
+    pairs = " and ".join(
+        f"`{first}` or `{second}`" for first, second in ALTERNATIVES.items() if first > second and first != "size"
+    )
     lines = [_INTRODUCTION.format(pairs=pairs.replace(" and ", ", ", 1))]
     for prefix, model in MODELS.items():
         lines += [f"## {f'`{prefix[:-1]}`' if prefix else 'The file'}", "", *_summary(model), ""]

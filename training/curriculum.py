@@ -1,6 +1,6 @@
-"""What a stage of the curriculum draws (Sec. 2.4, Fig. 4): masks, timesteps, dropped signals, learning rate.
+"""What a stage of the curriculum draws (Sec. 2.4, Fig. 4): windows, masks, timesteps, dropped signals, learning rate.
 
-Pure functions of a stage and a `Draw`; the models meet the result in `step.py`.
+Pure functions of a stage and a `Draw`; which clip and which frames a window has is in `data/`, the models meet the result in `step.py`.
 """
 
 import math
@@ -17,8 +17,10 @@ from diffusers_mardini.masking import (
     reference_mask_from_indices,
 )
 
-from .config import StageConfig
-from .data.latents import LatentClips
+from .config import RunConfig, StageConfig
+from .data.buckets import Bucket, Sampling
+from .data.order import StepRows
+from .data.windows import Windows
 from .randomness import step_generator
 
 
@@ -47,8 +49,15 @@ class Draw:
         return step_generator(self.seed, self.stage, self.step, self.attempt, what)
 
     def rows(self, what: str) -> list[torch.Generator]:
-        rows = range(self.first, self.first + self.count)
-        return [step_generator(self.seed, self.stage, self.step, self.attempt, what, row) for row in rows]
+        return [step_generator(self.seed, self.stage, self.step, self.attempt, what, row) for row in self._rows]
+
+    def places(self) -> StepRows:
+        """The same rows, for the order of the clips."""
+        return StepRows(self.seed, self.step, self.total, tuple(self._rows), self.attempt)
+
+    @property
+    def _rows(self) -> range:
+        return range(self.first, self.first + self.count)
 
 
 @dataclass(frozen=True)
@@ -79,18 +88,37 @@ class Batch:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
 
 
-def draw_reference_mask(stage: StageConfig, draw: Draw) -> torch.Tensor:
-    """`(count, frames)`: one task and one number of kept frames for all rows of a step, random positions per row."""
+def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:
+    """What a stage asks of the clips it trains on."""
+    shapes = config.by_bucket(stage)
+    return Sampling(
+        stage.name,
+        tuple(Bucket(*config.size_of(shape), shape.num_frames) for shape in shapes),
+        tuple(sorted((stage.strides or {}).items())),
+        stage.fps,
+        config.data.flip,
+    )
+
+
+def heldout_sampling(config: RunConfig, stage: StageConfig) -> Sampling:
+    """What a stage's held-out losses ask of the clips: its first bucket, its most frequent stride, nothing mirrored."""
+    drawn = sampling_of(config, stage)
+    strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
+    return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
+
+
+def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torch.Tensor:
+    """`(count, num_frames)`: one task and one number of kept frames for all rows of a step, random positions per row."""
     generator = draw.shared("mask")
     weights = torch.tensor([stage.tasks.random, stage.tasks.interpolation, stage.tasks.leading])
     task = ("random", "interpolation", "leading")[_choice(weights, generator)]
     if task == "interpolation":
-        return reference_mask_from_indices(interpolation_indices(stage.num_frames), stage.num_frames, draw.count)
+        return reference_mask_from_indices(interpolation_indices(num_frames), num_frames, draw.count)
     if task == "leading":
         kept = _uniform_integer(*stage.leading_frames, generator)
-        return reference_mask_from_indices(leading_indices(kept), stage.num_frames, draw.count)
-    kept = _uniform_integer(*num_reference_frames_range(stage.num_frames, stage.reference_ratio), generator)
-    return torch.cat([random_reference_mask(1, stage.num_frames, kept, row) for row in draw.rows("mask")])
+        return reference_mask_from_indices(leading_indices(kept), num_frames, draw.count)
+    kept = _uniform_integer(*num_reference_frames_range(num_frames, stage.reference_ratio), generator)
+    return torch.cat([random_reference_mask(1, num_frames, kept, row) for row in draw.rows("mask")])
 
 
 def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.Tensor:
@@ -101,15 +129,15 @@ def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.
     return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def draw_batch(stage: StageConfig, data: LatentClips, num_train_timesteps: int, draw: Draw) -> Batch:
-    """Everything random of a step: windows of `data`, masks, noise, timesteps, dropped signals."""
-    strides = sorted(stage.strides)
-    weights = torch.tensor([stage.strides[stride] for stride in strides])
-    stride = strides[_choice(weights, draw.shared("stride"))]
-    starts = data.windows(stage.num_frames, stride)
-    starts = starts[torch.tensor([_uniform_integer(0, len(starts) - 1, row) for row in draw.rows("window")])]
-    latents, planner_latents = data.gather(starts, stage.num_frames, stride)
-    reference_mask = draw_reference_mask(stage, draw)
+def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_timesteps: int, draw: Draw) -> Batch:
+    """Everything random of a step: windows of `data`, masks, noise, timesteps, dropped signals.
+
+    Raises:
+        ValueError: if no clip of the step's bucket can be read any more.
+    """
+    windows = data.draw(sampling, draw.places(), draw.rows("window"))
+    latents, planner_latents = data.batch(windows, draw.rows("latents"))  # clips that broke are replaced in `windows`
+    reference_mask = draw_reference_mask(stage, latents.shape[1], draw)
     kept = torch.cat([torch.rand(1, generator=row) for row in draw.rows("dropout")]) >= stage.planning_dropout
     return Batch(
         latents=latents,
@@ -119,7 +147,7 @@ def draw_batch(stage: StageConfig, data: LatentClips, num_train_timesteps: int, 
         noise=torch.stack([torch.randn(latents.shape[1:], generator=row) for row in draw.rows("noise")]),
         timesteps=draw_timesteps(num_train_timesteps, stage.timestep_shift, draw),
         planning_signals_mask=kept,
-        windows=tuple(data.describe(start, stride) for start in starts.tolist()),
+        windows=tuple(map(str, windows)),
     )
 
 

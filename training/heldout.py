@@ -15,7 +15,8 @@ from diffusers_mardini.masking import (
 
 from .config import StageConfig
 from .curriculum import Batch
-from .data.latents import LatentClips
+from .data.buckets import Sampling
+from .data.windows import Windows
 from .randomness import step_generator
 from .step import MarDiniTrainingModel
 
@@ -47,7 +48,8 @@ def heldout_losses(
     head,
     transformer,
     scheduler,
-    data: LatentClips,
+    data: Windows,
+    sampling: Sampling,
     stage: StageConfig,
     num_windows: int,
     seed: int,
@@ -55,25 +57,28 @@ def heldout_losses(
 ) -> dict[str, float]:
     """Losses of fixed windows, the processes sharing them.
 
+    Args:
+        data, sampling: which windows; see `heldout_sampling`.
+        stage: what is trained.
+
     Returns:
         As far as the stage trains what they need, with the first and the last frame given: `planner` (reconstruction at low
         resolution), `diffusion/<share of the timesteps>` and, without the planning signal, `diffusion_unplanned/0.95`. For every name
         of `patterns`: `planner/<pattern>` and `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
     """
-    stride = max(stage.strides, key=stage.strides.get)
-    starts = data.windows(stage.num_frames, stride)
-    chosen = starts[torch.linspace(0, len(starts) - 1, min(num_windows, len(starts))).long()]
+    chosen = data.heldout(sampling, num_windows)
     mine = torch.arange(accelerator.process_index, len(chosen), accelerator.num_processes)
     own_windows = len(mine)
-    if (
-        not own_windows
-    ):  # fewer windows than processes: it computes one that does not count, since shards are gathered together
+    if not own_windows:
+        # Fewer windows than processes: it computes one that does not count, since shards are gathered together.
         mine = torch.zeros(1, dtype=torch.long)
-    generator = step_generator(seed, "heldout")
-    latents, planner_latents = data.gather(chosen, stage.num_frames, stride)
-    noise = torch.randn(latents.shape, generator=generator)
-    masks = patterns(stage.num_frames, len(chosen), generator)
-    latents, planner_latents, noise = latents[mine], planner_latents[mine], noise[mine]
+
+    def generators(what: str) -> list[torch.Generator]:
+        return [step_generator(seed, "heldout", what, window) for window in mine.tolist()]
+
+    masks = patterns(sampling.buckets[0].frames, len(chosen), step_generator(seed, "heldout", "masks"))
+    latents, planner_latents = data.batch([chosen[window] for window in mine.tolist()], generators("latents"))
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators("noise")])
     trained = (planner if stage.trains != "transformer" else None, transformer if stage.trains != "planner" else None)
     reconstruction = MarDiniTrainingModel(planner, head, None, scheduler)
     planned = MarDiniTrainingModel(trained[0], None, trained[1], scheduler)

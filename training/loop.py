@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
-from .curriculum import Batch, Draw, draw_batch, learning_rate_factor
-from .data.latents import LatentClips
+from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
+from .data.loader import BatchLoader
+from .data.windows import Windows
 from .ema import AveragedWeights
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
@@ -40,7 +41,7 @@ class Run:
         config: the run.
         accelerator: devices, processes, precision.
         vae: goes into the exported pipelines.
-        train_data, validation_data: latents of clips.
+        train_data, validation_data: windows of clips.
         folder: of the run.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
     """
@@ -50,8 +51,8 @@ class Run:
         config: RunConfig,
         accelerator: Accelerator,
         vae: torch.nn.Module,
-        train_data: LatentClips,
-        validation_data: LatentClips | None,
+        train_data: Windows,
+        validation_data: Windows | None,
         folder: Path,
         allow_change: Sequence[str] = (),
     ):
@@ -118,13 +119,33 @@ class Run:
         first, last = names.index(position.stage), names.index(stop_after or names[-1])
         step = position.step
         for stage in self.config.stages[first : last + 1]:
-            with torch.compiler.set_stance("default" if stage.compile else "force_eager"):
-                self._train_stage(stage, step, stop)
+            with (
+                torch.compiler.set_stance("default" if stage.compile else "force_eager"),
+                self._load(stage, step) as loader,
+            ):
+                self._train_stage(stage, loader, stop)
             finished = self.export(self.folder / "stages" / stage.name)
             step = 0
         return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
 
-    def _train_stage(self, stage: StageConfig, first_step: int, stop: StopRequest) -> None:
+    def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
+        """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
+        sampling, parts = sampling_of(self.config, stage), range(stage.gradient_accumulation)
+        timesteps = self.scheduler.config.num_train_timesteps
+
+        def draw_step(step: int) -> list[tuple[Draw, Batch]]:
+            draws = [
+                Draw(
+                    self.config.seed, stage.name, step, (self.accelerator.process_index * len(parts) + part) * stage.batch_size,
+                    stage.batch_size, self._rows(stage), self.attempt,
+                )
+                for part in parts
+            ]  # fmt: skip
+            return [(draw, draw_batch(stage, sampling, self.train_data, timesteps, draw)) for draw in draws]
+
+        return BatchLoader(draw_step, range(first_step, stage.steps), self.config.data.workers)
+
+    def _train_stage(self, stage: StageConfig, loader: BatchLoader, stop: StopRequest) -> None:
         config, accelerator = self.config, self.accelerator
         model = self._stage_model(stage)
         optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
@@ -133,22 +154,13 @@ class Run:
         model = data_parallel(model, accelerator)
         started, started_at = time.monotonic(), self.windows_seen
         bar = tqdm(
-            total=stage.steps, initial=first_step, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
+            total=stage.steps, initial=loader.steps.start, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
             mininterval=5.0,
         )  # fmt: skip
 
-        for step in range(first_step, stage.steps):
+        for step, drawn in loader:
             # 1. Draw
-            parts = range(stage.gradient_accumulation)
-            draws = [
-                Draw(
-                    config.seed, stage.name, step, (accelerator.process_index * len(parts) + part) * stage.batch_size,
-                    stage.batch_size, self._rows(stage), self.attempt,
-                )
-                for part in parts
-            ]  # fmt: skip
-            timesteps = self.scheduler.config.num_train_timesteps
-            batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
+            draws, batches = zip(*drawn)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
@@ -242,8 +254,8 @@ class Run:
         precision = evaluation_precision(self.accelerator)
         with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
-                self.config.validation_windows, self.config.seed, self.accelerator,
+                self.planner, self.head, self.transformer, self.scheduler, self.validation_data,
+                heldout_sampling(self.config, stage), stage, self.config.validation_windows, self.config.seed, self.accelerator,
             )  # fmt: skip
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 

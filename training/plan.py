@@ -2,8 +2,8 @@
 
     python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 16 --parallel fsdp --gpu-memory 80
 
-Counts come from `step_costs.py`, clips from `census.py`; the trainer calls `problems` and `unsupported` itself. Exit code 1 where
-something cannot work; every problem is printed with its fix.
+Counts come from `step_costs.py`, clips from `census.py`; the trainer calls `problems` itself. Exit code 1 where something cannot work;
+every problem is printed with its fix.
 """
 
 import argparse
@@ -19,8 +19,11 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.presets import load_preset
 
-from .census import Census, census
+from .census import StageCensus, open_clips, read_clips
 from .config import RunConfig, StageConfig, load_config
+from .curriculum import sampling_of
+from .data.buckets import Census, assign, size_multiple
+from .data.sources import is_there
 from .optimizers import make_optimizers
 from .step_costs import (
     VAE_FACTOR,
@@ -42,36 +45,60 @@ PARALLELISMS = ("single", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
+class BucketPlan:
+    """What the windows of one shape cost.
+
+    Attributes:
+        num_frames, size: the shape.
+        share: of the stage's batches; equal shares where the clips are not known.
+        tokens: of one window, by model, [NEXT] included.
+        operations_per_step: floating-point operations of all processes, forward and backward.
+        memory: of each device, as configured.
+        memory_other: the same with gradient checkpointing switched the other way.
+    """
+
+    num_frames: int
+    size: tuple[int, int]
+    share: float
+    tokens: dict[str, int]
+    operations_per_step: float
+    memory: Memory
+    memory_other: Memory
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """A stage in numbers.
 
     Attributes:
         steps, clips: optimizer steps, and windows seen in them by all processes.
         batch: windows of a step, of all processes.
-        tokens: of one window, by model, [NEXT] included.
         parameters: those trained.
-        operations_per_step: floating-point operations of all processes, forward and backward.
-        memory: of each device, as configured.
-        memory_other: the same with gradient checkpointing switched the other way.
+        buckets: the shapes of its windows, one or several.
         seconds_per_step: at the stated throughput, or as measured; `None` where neither is there.
         census: what clips there are; `None` without data.
     """
 
     name: str
     trains: str
-    num_frames: int
-    size: tuple[int, int]
     sampling: str
     steps: int
     clips: int
     batch: int
-    tokens: dict[str, int]
     parameters: int
-    operations_per_step: float
-    memory: Memory
-    memory_other: Memory
+    buckets: tuple[BucketPlan, ...]
     seconds_per_step: float | None = None
-    census: Census | None = None
+    census: StageCensus | None = None
+
+    @property
+    def largest(self) -> BucketPlan:
+        """The bucket that needs the most memory."""
+        return max(self.buckets, key=lambda bucket: bucket.memory.total)
+
+    @property
+    def operations_per_step(self) -> float:
+        """The mean over the batches of all buckets."""
+        return sum(bucket.share * bucket.operations_per_step for bucket in self.buckets)
 
     @property
     def operations(self) -> float:
@@ -93,24 +120,12 @@ class Plan:
     notes: list[str]
 
 
-def unsupported(config: RunConfig) -> list[str]:
-    """What a configuration may say and the trainer cannot do yet."""
-    found = []
-    for stage in config.stages:
-        if stage.fps is not None:
-            found.append(
-                f"stage {stage.name!r}: `fps` cannot be trained yet; give `strides` in frames of the clip instead"
-            )
-        if config.size_of(stage) != (config.data.size, config.data.size):
-            found.append(
-                f"stage {stage.name!r}: a `size` other than `data.size` ({config.data.size}) cannot be trained yet; train stages "
-                "of each size in a run of its own, with `init_from`"
-            )
-    return found
+def problems(config: RunConfig, with_data: bool = True) -> list[str]:
+    """What cannot work, each with its fix, as far as it can be told without reading a clip or running a step.
 
-
-def problems(config: RunConfig) -> list[str]:
-    """What cannot work, each with its fix, as far as it can be told without reading a clip or running a step."""
+    Args:
+        with_data: whether sources of clips have to be there.
+    """
     found = []
     try:
         arguments = model_arguments(config)
@@ -127,8 +142,8 @@ def problems(config: RunConfig) -> list[str]:
             found.append(
                 f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}; set `transformer.{key}` to {ours}"
             )
-    multiple = VAE_FACTOR * math.lcm(transformer.patch_size, config.data.planner_downscale * planner.patch_size)
-    for stage in config.stages:
+    multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
+    for stage in (shape for stage in config.stages for shape in config.by_bucket(stage)):
         where = f"stage {stage.name!r}"
         size = config.size_of(stage)
         if any(side % multiple for side in size):
@@ -149,20 +164,21 @@ def problems(config: RunConfig) -> list[str]:
                 f"{where}: interpolation keeps the first and the last of {stage.num_frames} frames and leaves none to learn from; "
                 "raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
             )
-    for key, folder in (("train", config.data.train), ("validation", config.data.validation)):
-        if folder is not None and not folder.is_dir():
-            found.append(f"there is no folder of clips at {folder}; set `data.{key}` to yours")
-    return found
+    for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
+        if with_data and spec is not None and not is_there(spec):
+            found.append(f"there is no source of clips at {spec}; set `data.{key}` to yours")
+    return list(dict.fromkeys(found))  # the same of several buckets, once
 
 
 def notes(config: RunConfig) -> list[str]:
     """What works and may not be meant; `config` has `steps` (`RunConfig.for_processes`)."""
     found, meant_for = [], load_preset(config.preset)["num_frames"]
+    if config.data.from_pixels:
+        found.append("`data.from_pixels`: what the autoencoder costs in every step is not counted here")
     for stage in config.stages:
-        if stage.num_frames > meant_for:
-            found.append(
-                f"stage {stage.name!r} has {stage.num_frames} frames; preset {config.preset} is meant for {meant_for}"
-            )
+        most = max(shape.num_frames for shape in config.by_bucket(stage))
+        if most > meant_for:
+            found.append(f"stage {stage.name!r} has {most} frames; preset {config.preset} is meant for {meant_for}")
         if stage.warmup_steps >= stage.steps:
             found.append(
                 f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; "
@@ -181,29 +197,39 @@ def make_plan(
     with_data: bool = True,
 ) -> Plan:
     """Counts everything; see `main` for the arguments."""
-    found = problems(config)
-    if not with_data:
-        found = [problem for problem in found if not problem.startswith("there is no folder of clips")]
+    found = problems(config, with_data)
     config = config.for_processes(num_processes)
     if any("cannot be built" in problem or "pixels do not divide" in problem for problem in found):
         return Plan([], {}, {}, found, notes(config))  # there is nothing to count
-    has_data = with_data and config.data.train.is_dir()
-    stages = []
+    entries = None
+    if with_data and is_there(config.data.train):
+        entries = read_clips(config, open_clips(config, config.data.train)).entries
+    told, stages, censuses = notes(config), [], []
     for stage in config.stages:
-        plan = _plan_stage(config, stage, num_processes, parallelism, flops_per_second)
-        if gpu_memory is not None and plan.memory.total > gpu_memory * 2**30:
-            found.append(_does_not_fit(config, stage, plan, gpu_memory, parallelism, num_processes))
-        if has_data:
-            plan = replace(plan, census=census(config, stage))
-            found += [
-                f"stage {stage.name!r}: no clip has {stage.num_frames} frames at {sampling}; lower `num_frames` or "
-                f"{'raise `fps`' if stage.fps else 'the stride'}, or add longer clips"
-                for sampling, windows in plan.census.windows.items()
-                if windows == 0
+        census = None
+        if entries is not None:
+            sampling = sampling_of(config, stage)
+            censuses.append(assign(entries, sampling))
+            batch = stage.batch_size * stage.gradient_accumulation * num_processes
+            census = StageCensus.of(censuses[-1], sampling, batch)
+            if not census.clips:
+                found.append(
+                    f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower `num_frames` or "
+                    f"{'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
+                )
+            told += [
+                f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"
+                for rate, windows in census.windows.items()
+                if windows == 0 and census.clips
             ]
+        plan = _plan_stage(config, stage, num_processes, parallelism, flops_per_second, census)
+        if gpu_memory is not None and plan.largest.memory.total > gpu_memory * 2**30:
+            found.append(_does_not_fit(config, stage, plan.largest, gpu_memory, parallelism, num_processes))
         if probe_steps:
             try:
-                plan = replace(plan, seconds_per_step=probe(config, stage, probe_steps))
+                seconds = [probe(config, shape, probe_steps) for shape in config.by_bucket(stage)]
+                mean = sum(bucket.share * value for bucket, value in zip(plan.buckets, seconds))
+                plan = replace(plan, seconds_per_step=mean)
             except torch.OutOfMemoryError:
                 found.append(
                     f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower `batch_size`, or set "
@@ -211,40 +237,57 @@ def make_plan(
                 )
         stages.append(plan)
     shards = num_processes if parallelism == "fsdp" else 1
-    return Plan(stages, count_parameters(config), _disk(config, stages, shards), found, notes(config))
+    return Plan(stages, count_parameters(config), _disk(config, stages, censuses, shards), found, told)
 
 
 def _plan_stage(
-    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None
-) -> StagePlan:
+    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None,
+    census: StageCensus | None,
+) -> StagePlan:  # fmt: skip
     parameters = count_parameters(config)
-    operations = count_operations(config, stage)
-    checkpointing = config.gradient_checkpointing
-    memory, other = (
-        count_memory(config, stage, parallelism, num_processes, switch)
-        for switch in (checkpointing, not checkpointing)
-    )
+    shapes = config.by_bucket(stage)
+    known = census is not None and census.clips
+    shares = [bucket.share for bucket in census.buckets] if known else [1 / len(shapes)] * len(shapes)
     sampling = f"{stage.fps:g} fps" if stage.fps else "stride " + "/".join(map(str, sorted(stage.strides)))
-    return StagePlan(
+    plan = StagePlan(
         name=stage.name,
         trains=stage.trains,
-        num_frames=stage.num_frames,
-        size=config.size_of(stage),
         sampling=sampling,
         steps=stage.steps,
         clips=stage.steps * stage.batch_size * num_processes,
         batch=stage.batch_size * num_processes,
-        tokens=count_tokens(config, stage),
         parameters=sum(parameters[part] for part in trained_parts(stage)),
-        operations_per_step=operations * num_processes,
+        buckets=tuple(
+            _plan_bucket(config, shape, share, num_processes, parallelism) for shape, share in zip(shapes, shares)
+        ),
+        census=census,
+    )
+    if not flops_per_second:
+        return plan
+    return replace(plan, seconds_per_step=plan.operations_per_step / num_processes / flops_per_second)
+
+
+def _plan_bucket(
+    config: RunConfig, shape: StageConfig, share: float, num_processes: int, parallelism: str
+) -> BucketPlan:
+    checkpointing = config.gradient_checkpointing
+    memory, other = (
+        count_memory(config, shape, parallelism, num_processes, switch)
+        for switch in (checkpointing, not checkpointing)
+    )
+    return BucketPlan(
+        num_frames=shape.num_frames,
+        size=config.size_of(shape),
+        share=share,
+        tokens=count_tokens(config, shape),
+        operations_per_step=count_operations(config, shape) * num_processes,
         memory=memory,
         memory_other=other,
-        seconds_per_step=operations / flops_per_second if flops_per_second else None,
     )
 
 
 def _does_not_fit(
-    config: RunConfig, stage: StageConfig, plan: StagePlan, gpu_memory: float, parallelism: str, num_processes: int
+    config: RunConfig, stage: StageConfig, plan: BucketPlan, gpu_memory: float, parallelism: str, num_processes: int
 ) -> str:
     """The problem, and the first of: checkpointing, a smaller batch, sharding."""
     limit = gpu_memory * 2**30
@@ -263,23 +306,35 @@ def _does_not_fit(
     return f"stage {stage.name!r} needs {plan.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}; {fix}"
 
 
-def _disk(config: RunConfig, stages: list[StagePlan], shards: int) -> dict[str, int]:
-    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, one more than are kept while it is written."""
+def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], shards: int) -> dict[str, int]:
+    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, one more than are kept while it is written.
+    Latents: means and variances in float16; an autoencoder without variance needs half."""
     parameters = count_parameters(config)
     everything = sum(parameters.values())
-    optimizer = max(stage.memory.optimizer for stage in stages) * shards
+    optimizer = max(stage.largest.memory.optimizer for stage in stages) * shards
     width = getattr(torch, config.save_dtype).itemsize
-    channels = model_arguments(config)["transformer"].get("in_channels", 16)
-    sizes = {stage.size for stage in stages}
-    low = config.data.planner_downscale
-    per_frame = sum(2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2 for h, w in sizes)
-    frames = stages[0].census.frames if stages[0].census else 0
-    return {
+    disk = {
         "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
         "pipelines": (everything - parameters["head"]) * width * len(stages),
-        "latents per 1000 frames": 1000 * per_frame,
-        "latents": frames * per_frame,
     }
+    if config.data.from_pixels:
+        return disk
+    channels = model_arguments(config)["transformer"].get("in_channels", 16)
+    low = config.data.planner_downscale
+    copies = 2 if config.data.flip else 1
+    per_frame = {
+        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
+        for h, w in {bucket.size for stage in stages for bucket in stage.buckets}
+    }
+    needed = {  # a clip is kept once at each size that some stage has for it
+        (bucket.size, entry.key): entry.num_frames
+        for census in censuses
+        for bucket, clips in zip(census.buckets, census.clips)
+        for entry in clips
+    }
+    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
+    disk["latents"] = sum(frames * per_frame[size] for (size, _), frames in needed.items())
+    return disk
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
@@ -320,22 +375,29 @@ def render(plan: Plan, title: str) -> str:
         rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner", "transformer",
                  "parameters", "FLOP/step", "FLOP", "s/step", "hours")]  # fmt: skip
         for s in plan.stages:
+            one = s.buckets[0] if len(s.buckets) == 1 else None
+            shape = _shape(one) if one else ("", f"{len(s.buckets)} buckets")
             rows.append(
-                (s.name, s.trains, s.num_frames, "x".join(map(str, dict.fromkeys(s.size))), s.sampling, _short(s.clips),
-                 f"{s.steps:,}", s.batch, s.tokens["planner"] or "-", s.tokens["transformer"] or "-", _short(s.parameters),
-                 f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step), _number(s.hours))
+                (s.name, s.trains, *shape, s.sampling, _short(s.clips), f"{s.steps:,}", s.batch, *(_tokens(one) if one else ("", "")),
+                 _short(s.parameters), f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step),
+                 _number(s.hours))
             )  # fmt: skip
+            for bucket in s.buckets if one is None else ():
+                rows.append(
+                    (f"  {bucket.share:.1%} of it", "", *_shape(bucket), "", "", "", "", *_tokens(bucket), "",
+                     f"{bucket.operations_per_step:.3g}", "", "", "")
+                )  # fmt: skip
         hours = None if any(s.hours is None for s in plan.stages) else sum(s.hours for s in plan.stages)
         rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)), f"{sum(s.steps for s in plan.stages):,}", "",
                      "", "", "", "", f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
         lines += [
             *_table(rows),
             "",
-            "memory of each device, GiB; in brackets with gradient checkpointing switched the other way",
+            "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the other way",
         ]
         rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average", "activations", "together")]
         for s in plan.stages:
-            m, other = s.memory, s.memory_other
+            m, other = s.largest.memory, s.largest.memory_other
             kinds = (m.weights, m.low_precision_weights, m.gradients, m.optimizer, m.ema)
             rows.append(
                 (s.name, *map(_gib, kinds), f"{_gib(m.activations)} ({_gib(other.activations)})",
@@ -352,16 +414,18 @@ def render(plan: Plan, title: str) -> str:
 def _render_clips(plan: Plan) -> list[str]:
     lines = []
     for stage in plan.stages:
-        if stage.census is None:
-            continue
-        windows = ", ".join(f"{count:,} windows at {sampling}" for sampling, count in stage.census.windows.items())
-        most = max(stage.census.windows.values())
-        passes = f", each seen {stage.clips / most:.3g} times" if most else ""
-        lines.append(
-            f"{stage.name}: {stage.census.clips} clips, {windows}{passes}; left out: {len(stage.census.left_out)}"
-        )
-        lines += [f"  {name}: {reason}" for name, reason in stage.census.left_out.items()]
+        if stage.census is not None:
+            first, *others = stage.census.lines(stage.clips)
+            lines += [f"{stage.name}: {first}", *others]
     return lines
+
+
+def _shape(bucket: BucketPlan) -> tuple[int, str]:
+    return bucket.num_frames, "x".join(map(str, dict.fromkeys(bucket.size)))
+
+
+def _tokens(bucket: BucketPlan) -> tuple[int | str, int | str]:
+    return bucket.tokens["planner"] or "-", bucket.tokens["transformer"] or "-"
 
 
 def _table(rows: list[tuple]) -> list[str]:
@@ -434,7 +498,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         numbers = asdict(plan)
         for values, stage in zip(numbers["stages"], plan.stages):
-            values |= {"operations": stage.operations, "hours": stage.hours, "memory_total": stage.memory.total}
+            values |= {
+                "operations_per_step": stage.operations_per_step,
+                "operations": stage.operations,
+                "hours": stage.hours,
+                "memory_total": stage.largest.memory.total,
+            }
         options.json.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     return 1 if plan.problems else 0
 

@@ -19,9 +19,9 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 
 from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
-from .data.latents import cache_latents
 from .loop import Run, Stopped
-from .plan import problems, unsupported
+from .plan import problems
+from .run_data import prepare_data
 from .sharding import make_accelerator
 from .stopping import STOPPED, StopRequest
 
@@ -66,7 +66,7 @@ def train(
     )
     accelerator = make_accelerator(use_bf16)
     resolved = config.for_processes(accelerator.num_processes)
-    if found := [*problems(resolved), *unsupported(resolved)]:
+    if found := problems(resolved):
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,28 +74,27 @@ def train(
     config = resolved
     with StopRequest(folder, config.max_hours) as stop:
         vae = load_vae(config.vae, config.vae_subfolder)
-
-        def latents(clips: Path):
-            # One process encodes, the others then read what it wrote.
-            with accelerator.main_process_first():
-                return cache_latents(clips, vae, config.data.size, config.data.planner_downscale, config.data.cache)
-
-        train_data = latents(config.data.train)
-        validation_data = latents(config.data.validation) if config.data.validation else None
-        for stage in config.stages:
-            for stride in stage.strides:
-                train_data.windows(stage.num_frames, stride)  # says now, not after hours, that clips are too short
-        run = Run(config, accelerator, vae, train_data, validation_data, folder, allow_change)
+        resumes = newest_checkpoint(folder / "checkpoints") is not None
+        data = prepare_data(config, vae, folder, accelerator, resumes)
+        run = Run(config, accelerator, vae, data.train, data.validation, folder, allow_change)
         parameters = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in run.models.items()}
         accelerator.print(
-            f"{config.name}: {len(config.stages)} stages, {len(train_data.names)} clips, {accelerator.num_processes} process(es) on "
-            f"{accelerator.device}, {'bf16 autocast' if use_bf16 else 'float32'}, million parameters "
+            f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on {accelerator.device}, "
+            f"{'bf16 autocast' if use_bf16 else 'float32'}, million parameters "
             + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
         )
 
         def tell(state: str, reason: str | None = None) -> None:
             if accelerator.is_main_process:
-                write_status(folder, {"state": state, "reason": reason, "global_step": run.global_step})
+                write_status(
+                    folder,
+                    {
+                        "state": state,
+                        "reason": reason,
+                        "global_step": run.global_step,
+                        "failed_clips": len(data.failed),
+                    },
+                )
 
         tell("running")
         try:
@@ -111,6 +110,10 @@ def train(
         tell("finished")
         if run.guard.skipped:
             accelerator.print(f"{run.guard.skipped} step(s) were not finite and left out; see {run.guard.folder}")
+        if len(data.failed):
+            accelerator.print(
+                f"{len(data.failed)} clip(s) broke during the run and were replaced; see {data.failed.path}"
+            )
     accelerator.print(f"the finished pipeline lies in {pipeline}")
     return pipeline
 

@@ -2,8 +2,9 @@
 
     python -m pipelines_tests.training.interrupted_run FOLDER PROCESSES KILLS SEED
 
-trains the tiny run of `test_train_mardini.py`, with more steps, in `FOLDER` by `PROCESSES` processes, kills all of them with SIGKILL at random
-moments, `KILLS` times, starting the same run again each time, lets it end, and prints how far it had got at every kill.
+trains the tiny run of `test_train_mardini.py`, with more steps and data workers, on the clips in `FOLDER/../clips`, by `PROCESSES` processes, kills
+all of them with SIGKILL at random moments, `KILLS` times, starting the same run again each time, lets it end, and prints how far it had got
+at every kill. Manifest and latents lie in `FOLDER`, so that kills fall into their making too.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines_tests.training.test_train_mardini import make_config, make_run
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.checkpoint import list_checkpoints
 
 
@@ -37,7 +38,7 @@ def start(folder: Path, processes: int) -> list[int]:
                         "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
                     }  # fmt: skip
                 sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a")
-                make_run(folder, make_long_config()).train()
+                make_run(folder, make_long_config(folder)).train()
                 if processes > 1:
                     torch.distributed.destroy_process_group()
             except BaseException as error:
@@ -48,9 +49,11 @@ def start(folder: Path, processes: int) -> list[int]:
     return children
 
 
-def make_long_config():
-    """The tiny run with eight steps in each of its three stages, and a checkpoint after every step."""
-    config = make_config(checkpoint_every=1, keep_checkpoints=2)
+def make_long_config(folder: Path):
+    """The tiny run with eight steps in each of its three stages, a checkpoint after every step, two workers, and flips."""
+    kept = {"cache": folder / "latents", "manifests": folder / "manifests"}
+    data = data_fields(folder.parent / "clips", workers=2, flip=0.5, **kept)
+    config = make_config(data=data, checkpoint_every=1, keep_checkpoints=2)
     return config.model_copy(update={"stages": [stage.model_copy(update={"steps": 8}) for stage in config.stages]})
 
 

@@ -71,6 +71,17 @@ def test_naming_one_of_two_alternatives_drops_the_parents_other_one(tmp_path):
     assert (stage.strides, stage.fps) == ({3: 1.0}, None)
 
 
+def test_a_stage_has_a_size_or_buckets(tmp_path):
+    base = write(tmp_path, "base.yaml", BASE)
+    config = load_config(base, ["stages.a.size=[32, 64]", "stages.b.buckets=[[32, 64], [64, 32, 17]]"])
+    first, second = config.stages
+    assert [(config.size_of(s), s.num_frames) for s in config.by_bucket(first)] == [((32, 64), 9)]
+    shapes = [(config.size_of(s), s.num_frames) for s in config.by_bucket(second)]
+    assert shapes == [((32, 64), 9), ((64, 32), 17)]
+    child = write(tmp_path, "child.yaml", "extends: base.yaml\nstages: {b: {buckets: [[32, 64]]}}")
+    assert load_config(child, ["stages.b.size=64"]).stages[1].buckets is None
+
+
 def test_steps_follow_from_clips_and_the_global_batch_is_shared():
     stage = StageConfig(name="s", trains="joint", clips=100, global_batch=30)
     for processes, batch in ((1, 30), (3, 10)):
@@ -91,6 +102,11 @@ def test_steps_follow_from_clips_and_the_global_batch_is_shared():
         ({"steps": 1, "strides": None}, "neither `strides` nor `fps`"),
         ({"steps": 1, "batch_size": 1, "global_batch": 1}, "are both given"),
         ({"steps": 1, "size": [64, 8]}, "at least 16 pixels"),
+        ({"steps": 1, "size": 64, "buckets": [[64, 64]]}, "`size` .64. and `buckets` .* are both given"),
+        ({"steps": 1, "buckets": [[64]]}, r"bucket \[64\] must be \[height, width\] or \[height, width, frames\]"),
+        ({"steps": 1, "buckets": [[64, 64, 1]]}, "at least 2 frames"),
+        ({"steps": 1, "buckets": [[64, 96], [64, 96, 9]]}, "each shape must be given once"),
+        ({"steps": 1, "buckets": [[64, 96, 3], [64, 64]]}, "leading_frames is .1, 3.; it must lie within 1 to 2"),
         ({"steps": 1, "strides": {1: 0.0}}, "not all 0"),
     ],
 )
@@ -219,6 +235,18 @@ def test_the_papers_configurations_are_figure_4_to_the_letter(name):
     assert config.optimizer.name == "adamw" and config.data.planner_downscale == 4
     preset = load_preset(config.preset)
     assert {"pretrained_model_name_or_path": config.vae, "subfolder": config.vae_subfolder} == preset["vae"]
+
+
+@pytest.mark.parametrize("kind", ["st", "t"])
+def test_the_last_fine_tune_is_a_short_stage_more_of_the_same_run(kind):
+    before, config = (load_config(CONFIGS / f"{name}_{kind}.yaml") for name in ("mardini_l", "dynamic"))
+    *stages, last = config.stages
+    assert config.name == before.name and stages == before.stages
+    assert 10_000 <= last.steps <= 20_000  # SPEC 3
+    shapes = [config.size_of(shape) for shape in config.by_bucket(last)]
+    assert shapes[0] == config.size_of(stages[-1])
+    assert len(set(shapes)) == 10 and all(side % 32 == 0 for shape in shapes for side in shape)
+    assert {(2 * height, 2 * width) for height, width in shapes[5:]} == set(shapes[:5])
 
 
 def test_the_reference_page_is_current():

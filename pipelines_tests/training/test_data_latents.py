@@ -15,7 +15,7 @@ from diffusers_mardini.video_io import read_video, write_video
 from pipelines_tests.training.clip_files import noise
 from training.data import latents as module
 from training.data.clips import fit, load_clip
-from training.data.latents import LatentClips, build_latent_cache, cache_latents, encode_frames
+from training.data.latents import Moments, build_latent_cache, encode_frames
 from training.data.manifest import make_manifest
 from training.data.sources import VideoFolder
 
@@ -40,71 +40,42 @@ def tiny_vae(seed: int = 0) -> AutoencoderPatchBasis:
     return vae.eval()
 
 
-def numbered_clips() -> LatentClips:
-    """Latents that hold the index of their frame."""
-    total = sum(LENGTHS)
-    values = torch.arange(total, dtype=torch.float16).view(total, 1, 1, 1)
-    offsets = torch.tensor([0, *np.cumsum(LENGTHS)])
-    latents, planner_latents = values.expand(total, 2, 4, 4), -values.expand(total, 2, 2, 2)
-    return LatentClips(latents, planner_latents, offsets, ["a", "b", "c"], [10.0] * 3)
+def cached(folder, vae, size, downscale, cache_dir, **options) -> dict[str, Moments]:
+    """The moments of all frames of square clips, by clip."""
+    source = VideoFolder(folder)
+    manifest = make_manifest(source, cache_dir / "manifest.jsonl")
+    cache = build_latent_cache(source, manifest.ok, vae, (size, size), downscale, cache_dir, **options)
+    return {entry.key: cache.read(entry, range(entry.num_frames)) for entry in manifest.ok}
 
 
-def test_windows_stay_within_their_clip():
-    clips = numbered_clips()
-    assert clips.windows(3).tolist() == [0, 1, 2, 3, 4, 7, 10, 11, 12]
-    assert clips.windows(3, stride=2).tolist() == [0, 1, 2, 10]
-    assert clips.num_windows(3, stride=2) == 4
-    assert clips.windows(1).tolist() == list(range(15))
-
-
-def test_windows_longer_than_every_clip_are_refused():
-    with pytest.raises(ValueError, match="span 9 frames, but the longest clip has 7"):
-        numbered_clips().windows(5, stride=2)
-    with pytest.raises(ValueError, match="at least 1"):
-        numbered_clips().windows(5, stride=0)
-
-
-def test_gather_takes_one_stride_for_each_row():
-    clips = numbered_clips()
-    full, low = clips.gather(torch.tensor([0, 10]), 3, torch.tensor([3, 2]))
-    assert full.shape == (2, 3, 2, 4, 4) and low.shape == (2, 3, 2, 2, 2)
-    assert full.dtype == low.dtype == torch.float32
-    assert full[:, :, 0, 0, 0].tolist() == [[0, 3, 6], [10, 12, 14]]
-    assert torch.equal(low[:, :, 0, 0, 0], -full[:, :, 0, 0, 0])
-    assert clips.gather(torch.tensor([7]), 3)[0][0, :, 0, 0, 0].tolist() == [7, 8, 9]
-
-
-@pytest.mark.parametrize("start", [5, 8, 13, 14, -1])
-def test_windows_that_leave_their_clip_are_refused(start):
-    with pytest.raises(ValueError, match=f"from frame {start}"):
-        numbered_clips().gather(torch.tensor([start]), 3)
+def same(ours: dict[str, Moments], theirs: dict[str, Moments]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key].mean, theirs[key].mean) and torch.equal(ours[key].planner_mean, theirs[key].planner_mean)
+        for key in ours
+    )
 
 
 def test_latents_are_those_of_the_pipeline(folder, tmp_path):
     vae = tiny_vae()
-    clips = cache_latents(folder, vae, 16, 2, tmp_path / "cache", batch_size=2, dtype=torch.float32)
-    assert clips.offsets.tolist() == [0, 7, 10, 15] and clips.names == ["0.mp4", "1.mp4", "2.mp4"]
-    assert clips.fps == [10.0] * 3
+    clips = cached(folder, vae, 16, 2, tmp_path / "cache", batch_size=2, dtype=torch.float32)
+    assert {key: len(moments.mean) for key, moments in clips.items()} == {"0.mp4": 7, "1.mp4": 3, "2.mp4": 5}
     frames, _ = load_clip(folder / "1.mp4", 16)
     video = frames[None].float() / 127.5 - 1
     with torch.no_grad():
-        torch.testing.assert_close(clips.latents[7:10], encode_video(vae, video)[0])
-        torch.testing.assert_close(clips.planner_latents[7:10], encode_video(vae, downscale_video(video, 2))[0])
+        torch.testing.assert_close(clips["1.mp4"].mean, encode_video(vae, video)[0])
+        torch.testing.assert_close(clips["1.mp4"].planner_mean, encode_video(vae, downscale_video(video, 2))[0])
 
 
 def test_cache_is_reused_while_nothing_changed(folder, tmp_path, monkeypatch):
-    first = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache")
-    assert first.latents.dtype == torch.float16
+    first = cached(folder, tiny_vae(), 16, 2, tmp_path / "cache")
+    assert first["0.mp4"].mean.dtype == torch.float16
     monkeypatch.setattr(module, "encode_frames", lambda *_: pytest.fail("encoded again"))
-    second = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache", batch_size=1)
-    assert torch.equal(first.latents, second.latents) and torch.equal(first.planner_latents, second.planner_latents)
-    assert torch.equal(first.offsets, second.offsets)
-    assert (first.names, first.fps) == (second.names, second.fps)
+    assert same(first, cached(folder, tiny_vae(), 16, 2, tmp_path / "cache", batch_size=1))
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "downscale", "size", "clip", "decoder"])
 def test_what_is_stale_is_never_used(folder, tmp_path, monkeypatch, change):
-    cache_latents(folder, tiny_vae(), 32, 2, tmp_path / "cache")
+    cached(folder, tiny_vae(), 32, 2, tmp_path / "cache")
     vae, downscale, size, encoded = tiny_vae(), 2, 32, 15
     if change == "weights":
         vae = tiny_vae(seed=1)
@@ -120,21 +91,19 @@ def test_what_is_stale_is_never_used(folder, tmp_path, monkeypatch, change):
         write_video(folder / "2.mp4", noise(4, seed=9), fps=10)
         encoded = 4
     counted = count_encoded(monkeypatch)
-    fresh = cache_latents(folder, vae, size, downscale, tmp_path / "cache")
+    fresh = cached(folder, vae, size, downscale, tmp_path / "cache")
     assert sum(counted) == encoded
-    for index, name in enumerate(fresh.names):
-        frames, _ = load_clip(folder / name, size)
-        expected = encode_frames(vae, frames, downscale)
-        rows = slice(fresh.offsets[index], fresh.offsets[index + 1])
-        assert torch.equal(fresh.latents[rows], expected.mean.half())
-        assert torch.equal(fresh.planner_latents[rows], expected.planner_mean.half())
+    for name, moments in fresh.items():
+        expected = encode_frames(vae, load_clip(folder / name, size)[0], downscale)
+        assert torch.equal(moments.mean, expected.mean.half())
+        assert torch.equal(moments.planner_mean, expected.planner_mean.half())
 
 
 def test_a_damaged_shard_is_made_anew(folder, tmp_path, capsys):
-    first = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache")
+    first = cached(folder, tiny_vae(), 16, 2, tmp_path / "cache")
     (file,) = (tmp_path / "cache").rglob("shard-*")
     file.write_bytes(file.read_bytes()[:-10])
-    assert torch.equal(cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "cache").latents, first.latents)
+    assert same(first, cached(folder, tiny_vae(), 16, 2, tmp_path / "cache"))
     assert "is damaged" in capsys.readouterr().out and not file.exists()
 
 
@@ -142,7 +111,7 @@ def test_latents_that_are_not_finite_are_an_error_not_a_file(folder, tmp_path):
     vae = tiny_vae()
     torch.nn.init.constant_(vae.to_latents.bias, 1e5)  # finite in float32, not in float16
     with pytest.raises(ValueError, match="clip '0.mp4' are not finite as torch.float16"):
-        cache_latents(folder, vae, 16, 2, tmp_path / "cache")
+        cached(folder, vae, 16, 2, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("shard-*"))
 
 

@@ -8,7 +8,6 @@ import torch
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_data_latents import tiny_kl, tiny_vae
 from training.data.buckets import Bucket, Sampling
-from training.data.latents import cache_latents
 from training.data.manifest import make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
@@ -98,27 +97,27 @@ def test_a_batch_comes_from_one_bucket_and_buckets_by_their_clips(folder):
     assert shapes == {SQUARE: 4, WIDE: 4}
 
 
-def test_windows_equal_those_of_latent_clips(folder, tmp_path):
-    windows = make(folder)
-    clips = cache_latents(folder, tiny_vae(), 16, 2, tmp_path / "old")
-    starts = clips.windows(3, 2)
-    expected = clips.gather(starts, 3, 2)
-    draws = windows.heldout(1000, 3, stride=2)
-    assert len(draws) == len(starts)
-    found = windows.batch(draws, [torch.Generator()] * len(draws))
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    chosen = starts[torch.linspace(0, len(starts) - 1, 5).long()]
-    few = windows.heldout(5, 3, stride=2)
-    assert torch.equal(windows.batch(few, [torch.Generator()] * 5)[0], clips.gather(chosen, 3, 2)[0])
-    assert few == windows.heldout(5, 3, stride=2)
+def test_heldout_windows_are_spread_over_all_that_there_are(folder):
+    windows, by_two = make(folder), Sampling("held out", (SQUARE,), strides=((2, 1.0),))
+    starts = {"0.mp4": 5, "1.mp4": 2, "2.mp4": 1, "3.mp4": 4}  # of 9, 6, 5 and 8 frames, three of which span five
+    draws = windows.heldout(by_two, 1000)
+    expected = [(clip, (start, start + 2, start + 4)) for clip in starts for start in range(starts[clip])]
+    assert [(draw.clip, draw.frames) for draw in draws] == expected
+    latents, planner_latents = windows.batch(draws, [torch.Generator()] * len(draws))
+    cache = windows.caches[SQUARE.size]
+    for draw, ours, planners in zip(draws, latents, planner_latents):
+        moments = cache.read(windows._by_key[draw.clip], draw.frames)
+        assert torch.equal(ours, moments.mean.float()) and torch.equal(planners, moments.planner_mean.float())
+    few = windows.heldout(by_two, 5)
+    assert few == [draws[i] for i in torch.linspace(0, len(draws) - 1, 5).long().tolist()]
 
 
 def test_heldout_windows_by_time(folder):
     windows = make(folder)
-    draws = windows.heldout(4, 3, fps=5.0)
+    draws = windows.heldout(Sampling("held out", (SQUARE,), fps=5.0), 4)
     assert [draw.frames[1] - draw.frames[0] for draw in draws] == [2] * 4
-    with pytest.raises(ValueError, match="stage 'heldout' has no clips"):
-        windows.heldout(4, 3, fps=1.0)
+    with pytest.raises(ValueError, match="stage 'held out' has no clips"):
+        windows.heldout(Sampling("held out", (SQUARE,), fps=1.0), 4)
 
 
 def test_a_short_clip_takes_the_widest_stride_that_fits(folder):
@@ -188,6 +187,23 @@ def test_clips_that_the_cache_could_not_encode_are_in_the_census(folder):
     windows = LatentWindows.build(source, entries, (MIXTURE,), tiny_vae(), 2, folder.parent / "cache")
     assert "changed since the manifest" in windows.census(MIXTURE).left_out["1.mp4"]
     assert [entry.key for entry in windows.census(MIXTURE).clips[0]] == ["0.mp4", "2.mp4", "3.mp4"]
+
+
+def test_after_a_rollback_clips_come_in_another_order(folder):
+    windows = make(folder)
+
+    def clips(attempt):
+        generators = [step_generator(0, "sample", row) for row in range(12)]
+        return [draw.clip for draw in windows.draw(MIXTURE, StepRows(0, 0, 12, tuple(range(12)), attempt), generators)]
+
+    assert clips(0) == clips(0) != clips(1) and set(clips(0)) == set(clips(1))
+
+
+def test_buckets_without_clips_are_no_error(folder):
+    sampling = Sampling("stage", (SQUARE, Bucket(32, 16, 3)), strides=((1, 1.0),))
+    windows = make(folder, samplings=(sampling,))
+    assert [len(clips) for clips in windows.census(sampling).clips] == [4, 0]
+    assert run(windows, sampling, 0)[1][0].shape[-2:] == (2, 2)
 
 
 def test_unknown_sizes_are_refused(folder):

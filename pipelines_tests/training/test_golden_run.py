@@ -37,8 +37,8 @@ def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    record(config.data.train, 16, 16, 32)
-    record(config.data.validation, 4, 16, 32, first_seed=1000)
+    record(Path(config.data.train), 16, 16, 32)
+    record(Path(config.data.validation), 4, 16, 32, first_seed=1000)
     train_autoencoder.run(autoencoder)
     pipeline = train(config)
 

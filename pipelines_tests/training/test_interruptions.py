@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_mardini import AutoencoderPatchBasis
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, write_clips
 from training.checkpoint import list_checkpoints
 from training.stopping import StopRequest
 
@@ -18,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_with_kills(folder: Path, processes: int, kills: int, seed: int = 0) -> list[dict]:
+    if not (folder.parent / "clips").exists():
+        write_clips(folder.parent / "clips")
     result = subprocess.run(
         [sys.executable, "-m", "pipelines_tests.training.interrupted_run", str(folder), str(processes), str(kills), str(seed)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, capture_output=True, text=True,
@@ -81,19 +85,8 @@ def test_signals_files_and_hours_are_reasons_to_stop(tmp_path):
 
 def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path):
     """The command itself, with clips and an autoencoder of its own; `stop` lies in the folder before the first step."""
-    from diffusers_mardini import AutoencoderPatchBasis
-    from diffusers_mardini.video_io import write_video
-    from pipelines_tests.training.test_train_mardini import make_config
-
-    torch.manual_seed(0)
-    for index in range(2):
-        frames = torch.randint(0, 255, (12, 32, 32, 3), dtype=torch.uint8).numpy()
-        write_video(tmp_path / "clips" / f"{index}.mp4", frames, 10)
     AutoencoderPatchBasis().save_pretrained(tmp_path / "vae")
-    config = make_config(
-        data={"train": str(tmp_path / "clips"), "size": 32, "cache": str(tmp_path / "cache")},
-        vae=str(tmp_path / "vae"),
-    )
+    config = make_config(data=data_fields(write_clips(tmp_path / "clips")), vae=str(tmp_path / "vae"))
     (tmp_path / "run.yaml").write_text(config.model_dump_json())  # JSON is YAML
     folder = tmp_path / "runs" / "test"
     folder.mkdir(parents=True)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
-from training.census import census
+from training.census import StageCensus, open_clips, read_clips
 from training.config import RunConfig, load_config
-from training.plan import main, make_plan, notes, problems, unsupported
+from training.curriculum import sampling_of
+from training.data.buckets import assign
+from training.plan import main, make_plan, notes, problems, render
 from training.step_costs import (
     Shape,
     _by_layers,
@@ -76,7 +78,7 @@ def test_clips_seen_and_steps_are_those_of_figure_4(name, millions, steps):
     assert [stage.clips for stage in config.stages] == [million * 1_000_000 for million in millions]
     assert sum(stage.clips for stage in config.stages) == (455e6 if name.endswith("st") else 520e6)
     assert [stage.steps for stage in config.for_processes(16).stages] == steps
-    assert unsupported(config) and not [p for p in problems(config) if "no folder" not in p]
+    assert not problems(config, with_data=False)
 
 
 @pytest.mark.parametrize("name, planner", [("mardini_s_st", 1.3e9), ("mardini_l_t", 3.1e9)])
@@ -170,7 +172,9 @@ def test_memory_by_kind_by_hand():
         ({"transformer": {**TRANSFORMER, "planning_dim": 64}}, "planning_dim is 64, but.*hidden size is 32; set `transformer.planning_dim` to 32"),
         ({"planner": {"num_layer": 1}}, "cannot be built: .*num_layer"),
         ({"preset": "mardini-xl"}, "cannot be built: there is no preset 'mardini-xl'"),
-        ({}, "no folder of clips at nowhere; set `data.train`"),
+        ({}, "no source of clips at nowhere; set `data.train`"),
+        ({"data": {"train": "no-{0..1}.tar"}}, "no source of clips at no-{0..1}.tar"),
+        ({"stage": {"buckets": [[64, 64], [64, 72]]}}, "64x72 pixels do not divide"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_told_with_the_fix(overrides, message):
@@ -179,22 +183,16 @@ def test_what_cannot_work_is_told_with_the_fix(overrides, message):
 
 
 def test_train_refuses_before_it_loads_anything(tmp_path):
-    with pytest.raises(
-        ValueError, match="(?s)test cannot be trained:.*no folder of clips.*`fps` cannot be trained yet"
-    ):
-        train(make_config({"fps": 8, "strides": None}), tmp_path)
+    with pytest.raises(ValueError, match="(?s)test cannot be trained:.*100x100 pixels.*no source of clips"):
+        train(make_config({"size": 100}), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_what_the_trainer_cannot_do_yet_is_listed():
-    assert unsupported(make_config()) == [] == unsupported(make_config({"size": 64}))
-    (found,) = unsupported(make_config({"size": 128}))
-    assert "a `size` other than `data.size`" in found
 
 
 def test_notes_tell_of_what_works_and_may_not_be_meant():
     long, warm = notes(make_config({"num_frames": 17, "warmup_steps": 10}))
     assert "17 frames; preset mardini-tiny is meant for 9" in long and "never reaches the peak" in warm
+    (pixels,) = notes(make_config(data={"train": "nowhere", "from_pixels": True}))
+    assert "autoencoder costs in every step is not counted" in pixels
 
 
 @pytest.mark.parametrize(
@@ -223,25 +221,60 @@ def test_checkpointing_is_the_first_fix_where_it_is_enough():
     assert make_plan(make_config(gradient_checkpointing=True), gpu_memory=between, with_data=False).problems == []
 
 
+def data_in(folder, **fields) -> dict:
+    return {"train": str(folder / "clips"), "size": 64, "manifests": folder / "manifests", **fields}
+
+
 def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
-    config = make_config(data={"train": make_clips(tmp_path / "clips"), "size": 64})
-    by_stride = census(config, config.stages[0])
-    assert (by_stride.clips, by_stride.windows, by_stride.frames) == (1, {"stride 1": 9}, 15)  # 12 - 3 windows
-    assert by_stride.left_out["short.mp4"] == "too short: it has 3 frames, 4 at stride 1 need 4"
-    assert "unreadable" in by_stride.left_out["broken.mp4"]
-    by_time = make_config({"fps": 4, "strides": None}).stages[0]
-    assert census(config, by_time).windows == {"4 fps": 4}  # 3 steps of 2.5 frames: starts 0 to 3 of 12
-    too_fast = make_config({"fps": 20, "strides": None}).stages[0]
-    assert "10 frames per second, fewer than the stage's 20" in census(config, too_fast).left_out["long.mp4"]
+    make_clips(tmp_path / "clips")
+
+    def census(**stage):
+        config = make_config(stage, data=data_in(tmp_path))
+        sampling = sampling_of(config, config.stages[0])
+        return StageCensus.of(
+            assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), sampling, batch=2
+        )
+
+    by_stride = census()
+    assert (by_stride.clips, by_stride.windows) == (1, {"stride 1": 9})  # 12 - 3 windows
+    assert by_stride.left_out["short.mp4"] == "has 3 frames; 4 at stride 1 span 4"
+    assert "no video" in by_stride.left_out["broken.mp4"]
+    (bucket,) = by_stride.buckets
+    assert (bucket.height, bucket.width, bucket.frames, bucket.enlarged, bucket.share) == (64, 64, 4, 1, 1.0)
+    assert census(fps=4, strides=None).windows == {
+        "4 frames per second": 4
+    }  # 3 steps of 2.5 frames: starts 0 to 3 of 12
+    assert "frames would be repeated" in census(fps=20, strides=None).left_out["long.mp4"]
+
+
+def test_buckets_are_counted_one_by_one_and_mixed_by_their_clips(tmp_path):
+    square, wide = ({"size": size, "num_frames": 4} for size in ([64, 64], [64, 128]))
+    (small,), (large,) = (make_plan(make_config(stage), with_data=False).stages for stage in (square, wide))
+    buckets = {"buckets": [[64, 64], [64, 128]]}
+    plan = make_plan(make_config(buckets, data=data_in(tmp_path)), with_data=False)
+    (mixed,) = plan.stages
+    assert mixed.operations_per_step == pytest.approx((small.operations_per_step + large.operations_per_step) / 2)
+    assert mixed.largest == mixed.buckets[1] and mixed.largest.memory == large.largest.memory
+    assert [bucket.tokens for bucket in mixed.buckets] == [small.largest.tokens, large.largest.tokens]
+    text = render(plan, "title")
+    assert "2 buckets" in text and text.count("50.0% of it") == 2 and "64x128" in text
+    frames = np.random.default_rng(0).integers(0, 255, (12, 32, 64, 3), dtype=np.uint8)
+    for index in range(6):  # five wide clips and a square one, in batches of two
+        write_video(tmp_path / f"clips/{index}.mp4", frames if index else frames[:, :, :32], fps=10)
+    (mixed,) = make_plan(make_config(buckets, data=data_in(tmp_path))).stages
+    assert [(bucket.clips, bucket.share) for bucket in mixed.census.buckets] == [(1, 0.25), (5, 0.75)]
+    assert mixed.operations_per_step == pytest.approx(
+        0.25 * small.operations_per_step + 0.75 * large.operations_per_step
+    )
 
 
 def test_exit_codes_and_what_is_printed(tmp_path, capsys):
-    clips = make_clips(tmp_path / "clips")
-    path = write_config(tmp_path, make_config(data={"train": clips, "size": 64}))
+    make_clips(tmp_path / "clips")
+    path = write_config(tmp_path, make_config(data=data_in(tmp_path)))
     numbers = tmp_path / "plan.json"
     assert main([path, "--flops-per-second", "1e12", "--json", str(numbers)]) == 0
     text = capsys.readouterr().out
-    assert "nothing stands against it" in text and "left out: 2" in text and "broken.mp4: unreadable" in text
+    assert "nothing stands against it" in text and "left out: 2" in text and "broken.mp4: " in text
     (stage,) = json.loads(numbers.read_text())["stages"]
     assert (
         stage["clips"] == 20
@@ -249,10 +282,13 @@ def test_exit_codes_and_what_is_printed(tmp_path, capsys):
         and stage["seconds_per_step"] == pytest.approx(stage["operations_per_step"] / 1e12)
     )
     assert main([path, "stages.s.num_frames=13", "stages.s.warmup_steps=0"]) == 1
-    assert "problem: stage 's': no clip has 13 frames at stride 1" in capsys.readouterr().out
+    assert (
+        "problem: stage 's': no clip has windows of its frames at stride 1; lower `num_frames`"
+        in capsys.readouterr().out
+    )
     assert main([path, "stages.t.steps=1"]) == 1
     assert "problem: override stages.t.steps=1: there is no stage 't'" in capsys.readouterr().out
-    assert main([path, "data.train=nowhere"]) == 1 and "no folder of clips at nowhere" in capsys.readouterr().out
+    assert main([path, "data.train=nowhere"]) == 1 and "no source of clips at nowhere" in capsys.readouterr().out
     assert main([path, "data.train=nowhere", "--no-data"]) == 0
     assert main([path, "--processes", "3", "stages.s.global_batch=4"]) == 1
     assert "3 processes cannot share equally" in capsys.readouterr().out

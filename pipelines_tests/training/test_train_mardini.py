@@ -1,36 +1,72 @@
-"""The trainer on latents made up for the test: stages, losses, resuming, the exported pipeline."""
+"""The trainer on three clips of noise: stages, losses, resuming, the exported pipeline."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.models.embeddings import patchify
+from pipelines_tests.training.clip_files import noise, write_clip
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import RunConfig, StageConfig
-from training.curriculum import Batch, Draw, draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
-from training.data.latents import LatentClips
+from training.curriculum import (
+    Batch,
+    Draw,
+    draw_batch,
+    draw_reference_mask,
+    draw_timesteps,
+    learning_rate_factor,
+    sampling_of,
+)
 from training.heldout import patterns
 from training.loop import Run, Stopped
 from training.randomness import step_generator
+from training.run_data import prepare_data
 from training.step import MarDiniTrainingModel, masked_mse
 from training.stopping import StopRequest
 
 
-def make_data(clips=3, frames=12):
+@functools.cache
+def clips_folder() -> Path:
+    """Three clips for all tests of a process; manifests and latents lie beside them."""
+    folder = Path(tempfile.mkdtemp(prefix="clips-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_clips(folder / "clips")
+
+
+def write_clips(folder: Path) -> Path:
+    for seed in range(3):
+        write_clip(folder / f"{seed}.mp4", noise(12, 32, 32, seed), fps=20)
+    return folder
+
+
+def data_fields(clips: Path, **fields) -> dict:
+    """`data` of a configuration, with all that is kept beside the clips; batches are drawn in the loop."""
+    return {"train": str(clips), "validation": str(clips), "size": 32, "cache": clips.parent / "latents",
+            "manifests": clips.parent / "manifests", "workers": 0, **fields}  # fmt: skip
+
+
+@functools.cache
+def make_vae() -> AutoencoderPatchBasis:
     torch.manual_seed(0)
-    total = clips * frames
-    return LatentClips(
-        latents=torch.randn(total, 16, 4, 4),
-        planner_latents=torch.randn(total, 16, 2, 2),
-        offsets=torch.arange(0, total + 1, frames),
-        names=[f"{i}.mp4" for i in range(clips)],
-        fps=[20.0] * clips,
-    )
+    return AutoencoderPatchBasis(block_out_channels=(8,) * 4, encoder_blocks=0, decoder_blocks=0).eval()
+
+
+@functools.cache
+def make_data():
+    """Windows to train on."""
+    folder = Path(tempfile.mkdtemp(prefix="run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return prepare_data(make_config(), make_vae(), folder, Accelerator(cpu=True)).train
 
 
 def make_config(**overrides):
@@ -39,7 +75,7 @@ def make_config(**overrides):
     return RunConfig(
         **{
             "name": "test",
-            "data": {"train": "clips"},
+            "data": overrides.get("data") or data_fields(clips_folder()),
             "vae": "vae",
             "planner": {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16},
             "transformer": {
@@ -80,11 +116,12 @@ def make_config(**overrides):
 
 def make_run(folder: Path, config=None, **arguments) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    return Run(
-        config or make_config(), Accelerator(cpu=True), AutoencoderPatchBasis(), make_data(), make_data(), folder,
-        **arguments,
-    )  # fmt: skip
+    config, accelerator = config or make_config(), Accelerator(cpu=True)
+    config = config.for_processes(accelerator.num_processes)
+    data = prepare_data(
+        config, make_vae(), folder, accelerator, resumes=bool(list_checkpoints(folder / "checkpoints"))
+    )
+    return Run(config, accelerator, make_vae(), data.train, data.validation, folder, **arguments)
 
 
 def rows(step=0, count=2, first=0, total=None, seed=0, stage="test", attempt=0) -> Draw:
@@ -141,7 +178,8 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(tmp_path):
     before = {name: parameter.clone() for name, parameter in run.models.named_parameters()}
 
     def changed(stage):
-        run._train_stage(run.config.stages[stage], 0, StopRequest(tmp_path))
+        with run._load(run.config.stages[stage], 0) as loader:
+            run._train_stage(run.config.stages[stage], loader, StopRequest(tmp_path))
         moved = {name.split(".")[0] for name, p in run.models.named_parameters() if not torch.equal(p, before[name])}
         before.update({name: parameter.clone() for name, parameter in run.models.named_parameters()})
         return moved
@@ -278,10 +316,15 @@ def test_a_step_that_explodes_is_left_out_and_reported(tmp_path, monkeypatch):
 
 
 def test_a_clip_that_is_not_finite_is_named(tmp_path):
-    run = make_run(tmp_path)
-    run.train_data.planner_latents[12:24] = float("nan")  # the second clip
-    run.config = make_config(max_skipped_steps=100)
-    run.guard.max_skipped = 100
+    run = make_run(tmp_path, make_config(data=data_fields(write_clips(tmp_path / "clips")), max_skipped_steps=100))
+    (shard,) = (tmp_path / "latents").rglob("shard-*.safetensors")
+    with safe_open(shard, framework="pt") as file:
+        second = [row[0] for row in json.loads(file.metadata()["chunks"])].index(run.train_data.entries[1].sha256)
+    with open(shard, "r+b") as file:  # float16's NaN, written over its planner latents
+        length = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(length))[f"{second}.planner_latents.mean"]["data_offsets"]
+        file.seek(8 + length + begin)
+        file.write(b"\x00\x7e" * ((end - begin) // 2))
     run.train()
     reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "nonfinite").iterdir())]
     assert reports and all(any("1.mp4 from frame" in w for w in r["processes"][0]["windows"]) for r in reports)
@@ -313,7 +356,7 @@ def test_when_going_back_does_not_help_the_run_stops_and_its_checkpoint_stays(tm
 def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    batch = draw_batch(stage, run.train_data, 1000, rows())
+    batch = draw_batch(stage, sampling_of(run.config, stage), run.train_data, 1000, rows())
     torch.nn.init.normal_(run.transformer.proj_out.weight, std=0.1)
     losses = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(batch)
 
@@ -354,7 +397,8 @@ def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwi
     stage, data = make_config().stages[2], make_data()
 
     def draw(**keys):
-        return draw_batch(stage, data, 1000, rows(**{"seed": 3, "stage": "joint", "step": 5, **keys}))
+        draw = rows(**{"seed": 3, "stage": "joint", "step": 5, **keys})
+        return draw_batch(stage, sampling_of(make_config(), stage), data, 1000, draw)
 
     first, again = draw(), draw()
     assert all(
@@ -368,10 +412,10 @@ def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwi
 @pytest.mark.parametrize("tasks", [{"random": 1.0}, {"random": 0.0, "leading": 1.0}])
 def test_a_global_batch_is_the_same_for_any_number_of_processes(tasks):
     stage = StageConfig(**{**make_config().stages[2].model_dump(), "tasks": tasks, "reference_ratio": (0.25, 0.75)})
-    data = make_data()
+    data, sampling = make_data(), sampling_of(make_config(), stage)
     for step in range(5):
-        whole = draw_batch(stage, data, 1000, rows(step, count=6))
-        parts = [draw_batch(stage, data, 1000, rows(step, count=2, first=i, total=6)) for i in (0, 2, 4)]
+        whole = draw_batch(stage, sampling, data, 1000, rows(step, count=6))
+        parts = [draw_batch(stage, sampling, data, 1000, rows(step, count=2, first=i, total=6)) for i in (0, 2, 4)]
         for name, value in vars(whole).items():
             if torch.is_tensor(value):
                 assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value), name
@@ -384,7 +428,7 @@ def test_masks_follow_the_mixture_of_tasks():
 
     def masks(**tasks):
         stage = StageConfig(**{**config.model_dump(), "tasks": tasks, "reference_ratio": (0.25, 0.5)})
-        return [draw_reference_mask(stage, rows(i)) for i in range(20)]
+        return [draw_reference_mask(stage, stage.num_frames, rows(i)) for i in range(20)]
 
     assert all(mask.tolist() == [[True, False, False, True]] * 2 for mask in masks(random=0, interpolation=1))
     assert {mask[0].tolist().index(False) for mask in masks(random=0, leading=1)} == {1, 2}
@@ -417,7 +461,9 @@ def test_the_scheduler_of_the_run_is_the_presets():
 
 
 def test_a_batch_moves_all_of_its_tensors():
-    batch = draw_batch(make_config().stages[2], make_data(), 1000, rows()).to(torch.device("meta"))
+    config = make_config()
+    sampling = sampling_of(config, config.stages[2])
+    batch = draw_batch(config.stages[2], sampling, make_data(), 1000, rows()).to(torch.device("meta"))
     assert isinstance(batch, Batch) and all(
         v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v)
     )

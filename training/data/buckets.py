@@ -100,19 +100,6 @@ def size_multiple(compression: int, patch_size: int, planner_patch_size: int, pl
     return math.lcm(compression * patch_size, compression * planner_patch_size * planner_downscale)
 
 
-def check_buckets(buckets: Iterable[Bucket], multiple: int) -> None:
-    """Raises `ValueError` that names the nearest valid size of a bucket whose sides are not divisible by `multiple`."""
-    for bucket in buckets:
-        if bucket.frames < 2:
-            raise ValueError(f"bucket {bucket} has fewer than 2 frames; one is given and one is made")
-        if bucket.height < 1 or bucket.width < 1 or bucket.height % multiple or bucket.width % multiple:
-            near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in bucket.size)
-            raise ValueError(
-                f"bucket {bucket} (height x width) must have sides divisible by {multiple}, which is what autoencoder, patches "
-                f"and `planner_downscale` together need; the nearest is {near}"
-            )
-
-
 def assign(entries: Iterable[Entry], sampling: Sampling) -> Census:
     """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that it is not
     enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when windows are drawn."""

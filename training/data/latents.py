@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CROP_POLICY, fit
-from training.data.manifest import Entry, make_manifest
-from training.data.sources import Source, VideoFolder
+from training.data.manifest import Entry
+from training.data.sources import Source
 
 
 FRAME_POLICY = "every frame, upright"
@@ -414,116 +414,3 @@ def _hash_module(module: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class LatentClips:
-    """Normalized latents (mean 0, deviation 1) of a folder of clips, frame after frame.
-
-    Attributes:
-        latents: `(total_frames, channels, height, width)`, what the transformer sees.
-        planner_latents: `(total_frames, channels, h, w)`, the same frames made `planner_downscale` times smaller.
-        offsets: `(clips + 1,)`: clip i owns the frames `offsets[i]` to `offsets[i + 1]`.
-        names: file names of the clips.
-        fps: frames per second of each clip.
-    """
-
-    latents: torch.Tensor
-    planner_latents: torch.Tensor
-    offsets: torch.Tensor
-    names: list[str]
-    fps: list[float]
-
-    def num_windows(self, num_frames: int, stride: int = 1) -> int:
-        """How many windows of `num_frames`, every `stride`-th frame of a clip, there are."""
-        return len(self.windows(num_frames, stride))
-
-    def windows(self, num_frames: int, stride: int = 1) -> torch.Tensor:
-        """First frames of all windows that lie within one clip, as `(windows,)` indices into `latents`.
-
-        Raises:
-            ValueError: if no clip is long enough.
-        """
-        if num_frames < 1 or stride < 1:
-            raise ValueError(f"num_frames and stride must be at least 1, got {num_frames} and {stride}")
-        span = (num_frames - 1) * stride + 1
-        lengths = self.offsets.diff()
-        if span > lengths.max():
-            raise ValueError(
-                f"{num_frames} frames at stride {stride} span {span} frames, but the longest clip has "
-                f"{lengths.max().item()}; lower num_frames or stride, or add longer clips"
-            )
-        starts = [
-            torch.arange(first, last - span + 1)
-            for first, last in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist())
-            if last - first >= span
-        ]
-        return torch.cat(starts)
-
-    def describe(self, start: int, stride: int) -> str:
-        """The window from frame `start` of `latents`, in words: clip, first frame of it, stride."""
-        clip = int(torch.searchsorted(self.offsets, start, right=True)) - 1
-        return f"{self.names[clip]} from frame {start - int(self.offsets[clip])}, stride {stride}"
-
-    def gather(
-        self, starts: torch.Tensor, num_frames: int, stride: int | torch.Tensor = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cuts windows out.
-
-        Args:
-            starts: first frames, `(batch,)`, out of `windows`.
-            num_frames: frames of each window.
-            stride: distance of its frames, one number or one for each row, `(batch,)`.
-
-        Returns:
-            Latents `(batch, num_frames, channels, height, width)` and the planner's, `(batch, num_frames, channels, h,
-            w)`, both float32.
-
-        Raises:
-            ValueError: if a window leaves its clip.
-        """
-        if not isinstance(stride, torch.Tensor):
-            stride = torch.full_like(starts, stride)
-        frames = starts[:, None] + torch.arange(num_frames) * stride[:, None]  # (batch, num_frames)
-        first, last = (torch.searchsorted(self.offsets, frames[:, i].contiguous(), right=True) for i in (0, -1))
-        if (first != last).any() or (frames[:, 0] < 0).any():
-            row = int(((first != last) | (frames[:, 0] < 0)).nonzero()[0])
-            raise ValueError(
-                f"the window of row {row} ({num_frames} frames from frame {starts[row].item()}, stride "
-                f"{stride[row].item()}) leaves its clip; take starts from windows(num_frames, stride)"
-            )
-        return self.latents[frames].float(), self.planner_latents[frames].float()
-
-
-def cache_latents(
-    clips_folder: str | Path,
-    vae: torch.nn.Module,
-    size: int,
-    planner_downscale: int,
-    cache_dir: str | Path,
-    batch_size: int = 64,
-    dtype: torch.dtype = torch.float16,
-) -> LatentClips:
-    """Means of all square frames of a folder of videos, in memory: `build_latent_cache` for one process and small data.
-
-    Raises:
-        ValueError: if there are no readable clips, or a clip's latents are not finite.
-    """
-    source = VideoFolder(clips_folder)
-    name = f"{source.folder.parent.name}-{source.folder.name}"
-    manifest = make_manifest(source, Path(cache_dir) / f"{name}.jsonl")
-    if manifest.left_out:
-        print(manifest.census())
-    cache = build_latent_cache(
-        source, manifest.ok, vae, (size, size), planner_downscale, Path(cache_dir) / name,
-        batch_size=batch_size, dtype=dtype,
-    )  # fmt: skip
-    entries = [entry for entry in manifest.ok if entry in cache]
-    moments = [cache.read(entry, range(entry.num_frames)) for entry in entries]
-    return LatentClips(
-        torch.cat([clip.mean for clip in moments]),
-        torch.cat([clip.planner_mean for clip in moments]),
-        torch.tensor([0, *np.cumsum([entry.num_frames for entry in entries])]),
-        [entry.key for entry in entries],
-        [entry.fps for entry in entries],
-    )

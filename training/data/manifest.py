@@ -103,12 +103,12 @@ class Manifest:
         return "\n".join(lines)
 
 
-def default_path(spec: str | Path) -> Path:
-    """Where the manifest of a source lies unless told otherwise: `runs/manifests/<name>-<hash of the whole name>.jsonl`."""
+def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
+    """Where the manifest of a source lies unless told otherwise: `<folder>/<name>-<hash of the whole name>.jsonl`."""
     spec = str(spec)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(spec).name)
     where = str(Path(spec).resolve()) if Path(spec).exists() else spec
-    return MANIFESTS / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl"
+    return folder / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl"
 
 
 def make_manifest(source: Source, path: str | Path | None = None, workers: int = 1) -> Manifest:
@@ -126,7 +126,7 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
         ValueError: if the source holds no clips at all.
     """
     path = default_path(source.spec) if path is None else Path(path)
-    header = {"manifest": _VERSION, "source": source.spec, "decoder": decoder_version()}
+    header = _header(source.spec)
     unfinished = path.with_name(f".{path.name}.part")
     known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,6 +166,32 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
         _write_lines(path, header, entries)
     unfinished.unlink(missing_ok=True)
     return Manifest(source.spec, tuple(entries), path)
+
+
+def read_manifest(source: Source, path: Path) -> Manifest | None:
+    """What `write_manifest` wrote; `None` where there is no file, or it is of another source or of another decoder.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        if json.loads(first) != _header(source.spec):
+            return None
+        return Manifest(source.spec, tuple(Entry.model_validate_json(line) for line in lines), path)
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise ValueError(f"'{path}' is damaged ({_sentence(error)}); delete it, and it is made anew") from error
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes a copy, whole or not at all."""
+    _write_lines(path, _header(manifest.source), manifest.entries)
+
+
+def _header(spec: str) -> dict:
+    return {"manifest": _VERSION, "source": spec, "decoder": decoder_version()}
 
 
 def _start(pool: ThreadPoolExecutor, source: Source, key: str, stamp: str | None, old: Entry | None) -> Entry | Future:

@@ -38,15 +38,17 @@ class StepRows:
 
     Attributes:
         seed: of the run.
-        step: batches drawn before this one in the stage, micro-batches counted singly.
-        batch_size: rows of the batch over all processes.
-        rows: those of this process, out of `range(batch_size)`.
+        step: batches drawn before this one in the stage.
+        batch_size: rows of the batch over all processes and accumulated parts.
+        rows: those asked for, out of `range(batch_size)`.
+        attempt: another number chooses other orders of the clips.
     """
 
     seed: int
     step: int
     batch_size: int
     rows: tuple[int, ...]
+    attempt: int = 0
 
     def __post_init__(self):
         if any(not 0 <= row < self.batch_size for row in self.rows):

@@ -73,6 +73,13 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     )
 
 
+def is_there(spec: str) -> bool:
+    """Whether there is anything at a source's place, without reading it; `datasets` are taken at their word."""
+    if spec.startswith(("datasets:", "datasets-stream:")):
+        return True
+    return all(shard.exists() for shard in _shards(spec)) if spec.endswith(".tar") else Path(spec).is_dir()
+
+
 class VideoFolder:
     """Videos of a folder and the folders in it (the layout of HF `videofolder`); keys are paths within it.
 
@@ -118,8 +125,8 @@ class PictureFolders(VideoFolder):
         self._there = sorted(_relative(there, self.folder), key=_natural_path_key)
         if fps is None and not all("fps" in self._rows.get(key, {}) for key in self.keys()):
             raise ValueError(
-                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps, or a "
-                "metadata.jsonl with file_name (the folder) and fps"
+                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a run's "
+                "`data.picture_fps`, or --fps), or a metadata.jsonl with file_name (the folder) and fps"
             )
 
     def stamp(self, key: str) -> str | None:
@@ -144,14 +151,8 @@ class WebdatasetShards:
 
     def __init__(self, spec: str | Path):
         self.spec = str(spec)
-        if Path(spec).is_dir():
-            shards = sorted(Path(spec).glob("*.tar"), key=natural_key)
-        else:
-            from webdataset.shardlists import expand_urls  # the usual braces: train-{000..009}.tar
-
-            shards = [Path(url) for url in expand_urls(self.spec)]
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
-        for shard in shards:
+        for shard in _shards(self.spec):
             try:
                 with tarfile.open(_existing(shard), "r:") as tar:
                     for member in tar:
@@ -255,6 +256,14 @@ class DatasetVideos:
 
     def unnamed(self) -> dict[str, str]:
         return {}
+
+
+def _shards(spec: str) -> list[Path]:
+    if Path(spec).is_dir():
+        return sorted(Path(spec).glob("*.tar"), key=natural_key)
+    from webdataset.shardlists import expand_urls  # the usual braces: train-{000..009}.tar
+
+    return [Path(url) for url in expand_urls(spec)]
 
 
 def _holds_pictures(path: Path) -> bool:

@@ -47,6 +47,10 @@ class WindowDraw:
     order: tuple[str | int, ...]
     position: int
 
+    def __str__(self) -> str:
+        mirrored = ", mirrored" if self.flip else ""
+        return f"{self.clip} from frame {self.frames[0]} to {self.frames[-1]}{mirrored}"
+
 
 @dataclass(frozen=True)
 class _Order:
@@ -61,12 +65,14 @@ class Windows:
     Attributes:
         failures: reasons by key of the clips that could not be read since the start.
         sizes: heights and widths that there are.
+        on_failure: called once with the key and the reason of each of these clips.
     """
 
     def __init__(self, entries: Iterable[Entry], sizes: Iterable[tuple[int, int]]):
         self.entries = tuple(entries)
         self.sizes = tuple(sizes)
         self.failures: dict[str, str] = {}
+        self.on_failure: Callable[[str, str], None] = self._print_failure
         self._censuses: dict[Sampling, Census] = {}
         self._orders: dict[tuple, _Order] = {}
         self._by_key = {entry.key: entry for entry in self.entries}
@@ -108,7 +114,7 @@ class Windows:
         batches = tuple(math.ceil(len(census.clips[index]) / rows.batch_size) for index in filled)
         turn, earlier = bucket_at(rows.seed, sampling.stage, rows.step, batches)
         bucket = census.buckets[filled[turn]]
-        order = (rows.seed, sampling.stage, *bucket.size, bucket.frames)
+        order = (rows.seed, rows.attempt, sampling.stage, *bucket.size, bucket.frames)
         self._orders[order] = _Order(census.clips[filled[turn]], sampling.rates, shuffled=True)
         draws = []
         for row, generator in zip(rows.rows, sample_generators, strict=True):
@@ -118,29 +124,19 @@ class Windows:
             draws.append(self._window(order, position, bucket, rate, place, flip < sampling.flip))
         return draws
 
-    def heldout(
-        self,
-        num_windows: int,
-        num_frames: int,
-        stride: int | None = None,
-        fps: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> list[WindowDraw]:
+    def heldout(self, sampling: Sampling, num_windows: int) -> list[WindowDraw]:
         """Fixed windows, evenly spaced over all that the clips have; all of them where there are fewer.
 
         Args:
-            size: height and width, where there are several.
+            sampling: of one bucket and one rate.
 
         Raises:
             ValueError: if no clip has such a window.
         """
-        if size is None and len(self.sizes) > 1:
-            raise ValueError(f"there are several sizes ({self.sizes}); say which")
-        bucket, rate = Bucket(*(size or self.sizes[0]), num_frames), Rate(stride, fps)
-        census = self.census(Sampling("heldout", (bucket,), strides=((stride, 1.0),) if stride else (), fps=fps))
-        (clips,) = census.clips
-        counts = np.array([num_starts(entry, num_frames, rate) for entry in clips])
-        order = ("heldout", *bucket.size, num_frames, str(rate))
+        (bucket,), (rate,) = sampling.buckets, sampling.rates
+        (clips,) = self.census(sampling).clips
+        counts = np.array([num_starts(entry, bucket.frames, rate) for entry in clips])
+        order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
         ends = counts.cumsum()
         draws = []
@@ -158,7 +154,7 @@ class Windows:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reads windows and samples their latents.
 
-        A clip that can't be read any more is printed once with its reason, counted in `failures`, and its window is replaced, in
+        A clip that can't be read any more is told once to `on_failure`, counted in `failures`, and its window is replaced, in
         `draws` too, by one of the next clip of the same order.
 
         Args:
@@ -200,14 +196,17 @@ class Windows:
                     return draw, self._read(self._by_key[draw.clip], draw)
                 except (ValueError, OSError) as error:
                     self.failures[draw.clip] = str(error)
-                    print(
-                        f"clip '{draw.clip}' can't be read and is left out from here on ({len(self.failures)} of "
-                        f"{len(self.entries)} clips so far): {error}"
-                    )
+                    self.on_failure(draw.clip, str(error))
             draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.flip)
         raise ValueError(
             f"none of the {len(clips)} clips of bucket {draw.bucket} can be read; the first reason: "
             f"{self.failures[clips[0].key]}"
+        )
+
+    def _print_failure(self, clip: str, reason: str) -> None:
+        print(
+            f"clip '{clip}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
+            f"far): {reason}"
         )
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
@@ -218,10 +217,15 @@ class Windows:
 
 
 class LatentWindows(Windows):
-    """Windows from the latent cache, which may hold several sizes."""
+    """Windows from latent caches, one for each size that has clips."""
 
-    def __init__(self, entries: Iterable[Entry], caches: Mapping[tuple[int, int], LatentCache]):
-        super().__init__(entries, caches)
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        caches: Mapping[tuple[int, int], LatentCache],
+        sizes: Iterable[tuple[int, int]] | None = None,
+    ):
+        super().__init__(entries, caches if sizes is None else sizes)
         self.caches = dict(caches)
 
     @classmethod
@@ -254,6 +258,7 @@ class LatentWindows(Windows):
                 planner_downscale,
                 cache_dir,
                 flips,
+                batch_size=max(1, min(64, 64 * 256**2 // (size[0] * size[1]))),  # memory as of 64 frames of 256x256
                 rank=rank,
                 world=world,
                 wait=wait,
@@ -261,7 +266,7 @@ class LatentWindows(Windows):
             for size, clips in sorted(needed.items())
             if clips
         }
-        return cls(entries, caches)
+        return cls(entries, caches, sorted(needed))
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
         cache = self.caches[bucket.size]
