@@ -9,15 +9,13 @@ import copy
 import itertools
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
 
 from diffusers_mardini import (
     MarDiniPipeline,
@@ -40,9 +38,15 @@ from .curriculum import Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
+from .heldout_windows import heldout_windows
+from .monitor import Monitor
 from .optimizers import make_optimizers
+from .painting import Painter
+from .quality import heldout_quality
+from .samples import draw_samples
 from .step import MarDiniTrainingModel, PlannerReconstructionHead
 from .stopping import StopRequest
+from .trackers import start_trackers, track, track_sheets
 
 
 class Stopped(Exception):
@@ -104,6 +108,7 @@ class Run:
             self.planner.compile_repeated_blocks()
             self.transformer.compile_repeated_blocks()
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
+        self.monitor = Monitor(config, accelerator)
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -133,7 +138,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         while True:
             try:
-                return self._train_stages(stop, start_at, stop_after)
+                with self.monitor:
+                    return self._train_stages(stop, start_at, stop_after)
             except RollBack as error:
                 if self.attempt > 0:
                     raise RuntimeError(
@@ -148,6 +154,7 @@ class Run:
 
     def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
         stage_name, step, optimizer_states = self._resume(start_at)
+        start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(stage_name), names.index(stop_after or names[-1])
         for stage in self.config.stages[first : last + 1]:
@@ -194,11 +201,10 @@ class Run:
             optimizer.load_state_dict(state)
         factor = learning_rate_factor(stage)
         model, *optimizers = accelerator.prepare(model, *optimizers)
-        started, started_at = time.monotonic(), self.windows_seen
-        bar = tqdm(
-            total=stage.steps, initial=first_step, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
-            mininterval=5.0,
-        )  # fmt: skip
+        self.monitor.begin_stage(stage, first_step, self._rows(stage))
+        sample_every = config.sample_every if self.validation_data is not None else 0
+        if sample_every and self.windows_seen == 0:
+            self._sample(stage, first_step)
 
         for step in range(first_step, stage.steps):
             # 1. Draw
@@ -211,7 +217,8 @@ class Run:
                 for part in parts
             ]  # fmt: skip
             timesteps = self.scheduler.config.num_train_timesteps
-            batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
+            with self.monitor.waiting():
+                batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
@@ -244,22 +251,20 @@ class Run:
                 )
             self.global_step += 1
             self.windows_seen += self._rows(stage)
+            self.monitor.step()
 
             # 3. Tell, check, keep
             last = step + 1 == stage.steps
             if self.global_step % config.log_every == 0 or last:
-                rate = (self.windows_seen - started_at) / (time.monotonic() - started)
-                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step), rate)
-                bar.set_postfix(loss=f"{losses['loss'].item():.3f}", windows_per_s=f"{rate:.2f}", refresh=False)
-            bar.update()
+                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step))
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
                 self._validate(stage, step + 1)
+            if sample_every and (self.global_step % sample_every == 0 or last):
+                self._sample(stage, step + 1)
             if self.global_step % config.checkpoint_every == 0 or last or stopping:
                 self._save(stage, step + 1, optimizers)
             if stopping:
-                bar.close()
                 raise Stopped(reason or "another process was asked to")
-        bar.close()
         accelerator.free_memory()
 
     def _rows(self, stage: StageConfig) -> int:
@@ -272,30 +277,60 @@ class Run:
         nonfinite, stopping = self.accelerator.reduce(flags, "sum").tolist()
         return nonfinite == 0, stopping > 0
 
-    def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, rate: float) -> None:
+    def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float) -> None:
         means = {name: json_number(self.accelerator.reduce(value, "mean").item()) for name, value in losses.items()}
         self._write(
             {"stage": stage.name, "step": step, **means, "grad_norm": json_number(float(grad_norm)),
-             "learning_rate": learning_rate, "windows_per_second": round(rate, 3)}
+             "learning_rate": learning_rate, **self.monitor.times()}
         )  # fmt: skip
 
     def _validate(self, stage: StageConfig, step: int) -> None:
-        self.ema.store(self.models.parameters())
-        self.ema.copy_to(self.models.parameters())
-        # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
-        with torch.compiler.set_stance("force_eager"):
+        config = self.config
+        with self._averages():
             losses = heldout_losses(
                 self.planner, self.head, self.transformer, self.scheduler, self.validation_data, stage,
-                self.config.validation_windows, self.config.seed, self.accelerator,
+                config.validation_windows, config.seed, self.accelerator,
             )  # fmt: skip
-        self.ema.restore(self.models.parameters())
+            if config.quality_windows:
+                windows = heldout_windows(self.validation_data, stage, config.quality_windows)
+                losses |= heldout_quality(self._painter(), windows, stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 
+    def _sample(self, stage: StageConfig, step: int) -> None:
+        windows = heldout_windows(self.validation_data, stage, self.config.sample_windows)
+        with self._averages():
+            told = draw_samples(self._painter(), windows, stage, self.global_step, self.folder)
+        self._write({"stage": stage.name, "step": step, "samples": told})
+        track_sheets(
+            self.accelerator, {task: self.folder / each["sheet"] for task, each in told.items()}, self.global_step
+        )
+
+    @contextlib.contextmanager
+    def _averages(self) -> Iterator[None]:
+        """Within it the models carry their averages, and run eagerly: for a few batches without gradients, of another size,
+        compiling anew would cost minutes."""
+        self.ema.store(self.models.parameters())
+        self.ema.copy_to(self.models.parameters())
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        self.ema.restore(self.models.parameters())
+
+    def _painter(self) -> Painter:
+        config = self.config
+        return Painter(
+            self.vae, self.planner, self.head, self.transformer, self.scheduler, config.data.planner_downscale,
+            config.sample_steps, config.seed, self.accelerator,
+        )  # fmt: skip
+
     def _write(self, record: dict) -> None:
+        record = {
+            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.lap()
+        }  # fmt: skip
         if self.accelerator.is_main_process:
-            record = {"global_step": self.global_step, "windows_seen": self.windows_seen, **record}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
+        track(self.accelerator, record)
+        self.monitor.tell(record)
 
     def _save(self, stage: StageConfig, step: int, optimizers: list) -> None:
         failure: list[CheckpointError | None] = [None]
@@ -345,6 +380,7 @@ class Run:
                 )
             first = names.index(start_at) if start_at else 0
             self.global_step = sum(stage.steps for stage in self.config.stages[:first])
+            self._forget_records_after(-1)  # of a run that was killed before its first checkpoint
             return names[first], 0, None
         checkpoint = load_checkpoint(path)
         state = checkpoint.state

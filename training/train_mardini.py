@@ -21,9 +21,12 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
 from .data.latents import cache_latents
+from .environment import record_start
 from .loop import Run, Stopped
 from .plan import problems, unsupported
+from .report import write_report
 from .stopping import STOPPED, StopRequest
+from .trackers import finish_trackers, tracker_arguments
 
 
 def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
@@ -64,7 +67,9 @@ def train(
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
-    accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if use_bf16 else "no", **tracker_arguments(config.trackers, folder)
+    )
     resolved = config.for_processes(accelerator.num_processes)
     if found := [*problems(resolved), *unsupported(resolved)]:
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
@@ -96,7 +101,13 @@ def train(
         def tell(state: str, reason: str | None = None) -> None:
             if accelerator.is_main_process:
                 write_status(folder, {"state": state, "reason": reason, "global_step": run.global_step})
+            if state != "running":
+                finish_trackers(accelerator)
+                if accelerator.is_main_process:
+                    report(folder)
 
+        if accelerator.is_main_process:
+            record_start(folder, accelerator)
         tell("running")
         try:
             pipeline = run.train(stop, start_at, stop_after)
@@ -113,6 +124,16 @@ def train(
             accelerator.print(f"{run.guard.skipped} step(s) were not finite and left out; see {run.guard.folder}")
     accelerator.print(f"the finished pipeline lies in {pipeline}")
     return pipeline
+
+
+def report(folder: Path) -> None:
+    """Writes the report of a run that has ended; what goes wrong in it must not hide how the run ended."""
+    try:
+        print(f"the report is {write_report(folder)}")
+    except Exception as error:
+        print(
+            f"the report could not be written ({type(error).__name__}: {error}); `python -m training.report {folder}` tries again"
+        )
 
 
 def write_status(folder: Path, status: dict) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.checkpoint import list_checkpoints
+from training.monitor import TIMES
 from training.stopping import StopRequest
 
 
@@ -32,7 +33,7 @@ def state(folder: Path) -> tuple[dict, dict, dict, list[dict]]:
     assert last.name == "step-00000024"
     files = [load_file(last / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return *files, [{k: v for k, v in line.items() if k != "windows_per_second"} for line in lines]
+    return *files, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:
