@@ -27,7 +27,7 @@ def describe_start(accelerator: Accelerator) -> dict:
     device = accelerator.device
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -34,7 +34,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import RunConfig, StageConfig, shaping_fields
-from .curriculum import Draw, draw_batch, learning_rate_factor
+from .curriculum import Batch, Draw, draw_batch, learning_rate_factor
 from .data.latents import LatentClips
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
@@ -206,19 +206,9 @@ class Run:
         if sample_every and self.windows_seen == 0:
             self._sample(stage, first_step)
 
-        for step in range(first_step, stage.steps):
-            # 1. Draw
-            parts = range(stage.gradient_accumulation)
-            draws = [
-                Draw(
-                    config.seed, stage.name, step, (accelerator.process_index * len(parts) + part) * stage.batch_size,
-                    stage.batch_size, self._rows(stage), self.attempt,
-                )
-                for part in parts
-            ]  # fmt: skip
-            timesteps = self.scheduler.config.num_train_timesteps
-            with self.monitor.waiting():
-                batches = [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
+        parts = range(stage.gradient_accumulation)
+        for step, draws, batches in self.monitor.waiting(self._draw(stage, first_step)):
+            # 1. Drawn; at which rate to learn
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor(step)
@@ -266,6 +256,20 @@ class Run:
             if stopping:
                 raise Stopped(reason or "another process was asked to")
         accelerator.free_memory()
+
+    def _draw(self, stage: StageConfig, first_step: int) -> Iterator[tuple[int, list[Draw], list[Batch]]]:
+        """What this process draws in each step of a stage from `first_step` on, one batch for each accumulated part."""
+        parts = range(stage.gradient_accumulation)
+        timesteps = self.scheduler.config.num_train_timesteps
+        for step in range(first_step, stage.steps):
+            draws = [
+                Draw(
+                    self.config.seed, stage.name, step, (self.accelerator.process_index * len(parts) + part) * stage.batch_size,
+                    stage.batch_size, self._rows(stage), self.attempt,
+                )
+                for part in parts
+            ]  # fmt: skip
+            yield step, draws, [draw_batch(stage, self.train_data, timesteps, draw) for draw in draws]
 
     def _rows(self, stage: StageConfig) -> int:
         """Windows of one step, over all processes."""

@@ -4,11 +4,11 @@ Nothing here waits for the device: losses are shown when the loop has read them 
 a loop that waits for every step anyway, to ask whether it is finite.
 """
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -23,6 +23,8 @@ from .peak import measure_peak
 from .quality import SCORES
 from .step_costs import count_operations, count_tokens, uses_bfloat16
 
+
+T = TypeVar("T")
 
 # What a line of `metrics.jsonl` says of time, and two runs of the same configuration differ in.
 TIMES = ("windows_per_second", "seconds", "waiting_seconds")
@@ -92,12 +94,17 @@ class Monitor:
             self.live.start()
         self._refresh()
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the part of a step that waits for data, its first."""
-        self.step_began = self.clock()
-        yield
-        self.now.waiting += self.clock() - self.step_began
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; a step begins when the next one is asked for, and waits until it is there."""
+        batches = iter(batches)
+        while True:
+            self.step_began = self.clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.now.waiting += self.clock() - self.step_began
+            yield batch
 
     def step(self) -> None:
         """A step has ended; what follows until the next one (lines, held-out losses, checkpoints) does not count as its time."""
@@ -135,7 +142,7 @@ class Monitor:
                 self._count()
         if self.live is not None:
             self._refresh()
-        elif "heldout" in record or self._line_is_due():
+        elif "heldout" in record or ("loss" in record and self._line_is_due()):
             self.console.print(self.line("heldout" in record))
 
     def reading(self) -> dict[str, str]:

@@ -139,7 +139,8 @@ def _timings(config: RunConfig, records: list[dict]) -> list[str]:
         if not any("loss" in record for record in own):
             continue
         seconds = {
-            kind: sum(record["seconds"] for record in own if kind in record) for kind in ("loss", "heldout", "samples")
+            kind: sum(record.get("seconds", 0.0) for record in own if kind in record)
+            for kind in ("loss", "heldout", "samples")
         }
         waiting = sum(record.get("waiting_seconds", 0) for record in own)
         windows, seen = own[-1]["windows_seen"] - seen, own[-1]["windows_seen"]
@@ -211,9 +212,10 @@ def _draw(
         axes.set_yscale("log")
     for name, end in ends.items():
         axes.axvline(end, color="0.8", linewidth=0.8, zorder=0)
-        axes.text(end, 1.0, f"{name} ", transform=axes.get_xaxis_transform(), ha="right", va="bottom", fontsize=7)
+        place = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}
+        axes.text(end, 0.98, name, color="0.5", fontsize=7, **place)
     axes.set_xlabel("global step")
-    axes.set_title(title, pad=16)
+    axes.set_title(title)
     axes.legend(fontsize=8)
     axes.grid(axis="y", which="both", color="0.92")
     figure.savefig(path, **PNG)
