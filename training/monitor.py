@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from .config import RunConfig, StageConfig
 from .peak import measure_peak
@@ -63,7 +64,7 @@ class Monitor:
     ):
         self.config = config
         self.accelerator = accelerator
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console()
         self.clock = clock
         self.live: Live | None = None
         self.operations: dict[str, float] = {}  # of a step on this process, by stage, once counted
@@ -143,7 +144,7 @@ class Monitor:
         if self.live is not None:
             self._refresh()
         elif "heldout" in record or ("loss" in record and self._line_is_due()):
-            self.console.print(self.line("heldout" in record))
+            self._print(self.line("heldout" in record))
 
     def reading(self) -> dict[str, str]:
         """What there is to see, by label."""
@@ -184,11 +185,14 @@ class Monitor:
         *pairs, (heldout_label, heldout) = reading
         half = -(-len(pairs) // 2)
         for left, right in zip(pairs[:half], [*pairs[half:], ("", "")]):
-            grid.add_row(f"[dim]{left[0]}[/]", left[1], f"[dim]{right[0]}[/]", right[1])
+            grid.add_row(Text(left[0], "dim"), Text(left[1]), Text(right[0], "dim"), Text(right[1]))
         whole = Table.grid()
         whole.add_row(grid)
-        whole.add_row(f"[dim]{heldout_label}[/]  {heldout}")
-        return Panel(whole, title=self.config.name, expand=False)
+        whole.add_row(Text.assemble((heldout_label, "dim"), "  ", heldout))
+        return Panel(whole, title=Text(self.config.name), expand=False)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def _refresh(self) -> None:
         if self.live is not None:
@@ -207,7 +211,7 @@ class Monitor:
         self.operations = {stage.name: count_operations(self.config, stage) for stage in self.config.stages}
         dtype = torch.bfloat16 if uses_bfloat16(self.config) else torch.float32
         self.peak, how = measure_peak(self.accelerator.device, dtype)
-        self.console.print(f"peak measured here: {how}")
+        self._print(f"peak measured here: {how}")
 
     def _share_of_peak(self) -> float | None:
         if self.peak is None or not self.shown.seconds:
