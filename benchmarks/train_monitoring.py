@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from diffusers_mardini import AutoencoderPatchBasis
-from training import monitor
 from training.data.latents import LatentClips
 from training.loop import Run
 from training.step_costs import uses_bfloat16
@@ -43,7 +42,7 @@ def shares(lines: list[dict], batch_size: int) -> dict[str, float]:
     return {
         "step": statistics.median(steps),
         "data": statistics.median(line["waiting_seconds"] for line in lines),
-        # The line of a step is begun before it is written and shown: what that takes lies before the next one.
+        # What writing and showing the line of a step takes lies before the next line.
         "logging": statistics.median(
             max(0.0, line["seconds"] - step) for line, step in zip(lines[1:], steps[1:], strict=True)
         ),
@@ -58,13 +57,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     config = make_config(options.batch_size, "muon")
     stages = [config.stages[0].model_copy(update={"steps": options.steps})]
     config = config.model_copy(update={"stages": stages, "log_every": 1, "checkpoint_every": options.steps})
-    monitor.REFRESH_SECONDS = 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         accelerator = Accelerator(
             mixed_precision="bf16" if uses_bfloat16(config) else "no", **tracker_arguments(["tensorboard"], folder)
         )
         run = Run(config, accelerator, AutoencoderPatchBasis(), make_clips(), None, folder)
+        run.monitor.refresh_seconds = 0.0
         run.monitor.console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
         run.train()
         finish_trackers(accelerator)

@@ -315,9 +315,11 @@ class Run:
         compiling anew would cost minutes."""
         self.ema.store(self.models.parameters())
         self.ema.copy_to(self.models.parameters())
-        with torch.compiler.set_stance("force_eager"):
-            yield
-        self.ema.restore(self.models.parameters())
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.ema.restore(self.models.parameters())
 
     def _painter(self) -> Painter:
         config = self.config

@@ -30,7 +30,6 @@ T = TypeVar("T")
 # What a line of `metrics.jsonl` says of time, and two runs of the same configuration differ in.
 TIMES = ("windows_per_second", "seconds", "waiting_seconds")
 
-REFRESH_SECONDS = 1.0  # between two pictures of the panel
 LINE_SECONDS = 10.0  # between two plain lines
 COUNT_AFTER_SECONDS = 10.0  # a shorter stage would spend more on the counting of its operations than on its steps
 
@@ -72,6 +71,7 @@ class Monitor:
         self.losses: dict = {}
         self.heldout: dict = {}
         self.last_line = float("-inf")
+        self.refresh_seconds = 1.0  # between two drawings of the panel
 
     def __enter__(self) -> "Monitor":
         return self
@@ -114,11 +114,11 @@ class Monitor:
         self.now.steps += 1
         self.now.windows += self.windows_per_step
         self.step_number += 1
-        if self.live is not None and now - self.refreshed >= REFRESH_SECONDS:
+        if self.live is not None and now - self.refreshed >= self.refresh_seconds:
             self._refresh()
 
     def times(self) -> dict[str, float]:
-        """What a line of losses says of time (`TIMES`): of the steps since the last such line, and of all since the last line."""
+        """What a line of losses says of the steps since the last such line; `lap` gives the rest of `TIMES`."""
         speed, self.shown, self.now = self.now, self.now, _Speed()
         return {
             "windows_per_second": round(speed.windows / speed.seconds, 3) if speed.seconds else 0.0,
