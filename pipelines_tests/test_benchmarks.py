@@ -1,4 +1,6 @@
-from benchmarks import run, train_step
+import pytest
+
+from benchmarks import run, train_monitoring, train_step
 
 
 def test_every_pair_of_the_benchmark_is_timed_and_printed(capsys):
@@ -12,3 +14,14 @@ def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     assert list(seconds)[0].startswith("straightforward") and list(seconds)[-1].startswith("limit")
     assert len(seconds) >= 3 and all(value > 0 for value in seconds.values())
     assert capsys.readouterr().out.count("x") >= 2 * len(seconds)
+
+
+def test_what_lies_between_steps_is_logging():
+    lines = [{"windows_per_second": 5.0, "waiting_seconds": 0.02, "seconds": 2.1} for _ in range(3)]
+    assert train_monitoring.shares(lines, 10) == {"step": 2.0, "data": 0.02, "logging": pytest.approx(0.1)}
+
+
+def test_what_data_and_logging_take_of_a_step_is_told(capsys):
+    seconds = train_monitoring.main(["--batch-size", "1", "--steps", "4"])
+    assert seconds["step"] > seconds["data"] > 0 and seconds["logging"] > 0
+    assert "of a step (allowed: 5%)" in capsys.readouterr().out

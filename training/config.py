@@ -285,6 +285,25 @@ class RunConfig(_Strict):
     log_every: int = Field(10, ge=1, description="Steps between lines of `metrics.jsonl`.")
     validate_every: int = Field(200, ge=1, description="Steps between held-out losses.")
     validation_windows: int = Field(32, ge=1, description="Held-out windows; raising it steadies the held-out losses.")
+    quality_windows: int = Field(
+        8,
+        ge=0,
+        description="Held-out windows that are painted between their first and last frame and scored beside the held-out losses; 0: none.",
+    )
+    sample_every: int = Field(
+        1000,
+        ge=0,
+        description="Steps between pictures of held-out windows, painted; also before the first step and at the end of a stage. 0: none.",
+    )
+    sample_windows: int = Field(4, ge=1, description="Held-out windows in the pictures.")
+    sample_steps: int = Field(
+        10,
+        ge=1,
+        description="Denoising steps of pictures and scores; raising it costs time and sharpens them (Fig. 6a: up to 25).",
+    )
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        ["tensorboard"], description="Where losses and pictures go beside `metrics.jsonl` and `samples/`."
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(
         2, ge=1, description="Checkpoints kept; older ones are deleted after a new one is whole."
@@ -333,8 +352,8 @@ class RunConfig(_Strict):
 # What may differ when a run goes on: it says what is told, kept and read from where, not what is learned.
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours", "save_dtype",
-    "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae", "vae_subfolder", "init_from", "gradient_checkpointing",
-    "max_skipped_steps",
+    "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae", "vae_subfolder", "init_from",
+    "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every", "sample_windows", "sample_steps", "trackers",
 }  # fmt: skip
 
 

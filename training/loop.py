@@ -1,18 +1,17 @@
 """The loop: stages in order, steps in order, resumed from the newest checkpoint.
 
 The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the models in `models.py` and their shards in `sharding.py`,
-the state on disk in `saved_state.py`, what stops a run in `stopping.py`, what a step that is not finite does in `guards.py`.
+the state on disk in `saved_state.py`, what stops a run in `stopping.py`, what a step that is not finite does in `guards.py`, what is shown in
+`monitor.py`.
 """
 
 import contextlib
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
@@ -22,12 +21,18 @@ from .data.windows import Windows
 from .ema import AveragedWeights
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
+from .heldout_windows import heldout_windows
 from .models import export_pipeline, make_models, make_scheduler
+from .monitor import Monitor
 from .optimizers import make_optimizers
+from .painting import Painter
+from .quality import heldout_quality
+from .samples import draw_samples
 from .saved_state import Position, SavedState
 from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
 from .step import MarDiniTrainingModel
 from .stopping import StopRequest
+from .trackers import start_trackers, track, track_sheets
 
 
 class Stopped(Exception):
@@ -71,6 +76,7 @@ class Run:
             config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change
         )
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
+        self.monitor = Monitor(config, accelerator)
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -100,7 +106,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         while True:
             try:
-                return self._train_stages(stop, start_at, stop_after)
+                with self.monitor:
+                    return self._train_stages(stop, start_at, stop_after)
             except RollBack as error:
                 if self.attempt > 0:
                     raise RuntimeError(
@@ -115,6 +122,7 @@ class Run:
 
     def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
         position = self._resume(start_at)
+        start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(position.stage), names.index(stop_after or names[-1])
         step = position.step
@@ -152,14 +160,13 @@ class Run:
         self.saved.load_optimizers(optimizers)
         factor = learning_rate_factor(stage)
         model = data_parallel(model, accelerator)
-        started, started_at = time.monotonic(), self.windows_seen
-        bar = tqdm(
-            total=stage.steps, initial=loader.steps.start, desc=stage.name, unit="step", disable=not accelerator.is_main_process,
-            mininterval=5.0,
-        )  # fmt: skip
+        self.monitor.begin_stage(stage, loader.steps.start, self._rows(stage))
+        sample_every = config.sample_every if self.validation_data is not None else 0
+        if sample_every and self.windows_seen == 0:
+            self._sample(stage, loader.steps.start)
 
-        for step, drawn in loader:
-            # 1. Draw
+        for step, drawn in self.monitor.waiting(loader):
+            # 1. Drawn; at which rate to learn
             draws, batches = zip(*drawn)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -187,22 +194,20 @@ class Run:
                 )
             self.global_step += 1
             self.windows_seen += self._rows(stage)
+            self.monitor.step()
 
             # 3. Tell, check, keep
             last = step + 1 == stage.steps
             if self.global_step % config.log_every == 0 or last:
-                rate = (self.windows_seen - started_at) / (time.monotonic() - started)
-                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step), rate)
-                bar.set_postfix(loss=f"{losses['loss'].item():.3f}", windows_per_s=f"{rate:.2f}", refresh=False)
-            bar.update()
+                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step))
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
                 self._validate(stage, step + 1)
+            if sample_every and (self.global_step % sample_every == 0 or last):
+                self._sample(stage, step + 1)
             if self.global_step % config.checkpoint_every == 0 or last or stopping:
                 self._save(stage, step + 1, optimizers)
             if stopping:
-                bar.close()
                 raise Stopped(reason or "another process was asked to")
-        bar.close()
         accelerator.free_memory()
 
     def _stage_model(self, stage: StageConfig) -> MarDiniTrainingModel:
@@ -242,28 +247,61 @@ class Run:
         nonfinite, stopping = self.accelerator.reduce(flags, "sum").tolist()
         return nonfinite == 0, stopping > 0
 
-    def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, rate: float) -> None:
+    def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float) -> None:
         means = {name: json_number(self.accelerator.reduce(value, "mean").item()) for name, value in losses.items()}
         self._write(
             {"stage": stage.name, "step": step, **means, "grad_norm": json_number(float(grad_norm)),
-             "learning_rate": learning_rate, "windows_per_second": round(rate, 3)}
+             "learning_rate": learning_rate, **self.monitor.times()}
         )  # fmt: skip
 
     def _validate(self, stage: StageConfig, step: int) -> None:
-        # Eagerly: for a few batches without gradients, of another size, compiling anew would cost minutes.
-        precision = evaluation_precision(self.accelerator)
-        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
+        config = self.config
+        sampling = heldout_sampling(config, stage)
+        with self._averages():
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler, self.validation_data,
-                heldout_sampling(self.config, stage), stage, self.config.validation_windows, self.config.seed, self.accelerator,
+                self.planner, self.head, self.transformer, self.scheduler, self.validation_data, sampling, stage,
+                config.validation_windows, config.seed, self.accelerator,
             )  # fmt: skip
+            if config.quality_windows:
+                windows = heldout_windows(self.validation_data, sampling, config.quality_windows, config.seed)
+                losses |= heldout_quality(self._painter(), windows, stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 
+    def _sample(self, stage: StageConfig, step: int) -> None:
+        config = self.config
+        windows = heldout_windows(
+            self.validation_data, heldout_sampling(config, stage), config.sample_windows, config.seed
+        )
+        with self._averages():
+            told = draw_samples(self._painter(), windows, stage, self.global_step, self.folder)
+        self._write({"stage": stage.name, "step": step, "samples": told})
+        track_sheets(
+            self.accelerator, {task: self.folder / each["sheet"] for task, each in told.items()}, self.global_step
+        )
+
+    @contextlib.contextmanager
+    def _averages(self) -> Iterator[None]:
+        """Within it the models carry their averages, and run eagerly: for a few batches without gradients, of another size,
+        compiling anew would cost minutes."""
+        with self.ema.swapped(), evaluation_precision(self.accelerator), torch.compiler.set_stance("force_eager"):
+            yield
+
+    def _painter(self) -> Painter:
+        config = self.config
+        return Painter(
+            self.vae, self.planner, self.head, self.transformer, self.scheduler, config.data.planner_downscale,
+            config.sample_steps, config.seed, self.accelerator,
+        )  # fmt: skip
+
     def _write(self, record: dict) -> None:
+        record = {
+            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.lap()
+        }  # fmt: skip
         if self.accelerator.is_main_process:
-            record = {"global_step": self.global_step, "windows_seen": self.windows_seen, **record}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
+        track(self.accelerator, record)
+        self.monitor.tell(record)
 
     def _save(self, stage: StageConfig, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
         skipped = (self.guard.skipped, self.guard.in_a_row)
@@ -276,7 +314,8 @@ class Run:
         self.attempt = max(self.attempt, position.attempt)
         self.guard.skipped, in_a_row = position.skipped
         self.guard.in_a_row = in_a_row if position.attempt == self.attempt else 0  # other draws: counted anew
-        self._forget_records_after(self.global_step)
+        # Records of a run that was killed before its first checkpoint go as a whole, those of its start too.
+        self._forget_records_after(self.global_step if self.windows_seen else -1)
         return position
 
     def _forget_records_after(self, global_step: int) -> None:

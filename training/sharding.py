@@ -7,6 +7,7 @@ refuses what the trainer cannot keep its promises with. Everything here does not
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +19,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from diffusers_mardini.hardware import choose_device
 
 
-def make_accelerator(bf16: bool) -> Accelerator:
+def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
     """The processes, their devices and the precision, as the launcher and accelerate's configuration say.
+
+    Args:
+        bf16: autocast to bfloat16.
+        arguments: further ones of `Accelerator`, such as its trackers.
 
     Raises:
         ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and where processes that were started
@@ -32,7 +37,7 @@ def make_accelerator(bf16: bool) -> Accelerator:
             "state: use training/configs/accelerate/fsdp2.yaml instead of ZeRO-3, fsdp2_keep_parameters.yaml instead of ZeRO-2"
         )
     # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=choose_device().type == "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=choose_device().type == "cpu", **arguments)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(

@@ -19,11 +19,14 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 
 from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
+from .environment import record_start
 from .loop import Run, Stopped
 from .plan import problems
+from .report import write_report
 from .run_data import prepare_data
 from .sharding import make_accelerator
 from .stopping import STOPPED, StopRequest
+from .trackers import finish_trackers, tracker_arguments
 
 
 def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
@@ -64,7 +67,7 @@ def train(
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
-    accelerator = make_accelerator(use_bf16)
+    accelerator = make_accelerator(use_bf16, **tracker_arguments(config.trackers, folder))
     resolved = config.for_processes(accelerator.num_processes)
     if found := problems(resolved):
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
@@ -95,7 +98,13 @@ def train(
                         "failed_clips": len(data.failed),
                     },
                 )
+            if state != "running":
+                finish_trackers(accelerator)
+                if accelerator.is_main_process:
+                    report(folder)
 
+        if accelerator.is_main_process:
+            record_start(folder, accelerator)
         tell("running")
         try:
             pipeline = run.train(stop, start_at, stop_after)
@@ -116,6 +125,16 @@ def train(
             )
     accelerator.print(f"the finished pipeline lies in {pipeline}")
     return pipeline
+
+
+def report(folder: Path) -> None:
+    """Writes the report of a run that has ended; what goes wrong in it must not hide how the run ended."""
+    try:
+        print(f"the report is {write_report(folder)}")
+    except Exception as error:
+        print(
+            f"the report could not be written ({type(error).__name__}: {error}); `python -m training.report {folder}` tries again"
+        )
 
 
 def write_status(folder: Path, status: dict) -> None:

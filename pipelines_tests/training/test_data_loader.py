@@ -24,16 +24,13 @@ def test_steps_come_in_order_and_no_more_than_asked_for_are_prepared(workers):
 
 
 def test_the_next_step_is_prepared_while_one_is_computed():
-    def make(step):
-        time.sleep(0.1)
-
-    waited = []
-    for workers in (0, 1):
-        with BatchLoader(make, range(4), workers) as loader:
-            for _ in loader:
-                time.sleep(0.2)
-        waited.append(loader.waited)
-    assert waited[0] >= 0.4 and waited[1] < 0.25  # the first batch alone has to be waited for
+    begun = [threading.Event() for _ in range(4)]
+    with BatchLoader(lambda step: begun[step].set(), range(4), workers=1) as loader:
+        for step, _ in loader:  # the loop holds this step, and the next one is begun all the same
+            assert begun[min(step + 1, 3)].wait(timeout=60)
+    begun = [threading.Event() for _ in range(4)]
+    with BatchLoader(lambda step: begun[step].set(), range(4), workers=0) as loader:
+        assert next(iter(loader))[0] == 0 and not begun[1].is_set()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

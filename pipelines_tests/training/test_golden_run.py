@@ -10,6 +10,7 @@ from diffusers_mardini import MarDiniPipeline
 from training import train_autoencoder
 from training.config import load_config
 from training.data.moving_shapes import draw_clip, record
+from training.loop import Stopped
 from training.train_mardini import train
 
 
@@ -54,4 +55,12 @@ def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
             assert ours_value == pytest.approx(golden_value, rel=0.05), (theirs["stage"], theirs["step"], name)
     heldout = [r["heldout"] for r in told if "heldout" in r]
     assert heldout[-1]["diffusion/0.6"] < 0.8 * next(h for h in heldout if "diffusion/0.6" in h)["diffusion/0.6"]
+    assert heldout[-1]["quality/mid_ssim"] > next(h for h in heldout if "quality/mid_ssim" in h)["quality/mid_ssim"]
     assert MarDiniPipeline.from_pretrained(pipeline).config.planner_downscale == 2
+    report = Path("runs/golden/report.md").read_text()
+    assert "**Finished** at step 110" in report and "report/quality.png" in report
+
+    with pytest.raises(Stopped):
+        train(config.model_copy(update={"name": "stopped", "max_hours": 1e-9}))
+    report = Path("runs/stopped/report.md").read_text()
+    assert "**Stopped** at step 1" in report and "Why: max_hours" in report

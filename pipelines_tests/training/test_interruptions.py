@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, write_clips
 from training.checkpoint import list_checkpoints
+from training.monitor import TIMES
 from training.stopping import StopRequest
 
 
@@ -36,7 +37,7 @@ def state(folder: Path) -> tuple[dict, dict, dict, list[dict]]:
     assert last.name == "step-00000024"
     files = [load_file(last / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return *files, [{k: v for k, v in line.items() if k != "windows_per_second"} for line in lines]
+    return *files, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -29,6 +29,7 @@ from training.curriculum import (
 )
 from training.heldout import patterns
 from training.loop import Run, Stopped
+from training.monitor import TIMES
 from training.randomness import step_generator
 from training.run_data import prepare_data
 from training.step import MarDiniTrainingModel, masked_mse
@@ -90,6 +91,8 @@ def make_config(**overrides):
             "validate_every": 3,
             "validation_windows": 2,
             "mixed_precision": "no",
+            "quality_windows": 0,  # `test_quality.py` and `test_samples.py` turn these on
+            "sample_every": 0,
             "save_dtype": "float32",
             "stages": [
                 {**stage, "name": "planner", "trains": "planner", "steps": 3},
@@ -168,7 +171,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_ran_through(tmp_path, stop
     for name in ("weights.safetensors", "ema.safetensors"):
         through, resumed = (load_file(path / name) for path in last)
         assert all(torch.equal(through[key], resumed[key]) for key in through)
-    timeless = [[{k: v for k, v in r.items() if k != "windows_per_second"} for r in records(tmp_path / name)]
+    timeless = [[{k: v for k, v in r.items() if k not in TIMES} for r in records(tmp_path / name)]
                 for name in ("through", "resumed")]  # fmt: skip
     assert timeless[0] == timeless[1]
 

@@ -4,7 +4,6 @@ What a step draws is a function of its number, so there is no state to keep and 
 is in `training/curriculum.py`.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,14 +20,10 @@ class BatchLoader(Generic[Prepared]):
         make: prepares a step; what it raises is raised where the step is asked for.
         steps: the steps.
         workers: how many steps are prepared ahead, by one thread so that clips are read in order; 0: none, in the loop's own thread.
-
-    Attributes:
-        waited: seconds that the loop has waited for batches so far.
     """
 
     def __init__(self, make: Callable[[int], Prepared], steps: range, workers: int):
         self.steps = steps
-        self.waited = 0.0
         self._make = make
         self._ahead = workers
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if workers else None
@@ -37,14 +32,12 @@ class BatchLoader(Generic[Prepared]):
         waiting: deque[Future[Prepared]] = deque()
         coming = iter(self.steps)
         for step in self.steps:
-            started = time.monotonic()
             if self._pool is None:
                 batch = self._make(step)
             else:
                 while len(waiting) <= self._ahead and (later := next(coming, None)) is not None:
                     waiting.append(self._pool.submit(self._make, later))
                 batch = waiting.popleft().result()
-            self.waited += time.monotonic() - started
             yield step, batch
 
     def __enter__(self) -> "BatchLoader[Prepared]":

@@ -146,6 +146,10 @@ class Windows:
             draws.append(self._window(order, position, bucket, rate, float(place), False))
         return draws
 
+    def fps(self, draw: WindowDraw) -> float:
+        """Frames per second of a window."""
+        return draw.rate.fps or self._by_key[draw.clip].fps / (draw.frames[1] - draw.frames[0])
+
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Starts to read windows that a later `batch` will ask for, where reading takes time."""
 

@@ -1,0 +1,253 @@
+"""What became of a run, on one page with its curves: `python -m training.report runs/NAME` writes `runs/NAME/report.md`.
+
+The trainer does so whenever a run ends, finished or not. Everything is read from what the run recorded, so that a report can be made
+again at any time, also of a run that was killed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+
+from .config import RunConfig
+from .quality import SCORES
+
+
+CURVES = Path("report")  # folder of the pictures, within the run's
+PNG = {"dpi": 110, "bbox_inches": "tight"}
+
+
+def write_report(run: Path) -> Path:
+    """Writes the page and its curves; returns the page.
+
+    Raises:
+        ValueError: if the folder is no run's.
+    """
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is not the folder of a run: it has no config.json; give runs/NAME")
+    config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
+    starts, records = _read_lines(run / "starts.jsonl"), _read_lines(run / "metrics.jsonl")
+    if starts:
+        config = config.for_processes(starts[-1]["processes"])
+    sections = (
+        _state(run, starts),
+        _curves(run, config, records),
+        _heldout(config, records),
+        _samples(records),
+        _timings(config, records),
+        _left_out(run),
+        _environment(config, starts),
+        ["## Configuration", "", "As resolved, for the processes of the last start.", ""]
+        + ["```yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(), "```"],
+    )
+    page = [f"# {config.name}", ""]
+    for section in sections:
+        page += [*section, ""] if section else []
+    temporary = run / ".report.md.partial"
+    temporary.write_text("\n".join(page), encoding="utf-8")
+    temporary.replace(run / "report.md")
+    return run / "report.md"
+
+
+def _state(run: Path, starts: list[dict]) -> list[str]:
+    if not (run / "status.json").is_file():
+        return ["**Never begun**: there is no status.json."]
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    lines = [f"**{status['state'].capitalize()}** at step {status['global_step']}, {status['time']}."]
+    if status["state"] == "running":
+        lines[0] += " Where nothing runs any more, the run was killed; the same command goes on with it."
+    if status.get("reason"):
+        lines[0] += f" Why: {status['reason']}"
+    if len(starts) > 1:
+        lines.append(f"Started {len(starts)} times, first {starts[0]['time']}.")
+    return lines
+
+
+def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
+    """Draws what there is to draw."""
+    told = [record for record in records if "loss" in record]
+    heldout = [record for record in records if "heldout" in record]
+    (run / CURVES).mkdir(exist_ok=True)
+    lines = []
+
+    def draw(name: str, title: str, where: str, curves: dict[str, list[tuple[int, float]]], logarithmic: bool) -> None:
+        drawn = {label: points for label, points in curves.items() if points}
+        if drawn:
+            _draw(run / CURVES / f"{name}.png", title, drawn, _ends(config, records), logarithmic)
+            lines.extend([f"![{title}]({CURVES / name}.png)", "", where, ""])
+
+    losses = {name: _points(told, lambda r, name=name: r.get(name)) for name in ("planner_loss", "diffusion_loss")}
+    draw("training", "Training losses", "Single steps, as they were told.", losses, True)
+    names = ("planner", "diffusion/0.2", "diffusion/0.6", "diffusion/0.95", "diffusion_unplanned/0.95")
+    losses = {name: _points(heldout, lambda r, name=name: r["heldout"].get(name)) for name in names}
+    text = "Averaged weights, first and last frame given; the number is the share of the timesteps."
+    draw("heldout", "Held-out losses", text, losses, True)
+    scores = {
+        name: _points(heldout, lambda r, name=name: r["heldout"].get(f"quality/{name}"))
+        for name in SCORES
+        if name != "mid_psnr"
+    }
+    text = (
+        f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the truth's (1), "
+        "which is the autoencoder's decoding; SSIM alone rewards blur."
+    )
+    draw("quality", "Held-out quality", text, scores, False)
+    return ["## Curves", "", *lines[:-1]] if lines else []
+
+
+def _heldout(config: RunConfig, records: list[dict]) -> list[str]:
+    columns = ["planner", "diffusion/0.6", "diffusion_unplanned/0.95", *(f"quality/{name}" for name in SCORES)]
+    rows = []
+    for stage in config.stages:
+        found = [r for r in records if r["stage"] == stage.name and "heldout" in r]
+        if found:
+            last = found[-1]
+            rows.append([stage.name, last["step"], *(last["heldout"].get(column, "") for column in columns)])
+    return (
+        ["## Held-out, at the last step of each stage", "", *_table(["stage", "step", *columns], rows)] if rows else []
+    )
+
+
+def _samples(records: list[dict]) -> list[str]:
+    """The first and the last sheets, and links to all others."""
+    drawn = [record for record in records if "samples" in record]
+    if not drawn:
+        return []
+    lines = ["## Samples", ""]
+    for record in [drawn[0], drawn[-1]] if len(drawn) > 1 else drawn:
+        for task, each in record["samples"].items():
+            lines += [f"![{task}, step {record['global_step']}]({each['sheet']})", ""]
+    links = [
+        f"step {record['global_step']} ({record['stage']}): "
+        + ", ".join(
+            f"[{task}]({each['sheet']}) ([video]({each['video']}))" for task, each in record["samples"].items()
+        )
+        for record in drawn
+    ]
+    return lines + [f"- {link}" for link in links]
+
+
+def _timings(config: RunConfig, records: list[dict]) -> list[str]:
+    """Time of the steps that count: what ran after a checkpoint and was lost to a kill is in no line."""
+    rows, seen = [], 0
+    for stage in config.stages:
+        own = [record for record in records if record["stage"] == stage.name]
+        if not any("loss" in record for record in own):
+            continue
+        seconds = {
+            kind: sum(record.get("seconds", 0.0) for record in own if kind in record)
+            for kind in ("loss", "heldout", "samples")
+        }
+        waiting = sum(record.get("waiting_seconds", 0) for record in own)
+        windows, seen = own[-1]["windows_seen"] - seen, own[-1]["windows_seen"]
+        rows.append(
+            [
+                stage.name, own[-1]["step"], f"{windows:,}", _hours(sum(seconds.values())),
+                f"{windows / seconds['loss']:.2f}" if seconds["loss"] else "", f"{waiting / max(seconds['loss'], 1e-9):.1%}",
+                _hours(seconds["heldout"]), _hours(seconds["samples"]),
+            ]
+        )  # fmt: skip
+    columns = ["stage", "steps", "windows", "all", "windows/s of steps", "waiting for data", "held-out", "samples"]
+    return ["## Time", "", *_table(columns, rows)] if rows else []
+
+
+def _left_out(run: Path) -> list[str]:
+    reports = [json.loads(path.read_text()) for path in sorted((run / "nonfinite").glob("*.json"))]
+    if not reports:
+        return ["No step was left out as not finite."]
+    rows = [
+        [r["global_step"], r["stage"], r["attempt"], r["grad_norm"], _clips(r)]
+        for r in reports
+    ]  # fmt: skip
+    title = f"## {len(reports)} steps left out, because their loss or gradient was not finite"
+    return [title, "", *_table(["step", "stage", "attempt", "gradient norm", "windows"], rows)]
+
+
+def _clips(report: dict) -> str:
+    windows = [window for process in report["processes"] for window in process["windows"]]
+    return "; ".join(windows[:4]) + (f"; {len(windows) - 4} more" if len(windows) > 4 else "")
+
+
+def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
+    lines = ["## Seed and environment", ""]
+    lines += [f"Seed {config.seed}: everything drawn is a function of it, of the stage, the step and the row."]
+    if not starts:
+        return lines
+    rows = [[name, value] for name, value in starts[-1].items() if value is not None]
+    lines += ["", *_table(["at the last start", ""], rows)]
+    changed = sorted(
+        {n for start in starts for n in start if n not in ("time", "command") and start[n] != starts[-1].get(n)}
+    )
+    if changed:
+        lines += ["", f"Other starts differed in {', '.join(changed)}; see starts.jsonl."]
+    return lines
+
+
+def _points(records: list[dict], value: Callable[[dict], float | str | None]) -> list[tuple[int, float]]:
+    """`(global step, value)` where there is a finite value: others are told by name, as JSON has no numbers for them."""
+    pairs = ((record["global_step"], value(record)) for record in records)
+    return [(step, each) for step, each in pairs if isinstance(each, (int, float))]
+
+
+def _ends(config: RunConfig, records: list[dict]) -> dict[str, int]:
+    """The last global step of each stage that has begun."""
+    ends: dict[str, int] = {}
+    for record in records:
+        ends[record["stage"]] = record["global_step"]
+    return {stage.name: ends[stage.name] for stage in config.stages if stage.name in ends}
+
+
+def _draw(
+    path: Path, title: str, curves: dict[str, list[tuple[int, float]]], ends: dict[str, int], logarithmic: bool
+) -> None:
+    figure = Figure(figsize=(8, 4))
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        axes.plot(*zip(*points), label=label, linewidth=1.2, marker="o" if len(points) < 30 else None, markersize=3)
+    if logarithmic and all(value > 0 for points in curves.values() for _, value in points):
+        axes.set_yscale("log")
+    for name, end in ends.items():
+        axes.axvline(end, color="0.8", linewidth=0.8, zorder=0)
+        place = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}
+        axes.text(end, 0.98, name, color="0.5", fontsize=7, **place)
+    axes.set_xlabel("global step")
+    axes.set_title(title)
+    axes.legend(fontsize=8)
+    axes.grid(axis="y", which="both", color="0.92")
+    figure.savefig(path, **PNG)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """The whole lines of a JSON lines file; a killed run may leave half of one at its end."""
+    if not path.is_file():
+        return []
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the folder of a run, runs/NAME")
+    try:
+        print(f"wrote {write_report(parser.parse_args(arguments).run)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
