@@ -24,7 +24,7 @@ def heldout_quality(painter: Painter, windows: HeldoutWindows, stage: StageConfi
         `quality/<score>` for `SCORES`; nothing where the stage does not train the transformer, or its windows have no frame
         between the first and the last.
     """
-    given = tasks(stage.num_frames).get(TASK)
+    given = tasks(windows.latents.shape[1]).get(TASK)
     if given is None or stage.trains == "planner":
         return {}
     accelerator, count = painter.accelerator, len(windows.latents)

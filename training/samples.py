@@ -36,7 +36,7 @@ def draw_samples(
     low = stage.trains == "planner"
     truth = painter.decode(windows.planner_latents if low else windows.latents)
     told = {}
-    for task, given in tasks(stage.num_frames).items():
+    for task, given in tasks(windows.latents.shape[1]).items():
         if low:
             latents = painter.reconstruct(windows.planner_latents, given)
         else:
