@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from .census import StageCensus
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
 from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
@@ -76,7 +77,7 @@ class Run:
             config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change
         )
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
-        self.monitor = Monitor(config, accelerator)
+        self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -236,6 +237,12 @@ class Run:
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses
+
+    def _shares(self, stage: StageConfig) -> list[float]:
+        """Of the stage's batches, by bucket."""
+        sampling = sampling_of(self.config, stage)
+        census = StageCensus.of(self.train_data.census(sampling), sampling, self._rows(stage))
+        return [bucket.share for bucket in census.buckets]
 
     def _rows(self, stage: StageConfig) -> int:
         """Windows of one step, over all processes."""

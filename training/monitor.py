@@ -6,7 +6,7 @@ a loop that waits for every step anyway, to ask whether it is finite.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 # What a line of `metrics.jsonl` says of time, and two runs of the same configuration differ in.
 TIMES = ("windows_per_second", "seconds", "waiting_seconds")
 
+MODELS = ("planner", "transformer")
 LINE_SECONDS = 10.0  # between two plain lines
 COUNT_AFTER_SECONDS = 10.0  # a shorter stage would spend more on the counting of its operations than on its steps
 
@@ -50,6 +51,7 @@ class Monitor:
     Args:
         config: the run, in `steps` and `batch_size`.
         accelerator: only its main process shows anything.
+        shares: of the batches of a stage, by bucket, where a stage has several; equal shares unless given.
         console: where to; by default the standard output. It decides between the panel and lines.
         clock: seconds, rising.
     """
@@ -58,11 +60,13 @@ class Monitor:
         self,
         config: RunConfig,
         accelerator: Accelerator,
+        shares: Mapping[str, Sequence[float]] | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.config = config
         self.accelerator = accelerator
+        self.shares = shares or {}
         self.console = console or Console()
         self.clock = clock
         self.live: Live | None = None
@@ -89,7 +93,9 @@ class Monitor:
         self.began = self.line_at = self.refreshed = self.clock()
         self.now, self.shown = _Speed(), _Speed()
         self.losses = {}
-        self.tokens = count_tokens(self.config, stage)
+        self.tokens = {
+            name: self._mean(stage, lambda shape: count_tokens(self.config, shape)[name]) for name in MODELS
+        }
         if self.accelerator.is_main_process and self.live is None and shows_panel(self.console):
             self.live = Live(console=self.console, auto_refresh=False)
             self.live.start()
@@ -208,10 +214,19 @@ class Monitor:
 
     def _count(self) -> None:
         """Counts the operations of all stages and measures the peak, once: seconds, also for the models of the paper."""
-        self.operations = {stage.name: count_operations(self.config, stage) for stage in self.config.stages}
+        self.operations = {
+            stage.name: self._mean(stage, lambda shape: count_operations(self.config, shape))
+            for stage in self.config.stages
+        }
         dtype = torch.bfloat16 if uses_bfloat16(self.config) else torch.float32
         self.peak, how = measure_peak(self.accelerator.device, dtype)
         self._print(f"peak measured here: {how}")
+
+    def _mean(self, stage: StageConfig, count: Callable[[StageConfig], float]) -> float:
+        """Of what a batch of each bucket of a stage counts, by the buckets' shares of the batches."""
+        shapes = self.config.by_bucket(stage)
+        shares = self.shares.get(stage.name) or [1 / len(shapes)] * len(shapes)
+        return sum(share * count(shape) for share, shape in zip(shares, shapes, strict=True))
 
     def _share_of_peak(self) -> float | None:
         if self.peak is None or not self.shown.seconds:

@@ -21,10 +21,10 @@ class Clock:
         return self.now
 
 
-def make_monitor(terminal: bool, config=None):
+def make_monitor(terminal: bool, config=None, shares=None):
     clock, file = Clock(), io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120, color_system=None, _environ={"TERM": "xterm"})
-    return Monitor(config or make_config(), Accelerator(cpu=True), console, clock), clock, file
+    return Monitor(config or make_config(), Accelerator(cpu=True), shares, console, clock), clock, file
 
 
 def take_steps(monitor, clock, steps, waiting=0.5, working=1.5, between=0.0):
@@ -66,11 +66,24 @@ def test_a_reading_tells_speed_waiting_and_the_time_left():
     reading = monitor.reading()
     assert reading["stage"] == "1 of 3: planner" and reading["step"] == "2 of 3"
     assert reading["clips/s"] == "4.00" and reading["waiting for data"] == "25.0%"
-    tokens = 4 * 4 * (4 + 1)  # frames, rows, patches of a row and [NEXT]
+    tokens = 4 * 2 * (2 + 1)  # frames, rows, patches of a row and [NEXT]
     assert reading["planner tokens/s"] == str(4 * tokens) and "transformer tokens/s" not in reading
     assert reading["of measured peak"] == "25.0%"  # 2e9 in 2 seconds of 4e9
     assert reading["left of the stage"] == "0 min 12 s"
     assert reading["left of the run"] == f"{(12 + 12 * (2 * 2 + 3 * 3)) // 60} min {(12 + 12 * 13) % 60:02d} s"
+
+
+def test_tokens_and_operations_of_a_stage_in_buckets_are_means_by_their_shares():
+    config = make_config()
+    stage = config.stages[2].model_copy(update={"buckets": [(32, 32), (32, 64, 6)]})
+    config = config.model_copy(update={"stages": [stage]})
+    monitor, _, _ = make_monitor(terminal=False, config=config, shares={"joint": [0.75, 0.25]})
+    monitor.begin_stage(stage, 0, windows_per_step=8)
+    small, large = 4 * 2 * (2 + 1), 6 * 2 * (4 + 1)  # frames, rows, patches of a row and [NEXT]
+    assert monitor.tokens["planner"] == 0.75 * small + 0.25 * large
+    monitor._count()
+    each = [count_operations(config, shape) for shape in config.by_bucket(stage)]
+    assert each[0] < monitor.operations["joint"] == pytest.approx(0.75 * each[0] + 0.25 * each[1]) < each[1]
 
 
 def test_a_resumed_stage_goes_by_the_pace_of_its_own_steps():
