@@ -1,8 +1,8 @@
 """Runs shared by real processes, for `test_shared_runs.py`: a program of its own, since it forks before any thread is there.
 
-    python -m pipelines_tests.training.shared_run '[{"folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
+    python -m pipelines_tests.training.shared_run '[{"clips": "clips", "folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
 
-trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: in `folder`, by
+trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: on `clips`, in `folder`, by
 `processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`), asked to stop after `until` steps, with other changes to the
 configuration (`config`) and environment variables (`environment`). What the processes said lies in `log-<process>.txt`.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines_tests.training.test_train_mardini import make_config, make_run
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.loop import Run, Stopped
 from training.stopping import StopRequest
 
@@ -36,16 +36,16 @@ class StopAfter(StopRequest):
         return f"{self.steps} steps" if self.run.global_step + 1 == self.steps else None
 
 
-def make_shared_config(stage: dict | None = None, **overrides):
+def make_shared_config(clips: Path, stage: dict | None = None, **overrides):
     """The tiny run in float32 with four windows a step, whoever computes them, and rates at which rounding does not grow."""
-    config = make_config(checkpoint_every=100, keep_checkpoints=100, validate_every=100)
+    config = make_config(data=data_fields(clips), checkpoint_every=100, keep_checkpoints=100, validate_every=100)
     changes = {"batch_size": None, "global_batch": 4, "learning_rate": 1e-3, **(stage or {})}
     stages = [{**s.model_dump(), **changes, "steps": STEPS[s.name]} for s in config.stages]
     return type(config).model_validate({**config.model_dump(), "stages": stages, **overrides})
 
 
 def train(entry: dict) -> None:
-    config = make_shared_config(**entry.get("config", {})).for_processes(entry["processes"])
+    config = make_shared_config(Path(entry["clips"]), **entry.get("config", {})).for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
     try:
         run.train(StopAfter(run, entry.get("until", 0)))

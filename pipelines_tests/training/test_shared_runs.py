@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
+from pipelines_tests.training.test_train_mardini import clips_folder
 from training.checkpoint import list_checkpoints
+from training.monitor import TIMES
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,7 @@ ONE = {"processes": 1}
 
 
 def run(*entries: dict) -> None:
+    entries = [{"clips": str(clips_folder()), **entry} for entry in entries]
     result = subprocess.run(
         [sys.executable, "-m", "pipelines_tests.training.shared_run", json.dumps(entries)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, timeout=1200,
@@ -36,7 +39,7 @@ def run(*entries: dict) -> None:
 
 def told(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "windows_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
