@@ -236,6 +236,10 @@ class StageConfig(_Strict):
             update={"steps": steps, "clips": None, "batch_size": batch // shares, "global_batch": None}
         )
 
+    def windows_per_step(self, num_processes: int) -> int:
+        """Windows of a step, over all processes and accumulated parts; of a stage that has a `batch_size` (`for_processes`)."""
+        return self.batch_size * self.gradient_accumulation * num_processes
+
 
 class OptimizerConfig(_Strict):
     """AdamW (Appendix B), or Muon on the matrices of the blocks, and the average of the weights."""

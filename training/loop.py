@@ -246,7 +246,7 @@ class Run:
 
     def _rows(self, stage: StageConfig) -> int:
         """Windows of one step, over all processes."""
-        return stage.batch_size * stage.gradient_accumulation * self.accelerator.num_processes
+        return stage.windows_per_step(self.accelerator.num_processes)
 
     def _agree(self, finite: torch.Tensor, reason: str | None) -> tuple[bool, bool]:
         """Whether every process is finite, and whether any was asked to stop; the one host synchronization of a step."""

@@ -210,8 +210,7 @@ def make_plan(
         if entries is not None:
             sampling = sampling_of(config, stage)
             censuses.append(assign(entries, sampling))
-            batch = stage.batch_size * stage.gradient_accumulation * num_processes
-            census = StageCensus.of(censuses[-1], sampling, batch)
+            census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
             if not census.clips:
                 found.append(
                     f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower `num_frames` or "
@@ -254,8 +253,8 @@ def _plan_stage(
         trains=stage.trains,
         sampling=sampling,
         steps=stage.steps,
-        clips=stage.steps * stage.batch_size * num_processes,
-        batch=stage.batch_size * num_processes,
+        clips=stage.steps * stage.windows_per_step(num_processes),
+        batch=stage.windows_per_step(num_processes),
         parameters=sum(parameters[part] for part in trained_parts(stage)),
         buckets=tuple(
             _plan_bucket(config, shape, share, num_processes, parallelism) for shape, share in zip(shapes, shares)
@@ -350,9 +349,10 @@ def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
     batch = shape.batch_of(device, torch.float32)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config)):
-            loss = model(batch)["loss"]
-        loss.backward()
+        for _ in range(stage.gradient_accumulation):
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config)):
+                loss = model(batch)["loss"]
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()

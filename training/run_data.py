@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .census import StageCensus, open_clips, read_clips
-from .config import RunConfig, StageConfig
+from .config import RunConfig
 from .curriculum import heldout_sampling, sampling_of
 from .data.buckets import Sampling, assign
 from .data.failures import FailedClips
@@ -70,7 +70,9 @@ def prepare_data(
     # 3. The census
     censuses = {
         name: {
-            stage.name: StageCensus.of(windows[name].census(sampling), sampling, _windows_per_step(stage, accelerator))
+            stage.name: StageCensus.of(
+                windows[name].census(sampling), sampling, stage.windows_per_step(accelerator.num_processes)
+            )
             for stage, sampling in zip(config.stages, samplings[name])
         }
         for name in specs
@@ -78,10 +80,6 @@ def prepare_data(
     if accelerator.is_main_process:
         _tell(config, censuses, accelerator, folder / "census.json", resumes)
     return RunData(windows["train"], windows.get("validation"), failed)
-
-
-def _windows_per_step(stage: StageConfig, accelerator: Accelerator) -> int:
-    return stage.batch_size * stage.gradient_accumulation * accelerator.num_processes
 
 
 def _clips(
@@ -154,7 +152,7 @@ def _tell(
     for name, stages in censuses.items():
         print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
-            seen = stage.steps * _windows_per_step(stage, accelerator) if name == "train" else None
+            seen = stage.steps * stage.windows_per_step(accelerator.num_processes) if name == "train" else None
             first, *others = stages[stage.name].lines(seen, most_reasons=10)
             print("\n".join([f"  {stage.name}: {first}", *(f"  {line}" for line in others)]))
     records = {

@@ -7,11 +7,12 @@ refuses what the trainer cannot keep its promises with. Everything here does not
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -36,8 +37,15 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
             "(steps that are not finite are left out on all processes) and averages the weights after it. FSDP2 shards the same "
             "state: use training/configs/accelerate/fsdp2.yaml instead of ZeRO-3, fsdp2_keep_parameters.yaml instead of ZeRO-2"
         )
+    # The others wait while the main process reads every clip of a source, or encodes what is its share.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
     # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=choose_device().type == "cpu", **arguments)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        cpu=choose_device().type == "cpu",
+        kwargs_handlers=[patience],
+        **arguments,
+    )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(

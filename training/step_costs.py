@@ -199,12 +199,13 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
 
 
 def count_operations(config: RunConfig, stage: StageConfig) -> float:
-    """Floating-point operations of a step on one process, forward and backward, at the mean number of masked frames."""
+    """Floating-point operations of a step on one process, all its accumulated parts, forward and backward, at the mean number of
+    masked frames."""
     mean, _ = masked_frames(stage)
     low, high = int(mean), int(mean) + (mean != int(mean))  # linear in between: masked frames are those that ask
     shapes = [Shape.of(config, stage, masked) for masked in (low, high)]
     at_low, at_high = (_by_layers(shape, partial(_count_operations, shape)) for shape in shapes)
-    return at_low + (at_high - at_low) * (mean - low)
+    return stage.gradient_accumulation * (at_low + (at_high - at_low) * (mean - low))
 
 
 def count_activations(config: RunConfig, stage: StageConfig, checkpointing: bool) -> int:

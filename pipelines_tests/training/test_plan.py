@@ -139,6 +139,18 @@ def test_recomputing_costs_operations_and_saves_activations():
     assert count_activations(plain, stage, True) < 0.7 * count_activations(plain, stage, False)
 
 
+def test_accumulated_parts_make_a_step_larger_and_not_its_memory():
+    (one,), (three,) = (
+        make_plan(
+            make_config({"gradient_accumulation": parts}), num_processes=2, parallelism="ddp", with_data=False
+        ).stages
+        for parts in (1, 3)
+    )
+    assert (one.batch, one.clips) == (4, 40) and (three.batch, three.clips) == (12, 120)
+    assert three.operations_per_step == pytest.approx(3 * one.operations_per_step)
+    assert three.largest.memory == one.largest.memory
+
+
 def test_memory_by_kind_by_hand():
     config = make_config({"trains": "transformer"}, mixed_precision="bf16")
     stage, parameters = config.stages[0], count_parameters(config)
@@ -215,7 +227,8 @@ def test_what_does_not_fit_is_told_with_the_fix(gpu_memory, overrides, fix):
 
 def test_checkpointing_is_the_first_fix_where_it_is_enough():
     plan = make_plan(make_config(), gpu_memory=1000, with_data=False)
-    between = (plan.stages[0].memory.total + plan.stages[0].memory_other.total) / 2 / 2**30
+    largest = plan.stages[0].largest
+    between = (largest.memory.total + largest.memory_other.total) / 2 / 2**30
     (problem,) = make_plan(make_config(), gpu_memory=between, with_data=False).problems
     assert problem.endswith("set `gradient_checkpointing: true`")
     assert make_plan(make_config(gradient_checkpointing=True), gpu_memory=between, with_data=False).problems == []
@@ -241,9 +254,8 @@ def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
     assert "no video" in by_stride.left_out["broken.mp4"]
     (bucket,) = by_stride.buckets
     assert (bucket.height, bucket.width, bucket.frames, bucket.enlarged, bucket.share) == (64, 64, 4, 1, 1.0)
-    assert census(fps=4, strides=None).windows == {
-        "4 frames per second": 4
-    }  # 3 steps of 2.5 frames: starts 0 to 3 of 12
+    # Steps of 2.5 frames: 0, 2, 5 and 7 (halves round down), from starts 0 to 4 of 12.
+    assert census(fps=4, strides=None).windows == {"4 frames per second": 5}
     assert "frames would be repeated" in census(fps=20, strides=None).left_out["long.mp4"]
 
 
