@@ -8,6 +8,7 @@ training code is no part of it.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
+from .checkpoint_format import FORMAT_VERSION
 from .models import (
     AutoencoderPatchBasis,
     MarDiniPlannerOutput,
@@ -24,6 +25,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
+    "FORMAT_VERSION",
     "MarDiniPipeline",
     "MarDiniPipelineOutput",
     "MarDiniPlannerOutput",
