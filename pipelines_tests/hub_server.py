@@ -140,7 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         if given == TOKEN:
             return True
         status = 403 if given == READ_ONLY_TOKEN else 401
-        self._send(status, {"error": "no"}, {"X-Error-Message": "this token may not" if status == 403 else "who are you?"})
+        self._send(
+            status, {"error": "no"}, {"X-Error-Message": "this token may not" if status == 403 else "who are you?"}
+        )
         return False
 
     def validate_yaml(self, body: bytes) -> None:

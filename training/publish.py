@@ -124,7 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("card", type=Path, help="YAML file with the facts that no record tells")
     parser.add_argument("results", type=Path, help="results.json of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--keep-record", action="store_true", help="for training.card, in a JSON file beside the YAML file")
+    parser.add_argument(
+        "--keep-record", action="store_true", help="for training.card, in a JSON file beside the YAML file"
+    )
     options = parser.parse_args(arguments)
     try:
         output = publish(options.run, options.card, options.results, options.output, options.keep_record)

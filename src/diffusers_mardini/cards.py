@@ -70,7 +70,9 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
         values["pipeline"] = ""  # the sections of a card that is none of an adapter
     resources = {"hardware": "trained on", "hours": "hours, all stages together"}
     if resources.keys() & facts.keys():
-        values["resources"] = "\n".join(f"- {label}: {values[key]}" for key, label in resources.items() if key in facts)
+        values["resources"] = "\n".join(
+            f"- {label}: {values[key]}" for key, label in resources.items() if key in facts
+        )
     text = (files(__package__) / "templates/model_card.md").read_text(encoding="utf-8")
     for _ in range(2):  # sections stand in sections at most once
         text = re.sub(
@@ -130,7 +132,8 @@ def card_metadata(card: str) -> dict[str, Any]:
     try:
         return ModelCard(card).data.to_dict()
     except Exception as error:  # the YAML parser's own classes have no base but Exception
-        raise ValueError(f"the block between the first two lines of --- is no YAML: {error}") from error
+        reason = " ".join(str(error).split())  # told over many lines
+        raise ValueError(f"the block between the first two lines of --- is no YAML: {reason}") from error
 
 
 def retarget_card(card: str, path: str) -> tuple[str, str | None]:
