@@ -152,6 +152,14 @@ def test_unknown_and_missing_facts_are_refused():
         render_model_card({"num_frames": 9})
     with pytest.raises(ValueError, match="sound.wav cannot be shown; use .png"):
         render_model_card({"name": "x", "samples": [{"file": "sound.wav", "caption": "x"}]})
+    for facts, told in (
+        ({"limits": "Small."}, "limits is 'Small.'; give list of sentences"),
+        ({"hours": "two"}, "hours is 'two'; give number"),
+        ({"parameters": 3}, "parameters is 3; give dict"),
+        ({"samples": ["sheet.png"]}, 'give a dict with "file" and "caption"'),
+    ):
+        with pytest.raises(ValueError, match=told):
+            render_model_card({"name": "x", **facts})
 
 
 def test_what_a_pipelines_folder_tells(tmp_path):
@@ -192,6 +200,8 @@ def test_folders_that_tell_nothing_and_samples_that_are_not_there_are_refused(tm
     with pytest.raises(ValueError, match="neither model_index.json nor pytorch_lora_weights.safetensors"):
         read_facts(tmp_path)
     (tmp_path / "model_index.json").write_text('{"planner": ["a", "b"]}')
+    with pytest.raises(ValueError, match="is a whole pipeline; leave the fact base_model out"):
+        write_model_card(tmp_path, {"base_model": "somebody/base"})
     with pytest.raises(ValueError, match="shows sheet.png, which"):
         write_model_card(tmp_path, {"samples": [{"file": "sheet.png", "caption": "x"}]})
     (tmp_path / "planner").mkdir()

@@ -174,7 +174,7 @@ def test_push_looks_first_and_sends_when_told_to(checkpoint, tmp_path):
         for index, flag in enumerate(("--yes", "--no-dry-run")):
             code, text = run(*arguments, flag, "--message", f"Number {index}", "--private")
             assert code == 0 and text.splitlines()[-1].startswith(
-                f"Sent 10 files: {hub.address}/somebody/tiny/commit/"
+                f"Sent 14 files: {hub.address}/somebody/tiny/commit/"
             )
         assert hub.messages == ["Number 0", "Number 1"] and hub.private == {"somebody/tiny"}
         assert "- Small." in hub.repositories["somebody/tiny"]["README.md"].decode()

@@ -54,7 +54,7 @@ def test_the_plan_lists_every_file_with_its_size_and_shows_the_card(folder, hub)
     upload = plan_upload(folder, REPO)
     text = describe(upload)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(upload.files) | {"README.md"} == names and len(names) == 10
+    assert set(upload.files) | {"README.md"} == names and len(names) == 14
     assert upload.files[WEIGHTS] == (folder / WEIGHTS).stat().st_size
     assert all(f"  {name} " in text for name in names) and "240.6 kB" in text
     assert upload.card.rstrip() in text and "license: apache-2.0" in text
@@ -106,6 +106,7 @@ def test_a_file_of_facts_is_an_object(tmp_path, content, message):
         (".model.safetensors.partial", "is temporary"),
         ("run.sh", "is of no kind"),
         ("broken.json", "is no valid JSON"),
+        ("model_index.json", "is no valid JSON"),
     ],
 )
 def test_what_is_unsafe_or_left_over_is_named_with_its_reason(folder, name, reason):
@@ -134,19 +135,22 @@ def test_links_are_followed_within_the_folder_only(folder, tmp_path):
 
 
 def test_another_file_in_the_shims_place_is_refused(folder):
-    with open(folder / "pipeline_mardini.py", "a") as file:
-        file.write("\nprint('more')\n")
-    (problem,) = problems_of(folder)
-    assert problem.startswith("pipeline_mardini.py: is not the file that this version writes")
+    for name in ("pipeline_mardini.py", "vae/diffusers_mardini.py"):
+        with open(folder / name, "a") as file:
+            file.write("\nprint('more')\n")
+    problems = problems_of(folder)
+    assert [line.split(": ")[0] for line in problems] == ["pipeline_mardini.py", "vae/diffusers_mardini.py"]
+    assert all("is not the file that this version writes" in line for line in problems)
 
 
 @pytest.mark.parametrize(
     "name, told",
     [
         ("model_index.json", "model_index.json: is missing, and so is pytorch_lora_weights.safetensors"),
-        ("pipeline_mardini.py", "pipeline_mardini.py: is missing, and model_index.json names it"),
+        ("pipeline_mardini.py", "pipeline_mardini.py: is missing; without it"),
         ("planner/config.json", "planner/config.json: is missing, and model_index.json names planner"),
         ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json: is missing"),
+        ("planner/diffusers_mardini.py", "planner/diffusers_mardini.py: is missing; without it"),
         (WEIGHTS, f"{WEIGHTS}: is missing; there is a config"),
     ],
 )
@@ -293,7 +297,8 @@ def test_the_pipeline_shows_first_and_sends_when_told_to(hub, capsys):
 def plan_files(pipe) -> set[str]:
     models = {f"{name}/{file}" for name in ("vae", "planner", "transformer")
               for file in ("config.json", "diffusion_pytorch_model.safetensors")}  # fmt: skip
-    return models | {"scheduler/scheduler_config.json", "model_index.json", "pipeline_mardini.py"}
+    code = {f"{name}/diffusers_mardini.py" for name in ("vae", "planner", "transformer", "scheduler")}
+    return models | code | {"scheduler/scheduler_config.json", "model_index.json", "pipeline_mardini.py"}
 
 
 def test_lora_weights_are_sent_with_a_card_of_an_adapter(tmp_path, hub):
@@ -301,6 +306,8 @@ def test_lora_weights_are_sent_with_a_card_of_an_adapter(tmp_path, hub):
     folder.mkdir()
     tensors = {"transformer.a.lora_A.weight": torch.ones(2, 8), "transformer.a.lora_B.weight": torch.ones(8, 2)}
     save_file(tensors, folder / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="give the fact base_model"):
+        plan_upload(folder, "somebody/lora")
     push(plan_upload(folder, "somebody/lora", {"base_model": REPO}))
     card = hub.repositories["somebody/lora"]["README.md"].decode()
     assert f"base_model: {REPO}\n" in card and "base_model_relation: adapter\n" in card

@@ -23,8 +23,8 @@ FACTS = {
     "description": "what it is, in a sentence or two",
     "license": "licence of the weights, as an SPDX name in lower case",
     "base_model": "Hub id of the checkpoint that LoRA weights adapt; makes the card one of an adapter",
-    "num_frames": "frames of a window",
-    "size": "side of the square pictures in pixels",
+    "num_frames": "number: frames of a window",
+    "size": "number: side of the square pictures in pixels",
     "window": 'what a window is, e.g. "9 frames of 64x64 pixels, 12.5 a second"',
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
@@ -39,6 +39,12 @@ FACTS = {
     "limits": "list of sentences",
     "citation": "text: what else should be cited, e.g. the data",
 }
+_KINDS = {
+    **dict.fromkeys(("samples", "adapter", "stages", "metrics", "limits"), list | tuple),
+    **dict.fromkeys(("num_frames", "size"), int),
+    "parameters": Mapping,
+    "hours": int | float,
+}
 TAGS = ("image-to-video", "video-interpolation", "mardini")
 PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".mp4",)
 
@@ -50,12 +56,16 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
         facts: values for the keys of `FACTS`. A missing or empty one removes its section.
 
     Raises:
-        ValueError: on a key that is not in `FACTS`, if the name is missing, or a sample is neither picture nor video.
+        ValueError: on a key that is not in `FACTS` or a value of another kind, if the name is missing, or a sample is neither
+            picture nor video.
     """
     unknown = sorted(set(facts) - set(FACTS))
     if unknown:
         raise ValueError(f"the template has no place for {', '.join(unknown)}; it knows {', '.join(FACTS)}")
     facts = {key: value for key, value in facts.items() if value not in (None, "", [], {})}
+    for key, kind in _KINDS.items():
+        if key in facts and not isinstance(facts[key], kind):
+            raise ValueError(f"the fact {key} is {facts[key]!r}; give {FACTS[key]}")
     if "name" not in facts:
         raise ValueError("a model card needs a name, its heading")
     values = {key: _as_text(key, value) for key, value in facts.items()}
@@ -91,10 +101,20 @@ def card_of_folder(folder: str | os.PathLike, facts: Mapping[str, Any]) -> str:
         ValueError: as `read_facts` and `render_model_card` do, or if a sample is not in the folder.
     """
     folder = Path(folder)
+    told = read_facts(folder)
+    is_pipeline = (folder / "model_index.json").is_file()
+    if is_pipeline == bool(facts.get("base_model")):
+        advice = (
+            "is a whole pipeline; leave the fact base_model out"
+            if is_pipeline
+            else "has LoRA weights; give the fact base_model"
+        )
+        raise ValueError(f"'{folder}' {advice}, the Hub id of what LoRA weights adapt")
+    card = render_model_card({"name": folder.name, **told, **facts})
     missing = [sample["file"] for sample in facts.get("samples") or [] if not (folder / sample["file"]).is_file()]
     if missing:
         raise ValueError(f"the card shows {', '.join(missing)}, which '{folder}' does not have; copy it there first")
-    return render_model_card({"name": folder.name, **read_facts(folder), **facts})
+    return card
 
 
 def write_model_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Path:
@@ -186,7 +206,7 @@ def _as_text(key: str, value: Any) -> str:
     if key in ("stages", "metrics", "adapter"):
         return markdown_table(value)
     if key == "samples":
-        return "\n\n".join(_sample(sample["file"], sample["caption"]) for sample in value)
+        return "\n\n".join(map(_sample, value))
     if key == "limits":
         return "\n".join(f"- {sentence}" for sentence in value)
     if key == "command" and not isinstance(value, str):
@@ -196,7 +216,10 @@ def _as_text(key: str, value: Any) -> str:
     return str(value)
 
 
-def _sample(file: str, caption: str) -> str:
+def _sample(sample: Mapping[str, str]) -> str:
+    if not isinstance(sample, Mapping) or set(sample) != {"file", "caption"}:
+        raise ValueError(f'the sample {sample!r} cannot be shown; give a dict with "file" and "caption"')
+    file, caption = sample["file"], sample["caption"]
     suffix = Path(file).suffix.lower()
     if suffix in PICTURES:
         return f"![{caption}]({file})"

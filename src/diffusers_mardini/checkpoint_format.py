@@ -1,8 +1,9 @@
-"""The form of a saved pipeline's folder: its version, and the file through which the generic class of diffusers finds us.
+"""The form of a saved pipeline's folder: its version, and the files through which the generic class of diffusers finds us.
 
-`DiffusionPipeline.from_pretrained` looks class names up in diffusers itself. A folder whose `model_index.json` names a
-Python file beside it is loaded through that file (with `trust_remote_code=True`), and the file here, the shim, does nothing
-but import this package, or say what to install. `MarDiniPipeline.from_pretrained` needs none of it.
+`DiffusionPipeline.from_pretrained` looks class names up in diffusers itself. A folder whose `model_index.json` names a Python file
+beside it is loaded through that file (with `trust_remote_code=True`), and the file here, the shim, does nothing but import this package,
+or say what to install. From the Hub diffusers also wants to see, before it has run the shim, a file for each part whose library it does not know.
+`MarDiniPipeline.from_pretrained` needs none of them, and runs none.
 """
 
 import os
@@ -13,6 +14,8 @@ from typing import Any
 # Raised by one whenever a plugin that knows only the forms before would load a folder wrongly or fail without a reason.
 FORMAT_VERSION = 1
 FORMAT_KEY = "_mardini_format"  # of model_index.json; the underscore keeps it out of the arguments of the pipeline
+LIBRARY = "diffusers_mardini"  # what model_index.json calls us
+COMPONENTS = f"{LIBRARY}.components"  # what `MarDiniPipeline` reads instead
 SHIM_NAME = "pipeline_mardini"
 # All in the `try`: what is imported outside of one diffusers looks for itself, and its message says less than ours.
 SHIM = f'''"""Lets `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` find MarDini's pipeline."""
@@ -34,6 +37,17 @@ if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
 
 MarDiniPipeline = diffusers_mardini.MarDiniPipeline
 '''
+# One text for all parts: diffusers copies each of them to the same place before it imports it.
+COMPONENT_SHIM = '''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
+
+from diffusers_mardini.components import *  # noqa: F403
+'''
+
+
+def shims(index: Mapping[str, Any]) -> dict[str, str]:
+    """Path in the folder to text of every file of code that belongs to a pipeline with this index; there is no other."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] == LIBRARY]
+    return {f"{SHIM_NAME}.py": SHIM} | {f"{part}/{LIBRARY}.py": COMPONENT_SHIM for part in parts}
 
 
 def check_format(index: Mapping[str, Any], folder: str | os.PathLike) -> None:

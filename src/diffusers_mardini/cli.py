@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 import typer
 from diffusers.utils import logging
+from huggingface_hub.utils import disable_progress_bars
 from PIL import Image, ImageOps
 
 from . import costs, hub
@@ -263,6 +264,8 @@ def push(
             print(f"\nNothing was sent. --yes sends this to {repo}.")
             return
         print(f"\nSending to {repo}", flush=True)
+        if not sys.stderr.isatty():
+            disable_progress_bars()
         address = hub.push(upload, message, private or None, create_pr=pull_request)
         print(f"Sent {len(upload.files) + 1} files: {address}")
 

@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from .cards import FACTS, card_metadata, card_of_folder, retarget_card
-from .checkpoint_format import SHIM, SHIM_NAME, check_format
+from .checkpoint_format import check_format, shims
 
 
 CARD = "README.md"
@@ -68,8 +68,9 @@ def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder; give that of a saved pipeline or of LoRA weights")
     check_repo_id(repo_id)
-    files, problems = _look_through(folder)
-    problems += _missing(folder, files)
+    index = _read_index(folder)
+    files, problems = _look_through(folder, shims(index) if index else {})
+    problems += _missing(folder, index)
     if problems:
         raise ValueError(
             f"'{folder}' is not sent, for {len(problems)} reason{'s' if len(problems) > 1 else ''}:\n"
@@ -176,11 +177,20 @@ def check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)  # its errors are ValueErrors that say which letters are allowed
 
 
-def _look_through(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Sizes of what may be shared, and what may not with its reason."""
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """`None` where there is no index, or it is damaged, which is told when the files are looked through."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) else None
+
+
+def _look_through(folder: Path, code: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of what may be shared, and what may not with its reason; `code` is what may be, by its path."""
     files, problems = {}, []
     for name, path in _walk(folder):
-        reason = _unsafe(folder, name, path)
+        reason = _unsafe(folder, name, path, code)
         if reason:
             problems.append(f"{name}: {reason}")
         else:
@@ -201,7 +211,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
-def _unsafe(folder: Path, name: str, path: Path) -> str | None:
+def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str | None:
     """Why a file may not be shared; `None` if it may."""
     suffix = path.suffix.lower()
     if path.is_symlink():
@@ -218,18 +228,20 @@ def _unsafe(folder: Path, name: str, path: Path) -> str | None:
     if suffix in PICKLES:
         return "can hold code that runs when it is loaded; save the weights as safetensors (save_pretrained does)"
     if suffix == ".py":
-        if name != f"{SHIM_NAME}.py":
-            return f"is code; only {SHIM_NAME}.py, which save_pretrained writes, may be shared with weights"
-        if path.read_text(encoding="utf-8", errors="replace") != SHIM:
+        if name not in code:
+            return "is code; only the few lines that save_pretrained writes may be shared with weights"
+        if path.read_text(encoding="utf-8", errors="replace") != code[name]:
             return "is not the file that this version writes; load the pipeline and save_pretrained it anew"
         return None
     if suffix not in ALLOWED and name not in ALLOWED_NAMES:
         return f"is of no kind that a checkpoint needs ({', '.join(ALLOWED)}); move it away"
     if suffix == ".json":
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             return f"is no valid JSON ({error})"
+        if name == "model_index.json" and not isinstance(content, dict):
+            return f"holds a {type(content).__name__} and not the parts of a pipeline"
     if suffix == ".safetensors":
         try:
             with safe_open(path, framework="numpy"):
@@ -244,27 +256,27 @@ def _unsafe(folder: Path, name: str, path: Path) -> str | None:
     return None
 
 
-def _missing(folder: Path, files: Mapping[str, int]) -> list[str]:
+def _missing(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
     """What a complete folder would have and this one lacks; what is there but damaged has been told of already."""
-    if (folder / "model_index.json").exists():
-        return _missing_of_pipeline(folder) if "model_index.json" in files else []
-    if (folder / LORA_WEIGHT_NAME_SAFE).exists():
+    if index is not None:
+        return _missing_of_pipeline(folder, index)
+    if (folder / "model_index.json").exists() or (folder / LORA_WEIGHT_NAME_SAFE).exists():
         return []
     return [
         f"model_index.json: is missing, and so is {LORA_WEIGHT_NAME_SAFE}: neither a saved pipeline nor LoRA weights"
     ]
 
 
-def _missing_of_pipeline(folder: Path) -> list[str]:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    problems = []
+def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"{name}: is missing; without it diffusers' own class does not find us. Load the pipeline and save_pretrained it anew"
+        for name in shims(index)
+        if not (folder / name).exists()
+    ]
     try:
         check_format(index, folder)
     except ValueError as error:
         problems.append(f"model_index.json: {error}")
-    name = index.get("_class_name")
-    if isinstance(name, list) and not (folder / f"{name[0]}.py").exists():
-        problems.append(f"{name[0]}.py: is missing, and model_index.json names it")
     for component, value in index.items():
         if component.startswith("_") or not isinstance(value, list) or value[0] is None:
             continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint_format import FORMAT_KEY, FORMAT_VERSION, SHIM, SHIM_NAME, check_format
+from ..checkpoint_format import COMPONENTS, FORMAT_KEY, FORMAT_VERSION, LIBRARY, SHIM_NAME, check_format, shims
 from ..hub import check_repo_id, describe, plan_upload, push
 
 
@@ -25,7 +25,7 @@ class SavingMixin:
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         index = super()._dict_from_json_file(json_file)
         check_format(index, Path(json_file).parent)
-        return without_shim(index)
+        return without_shims(index)
 
     def push_to_hub(
         self,
@@ -70,13 +70,15 @@ class SavingMixin:
 
 
 def finish_saved_folder(index_file: Path) -> None:
-    """Writes the shim beside the saved `index_file` (`model_index.json`), and there the shim's name and the format's version.
+    """Writes the shims into the folder of the saved `index_file` (`model_index.json`), and there the shim's name and the format's
+    version.
 
     Where the pipeline had been loaded from is taken out of all configurations: a path on this machine is not
     published.
     """
-    index_file.with_name(f"{SHIM_NAME}.py").write_text(SHIM, encoding="utf-8")
     index = json.loads(index_file.read_text(encoding="utf-8"))
+    for name, text in shims(index).items():
+        (index_file.parent / name).write_text(text, encoding="utf-8")
     index["_class_name"] = [SHIM_NAME, "MarDiniPipeline"]
     index[FORMAT_KEY] = FORMAT_VERSION
     _write_without_origin(index_file, index)
@@ -86,11 +88,14 @@ def finish_saved_folder(index_file: Path) -> None:
             _write_without_origin(config_file, json.loads(config_file.read_text(encoding="utf-8")))
 
 
-def without_shim(index: dict) -> dict:
-    """The index with the plain class name: our own class needs no code from the folder."""
-    if isinstance(index.get("_class_name"), list):
-        index = {**index, "_class_name": index["_class_name"][-1]}
-    return index
+def without_shims(index: dict) -> dict:
+    """The index with the plain class name, and parts in a library that is no file of the folder: our own class needs no code from it."""
+    name = index.get("_class_name")
+    index = {**index, "_class_name": name[-1] if isinstance(name, list) else name}
+    ours = {
+        key: [COMPONENTS, value[1]] for key, value in index.items() if isinstance(value, list) and value[0] == LIBRARY
+    }
+    return index | ours
 
 
 def _write_without_origin(file: Path, config: dict) -> None:
