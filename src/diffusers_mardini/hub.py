@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from .cards import FACTS, card_metadata, card_of_folder, retarget_card
-from .checkpoint_format import check_format, shims
+from .checkpoint_format import LIBRARY, check_format, shims
 
 
 CARD = "README.md"
@@ -69,7 +69,9 @@ def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any
         raise ValueError(f"'{folder}' is no folder; give that of a saved pipeline or of LoRA weights")
     check_repo_id(repo_id)
     index = _read_index(folder)
-    files, problems = _look_through(folder, shims(index) if index else {})
+    # Where the index is lost our own files are no reason of their own.
+    parts = {path.parent.name: [LIBRARY] for path in folder.glob(f"*/{LIBRARY}.py")}
+    files, problems = _look_through(folder, shims(parts if index is None else index))
     problems += _missing(folder, index)
     if problems:
         raise ValueError(
