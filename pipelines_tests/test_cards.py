@@ -16,6 +16,7 @@ from diffusers_mardini import MarDiniPipeline, cli
 from diffusers_mardini.cards import (
     FACTS,
     card_metadata,
+    card_of_folder,
     markdown_table,
     read_facts,
     render_model_card,
@@ -273,3 +274,27 @@ def test_the_snippet_of_an_adapters_card_is_python():
     assert snippet.index('MarDiniPipeline.from_pretrained("somebody/base")') < snippet.index(
         'pipe.load_lora_weights("checkpoints/mardini-test")'
     )
+
+
+@pytest.mark.skipif(not hasattr(MarDiniPipeline, "load_lora_weights"), reason="this version loads no LoRA weights")
+def test_the_snippet_of_an_adapters_card_works_as_it_stands(pictures):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(pictures / "base")
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q"]))
+    pipe.save_lora_weights(
+        pictures / "lora",
+        transformer_lora_layers=get_peft_model_state_dict(pipe.transformer),
+        transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict(),
+    )
+    facts = {"base_model": "somebody/base", "path": "somebody/lora", "num_frames": 4, "size": 32}
+    card = card_of_folder(pictures / "lora", facts)
+    assert "| transformer | 2 | 4 | to_q |" in card
+    with running_hub(pictures / "cache") as hub:
+        hub.add_folder("somebody/base", pictures / "base")
+        hub.add_folder("somebody/lora", pictures / "lora")
+        (snippet,) = snippets(card, "python")
+        names = run_python(snippet)
+    assert list(names["pipe"].get_list_adapters()) == ["transformer"]
+    assert len(names["frames"]) == 4 and names["frames"][0].size == (32, 32)
