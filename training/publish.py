@@ -92,15 +92,16 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{output} exists and is no pipeline; give another folder")
     record = {"stages": stages_of(run), **resources_of(run), **scores_of(results)}
     facts = facts_of(card, record)
+    pictures = [results.parent / sample["file"] for sample in facts.get("samples", [])]
+    missing = [picture.name for picture in pictures if not picture.is_file()]
+    if missing:
+        raise ValueError(f"{card} names the samples {', '.join(missing)}, which are not in {results.parent}")
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(pipeline, temporary)
     finish_saved_folder(temporary / "model_index.json")  # the run may have been begun by an older version
-    for sample in facts.get("samples", []):
-        picture = results.parent / sample["file"]
-        if not picture.is_file():
-            raise ValueError(f"{card} names the sample {sample['file']}, which is not in {results.parent}")
-        shutil.copy(picture, temporary / sample["file"])
+    for picture in pictures:
+        shutil.copy(picture, temporary)
     write_model_card(temporary, {"name": output.name, **facts})
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
@@ -111,11 +112,12 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
 
 def _hardware(start: dict[str, Any]) -> str:
     """One start of a run in words; see `starts.jsonl`."""
+    autocast = "" if start["mixed_precision"] == "no" else f", {start['mixed_precision']}"
     processes = f"{start['processes']} process{'es' if start['processes'] > 1 else ''}"
     if start["device"] != "cpu":
-        return f"{processes}, each on {start['device']}, {start['mixed_precision']}"
+        return f"{processes}, each on {start['device']}{autocast}"
     threads = f"{start['threads']} thread{'s' if start['threads'] > 1 else ''}"
-    return f"{processes} of {threads} on {start['processor']}, {start['cores']} cores, {start['mixed_precision']}"
+    return f"{processes} of {threads} on {start['processor']}, {start['cores']} cores{autocast}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -70,8 +70,9 @@ def test_samples_are_copied_from_the_evaluation(tmp_path, run):
     card, results = make_sources(tmp_path)
     facts = yaml.safe_load(card.read_text())
     card.write_text(yaml.safe_dump({**facts, "samples": [{"file": "sheet_0.png", "caption": "Not chosen"}]}))
-    with pytest.raises(ValueError, match="sheet_0.png, which is not in"):
+    with pytest.raises(ValueError, match="sheet_0.png, which are not in"):
         publish(run, card, results, tmp_path / "tiny")
+    assert {path.name for path in tmp_path.iterdir()} == {"card.yaml", "results.json"}
     (tmp_path / "sheet_0.png").write_bytes(b"a picture")
     output = publish(run, card, results, tmp_path / "tiny")
     assert (output / "sheet_0.png").read_bytes() == b"a picture"
@@ -87,7 +88,7 @@ def test_hardware_and_hours_are_told_as_far_as_they_were_recorded(tmp_path):
     (tmp_path / "starts.jsonl").write_text("\n".join(map(json.dumps, [start, start, gpu])))
     assert (
         resources_of(tmp_path)["hardware"]
-        == "2 processes of 1 thread on Z80, 2 cores, no; then 1 process, each on H100, bf16"
+        == "2 processes of 1 thread on Z80, 2 cores; then 1 process, each on H100, bf16"
     )
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"step": 3}])))
     assert "hours" not in resources_of(tmp_path)

@@ -46,7 +46,7 @@ from diffusers_mardini.components import *  # noqa: F403
 
 def shims(index: Mapping[str, Any]) -> dict[str, str]:
     """Path in the folder to text of every file of code that belongs to a pipeline with this index; there is no other."""
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] == LIBRARY]
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[:1] == [LIBRARY]]
     return {f"{SHIM_NAME}.py": SHIM} | {f"{part}/{LIBRARY}.py": COMPONENT_SHIM for part in parts}
 
 

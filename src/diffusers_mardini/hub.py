@@ -280,7 +280,7 @@ def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         problems.append(f"model_index.json: {error}")
     for component, value in index.items():
-        if component.startswith("_") or not isinstance(value, list) or value[0] is None:
+        if component.startswith("_") or not isinstance(value, list) or value[:1] in ([], [None]):
             continue
         wanted = "scheduler_config.json" if component == "scheduler" else "config.json"
         if not (folder / component / wanted).exists():

@@ -93,7 +93,9 @@ def without_shims(index: dict) -> dict:
     name = index.get("_class_name")
     index = {**index, "_class_name": name[-1] if isinstance(name, list) else name}
     ours = {
-        key: [COMPONENTS, value[1]] for key, value in index.items() if isinstance(value, list) and value[0] == LIBRARY
+        key: [COMPONENTS, value[1]]
+        for key, value in index.items()
+        if isinstance(value, list) and value[:1] == [LIBRARY]
     }
     return index | ours
 
