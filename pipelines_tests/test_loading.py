@@ -17,7 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 import diffusers_mardini
 from diffusers_mardini import FORMAT_VERSION, MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
 from diffusers_mardini.checkpoint_format import SHIM, shims
-from pipelines_tests.hub_server import running_hub
+from pipelines_tests.hub_server import HubServer, running_hub
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
@@ -299,25 +299,29 @@ def test_a_program_that_imports_only_diffusers_loads_the_pipeline(folder, hub, t
         f"pipe = DiffusionPipeline.from_pretrained({str(folder) if place == 'folder' else REPO!r}, trust_remote_code=True)\n"
         "print(type(pipe).__name__)\n"
     )
-    environment = {
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(tmp_path),
-        "PYTHONPATH": ":".join(path for path in sys.path if path),
-    }
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    result = run_program(program, hub, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == "MarDiniPipeline"
 
 
 @pytest.mark.slow  # starts Python and imports diffusers anew
-def test_without_the_plugin_a_program_is_told_what_to_install(folder, tmp_path):
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_without_the_plugin_a_program_is_told_what_to_install(folder, hub, tmp_path, place):
     program = (
         "import sys\n"
         "sys.modules['diffusers_mardini'] = None  # makes the import fail\n"
         "from diffusers import DiffusionPipeline\n"
-        f"DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
+        f"DiffusionPipeline.from_pretrained({str(folder) if place == 'folder' else REPO!r}, trust_remote_code=True)\n"
     )
-    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(path for path in sys.path if path)}
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    result = run_program(program, hub, tmp_path)
     assert result.returncode == 1
     assert "needs the diffusers plugin of MarDini; install it with `pip install diffusers-mardini`" in result.stderr
+
+
+def run_program(program: str, hub: HubServer, home: Path) -> subprocess.CompletedProcess:
+    environment = {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(home),
+        "PYTHONPATH": ":".join(path for path in sys.path if path),
+    }
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
