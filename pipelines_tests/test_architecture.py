@@ -11,17 +11,21 @@ PACKAGE = "diffusers_mardini"
 SOURCES = sorted((ROOT / "src" / PACKAGE).rglob("*.py"))
 
 # Who may import which parts of the plugin. A part not named here is a leaf that stands above all others (command line,
-# model cards, ...) and may import any.
+# costs, ...) and may import any.
 MAY_IMPORT = {
     "masking": set(),
     "schedulers": {"schedulers"},
     "models.embeddings": set(),
     "models.attention": {"models.embeddings"},
     "latents": set(),
+    "checkpoint_format": set(),
+    "cards": set(),
+    "hub": {"cards", "checkpoint_format"},
+    "components": {"models", "schedulers"},
     "presets": set(),
     "video_io": set(),
     "models": {"models", "masking"},
-    "pipelines": {"pipelines", "loaders", "models", "schedulers", "masking", "latents"},
+    "pipelines": {"pipelines", "loaders", "models", "schedulers", "masking", "latents", "hub", "checkpoint_format"},
     "loaders": {"loaders", "models"},
 }
 OPTIONAL = {

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.cards import card_metadata, markdown_table, render_model_card
 from training.baselines import cross_fade
+from training.card import facts_of, read_record
 from training.evaluate import generate, load_windows
 from training.metrics import score_windows, summarize
 
@@ -19,9 +21,23 @@ CHECKPOINTS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/mode
 def test_a_carried_checkpoint_is_small_safe_and_has_a_card(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".py"}
-    assert (folder / "README.md").read_text().startswith("---\nlibrary_name: diffusers")
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".py", ".png", ".mp4"}
+    assert card_metadata((folder / "README.md").read_text())["library_name"] == "diffusers"
     assert (folder / "pipeline_mardini.py").is_file()
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda path: path.name)
+def test_what_a_carried_card_repeats_is_kept_where_it_can_be_made_again_from(folder):
+    """After `training.publish --keep-record`; `training.card` makes the card anew."""
+    card = ROOT / "training/runs" / f"{folder.name}.yaml"
+    record = read_record(card)
+    text = (folder / "README.md").read_text()
+    for table in (record["stages"], record["metrics"]):
+        assert markdown_table(table) in text
+    assert f"`{record['evaluation']}`" in text
+    facts = facts_of(card, record)
+    assert all(str(facts[key]).strip() in text for key in ("description", "data", "metrics_setting"))
+    assert markdown_table(record["metrics"]) in render_model_card({"name": folder.name, **facts})
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ from typer.testing import CliRunner
 
 from diffusers_mardini import cli, hardware
 from diffusers_mardini.video_io import read_images, read_video, write_video
+from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import tiny_pipeline
 
 
-COMMANDS = ("interpolate", "animate", "expand", "slow-motion", "extend", "info")
+COMMANDS = ("interpolate", "animate", "expand", "slow-motion", "extend", "info", "push")
 SIZE = 64  # what the config of the tiny autoencoder names
 QUICK = ["--steps", "2", "--device", "cpu", "--dtype", "float32"]
 
@@ -158,6 +161,34 @@ def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
     config = json.loads((checkpoint / "planner" / "config.json").read_text())
     assert config["num_layers"] == 2 and "5 frames of 64x64, planned at 32x32" in text
     assert [line.split()[0] for line in text.splitlines()[3:]] == ["planner", "transformer", "vae.decode", "together"]
+
+
+def test_push_looks_first_and_sends_when_told_to(checkpoint, tmp_path):
+    (tmp_path / "facts.json").write_text('{"limits": ["Small."]}')
+    arguments = ("push", checkpoint, "somebody/tiny", "--facts", tmp_path / "facts.json")
+    with running_hub(tmp_path / "cache") as hub:
+        code, text = run(*arguments)
+        assert code == 0 and hub.requests == []
+        assert "transformer/diffusion_pytorch_model.safetensors" in text and "- Small." in text
+        assert text.splitlines()[-1] == "Nothing was sent. --yes sends this to somebody/tiny."
+        for index, flag in enumerate(("--yes", "--no-dry-run")):
+            code, text = run(*arguments, flag, "--message", f"Number {index}", "--private")
+            assert code == 0 and text.splitlines()[-1].startswith(
+                f"Sent 14 files: {hub.address}/somebody/tiny/commit/"
+            )
+        assert hub.messages == ["Number 0", "Number 1"] and hub.private == {"somebody/tiny"}
+        assert "- Small." in hub.repositories["somebody/tiny"]["README.md"].decode()
+
+
+def test_push_names_what_it_refuses_and_asks_nobody(checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "optimizer.pt").write_bytes(b"x")
+    (folder / "planner/config.json").unlink()
+    with running_hub(tmp_path / "cache") as hub:
+        code, text = run("push", folder, "somebody/tiny", "--yes")
+        assert hub.requests == []
+    assert code == 1 and "is not sent, for 2 reasons" in text
+    assert "\n  optimizer.pt: can hold code" in text and "\n  planner/config.json: is missing" in text
 
 
 def test_auto_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch):

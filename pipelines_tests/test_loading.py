@@ -1,12 +1,11 @@
-"""Saving and loading, by our class and by diffusers' generic one, from a folder and from the (faked) Hub."""
+"""Saving and loading, by our class and by diffusers' generic one, from a folder and from a stand-in of the Hub."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -16,8 +15,9 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import logging as diffusers_logging
 
 import diffusers_mardini
-from diffusers_mardini import MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
-from diffusers_mardini.pipelines.saving import SHIM
+from diffusers_mardini import FORMAT_VERSION, MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
+from diffusers_mardini.checkpoint_format import SHIM, shims
+from pipelines_tests.hub_server import HubServer, running_hub
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
@@ -65,12 +65,14 @@ def test_the_index_names_the_package_and_no_module_path(folder):
 def test_an_autoencoder_of_diffusers_is_named_as_theirs(tmp_path):
     tiny_pipeline("kl").save_pretrained(tmp_path)
     assert index_of(tmp_path)["vae"] == ["diffusers", "AutoencoderKL"]
+    assert not (tmp_path / "vae/diffusers_mardini.py").exists()
 
 
 def test_weights_are_safetensors_and_configs_json(folder):
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json", ".py"}
-    assert [path.name for path in folder.rglob("*.py")] == ["pipeline_mardini.py"]
+    code = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
+    assert code == shims(index_of(folder)) and len(code) == 1 + len(COMPONENTS)
 
 
 def test_every_class_in_an_index_is_a_name_of_the_package(folder):
@@ -101,9 +103,11 @@ def test_the_generic_class_runs_no_code_that_is_not_trusted(folder):
 def test_our_class_runs_no_code_from_the_folder(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / "pipeline_mardini.py").write_text("raise RuntimeError('code of the folder was run')")
+    for path in copy.rglob("*.py"):
+        path.write_text("raise RuntimeError('code of the folder was run')")
     assert type(MarDiniPipeline.from_pretrained(copy)) is MarDiniPipeline
-    (copy / "pipeline_mardini.py").unlink()
+    for path in copy.rglob("*.py"):
+        path.unlink()
     assert type(MarDiniPipeline.from_pretrained(copy)) is MarDiniPipeline
 
 
@@ -135,61 +139,112 @@ def test_loading_warns_of_nothing(folder, capfd):
     assert "expected" not in text and "not used" not in text and "warning" not in text
 
 
-class FakeHub:
-    """Answers the calls with which diffusers downloads a pipeline, from a folder into an empty cache."""
-
-    def __init__(self, folder: Path, cache: Path):
-        self.folder = folder
-        self.cache = cache
-        self.names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-
-    def model_info(self, repo_id, **kwargs):
-        assert repo_id == REPO
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.names], sha="0" * 40)
-
-    def hf_hub_download(self, repo_id, filename, **kwargs):
-        assert repo_id == REPO
-        target = self.cache / filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.folder / filename, target)
-        return str(target)
-
-    def snapshot_download(self, repo_id, allow_patterns=None, ignore_patterns=None, **kwargs):
-        for name in self.names:
-            allowed = any(fnmatch(name, pattern) for pattern in allow_patterns)
-            if allowed and not any(fnmatch(name, pattern) for pattern in ignore_patterns):
-                self.hf_hub_download(repo_id, name)
-        return str(self.cache)
-
-
 @pytest.fixture
-def hub(folder, monkeypatch, tmp_path):
-    hub = FakeHub(folder, tmp_path / "cache")
-    for name in ("model_info", "hf_hub_download", "snapshot_download"):
-        monkeypatch.setattr(f"diffusers.pipelines.pipeline_utils.{name}", getattr(hub, name))
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.hf_hub_download", hub.hf_hub_download)
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.model_info", hub.model_info)
-    monkeypatch.setattr("diffusers.pipelines.pipeline_utils._resolve_revision", lambda *args, **kwargs: "main")
-    return hub
+def hub(folder, tmp_path):
+    with running_hub(tmp_path / "hub", token=None) as hub:
+        hub.add_folder(REPO, folder)
+        yield hub
 
 
 def test_our_class_loads_from_the_hub(pipe, hub):
     loaded = MarDiniPipeline.from_pretrained(REPO)
-    assert (hub.cache / "planner" / "diffusion_pytorch_model.safetensors").exists()
     assert torch.equal(run(loaded), run(pipe))
+    asked = len(hub.requests)
+    MarDiniPipeline.from_pretrained(REPO, local_files_only=True)  # from the cache
+    assert len(hub.requests) == asked
 
 
 def test_the_generic_class_loads_from_the_hub(pipe, hub):
     loaded = DiffusionPipeline.from_pretrained(REPO, trust_remote_code=True)
-    assert (hub.cache / "planner" / "diffusion_pytorch_model.safetensors").exists()
     assert type(loaded) is MarDiniPipeline
     assert torch.equal(run(loaded), run(pipe))
+
+
+def test_the_generic_class_asks_for_trust_before_it_loads_from_the_hub(hub):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(REPO)
+    assert not [request for request in hub.requests if request.endswith(".safetensors")]
+
+
+def test_variants_and_shards_are_loaded_from_the_hub(pipe, hub, tmp_path):
+    pipe.save_pretrained(tmp_path / "variant", variant="small", max_shard_size="100KB")
+    hub.add_folder("somebody/variant", tmp_path / "variant")
+    assert torch.equal(run(MarDiniPipeline.from_pretrained("somebody/variant", variant="small")), run(pipe))
+
+
+def test_one_model_is_loaded_alone_from_the_hub(pipe, hub):
+    transformer = MarDiniTransformer3DModel.from_pretrained(REPO, subfolder="transformer")
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(transformer.state_dict()[name], tensor), name
+
+
+def test_the_index_tells_the_version_of_the_format(folder):
+    assert index_of(folder)["_mardini_format"] == FORMAT_VERSION == 1
+
+
+def set_format(folder: Path, version: object) -> Path:
+    """Says that the saved folder is of another version, as a plugin that writes it would."""
+    index = index_of(folder)
+    del index["_mardini_format"]
+    if version is not None:
+        index["_mardini_format"] = version
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shim = SHIM.replace(f"FORMAT_VERSION = {FORMAT_VERSION} ", f"FORMAT_VERSION = {version} ")
+    (folder / "pipeline_mardini.py").write_text(shim)
+    return folder
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_folder_without_a_version_is_of_the_first_format(pipe, copy):
+    set_format(copy, None)
+    for path in copy.rglob("*.py"):
+        path.unlink()
+    (copy / "pipeline_mardini.py").write_text("from diffusers_mardini import MarDiniPipeline\n")
+    assert torch.equal(run(MarDiniPipeline.from_pretrained(copy)), run(pipe))
+    assert torch.equal(run(DiffusionPipeline.from_pretrained(copy, trust_remote_code=True)), run(pipe))
+
+
+def test_a_folder_of_a_newer_format_says_what_to_update(copy):
+    set_format(copy, 2)
+    advice = "pip install --upgrade diffusers-mardini"
+    with pytest.raises(ValueError, match=f"copy' was saved in format 2 .* up to 1; .*{advice}"):
+        MarDiniPipeline.from_pretrained(copy)
+    with pytest.raises(ImportError, match=f"saved in format 2, .* does not know; .*{advice}"):
+        DiffusionPipeline.from_pretrained(copy, trust_remote_code=True)
+
+
+def test_a_newer_format_on_the_hub_is_noticed_before_weights_are_fetched(copy, hub):
+    hub.add_folder("somebody/newer", set_format(copy, 2))
+    with pytest.raises(ValueError, match="was saved in format 2"):
+        MarDiniPipeline.from_pretrained("somebody/newer")
+    with pytest.raises(ImportError, match="saved in format 2"):
+        DiffusionPipeline.from_pretrained("somebody/newer", trust_remote_code=True)
+    assert not [request for request in hub.requests if request.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("version", [0, "1", 1.5])
+def test_a_version_that_is_none_is_refused(copy, version):
+    with pytest.raises(ValueError, match="has to be a whole number from 1"):
+        MarDiniPipeline.from_pretrained(set_format(copy, version))
+
+
+def test_a_plugin_from_before_the_versions_is_told_to_update(monkeypatch):
+    monkeypatch.delattr(diffusers_mardini, "FORMAT_VERSION")
+    with pytest.raises(
+        ImportError, match=f"installed diffusers-mardini {re.escape(diffusers_mardini.__version__)} does"
+    ):
+        exec(SHIM, {})
 
 
 def test_the_private_table_of_diffusers_is_still_what_it_was():
     """`diffusers_mardini/__init__.py` adds an entry; when this fails, read how diffusers resolves libraries now."""
     assert diffusers.__version__.split(".")[:2] in (["0", "42"], ["0", "43"])
     ours, theirs = LOADABLE_CLASSES["diffusers_mardini"], LOADABLE_CLASSES["diffusers"]
+    assert LOADABLE_CLASSES["diffusers_mardini.components"] == ours
     for name, methods in ours.items():
         assert theirs[name] == methods
         assert getattr(diffusers_mardini, name) is getattr(diffusers, name)
@@ -235,15 +290,38 @@ def test_the_version_is_that_of_a_first_release():
 
 
 @pytest.mark.slow  # starts Python and imports torch anew
-def test_a_program_that_imports_only_diffusers_loads_the_folder(folder, tmp_path):
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_program_that_imports_only_diffusers_loads_the_pipeline(folder, hub, tmp_path, place):
     program = (
         "import sys\n"
         "from diffusers import DiffusionPipeline\n"
         "assert 'diffusers_mardini' not in sys.modules\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
-        "print(type(pipe).__name__, 'peft' in sys.modules)\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(folder) if place == 'folder' else REPO!r}, trust_remote_code=True)\n"
+        "print(type(pipe).__name__)\n"
     )
-    environment = {"HF_MODULES_CACHE": str(tmp_path), "PYTHONPATH": ":".join(path for path in sys.path if path)}
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    result = run_program(program, hub, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == "MarDiniPipeline"
+
+
+@pytest.mark.slow  # starts Python and imports diffusers anew
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_without_the_plugin_a_program_is_told_what_to_install(folder, hub, tmp_path, place):
+    program = (
+        "import sys\n"
+        "sys.modules['diffusers_mardini'] = None  # makes the import fail\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"DiffusionPipeline.from_pretrained({str(folder) if place == 'folder' else REPO!r}, trust_remote_code=True)\n"
+    )
+    result = run_program(program, hub, tmp_path)
+    assert result.returncode == 1
+    assert "needs the diffusers plugin of MarDini; install it with `pip install diffusers-mardini`" in result.stderr
+
+
+def run_program(program: str, hub: HubServer, home: Path) -> subprocess.CompletedProcess:
+    environment = {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(home),
+        "PYTHONPATH": ":".join(path for path in sys.path if path),
+    }
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)

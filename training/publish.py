@@ -3,8 +3,10 @@
     python -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml outputs/evaluation-carracing/results.json \
         -o checkpoints/mardini-tiny-carracing
 
-The YAML file holds what no record tells (description, data, limits); stages come from the run's `config.json` and `metrics.jsonl`, scores
-from `results.json` of `training.evaluate`.
+The YAML file holds what no record tells (description, data, limits); stages, hardware and hours come from the run's `config.json`,
+`metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. With `--keep-record` they are kept in a JSON file beside
+the YAML file, so that `card.py` can make the card again without the run. Pictures that the YAML file names as `samples` are copied from the folder
+of `results.json`.
 """
 
 import argparse
@@ -12,11 +14,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from diffusers_mardini.cards import write_model_card
+from diffusers_mardini.pipelines.saving import finish_saved_folder
 
+from .card import facts_of
 from .config import RunConfig
 from .evaluate import COLUMNS
 
@@ -49,34 +52,72 @@ def stages_of(run: Path) -> list[dict]:
     return rows
 
 
-def scores_of(results: Path) -> tuple[list[dict], str]:
-    """The rows of `results.json` for the card, and the command that made it."""
+def resources_of(run: Path) -> dict[str, Any]:
+    """`hardware` and `hours`, as far as the run recorded them: a missing file or number leaves the fact out."""
+    facts: dict[str, Any] = {}
+    starts = run / "starts.jsonl"
+    if starts.is_file():
+        described = [_hardware(json.loads(line)) for line in starts.read_text(encoding="utf-8").splitlines()]
+        facts["hardware"] = "; then ".join(dict.fromkeys(described))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    if records and all("seconds" in record for record in records):
+        facts["hours"] = sum(record["seconds"] for record in records) / 3600
+    return facts
+
+
+def scores_of(results: Path) -> dict[str, Any]:
+    """`metrics`, the rows of `results.json` for the card, and `evaluation`, the command that made them."""
     record = json.loads(results.read_text(encoding="utf-8"))
     rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in COLUMNS}} for row in record["rows"]]
-    return rows, record["command"]
+    return {"metrics": rows, "evaluation": record["command"]}
 
 
-def publish(run: Path, card: Path, results: Path, output: Path) -> Path:
+def publish(run: Path, card: Path, results: Path, output: Path, keep_record: bool = False) -> Path:
     """Copies the pipeline of a run and writes its card; `output` is replaced whole.
 
+    Args:
+        run: folder of a finished run.
+        card: YAML file with the facts that no record tells.
+        results: `results.json` of `training.evaluate`.
+        output: folder of the checkpoint.
+        keep_record: whether to keep what was recorded in a JSON file beside `card`.
+
     Raises:
-        ValueError: if the run is not finished, or `output` holds something else than a pipeline.
+        ValueError: if the run is not finished, `output` holds something else than a pipeline, or a sample is not there.
     """
     pipeline = run / "pipeline"
     if not (pipeline / "model_index.json").is_file():
         raise ValueError(f"{run} has no finished pipeline; type its training command again until it ends")
     if output.exists() and not (output / "model_index.json").is_file():
         raise ValueError(f"{output} exists and is no pipeline; give another folder")
-    metrics, command = scores_of(results)
-    facts = yaml.safe_load(card.read_text(encoding="utf-8"))
-    facts["metrics_setting"] = f"{facts['metrics_setting'].strip()}\n\n`{command}`"
+    record = {"stages": stages_of(run), **resources_of(run), **scores_of(results)}
+    facts = facts_of(card, record)
+    pictures = [results.parent / sample["file"] for sample in facts.get("samples", [])]
+    missing = [picture.name for picture in pictures if not picture.is_file()]
+    if missing:
+        raise ValueError(f"{card} names the samples {', '.join(missing)}, which are not in {results.parent}")
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(pipeline, temporary)
-    write_model_card(temporary, {"name": output.name, **facts, "stages": stages_of(run), "metrics": metrics})
+    finish_saved_folder(temporary / "model_index.json")  # the run may have been begun by an older version
+    for picture in pictures:
+        shutil.copy(picture, temporary)
+    write_model_card(temporary, {"name": output.name, **facts})
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
+    if keep_record:
+        card.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _hardware(start: dict[str, Any]) -> str:
+    """One start of a run in words; see `starts.jsonl`."""
+    autocast = "" if start["mixed_precision"] == "no" else f", {start['mixed_precision']}"
+    processes = f"{start['processes']} process{'es' if start['processes'] > 1 else ''}"
+    if start["device"] != "cpu":
+        return f"{processes}, each on {start['device']}{autocast}"
+    threads = f"{start['threads']} thread{'s' if start['threads'] > 1 else ''}"
+    return f"{processes} of {threads} on {start['processor']}, {start['cores']} cores{autocast}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,9 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("card", type=Path, help="YAML file with the facts that no record tells")
     parser.add_argument("results", type=Path, help="results.json of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--keep-record", action="store_true", help="for training.card, in a JSON file beside the YAML file"
+    )
     options = parser.parse_args(arguments)
     try:
-        print(f"the checkpoint lies in {publish(options.run, options.card, options.results, options.output)}")
+        output = publish(options.run, options.card, options.results, options.output, options.keep_record)
+        print(f"the checkpoint lies in {output}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

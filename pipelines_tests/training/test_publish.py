@@ -1,14 +1,19 @@
 """A checkpoint out of a finished run: the pipeline, and a card that repeats what was recorded."""
 
 import json
+import shutil
 
 import pytest
 import yaml
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.checkpoint_format import FORMAT_KEY, FORMAT_VERSION
+from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
+from training import card as card_of_checkpoint
+from training.card import facts_of, read_record
 from training.evaluate import COLUMNS
-from training.publish import publish, stages_of
+from training.publish import publish, resources_of, stages_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,67 @@ def test_the_card_repeats_what_was_recorded(tmp_path, run):
     MarDiniPipeline.from_pretrained(output)
     publish(run, *make_sources(tmp_path), output)  # again: replaced whole
     assert [path.name for path in output.parent.iterdir()] == ["tiny"]
+
+
+def test_with_its_record_kept_the_card_is_made_again_without_the_run(tmp_path, run):
+    card, results = make_sources(tmp_path)
+    output = publish(run, card, results, tmp_path / "tiny")
+    assert not card.with_suffix(".json").exists()
+    publish(run, card, results, output, keep_record=True)
+    before = (output / "README.md").read_text()
+    (output / "README.md").unlink()
+    card_of_checkpoint.main([str(card), str(output)])
+    assert (output / "README.md").read_text() == before
+
+
+def test_a_checkpoint_of_an_older_plugin_gets_todays_format(tmp_path, run):
+    copy = shutil.copytree(run, tmp_path / "run")
+    index_file = copy / "pipeline" / "model_index.json"
+    index = json.loads(index_file.read_text())
+    del index[FORMAT_KEY]
+    index_file.write_text(json.dumps(index))
+    output = publish(copy, *make_sources(tmp_path), tmp_path / "tiny")
+    assert json.loads((output / "model_index.json").read_text())[FORMAT_KEY] == FORMAT_VERSION
+    plan_upload(output, "somebody/tiny")
+
+
+def test_samples_are_copied_from_the_evaluation(tmp_path, run):
+    card, results = make_sources(tmp_path)
+    facts = yaml.safe_load(card.read_text())
+    card.write_text(yaml.safe_dump({**facts, "samples": [{"file": "sheet_0.png", "caption": "Not chosen"}]}))
+    with pytest.raises(ValueError, match="sheet_0.png, which are not in"):
+        publish(run, card, results, tmp_path / "tiny")
+    assert {path.name for path in tmp_path.iterdir()} == {"card.yaml", "results.json"}
+    (tmp_path / "sheet_0.png").write_bytes(b"a picture")
+    output = publish(run, card, results, tmp_path / "tiny")
+    assert (output / "sheet_0.png").read_bytes() == b"a picture"
+    assert "![Not chosen](sheet_0.png)" in (output / "README.md").read_text()
+
+
+def test_hardware_and_hours_are_told_as_far_as_they_were_recorded(tmp_path):
+    lines = [{"step": 1, "seconds": 1800.0}, {"step": 2, "seconds": 2700.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert resources_of(tmp_path) == {"hours": 1.25}
+    start = {"processes": 2, "threads": 1, "device": "cpu", "processor": "Z80", "cores": 2, "mixed_precision": "no"}
+    gpu = {**start, "processes": 1, "device": "H100", "mixed_precision": "bf16"}
+    (tmp_path / "starts.jsonl").write_text("\n".join(map(json.dumps, [start, start, gpu])))
+    assert (
+        resources_of(tmp_path)["hardware"]
+        == "2 processes of 1 thread on Z80, 2 cores; then 1 process, each on H100, bf16"
+    )
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"step": 3}])))
+    assert "hours" not in resources_of(tmp_path)
+
+
+def test_a_fact_is_told_in_one_place(tmp_path):
+    (tmp_path / "card.yaml").write_text("hours: 2\n")
+    assert facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml")) == {"hours": 2}
+    (tmp_path / "card.json").write_text('{"hours": 3}')
+    with pytest.raises(ValueError, match="tells hours, which the run recorded itself"):
+        facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml"))
+    (tmp_path / "card.yaml").write_text("- hours\n")
+    with pytest.raises(ValueError, match="holds a list; it has to be a mapping"):
+        facts_of(tmp_path / "card.yaml", {})
 
 
 def test_what_is_not_finished_or_not_ours_is_refused(tmp_path, run):

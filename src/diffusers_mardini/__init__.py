@@ -8,6 +8,7 @@ training code is no part of it.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
+from .checkpoint_format import COMPONENTS, FORMAT_VERSION, LIBRARY
 from .models import (
     AutoencoderPatchBasis,
     MarDiniPlannerOutput,
@@ -24,6 +25,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
+    "FORMAT_VERSION",
     "MarDiniPipeline",
     "MarDiniPipelineOutput",
     "MarDiniPlannerOutput",
@@ -39,7 +41,8 @@ __all__ = [
 
 # A library that diffusers does not list is written to model_index.json by module path, and cannot be loaded from the
 # Hub. The table is private to diffusers; pipelines_tests/test_loading.py notices when it changes.
-LOADABLE_CLASSES.setdefault(
-    "diffusers_mardini",
-    {name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")},
-)
+_BASES = {
+    name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
+}
+LOADABLE_CLASSES.setdefault(LIBRARY, _BASES)
+LOADABLE_CLASSES.setdefault(COMPONENTS, _BASES)

@@ -1,6 +1,7 @@
 """`mardini`: the tasks of the pipeline from the command line.
 
-Every command says first what it will do and last where the result lies. Sizes and costs of models are counted in `costs.py`.
+Every command says first what it will do and last where the result lies. Sizes and costs of models are counted in `costs.py`, uploads
+checked and sent in `hub.py`.
 """
 
 import contextlib
@@ -13,9 +14,10 @@ from typing import Annotated
 import torch
 import typer
 from diffusers.utils import logging
+from huggingface_hub.utils import disable_progress_bars
 from PIL import Image, ImageOps
 
-from . import costs
+from . import costs, hub
 from .hardware import choose_device, choose_dtype
 from .pipelines.pipeline_mardini import MarDiniPipeline
 from .video_io import WRITABLE, read_images, write_video
@@ -234,6 +236,38 @@ def info(
         width, height = parse_size(size) if size else (None, None)
         print(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
         print(costs.report(model, num_frames, height, width, steps, data_type))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A saved pipeline, or a folder of LoRA weights.")],
+    repo: Annotated[str, typer.Argument(help="Where to on the Hub, owner/name. Made if it is not there.")],
+    yes: Annotated[bool, typer.Option("--yes", "--no-dry-run", help="Really send. Else only look and show.")] = False,
+    facts: Annotated[
+        Path | None, typer.Option(help="JSON with what the card should say, where the folder has no README.md.")
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository is new.")] = False,
+    pull_request: Annotated[bool, typer.Option("--pull-request", help="Propose the commit only.")] = False,
+) -> None:
+    """Shows what of a folder would go to the Hub, and its card; with --yes sends it. Unsafe or partial folders are refused.
+
+    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+
+    Example: mardini push checkpoints/mardini-tiny-carracing you/mardini-tiny-carracing
+    """
+    with plain_errors():
+        print(f"Looking through {folder}", flush=True)
+        upload = hub.plan_upload(folder, repo, hub.read_facts_file(facts) if facts else None)
+        print(hub.describe(upload))
+        if not yes:
+            print(f"\nNothing was sent. --yes sends this to {repo}.")
+            return
+        print(f"\nSending to {repo}", flush=True)
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        address = hub.push(upload, message, private or None, create_pr=pull_request)
+        print(f"Sent {len(upload.files) + 1} files: {address}")
 
 
 def resolve_checkpoint(checkpoint: str | None) -> str:

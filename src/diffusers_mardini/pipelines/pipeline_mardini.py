@@ -8,7 +8,6 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from .inputs import read_given_frames, to_pixels, whole_number
 from .long_video import LongVideoMixin
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
-from .saving import finish_saved_folder, without_shim
+from .saving import SavingMixin
 
 
 EXAMPLE_DOC_STRING = """
@@ -46,7 +45,7 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
+class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin):
     r"""
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
@@ -427,15 +426,6 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
         frames = decode_latents(self.vae, latents).float()  # (videos, frames, 3, height, width)
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
-
-    def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes `model_index.json`, and beside it what `DiffusionPipeline.from_pretrained` finds us through."""
-        super().to_json_file(json_file_path)
-        finish_saved_folder(Path(json_file_path))
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
-        return without_shim(super()._dict_from_json_file(json_file))
 
     def _reset_call(self) -> None:
         self._guidance_scale = None

@@ -1,0 +1,334 @@
+"""Sharing a folder on the Hub: is it safe, is it whole, what would be sent, and the sending itself.
+
+`plan_upload` looks and refuses, without a network; `push` sends what was planned, in one commit. A saved pipeline and a folder of
+LoRA weights can be sent. Cards are made in `cards.py`; what a saved pipeline consists of is told by `checkpoint_format.py`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from .cards import FACTS, card_metadata, card_of_folder, retarget_card
+from .checkpoint_format import LIBRARY, check_format, shims
+
+
+CARD = "README.md"
+ALLOWED = (
+    ".safetensors", ".json", ".jsonl", ".yaml", ".md", ".txt", ".bib", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4",
+)  # fmt: skip
+ALLOWED_NAMES = ("LICENSE", "NOTICE")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
+TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".lock", ".swp", ".bak")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_INDEX = re.compile(r"\.safetensors\.index(\.[^.]+)?\.json$")  # a variant's name stands before the suffix
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would be sent.
+
+    Attributes:
+        folder: where the files are.
+        repo_id: where to, `owner/name`.
+        files: path in the folder, which is also that in the repository, to its size in bytes; the card is not among them.
+        card: text of `README.md`.
+        notes: what the card says otherwise than the folder's own, for the user to read.
+    """
+
+    folder: Path
+    repo_id: str
+    files: dict[str, int]
+    card: str
+    notes: tuple[str, ...] = ()
+
+
+def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any] | None = None) -> Upload:
+    """Checks a folder and says what of it would be sent; needs no network and changes nothing.
+
+    Args:
+        folder: a saved pipeline, or LoRA weights.
+        repo_id: `owner/name`. Snippets of the card are made to load from it.
+        facts: for a card (`cards.FACTS`) beside what the folder tells; only where the folder has no `README.md`.
+
+    Raises:
+        ValueError: naming every file that is unsafe to share, and everything that is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"'{folder}' is no folder; give that of a saved pipeline or of LoRA weights")
+    check_repo_id(repo_id)
+    index = _read_index(folder)
+    # Where the index is lost our own files are no reason of their own.
+    parts = {path.parent.name: [LIBRARY] for path in folder.glob(f"*/{LIBRARY}.py")}
+    files, problems = _look_through(folder, shims(parts if index is None else index))
+    problems += _missing(folder, index)
+    if problems:
+        raise ValueError(
+            f"'{folder}' is not sent, for {len(problems)} reason{'s' if len(problems) > 1 else ''}:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+    has_card = files.pop(CARD, None) is not None
+    if has_card and facts:
+        raise ValueError(f"'{folder}' has a {CARD}, so that the facts given would not be used; remove one of them")
+    notes = []
+    if has_card:
+        card, loaded = retarget_card((folder / CARD).read_text(encoding="utf-8"), repo_id)
+        if loaded is not None:
+            notes.append(
+                f"the snippets of {CARD} load from {repo_id} there, not from {loaded}; the file here stays as it is"
+            )
+        if card_metadata(card).get("library_name") != "diffusers":
+            notes.append(
+                f"{CARD} does not say `library_name: diffusers`, so that the Hub will show no snippet of its own"
+            )
+    else:
+        card = card_of_folder(folder, {"name": repo_id.split("/")[1], "path": repo_id, **(facts or {})})
+        notes.append(
+            f"there is no {CARD}; one is made of what the folder tells" + (" and the facts given" if facts else "")
+        )
+    return Upload(folder, repo_id, files, card, tuple(notes))
+
+
+def read_facts_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Facts for a card from a JSON file.
+
+    Raises:
+        ValueError: if it is no JSON object; unknown facts are refused when the card is made.
+    """
+    try:
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no valid JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"'{path}' holds a {type(facts).__name__}; write an object with keys of {', '.join(FACTS)}")
+    return facts
+
+
+def describe(upload: Upload) -> str:
+    """The plan for a user to read: files with sizes, then the card as it would be."""
+    files = {**upload.files, CARD: len(upload.card.encode())}
+    width = max(map(len, files))
+    lines = [f"{len(files)} files of {upload.folder} for {upload.repo_id}, {_size(sum(files.values()))}:"]
+    lines += [f"  {name:<{width}}  {_size(files[name]):>9}" for name in sorted(files)]
+    lines += [f"Note: {note}." for note in upload.notes]
+    return "\n".join([*lines, "", f"--- {CARD} ---", upload.card.rstrip(), f"--- end of {CARD} ---"])
+
+
+def push(
+    upload: Upload,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Makes the repository where it is not there yet and sends everything in one commit; returns the address of the commit.
+
+    Files of the repository that the folder does not have stay there.
+
+    Args:
+        upload: from `plan_upload`.
+        commit_message: by default "Upload" and the folder's name.
+        private: for a new repository; by default as the owner has set it.
+        token: by default the one of `hf auth login` or of the environment variable HF_TOKEN.
+        create_pr: propose the commit instead of making it.
+
+    Raises:
+        ValueError: if the Hub refuses the card, the token or the repository, or cannot be reached.
+    """
+    api = HfApi(token=token)
+    operations = [CommitOperationAdd(name, upload.folder / name) for name in sorted(upload.files)]
+    operations.append(CommitOperationAdd(CARD, upload.card.encode()))
+    try:
+        ModelCard(upload.card).validate()  # first, so that a bad card leaves no empty repository
+        api.create_repo(upload.repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(
+            upload.repo_id,
+            operations,
+            commit_message=commit_message or f"Upload {upload.folder.name}",
+            create_pr=create_pr,
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = {
+            401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+            403: f"the token may not write to {upload.repo_id}; make one that may at https://huggingface.co/settings/tokens",
+        }.get(status, "nothing was committed; the same command tries again")
+        raise ValueError(f"the Hub answered {status} to sending {upload.repo_id}: {advice} ({error})") from error
+    except HTTPError as error:
+        raise ValueError(
+            f"the Hub at {api.endpoint} was not reached ({error}); nothing was committed, try again"
+        ) from error
+    return commit.pr_url if create_pr else commit.commit_url
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `ValueError` for what cannot be the `owner/name` of a repository."""
+    if repo_id.count("/") != 1:
+        raise ValueError(f"the repository is {repo_id!r}; give owner and name, such as 'you/mardini-mine'")
+    validate_repo_id(repo_id)  # its errors are ValueErrors that say which letters are allowed
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """`None` where there is no index, or it is damaged, which is told when the files are looked through."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) else None
+
+
+def _look_through(folder: Path, code: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of what may be shared, and what may not with its reason; `code` is what may be, by its path."""
+    files, problems = {}, []
+    for name, path in _walk(folder):
+        reason = _unsafe(folder, name, path, code)
+        if reason:
+            problems.append(f"{name}: {reason}")
+        else:
+            files[name] = path.stat().st_size
+    return files, problems
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files, and folders that are not entered: links, hidden and temporary ones."""
+    for root, folders, names in os.walk(folder):
+        stop = [
+            name for name in folders
+            if name.startswith(".") or name.endswith(TEMPORARY) or (Path(root) / name).is_symlink()
+        ]  # fmt: skip
+        folders[:] = sorted(set(folders) - set(stop))
+        for name in sorted(names + stop):
+            path = Path(root) / name
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str | None:
+    """Why a file may not be shared; `None` if it may."""
+    suffix = path.suffix.lower()
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.exists():
+            return f"is a link to {os.readlink(path)}, which is not there"
+        if not target.is_relative_to(folder.resolve()):
+            return f"is a link that leaves the folder, to {target}; put a copy in its place"
+        if target.is_dir():
+            return "is a link to a folder; put a copy in its place"
+    if path.name.startswith(".") or path.name.endswith(TEMPORARY):
+        what = "temporary, left by something that was interrupted" if path.name.endswith(TEMPORARY) else "hidden"
+        return f"is {what}; remove it or move it away"
+    if suffix in PICKLES:
+        return "can hold code that runs when it is loaded; save the weights as safetensors (save_pretrained does)"
+    if suffix == ".py":
+        if name not in code:
+            return "is code; only the few lines that save_pretrained writes may be shared with weights"
+        if path.read_text(encoding="utf-8", errors="replace") != code[name]:
+            return "is not the file that this version writes; load the pipeline and save_pretrained it anew"
+        return None
+    if suffix not in ALLOWED and name not in ALLOWED_NAMES:
+        return f"is of no kind that a checkpoint needs ({', '.join(ALLOWED)}); move it away"
+    if suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"is no valid JSON ({error})"
+        if name == "model_index.json" and not isinstance(content, dict):
+            return f"holds a {type(content).__name__} and not the parts of a pipeline"
+    if suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            return f"is no whole safetensors file ({error}); save or copy it again"
+    if name == CARD:
+        try:
+            card_metadata(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _missing(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
+    """What a complete folder would have and this one lacks; what is there but damaged has been told of already."""
+    if index is not None:
+        return _missing_of_pipeline(folder, index)
+    if (folder / "model_index.json").exists() or (folder / LORA_WEIGHT_NAME_SAFE).exists():
+        return []
+    return [
+        f"model_index.json: is missing, and so is {LORA_WEIGHT_NAME_SAFE}: neither a saved pipeline nor LoRA weights"
+    ]
+
+
+def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"{name}: is missing; without it diffusers' own class does not find us. Load the pipeline and save_pretrained it anew"
+        for name in shims(index)
+        if not (folder / name).exists()
+    ]
+    try:
+        check_format(index, folder)
+    except ValueError as error:
+        problems.append(f"model_index.json: {error}")
+    for component, value in index.items():
+        if component.startswith("_") or not isinstance(value, list) or value[:1] in ([], [None]):
+            continue
+        wanted = "scheduler_config.json" if component == "scheduler" else "config.json"
+        if not (folder / component / wanted).exists():
+            problems.append(f"{component}/{wanted}: is missing, and model_index.json names {component}")
+        elif component != "scheduler":
+            problems += [f"{component}/{problem}" for problem in _missing_weights(folder / component)]
+    return problems
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Weights, shards or their index that the folder of a model lacks."""
+    there = sorted(path.name for path in folder.iterdir() if path.name.startswith("diffusion_pytorch_model"))
+    indices = [name for name in there if _INDEX.search(name)]
+    weights = [name for name in there if name.endswith(".safetensors")]
+    if not weights and not indices:
+        return [f"{SAFETENSORS_WEIGHTS_NAME}: is missing; there is a config and no weights"]
+    problems, listed = [], set()
+    for index in indices:
+        try:
+            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError):
+            problems.append(f"{index}: does not say which shard holds which tensor; save the pipeline again")
+            continue
+        listed |= set(weight_map.values())
+        for shard in sorted(set(weight_map.values())):
+            if shard not in there:
+                problems.append(f"{shard}: is missing, and {index} names it")
+                continue
+            lost = {tensor for tensor, place in weight_map.items() if place == shard} - _tensors(folder / shard)
+            if lost:
+                problems.append(f"{shard}: lacks {len(lost)} tensors that {index} says it holds, such as {min(lost)}")
+    for name in weights:
+        if _SHARD.search(name) and name not in listed:
+            problems.append(f"{name}: is one of several shards, and no index names it; save the pipeline again")
+    return problems
+
+
+def _tensors(path: Path) -> set[str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except SafetensorError:
+        return set()
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,63 @@
+"""The card of a published checkpoint, from what was written down about it: can be made again where the run is no longer there.
+
+    python -m training.card training/runs/mardini-tiny-carracing.yaml checkpoints/mardini-tiny-carracing
+
+The YAML file holds what no record tells (description, data, limits), written by hand. The JSON file beside it, of the same name, holds what the
+run and its evaluation recorded (stages, scores, hardware); `training.publish --keep-record` writes it. Keys are those of
+`diffusers_mardini.cards.FACTS`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusers_mardini.cards import write_model_card
+
+
+def read_record(card: Path) -> dict[str, Any]:
+    """What was kept beside the YAML file `card`; empty where nothing was."""
+    path = card.with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What the YAML file says, and what was recorded.
+
+    Args:
+        card: the YAML file.
+        record: recorded facts, and `evaluation`, the command behind the scores.
+
+    Raises:
+        ValueError: if the YAML file is no mapping, or tells a fact that was recorded.
+    """
+    written = yaml.safe_load(card.read_text(encoding="utf-8"))
+    if not isinstance(written, dict):
+        raise ValueError(f"{card} holds a {type(written).__name__}; it has to be a mapping of facts for the card")
+    twice = sorted(set(written) & set(record))
+    if twice:
+        raise ValueError(f"{card} tells {', '.join(twice)}, which the run recorded itself; take it out of the file")
+    facts = {**written, **record}
+    command = facts.pop("evaluation", None)
+    if command:
+        facts["metrics_setting"] = f"{facts.get('metrics_setting', '').strip()}\n\n`{command}`".strip()
+    return facts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.card", description=__doc__.splitlines()[0])
+    parser.add_argument("card", type=Path, help="YAML file with the facts that no record tells")
+    parser.add_argument("folder", type=Path, help="the checkpoint")
+    options = parser.parse_args(arguments)
+    try:
+        facts = {"name": options.folder.resolve().name, **facts_of(options.card, read_record(options.card))}
+        print(f"the card is {write_model_card(options.folder, facts)}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
