@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import get_module_execution_device, randn_tenso
 from diffusers.video_processor import VideoProcessor
 
 from ..latents import decode_latents, downscale_video, encode_video
+from ..loaders import MarDiniLoraLoaderMixin
 from ..masking import reference_mask_from_indices
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.transformer_mardini import MarDiniTransformer3DModel
@@ -46,11 +47,12 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
+class MarDiniPipeline(DiffusionPipeline, LongVideoMixin, MarDiniLoraLoaderMixin):
     r"""
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
-    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window.
+    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window;
+    [`~MarDiniPipeline.load_lora_weights`] and what belongs to it (`loaders/lora.py`).
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
@@ -427,6 +429,11 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin):
         latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
         frames = decode_latents(self.vae, latents).float()  # (videos, frames, 3, height, width)
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
+        self.refuse_loaded_adapters()
+        super().save_pretrained(save_directory, **kwargs)
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Writes `model_index.json`, and beside it what `DiffusionPipeline.from_pretrained` finds us through."""
