@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
+from .caching import fit_cache_config
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
@@ -189,6 +190,10 @@ class MarDiniTransformer3DModel(
         for block in self.transformer_blocks:
             block.temporal_attn.kind = temporal_attention
         self.register_to_config(temporal_attention=temporal_attention)
+
+    def enable_cache(self, config: Any) -> None:
+        """Reuses features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
+        super().enable_cache(fit_cache_config(config))
 
     @scales_lora
     def forward(
