@@ -2,8 +2,8 @@
 
 MARKS = (
     "attention", "autoround", "big_accelerator", "bitsandbytes", "cache", "compile", "context_parallel", "cpu_offload",
-    "gguf", "group_offload", "ip_adapter", "layerwise_casting", "lora", "memory", "modelopt", "nightly", "nunchaku_lite",
-    "quantization", "quanto", "sdnq", "single_file", "tensor_parallel", "torchao", "training",
+    "gguf", "group_offload", "ip_adapter", "lora", "memory", "modelopt", "quantization", "quanto", "sdnq", "single_file",
+    "tensor_parallel", "torchao", "training",
 )  # fmt: skip
 
 
