@@ -248,7 +248,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """Takes fused adapters out of the weights: equal to before up to the rounding of one sum and difference."""
         super().unfuse_lora(list(COMPONENTS) if components is None else components)
 
-    def refuse_loaded_adapters(self) -> None:
+    def _refuse_loaded_adapters(self) -> None:
         """Raises `ValueError` where adapters are loaded: a folder saved now would miss the weights they stand on."""
         # Asked of the models: diffusers' `get_list_adapters` raises where peft is not installed.
         adapters = {part: list(getattr(getattr(self, part), "peft_config", {})) for part in COMPONENTS}

@@ -473,7 +473,7 @@ class MarDiniPipeline(DiffusionPipeline, LongVideoMixin, MarDiniLoraLoaderMixin)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
-        self.refuse_loaded_adapters()
+        self._refuse_loaded_adapters()
         super().save_pretrained(save_directory, **kwargs)
 
     def to_json_file(self, json_file_path: str | Path) -> None:
