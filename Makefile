@@ -5,9 +5,10 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 RACING ?= donkeycar
+DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow style check docs bench train-tiny-racing train-tiny-carracing wheel clean
+.PHONY: demo test test-slow test-upstream style check docs bench train-tiny-racing train-tiny-carracing wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
@@ -17,6 +18,9 @@ test: .venv/.dev  ## fast tests; PYTEST="-k pipeline" narrows them
 
 test-slow: .venv/.dev  ## all tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST)
+
+test-upstream: .venv/.dev  ## diffusers' own tests on our classes; DIFFUSERS=folder of a checkout of github.com/huggingface/diffusers
+	DIFFUSERS_CHECKOUT="$(DIFFUSERS)" $(BIN)/python -m pytest -q -n $(WORKERS) -rs pipelines_tests/upstream $(PYTEST)
 
 style: .venv/.dev  ## formats and repairs what can be repaired
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

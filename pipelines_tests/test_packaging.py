@@ -117,7 +117,17 @@ def test_lower_layers_do_not_import_higher_ones():
         "hub.py": ("cards", "checkpoint_format"),
         "schedulers": ("schedulers",),
         "models": ("models", "masking"),
-        "pipelines": ("pipelines", "models", "schedulers", "masking", "latents", "hub", "checkpoint_format"),
+        "loaders": ("loaders", "models"),
+        "pipelines": (
+            "pipelines",
+            "loaders",
+            "models",
+            "schedulers",
+            "masking",
+            "latents",
+            "hub",
+            "checkpoint_format",
+        ),
     }
     for name, layers in allowed.items():
         files = [PACKAGE / name] if name.endswith(".py") else list((PACKAGE / name).glob("*.py"))
@@ -134,7 +144,7 @@ def test_only_video_io_names_pyav():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "style", "docs", "bench", "train-tiny-racing",
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "docs", "bench", "train-tiny-racing",
                                     "train-tiny-carracing"])  # fmt: skip
 def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_path):
     for name in ("Makefile", "setup.py", "constraints.txt"):

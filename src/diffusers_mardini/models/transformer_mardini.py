@@ -15,10 +15,10 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
+from .caching import fit_cache_config
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
@@ -28,6 +28,7 @@ from .embeddings import (
     unpatchify,
 )
 from .identity_attention import TEMPORAL_ATTENTION_KINDS, MarDiniIdentityAttention, masked_frame_index
+from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
 
 
@@ -190,7 +191,11 @@ class MarDiniTransformer3DModel(
             block.temporal_attn.kind = temporal_attention
         self.register_to_config(temporal_attention=temporal_attention)
 
-    @apply_lora_scale("attention_kwargs")
+    def enable_cache(self, config: Any) -> None:
+        """Reuses features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
+        super().enable_cache(fit_cache_config(config))
+
+    @scales_lora
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -14,12 +14,13 @@ from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, apply_lora_scale
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import FP32RMSNorm, MarDiniAttention
 from .embeddings import MarDiniRotaryPosEmbed, append_next_tokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
+from .lora_scale import scales_lora
 
 
 @dataclass
@@ -128,7 +129,7 @@ class MarDiniPlannerTransformer3DModel(
             for projection in (block.attn.to_out[0], block.spatiotemporal_attn.to_out[0], block.ff.net[2]):
                 nn.init.normal_(projection.weight, std=branch_std)
 
-    @apply_lora_scale("attention_kwargs")
+    @scales_lora
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -8,10 +8,11 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import replace_example_docstring
@@ -19,6 +20,7 @@ from diffusers.utils.torch_utils import get_module_execution_device, randn_tenso
 from diffusers.video_processor import VideoProcessor
 
 from ..latents import decode_latents, downscale_video, encode_video
+from ..loaders import MarDiniLoraLoaderMixin
 from ..masking import reference_mask_from_indices
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.transformer_mardini import MarDiniTransformer3DModel
@@ -45,11 +47,12 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin):
+class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLoraLoaderMixin):
     r"""
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
-    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window.
+    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window;
+    [`~MarDiniPipeline.load_lora_weights`] and what belongs to it (`loaders/lora.py`).
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
@@ -383,21 +386,21 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin):
         self._guidance_scale = options.guidance_for(frame_indices)
 
         latents = clean.index_copy(1, masked, noise.index_select(1, masked))
+        was_guided = self.do_classifier_free_guidance
         for i, t in enumerate(timesteps):
             if self.interrupt:
                 continue
+            if self.do_classifier_free_guidance != was_guided and self._cache_joins_branches:
+                self.transformer._reset_stateful_cache()  # a callback changed the number of rows that are cached
+            was_guided = self.do_classifier_free_guidance
             self._current_timestep = t
             noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
             model_input = clean.index_copy(1, masked, self.scheduler.scale_model_input(noisy, t))
-            model_input = model_input.to(self.transformer.dtype)
-            timestep = t.expand(num_videos)
-
-            with self.transformer.cache_context("cond", step_index=i, num_inference_steps=len(timesteps)):
-                velocity = self.transformer(model_input, timestep, planning_signals, **model_kwargs)[0]
+            velocity, unconditional = self._velocities(
+                model_input.to(self.transformer.dtype), t.expand(num_videos), planning_signals, i, model_kwargs
+            )
             velocity = velocity.index_select(1, masked).float()
-            if self.do_classifier_free_guidance:
-                with self.transformer.cache_context("uncond", step_index=i, num_inference_steps=len(timesteps)):
-                    unconditional = self.transformer(model_input, timestep, None, **model_kwargs)[0]
+            if unconditional is not None:
                 unconditional = unconditional.index_select(1, masked).float()
                 velocity = unconditional + self.guidance_scale * (velocity - unconditional)
 
@@ -419,6 +422,47 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin):
         self._current_timestep = None
         return latents
 
+    def _velocities(
+        self,
+        model_input: torch.Tensor,
+        timestep: torch.Tensor,
+        planning_signals: torch.Tensor,
+        step_index: int,
+        model_kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One evaluation of the transformer: the velocity with the planning signals and, under guidance, without."""
+
+        def call(name: str, *args: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+            with self.transformer.cache_context(name, step_index=step_index, num_inference_steps=self.num_timesteps):
+                return self.transformer(*args, **{**model_kwargs, **kwargs})[0]
+
+        cache = self.transformer._cache_config
+        if not self.do_classifier_free_guidance:
+            if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
+                raise ValueError(
+                    "FasterCache is set to approximate the unconditional branch, but without guidance there is none; "
+                    "enable it with `is_guidance_distilled=True`, or give a `guidance_scale` other than 1"
+                )
+            return call("cond", model_input, timestep, planning_signals), None
+        if not self._cache_joins_branches:
+            velocity = call("cond", model_input, timestep, planning_signals)
+            return velocity, call("uncond", model_input, timestep, None)
+        rows = torch.arange(2 * len(model_input), device=model_input.device)
+        both = call(
+            "both",
+            *(torch.cat([tensor, tensor]) for tensor in (model_input, timestep, planning_signals)),
+            reference_mask=torch.cat([model_kwargs["reference_mask"]] * 2),
+            planning_signals_mask=rows >= len(model_input),  # unconditional rows first, as FasterCache has it
+        )
+        unconditional, velocity = both.chunk(2)
+        return velocity, unconditional
+
+    @property
+    def _cache_joins_branches(self) -> bool:
+        """Whether the cache keeps one state per layer and not one per branch of guidance, so that both must be rows of
+        one call: in two calls, the second would be given the attention of the first."""
+        return isinstance(self.transformer._cache_config, (PyramidAttentionBroadcastConfig, FasterCacheConfig))
+
     def decode(self, latents: torch.Tensor, output_type: str) -> Any:
         """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for; see `MarDiniPipelineOutput`."""
         if output_type == "latent":
@@ -426,6 +470,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin):
         latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
         frames = decode_latents(self.vae, latents).float()  # (videos, frames, 3, height, width)
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
+        self._refuse_loaded_adapters()
+        super().save_pretrained(save_directory, **kwargs)
 
     def _reset_call(self) -> None:
         self._guidance_scale = None

@@ -1,0 +1,45 @@
+"""The weight of LoRA layers during one call of a model: `attention_kwargs={"scale": s}`.
+
+Both models use it. diffusers' own decorator divides by the scale afterwards and, after a scale of 0, sets every weight to 1,
+so that what `set_adapters` had chosen is lost; here all weights are put back as they were, to the bit.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def scales_lora(forward: Callable) -> Callable:
+    """Decorates `forward`: multiplies the weights of all active adapters by `attention_kwargs["scale"]` meanwhile."""
+
+    @functools.wraps(forward)
+    def wrapper(self: torch.nn.Module, *args: Any, attention_kwargs: dict[str, Any] | None = None, **kwargs: Any):
+        scale = 1.0 if attention_kwargs is None else attention_kwargs.get("scale", 1.0)
+        if scale == 1.0:
+            return forward(self, *args, attention_kwargs=attention_kwargs, **kwargs)
+        # Known by what they have, so that peft need not be there to be asked.
+        layers = [module for module in self.modules() if hasattr(module, "scale_layer")]
+        before = [_copy(layer.scaling) for layer in layers]
+        try:
+            for layer in layers:
+                layer.scale_layer(scale)
+            return forward(self, *args, attention_kwargs=attention_kwargs, **kwargs)
+        finally:
+            for layer, weights in zip(layers, before, strict=True):
+                _put_back(layer.scaling, weights)
+
+    return wrapper
+
+
+def _copy(scaling: dict[str, float | torch.Tensor]) -> dict[str, float | torch.Tensor]:
+    return {name: weight.clone() if torch.is_tensor(weight) else weight for name, weight in scaling.items()}
+
+
+def _put_back(scaling: dict[str, float | torch.Tensor], weights: dict[str, float | torch.Tensor]) -> None:
+    for name, weight in weights.items():
+        if torch.is_tensor(weight):
+            scaling[name].copy_(weight)  # compiled models that swap adapters hold on to this tensor
+        else:
+            scaling[name] = weight
