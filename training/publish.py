@@ -6,7 +6,7 @@
 The YAML file holds what no record tells (description, data, limits); stages, hardware and hours come from the run's `config.json`,
 `metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. With `--keep-record` they are kept in a JSON file beside
 the YAML file, so that `card.py` can make the card again without the run. Pictures that the YAML file names as `samples` are copied from the folder
-of `results.json`.
+of `results.json`. A run that went on from a published checkpoint, with `--start-at`, has its earlier stages from that JSON file.
 """
 
 import argparse
@@ -19,22 +19,30 @@ from typing import Any
 from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.pipelines.saving import finish_saved_folder
 
-from .card import facts_of
+from .card import facts_of, read_record
 from .config import RunConfig
 from .evaluate import COLUMNS
 
 
-def stages_of(run: Path) -> list[dict]:
+def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
     """One row for each stage of a finished run, with the windows it has really seen.
 
+    Args:
+        run: its folder.
+        earlier: rows of the checkpoint that the run went on from (`init_from`), for the stages before those it trained itself.
+
     Raises:
-        ValueError: if the run has no record of a stage's end.
+        ValueError: if there is no record of a stage's end.
     """
     config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = _records(run)
+    known = {row["stage"]: row for row in earlier} if config.init_from is not None else {}
     rows, before = [], 0
     for stage in config.stages:
         seen = [record["windows_seen"] for record in records if record["stage"] == stage.name]
+        if not seen and not before and stage.name in known:
+            rows.append(known[stage.name])
+            continue
         if not seen:
             raise ValueError(f"{run} has no record of stage {stage.name!r}; let the run end first")
         low, high = stage.reference_ratio
@@ -59,7 +67,7 @@ def resources_of(run: Path) -> dict[str, Any]:
     if starts.is_file():
         described = [_hardware(json.loads(line)) for line in starts.read_text(encoding="utf-8").splitlines()]
         facts["hardware"] = "; then ".join(dict.fromkeys(described))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = _records(run)
     if records and all("seconds" in record for record in records):
         facts["hours"] = sum(record["seconds"] for record in records) / 3600
     return facts
@@ -90,7 +98,11 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{run} has no finished pipeline; type its training command again until it ends")
     if output.exists() and not (output / "model_index.json").is_file():
         raise ValueError(f"{output} exists and is no pipeline; give another folder")
-    record = {"stages": stages_of(run), **resources_of(run), **scores_of(results)}
+    stages = stages_of(run, read_record(card).get("stages", []))
+    # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
+    whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
+    resources = resources_of(run) if whole else {}
+    record = {"stages": stages, **resources, **scores_of(results)}
     facts = facts_of(card, record)
     pictures = [results.parent / sample["file"] for sample in facts.get("samples", [])]
     missing = [picture.name for picture in pictures if not picture.is_file()]
@@ -108,6 +120,10 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     if keep_record:
         card.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _hardware(start: dict[str, Any]) -> str:

@@ -55,6 +55,26 @@ def test_with_its_record_kept_the_card_is_made_again_without_the_run(tmp_path, r
     assert (output / "README.md").read_text() == before
 
 
+def test_a_run_that_went_on_from_a_checkpoint_has_its_earlier_stages_from_the_record(tmp_path, run):
+    copy = shutil.copytree(run, tmp_path / "run")
+    lines = [
+        line for line in (copy / "metrics.jsonl").read_text().splitlines() if json.loads(line)["stage"] == "joint"
+    ]
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="no record of stage 'planner'"):
+        stages_of(copy, stages_of(run))  # it says nowhere that it went on from something
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "init_from": "checkpoints/tiny"}))
+    assert stages_of(copy, stages_of(run))[:2] == stages_of(run)[:2]
+    with pytest.raises(ValueError, match="no record of stage 'planner'"):
+        stages_of(copy)
+    card, results = make_sources(tmp_path)
+    publish(run, card, results, tmp_path / "tiny", keep_record=True)
+    publish(copy, card, results, tmp_path / "tiny", keep_record=True)
+    record = read_record(card)
+    assert [row["stage"] for row in record["stages"]] == ["planner", "transformer", "joint"] and "hours" not in record
+
+
 def test_a_checkpoint_of_an_older_plugin_gets_todays_format(tmp_path, run):
     copy = shutil.copytree(run, tmp_path / "run")
     index_file = copy / "pipeline" / "model_index.json"
