@@ -276,7 +276,6 @@ def test_the_snippet_of_an_adapters_card_is_python():
     )
 
 
-@pytest.mark.skipif(not hasattr(MarDiniPipeline, "load_lora_weights"), reason="this version loads no LoRA weights")
 def test_the_snippet_of_an_adapters_card_works_as_it_stands(pictures):
     from peft import LoraConfig, get_peft_model_state_dict
 
