@@ -1,6 +1,15 @@
 import pytest
+from accelerate.state import AcceleratorState
 
 from benchmarks import run, train_monitoring, train_step
+
+
+@pytest.fixture
+def own_precision():
+    """accelerate keeps processes and precision for the life of a process: a benchmark in bfloat16 must not leave them to other tests."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_every_pair_of_the_benchmark_is_timed_and_printed(capsys):
@@ -21,7 +30,7 @@ def test_what_lies_between_steps_is_logging():
     assert train_monitoring.shares(lines, 10) == {"step": 2.0, "data": 0.02, "logging": pytest.approx(0.1)}
 
 
-def test_what_data_and_logging_take_of_a_step_is_told(capsys):
+def test_what_data_and_logging_take_of_a_step_is_told(capsys, own_precision):
     seconds = train_monitoring.main(["--batch-size", "1", "--steps", "4"])
     assert seconds["step"] > seconds["data"] > 0 and seconds["logging"] > 0
     assert "of a step (allowed: 5%)" in capsys.readouterr().out
