@@ -37,7 +37,7 @@ bench: .venv/.dev  ## speed and memory, as ratios in one run
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about 75 minutes on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## about 75 minutes on 2 cores, clips and autoencoder included
+train-tiny-carracing: .venv/.dev  ## about 100 minutes on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
 
 wheel: .venv/.dev  ## dist/*.whl
