@@ -11,42 +11,20 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.checkpoint import list_checkpoints
 
 
 def start(folder: Path, processes: int) -> list[int]:
     """Forks the processes of the run; returns their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            try:
-                if processes > 1:
-                    os.environ |= {
-                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-                    }  # fmt: skip
-                sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a")
-                make_run(folder, make_long_config(folder)).train()
-                if processes > 1:
-                    torch.distributed.destroy_process_group()
-            except BaseException as error:
-                print(repr(error), flush=True)
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    return children
+    return fork_processes(processes, folder, lambda: make_run(folder, make_long_config(folder)).train())
 
 
 def make_long_config(folder: Path):

@@ -9,13 +9,12 @@ configuration (`config`) and environment variables (`environment`). What the pro
 
 import json
 import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 
 import torch
 
+from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.loop import Run, Stopped
 from training.stopping import StopRequest
@@ -45,6 +44,9 @@ def make_shared_config(clips: Path, stage: dict | None = None, **overrides):
 
 
 def train(entry: dict) -> None:
+    if entry.get("fsdp"):  # as `accelerate launch` hands fsdp2.yaml on
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= entry.get("environment", {})
     config = make_shared_config(Path(entry["clips"]), **entry.get("config", {})).for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
     try:
@@ -55,34 +57,9 @@ def train(entry: dict) -> None:
 
 def start(entry: dict) -> list[int]:
     """Forks the processes of a run; returns their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder, processes = Path(entry["folder"]), entry["processes"]
+    folder = Path(entry["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a", buffering=1)
-            try:
-                if processes > 1:
-                    os.environ |= {
-                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-                    }  # fmt: skip
-                if entry.get("fsdp"):  # as `accelerate launch` hands fsdp2.yaml on
-                    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-                os.environ |= entry.get("environment", {})
-                train(entry)
-                if processes > 1:
-                    torch.distributed.destroy_process_group()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    return children
+    return fork_processes(entry["processes"], folder, lambda: train(entry))
 
 
 def main(entries: list[dict]) -> None:

@@ -112,6 +112,16 @@ def test_heldout_windows_are_spread_over_all_that_there_are(folder):
     assert few == [draws[i] for i in torch.linspace(0, len(draws) - 1, 5).long().tolist()]
 
 
+@pytest.mark.parametrize("kind", [LatentWindows, PixelWindows])
+def test_windows_read_under_autocast_are_those_read_without(folder, kind):
+    windows, by_two = make(folder, kind), Sampling("held out", (SQUARE,), strides=((2, 1.0),))
+    draws = windows.heldout(by_two, 2)
+    plain = windows.batch(list(draws), [torch.Generator()] * 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = windows.batch(list(draws), [torch.Generator()] * 2)
+    assert all(ours.dtype == torch.float32 and torch.equal(ours, theirs) for ours, theirs in zip(mixed, plain))
+
+
 def test_heldout_windows_by_time(folder):
     windows = make(folder)
     draws = windows.heldout(Sampling("held out", (SQUARE,), fps=5.0), 4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines_tests.training.test_painting import make_painter
-from pipelines_tests.training.test_train_mardini import make_config, make_run, records
+from pipelines_tests.training.test_train_mardini import clips_folder, make_config, make_run, records
 from training.curriculum import heldout_sampling
 from training.heldout_windows import heldout_windows
 from training.metrics import score_windows, summarize
@@ -63,10 +63,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from pipelines_tests.training.test_painting import make_painter
 from pipelines_tests.training.test_quality import windows_of
-from pipelines_tests.training.test_train_mardini import make_run
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.quality import heldout_quality
 torch.set_num_threads(1)
-run = make_run(Path(sys.argv[1]))
+run = make_run(Path(sys.argv[1]), make_config(data=data_fields(Path(sys.argv[2]))))
 stage = run.config.stages[2]
 scores = heldout_quality(make_painter(run), windows_of(run, stage, 3), stage)
 if run.accelerator.is_main_process:
@@ -80,7 +80,7 @@ def test_two_processes_that_share_three_windows_find_the_scores_of_one(tmp_path)
 
     def run(*launcher):
         result = subprocess.run(
-            [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True,
+            [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path / "run"), str(clips_folder())], cwd=ROOT, capture_output=True, text=True,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, timeout=600,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]

@@ -58,7 +58,8 @@ def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale:
     video = (frames[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, height, width)
     found = []
     for size in (video, downscale_video(video, planner_downscale)):
-        mean, logvar = encode_moments(vae, size)
+        with torch.autocast(vae.device.type, enabled=False):  # in the autoencoder's own precision, whoever asks
+            mean, logvar = encode_moments(vae, size)
         found.append((mean[0].cpu(), None if logvar.max() <= _POINT_LOGVAR else logvar[0].cpu()))
     (mean, logvar), (planner_mean, planner_logvar) = found
     return Moments(mean, planner_mean, logvar, planner_logvar)

@@ -173,9 +173,10 @@ class Windows:
         """
         self.prefetch(draws)
         samples = []
-        for index, generator in enumerate(generators):
-            draws[index], moments = self._read_or_replace(draws[index])
-            samples.append(moments.sample(generator))
+        with torch.autocast("cpu", enabled=False):  # an evaluation that runs under it reads what training reads
+            for index, generator in enumerate(generators):
+                draws[index], moments = self._read_or_replace(draws[index])
+                samples.append(moments.sample(generator))
         latents, planner_latents = zip(*samples, strict=True)
         return torch.stack(latents), torch.stack(planner_latents)
 
