@@ -32,5 +32,6 @@ def test_what_lies_between_steps_is_logging():
 
 def test_what_data_and_logging_take_of_a_step_is_told(capsys, own_precision):
     seconds = train_monitoring.main(["--batch-size", "1", "--steps", "4"])
-    assert seconds["step"] > seconds["data"] > 0 and seconds["logging"] > 0
+    # A batch that the loader has ready is not waited for at all.
+    assert seconds["step"] > seconds["data"] >= 0 and seconds["step"] > seconds["logging"] >= 0
     assert "of a step (allowed: 5%)" in capsys.readouterr().out
