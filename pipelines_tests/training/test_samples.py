@@ -69,11 +69,13 @@ def test_a_run_that_goes_on_draws_the_same_pictures_and_tells_of_each_once(finis
 
 
 def test_records_of_a_run_that_was_killed_before_its_first_checkpoint_are_not_told_twice(tmp_path):
-    make_run(tmp_path).train(stop_after="planner")
+    make_run(tmp_path, sampled()).train(stop_after="planner")
     for name in ("checkpoints", "stages"):
         (tmp_path / name).rename(tmp_path / f"gone-{name}")
-    make_run(tmp_path).train(stop_after="planner")
+    make_run(tmp_path, sampled()).train(stop_after="planner")
     assert [r["step"] for r in records(tmp_path) if "loss" in r] == [1, 2, 3]
+    # Those before the first step, too.
+    assert [r["global_step"] for r in records(tmp_path) if "samples" in r] == [0, 3]
 
 
 def test_pictures_are_made_with_the_averaged_weights_which_are_given_back(tmp_path):
