@@ -64,11 +64,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class CallCounter:
-    """Counts the calls of each model of a pipeline, by hooks on the real modules."""
+    """Counts the calls of each model of a pipeline, by hooks on the real modules.
+
+    `"transformer"` are its denoising steps, `"window_state"` its calls before them.
+    """
 
     def __init__(self, pipe: MarDiniPipeline):
-        self.counts = dict.fromkeys(MODELS, 0)
-        self.inputs = {name: [] for name in MODELS}
+        self.counts = dict.fromkeys((*MODELS, "window_state"), 0)
+        self.inputs = {name: [] for name in self.counts}
         for name in ("planner", "transformer"):
             getattr(pipe, name).register_forward_hook(self._hook(name), with_kwargs=True)
         # `encode` and `decode` do not pass `forward`: any layer at work counts.
@@ -77,8 +80,9 @@ class CallCounter:
 
     def _hook(self, name: str):
         def count(module, args, kwargs, output):
-            self.counts[name] += 1
+            called = "window_state" if kwargs.get("return_window_state") else name
+            self.counts[called] += 1
             if name != "vae":
-                self.inputs[name].append((args, kwargs, output))
+                self.inputs[called].append((args, kwargs, output))
 
         return count

@@ -114,7 +114,7 @@ def test_later_windows_are_led_by_the_frames_of_earlier_ones(pipe):
     latents = pipe.extend(
         clip(1), num_new_frames=4, window=3, overlap=1, num_inference_steps=1, output_type="latent", guidance_scale=1.0
     ).frames
-    inputs = [args[0] for args, _, _ in counter.inputs["transformer"]]
+    inputs = [args[0] for args, _, _ in counter.inputs["window_state"]]
     assert len(inputs) == 2
     assert torch.equal(inputs[1][:, 0], latents[:, 2])
     planner_inputs = [args[0] for args, _, _ in counter.inputs["planner"]]

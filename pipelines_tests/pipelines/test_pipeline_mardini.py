@@ -70,7 +70,11 @@ def test_the_models_are_told_which_frames_are_given(pipe, task):
     (window, mask), planner_kwargs, _ = counter.inputs["planner"][0]
     assert torch.equal(mask, expected)
     assert planner_kwargs["num_masked_frames"] == FRAMES - len(places)
-    for _, transformer_kwargs, _ in counter.inputs["transformer"]:
+    run(pipe, **kwargs, use_window_state=False)
+    states = counter.inputs["window_state"]
+    plain = counter.inputs["transformer"][-STEPS:]
+    assert len(states) == (2 if pipe.do_classifier_free_guidance else 1)
+    for _, transformer_kwargs, _ in states + plain:
         assert torch.equal(transformer_kwargs["reference_mask"], expected)
         assert transformer_kwargs["num_masked_frames"] == FRAMES - len(places)
 
@@ -98,15 +102,25 @@ def test_the_planning_signals_reach_every_step(pipe):
     counter = CallCounter(pipe)
     run(pipe)
     signals = counter.inputs["planner"][0][2][0]
+    ((_, kwargs, state),) = counter.inputs["window_state"]
+    assert torch.equal(kwargs["planning_signals"], signals)
     assert len(counter.inputs["transformer"]) == STEPS
-    assert all(torch.equal(args[2], signals) for args, _, _ in counter.inputs["transformer"])
+    assert all(kwargs["window_state"] is state for _, kwargs, _ in counter.inputs["transformer"])
+    run(pipe, use_window_state=False)
+    assert len(counter.inputs["transformer"]) == 2 * STEPS
+    assert all(
+        torch.equal(kwargs["planning_signals"], signals) for _, kwargs, _ in counter.inputs["transformer"][STEPS:]
+    )
 
 
-def test_the_transformer_sees_clean_references_at_every_step(pipe):
+def test_the_transformer_sees_clean_references_in_the_window_or_its_state(pipe):
     counter = CallCounter(pipe)
     run(pipe, **TASKS["interpolation"][0])
+    steps = [args[0].shape[1] for args, _, _ in counter.inputs["transformer"]]
+    assert steps == [FRAMES - 2] * STEPS  # masked frames alone
+    run(pipe, **TASKS["interpolation"][0], use_window_state=False)
     clean = references(pipe, clip(2))
-    for args, _, _ in counter.inputs["transformer"]:
+    for args, _, _ in counter.inputs["window_state"] + counter.inputs["transformer"][STEPS:]:
         assert torch.equal(args[0][0, [0, FRAMES - 1]], clean)
 
 
@@ -124,13 +138,16 @@ def test_guidance_of_one_makes_no_unconditional_call(pipe):
     counter = CallCounter(pipe)
     run(pipe, guidance_scale=1.0)
     assert counter.counts["transformer"] == STEPS
-    assert all(args[2] is not None for args, _, _ in counter.inputs["transformer"])
+    assert [kwargs["planning_signals"] is None for _, kwargs, _ in counter.inputs["window_state"]] == [False]
 
 
 def test_guidance_calls_the_transformer_with_and_without_the_planning_signal(pipe):
     counter = CallCounter(pipe)
     run(pipe, guidance_scale=2.0)
-    assert [args[2] is None for args, _, _ in counter.inputs["transformer"]] == [False, True] * STEPS
+    states = {id(state): kwargs["planning_signals"] is None for _, kwargs, state in counter.inputs["window_state"]}
+    assert sorted(states.values()) == [False, True]
+    unplanned = [states[id(kwargs["window_state"])] for _, kwargs, _ in counter.inputs["transformer"]]
+    assert unplanned == [False, True] * STEPS
 
 
 def test_guidance_moves_the_velocity_away_from_the_unconditional_one(pipe):
@@ -139,7 +156,7 @@ def test_guidance_moves_the_velocity_away_from_the_unconditional_one(pipe):
     latents = run(pipe, guidance_scale=3.0, num_inference_steps=1)
     conditional, unconditional = (outputs[0] for _, _, outputs in counter.inputs["transformer"])
     expected = unconditional + 3.0 * (conditional - unconditional)
-    torch.testing.assert_close(latents[:, 1:-1], -expected[:, 1:-1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(latents[:, 1:-1], -expected, rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_of_zero_ignores_the_planner(pipe):
@@ -283,6 +300,7 @@ def test_ddim_gives_what_our_scheduler_gives(pipe):
 def test_a_perfect_transformer_recovers_the_clip_with_every_kind_of_scheduler(pipe):
     """The whole loop with an oracle's velocity: what is scaled, stepped and put together must fit."""
     clean = encode_video(pipe.vae, clip(FRAMES)[None] * 2 - 1)
+    made = clean[:, 2:]
     schedulers = [pipe.scheduler] + [
         # Far from zero terminal SNR, where Euler's huge sigmas cost precision.
         kind.from_config(pipe.scheduler.config, rescale_betas_zero_snr=False)
@@ -290,10 +308,12 @@ def test_a_perfect_transformer_recovers_the_clip_with_every_kind_of_scheduler(pi
     ]
 
     def oracle(module, args, kwargs, output):
+        if kwargs.get("return_window_state"):
+            return output
         noisy, timestep = args[0].double(), int(args[1].flatten()[0].round())
         alpha_prod = pipe.scheduler.alphas_cumprod.double()[timestep]
-        noise = (noisy - alpha_prod**0.5 * clean) / (1 - alpha_prod) ** 0.5
-        return ((alpha_prod**0.5 * noise - (1 - alpha_prod) ** 0.5 * clean).float(),)
+        noise = (noisy - alpha_prod**0.5 * made) / (1 - alpha_prod) ** 0.5
+        return ((alpha_prod**0.5 * noise - (1 - alpha_prod) ** 0.5 * made).float(),)
 
     pipe.transformer.register_forward_hook(oracle, with_kwargs=True)
     for scheduler in schedulers:

@@ -51,15 +51,14 @@ class MarDiniAttnProcessor:
         encoder_hidden_states: torch.Tensor | None,
         query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
         key_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         batch, frames = hidden_states.shape[:2]
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        query = attn.norm_q(query.unflatten(-1, (attn.heads, -1)))  # (batch, frames, tokens, heads, head_dim)
-        key = attn.norm_k(key.unflatten(-1, (attn.heads, -1)))
-        value = value.unflatten(-1, (attn.heads, -1))
-        query = apply_rotary_embedding(query, *query_rotary_emb)
-        key = apply_rotary_embedding(key, *key_rotary_emb)
+        query = attn.queries(hidden_states, query_rotary_emb)  # (batch, frames, tokens, heads, head_dim)
+        if key_value is None:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            key_value = attn.keys_and_values(context, key_rotary_emb)
+        key, value = key_value
 
         output = dispatch_attention_fn(
             query.flatten(0, 1),  # (batch * frames, tokens, heads, head_dim)
@@ -100,12 +99,25 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = FP32LayerNorm(head_dim, eps)
         self.set_processor(self._default_processor_cls())
 
+    def queries(self, hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Queries of tokens `(batch, frames, tokens, dim)`, normalized and rotated: `(batch, frames, tokens, heads, head_dim)`."""
+        query = self.norm_q(self.to_q(hidden_states).unflatten(-1, (self.heads, -1)))
+        return apply_rotary_embedding(query, *rotary_emb)
+
+    def keys_and_values(
+        self, context: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, normalized and rotated, and values of the tokens that are asked, shaped as `queries` shapes its result."""
+        key = self.norm_k(self.to_k(context).unflatten(-1, (self.heads, -1)))
+        return apply_rotary_embedding(key, *rotary_emb), self.to_v(context).unflatten(-1, (self.heads, -1))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
         key_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attends within each frame.
 
@@ -114,9 +126,10 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
             query_rotary_emb, key_rotary_emb: `(cos, sin)` that broadcast against `(batch, frames, tokens, heads,
                 head_dim // 2)`; the keys take the queries' where they have none of their own.
             encoder_hidden_states: `(batch, frames, context tokens, cross_attention_dim)`, for cross-attention.
+            key_value: what `keys_and_values` made of the context before, instead of the context.
 
         Returns:
             `(batch, frames, tokens, dim)`.
         """
         key_rotary_emb = query_rotary_emb if key_rotary_emb is None else key_rotary_emb
-        return self.processor(self, hidden_states, encoder_hidden_states, query_rotary_emb, key_rotary_emb)
+        return self.processor(self, hidden_states, encoder_hidden_states, query_rotary_emb, key_rotary_emb, key_value)

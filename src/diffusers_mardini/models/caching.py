@@ -15,7 +15,9 @@ SPATIAL = (r"^transformer_blocks\..*\.attn$",)
 TEMPORAL = (r"^transformer_blocks\..*\.temporal_attn$",)
 CROSS = (r"^transformer_blocks\..*\.cross_attn$",)
 # What has a row for each branch of guidance, when both are rows of one call.
-BATCHED_ARGUMENTS = ("hidden_states", "timestep", "planning_signals", "reference_mask", "planning_signals_mask")
+BATCHED_ARGUMENTS = (
+    "hidden_states", "timestep", "planning_signals", "reference_mask", "planning_signals_mask", "window_state",
+)  # fmt: skip
 
 
 def fit_cache_config(config: Any) -> Any:

@@ -9,7 +9,6 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from .attention import MarDiniAttention
-from .embeddings import apply_rotary_embedding
 
 
 TEMPORAL_ATTENTION_KINDS = ("temporal", "spatiotemporal")
@@ -25,12 +24,32 @@ def masked_frame_index(reference_mask: torch.Tensor, num_masked_frames: int) -> 
         `(batch * num_masked_frames,)` indices into the flattened `(batch * frames)` axis, in order. Computed without
         reading values back from the device.
     """
+    return frame_indices(reference_mask, num_masked_frames)[0]
+
+
+def frame_indices(reference_mask: torch.Tensor, num_masked_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`masked_frame_index` and the same of the reference frames, `(batch * num_reference_frames,)`."""
     batch, frames = reference_mask.shape
-    order = reference_mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_masked_frames]
-    return (order + torch.arange(batch, device=order.device)[:, None] * frames).flatten()
+    order = reference_mask.to(torch.uint8).argsort(dim=1, stable=True)  # masked frames first
+    order = order + torch.arange(batch, device=order.device)[:, None] * frames
+    return order[:, :num_masked_frames].flatten(), order[:, num_masked_frames:].flatten()
 
 
-def _group(heads: torch.Tensor, kind: str) -> torch.Tensor:
+def frames_at(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The frames of `states` `(batch, frames, ...)` that `index` (of `frame_indices`) names: `(batch, chosen frames, ...)`."""
+    return states.flatten(0, 1).index_select(0, index).unflatten(0, (len(states), -1))
+
+
+def rotary_embedding_at(
+    rotary_emb: tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary tables `(frames, tokens, 1, head_dim // 2)`, the same in every row of the batch, at the frames that `index` names:
+    `(batch, chosen frames, tokens, 1, head_dim // 2)`."""
+    cos, sin = (table.index_select(0, index % len(table)).unflatten(0, (batch, -1)) for table in rotary_emb)
+    return cos, sin
+
+
+def group(heads: torch.Tensor, kind: str) -> torch.Tensor:
     """`(batch, frames, tokens, heads, head_dim)` to the sequences that attend: `(sequences, length, heads, head_dim)`."""
     if kind == "temporal":
         return heads.transpose(1, 2).flatten(0, 1)  # (batch * tokens, frames, heads, head_dim)
@@ -38,7 +57,7 @@ def _group(heads: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def _ungroup(sequences: torch.Tensor, kind: str, batch: int, tokens: int) -> torch.Tensor:
-    """Inverse of `_group`."""
+    """Inverse of `group`."""
     if kind == "temporal":
         return sequences.unflatten(0, (batch, tokens)).transpose(1, 2)
     return sequences.unflatten(1, (-1, tokens))
@@ -55,30 +74,28 @@ class MarDiniIdentityAttnProcessor:
         attn: "MarDiniIdentityAttention",
         hidden_states: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        reference_mask: torch.Tensor,
+        reference_mask: torch.Tensor | None,
         masked_index: torch.Tensor | None,
+        reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         batch, frames, tokens, _ = hidden_states.shape
-        key = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, (attn.heads, -1)))
-        key = apply_rotary_embedding(key, *rotary_emb)  # (batch, frames, tokens, heads, head_dim)
-        value = attn.to_v(hidden_states).unflatten(-1, (attn.heads, -1))
+        key, value = attn.keys_and_values(hidden_states, rotary_emb)  # (batch, frames, tokens, heads, head_dim)
 
         asking = hidden_states
         if masked_index is not None:
             # Only masked frames have something to ask: (batch, masked frames, tokens, channels).
-            asking = hidden_states.flatten(0, 1).index_select(0, masked_index).unflatten(0, (batch, -1))
-            rotary_emb = tuple(
-                # The frame of row b, place i is masked_index % frames; tables are the same in every row of the batch.
-                table.index_select(0, masked_index % frames).unflatten(0, (batch, -1))
-                for table in rotary_emb
-            )
-        query = attn.norm_q(attn.to_q(asking).unflatten(-1, (attn.heads, -1)))
-        query = apply_rotary_embedding(query, *rotary_emb)
+            asking = frames_at(hidden_states, masked_index)
+            rotary_emb = rotary_embedding_at(rotary_emb, masked_index, batch)
+        query = attn.queries(asking, rotary_emb)
 
+        keys, values = group(key, attn.kind), group(value, attn.kind)
+        if reference_key_value is not None:
+            # The order of keys is of no importance to a softmax: references first.
+            keys, values = (torch.cat(pair, dim=1) for pair in zip(reference_key_value, (keys, values)))
         output = dispatch_attention_fn(
-            _group(query, attn.kind),
-            _group(key, attn.kind),
-            _group(value, attn.kind),
+            group(query, attn.kind),
+            keys,
+            values,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
@@ -87,7 +104,7 @@ class MarDiniIdentityAttnProcessor:
             output = (
                 value.flatten(0, 1).index_copy(0, masked_index, output.flatten(0, 1)).unflatten(0, (batch, frames))
             )
-        else:
+        elif reference_key_value is None:
             output = torch.where(reference_mask[:, :, None, None, None], value, output)
         output = output.flatten(3)  # (batch, frames, tokens, channels)
         return attn.to_out[1](attn.to_out[0](output))
@@ -106,13 +123,15 @@ class MarDiniDenseIdentityAttnProcessor:
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         reference_mask: torch.Tensor,
         masked_index: torch.Tensor | None,
+        reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         batch, frames, tokens, _ = hidden_states.shape
-        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))
-        key = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, (attn.heads, -1)))
-        value = attn.to_v(hidden_states).unflatten(-1, (attn.heads, -1))
-        query = apply_rotary_embedding(query, *rotary_emb)
-        key = apply_rotary_embedding(key, *rotary_emb)
+        if reference_key_value is not None:
+            raise ValueError(
+                "the dense form of identity attention knows whole windows only; sample without a window state"
+            )
+        query = attn.queries(hidden_states, rotary_emb)
+        key, value = attn.keys_and_values(hidden_states, rotary_emb)
 
         place = torch.arange(frames * tokens, device=hidden_states.device)
         itself = place[:, None] == place  # (frames * tokens, frames * tokens)
@@ -149,19 +168,38 @@ class MarDiniIdentityAttention(MarDiniAttention):
         self,
         hidden_states: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        reference_mask: torch.Tensor,
+        reference_mask: torch.Tensor | None,
         masked_index: torch.Tensor | None = None,
+        reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attends across frames.
 
         Args:
             hidden_states: `(batch, frames, tokens, dim)`.
-            rotary_emb: `(cos, sin)`, each `(frames, tokens, 1, head_dim // 2)`.
+            rotary_emb: `(cos, sin)`, each `(frames, tokens, 1, head_dim // 2)`, or with a batch axis before it.
             reference_mask: `(batch, frames)`, True at reference frames.
             masked_index: from `masked_frame_index`, where every row has the same number of masked frames: then only their
                 queries are computed. `None` computes all queries and takes what the mask allows.
+            reference_key_value: from `reference_step`, the keys and values of the reference frames; `hidden_states` then
+                holds the masked frames alone, and the two arguments before are not read.
 
         Returns:
             `(batch, frames, tokens, dim)`.
         """
-        return self.processor(self, hidden_states, rotary_emb, reference_mask, masked_index)
+        return self.processor(self, hidden_states, rotary_emb, reference_mask, masked_index, reference_key_value)
+
+    def reference_step(
+        self, hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The layer for reference frames alone: the identity (Fig. 3), and what masked frames will ask them.
+
+        Args:
+            hidden_states: reference frames, `(batch, reference frames, tokens, dim)`.
+            rotary_emb: their places, `(batch, reference frames, tokens, 1, head_dim // 2)`.
+
+        Returns:
+            The layer's output, shaped as `hidden_states`, and keys and values in the sequences that attend (see `group`).
+        """
+        key, value = self.keys_and_values(hidden_states, rotary_emb)
+        output = self.to_out[1](self.to_out[0](value.flatten(3)))
+        return output, (group(key, self.kind).contiguous(), group(value, self.kind).contiguous())

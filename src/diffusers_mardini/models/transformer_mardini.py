@@ -27,9 +27,17 @@ from .embeddings import (
     remove_next_tokens,
     unpatchify,
 )
-from .identity_attention import TEMPORAL_ATTENTION_KINDS, MarDiniIdentityAttention, masked_frame_index
+from .identity_attention import (
+    TEMPORAL_ATTENTION_KINDS,
+    MarDiniIdentityAttention,
+    frame_indices,
+    frames_at,
+    masked_frame_index,
+    rotary_embedding_at,
+)
 from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
+from .window_state import MarDiniBlockState, MarDiniWindowState
 
 
 class MarDiniTransformerBlock(nn.Module):
@@ -65,31 +73,46 @@ class MarDiniTransformerBlock(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        planning_tokens: torch.Tensor,
+        planning_tokens: torch.Tensor | None,
         temb: torch.Tensor,
         planning_temb: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        cross_rotary_emb: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        reference_mask: torch.Tensor,
-        masked_index: torch.Tensor | None,
-    ) -> torch.Tensor:
-        # temb and planning_temb: (batch, frames, 1, dim); hidden_states: (batch, frames, tokens, dim) throughout
+        cross_rotary_emb: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None],
+        reference_mask: torch.Tensor | None = None,
+        masked_index: torch.Tensor | None = None,
+        block_state: MarDiniBlockState | None = None,
+        masked_planning_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, MarDiniBlockState]:
+        """All frames of a window; or, with `block_state`, its masked frames alone; or, with `masked_planning_tokens`, its reference
+        frames alone, and then also returns the block's state."""
+        # temb and planning_temb: (batch, frames or 1, 1, dim); hidden_states: (batch, frames, tokens, dim) throughout
+        query_rotary_emb, key_rotary_emb = cross_rotary_emb
+        reference_key_value, planning_key_value = None, None
+        if block_state is not None:
+            reference_key_value, planning_key_value = block_state.reference_key_value, block_state.planning_key_value
+
         shift, scale, gate = self.attn_modulation(temb).chunk(3, dim=-1)
         modulated = self.norm1(hidden_states) * (1 + scale) + shift
         hidden_states = hidden_states + gate * self.attn(modulated, rotary_emb)
 
-        hidden_states = hidden_states + self.temporal_attn(
-            self.norm2(hidden_states), rotary_emb, reference_mask, masked_index
-        )
+        normed = self.norm2(hidden_states)
+        if masked_planning_tokens is None:
+            output = self.temporal_attn(normed, rotary_emb, reference_mask, masked_index, reference_key_value)
+        else:
+            output, reference_key_value = self.temporal_attn.reference_step(normed, rotary_emb)
+        hidden_states = hidden_states + output
 
-        query_rotary_emb, key_rotary_emb = cross_rotary_emb
         hidden_states = hidden_states + self.cross_attn(
-            self.norm3(hidden_states), query_rotary_emb, key_rotary_emb, encoder_hidden_states=planning_tokens
+            self.norm3(hidden_states), query_rotary_emb, key_rotary_emb, planning_tokens, planning_key_value
         )
 
         shift, scale, gate = self.ff_modulation(planning_temb).chunk(3, dim=-1)
         modulated = self.norm4(hidden_states) * (1 + scale) + shift
-        return hidden_states + gate * self.ff(modulated)
+        hidden_states = hidden_states + gate * self.ff(modulated)
+        if masked_planning_tokens is None:
+            return hidden_states
+        planning_key_value = self.cross_attn.keys_and_values(masked_planning_tokens, key_rotary_emb)
+        return hidden_states, MarDiniBlockState(reference_key_value, planning_key_value)
 
 
 class MarDiniTransformer3DModel(
@@ -200,15 +223,25 @@ class MarDiniTransformer3DModel(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        planning_signals: torch.Tensor | None,
-        reference_mask: torch.Tensor,
+        planning_signals: torch.Tensor | None = None,
+        reference_mask: torch.Tensor | None = None,
         num_masked_frames: int | None = None,
         planning_signals_mask: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        window_state: MarDiniWindowState | None = None,
+        return_window_state: bool = False,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor] | MarDiniWindowState:
         r"""
         Predicts the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
+
+        The whole window at every step is the plain form. Two calls do the same with less work, equal to rounding: one with
+        `return_window_state=True`, once per window, and one with that `window_state` at every step, on the masked frames alone:
+
+        ```py
+        state = transformer(latents, 0, planning_signals, reference_mask, num_masked_frames=7, return_window_state=True)
+        velocity = transformer(masked_latents, timestep, window_state=state).sample
+        ```
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
@@ -225,50 +258,156 @@ class MarDiniTransformer3DModel(
                 Rows where it is False use the unconditional signal instead of theirs.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `Transformer2DModelOutput` or a tuple.
+            window_state (`MarDiniWindowState`, *optional*):
+                What an earlier call returned for this window. `hidden_states` are then the noised latents of its masked frames,
+                in order, `(batch, masked frames, channels, height, width)`, and the plan and the masks are not given again.
+            return_window_state (`bool`, defaults to `False`):
+                Returns the state of the window instead of a velocity. Needs `num_masked_frames`; what stands at masked frames is
+                not read, nor is `timestep`.
 
         Returns:
-            `Transformer2DModelOutput` with `sample` of the shape of `hidden_states`; what stands at reference frames has no meaning.
+            `Transformer2DModelOutput` with `sample` of the shape of `hidden_states`; what stands at reference frames has no
+            meaning. With `return_window_state`, a `MarDiniWindowState`.
 
         Raises:
-            ValueError: where shapes, dtypes or the patch size do not fit.
+            ValueError: where shapes, dtypes or the patch size do not fit, or arguments exclude each other.
         """
+        if window_state is not None:
+            given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask)
+            if return_window_state or any(argument is not None for argument in given):
+                raise ValueError(
+                    "`window_state` holds the plan and the masks of its window; give neither of them again, nor "
+                    "`return_window_state`"
+                )
+            sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
+            return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        if reference_mask is None:
+            raise ValueError("`reference_mask` is missing; give it, or the `window_state` of an earlier call")
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
-        batch, frames, _, _, _ = hidden_states.shape
-        planning_tokens, planner_rows, planner_columns = self._planning_tokens(
-            hidden_states, planning_signals, planning_signals_mask
-        )  # (batch, frames, planner rows * planner columns, planning_dim)
+        planning_tokens, *planner_grid = self._planning_tokens(hidden_states, planning_signals, planning_signals_mask)
+        if return_window_state:
+            return self._window_state(hidden_states, planning_tokens, planner_grid, reference_mask, num_masked_frames)
+        frames = hidden_states.shape[1]
 
         # 1. Conditions: timestep 0 at reference frames (they are clean), and the planning signal pooled over each frame.
-        timestep = _per_frame_timestep(timestep, reference_mask)
-        temb = self.time_proj(timestep.flatten()).to(hidden_states.dtype)
-        temb = self.time_embed(temb).unflatten(0, (batch, frames))[:, :, None]  # (batch, frames, 1, dim)
-        pooled = self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
-        planning_temb = nn.functional.silu(temb + pooled)  # (batch, frames, 1, dim)
-        temb = nn.functional.silu(temb)
+        timestep = _per_frame_timestep(timestep, *reference_mask.shape, reference_mask.device)
+        temb = self._embed_timestep(timestep.masked_fill(reference_mask, 0), hidden_states.dtype)
+        planning_temb = nn.functional.silu(temb + self._pool_plan(planning_tokens))  # (batch, frames, 1, dim)
+        temb = nn.functional.silu(temb)  # (batch, frames, 1, dim)
 
         # 2. Tokens: every row of patches ends with [NEXT].
-        patches = patchify(hidden_states, self.config.patch_size)
-        _, _, rows, columns, _ = patches.shape
-        tokens = append_next_tokens(
-            self.patch_embed(patches), self.next_token
-        )  # (batch, frames, rows * (columns + 1), dim)
+        tokens, rows, columns = self._embed_patches(hidden_states)
 
         # 3. Places, and which frames ask across frames.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
-        cross_rotary_emb = self.cross_rope(rows, columns, planner_rows, planner_columns, tokens.device)
+        cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 4. Blocks.
+        arguments = (planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb, reference_mask, masked_index)
         for block in self.transformer_blocks:
-            arguments = (
-                planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb, reference_mask, masked_index
-            )  # fmt: skip
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
             else:
                 tokens = block(tokens, *arguments)
 
         # 5. Velocity.
+        sample = self._velocity(tokens, temb, rows, hidden_states)
+        if not return_dict:
+            return (sample,)
+        return Transformer2DModelOutput(sample=sample)
+
+    def _window_state(
+        self,
+        hidden_states: torch.Tensor,
+        planning_tokens: torch.Tensor,
+        planner_grid: list[int],
+        reference_mask: torch.Tensor,
+        num_masked_frames: int | None,
+    ) -> MarDiniWindowState:
+        """Runs the reference frames alone through all blocks."""
+        batch, frames = reference_mask.shape
+        if num_masked_frames is None or num_masked_frames == frames:
+            raise ValueError(
+                "a window state needs rows that all have the same number of masked frames, and a reference frame in each; give "
+                f"`num_masked_frames`, 1 to {frames - 1} (got {num_masked_frames}), or call without `return_window_state`"
+            )
+        masked, references = frame_indices(reference_mask, num_masked_frames)
+        tokens, rows, columns = self._embed_patches(frames_at(hidden_states, references))
+
+        pooled_plan = self._pool_plan(planning_tokens)  # (batch, frames, 1, dim)
+        clean = torch.zeros(batch, 1, device=tokens.device)
+        temb = self._embed_timestep(clean, tokens.dtype)  # (batch, 1, 1, dim)
+        planning_temb = nn.functional.silu(temb + frames_at(pooled_plan, references))
+        temb = nn.functional.silu(temb)
+
+        rotary_emb = self.rope(frames, rows, columns, tokens.device)
+        cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
+        arguments = (
+            frames_at(planning_tokens, references), temb, planning_temb,
+            rotary_embedding_at(rotary_emb, references, batch), cross_rotary_emb,
+        )  # fmt: skip
+        masked_planning_tokens = frames_at(planning_tokens, masked)
+        blocks = []
+        for block in self.transformer_blocks:
+            tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
+            blocks.append(state)
+        return MarDiniWindowState(
+            blocks=tuple(blocks),
+            pooled_plan=frames_at(pooled_plan, masked),
+            rotary_emb=rotary_embedding_at(rotary_emb, masked, batch),
+            query_rotary_emb=cross_rotary_emb[0],
+            temporal_attention=self.config.temporal_attention,
+            size=(rows, columns),
+        )
+
+    def _denoise_masked_frames(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor, state: MarDiniWindowState
+    ) -> torch.Tensor:
+        """The velocity of masked frames `(batch, masked frames, channels, height, width)`, by the state of their window."""
+        rows, columns = (length * self.config.patch_size for length in state.size)
+        expected = (state.batch_size, state.num_masked_frames, self.config.in_channels, rows, columns)
+        if tuple(hidden_states.shape) != expected:
+            raise ValueError(
+                f"`hidden_states` has shape {tuple(hidden_states.shape)}, but `window_state` was made for {expected} (batch, masked "
+                "frames, channels, height, width); give the masked frames of its window alone"
+            )
+        if state.temporal_attention != self.config.temporal_attention or len(state.blocks) != len(
+            self.transformer_blocks
+        ):
+            raise ValueError(
+                f"`window_state` was made by a transformer with {len(state.blocks)} blocks and {state.temporal_attention} attention; "
+                f"this one has {len(self.transformer_blocks)} and {self.config.temporal_attention}: make it anew"
+            )
+        timestep = _per_frame_timestep(timestep, *expected[:2], hidden_states.device)
+        temb = self._embed_timestep(timestep, hidden_states.dtype)  # (batch, masked frames, 1, dim)
+        planning_temb = nn.functional.silu(temb + state.pooled_plan)
+        temb = nn.functional.silu(temb)
+        tokens, rows, _ = self._embed_patches(hidden_states)
+        for block, block_state in zip(self.transformer_blocks, state.blocks):
+            tokens = block(
+                tokens, None, temb, planning_temb, state.rotary_emb, (state.query_rotary_emb, None), block_state=block_state
+            )  # fmt: skip
+        return self._velocity(tokens, temb, rows, hidden_states)
+
+    def _embed_timestep(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`(batch, frames)` to `(batch, frames, 1, dim)`."""
+        return self.time_embed(self.time_proj(timestep.flatten()).to(dtype)).unflatten(0, timestep.shape)[:, :, None]
+
+    def _pool_plan(self, planning_tokens: torch.Tensor) -> torch.Tensor:
+        """`(batch, frames, planning tokens, planning_dim)` to `(batch, frames, 1, dim)`."""
+        return self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
+
+    def _embed_patches(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """Latents to tokens `(batch, frames, rows * (columns + 1), dim)`, and rows and columns of patches."""
+        patches = patchify(hidden_states, self.config.patch_size)
+        _, _, rows, columns, _ = patches.shape
+        return append_next_tokens(self.patch_embed(patches), self.next_token), rows, columns
+
+    def _velocity(
+        self, tokens: torch.Tensor, temb: torch.Tensor, rows: int, hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """The last layers: tokens of the last block to velocities of the shape of `hidden_states`, the noised latents."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
         tokens = self.norm_out(tokens) * (1 + scale) + shift
         patches = self.proj_out(remove_next_tokens(tokens, rows))
@@ -276,9 +415,7 @@ class MarDiniTransformer3DModel(
         if self.skip_gain is not None:
             gain = self.skip_gain(temb)[:, :, 0, :, None, None]  # (batch, frames, channels, 1, 1)
             sample = sample + gain * hidden_states
-        if not return_dict:
-            return (sample,)
-        return Transformer2DModelOutput(sample=sample)
+        return sample
 
     def _planning_tokens(
         self,
@@ -308,18 +445,17 @@ class MarDiniTransformer3DModel(
         return planning_signals.flatten(2, 3).to(hidden_states.dtype), planner_rows, planner_columns
 
 
-def _per_frame_timestep(timestep: torch.Tensor, reference_mask: torch.Tensor) -> torch.Tensor:
-    """A scalar, `(batch,)` or `(batch, frames)` to `(batch, frames)` with 0 at reference frames."""
-    batch, frames = reference_mask.shape
-    timestep = torch.as_tensor(timestep, device=reference_mask.device)
+def _per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:
+    """A scalar, `(batch,)` or `(batch, frames)` to `(batch, frames)`."""
+    timestep = torch.as_tensor(timestep, device=device)
     if timestep.ndim == 1 and timestep.shape[0] in (1, batch):
         timestep = timestep[:, None]
-    elif timestep.ndim != 0 and timestep.shape != reference_mask.shape:
+    elif timestep.ndim != 0 and timestep.shape != (batch, frames):
         raise ValueError(
             f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, {frames}) "
             "(batch, frames)"
         )
-    return timestep.expand(batch, frames).masked_fill(reference_mask, 0)
+    return timestep.expand(batch, frames)
 
 
 def _check_temporal_attention(temporal_attention: str) -> None:

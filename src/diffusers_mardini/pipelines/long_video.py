@@ -57,6 +57,7 @@ class LongVideoMixin:
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        use_window_state: bool = True,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Puts `factor - 1` frames between every two neighbours, by interpolating again and again (Fig. 11).
@@ -84,7 +85,7 @@ class LongVideoMixin:
         window = whole_number(window, "window", least=3, reason="two known frames and one between")
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         pixels = self._check_long_video(video, height, width, options, output_type, least_frames=2)
         num_given = pixels.shape[1]
@@ -114,6 +115,7 @@ class LongVideoMixin:
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        use_window_state: bool = True,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Continues a clip window by window, each led by the last frames of the one before.
@@ -145,7 +147,7 @@ class LongVideoMixin:
             )
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         pixels = self._check_long_video(video, height, width, options, output_type, least_frames=1)
         num_given = pixels.shape[1]

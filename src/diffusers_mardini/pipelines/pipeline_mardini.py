@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FasterCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import replace_example_docstring
@@ -30,6 +30,7 @@ from .long_video import LongVideoMixin
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
 from .saving import SavingMixin
+from .velocities import WindowVelocities
 
 
 EXAMPLE_DOC_STRING = """
@@ -144,6 +145,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        use_window_state: bool = True,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Fills in the frames of one window that are not given.
@@ -180,7 +182,12 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
                 of tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
             callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
-                clean latents at the given frames, and `"planning_signals"`.
+                clean latents at the given frames, and `"planning_signals"`. A callback that changes weights or adapters calls
+                `pipe.reset_window_states()`.
+            use_window_state (`bool`, defaults to `True`):
+                Computes once per window what no step changes: all states of the given frames and the keys and values of the plan
+                (`models/window_state.py`). `False` runs the whole window through the transformer at every step; the same
+                but for rounding, and slower.
 
         Examples:
 
@@ -203,6 +210,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             attention_kwargs=attention_kwargs,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            use_window_state=use_window_state,
         )
         num_videos = given.batch_size * whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
         latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
@@ -362,46 +370,33 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
         """
-        num_videos, num_frames = noise.shape[:2]
         device = noise.device
-        masked_places = [place for place in range(num_frames) if place not in set(frame_indices)]
-        masked = torch.tensor(masked_places, device=device)
         clean = torch.zeros_like(noise)
         clean[:, list(frame_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
-        reference_mask = reference_mask_from_indices(frame_indices, num_frames, num_videos, device)
-        model_kwargs = {
-            "reference_mask": reference_mask,
-            "num_masked_frames": len(masked_places),
-            "attention_kwargs": options.attention_kwargs,
-            "return_dict": False,
-        }
         num_steps = self._set_timesteps(options)
         step_kwargs = _accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
         timesteps = self.scheduler.timesteps
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
-        self.transformer._reset_stateful_cache()  # the last window's features are not this one's
+        velocities = self._velocities = WindowVelocities(
+            self.transformer, clean, list(frame_indices), options.attention_kwargs, options.use_window_state
+        )
+        masked = velocities.masked
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs
         self._guidance_scale = options.guidance_for(frame_indices)
 
         latents = clean.index_copy(1, masked, noise.index_select(1, masked))
-        was_guided = self.do_classifier_free_guidance
         for i, t in enumerate(timesteps):
             if self.interrupt:
                 continue
-            if self.do_classifier_free_guidance != was_guided and self._cache_joins_branches:
-                self.transformer._reset_stateful_cache()  # a callback changed the number of rows that are cached
-            was_guided = self.do_classifier_free_guidance
             self._current_timestep = t
             noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
-            model_input = clean.index_copy(1, masked, self.scheduler.scale_model_input(noisy, t))
-            velocity, unconditional = self._velocities(
-                model_input.to(self.transformer.dtype), t.expand(num_videos), planning_signals, i, model_kwargs
-            )
-            velocity = velocity.index_select(1, masked).float()
+            velocity, unconditional = velocities(
+                self.scheduler.scale_model_input(noisy, t), t, planning_signals, self.do_classifier_free_guidance, i,
+                len(timesteps),
+            )  # fmt: skip
             if unconditional is not None:
-                unconditional = unconditional.index_select(1, masked).float()
                 velocity = unconditional + self.guidance_scale * (velocity - unconditional)
 
             noisy = self.scheduler.step(velocity, t, noisy, return_dict=False, **step_kwargs)[0]
@@ -413,55 +408,22 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
                 latents = callback_outputs.pop("latents", latents)
                 planning_signals = callback_outputs.pop("planning_signals", planning_signals)
+                if "planning_signals" in options.callback_tensor_inputs:
+                    velocities.forget()  # it may have changed them in place, too
 
             # An order-2 scheduler lists most of its steps twice.
             num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
             ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
             if ends_step or i == len(timesteps) - 1:
                 progress_bar.update()
-        self._current_timestep = None
+        self._current_timestep = self._velocities = None
         return latents
 
-    def _velocities(
-        self,
-        model_input: torch.Tensor,
-        timestep: torch.Tensor,
-        planning_signals: torch.Tensor,
-        step_index: int,
-        model_kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One evaluation of the transformer: the velocity with the planning signals and, under guidance, without."""
-
-        def call(name: str, *args: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
-            with self.transformer.cache_context(name, step_index=step_index, num_inference_steps=self.num_timesteps):
-                return self.transformer(*args, **{**model_kwargs, **kwargs})[0]
-
-        cache = self.transformer._cache_config
-        if not self.do_classifier_free_guidance:
-            if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
-                raise ValueError(
-                    "FasterCache is set to approximate the unconditional branch, but without guidance there is none; "
-                    "enable it with `is_guidance_distilled=True`, or give a `guidance_scale` other than 1"
-                )
-            return call("cond", model_input, timestep, planning_signals), None
-        if not self._cache_joins_branches:
-            velocity = call("cond", model_input, timestep, planning_signals)
-            return velocity, call("uncond", model_input, timestep, None)
-        rows = torch.arange(2 * len(model_input), device=model_input.device)
-        both = call(
-            "both",
-            *(torch.cat([tensor, tensor]) for tensor in (model_input, timestep, planning_signals)),
-            reference_mask=torch.cat([model_kwargs["reference_mask"]] * 2),
-            planning_signals_mask=rows >= len(model_input),  # unconditional rows first, as FasterCache has it
-        )
-        unconditional, velocity = both.chunk(2)
-        return velocity, unconditional
-
-    @property
-    def _cache_joins_branches(self) -> bool:
-        """Whether the cache keeps one state per layer and not one per branch of guidance, so that both must be rows of
-        one call: in two calls, the second would be given the attention of the first."""
-        return isinstance(self.transformer._cache_config, (PyramidAttentionBroadcastConfig, FasterCacheConfig))
+    def reset_window_states(self) -> None:
+        """For a callback that changes weights, adapters or their scales between steps: what was computed once for the window is
+        computed anew with the next step. Without a window at work nothing happens."""
+        if self._velocities is not None:
+            self._velocities.forget()
 
     def decode(self, latents: torch.Tensor, output_type: str) -> Any:
         """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for; see `MarDiniPipelineOutput`."""
@@ -482,6 +444,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self._current_timestep = None
         self._num_timesteps = 0
         self._interrupt = False
+        self._velocities: WindowVelocities | None = None
 
     def _latents_shape(self, num_videos: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         channels = self.transformer.config.in_channels

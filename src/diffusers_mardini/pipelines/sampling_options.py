@@ -25,6 +25,7 @@ class SamplingOptions:
     attention_kwargs: dict[str, Any] | None = None
     callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    use_window_state: bool = True
 
     @property
     def callback_tensor_inputs(self) -> list[str]:

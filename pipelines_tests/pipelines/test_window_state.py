@@ -1,0 +1,170 @@
+"""Sampling with what is computed once per window against sampling whole windows: the same but for rounding, at every step."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, UniPCMultistepScheduler
+
+from pipelines_tests.test_caches import CACHES
+from pipelines_tests.tiny_pipeline import CHANNELS, CallCounter, clip, seeded, tiny_pipeline
+
+
+STEPS = 4
+TASKS = {
+    "image-to-video": {"image": clip(1)[0]},
+    "interpolation": {"image": clip(2)[0], "last_image": clip(2)[1]},
+    "expansion": {"video": clip(3)},
+    "any places": {"video": clip(2), "frame_indices": [1, 3]},
+    "a batch": {"video": clip(2, 2), "frame_indices": [0, 4]},
+}
+
+
+def trajectory(pipe, use_window_state, **kwargs) -> torch.Tensor:
+    """Latents after every step, `(steps, videos, frames, channels, h, w)`."""
+    latents = []
+
+    def keep(pipeline, step, timestep, tensors):
+        latents.append(tensors["latents"].clone())
+        return tensors
+
+    arguments = {
+        "num_frames": 5,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+        "generator": seeded(),
+    } | kwargs
+    pipe(**arguments, callback_on_step_end=keep, use_window_state=use_window_state)
+    return torch.stack(latents)
+
+
+def assert_same_trajectory(pipe, atol=1e-5, **kwargs):
+    plain = trajectory(pipe, False, **kwargs)
+    torch.testing.assert_close(trajectory(pipe, True, **kwargs), plain, atol=atol, rtol=1e-5)
+    assert plain.std() > 0.1 and not torch.allclose(plain[0], plain[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["temporal", "spatiotemporal"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5, 0.0])
+def test_every_step_is_the_same(kind, task, guidance_scale):
+    pipe = tiny_pipeline()
+    pipe.transformer.set_temporal_attention(kind)
+    assert_same_trajectory(pipe, **TASKS[task], guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_schedulers_with_memory_or_several_calls_per_step(kind):
+    pipe = tiny_pipeline()
+    # Far from zero terminal SNR: there, rounding alone is amplified by sigmas of thousands.
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, rescale_betas_zero_snr=False, beta_schedule="linear")
+    assert_same_trajectory(pipe, atol=1e-4, **TASKS["expansion"])
+
+
+def test_several_videos_from_one_plan():
+    noise = torch.randn(4, 5, CHANNELS, 4, 4, generator=seeded())
+    assert_same_trajectory(tiny_pipeline(), image=clip(2), num_videos_per_prompt=2, latents=noise)
+
+
+@pytest.mark.parametrize("name", [name for name in CACHES if name != "FirstBlockCache"])  # that one weighs all frames
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_caches_of_diffusers_save_the_same_on_masked_frames_alone(name, guidance_scale):
+    if name == "FasterCache" and guidance_scale != 1.0:
+        pytest.skip("set for a model without guidance; the other branch is tested in test_caches.py")
+    results = []
+    for use_window_state in (False, True):
+        pipe = tiny_pipeline()
+        pipe.transformer.enable_cache(CACHES[name][0](pipe))
+        results.append(
+            trajectory(
+                pipe, use_window_state, **TASKS["expansion"], num_inference_steps=10, guidance_scale=guidance_scale
+            )
+        )
+        assert pipe.transformer.is_cache_enabled
+    # Taylor series extrapolate rounding as well.
+    torch.testing.assert_close(*results, atol=2e-3, rtol=2e-3)
+
+
+def test_faster_cache_takes_the_branches_of_a_state_apart():
+    from pipelines_tests.test_caches import faster
+
+    results = []
+    for use_window_state in (False, True):
+        pipe = tiny_pipeline()
+        pipe.transformer.enable_cache(faster(pipe, unconditional_batch_skip_range=2))
+        results.append(
+            trajectory(pipe, use_window_state, **TASKS["expansion"], num_inference_steps=10, guidance_scale=2.0)
+        )
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_plan_that_a_callback_changes_is_read_anew(in_place):
+    def fade(pipeline, step, timestep, tensors):
+        signals = tensors["planning_signals"]
+        return {"planning_signals": signals.mul_(0.5) if in_place else signals * 0.5}
+
+    pipe, results = tiny_pipeline(), []
+    for use_window_state in (False, True):
+        results.append(
+            pipe(
+                **TASKS["interpolation"], num_frames=5, num_inference_steps=STEPS, output_type="latent", generator=seeded(),
+                callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["planning_signals"],
+                use_window_state=use_window_state,
+            ).frames
+        )  # fmt: skip
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def test_a_callback_that_changes_weights_may_ask_for_new_states():
+    def damp(pipeline, step, timestep, tensors):
+        if step == 1:
+            pipeline.transformer.transformer_blocks[0].temporal_attn.to_v.weight.data.mul_(0.5)
+            pipeline.reset_window_states()
+        return tensors
+
+    results = []
+    for use_window_state in (False, True):
+        pipe = tiny_pipeline()
+        counter = CallCounter(pipe)
+        results.append(
+            pipe(
+                **TASKS["interpolation"], num_frames=5, num_inference_steps=STEPS, output_type="latent", generator=seeded(),
+                callback_on_step_end=damp, use_window_state=use_window_state,
+            ).frames
+        )  # fmt: skip
+        assert counter.counts["window_state"] == 2 * use_window_state
+        pipe.reset_window_states()  # after the window: nothing to do
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def test_long_videos_are_the_same():
+    pipe = tiny_pipeline()
+    for call, kwargs in ((pipe.slow_motion, {"factor": 8}), (pipe.extend, {"num_new_frames": 6})):
+        plain, fast = (
+            call(clip(2), window=5, num_inference_steps=3, output_type="latent", generator=seeded(), use_window_state=use, **kwargs)
+            for use in (False, True)
+        )  # fmt: skip
+        torch.testing.assert_close(fast.frames, plain.frames, atol=1e-3, rtol=1e-3)
+
+
+def test_bfloat16_ends_within_rounding_after_25_steps():
+    """Two ways of rounding differ from each other by no more than either does from float32."""
+    pipe = tiny_pipeline()
+    exact = trajectory(pipe, False, **TASKS["interpolation"], num_inference_steps=25)[-1]
+    pipe.to(torch.bfloat16)
+    plain, fast = (
+        trajectory(pipe, use, **TASKS["interpolation"], num_inference_steps=25)[-1] for use in (False, True)
+    )
+    rounding = (plain - exact).square().mean().sqrt()
+    assert rounding > 0
+    assert (fast - plain).square().mean().sqrt() < 1.5 * rounding
+    assert (fast - exact).square().mean().sqrt() < 1.5 * rounding
+
+
+def test_offloading_by_groups_loads_what_the_state_needs():
+    pipe = tiny_pipeline()
+    expected = trajectory(pipe, True, **TASKS["expansion"])
+    for kind in ("block_level", "leaf_level"):
+        pipe = tiny_pipeline()
+        extra = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+        pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), kind, **extra)
+        torch.testing.assert_close(trajectory(pipe, True, **TASKS["expansion"]), expected)
