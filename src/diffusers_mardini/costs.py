@@ -1,12 +1,13 @@
 """Counts what a model costs without allocating it: parameters, floating-point operations and memory, on the meta device.
 
-The counts are of one window with a first and a last frame given, batch of one, no guidance. Operations are those of matrix products,
+The counts are of one window with a first and a last frame given, batch of one, no guidance, sampled as the pipeline samples it: the
+given frames pass the transformer once ("references"), the others at every step. Operations are those of matrix products,
 attention and convolutions (torch's `FlopCounterMode`, a multiplication and an addition count as two).
 """
 
 import json
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +132,22 @@ def count_costs(
     masked = num_frames - 2
 
     costs = []
-    signals, cost = _measure(
-        "planner",
-        parts["planner"],
-        dtype,
-        1,
-        lambda m: m(low_latents, mask, num_masked_frames=masked).planning_signals,
-    )
+    plan = {"reference_mask": mask, "num_masked_frames": masked}
+    signals, cost = _measure("planner", parts["planner"], dtype, 1, lambda m: m(low_latents, **plan).planning_signals)
     costs.append(cost)
-    _, cost = _measure(
-        "transformer",
+    state, cost = _measure(
+        "references",
         parts["transformer"],
         dtype,
-        steps,
-        lambda m: m(latents, timestep, signals, mask, num_masked_frames=masked),
+        1,
+        lambda m: m(latents, timestep, signals, **plan, return_window_state=True),
     )
-    costs.append(cost)
+    # The transformer's weights are counted once.
+    costs.append(replace(cost, parameters=0, weight_bytes=0))
+    _, cost = _measure(
+        "transformer", parts["transformer"], dtype, steps, lambda m: m(latents[:, 1:-1], timestep, window_state=state)
+    )
+    costs.append(replace(cost, activation_bytes=cost.activation_bytes + state.num_bytes))
     if vae is not None:
         _, cost = _measure("vae.decode", vae, dtype, num_frames, lambda m: m.decode(latents[0, :1]).sample)
         costs.append(cost)
