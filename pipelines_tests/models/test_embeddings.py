@@ -42,7 +42,7 @@ def test_every_row_ends_with_next_and_nothing_else_changes():
 
 def test_rotated_products_depend_on_the_difference_of_places_alone():
     cos, sin = MarDiniRotaryPosEmbed(16, theta=100.0)(4, 3, 4, torch.device("cpu"))
-    assert cos.shape == (4, 15, 1, 8)
+    assert cos.shape == sin.shape == (4, 15, 1, 16)
     query, key = torch.randn(16), torch.randn(16)
 
     def product(q_place, k_place):
@@ -66,20 +66,35 @@ def test_rotation_keeps_length_and_place_zero():
 def test_planner_places_lie_on_the_transformer_places_they_cover():
     rope = MarDiniCrossRotaryPosEmbed(8, theta=100.0)
     (query_cos, _), (key_cos, _) = rope(8, 6, 4, 3, torch.device("cpu"))
-    assert query_cos.shape == (8 * 7, 1, 4) and key_cos.shape == (4 * 3, 1, 4)
+    assert query_cos.shape == (8 * 7, 1, 8) and key_cos.shape == (4 * 3, 1, 8)
     # At equal resolution a planning token and the token it stands for have the same place; [NEXT] is one column further.
     (query_cos, query_sin), (key_cos, key_sin) = rope(4, 3, 4, 3, torch.device("cpu"))
     assert torch.equal(query_cos.unflatten(0, (4, 4))[:, :3], key_cos.unflatten(0, (4, 3)))
     # At half the resolution it stands in the middle of the four tokens that it covers.
     _, (key_cos, key_sin) = rope(8, 6, 4, 3, torch.device("cpu"))
-    angle = torch.atan2(key_sin, key_cos)[:, 0].unflatten(0, (4, 3))  # first pair of each axis turns by 1 per patch
+    angle = torch.atan2(key_sin, key_cos)[:, 0, 4:].unflatten(
+        0, (4, 3)
+    )  # first pair of each axis turns by 1 per patch
     torch.testing.assert_close(angle[1, 0, 0], torch.tensor(3.0))
     torch.testing.assert_close(angle[0, 1, 2], torch.tensor(3.0))
 
 
 def test_the_highest_frequency_is_that_of_the_configuration():
     cos, sin = MarDiniRotaryPosEmbed(16, theta=100.0, max_frequency=0.5)(2, 1, 3, torch.device("cpu"))
-    frame_angle = torch.atan2(sin, cos)[1, 0, 0, :4]
+    frame_angle = torch.atan2(sin, cos)[1, 0, 0, 8:12]
     torch.testing.assert_close(frame_angle, 0.5 * 100.0 ** (-torch.arange(4) / 4))
     plain = MarDiniRotaryPosEmbed(16, theta=100.0)(2, 1, 3, torch.device("cpu"))
     assert not torch.allclose(cos, plain[0])
+
+
+def test_a_rotation_turns_pairs_of_channels_counterclockwise():
+    cos, sin = MarDiniRotaryPosEmbed(8, theta=100.0)(3, 1, 2, torch.device("cpu"))
+    heads = torch.randn(3, 3, 1, 8)
+    pairs = torch.complex(heads[..., :4], heads[..., 4:])
+    angles = torch.tensor([1.0, 100.0**-0.5])
+    turned = torch.cat([torch.arange(3.0)[:, None, None, None] * angles + torch.zeros(3, 3, 1, 2),
+                        torch.arange(3.0)[None, :, None, None] * angles + torch.zeros(3, 3, 1, 2)], dim=-1)  # fmt: skip
+    expected = pairs * torch.polar(torch.ones_like(turned), turned)
+    rotated = apply_rotary_embedding(heads, cos, sin)
+    torch.testing.assert_close(rotated, torch.cat([expected.real, expected.imag], dim=-1))
+    assert apply_rotary_embedding(heads.bfloat16(), cos, sin).dtype == torch.bfloat16

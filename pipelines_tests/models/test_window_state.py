@@ -114,7 +114,7 @@ def test_memory_of_a_state_is_that_of_its_tensors():
     transformer, (latents, _, signals, mask) = make_transformer(), make_inputs(batch=1)
     tokens, planned, width, layers = 4 * 7, 6, 16, 2
     references, plan = 2 * tokens * width * 2, 3 * planned * width * 2
-    other = 3 * 16 + 2 * 3 * tokens * 4 + 2 * tokens * 4  # pooled plan, and rotary tables of head_dim // 2
+    other = 3 * 16 + 2 * 3 * tokens * 8 + 2 * tokens * 8  # pooled plan, and rotary tables of head_dim
     assert state_of(transformer, latents, signals, mask).num_bytes == 4 * (layers * (references + plan) + other)
 
 

@@ -1,16 +1,65 @@
 """Attention with query/key norm and rotary positions, and the small layers around it.
 
 Used as it is by the spatial and the cross-attention of both models; the attention across frames is in
-`identity_attention.py`. Kernels are chosen by diffusers' attention dispatcher.
+`identity_attention.py`. Kernels are chosen in `attend`, by diffusers' attention dispatcher but for short sequences on a CPU.
 """
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import nn
 
 from .embeddings import apply_rotary_embedding
+
+
+# Up to so many keys, plain matrix products are faster on a CPU than torch's fused kernel, forward and backward
+# (`python -m benchmarks.attention_forms`). Beyond, their table of scores outgrows the processor's cache.
+LONGEST_PLAIN_ON_CPU = {torch.float32: 192, torch.bfloat16: 512}
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    backend: AttentionBackendName | None = None,
+    parallel_config: object | None = None,
+) -> torch.Tensor:
+    """Softmax attention without a mask, by the fastest exact form.
+
+    Args:
+        query: `(sequences, length, heads, head_dim)`.
+        key, value: `(sequences, keys, heads, head_dim)`.
+        backend: of diffusers' dispatcher, where the user set one; `None` leaves the choice to us.
+        parallel_config: of diffusers' context parallelism.
+
+    Returns:
+        Shaped as `query`.
+    """
+    plain = (
+        backend is None
+        and parallel_config is None
+        and query.device.type == "cpu"
+        and key.shape[1] <= LONGEST_PLAIN_ON_CPU.get(query.dtype, 0)
+        and _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
+    )
+    if plain:
+        return attend_by_products(query, key, value)
+    return dispatch_attention_fn(query, key, value, backend=backend, parallel_config=parallel_config)
+
+
+def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`attend` as two batched matrix products and a softmax."""
+    sequences, length, heads, head_dim = query.shape
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    scores = query.new_zeros(1, 1, 1).expand(sequences * heads, length, key.shape[1])
+    scores = torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+    output = torch.bmm(scores.softmax(dim=-1).type_as(value), value)  # (sequences * heads, length, head_dim)
+    return output.unflatten(0, (sequences, heads)).transpose(1, 2)
 
 
 class FP32RMSNorm(nn.Module):
@@ -31,7 +80,9 @@ class FP32LayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32 whatever the dtypes of weights and input; returns the input's dtype."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = None if self.weight is None else self.weight.float()
+        if self.weight is None:  # torch computes it in float32 by itself
+            return F.layer_norm(hidden_states, self.normalized_shape, None, None, self.eps)
+        weight = self.weight.float()
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(hidden_states.float(), self.normalized_shape, weight, bias, self.eps).type_as(
             hidden_states
@@ -60,7 +111,7 @@ class MarDiniAttnProcessor:
             key_value = attn.keys_and_values(context, key_rotary_emb)
         key, value = key_value
 
-        output = dispatch_attention_fn(
+        output = attend(
             query.flatten(0, 1),  # (batch * frames, tokens, heads, head_dim)
             key.flatten(0, 1),
             value.flatten(0, 1),
@@ -101,15 +152,21 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
 
     def queries(self, hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Queries of tokens `(batch, frames, tokens, dim)`, normalized and rotated: `(batch, frames, tokens, heads, head_dim)`."""
-        query = self.norm_q(self.to_q(hidden_states).unflatten(-1, (self.heads, -1)))
-        return apply_rotary_embedding(query, *rotary_emb)
+        return self._place(self.to_q(hidden_states), self.norm_q, rotary_emb)
 
     def keys_and_values(
         self, context: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, normalized and rotated, and values of the tokens that are asked, shaped as `queries` shapes its result."""
-        key = self.norm_k(self.to_k(context).unflatten(-1, (self.heads, -1)))
-        return apply_rotary_embedding(key, *rotary_emb), self.to_v(context).unflatten(-1, (self.heads, -1))
+        key = self._place(self.to_k(context), self.norm_k, rotary_emb)
+        return key, self.to_v(context).unflatten(-1, (self.heads, -1))
+
+    def _place(
+        self, projected: torch.Tensor, norm: nn.Module, rotary_emb: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        # Norm and rotation in float32, without rounding in between.
+        heads = norm(projected.float().unflatten(-1, (self.heads, -1)))
+        return apply_rotary_embedding(heads, *rotary_emb).type_as(projected)
 
     def forward(
         self,
@@ -124,7 +181,7 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
         Args:
             hidden_states: `(batch, frames, tokens, dim)`.
             query_rotary_emb, key_rotary_emb: `(cos, sin)` that broadcast against `(batch, frames, tokens, heads,
-                head_dim // 2)`; the keys take the queries' where they have none of their own.
+                head_dim)`; the keys take the queries' where they have none of their own.
             encoder_hidden_states: `(batch, frames, context tokens, cross_attention_dim)`, for cross-attention.
             key_value: what `keys_and_values` made of the context before, instead of the context.
 

@@ -54,20 +54,22 @@ def rotary_embedding(
         max_frequency: first of the series, in radians per unit of a coordinate.
 
     Returns:
-        `(cos, sin)`, float32, each shaped `(..., 1, head_dim // 2)`; the 1 stands for the heads.
+        `(cos, sin)`, float32, each shaped `(..., 1, head_dim)`; the 1 stands for the heads. Channel `i` forms a pair with channel `i +
+        head_dim // 2`: both have the same cosine, and sines of opposite signs, the first one's negative.
     """
     pairs = head_dim // 4
     frequencies = max_frequency * theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
     first, second = torch.broadcast_tensors(first, second)
     angles = torch.cat([first[..., None] * frequencies, second[..., None] * frequencies], dim=-1)
-    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def apply_rotary_embedding(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates heads `(..., heads, head_dim)`; channel `i` forms a pair with channel `i + head_dim // 2`."""
-    first, second = hidden_states.float().chunk(2, dim=-1)
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return rotated.type_as(hidden_states)
+    """Rotates heads `(..., heads, head_dim)` by the tables of `rotary_embedding`, in float32; returns the input's dtype."""
+    heads = hidden_states.float()
+    first, second = heads.chunk(2, dim=-1)
+    return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin).type_as(hidden_states)
 
 
 class MarDiniRotaryPosEmbed(nn.Module):
@@ -83,7 +85,7 @@ class MarDiniRotaryPosEmbed(nn.Module):
         self.max_frequency = max_frequency
 
     def forward(self, num_frames: int, rows: int, columns: int, device: torch.device):
-        """Returns `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim // 2)`."""
+        """Returns `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`."""
         frame = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
         position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
         return rotary_embedding(frame, position, self.head_dim, self.theta, self.max_frequency)
@@ -103,8 +105,8 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
         self.max_frequency = max_frequency
 
     def forward(self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device):
-        """Returns `(cos, sin)` of the queries `(rows * (columns + 1), 1, head_dim // 2)`, [NEXT] included, and of the
-        keys `(planner_rows * planner_columns, 1, head_dim // 2)`."""
+        """Returns `(cos, sin)` of the queries `(rows * (columns + 1), 1, head_dim)`, [NEXT] included, and of the
+        keys `(planner_rows * planner_columns, 1, head_dim)`."""
         query = self._grid(rows, columns + 1, 1.0, 1.0, device)
         key = self._grid(planner_rows, planner_columns, rows / planner_rows, columns / planner_columns, device)
         return query, key

@@ -6,9 +6,8 @@ can be used. `MarDiniDenseIdentityAttnProcessor` says the same with an explicit 
 """
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-from .attention import MarDiniAttention
+from .attention import MarDiniAttention, attend
 
 
 TEMPORAL_ATTENTION_KINDS = ("temporal", "spatiotemporal")
@@ -43,8 +42,8 @@ def frames_at(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def rotary_embedding_at(
     rotary_emb: tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary tables `(frames, tokens, 1, head_dim // 2)`, the same in every row of the batch, at the frames that `index` names:
-    `(batch, chosen frames, tokens, 1, head_dim // 2)`."""
+    """Rotary tables `(frames, tokens, 1, head_dim)`, the same in every row of the batch, at the frames that `index` names:
+    `(batch, chosen frames, tokens, 1, head_dim)`."""
     cos, sin = (table.index_select(0, index % len(table)).unflatten(0, (batch, -1)) for table in rotary_emb)
     return cos, sin
 
@@ -92,7 +91,7 @@ class MarDiniIdentityAttnProcessor:
         if reference_key_value is not None:
             # The order of keys is of no importance to a softmax: references first.
             keys, values = (torch.cat(pair, dim=1) for pair in zip(reference_key_value, (keys, values)))
-        output = dispatch_attention_fn(
+        output = attend(
             group(query, attn.kind),
             keys,
             values,
@@ -176,7 +175,7 @@ class MarDiniIdentityAttention(MarDiniAttention):
 
         Args:
             hidden_states: `(batch, frames, tokens, dim)`.
-            rotary_emb: `(cos, sin)`, each `(frames, tokens, 1, head_dim // 2)`, or with a batch axis before it.
+            rotary_emb: `(cos, sin)`, each `(frames, tokens, 1, head_dim)`, or with a batch axis before it.
             reference_mask: `(batch, frames)`, True at reference frames.
             masked_index: from `masked_frame_index`, where every row has the same number of masked frames: then only their
                 queries are computed. `None` computes all queries and takes what the mask allows.
@@ -195,7 +194,7 @@ class MarDiniIdentityAttention(MarDiniAttention):
 
         Args:
             hidden_states: reference frames, `(batch, reference frames, tokens, dim)`.
-            rotary_emb: their places, `(batch, reference frames, tokens, 1, head_dim // 2)`.
+            rotary_emb: their places, `(batch, reference frames, tokens, 1, head_dim)`.
 
         Returns:
             The layer's output, shaped as `hidden_states`, and keys and values in the sequences that attend (see `group`).

@@ -92,8 +92,8 @@ class MarDiniTransformerBlock(nn.Module):
             reference_key_value, planning_key_value = block_state.reference_key_value, block_state.planning_key_value
 
         shift, scale, gate = self.attn_modulation(temb).chunk(3, dim=-1)
-        modulated = self.norm1(hidden_states) * (1 + scale) + shift
-        hidden_states = hidden_states + gate * self.attn(modulated, rotary_emb)
+        modulated = torch.addcmul(shift, self.norm1(hidden_states), 1 + scale)
+        hidden_states = torch.addcmul(hidden_states, gate, self.attn(modulated, rotary_emb))
 
         normed = self.norm2(hidden_states)
         if masked_planning_tokens is None:
@@ -107,8 +107,8 @@ class MarDiniTransformerBlock(nn.Module):
         )
 
         shift, scale, gate = self.ff_modulation(planning_temb).chunk(3, dim=-1)
-        modulated = self.norm4(hidden_states) * (1 + scale) + shift
-        hidden_states = hidden_states + gate * self.ff(modulated)
+        modulated = torch.addcmul(shift, self.norm4(hidden_states), 1 + scale)
+        hidden_states = torch.addcmul(hidden_states, gate, self.ff(modulated))
         if masked_planning_tokens is None:
             return hidden_states
         planning_key_value = self.cross_attn.keys_and_values(masked_planning_tokens, key_rotary_emb)
@@ -409,7 +409,7 @@ class MarDiniTransformer3DModel(
     ) -> torch.Tensor:
         """The last layers: tokens of the last block to velocities of the shape of `hidden_states`, the noised latents."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
-        tokens = self.norm_out(tokens) * (1 + scale) + shift
+        tokens = torch.addcmul(shift, self.norm_out(tokens), 1 + scale)
         patches = self.proj_out(remove_next_tokens(tokens, rows))
         sample = unpatchify(patches, self.config.patch_size)  # (batch, frames, channels, height, width)
         if self.skip_gain is not None:

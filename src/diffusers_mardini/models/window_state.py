@@ -40,8 +40,8 @@ class MarDiniWindowState:
     Attributes:
         blocks: a `MarDiniBlockState` for each block.
         pooled_plan: `(batch, masked frames, 1, dim)`: the mean of each frame's planning signals, embedded.
-        rotary_emb: `(cos, sin)` of the masked frames' places, each `(batch, masked frames, tokens, 1, head_dim // 2)`.
-        query_rotary_emb: `(cos, sin)` of the queries of the cross-attention, each `(tokens, 1, head_dim // 2)`.
+        rotary_emb: `(cos, sin)` of the masked frames' places, each `(batch, masked frames, tokens, 1, head_dim)`.
+        query_rotary_emb: `(cos, sin)` of the queries of the cross-attention, each `(tokens, 1, head_dim)`.
         temporal_attention: the kind it was made for.
         size: rows and columns of patches of a frame.
     """
