@@ -64,7 +64,7 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
 
     def step(
         autocast: bool,
-        plain_attention: bool = False,
+        fused_attention: bool = False,
         compile_blocks: bool = False,
         optimize: bool = True,
         masters: bool = False,
@@ -75,8 +75,8 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
         if masters:
             model.to(torch.bfloat16)
         for part in (model.planner, model.transformer):
-            if plain_attention:
-                part.set_attention_backend("_native_math")
+            if fused_attention:
+                part.set_attention_backend("native")
             if compile_blocks:
                 part.compile_repeated_blocks()
         optimizers = make_optimizers(learned, config.optimizer, 1e-6)
@@ -101,20 +101,19 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
 
         return run
 
-    result = {"straightforward (float32, fused attention)": step(autocast=False)}
+    result = {"straightforward (float32, fused attention)": step(autocast=False, fused_attention=True)}
     if bf16:
-        result["+ bf16 autocast"] = step(autocast=True)
+        result["+ bf16 autocast"] = step(autocast=True, fused_attention=True)
     if device.type == "cpu":
-        result["+ attention as plain products"] = step(autocast=True, plain_attention=True)
+        result["+ attention as plain products"] = step(autocast=True)
     if compiled:
-        trained = {"plain_attention": device.type == "cpu", "compile_blocks": True}
-        result["+ compiled blocks (what the trainer does)"] = step(autocast=True, **trained)
+        result["+ compiled blocks (what the trainer does)"] = step(autocast=True, compile_blocks=True)
         if bf16:
             result["bf16 weights and float32 masters instead of autocast"] = step(
-                autocast=False, masters=True, **trained
+                autocast=False, masters=True, compile_blocks=True
             )
     recorder = _Recorder()
-    bare = step(autocast=True, plain_attention=device.type == "cpu", optimize=False)
+    bare = step(autocast=True, optimize=False)
     with recorder:
         bare()
     matrices = [

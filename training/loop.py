@@ -69,7 +69,7 @@ class Run:
         self.validation_data = validation_data
         self.folder = folder
         self.scheduler = make_scheduler(config)
-        self.models = make_models(config, accelerator.device)
+        self.models = make_models(config)
         shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
         self.planner, self.transformer, self.head = (self.models[name] for name in ("planner", "transformer", "head"))
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)

@@ -29,12 +29,11 @@ def make_scheduler(config: RunConfig) -> MarDiniScheduler:
     return MarDiniScheduler(**{**load_preset(config.preset)["scheduler"], **config.scheduler})
 
 
-def make_models(config: RunConfig, device: torch.device) -> torch.nn.ModuleDict:
+def make_models(config: RunConfig) -> torch.nn.ModuleDict:
     """`planner`, `transformer` and `head`, the same on every process, still on the CPU and whole.
 
     Args:
         config: the run.
-        device: where they are going to be.
     """
     preset = load_preset(config.preset)
     torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
@@ -46,9 +45,6 @@ def make_models(config: RunConfig, device: torch.device) -> torch.nn.ModuleDict:
     for model in models.values():
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if device.type == "cpu":
-            # The fused kernel's backward pass is slow there: at these sizes up to five times slower than plain matrix products.
-            model.set_attention_backend("_native_math")
         if any(stage.compile for stage in config.stages):
             model.compile_repeated_blocks()
     head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)

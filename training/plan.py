@@ -341,10 +341,6 @@ def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
     device = choose_device()
     shape = Shape.of(config, stage, round(masked_frames(stage)[0]))
     model = shape.training_model(device=device)
-    if device.type == "cpu":  # as the loop does
-        for part in (model.planner, model.transformer):
-            if part is not None:
-                part.set_attention_backend("_native_math")
     optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
     batch = shape.batch_of(device, torch.float32)
 

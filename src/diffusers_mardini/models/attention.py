@@ -17,8 +17,8 @@ from torch import nn
 from .embeddings import apply_rotary_embedding
 
 
-# Up to so many keys, plain matrix products are faster on a CPU than torch's fused kernel, forward and backward
-# (`python -m benchmarks.attention_forms`). Beyond, their table of scores outgrows the processor's cache.
+# Up to so many keys, plain matrix products are faster on a CPU than torch's fused kernel (`python -m benchmarks.attention_forms`);
+# beyond, their table of scores outgrows the processor's cache. The fused kernel's backward pass is slow at every length tried.
 LONGEST_PLAIN_ON_CPU = {torch.float32: 192, torch.bfloat16: 512}
 
 
@@ -44,7 +44,7 @@ def attend(
         backend is None
         and parallel_config is None
         and query.device.type == "cpu"
-        and key.shape[1] <= LONGEST_PLAIN_ON_CPU.get(query.dtype, 0)
+        and (query.requires_grad or key.shape[1] <= LONGEST_PLAIN_ON_CPU.get(query.dtype, 0))
         and _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
     )
     if plain:

@@ -1,0 +1,73 @@
+"""The forms of attention: whichever is taken, the result is the same."""
+
+import pytest
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
+from diffusers_mardini.models import attention
+from diffusers_mardini.models.attention import LONGEST_PLAIN_ON_CPU, attend, attend_by_products
+
+
+@pytest.fixture
+def forms(monkeypatch):
+    """Names of the forms that were taken, in order."""
+    taken = []
+    for name in ("attend_by_products", "dispatch_attention_fn"):
+
+        def spy(*args, form=getattr(attention, name), name=name, **kwargs):
+            taken.append(name)
+            return form(*args, **kwargs)
+
+        monkeypatch.setattr(attention, name, spy)
+    return taken
+
+
+def heads(length, dtype=torch.float32, seed=0):
+    return torch.randn(3, length, 2, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def dense(query, key, value):
+    query, key, value = (tensor.double() for tensor in (query, key, value))
+    scores = torch.einsum("sqhd,skhd->shqk", query, key) / query.shape[-1] ** 0.5
+    return torch.einsum("shqk,skhd->sqhd", scores.softmax(-1), value)
+
+
+@pytest.mark.parametrize("length, keys", [(1, 1), (5, 9), (9, 5), (300, 300)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_both_forms_equal_the_definition_forward_and_backward(length, keys, dtype, tolerance):
+    for form in (attend_by_products, attend):
+        tensors = [heads(length, dtype, 0), heads(keys, dtype, 1), heads(keys, dtype, 2)]
+        exact = [tensor.double().requires_grad_() for tensor in tensors]
+        tensors = [tensor.requires_grad_() for tensor in tensors]
+        result, expected = form(*tensors), dense(*exact)
+        assert result.dtype == dtype and result.shape == (3, length, 2, 8)
+        torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
+        result.sum().backward()
+        expected.sum().backward()
+        for tensor, reference in zip(tensors, exact):
+            torch.testing.assert_close(tensor.grad.double(), reference.grad, atol=10 * tolerance, rtol=tolerance)
+
+
+def test_short_sequences_on_a_cpu_take_plain_products_and_long_ones_the_kernel(forms):
+    longest = LONGEST_PLAIN_ON_CPU[torch.float32]
+    for keys in (longest, longest + 1):
+        attend(heads(2), heads(keys), heads(keys))
+    assert forms == ["attend_by_products", "dispatch_attention_fn"]
+
+
+def test_training_takes_plain_products_at_every_length(forms):
+    keys = LONGEST_PLAIN_ON_CPU[torch.float32] + 1
+    attend(heads(2).requires_grad_(), heads(keys), heads(keys))
+    assert forms == ["attend_by_products"]
+
+
+def test_a_backend_that_the_user_chose_is_taken(forms):
+    attend(heads(2), heads(2), heads(2), backend=AttentionBackendName.NATIVE)
+    with attention_backend("_native_math"):
+        attend(heads(2), heads(2), heads(2))
+    assert forms == ["dispatch_attention_fn"] * 2
+
+
+def test_other_devices_take_the_kernel(forms):
+    attend(*(heads(2).to("meta") for _ in range(3)))
+    assert forms == ["dispatch_attention_fn"]
