@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, UniPCMultistepScheduler
+from torch._dynamo.testing import CompileCounter
 
 from pipelines_tests.test_caches import CACHES
 from pipelines_tests.tiny_pipeline import CHANNELS, CallCounter, clip, seeded, tiny_pipeline
@@ -168,3 +169,19 @@ def test_offloading_by_groups_loads_what_the_state_needs():
         extra = {"num_blocks_per_group": 1} if kind == "block_level" else {}
         pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), kind, **extra)
         torch.testing.assert_close(trajectory(pipe, True, **TASKS["expansion"]), expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+def test_compiled_blocks_are_not_compiled_again_over_steps_and_windows(dynamic):
+    """With fixed shapes there are two graphs: of the reference frames, and of the masked ones at any timestep."""
+    pipe = tiny_pipeline()
+    expected = trajectory(pipe, True, **TASKS["interpolation"])
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=dynamic)
+    torch.testing.assert_close(trajectory(pipe, True, **TASKS["interpolation"]), expected, atol=1e-5, rtol=1e-5)
+    compiled = counter.frame_count
+    assert compiled == 2 if dynamic is False else compiled <= 3
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        trajectory(pipe, True, **TASKS["interpolation"], num_inference_steps=7, generator=seeded(1))
+    assert counter.frame_count == compiled

@@ -14,6 +14,7 @@ from .models import (
     MarDiniPlannerOutput,
     MarDiniPlannerTransformer3DModel,
     MarDiniTransformer3DModel,
+    MarDiniWindowState,
 )
 from .pipelines import MarDiniPipeline, MarDiniPipelineOutput
 from .presets import list_presets, load_preset
@@ -33,6 +34,7 @@ __all__ = [
     "MarDiniScheduler",
     "MarDiniSchedulerOutput",
     "MarDiniTransformer3DModel",
+    "MarDiniWindowState",
     "ModelMixin",
     "SchedulerMixin",
     "list_presets",

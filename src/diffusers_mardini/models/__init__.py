@@ -3,6 +3,7 @@
 from .autoencoder_patch_basis import AutoencoderPatchBasis
 from .transformer_mardini import MarDiniTransformer3DModel
 from .transformer_mardini_planner import MarDiniPlannerOutput, MarDiniPlannerTransformer3DModel
+from .window_state import MarDiniWindowState
 
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "MarDiniPlannerOutput",
     "MarDiniPlannerTransformer3DModel",
     "MarDiniTransformer3DModel",
+    "MarDiniWindowState",
 ]
