@@ -27,6 +27,13 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # (batch, frames, channels, height, width)
 
 
+class NextTokens(nn.Module):
+    """`append_next_tokens` as a module without weights of its own, so that context parallelism can split what it returns."""
+
+    def forward(self, patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
+        return append_next_tokens(patches, next_token)
+
+
 def append_next_tokens(patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
     """Closes every row of patches with the learned [NEXT] token (Sec. 2.3.1) and flattens the frame.
 
@@ -105,11 +112,11 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
         self.max_frequency = max_frequency
 
     def forward(self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device):
-        """Returns `(cos, sin)` of the queries `(rows * (columns + 1), 1, head_dim)`, [NEXT] included, and of the
-        keys `(planner_rows * planner_columns, 1, head_dim)`."""
+        """Returns cosines and sines of the queries, each `(rows * (columns + 1), 1, head_dim)`, [NEXT] included, and of the
+        keys, each `(planner_rows * planner_columns, 1, head_dim)`: four tensors."""
         query = self._grid(rows, columns + 1, 1.0, 1.0, device)
         key = self._grid(planner_rows, planner_columns, rows / planner_rows, columns / planner_columns, device)
-        return query, key
+        return (*query, *key)
 
     def _grid(self, rows: int, columns: int, row_scale: float, column_scale: float, device: torch.device):
         row = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * row_scale

@@ -96,7 +96,8 @@ class MarDiniIdentityAttnProcessor:
             keys,
             values,
             backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+            # Where tokens are shared out over devices, all frames of a place are on one of them.
+            parallel_config=None if attn.kind == "temporal" else self._parallel_config,
         )
         output = _ungroup(output, attn.kind, batch, tokens).type_as(value)
         if masked_index is not None:

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -22,7 +23,7 @@ from .caching import fit_cache_config
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
-    append_next_tokens,
+    NextTokens,
     patchify,
     remove_next_tokens,
     unpatchify,
@@ -77,7 +78,8 @@ class MarDiniTransformerBlock(nn.Module):
         temb: torch.Tensor,
         planning_temb: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        cross_rotary_emb: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None],
+        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        key_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
         reference_mask: torch.Tensor | None = None,
         masked_index: torch.Tensor | None = None,
         block_state: MarDiniBlockState | None = None,
@@ -86,7 +88,6 @@ class MarDiniTransformerBlock(nn.Module):
         """All frames of a window; or, with `block_state`, its masked frames alone; or, with `masked_planning_tokens`, its reference
         frames alone, and then also returns the block's state."""
         # temb and planning_temb: (batch, frames or 1, 1, dim); hidden_states: (batch, frames, tokens, dim) throughout
-        query_rotary_emb, key_rotary_emb = cross_rotary_emb
         reference_key_value, planning_key_value = None, None
         if block_state is not None:
             reference_key_value, planning_key_value = block_state.reference_key_value, block_state.planning_key_value
@@ -149,6 +150,15 @@ class MarDiniTransformer3DModel(
         "patch_embed", "time_embed", "planning_embed", "norm", "next_token", "unconditional_planning_signal"
     ]  # fmt: skip
     _keep_in_fp32_modules = ["norm2", "norm3", "norm_q", "norm_k"]
+    # Every process has a share of each frame's tokens: attention at one place over all frames, and to the plan, stays within it.
+    _cp_plan = {
+        "next_tokens": {0: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True)},
+        "rope": {table: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for table in (0, 1)},
+        "cross_rope": {
+            table: ContextParallelInput(split_dim=0, expected_dims=3, split_output=True) for table in (0, 1)
+        },
+        "norm_out": ContextParallelOutput(gather_dim=2, expected_dims=4),
+    }
 
     @register_to_config
     def __init__(
@@ -173,6 +183,7 @@ class MarDiniTransformer3DModel(
         dim = num_attention_heads * attention_head_dim
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
         self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.next_tokens = NextTokens()
         self.unconditional_planning_signal = nn.Parameter(torch.randn(planning_dim) * 0.02)
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(256, dim)
@@ -301,10 +312,13 @@ class MarDiniTransformer3DModel(
         # 3. Places, and which frames ask across frames.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
+        query_rotary_emb, key_rotary_emb = cross_rotary_emb[:2], cross_rotary_emb[2:]
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 4. Blocks.
-        arguments = (planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb, reference_mask, masked_index)
+        arguments = (
+            planning_tokens, temb, planning_temb, rotary_emb, query_rotary_emb, key_rotary_emb, reference_mask, masked_index,
+        )  # fmt: skip
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -345,7 +359,7 @@ class MarDiniTransformer3DModel(
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
         arguments = (
             frames_at(planning_tokens, references), temb, planning_temb,
-            rotary_embedding_at(rotary_emb, references, batch), cross_rotary_emb,
+            rotary_embedding_at(rotary_emb, references, batch), cross_rotary_emb[:2], cross_rotary_emb[2:],
         )  # fmt: skip
         masked_planning_tokens = frames_at(planning_tokens, masked)
         blocks = []
@@ -356,7 +370,7 @@ class MarDiniTransformer3DModel(
             blocks=tuple(blocks),
             pooled_plan=frames_at(pooled_plan, masked),
             rotary_emb=rotary_embedding_at(rotary_emb, masked, batch),
-            query_rotary_emb=cross_rotary_emb[0],
+            query_rotary_emb=cross_rotary_emb[:2],
             temporal_attention=self.config.temporal_attention,
             size=(rows, columns),
         )
@@ -386,7 +400,7 @@ class MarDiniTransformer3DModel(
         tokens, rows, _ = self._embed_patches(hidden_states)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(
-                tokens, None, temb, planning_temb, state.rotary_emb, (state.query_rotary_emb, None), block_state=block_state
+                tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state
             )  # fmt: skip
         return self._velocity(tokens, temb, rows, hidden_states)
 
@@ -402,7 +416,7 @@ class MarDiniTransformer3DModel(
         """Latents to tokens `(batch, frames, rows * (columns + 1), dim)`, and rows and columns of patches."""
         patches = patchify(hidden_states, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
-        return append_next_tokens(self.patch_embed(patches), self.next_token), rows, columns
+        return self.next_tokens(self.patch_embed(patches), self.next_token), rows, columns
 
     def _velocity(
         self, tokens: torch.Tensor, temb: torch.Tensor, rows: int, hidden_states: torch.Tensor

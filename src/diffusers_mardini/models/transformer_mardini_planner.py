@@ -11,6 +11,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,7 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import FP32RMSNorm, MarDiniAttention
-from .embeddings import MarDiniRotaryPosEmbed, append_next_tokens, patchify, remove_next_tokens
+from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
 from .lora_scale import scales_lora
 
@@ -88,6 +89,11 @@ class MarDiniPlannerTransformer3DModel(
     _repeated_blocks = ["MarDiniPlannerTransformerBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "norm", "mask_token", "next_token"]
     _keep_in_fp32_modules = ["norm1", "norm2", "norm3", "norm_q", "norm_k", "norm_out"]
+    _cp_plan = {
+        "next_tokens": {0: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True)},
+        "rope": {table: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for table in (0, 1)},
+        "norm_out": ContextParallelOutput(gather_dim=2, expected_dims=4),
+    }
 
     @register_to_config
     def __init__(
@@ -109,6 +115,7 @@ class MarDiniPlannerTransformer3DModel(
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.next_tokens = NextTokens()
         self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
         self.transformer_blocks = nn.ModuleList(
             MarDiniPlannerTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_dim, eps)
@@ -166,7 +173,7 @@ class MarDiniPlannerTransformer3DModel(
         _, frames, rows, columns, _ = patches.shape
         patches = self.patch_embed(patches)  # (batch, frames, rows, columns, dim)
         patches = torch.where(is_reference, patches, self.mask_token.to(patches.dtype))
-        tokens = append_next_tokens(patches, self.next_token)  # (batch, frames, rows * (columns + 1), dim)
+        tokens = self.next_tokens(patches, self.next_token)  # (batch, frames, rows * (columns + 1), dim)
 
         # 2. Places, and which frames ask.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
@@ -180,7 +187,7 @@ class MarDiniPlannerTransformer3DModel(
                 tokens = block(tokens, rotary_emb, reference_mask, masked_index)
 
         # 4. Planning signals.
-        planning_signals = self.norm_out(remove_next_tokens(tokens, rows))  # (batch, frames, rows, columns, dim)
+        planning_signals = remove_next_tokens(self.norm_out(tokens), rows)  # (batch, frames, rows, columns, dim)
         if not return_dict:
             return (planning_signals,)
         return MarDiniPlannerOutput(planning_signals=planning_signals)
