@@ -103,7 +103,7 @@ def _svd_inputs(side: int) -> dict[str, Any]:
 
 def _i2vgen() -> torch.nn.Module:
     return I2VGenXLUNet(
-        block_out_channels=(32, 64, 160, 160), num_attention_heads=32, cross_attention_dim=512, norm_num_groups=16
+        block_out_channels=(32, 64, 160, 160), attention_head_dim=32, cross_attention_dim=512, norm_num_groups=16
     )
 
 
