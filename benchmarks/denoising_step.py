@@ -32,6 +32,7 @@ KINDS = {
     "elementwise": ("::mul", "::add", "::sub", "::div", "::neg", "addcmul"),
     "compiled": ("graph_", "CompiledFunction", "inductor", "Torch-Compiled", "TorchDynamo"),
 }  # fmt: skip
+COMPILED, ALONE = ", compiled", ", its products alone"
 
 
 def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device: torch.device) -> Callable:
@@ -107,19 +108,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         limits[name] = products_alone(products, device)
         operations[name] = sum(product.operations for product in products)
         if not options.no_compile:
-            forms[f"{name}, compiled"] = make(dtype, True)
-    sides = forms | {f"{name}, its products alone": limit for name, limit in limits.items()}
+            forms[f"{name}{COMPILED}"] = make(dtype, True)
+    sides = forms | {f"{name}{ALONE}": limit for name, limit in limits.items()}
     seconds = alternate(sides, options.repeats, device, warm_up=2)
 
     rows = []
-    print(f"{'':<36} {'ms':>28} {'share of its products':>28} {'GFLOP/s':>9}")
+    print(f"{'':<44} {'ms':>28} {'share of its products':>28} {'GFLOP/s':>9}")
     for name, times in seconds.items():
-        dtype = name.partition(",")[0]
-        share = ratio(seconds[f"{dtype}, its products alone"], times)
-        speed = operations[dtype] / Spread.of(times).median / 1e9
+        form = name.removesuffix(COMPILED).removesuffix(ALONE)
+        share = ratio(seconds[f"{form}{ALONE}"], times)
+        speed = operations[form] / Spread.of(times).median / 1e9
         rows.append({"name": name, "seconds": Spread.of(times), "share": share, "gflops": speed})
         milliseconds = f"{Spread.of([1000 * time for time in times]):.2f}"
-        print(f"{name:<36} {milliseconds:>28} {f'{share:.2f}':>28} {speed:9.1f}")
+        print(f"{name:<44} {milliseconds:>28} {f'{share:.2f}':>28} {speed:9.1f}")
     profiles = {}
     for name, form in forms.items():
         profiles[name] = profile_by_kind(form, device)
