@@ -9,7 +9,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from .sampling import CHECKPOINT, Variant, make_pipeline
-from .timing import describe_machine, machine_line, write_json
+from .timing import clock_of, describe_machine, machine_line, write_json
 
 
 METHODS = ("extend", "slow_motion")
@@ -44,9 +43,10 @@ def measure(method: str, frames: int, steps: int, size: int, checkpoint: str) ->
         ),
     }[method]
     run(WINDOW)  # what is allocated once for all videos
-    base, start = peak_bytes(), time.perf_counter()
+    clock = clock_of("cpu")
+    base, start = peak_bytes(), clock()
     made = len(run(frames).frames[0])
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     new = made - given if method == "extend" else made - (-(-(frames - 1) // FACTOR) + 1)
     return {
         "method": method,

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 import torch
@@ -74,6 +75,15 @@ def test_sides_take_turns_and_ratios_are_taken_round_by_round():
     # The machine was twice as slow in the second round: the ratio does not see it.
     assert timing.ratio([2.0, 4.0], [1.0, 2.0]) == timing.Spread(2.0, 2.0, 2.0)
     assert f"{timing.Spread(2.0, 1.0, 4.0):.1f}" == "2.0 (1.0 to 4.0)"
+
+
+def test_with_one_thread_a_wait_is_not_counted(monkeypatch):
+    sides = {"waits": lambda: time.sleep(0.1)}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert timing.alternate(sides, repeats=1)["waits"][0] < 0.05
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert timing.alternate(sides, repeats=1)["waits"][0] > 0.09
+    assert timing.describe_machine()["seconds"] == "of the clock"
 
 
 def test_products_are_recorded_with_those_of_attention():
