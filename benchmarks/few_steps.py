@@ -1,6 +1,6 @@
 """How few steps a solver needs, on a trained checkpoint: `python -m benchmarks.few_steps CHECKPOINT CLIPS`.
 
-Every solver starts from the same noise. Scores against the true clips reward blur, and fewer steps blur; so each result is also held against that of 100 DDIM
+Every solver starts from the same noise. Scores against the true clips reward blur, and fewer steps blur; so each result is also held against that of 250 DDIM
 steps on the same noise, which tells what the solver gets wrong and nothing else.
 """
 
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--windows-per-clip", type=int, default=1)
     parser.add_argument("--max-windows", type=int, default=16)
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4, 5, 8, 10, 15, 25])
-    parser.add_argument("--reference-steps", type=int, default=100, help="of DDIM")
+    parser.add_argument("--reference-steps", type=int, default=250, help="of DDIM")
     parser.add_argument("--settings", action="store_true", help="settings of the solvers instead of the solvers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
