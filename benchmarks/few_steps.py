@@ -70,7 +70,6 @@ SETTINGS = {
     "UniPC 2, final sigma_min": Solver(UNIPC, {"final_sigmas_type": "sigma_min"}),
     "UniPC 2, Karras sigmas": Solver(UNIPC, {"use_karras_sigmas": True}),
     "UniPC 2, no corrector in the first two steps": Solver(UNIPC, {"disable_corrector": [0, 1]}),
-    "UniPC 3, no lower order at the end": Solver(UNIPC, {"solver_order": 3, "lower_order_final": False}),
     "Heun, leading": Solver(HeunDiscreteScheduler, {"timestep_spacing": "leading"}),
     "Heun, Karras sigmas": Solver(HeunDiscreteScheduler, {"use_karras_sigmas": True}),
 }
