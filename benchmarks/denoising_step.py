@@ -30,7 +30,7 @@ KINDS = {
         "copy_", "::cat", "index", "clone", "contiguous", "::to", "_to_copy", "gather", "where", "::fill_", "::zero_"
     ),
     "elementwise": ("::mul", "::add", "::sub", "::div", "::neg", "addcmul"),
-    "compiled": ("graph_", "CompiledFunction", "inductor", "Torch-Compiled", "TorchDynamo"),
+    "compiled": ("graph_", "CompiledFx", "inductor", "Torch-Compiled", "TorchDynamo"),
 }  # fmt: skip
 COMPILED, ALONE = ", compiled", ", its products alone"
 
