@@ -5,14 +5,15 @@ random: speed does not depend on the weights.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel, load_preset
 from diffusers_mardini.masking import interpolation_indices, reference_mask_from_indices
+
+from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -21,14 +22,21 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
-    print(f"Timing {options.preset} at {options.size} pixels on {options.device}, median of {options.repeats}")
-    ratios = {}
+    machine = describe_machine(options.device)
+    print(f"Timing {options.preset} at {options.size} pixels, median (least to largest) of {options.repeats}")
+    print(machine_line(machine))
+    ratios, rows = {}, []
     with torch.no_grad():
         for name, first, second in pairs(options.preset, options.size, options.device):
-            seconds = alternate(first, second, options.repeats, options.device)
-            ratios[name] = seconds[0] / seconds[1]
-            print(f"{name:<66} {seconds[0]:8.3f} s / {seconds[1]:8.3f} s = {ratios[name]:5.2f}", flush=True)
+            seconds = list(alternate({"first": first, "second": second}, options.repeats, options.device).values())
+            spread = ratio(*seconds)
+            ratios[name] = spread.median
+            medians = [Spread.of(side).median for side in seconds]
+            print(f"{name:<66} {medians[0]:8.3f} s / {medians[1]:8.3f} s = {spread:5.2f}", flush=True)
+            rows.append({"name": name, "seconds": medians, "ratio": spread})
+    write_json(options.output, {"machine": machine, "preset": options.preset, "size": options.size, "rows": rows})
     return ratios
 
 
@@ -76,20 +84,6 @@ def pairs(preset_name: str, size: int, device: str) -> list[tuple[str, Callable,
             lambda: planner(low, mask, num_masked_frames=masked),
         ),
     ]
-
-
-def alternate(first: Callable, second: Callable, repeats: int, device: str) -> tuple[float, float]:
-    """Median seconds of both, run in turn after one warm-up each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for call, record in zip((first, second), times):
-            start = time.perf_counter()
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize(device)
-            if repeat:
-                record.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 if __name__ == "__main__":

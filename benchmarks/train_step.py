@@ -7,44 +7,21 @@ more thing. The limit is the step's matrix products alone, same shapes and order
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from training.config import RunConfig
 from training.optimizers import make_optimizers
 from training.step_costs import Shape
 
-
-PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-}
+from .products import products_alone, record_products
+from .timing import alternate, synchronize
 
 
 FLOATS = ("latents", "planner_latents", "noise")
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes the operands of every matrix product that runs within it."""
-
-    def __init__(self):
-        super().__init__()
-        self.products: list[tuple[torch.Size, torch.Size, torch.dtype]] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in PRODUCTS:
-            left, right = (
-                args[-2:] if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default) else args[1:3]
-            )
-            self.products.append((left.shape, right.shape, left.dtype))
-        return function(*args, **(kwargs or {}))
 
 
 def make_config(batch_size: int, optimizer: str) -> RunConfig:
@@ -112,20 +89,11 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
             result["bf16 weights and float32 masters instead of autocast"] = step(
                 autocast=False, masters=True, compile_blocks=True
             )
-    recorder = _Recorder()
-    bare = step(autocast=True, optimize=False)
-    with recorder:
-        bare()
-    matrices = [
-        (torch.randn(left, device=device).to(dtype), torch.randn(right, device=device).to(dtype))
-        for left, right, dtype in recorder.products
-    ]
+    alone = products_alone(record_products(step(autocast=True, optimize=False)), device)
 
     def limit() -> None:
-        for left, right in matrices:
-            torch.matmul(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        alone()
+        synchronize(device)
 
     result["limit: the matrix products alone"] = limit
     return result
@@ -145,13 +113,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         f"A joint step of mardini-tiny, {options.batch_size} windows, {options.optimizer}, on {device}, {torch.get_num_threads()} thread(s)"
     )
     calls = forms(make_config(options.batch_size, options.optimizer), device, not options.no_compile)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(options.repeats + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repeat > 1:  # two warm up
-                times[name].append(time.perf_counter() - start)
+    times = alternate(calls, options.repeats, device, warm_up=2)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     first, last = next(iter(seconds.values())), list(seconds.values())[-1]
     print(f"{'':<54} {'seconds':>8} {'windows/s':>9} {'of the first':>12} {'of the limit':>12}")

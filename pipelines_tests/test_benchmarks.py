@@ -1,7 +1,36 @@
-import pytest
-from accelerate.state import AcceleratorState
+import json
+import time
 
-from benchmarks import run, train_monitoring, train_step
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from benchmarks import (
+    asymmetry,
+    denoising_step,
+    few_steps,
+    long_video,
+    memory,
+    peers,
+    products,
+    run,
+    sampling,
+    timing,
+    train_monitoring,
+    train_step,
+)
+from diffusers_mardini import load_preset
+from diffusers_mardini.video_io import write_video
+from pipelines_tests.tiny_pipeline import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """The toy pipeline, saved."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -35,3 +64,214 @@ def test_what_data_and_logging_take_of_a_step_is_told(capsys, own_precision):
     # A batch that the loader has ready is not waited for at all.
     assert seconds["step"] > seconds["data"] >= 0 and seconds["step"] > seconds["logging"] >= 0
     assert "of a step (allowed: 5%)" in capsys.readouterr().out
+
+
+def test_sides_take_turns_and_ratios_are_taken_round_by_round():
+    turns = []
+    sides = {"one": lambda: turns.append("one"), "other": lambda: turns.append("other")}
+    seconds = timing.alternate(sides, repeats=2)
+    assert turns == ["one", "other"] * 3  # a round to warm up
+    assert [len(times) for times in seconds.values()] == [2, 2]
+    # The machine was twice as slow in the second round: the ratio does not see it.
+    assert timing.ratio([2.0, 4.0], [1.0, 2.0]) == timing.Spread(2.0, 2.0, 2.0)
+    assert f"{timing.Spread(2.0, 1.0, 4.0):.1f}" == "2.0 (1.0 to 4.0)"
+
+
+def test_with_one_thread_a_wait_is_not_counted(monkeypatch):
+    sides = {"waits": lambda: time.sleep(0.1)}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert timing.alternate(sides, repeats=1)["waits"][0] < 0.05
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert timing.alternate(sides, repeats=1)["waits"][0] > 0.09
+    assert timing.describe_machine()["seconds"] == "of the clock"
+
+
+def test_products_are_recorded_with_those_of_attention():
+    linear = nn.Linear(8, 6)
+    heads = torch.randn(2, 3, 5, 4)
+
+    def work():
+        linear(torch.randn(7, 8))
+        nn.functional.scaled_dot_product_attention(heads, heads[:, :, :2], heads[:, :, :2])
+
+    with torch.no_grad():
+        recorded = products.record_products(work)
+    assert [(one.left, one.right) for one in recorded] == [
+        ((7, 8), (8, 6)), ((2, 3, 5, 4), (2, 3, 4, 2)), ((2, 3, 5, 2), (2, 3, 2, 4))
+    ]  # fmt: skip
+    assert [one.operations for one in recorded] == [2 * 7 * 8 * 6, 2 * 6 * 5 * 4 * 2, 2 * 6 * 5 * 2 * 4]
+    products.products_alone(recorded, "cpu")()
+
+
+def test_a_denoising_step_stands_beside_its_products(tmp_path):
+    output = tmp_path / "step.json"
+    denoising_step.main(
+        ["--frames", "3", "--size", "32", "--repeats", "1", "--no-compile", "--device", "cpu", "-o", str(output)]
+    )
+    result = json.loads(output.read_text())
+    shares = {row["name"]: row["share"]["median"] for row in result["rows"]}
+    assert shares["float32, its products alone"] == 1.0 and shares["float32"] > 0
+    assert result["profile_ms"]["float32"]["matrix products"] > 0 and result["operations"]["float32"] > 1e6
+
+
+def test_peers_are_of_one_size_and_all_denoise_nine_frames():
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in peer.build().parameters()) for name, peer in peers.PEERS.items()}
+    assert len(sizes) == 6 and all(23e6 < size < 27e6 for size in sizes.values()), sizes
+    result = peers.main(["--sides", "8", "--repeats", "1", "--device", "cpu", "--peers", "Latte"])
+    ours, latte = (row for row in result["rows"] if row["dtype"] == "float32")
+    assert ours["evaluations"] == 50 and latte["evaluations"] == 100
+    assert ours["operations"] > 0 and ours["seconds_once"] > 0 and latte["seconds_once"] == 0
+    assert latte["seconds_per_video"] == pytest.approx(100 * latte["seconds"].median)
+
+
+def test_every_task_climbs_the_ladder(checkpoint, capsys):
+    result = sampling.main(
+        [
+            "--checkpoint",
+            checkpoint,
+            "--size",
+            "32",
+            "--steps",
+            "2",
+            "--repeats",
+            "1",
+            "--no-compile",
+            "--device",
+            "cpu",
+        ]
+    )
+    rows = {(row["task"], row["variant"]): row for row in result["rows"]}
+    assert {task for task, _ in rows} == set(sampling.TASKS)
+    for task in sampling.TASKS:
+        assert rows[task, "+ planner once"]["difference"] == 0.0  # exactly the same plan
+        assert rows[task, "plain: float32, planner at every step"]["speedup"].median == 1.0
+    assert capsys.readouterr().out.count("times as fast") == len(rows)
+
+
+def test_a_planner_at_every_step_runs_that_often(checkpoint):
+    runs = {}
+    for name in ("plain: float32, planner at every step", "+ planner once"):
+        variant = sampling.VARIANTS[name]
+        pipe = sampling.make_pipeline(checkpoint, variant, "cpu")
+        sample = sampling.sampler(pipe, variant, sampling.TASKS["interpolation"], 32, 3)
+        counted = []
+        pipe.planner.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        sample()
+        runs[name] = len(counted)
+    assert list(runs.values()) == [4, 1]  # the one before the first step, and one after each
+
+
+def test_asymmetry_is_counted_for_the_papers_sizes(capsys):
+    result = asymmetry.main(["--presets", "mardini-l-t", "--sizes", "512", "--no-timing", "--device", "cpu"])
+    counted = {row["variant"]: row["operations"] for row in result["counted"]}
+    ours, st, every_step, full, symmetric = (counted[name] for name in asymmetry.VARIANTS)
+    assert ours < st < symmetric and ours < every_step < symmetric and ours < full < symmetric
+    assert symmetric > 20 * ours
+    assert "6.05 s, 42.6 GB; symmetric: out of memory" in capsys.readouterr().out
+
+
+def test_counting_by_layers_is_counting_all_of_them():
+    preset = load_preset("mardini-tiny")
+    by_layers = asymmetry.count_planner(preset["planner"], 4, torch.float32)
+    with torch.device("meta"):
+        planner = asymmetry.MarDiniPlannerTransformer3DModel(**preset["planner"])
+        latents, mask = torch.empty(1, 13, 16, 4, 4), torch.zeros(1, 13, dtype=torch.bool)
+    whole = asymmetry._count(planner, torch.float32, lambda m: m(latents, mask, num_masked_frames=12))
+    assert (by_layers.operations, by_layers.weights) == (whole.operations, whole.weights)
+    assert by_layers.activations == pytest.approx(whole.activations, rel=0.05)
+
+
+def test_variants_of_asymmetry_are_timed():
+    result = asymmetry.main(
+        [
+            "--presets",
+            "mardini-s-t",
+            "--sizes",
+            "256",
+            "--steps",
+            "1",
+            "--repeats",
+            "1",
+            "--timed-size",
+            "32",
+            "--device",
+            "cpu",
+        ]
+    )
+    assert [row["variant"] for row in result["timed"]] == list(asymmetry.VARIANTS)
+
+
+def test_long_videos_tell_time_and_memory_of_a_frame(checkpoint):
+    row = long_video.measure("extend", 14, 1, 32, checkpoint)
+    assert row["frames"] == 14 and row["seconds_per_new_frame"] > 0 and row["bytes_of_frames"] == 14 * 32 * 32 * 3
+    row = long_video.measure("slow_motion", 17, 1, 32, checkpoint)
+    assert row["frames"] == 17 and row["bytes_above_base"] >= 0
+
+
+@pytest.mark.slow
+def test_long_videos_and_memory_are_measured_in_processes_of_their_own(checkpoint, tmp_path):
+    result = long_video.main(
+        ["--checkpoint", checkpoint, "--frames", "9", "--size", "32", "-o", str(tmp_path / "a.json")]
+    )
+    assert [row["method"] for row in result["rows"]] == list(long_video.METHODS)
+    result = memory.main(
+        ["--checkpoint", checkpoint, "--frames", "4", "--size", "32", "--ways", "float32", "--presets"]
+    )
+    assert result["run"][0]["bytes_above_imports"] > 1e6 and result["counted"] == []
+
+
+def test_memory_of_the_modes_is_counted_in_order():
+    counts = memory.count_modes("mardini-s-t", 256, 16)
+    offload, group = counts["model offload"], counts["group offload, one block"]
+    assert group < offload < counts["all on the device, VAE frame by frame"] < counts["all on the device"]
+    assert counts["layerwise casting to float8"] < counts["all on the device, VAE frame by frame"]
+    assert offload > 2 * 1.3e9  # the planner alone, in bf16
+
+
+def test_solvers_are_scored_beside_many_steps_of_ddim(checkpoint, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    clip = (torch.rand(24, 32, 32, 3, generator=generator) * 255).to(torch.uint8).numpy()
+    write_video(tmp_path / "clips" / "noise.mp4", clip, 25)
+    result = few_steps.main(
+        [
+            checkpoint,
+            str(tmp_path / "clips"),
+            "--size",
+            "32",
+            "--steps",
+            "2",
+            "4",
+            "--reference-steps",
+            "6",
+            "--device",
+            "cpu",
+        ]
+    )
+    rows = {(row["solver"], row["steps"]): row for row in result["rows"]}
+    assert len(rows) == 1 + 2 * len(few_steps.SOLVERS)
+    assert rows["reference", 6]["to_reference"] is None
+    assert rows["DDIM (ours)", 4]["to_reference"] > rows["DDIM (ours)", 2]["to_reference"]
+    assert (rows["UniPC 2", 4]["evaluations"], rows["Heun", 4]["evaluations"]) == (4, 7)
+    assert result["fewest_steps"]["DDIM (ours)"] == 4
+
+
+def test_fewest_steps_stay_near_from_there_on():
+    rows = [
+        {"solver": "a", "steps": steps, "to_reference": near}
+        for steps, near in ((2, 40.0), (4, 20.0), (8, 30.0), (16, float("nan")), (32, 35.0), (10, 31.0))
+    ]
+    assert few_steps.fewest_steps(rows, "a", 30.0) == 32
+    assert few_steps.fewest_steps([row for row in rows if row["steps"] != 16], "a", 30.0) == 8
+    assert few_steps.fewest_steps(rows, "a", 50.0) is None
+
+
+def test_solvers_take_the_checkpoints_process():
+    config = tiny_pipeline().scheduler.config
+    for name, solver in {**few_steps.SOLVERS, **few_steps.SETTINGS}.items():
+        scheduler = solver.build(config)
+        assert scheduler.config.prediction_type == "v_prediction", name
+        assert scheduler.config.beta_schedule == config.beta_schedule, name
+        for key, value in solver.settings.items():
+            assert scheduler.config[key] == value, name
+    assert few_steps.SOLVERS["DPM-Solver++ 2, midpoint"].build(config).config.rescale_betas_zero_snr

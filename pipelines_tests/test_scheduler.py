@@ -1,9 +1,17 @@
 """The scheduler is DDIM for velocities: held against `DDIMScheduler`, an oracle and its own promises."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffusers_mardini.schedulers import MarDiniScheduler
 
@@ -337,3 +345,56 @@ def test_a_saved_scheduler_comes_back_with_the_same_configuration(tmp_path):
 
 def test_diffusers_lists_the_schedulers_that_may_take_its_place():
     assert {DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler} <= set(MarDiniScheduler().compatibles)
+
+
+def known_velocity(sample: torch.Tensor, timestep: int) -> torch.Tensor:
+    """Of clips whose values are drawn from three narrow normal distributions."""
+    means, weights, deviation = torch.tensor([-1.2, 0.3, 1.5]), torch.tensor([0.3, 0.4, 0.3]), 0.25
+    alpha_prod = MarDiniScheduler().alphas_cumprod[timestep].double()
+    alpha, sigma = alpha_prod**0.5, (1 - alpha_prod) ** 0.5
+    away = sample.double()[..., None] - alpha * means
+    variance = alpha**2 * deviation**2 + sigma**2
+    shares = (weights.log() - away**2 / (2 * variance)).softmax(dim=-1)
+    clean = (shares * (means + alpha * deviation**2 / variance * away)).sum(dim=-1)
+    noise = (sample - alpha * clean) / sigma
+    return (alpha * noise - sigma * clean).to(sample.dtype)
+
+
+def sample_known(scheduler, count: int) -> torch.Tensor:
+    scheduler.set_timesteps(count)
+    scheduler.set_begin_index(0)
+    noise = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        velocity = known_velocity(scheduler.scale_model_input(noise, timestep), int(timestep))
+        noise = scheduler.step(velocity, timestep, noise, return_dict=False)[0]
+    return noise
+
+
+@cache
+def sample_known_finely() -> torch.Tensor:
+    return sample_known(MarDiniScheduler(), 500)
+
+
+def solver_error(scheduler, count: int) -> float:
+    """Root mean square distance to 500 steps of DDIM; the velocity is exact, so that the error is the solver's."""
+    return (sample_known(scheduler, count) - sample_known_finely()).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("solver", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_ten_steps_of_a_solver_of_second_order_are_as_exact_as_25_of_ddim(solver):
+    """docs/performance.md, "Few steps": by one line, with nothing set."""
+    config = MarDiniScheduler().config
+    assert solver_error(solver.from_config(config), 10) < solver_error(MarDiniScheduler(), 25) < 0.06
+    assert solver_error(solver.from_config(config), 5) < 0.6 * solver_error(MarDiniScheduler(), 5)
+
+
+def test_euler_is_ddim():
+    euler = EulerDiscreteScheduler.from_config(MarDiniScheduler().config)
+    assert solver_error(euler, 10) == pytest.approx(solver_error(MarDiniScheduler(), 10), rel=0.01)
+
+
+def test_heun_has_to_start_below_pure_noise():
+    """Its second evaluation is weighed with the step's length in sigma, which is 20,000 from where there is no signal."""
+    config = MarDiniScheduler().config
+    assert solver_error(HeunDiscreteScheduler.from_config(config), 10) > 1
+    assert solver_error(HeunDiscreteScheduler.from_config(config, timestep_spacing="leading"), 10) < 0.1

@@ -254,7 +254,7 @@ def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
 
 
 @contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """Meta tensors would take attention apart and keep its scores; devices run fused kernels, which keep no scores."""
     original = nn.functional.scaled_dot_product_attention
 
@@ -278,7 +278,7 @@ def _on_meta(shape: Shape, layers: tuple[int, int]) -> tuple[MarDiniTrainingMode
 @cache
 def _count_operations(shape: Shape, planner_layers: int, transformer_layers: int) -> int:
     model, batch = _on_meta(shape, (planner_layers, transformer_layers))
-    with _fused_attention(), FlopCounterMode(display=False) as counter:
+    with fused_attention(), FlopCounterMode(display=False) as counter:
         model(batch)["loss"].backward()
     return counter.get_total_flops()
 
@@ -292,7 +292,7 @@ def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int, bac
     model, batch = _on_meta(shape, (planner_layers, transformer_layers))
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with _fused_attention(), PeakMemory() as memory:
+    with fused_attention(), PeakMemory() as memory:
         loss = model(batch)["loss"]
         if not backward:
             return memory.now

@@ -1,10 +1,11 @@
 """Slow motion and extension: counts, places, and the plans behind them."""
 
+import numpy as np
 import pytest
 import torch
 
 from diffusers_mardini.latents import encode_video
-from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
+from diffusers_mardini.pipelines.long_video import batch_windows, extension_windows, slow_motion_windows
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
 
 
@@ -67,6 +68,18 @@ def test_extension_windows_join_without_gaps(num_given, num_new, window, overlap
         assert one.new_places[0] == known and one.places[0] == known - len(one.known)
         known = one.places[-1] + 1
     assert num_given + num_new <= known < num_given + num_new + window
+
+
+@pytest.mark.parametrize("factor, window, most", [(8, 3, 4), (8, 3, 100), (6, 4, 3), (31, 9, 2)])
+def test_windows_of_a_batch_are_alike_and_do_not_wait_for_each_other(factor, window, most):
+    windows = slow_motion_windows(5, factor, window)
+    batches = batch_windows(windows, most)
+    assert [one for batch in batches for one in batch] == windows
+    assert max(len(batch) for batch in batches) > 1
+    for batch in batches:
+        assert len(batch) <= most and len({(len(one.places), tuple(one.known)) for one in batch}) == 1
+        made = {place for one in batch for place in one.new_places}
+        assert made.isdisjoint(one.places[i] for one in batch for i in one.known)
 
 
 @pytest.mark.parametrize("num_given, factor, window", [(2, 2, 3), (3, 4, 5), (2, 6, 4), (2, 7, 4), (3, 3, 9)])
@@ -179,3 +192,54 @@ def test_callbacks_are_called_in_every_window(pipe):
     steps = []
     pipe.extend(clip(2), num_new_frames=4, window=4, num_inference_steps=3, callback_on_step_end=watch)
     assert steps == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("videos", [1, 2])
+def test_slow_motion_in_batches_of_windows_is_that_of_single_windows(pipe, videos):
+    counter = CallCounter(pipe)
+    kwargs = {"factor": 4, "window": 3, "num_inference_steps": 2, "output_type": "latent"}
+
+    def slow(window_batch_size):
+        generator = [seeded(row) for row in range(videos)] if videos > 1 else seeded(1)
+        frames = clip(3, videos)
+        return pipe.slow_motion(frames, window_batch_size=window_batch_size, generator=generator, **kwargs).frames
+
+    single, single_runs = slow(1), counter.counts["planner"]
+    batched = slow(4)
+    torch.testing.assert_close(batched, single, rtol=1e-4, atol=1e-4)
+    assert (single_runs, counter.counts["planner"] - single_runs) == (6, 2)
+
+
+def test_a_batch_of_windows_draws_fresh_noise_for_every_row(pipe):
+    generators = [seeded(row) for row in range(2)]
+    latents = pipe.slow_motion(
+        clip(3, 2), factor=2, window=3, window_batch_size=2, eta=1.0, generator=generators, num_inference_steps=2,
+        output_type="latent",
+    ).frames  # fmt: skip
+    assert latents.isfinite().all() and not torch.allclose(latents[0, 1], latents[0, 3], atol=1e-2)
+
+
+@pytest.mark.parametrize("output_type", ["pt", "np", "pil"])
+def test_no_more_frames_than_asked_for_pass_the_autoencoder_at_once(pipe, output_type):
+    sizes = []
+    pipe.vae.to_latents.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    pipe.vae.from_latents.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    kwargs = {"num_new_frames": 7, "window": 4, "overlap": 3, "num_inference_steps": 1, "output_type": output_type}
+    whole = pipe.extend(clip(5, 2), decode_chunk_size=100, generator=seeded(), **kwargs).frames
+    assert max(sizes) == 24
+    sizes.clear()
+    chunked = pipe.extend(clip(5, 2), decode_chunk_size=5, generator=seeded(), **kwargs).frames
+    assert max(sizes) == 5
+    if output_type == "pil":
+        assert [len(video) for video in chunked] == [len(video) for video in whole] == [12, 12]
+        chunked, whole = ([[np.asarray(p, float) for p in video] for video in frames] for frames in (chunked, whole))
+        np.testing.assert_allclose(chunked, whole, atol=1)
+    else:
+        assert chunked.shape == whole.shape
+        torch.testing.assert_close(torch.as_tensor(chunked), torch.as_tensor(whole), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("argument", ["decode_chunk_size", "window_batch_size"])
+def test_a_bound_of_nothing_is_refused(pipe, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` is 0; give a whole number of at least 1"):
+        pipe.slow_motion(clip(2), factor=2, **{argument: 0})

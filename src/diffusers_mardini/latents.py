@@ -34,19 +34,26 @@ def downscale_video(video: torch.Tensor, factor: int) -> torch.Tensor:
     return frames.unflatten(0, (batch, -1))
 
 
-def encode_video(vae: torch.nn.Module, video: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+def encode_video(
+    vae: torch.nn.Module,
+    video: torch.Tensor,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
     """Encodes each frame by itself and normalizes the latents with the VAE's shift and scale.
 
     Args:
         vae: an image autoencoder with `AutoencoderKL`'s interface.
         video: frames in [-1, 1], shaped `(batch, frames, 3, height, width)`.
         generator: where given, latents are sampled from the posterior; otherwise its mode is taken.
+        chunk_size: most frames that are encoded at once, to bound the memory; all of them where `None`.
 
     Returns:
         Latents shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE.
     """
-    posterior = vae.encode(video.flatten(0, 1)).latent_dist
-    latents = posterior.mode() if generator is None else posterior.sample(generator)
+    frames = video.flatten(0, 1)
+    posteriors = [vae.encode(chunk).latent_dist for chunk in frames.split(chunk_size or len(frames))]
+    latents = torch.cat([p.mode() if generator is None else p.sample(generator) for p in posteriors])
     latents = (latents - _shift_factor(vae)) * vae.config.scaling_factor
     return latents.unflatten(0, video.shape[:2])
 
@@ -66,11 +73,12 @@ def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Ten
     return mean.unflatten(0, video.shape[:2]), logvar.unflatten(0, video.shape[:2])
 
 
-def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
     """Inverse of `encode_video`: latents `(batch, frames, channels, h, w)` to frames `(batch, frames, 3, height, width)`,
-    nominally in [-1, 1] and not clamped. `vae.enable_slicing()` bounds the memory to one frame at a time."""
+    nominally in [-1, 1] and not clamped; `chunk_size` as there."""
     frames = latents.flatten(0, 1) / vae.config.scaling_factor + _shift_factor(vae)
-    return vae.decode(frames, return_dict=False)[0].unflatten(0, latents.shape[:2])
+    chunks = [vae.decode(chunk, return_dict=False)[0] for chunk in frames.split(chunk_size or len(frames))]
+    return torch.cat(chunks).unflatten(0, latents.shape[:2])
 
 
 def _shift_factor(vae: torch.nn.Module) -> float:

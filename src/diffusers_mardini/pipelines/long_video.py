@@ -1,11 +1,11 @@
 """Videos longer than a window, out of many windows: slow motion (Fig. 11) and extension.
 
 Both keep latents, not pixels, from window to window: a given frame is encoded once and never again, so that it does
-not drift. A plain form: windows run one after another. One window is sampled by `pipeline_mardini.py`.
+not drift. Windows that do not wait for each other may run as rows of one batch. One window is sampled by `pipeline_mardini.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,9 @@ from ..masking import interpolation_indices, leading_indices
 from .inputs import output_size, split_videos, to_pixels, whole_number
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
+
+
+DECODE_CHUNK_SIZE = 16  # frames that the VAE takes at once where the caller does not say
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class LongVideoMixin:
         video: Any,
         factor: int,
         window: int = 9,
+        window_batch_size: int = 1,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
@@ -53,6 +57,7 @@ class LongVideoMixin:
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
+        decode_chunk_size: int = DECODE_CHUNK_SIZE,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | None = None,
@@ -71,8 +76,11 @@ class LongVideoMixin:
             video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             factor (`int`): How many times slower; at least 2.
             window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
+            window_batch_size (`int`, defaults to `1`):
+                Most windows that run at once, as rows of one batch: more use an accelerator better and take more memory.
+                The noise of a window does not depend on it.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
-            and the callback is called in every window. After an interruption, frames that were not reached hold noise.
+            and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames that were not reached hold noise.
 
         Returns:
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
@@ -83,6 +91,8 @@ class LongVideoMixin:
         """
         factor = whole_number(factor, "factor", least=2, reason="how many times slower")
         window = whole_number(window, "window", least=3, reason="two known frames and one between")
+        window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
+        decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
@@ -90,9 +100,10 @@ class LongVideoMixin:
         pixels = self._check_long_video(video, height, width, options, output_type, least_frames=2)
         num_given = pixels.shape[1]
         num_frames = (num_given - 1) * factor + 1
-        windows = slow_motion_windows(num_given, factor, window)
-        latents = self._run_windows(pixels, list(range(0, num_frames, factor)), num_frames, windows, options)
-        frames = self.decode(latents, output_type)
+        batches = batch_windows(slow_motion_windows(num_given, factor, window), window_batch_size)
+        places = list(range(0, num_frames, factor))
+        latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size)
+        frames = self.decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -111,6 +122,7 @@ class LongVideoMixin:
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
+        decode_chunk_size: int = DECODE_CHUNK_SIZE,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | None = None,
@@ -139,6 +151,7 @@ class LongVideoMixin:
         """
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
         window = whole_number(window, "window", least=2, reason="one known frame and one new")
+        decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
         if overlap >= window:
             raise ValueError(
@@ -153,8 +166,9 @@ class LongVideoMixin:
         num_given = pixels.shape[1]
         windows = extension_windows(num_given, num_new_frames, window, overlap)
         num_frames = windows[-1].places[-1] + 1  # whole windows: the last may make more than was asked for
-        latents = self._run_windows(pixels, list(range(num_given)), num_frames, windows, options)
-        frames = self.decode(latents[:, : num_given + num_new_frames], output_type)
+        batches = [[window] for window in windows]  # each waits for the one before
+        latents = self._run_windows(pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size)
+        frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -186,8 +200,9 @@ class LongVideoMixin:
         pixels: torch.Tensor,
         given_places: list[int],
         num_frames: int,
-        windows: list[Window],
+        batches: list[list[Window]],
         options: SamplingOptions,
+        decode_chunk_size: int,
     ) -> torch.Tensor:
         """Fills a video window by window.
 
@@ -195,35 +210,51 @@ class LongVideoMixin:
             pixels: of the given frames, `(batch, given frames, 3, height, width)` in [-1, 1].
             given_places: where they stand in the video.
             num_frames: of the video.
-            windows: in the order they run.
+            batches: the windows in the order they run; those of a batch run at once and have the same known frames.
             options: how each is sampled.
+            decode_chunk_size: most frames that the VAE takes at once.
 
         Returns:
             Latents of the video, `(batch, num_frames, channels, h, w)`.
         """
-        given, low_given = self.encode_frames(pixels), self.encode_low_frames(pixels)
-        batch = len(given)
-        latents = given.new_zeros(batch, num_frames, *given.shape[2:])  # (batch, num_frames, channels, h, w)
-        low_latents = given.new_zeros(batch, num_frames, *low_given.shape[2:])  # (..., h_low, w_low)
+        given = self.encode_frames(pixels, decode_chunk_size)
+        low_given = self.encode_low_frames(pixels, decode_chunk_size)
+        videos = len(given)
+        latents = given.new_zeros(videos, num_frames, *given.shape[2:])  # (videos, num_frames, channels, h, w)
+        low_latents = given.new_zeros(videos, num_frames, *low_given.shape[2:])  # (..., h_low, w_low)
         latents[:, given_places], low_latents[:, given_places] = given, low_given
+        last_use = {
+            window.places[i]: number
+            for number, windows in enumerate(batches)
+            for window in windows
+            for i in window.known
+        }
 
-        with self.progress_bar(total=len(windows) * self._set_timesteps(options)) as progress_bar:
-            for i, window in enumerate(windows):
-                places = torch.tensor(window.places, device=latents.device)
-                known = places[window.known]
+        with self.progress_bar(total=len(batches) * self._set_timesteps(options)) as progress_bar:
+            for number, windows in enumerate(batches):
+                known, length = windows[0].known, len(windows[0].places)
+                known_places = [[window.places[i] for i in known] for window in windows]
+                # Rows of one window after those of another: (windows * videos, ...).
                 planning_signals = self.plan(
-                    low_latents[:, known], window.known, len(places), options.attention_kwargs
-                )
-                noise = self.prepare_latents((batch, len(places), *latents.shape[2:]), options.generator)
-                latents[:, places] = self.denoise(
-                    noise, latents[:, known], window.known, planning_signals, options, progress_bar
-                )
+                    torch.cat([low_latents[:, places] for places in known_places]), known, length,
+                    options.attention_kwargs,
+                )  # fmt: skip
+                shape = (videos, length, *latents.shape[2:])
+                noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
+                references = torch.cat([latents[:, places] for places in known_places])
+                batch_options = options
+                if isinstance(options.generator, (list, tuple)):
+                    batch_options = replace(options, generator=list(options.generator) * len(windows))
+                made = self.denoise(noise, references, known, planning_signals, batch_options, progress_bar)
+                for window, rows in zip(windows, made.split(videos)):
+                    latents[:, window.places] = rows
                 # The planner sees generated frames as it sees given ones: made smaller as pictures, then encoded.
-                asked_for = {later.places[place] for later in windows[i + 1 :] for place in later.known}
-                leading_on = sorted(asked_for & set(window.new_places))
-                if leading_on:
-                    frames = decode_latents(self.vae, latents[:, leading_on].to(self.vae.dtype)).clamp(-1, 1)
-                    low_latents[:, leading_on] = self.encode_low_frames(frames)
+                new_places = {place for window in windows for place in window.new_places}
+                leading_on = sorted(place for place in new_places if last_use.get(place, -1) > number)
+                for start in range(0, len(leading_on), decode_chunk_size):
+                    places = leading_on[start : start + decode_chunk_size]
+                    frames = decode_latents(self.vae, latents[:, places].to(self.vae.dtype), decode_chunk_size)
+                    low_latents[:, places] = self.encode_low_frames(frames.clamp(-1, 1), decode_chunk_size)
         return latents
 
 
@@ -250,6 +281,26 @@ def slow_motion_windows(num_given: int, factor: int, window: int) -> list[Window
             last_gap = (start, stop)
         gaps = finer
     return windows
+
+
+def batch_windows(windows: list[Window], most: int) -> list[list[Window]]:
+    """Puts up to `most` windows that follow each other into one batch: of the same length, with the same known frames, and
+    none that waits for another one of the batch."""
+    batches: list[list[Window]] = []
+    made: set[int] = set()  # by the last batch
+    for window in windows:
+        if (
+            batches
+            and len(batches[-1]) < most
+            and (len(window.places), window.known) == (len(batches[-1][0].places), batches[-1][0].known)
+            and made.isdisjoint(window.places[i] for i in window.known)
+        ):
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+            made = set()
+        made.update(window.new_places)
+    return batches
 
 
 def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> list[Window]:

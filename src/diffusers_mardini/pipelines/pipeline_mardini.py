@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -26,7 +27,7 @@ from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from .inputs import read_given_frames, to_pixels, whole_number
-from .long_video import LongVideoMixin
+from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
 from .saving import SavingMixin
@@ -141,6 +142,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
+        decode_chunk_size: int = DECODE_CHUNK_SIZE,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
@@ -177,6 +179,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; what it holds at
                 given frames is not used.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, to bound the memory.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
             attention_kwargs (`dict`, *optional*): Given to both models; `{"scale": s}` scales LoRA layers.
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
@@ -212,6 +215,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             use_window_state=use_window_state,
         )
+        decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         num_videos = given.batch_size * whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
         latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
         self.check_inputs(options, num_videos, output_type, latents, latents_shape)
@@ -220,7 +224,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
         # 2. Encode
         pixels = to_pixels(given.videos, given.height, given.width, self.video_processor)
-        references, low_references = self.encode_frames(pixels), self.encode_low_frames(pixels)
+        references = self.encode_frames(pixels, decode_chunk_size)
+        low_references = self.encode_low_frames(pixels, decode_chunk_size)
 
         # 3. Plan
         planning_signals = self.plan(low_references, given.frame_indices, given.num_frames, attention_kwargs)
@@ -235,7 +240,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             latents = self.denoise(noise, references, given.frame_indices, planning_signals, options, progress_bar)
 
         # 6. Decode
-        frames = self.decode(latents, output_type)
+        frames = self.decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -294,17 +299,17 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 f"`callback_on_step_end_tensor_inputs` names {unknown}; choose from {self._callback_tensor_inputs}"
             )
 
-    def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
         """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1] to latents
-        `(batch, frames, channels, h, w)` in float32."""
+        `(batch, frames, channels, h, w)` in float32, `chunk_size` frames at once."""
         pixels = pixels.to(self._execution_device, self.vae.dtype)
-        return encode_video(self.vae, pixels).float()
+        return encode_video(self.vae, pixels, chunk_size=chunk_size).float()
 
-    def encode_low_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_low_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
         """`encode_frames` for the planner: of frames made `planner_downscale` times smaller (Sec. 2.2)."""
         # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
         pixels = downscale_video(pixels.to(self._execution_device, torch.float32), self.config.planner_downscale)
-        return self.encode_frames(pixels)
+        return self.encode_frames(pixels, chunk_size)
 
     def plan(
         self,
@@ -425,13 +430,24 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         if self._velocities is not None:
             self._velocities.forget()
 
-    def decode(self, latents: torch.Tensor, output_type: str) -> Any:
-        """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for; see `MarDiniPipelineOutput`."""
+    def decode(self, latents: torch.Tensor, output_type: str, chunk_size: int = DECODE_CHUNK_SIZE) -> Any:
+        """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for, `chunk_size` frames at once; see
+        `MarDiniPipelineOutput`."""
         if output_type == "latent":
             return latents
-        latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
-        frames = decode_latents(self.vae, latents).float()  # (videos, frames, 3, height, width)
-        return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
+        videos, num_frames = latents.shape[:2]
+        finished = []
+        # Each chunk is brought into its last form before the next one, so that no more than a chunk is in floats for pictures.
+        for chunk in latents.flatten(0, 1).split(chunk_size):
+            chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
+            frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
+            finished.append(self.video_processor.postprocess(frames, output_type))
+        if output_type == "pil":
+            pictures = [picture for chunk in finished for picture in chunk]
+            return [pictures[i * num_frames : (i + 1) * num_frames] for i in range(videos)]
+        if output_type == "np":
+            return np.concatenate(finished).reshape(videos, num_frames, *finished[0].shape[1:])
+        return torch.cat(finished).unflatten(0, (videos, num_frames))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""

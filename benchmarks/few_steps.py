@@ -1,0 +1,187 @@
+"""How few steps a solver needs, on a trained checkpoint: `python -m benchmarks.few_steps CHECKPOINT CLIPS`.
+
+Every solver starts from the same noise. Scores against the true clips reward blur, and fewer steps blur; so each result is also held against that of 250 DDIM
+steps on the same noise, which tells what the solver gets wrong and nothing else.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+
+from diffusers_mardini import MarDiniPipeline, MarDiniScheduler
+from diffusers_mardini.hardware import choose_device, choose_dtype
+from training.evaluate import TASKS, generate, given_indices, load_windows
+from training.metrics import score_windows, summarize
+
+from .timing import describe_machine, write_json
+
+
+SCORES = ("mid_ssim", "mid_psnr", "motion", "sharpness")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A scheduler of diffusers and what is changed of the checkpoint's own configuration."""
+
+    scheduler: type[SchedulerMixin]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, config: dict[str, Any]) -> SchedulerMixin:
+        return self.scheduler.from_config(config, **self.settings)
+
+
+DPM, UNIPC = DPMSolverMultistepScheduler, UniPCMultistepScheduler
+# As `from_config` makes them: nothing else is set.
+SOLVERS = {
+    "DDIM (ours)": Solver(MarDiniScheduler),
+    "Euler": Solver(EulerDiscreteScheduler),
+    "DPM-Solver++ 2, midpoint": Solver(DPM),
+    "DPM-Solver++ 2, heun": Solver(DPM, {"solver_type": "heun"}),
+    "DPM-Solver++ 3": Solver(DPM, {"solver_order": 3}),
+    "UniPC 2": Solver(UNIPC),
+    "UniPC 3": Solver(UNIPC, {"solver_order": 3}),
+    "Heun": Solver(HeunDiscreteScheduler),
+}
+# What may be set beside the order, tried one by one.
+SETTINGS = {
+    "DPM-Solver++ 2": Solver(DPM),
+    "DPM-Solver++ 2, linspace": Solver(DPM, {"timestep_spacing": "linspace"}),
+    "DPM-Solver++ 2, leading": Solver(DPM, {"timestep_spacing": "leading"}),
+    "DPM-Solver++ 2, not rescaled to zero SNR": Solver(DPM, {"rescale_betas_zero_snr": False}),
+    "DPM-Solver++ 2, final sigma_min": Solver(DPM, {"final_sigmas_type": "sigma_min"}),
+    "DPM-Solver++ 2, Lu's lambdas": Solver(DPM, {"use_lu_lambdas": True}),
+    "DPM-Solver++ 2, Karras sigmas": Solver(DPM, {"use_karras_sigmas": True}),
+    "DPM-Solver++ 2, exponential sigmas": Solver(DPM, {"use_exponential_sigmas": True}),
+    "DPM-Solver++ 2, no lower order at the end": Solver(
+        DPM, {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    ),
+    "DPM-Solver++ 3, Euler at the end": Solver(DPM, {"solver_order": 3, "euler_at_final": True}),
+    "UniPC 2, bh1": Solver(UNIPC, {"solver_type": "bh1"}),
+    "UniPC 2, final sigma_min": Solver(UNIPC, {"final_sigmas_type": "sigma_min"}),
+    "UniPC 2, Karras sigmas": Solver(UNIPC, {"use_karras_sigmas": True}),
+    "UniPC 2, no corrector in the first two steps": Solver(UNIPC, {"disable_corrector": [0, 1]}),
+    "Heun, leading": Solver(HeunDiscreteScheduler, {"timestep_spacing": "leading"}),
+    "Heun, Karras sigmas": Solver(HeunDiscreteScheduler, {"use_karras_sigmas": True}),
+}
+
+
+def compare(
+    paint: Callable[[SchedulerMixin, int], Any],
+    config: dict[str, Any],
+    solvers: dict[str, Solver],
+    steps: Sequence[int],
+    truth: Any,
+    given: Sequence[int],
+    reference_steps: int,
+) -> list[dict[str, Any]]:
+    """Paints by every solver with every number of steps, the checkpoint's own with `reference_steps` first.
+
+    Args:
+        paint: frames `(windows, frames, 3, height, width)` in [0, 1] by a scheduler in a number of steps, from the same noise.
+        config: of the checkpoint's scheduler.
+        truth: the true frames.
+        given: positions of the frames that are shown.
+
+    Returns:
+        A row for each, with `SCORES` against the truth and `to_reference`: PSNR in dB of the painted frames against the first row's.
+    """
+    reference = paint(MarDiniScheduler.from_config(config), reference_steps)
+    rows = []
+
+    def add(name: str, count: int, scheduler: SchedulerMixin, frames: Any) -> None:
+        scores = summarize(score_windows(frames, truth, given))
+        near = summarize(score_windows(frames, reference, given))["psnr"] if frames is not reference else None
+        row = {"solver": name, "steps": count, "evaluations": len(scheduler.timesteps)}
+        rows.append(row | {score: scores[score] for score in SCORES} | {"to_reference": near})
+        print(
+            f"{name:<44} {count:>5} {row['evaluations']:>6} "
+            + " ".join(f"{rows[-1][score]:>9.3f}" for score in SCORES)
+            + (f" {near:>12.2f}" if near is not None else ""),
+            flush=True,
+        )
+
+    print(f"{'solver':<44} {'steps':>5} {'calls':>6} " + " ".join(f"{score:>9}" for score in SCORES) + " to reference")
+    scheduler = MarDiniScheduler.from_config(config)
+    scheduler.set_timesteps(reference_steps)
+    add("reference", reference_steps, scheduler, reference)
+    for name, solver in solvers.items():
+        for count in steps:
+            scheduler = solver.build(config)
+            add(name, count, scheduler, paint(scheduler, count))
+    return rows
+
+
+def fewest_steps(rows: Sequence[dict[str, Any]], solver: str, distance: float) -> int | None:
+    """The fewest steps from which on a solver stays within a distance (PSNR in dB, larger is nearer) of the reference."""
+    enough = None
+    for row in sorted((row for row in rows if row["solver"] == solver), key=lambda row: -row["steps"]):
+        if not row["to_reference"] >= distance:  # also NaN
+            break
+        enough = row["steps"]
+    return enough
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_steps", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
+    parser.add_argument("clips", type=Path, help="folder of held-out clips")
+    parser.add_argument("--task", choices=TASKS, default="interpolation")
+    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--num-frames", type=int, default=9)
+    parser.add_argument("--stride", type=int, default=2)
+    parser.add_argument("--windows-per-clip", type=int, default=1)
+    parser.add_argument("--max-windows", type=int, default=16)
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4, 5, 8, 10, 15, 25])
+    parser.add_argument("--reference-steps", type=int, default=250, help="of DDIM")
+    parser.add_argument("--settings", action="store_true", help="settings of the solvers instead of the solvers")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("-o", "--output", type=Path, help="json")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    dtype, why = choose_dtype(options.dtype, device)
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
+    truth = windows.frames[: options.max_windows]
+    given = given_indices(options.task, options.num_frames)
+    print(f"{options.task}, {len(truth)} windows, {dtype} on {device} ({why})")
+
+    def paint(scheduler: SchedulerMixin, count: int):
+        pipe.scheduler = scheduler
+        return generate(pipe, truth, given, count)
+
+    config = pipe.scheduler.config
+    solvers = SETTINGS if options.settings else SOLVERS
+    steps = sorted(options.steps)
+    rows = compare(paint, config, solvers, steps, truth, given, options.reference_steps)
+    result = {
+        "machine": describe_machine(device),
+        "checkpoint": Path(options.checkpoint).name,
+        "task": options.task,
+        "windows": len(truth),
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": rows,
+    }
+    ours = [row["to_reference"] for row in rows if row["solver"] == "DDIM (ours)" and row["steps"] == steps[-1]]
+    if ours:
+        result["fewest_steps"] = {name: fewest_steps(rows, name, ours[0]) for name in solvers}
+        print(f"Steps to come as near to the reference as {steps[-1]} of DDIM ({ours[0]:.2f} dB):")
+        for name, count in result["fewest_steps"].items():
+            print(f"  {name:<42} {'not reached' if count is None else count}")
+    write_json(options.output, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

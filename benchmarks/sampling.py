@@ -1,0 +1,155 @@
+"""Whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling`.
+
+The ladder starts from the plain form, in float32 and with the planner at every step. Every variant is the one before it and one more thing, samples the
+same windows, and takes its turn in the same process. To add one is a line in `VARIANTS`.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+
+from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
+
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "mardini-tiny-carracing"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which frames are given, and the guidance that the pipeline chooses for them."""
+
+    num_frames: int
+    given: tuple[int, ...]
+
+
+TASKS = {
+    "interpolation": Task(9, (0, 8)),
+    "image-to-video": Task(17, (0,)),
+    "expansion": Task(28, tuple(range(16))),  # Fig. 8
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of sampling.
+
+    Attributes:
+        dtype: of planner, transformer and autoencoder.
+        compiled: compiles the blocks of both models (`compile_repeated_blocks`).
+        planner_at_every_step: the plan is made anew after every step, as a symmetric model would have to.
+        call: keyword arguments of the pipeline's call.
+    """
+
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    planner_at_every_step: bool = False
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "plain: float32, planner at every step": Variant(planner_at_every_step=True),
+    "+ planner once": Variant(),
+    "+ bfloat16": Variant(dtype=torch.bfloat16),
+    "+ compiled blocks": Variant(dtype=torch.bfloat16, compiled=True),
+}
+
+
+def make_pipeline(checkpoint: str | Path, variant: Variant, device: torch.device | str) -> MarDiniPipeline:
+    """A checkpoint in a variant's number format, compiled where it says so."""
+    pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=variant.dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    if variant.compiled:
+        pipe.planner.compile_repeated_blocks()
+        pipe.transformer.compile_repeated_blocks()
+    return pipe
+
+
+def sampler(
+    pipe: MarDiniPipeline, variant: Variant, task: Task, size: int, steps: int
+) -> Callable[[int | None], torch.Tensor]:
+    """Samples the task's window from the same frames and noise; returns latents. Takes another number of steps, to warm up."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(len(task.given), 3, size, size, generator=generator)
+    plan_again = None
+    if variant.planner_at_every_step:
+        pixels = frames[None] * 2 - 1
+        low_references = pipe.encode_low_frames(pixels)
+
+        def plan_again(pipe, step, timestep, tensors):
+            return {"planning_signals": pipe.plan(low_references, task.given, task.num_frames)}
+
+    def sample(count: int | None = None) -> torch.Tensor:
+        return pipe(
+            video=frames, frame_indices=list(task.given), num_frames=task.num_frames, num_inference_steps=count or steps,
+            generator=torch.Generator().manual_seed(1), output_type="latent", callback_on_step_end=plan_again,
+            **variant.call,
+        ).frames  # fmt: skip
+
+    return sample
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="folder or Hub id of a pipeline")
+    parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled form, minutes to start")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-o", "--output", type=Path, help="json")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    machine = describe_machine(device)
+    print(
+        f"Sampling {Path(options.checkpoint).name}, {options.steps} steps, {options.size} pixels, median (least to largest)"
+    )
+    print(machine_line(machine))
+    variants = {
+        name: variant
+        for name, variant in VARIANTS.items()
+        if not (variant.compiled and options.no_compile)
+        and (variant.dtype == torch.float32 or has_bfloat16_units(device))
+    }
+    pipes = {name: make_pipeline(options.checkpoint, variant, device) for name, variant in variants.items()}
+    rows = []
+    for task_name in options.tasks:
+        task = TASKS[task_name]
+        samplers = {
+            name: sampler(pipes[name], variant, task, options.size, options.steps)
+            for name, variant in variants.items()
+        }
+        results = {name: sample(min(2, options.steps)) for name, sample in samplers.items()}  # also warms up
+        seconds = alternate(samplers, options.repeats, device, warm_up=0)
+        plain = next(iter(seconds))
+        print(f"\n{task_name}, {len(task.given)} of {task.num_frames} frames given")
+        for name, times in seconds.items():
+            # How far two steps lead away from the plain form, of the latents' own deviation.
+            differs = (results[name] - results[plain]).square().mean().sqrt() / results[plain].std()
+            row = {
+                "task": task_name,
+                "variant": name,
+                "seconds": Spread.of(times),
+                "speedup": ratio(seconds[plain], times),
+                "difference": differs.item(),
+            }
+            rows.append(row)
+            print(
+                f"{name:<40} {format(row['seconds'], '.2f'):>24} s "
+                f"{format(row['speedup'], '.2f'):>22} times as fast, differs by {row['difference']:.1e}",
+                flush=True,
+            )
+    result = {"machine": machine, "steps": options.steps, "size": options.size, "rows": rows}
+    write_json(options.output, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()
