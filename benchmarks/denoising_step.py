@@ -36,7 +36,8 @@ COMPILED, ALONE = ", compiled", ", its products alone"
 
 
 def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device: torch.device) -> Callable:
-    """`make(dtype, compiled)` gives a function that runs one denoising step of a window whose leading frames are given."""
+    """`make(dtype, compiled, with_state)` gives a function that runs one denoising step of a window whose leading frames are given;
+    with the state of the window, on its masked frames alone."""
     arguments = preset["transformer"]
     side, low_side = size // 8, size // 8 // preset["planner_downscale"]
     mask = reference_mask_from_indices(leading_indices(given), frames, device=device)
@@ -44,7 +45,7 @@ def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device
     signals = torch.randn(1, frames, low_side, low_side, arguments["planning_dim"], device=device)
     timestep = torch.full((1,), 500, device=device)
 
-    def make(dtype: torch.dtype, compiled: bool) -> Callable[[], Any]:
+    def make(dtype: torch.dtype, compiled: bool, with_state: bool) -> Callable[[], Any]:
         torch.manual_seed(0)
         # As `from_pretrained(dtype=...)` loads it: the norms that are named stay in float32.
         transformer = MarDiniTransformer3DModel(**arguments).to(device).eval()
@@ -56,10 +57,20 @@ def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device
         inputs = latents.to(dtype), timestep, signals.to(dtype), mask
 
         @torch.no_grad()
-        def step():
+        def whole():
             return transformer(*inputs, num_masked_frames=frames - given)
 
-        return step
+        if not with_state:
+            return whole
+        with torch.no_grad():
+            state = transformer(*inputs, num_masked_frames=frames - given, return_window_state=True)
+        noisy = inputs[0][:, given:]
+
+        @torch.no_grad()
+        def masked_frames():
+            return transformer(noisy, timestep, window_state=state)
+
+        return masked_frames
 
     return make
 
@@ -102,15 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     make = make_step(load_preset(options.preset), options.frames, options.given, options.size, device)
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bfloat16_units(device) else {})
     forms, limits, operations = {}, {}, {}
-    for name, dtype in dtypes.items():
-        forms[name] = make(dtype, False)
+    for name, dtype, with_state in [
+        (name + (", masked frames alone" if with_state else ""), dtype, with_state)
+        for name, dtype in dtypes.items()
+        for with_state in (False, True)
+    ]:
+        forms[name] = make(dtype, False, with_state)
         products = record_products(forms[name])
         limits[name] = products_alone(products, device)
         operations[name] = sum(product.operations for product in products)
         if not options.no_compile:
             # All forms share the code of the block: more versions of it than dynamo keeps by default.
             torch._dynamo.config.recompile_limit = 64
-            forms[f"{name}{COMPILED}"] = make(dtype, True)
+            forms[f"{name}{COMPILED}"] = make(dtype, True, with_state)
     sides = forms | {f"{name}{ALONE}": limit for name, limit in limits.items()}
     seconds = alternate(sides, options.repeats, device, warm_up=2)
 

@@ -20,6 +20,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
@@ -45,6 +46,7 @@ class Peer:
         steps: of its pipeline by default.
         evaluations_per_step: 2 where its pipeline guides by default (Sec. 3: ours does where only leading frames are given).
         once: makes what runs once for a video: `(module, keyword arguments of a side)`.
+        prepare: what the model itself computes once for a video from its inputs; gives the inputs of a step.
     """
 
     build: Callable[[], torch.nn.Module]
@@ -52,6 +54,7 @@ class Peer:
     steps: int
     evaluations_per_step: int = 2
     once: Callable[[], tuple[torch.nn.Module, Callable[[int], dict[str, Any]]]] | None = None
+    prepare: Callable[[torch.nn.Module, dict[str, Any]], dict[str, Any]] | None = None
 
 
 def _ours() -> torch.nn.Module:
@@ -69,6 +72,13 @@ def _our_inputs(side: int) -> dict[str, Any]:
         "reference_mask": reference_mask_from_indices(leading_indices(1), FRAMES),
         "num_masked_frames": FRAMES - 1,
     }
+
+
+@torch.no_grad()
+def _our_step(transformer: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The masked frames alone, with the state of their window, as the pipeline samples."""
+    state = transformer(**inputs, return_window_state=True)
+    return {"hidden_states": inputs["hidden_states"][:, 1:], "timestep": inputs["timestep"], "window_state": state}
 
 
 def _our_planner() -> tuple[torch.nn.Module, Callable[[int], dict[str, Any]]]:
@@ -167,7 +177,7 @@ def _latte_inputs(side: int) -> dict[str, Any]:
 
 
 PEERS = {
-    OURS: Peer(_ours, _our_inputs, steps=25, once=_our_planner),
+    OURS: Peer(_ours, _our_inputs, steps=25, once=_our_planner, prepare=_our_step),
     "SVD": Peer(_svd, _svd_inputs, steps=25),
     "I2VGen-XL": Peer(_i2vgen, _i2vgen_inputs, steps=50),
     "Wan": Peer(_wan, _wan_inputs, steps=50),
@@ -191,10 +201,16 @@ def _cast(inputs: dict[str, Any], dtype: torch.dtype, device: torch.device) -> d
 
 
 def call(
-    module: torch.nn.Module, inputs: dict[str, Any], dtype: torch.dtype, device: torch.device
+    module: torch.nn.Module,
+    inputs: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    prepare: Callable[[torch.nn.Module, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[], Any]:
-    """One evaluation."""
+    """One evaluation, with what comes before the first one done."""
     inputs = _cast(inputs, dtype, device)
+    if prepare is not None:
+        inputs = prepare(module, inputs)
 
     @torch.no_grad()
     def run():
@@ -203,13 +219,28 @@ def call(
     return run
 
 
-def count_operations(module: torch.nn.Module, inputs: dict[str, Any]) -> int:
+def once_for_a_video(
+    peer: Peer, module: torch.nn.Module, planner: torch.nn.Module, planner_inputs: dict[str, Any], side: int,
+    dtype: torch.dtype, device: torch.device,
+) -> Callable[[], None]:  # fmt: skip
+    """The planner, and what the model itself prepares, for each branch of guidance."""
+    plan, inputs = call(planner, planner_inputs, dtype, device), _cast(peer.inputs(side), dtype, device)
+
+    def run() -> None:
+        plan()
+        if peer.prepare is not None:
+            for _ in range(peer.evaluations_per_step):
+                peer.prepare(module, inputs)
+
+    return run
+
+
+def count_operations(peer: Peer, module: torch.nn.Module, side: int) -> int:
     """Floating-point operations of one evaluation, on the device of the module."""
-    with FlopCounterMode(display=False) as counter:
-        with torch.nn.attention.sdpa_kernel(
-            torch.nn.attention.SDPBackend.MATH
-        ):  # the counter does not know the CPU's own kernel
-            call(module, inputs, torch.float32, next(module.parameters()).device)()
+    evaluate = call(module, peer.inputs(side), torch.float32, next(module.parameters()).device, peer.prepare)
+    # The counter does not know the CPU's own kernel of attention.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate()
     return counter.get_total_flops()
 
 
@@ -233,9 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         module.to(device).eval()
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     operations = {
-        (name, side): count_operations(modules[name], PEERS[name].inputs(side))
-        for name in names
-        for side in options.sides
+        (name, side): count_operations(PEERS[name], modules[name], side) for name in names for side in options.sides
     }
 
     rows = []
@@ -243,9 +272,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for module in [*modules.values(), *(module for module, _ in once.values())]:
             torch.nn.Module.to(module, dtype)  # ModelMixin's own `to` warns of norms that are better kept in float32
         for side in options.sides:
-            sides = {name: call(modules[name], PEERS[name].inputs(side), dtype, device) for name in names}
+            sides = {
+                name: call(modules[name], PEERS[name].inputs(side), dtype, device, PEERS[name].prepare)
+                for name in names
+            }
             for name, (module, inputs) in once.items():
-                sides[f"{name}, once"] = call(module, inputs(side), dtype, device)
+                sides[f"{name}, once"] = once_for_a_video(
+                    PEERS[name], modules[name], module, inputs(side), side, dtype, device
+                )
             seconds = alternate(sides, options.repeats, device)
             print(f"\n{str(dtype).removeprefix('torch.')}, latents of {side}x{side}")
             print(

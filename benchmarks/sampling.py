@@ -54,8 +54,9 @@ class Variant:
 
 
 VARIANTS = {
-    "plain: float32, planner at every step": Variant(planner_at_every_step=True),
-    "+ planner once": Variant(),
+    "plain: float32, planner at every step": Variant(planner_at_every_step=True, call={"use_window_state": False}),
+    "+ planner once": Variant(call={"use_window_state": False}),
+    "+ reference frames and keys of the plan once": Variant(),
     "+ bfloat16": Variant(dtype=torch.bfloat16),
     "+ compiled blocks": Variant(dtype=torch.bfloat16, compiled=True),
 }
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             }
             rows.append(row)
             print(
-                f"{name:<40} {format(row['seconds'], '.2f'):>24} s "
+                f"{name:<46} {format(row['seconds'], '.2f'):>24} s "
                 f"{format(row['speedup'], '.2f'):>22} times as fast, differs by {row['difference']:.1e}",
                 flush=True,
             )
