@@ -15,6 +15,7 @@ from .models import (
     MarDiniPlannerTransformer3DModel,
     MarDiniTransformer3DModel,
 )
+from .modular_pipelines import MarDiniBlocks, MarDiniModularPipeline
 from .pipelines import MarDiniPipeline, MarDiniPipelineOutput
 from .presets import list_presets, load_preset
 from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
@@ -26,6 +27,8 @@ __all__ = [
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
     "FORMAT_VERSION",
+    "MarDiniBlocks",
+    "MarDiniModularPipeline",
     "MarDiniPipeline",
     "MarDiniPipelineOutput",
     "MarDiniPlannerOutput",

@@ -1,0 +1,39 @@
+"""Last block: from latents to pictures."""
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import ModularPipeline
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+
+from .block import MarDiniBlock, window_pipeline
+
+
+class MarDiniDecoderStep(MarDiniBlock):
+    """Decodes the window, given frames included."""
+
+    parts = ("vae",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor, description="Clean latents of all frames."),
+            InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam(
+                "videos",
+                type_hint=torch.Tensor | np.ndarray | list[list[PIL.Image.Image]],
+                description="As `MarDiniPipelineOutput.frames`.",
+            )
+        ]
+
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
+        block_state = self.get_block_state(state)
+        block_state.videos = window_pipeline(components).decode(block_state.latents, block_state.output_type)
+        self.set_block_state(state, block_state)
+        return components, state
