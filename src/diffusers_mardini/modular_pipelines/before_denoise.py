@@ -10,7 +10,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 
 from ..pipelines.inputs import whole_number
 from ..pipelines.sampling_options import SamplingOptions
-from .block import MarDiniBlock, window_pipeline
+from .block import MarDiniBlock
 
 
 SAMPLING_INPUTS = [
@@ -69,7 +69,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        pipe = window_pipeline(components)
+        pipe = self.window_pipeline(components)
         options = SamplingOptions(**{param.name: getattr(block_state, param.name) for param in SAMPLING_INPUTS})
         batch, _, _, height, width = block_state.pixels.shape
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
@@ -112,7 +112,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
         for name in ("reference_latents", "planning_signals"):
             rows = getattr(block_state, name)
             setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))
-        block_state.latents = window_pipeline(components).prepare_latents(
+        block_state.latents = self.window_pipeline(components).prepare_latents(
             block_state.latents_shape, block_state.sampling_options.generator, block_state.latents
         )
         self.set_block_state(state, block_state)

@@ -46,6 +46,16 @@ class MarDiniBlock(ModularPipelineBlocks):
     parts: tuple[str, ...] = ()
     init_pipeline = init_pipeline
 
+    def window_pipeline(self, components: ModularPipeline) -> MarDiniPipeline:
+        """The pipeline that does this step's work; `ValueError` where a part that it needs is not loaded."""
+        missing = [name for name in self.parts if getattr(components, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` first, "
+                "or give it with `update_components`"
+            )
+        return window_pipeline(components)
+
     @property
     def description(self) -> str:
         return " ".join(self.__doc__.split("\n\n")[0].split())

@@ -7,7 +7,7 @@ from diffusers import ModularPipeline
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
-from .block import MarDiniBlock, window_pipeline
+from .block import MarDiniBlock
 
 
 class MarDiniDecoderStep(MarDiniBlock):
@@ -34,6 +34,6 @@ class MarDiniDecoderStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        block_state.videos = window_pipeline(components).decode(block_state.latents, block_state.output_type)
+        block_state.videos = self.window_pipeline(components).decode(block_state.latents, block_state.output_type)
         self.set_block_state(state, block_state)
         return components, state

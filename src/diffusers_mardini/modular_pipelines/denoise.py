@@ -8,7 +8,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from torch import Tensor
 
 from ..pipelines.sampling_options import SamplingOptions
-from .block import MarDiniBlock, window_pipeline
+from .block import MarDiniBlock
 
 
 class MarDiniDenoiseStep(MarDiniBlock):
@@ -52,7 +52,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        pipe = window_pipeline(components)
+        pipe = self.window_pipeline(components)
         pipe.set_progress_bar_config(**self._progress_bar_config)
         with pipe.progress_bar(total=pipe._set_timesteps(block_state.sampling_options)) as progress_bar:
             block_state.latents = pipe.denoise(

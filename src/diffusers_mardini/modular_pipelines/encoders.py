@@ -7,7 +7,7 @@ from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from torch import Tensor
 
-from .block import MarDiniBlock, window_pipeline
+from .block import MarDiniBlock
 
 
 class MarDiniVaeEncoderStep(MarDiniBlock):
@@ -30,7 +30,7 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        pipe = window_pipeline(components)
+        pipe = self.window_pipeline(components)
         block_state.reference_latents = pipe.encode_frames(block_state.pixels)
         block_state.planner_latents = pipe.encode_low_frames(block_state.pixels)
         self.set_block_state(state, block_state)
@@ -61,7 +61,7 @@ class MarDiniPlannerStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        block_state.planning_signals = window_pipeline(components).plan(
+        block_state.planning_signals = self.window_pipeline(components).plan(
             block_state.planner_latents,
             block_state.given_indices,
             block_state.num_frames,

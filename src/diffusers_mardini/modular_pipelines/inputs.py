@@ -7,7 +7,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from torch import Tensor
 
 from ..pipelines.inputs import read_given_frames, to_pixels
-from .block import MarDiniBlock, window_pipeline
+from .block import MarDiniBlock
 
 
 TASK_INPUTS = {
@@ -48,7 +48,7 @@ class MarDiniInputStep(MarDiniBlock):
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        pipe = window_pipeline(components)
+        pipe = self.window_pipeline(components)
         given = read_given_frames(
             *(getattr(block_state, name) if name in self.task_inputs else None for name in TASK_INPUTS),
             block_state.num_frames,

@@ -45,6 +45,8 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
             from .modular_blocks_mardini import MarDiniBlocks  # whose blocks make pipelines of this class
 
             blocks = MarDiniBlocks()
+        if pretrained_model_name_or_path is not None:
+            pretrained_model_name_or_path = str(pretrained_model_name_or_path)  # diffusers joins it to names
         super().__init__(
             blocks, pretrained_model_name_or_path, components_manager, collection, workflow=workflow, **kwargs
         )
@@ -62,7 +64,7 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
 
         As in diffusers, weights are loaded by `load_components`. `kwargs` are those of the Hub (`revision`, `token` ...).
         """
-        return cls(None, str(pretrained_model_name_or_path), components_manager, collection, workflow, **kwargs)
+        return cls(None, pretrained_model_name_or_path, components_manager, collection, workflow, **kwargs)
 
     @property
     def current_timestep(self) -> torch.Tensor | None:
