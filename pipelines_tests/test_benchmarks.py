@@ -1,7 +1,8 @@
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import run, train_monitoring, train_step
+from benchmarks import caches, run, train_monitoring, train_step
+from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
 
 
 @pytest.fixture
@@ -35,3 +36,16 @@ def test_what_data_and_logging_take_of_a_step_is_told(capsys, own_precision):
     # A batch that the loader has ready is not waited for at all.
     assert seconds["step"] > seconds["data"] >= 0 and seconds["step"] > seconds["logging"] >= 0
     assert "of a step (allowed: 5%)" in capsys.readouterr().out
+
+
+def test_every_cache_is_timed_and_scored_beside_none(capsys):
+    pipe = tiny_pipeline()
+    given, steps = [0, 3], 10
+    mag_ratios = caches.calibrate(pipe, clip(4, 1, seed=1), given, steps)
+    assert len(mag_ratios) == steps and mag_ratios[0] == 1.0 and capsys.readouterr().out == ""
+    rows = caches.measure(pipe, clip(4, 1), given, steps, mag_ratios, repeats=1)
+    assert [row["cache"] for row in rows] == list(caches.configurations(pipe, steps, mag_ratios))
+    assert rows[0]["speed"] == 1.0 and rows[0]["psnr_to_plain"] is None
+    assert all(row["seconds"] > 0 and 0 < row["psnr_to_plain"] < 60 for row in rows[1:])
+    assert pipe.transformer._cache_config is None
+    assert caches.markdown(rows).count("\n") == len(rows) + 1
