@@ -20,6 +20,8 @@ from diffusers_mardini.masking import reference_mask_from_indices
 from training.evaluate import generate, given_indices, load_windows
 from training.metrics import score_windows, summarize
 
+from .caches import decibels_between
+
 
 MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
 
@@ -176,13 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         pipe.set_progress_bar_config(disable=True)
         frames = generate(pipe, truth, given, options.steps)
         scores = summarize(score_windows(frames, truth, given))
-        near = None if reference is None else summarize(score_windows(frames, reference, given))["psnr"]
         reference = frames if reference is None else reference
+        near = decibels_between(frames, reference, given)
         size = sum(stored_bytes(getattr(pipe, part)) for part in MODELS)
         row = {"form": name, "bytes": size, "of_float32": size / full, "psnr_to_float32": near}
         result["forms"].append(row | {score: scores[score] for score in ("mid_ssim", "mid_psnr")})
         print(
-            f"| {name} | {size / 1e6:.1f} MB ({size / full:.0%}) | {'' if near is None else f'{near:.1f} dB'} | "
+            f"| {name} | {size / 1e6:.1f} MB ({size / full:.0%}) | {'equal' if near is None else f'{near:.1f} dB'} | "
             f"{scores['mid_ssim']:.3f} | {scores['mid_psnr']:.2f} dB |",
             flush=True,
         )

@@ -46,6 +46,8 @@ def test_every_cache_is_timed_and_scored_beside_none(capsys):
     rows = caches.measure(pipe, clip(4, 1), given, steps, mag_ratios, repeats=1)
     assert [row["cache"] for row in rows] == list(caches.configurations(pipe, steps, mag_ratios))
     assert rows[0]["speed"] == 1.0 and rows[0]["psnr_to_plain"] is None
-    assert all(row["seconds"] > 0 and 0 < row["psnr_to_plain"] < 60 for row in rows[1:])
+    changed = {row["cache"]: row["psnr_to_plain"] for row in rows if row["psnr_to_plain"] is not None}
+    assert min(changed.values()) > 0 and {"FasterCache", "TaylorSeer, interval 2"} <= changed.keys()
+    assert all(row["seconds"] > 0 for row in rows)
     assert pipe.transformer._cache_config is None
     assert caches.markdown(rows).count("\n") == len(rows) + 1
