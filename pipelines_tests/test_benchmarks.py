@@ -1,7 +1,8 @@
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks import caches, run, train_monitoring, train_step
+from benchmarks import caches, quantization, run, train_monitoring, train_step
 from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
 
 
@@ -51,3 +52,15 @@ def test_every_cache_is_timed_and_scored_beside_none(capsys):
     assert all(row["seconds"] > 0 for row in rows)
     assert pipe.transformer._cache_config is None
     assert caches.markdown(rows).count("\n") == len(rows) + 1
+
+
+def test_the_harm_of_rounding_is_shared_out_and_undone():
+    pipe = tiny_pipeline()
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    rows = {row["layers"]: row for row in quantization.harm(pipe, clip(4, 1), [0, 3], bits=4)}
+    assert {"patch_embed", "proj_out", "blocks.attn", "blocks.ff"} <= rows.keys()
+    assert sum(row["of_weights"] for row in rows.values()) == pytest.approx(1)
+    assert sum(row["of_error"] for row in rows.values()) == pytest.approx(1)
+    assert all(row["of_error"] > 0 for row in rows.values())
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(tensor, before[name])
