@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import ModularPipeline
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
 from ..pipelines.inputs import whole_number
+from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..pipelines.sampling_options import SamplingOptions
 from .block import MarDiniBlock
 
@@ -67,9 +67,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             ),
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        pipe = self.window_pipeline(components)
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         options = SamplingOptions(**{param.name: getattr(block_state, param.name) for param in SAMPLING_INPUTS})
         batch, _, _, height, width = block_state.pixels.shape
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
@@ -79,8 +77,6 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
         pipe._reset_call()
         block_state.sampling_options = options
         block_state.latents_shape = shape
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class MarDiniPrepareLatentsStep(MarDiniBlock):
@@ -93,8 +89,12 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
         return [
             InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="Has the generator."),
             InputParam("latents_shape", required=True, type_hint=tuple[int, ...], description="Of the noise."),
-            InputParam("reference_latents", required=True, type_hint=torch.Tensor, description="One row per row."),
-            InputParam("planning_signals", required=True, type_hint=torch.Tensor, description="One row per row."),
+            InputParam(
+                "reference_latents", required=True, type_hint=torch.Tensor, description="A row for each of the batch."
+            ),
+            InputParam(
+                "planning_signals", required=True, type_hint=torch.Tensor, description="A row for each of the batch."
+            ),
             NUM_VIDEOS,
             NOISE,
         ]
@@ -103,17 +103,14 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [
             OutputParam("latents", type_hint=torch.Tensor, description="The noise at the scheduler's first level."),
-            OutputParam("reference_latents", type_hint=torch.Tensor, description="One row per video."),
-            OutputParam("planning_signals", type_hint=torch.Tensor, description="One row per video."),
+            OutputParam("reference_latents", type_hint=torch.Tensor, description="A row for each video."),
+            OutputParam("planning_signals", type_hint=torch.Tensor, description="A row for each video."),
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         for name in ("reference_latents", "planning_signals"):
             rows = getattr(block_state, name)
             setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))
-        block_state.latents = self.window_pipeline(components).prepare_latents(
+        block_state.latents = pipe.prepare_latents(
             block_state.latents_shape, block_state.sampling_options.generator, block_state.latents
         )
-        self.set_block_state(state, block_state)
-        return components, state

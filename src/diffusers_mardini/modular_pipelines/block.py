@@ -7,7 +7,9 @@ told once, there: a block calls the pipeline's method of its step, and the resul
 from copy import deepcopy
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, ModularPipeline, ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline import BlockState, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec
 
 from ..models.transformer_mardini import MarDiniTransformer3DModel
@@ -46,15 +48,23 @@ class MarDiniBlock(ModularPipelineBlocks):
     parts: tuple[str, ...] = ()
     init_pipeline = init_pipeline
 
-    def window_pipeline(self, components: ModularPipeline) -> MarDiniPipeline:
-        """The pipeline that does this step's work; `ValueError` where a part that it needs is not loaded."""
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        """Reads the inputs off `block_state`, and writes the outputs to it."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
+        """Runs the step; raises `ValueError` where an input is missing, or a part that it needs is not loaded."""
+        block_state = self.get_block_state(state)
         missing = [name for name in self.parts if getattr(components, name, None) is None]
         if missing:
             raise ValueError(
                 f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` first, "
                 "or give it with `update_components`"
             )
-        return window_pipeline(components)
+        self.run(window_pipeline(components), block_state)
+        self.set_block_state(state, block_state)
+        return components, state
 
     @property
     def description(self) -> str:

@@ -3,10 +3,10 @@
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import ModularPipeline
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
+from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .block import MarDiniBlock
 
 
@@ -32,8 +32,5 @@ class MarDiniDecoderStep(MarDiniBlock):
             )
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        block_state.videos = self.window_pipeline(components).decode(block_state.latents, block_state.output_type)
-        self.set_block_state(state, block_state)
-        return components, state
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        block_state.videos = pipe.decode(block_state.latents, block_state.output_type)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from diffusers import ModularPipeline
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from torch import Tensor
 
+from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..pipelines.sampling_options import SamplingOptions
 from .block import MarDiniBlock
 
@@ -38,7 +38,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
                 "reference_latents", required=True, type_hint=Tensor, description="Clean, of the given frames."
             ),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
-            InputParam("planning_signals", required=True, type_hint=Tensor, description="One row per video."),
+            InputParam("planning_signals", required=True, type_hint=Tensor, description="A row for each video."),
             InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="How to sample."),
         ]
 
@@ -50,9 +50,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
             )
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        pipe = self.window_pipeline(components)
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         pipe.set_progress_bar_config(**self._progress_bar_config)
         with pipe.progress_bar(total=pipe._set_timesteps(block_state.sampling_options)) as progress_bar:
             block_state.latents = pipe.denoise(
@@ -64,5 +62,3 @@ class MarDiniDenoiseStep(MarDiniBlock):
                 progress_bar,
             )
         pipe.maybe_free_model_hooks()  # drops what caches have kept
-        self.set_block_state(state, block_state)
-        return components, state

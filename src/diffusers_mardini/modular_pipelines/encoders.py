@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from diffusers import ModularPipeline
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from torch import Tensor
 
+from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .block import MarDiniBlock
 
 
@@ -28,13 +28,9 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
             ),
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        pipe = self.window_pipeline(components)
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         block_state.reference_latents = pipe.encode_frames(block_state.pixels)
         block_state.planner_latents = pipe.encode_low_frames(block_state.pixels)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class MarDiniPlannerStep(MarDiniBlock):
@@ -59,13 +55,10 @@ class MarDiniPlannerStep(MarDiniBlock):
             )
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        block_state.planning_signals = self.window_pipeline(components).plan(
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        block_state.planning_signals = pipe.plan(
             block_state.planner_latents,
             block_state.given_indices,
             block_state.num_frames,
             block_state.attention_kwargs,
         )
-        self.set_block_state(state, block_state)
-        return components, state

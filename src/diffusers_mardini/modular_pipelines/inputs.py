@@ -1,12 +1,12 @@
 """First block: what frames are given, and where they stand in the window. One block for each task of Sec. 2.1."""
 
 import PIL.Image
-from diffusers import ModularPipeline
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from torch import Tensor
 
 from ..pipelines.inputs import read_given_frames, to_pixels
+from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .block import MarDiniBlock
 
 
@@ -46,9 +46,7 @@ class MarDiniInputStep(MarDiniBlock):
             OutputParam("given_indices", type_hint=list[int], description="Their places in the window, rising."),
         ]
 
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        block_state = self.get_block_state(state)
-        pipe = self.window_pipeline(components)
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         given = read_given_frames(
             *(getattr(block_state, name) if name in self.task_inputs else None for name in TASK_INPUTS),
             block_state.num_frames,
@@ -58,8 +56,6 @@ class MarDiniInputStep(MarDiniBlock):
         )
         block_state.pixels = to_pixels(given.videos, given.height, given.width, pipe.video_processor)
         block_state.given_indices = given.frame_indices
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class MarDiniImageToVideoInputStep(MarDiniInputStep):
