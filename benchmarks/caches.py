@@ -31,6 +31,10 @@ from training.metrics import score_windows, summarize
 
 
 PLAIN = "none"
+HEAD = (
+    "| cache | speed (least to largest) | PSNR to no cache | middle SSIM | middle PSNR | motion | sharpness |",
+    "|---|---|---|---|---|---|---|",
+)
 
 
 def configurations(pipe: MarDiniPipeline, steps: int, mag_ratios: list[float]) -> dict[str, Callable[[], Any] | None]:
@@ -101,31 +105,33 @@ def measure(
     """A row for each cache: seconds, speed beside no cache (median, least and largest of the rounds), and scores."""
     sides = configurations(pipe, steps, mag_ratios)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    frames = {}
     clock, _ = clock_of(pipe.device)
     generate(pipe, truth, given, 2)  # warms up
-    for _ in range(repeats):
+    rows, plain_frames = [], None
+    print("\n".join(HEAD))
+    for round_number in range(1, repeats + 1):
         for name, make_config in sides.items():
             with cached(pipe, make_config):
                 start = clock()
-                frames[name] = generate(pipe, truth, given, steps)  # comes back on the CPU
+                frames = generate(pipe, truth, given, steps)  # comes back on the CPU
                 seconds[name].append(clock() - start)
-            print(f"  {name}: {seconds[name][-1]:.2f} s", flush=True)
-    rows = []
-    for name, times in seconds.items():
-        speeds = [plain / cached_time for plain, cached_time in zip(seconds[PLAIN], times, strict=True)]
-        scores = summarize(score_windows(frames[name], truth, given))
-        rows.append(
-            {
-                "cache": name,
-                "seconds": statistics.median(times),
-                "speed": statistics.median(speeds),
-                "speed_least": min(speeds),
-                "speed_largest": max(speeds),
-                "psnr_to_plain": decibels_between(frames[name], frames[PLAIN], given),
-                **{score: scores[score] for score in ("mid_ssim", "mid_psnr", "motion", "sharpness")},
-            }
-        )
+            plain_frames = frames if name == PLAIN else plain_frames
+            if round_number < repeats:
+                continue
+            speeds = [plain / taken for plain, taken in zip(seconds[PLAIN], seconds[name], strict=True)]
+            scores = summarize(score_windows(frames, truth, given))
+            rows.append(
+                {
+                    "cache": name,
+                    "seconds": statistics.median(seconds[name]),
+                    "speed": statistics.median(speeds),
+                    "speed_least": min(speeds),
+                    "speed_largest": max(speeds),
+                    "psnr_to_plain": decibels_between(frames, plain_frames, given),
+                    **{score: scores[score] for score in ("mid_ssim", "mid_psnr", "motion", "sharpness")},
+                }
+            )
+            print(markdown(rows[-1]), flush=True)
     return rows
 
 
@@ -136,18 +142,12 @@ def decibels_between(frames: torch.Tensor, reference: torch.Tensor, given: Seque
     return None if error == 0 else -10 * error.log10().item()
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| cache | speed (least to largest) | PSNR to no cache | middle SSIM | middle PSNR | motion | sharpness |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        near = "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB"
-        lines.append(
-            f"| {row['cache']} | {row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f}) | {near} | "
-            f"{row['mid_ssim']:.3f} | {row['mid_psnr']:.2f} dB | {row['motion']:.2f} | {row['sharpness']:.2f} |"
-        )
-    return "\n".join(lines)
+def markdown(row: dict[str, Any]) -> str:
+    near = "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB"
+    return (
+        f"| {row['cache']} | {row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f}) | {near} | "
+        f"{row['mid_ssim']:.3f} | {row['mid_psnr']:.2f} dB | {row['motion']:.2f} | {row['sharpness']:.2f} |"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -180,7 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print(f"mag_ratios = {mag_ratios}")
     rows = measure(pipe, windows.frames[~other], given, options.steps, mag_ratios, options.repeats)
     print(f"Without a cache {rows[0]['seconds']:.2f} s.")
-    print(markdown(rows))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"mag_ratios": mag_ratios, "rows": rows}, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """The blocks are `MarDiniPipeline` cut into pieces: the same results to the bit, and pieces that can be exchanged."""
 
+import inspect
 import json
 import sys
 
@@ -231,6 +232,14 @@ def test_a_workflow_is_the_blocks_of_one_task(pipe, task):
     modular = modular_of(pipe, blocks)
     assert type(modular) is ModularPipeline  # diffusers makes plain ones of what it prunes; ours run in them
     assert torch.equal(call(modular, **TASKS[task]), call(pipe, **TASKS[task]))
+
+
+def test_every_argument_of_the_pipeline_is_an_input_with_its_default():
+    arguments = dict(inspect.signature(MarDiniPipeline.__call__).parameters)
+    for name in ("self", "return_dict"):
+        del arguments[name]
+    inputs = {param.name: param.default for param in MarDiniBlocks().inputs}
+    assert inputs == {name: parameter.default for name, parameter in arguments.items()}
 
 
 def test_the_documentation_names_tasks_inputs_and_parts():

@@ -1,7 +1,6 @@
 """Blocks before the denoising: how is sampled, checked before a model runs, and the noise that it starts from."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import fields
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
@@ -13,28 +12,27 @@ from ..pipelines.sampling_options import SamplingOptions
 from .block import MarDiniBlock
 
 
+# Names, types and defaults are those of `SamplingOptions`.
+DESCRIPTIONS = {
+    "num_inference_steps": "Number of denoising steps.",
+    "timesteps": "Noise levels to visit, falling, instead of a number.",
+    "guidance_scale": "By default 2.5 where only leading frames are given, else 1.0 (none).",
+    "eta": "Fresh noise per step, for schedulers that take it.",
+    "generator": "Source of the noise; a list has one per video.",
+    "attention_kwargs": '`{"scale": s}` scales LoRA layers.',
+    "callback_on_step_end": (
+        "Called as `callback(pipe, step, timestep, tensors)`, where `pipe` is a `MarDiniPipeline` of the same parts."
+    ),
+    "callback_on_step_end_tensor_inputs": "Which tensors it gets: `latents`, `planning_signals`.",
+}
 SAMPLING_INPUTS = [
-    InputParam("num_inference_steps", type_hint=int, default=25, description="Number of denoising steps."),
-    InputParam("timesteps", type_hint=list[int], description="Noise levels to visit, falling, instead of a number."),
     InputParam(
-        "guidance_scale",
-        type_hint=float,
-        description="By default 2.5 where only leading frames are given, else 1.0 (none).",
-    ),
-    InputParam("eta", type_hint=float, default=0.0, description="Fresh noise per step, for schedulers that take it."),
-    InputParam("generator", type_hint=torch.Generator, description="Source of the noise; a list has one per video."),
-    InputParam("attention_kwargs", type_hint=dict[str, Any], description='`{"scale": s}` scales LoRA layers.'),
-    InputParam(
-        "callback_on_step_end",
-        type_hint=Callable,
-        description="Called as `callback(pipe, step, timestep, tensors)`, where `pipe` is a `MarDiniPipeline` of the same parts.",
-    ),
-    InputParam(
-        "callback_on_step_end_tensor_inputs",
-        type_hint=Sequence[str],
-        default=("latents",),
-        description="Which tensors it gets: `latents`, `planning_signals`.",
-    ),
+        option.name,
+        type_hint=option.type,
+        default=option.default,
+        description=DESCRIPTIONS.get(option.name, "As in `MarDiniPipeline.__call__`."),
+    )
+    for option in fields(SamplingOptions)
 ]
 NUM_VIDEOS = InputParam("num_videos_per_prompt", type_hint=int, default=1, description="Videos for each row.")
 NOISE = InputParam(
