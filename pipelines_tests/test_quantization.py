@@ -29,7 +29,8 @@ pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="the checkpoint 
 
 
 def needs(package: str):
-    is_there = importlib.util.find_spec(package) is not None
+    whole = package.split(".")[0]  # `find_spec` of a part fails where the whole is not there
+    is_there = importlib.util.find_spec(whole) is not None and importlib.util.find_spec(package) is not None
     return pytest.mark.skipif(not is_there, reason=f"{package} is not installed")
 
 
@@ -227,10 +228,8 @@ def test_gguf_files_of_both_models_are_loaded(plain, window, base, tmp_path, sin
         )
         assert stored_bytes(model) < most * stored_bytes(getattr(plain, name))
         for key in layers_to_keep(name):
-            if hasattr(model, key):
-                assert torch.equal(
-                    model.get_parameter(f"{key}.weight"), getattr(plain, name).get_parameter(f"{key}.weight")
-                )
+            weight = getattr(plain, name).get_parameter(f"{key}.weight")
+            assert torch.equal(model.get_parameter(f"{key}.weight"), weight)
         setattr(pipe, name, model)
     assert decibels(paint(pipe, window), base) > NEAR[kind]
 
@@ -238,7 +237,7 @@ def test_gguf_files_of_both_models_are_loaded(plain, window, base, tmp_path, sin
 @needs("gguf")
 def test_weights_of_another_model_are_not_loaded(plain, tmp_path, single_files):
     write_gguf(tmp_path / "planner.gguf", plain.planner, "Q8_0", [])
-    with pytest.raises(Exception, match="(?s)transformer_blocks|shape|size"):
+    with pytest.raises(ValueError, match="next_token expected shape"):
         MarDiniTransformer3DModel.from_single_file(
             str(tmp_path / "planner.gguf"),
             config=str(CHECKPOINT),
