@@ -20,6 +20,7 @@ from diffusers import (
 )
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 from diffusers_mardini import (
     AutoencoderPatchBasis,
@@ -267,7 +268,6 @@ def test_a_block_can_be_put_between_others(pipe):
     blocks = MarDiniBlocks()
     blocks.sub_blocks.insert("dampen", DampenedPlan(), 4)
     modular = modular_of(pipe, blocks)
-
     assert torch.equal(call(modular, strength=1.0), call(pipe))
     assert not torch.allclose(call(modular, strength=0.0), call(pipe), atol=1e-2)
 
@@ -385,9 +385,7 @@ def lora(tmp_path):
     other = tiny_pipeline()
     torch.manual_seed(3)
     other.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "new")
-    other.transformer.save_lora_adapter(tmp_path / "one", adapter_name="new")
-    layers = {name: tensor for name, tensor in other.transformer.state_dict().items() if "lora_" in name}
-    layers = {name.replace(".new.", "."): tensor for name, tensor in layers.items()}
+    layers = get_peft_model_state_dict(other.transformer, adapter_name="new")
     MarDiniPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers)
     return tmp_path / "pytorch_lora_weights.safetensors"
 
