@@ -47,8 +47,18 @@ EXTRAS = {
     "sim": ["gymnasium[box2d]>=1.1,<2"],
     "demo": ["torchmetrics>=1.6,<2"],
     "xformers": ["xformers>=0.0.35"],
+    "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
     "docs": ["mkdocs>=1.6,<2"],
-    "dev": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "build>=1.2", "setuptools>=77"],
+    # torchao and gguf (wheels of 3.4 and 0.1 MB) for the tests of quantization; optimum-quanto is left to its extra: diffusers drops it.
+    "dev": [
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.15",
+        "build>=1.2",
+        "setuptools>=77",
+        "torchao>=0.16",
+        "gguf>=0.10",
+    ],
 }
 
 setup(

@@ -27,6 +27,14 @@ MAY_IMPORT = {
     "models": {"models", "masking"},
     "pipelines": {"pipelines", "loaders", "models", "schedulers", "masking", "latents", "hub", "checkpoint_format"},
     "loaders": {"loaders", "models"},
+    "modular_pipelines": {
+        "modular_pipelines",
+        "pipelines",
+        "loaders",
+        "models",
+        "schedulers",
+        "checkpoint_format",
+    },
 }
 OPTIONAL = {
     "peft",
@@ -39,6 +47,9 @@ OPTIONAL = {
     "cv2",
     "xformers",
     "gymnasium",
+    "torchao",
+    "gguf",
+    "optimum",
 }
 
 

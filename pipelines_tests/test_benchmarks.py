@@ -8,12 +8,14 @@ from torch import nn
 
 from benchmarks import (
     asymmetry,
+    caches,
     denoising_step,
     few_steps,
     long_video,
     memory,
     peers,
     products,
+    quantization,
     run,
     sampling,
     timing,
@@ -22,7 +24,7 @@ from benchmarks import (
 )
 from diffusers_mardini import load_preset
 from diffusers_mardini.video_io import write_video
-from pipelines_tests.tiny_pipeline import tiny_pipeline
+from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +279,30 @@ def test_solvers_take_the_checkpoints_process():
         for key, value in solver.settings.items():
             assert scheduler.config[key] == value, name
     assert few_steps.SOLVERS["DPM-Solver++ 2, midpoint"].build(config).config.rescale_betas_zero_snr
+
+
+def test_every_cache_is_timed_and_scored_beside_none(capsys):
+    pipe = tiny_pipeline()
+    given, steps = [0, 3], 10
+    mag_ratios = caches.calibrate(pipe, clip(4, 1, seed=1), given, steps)
+    assert len(mag_ratios) == steps and mag_ratios[0] == 1.0 and capsys.readouterr().out == ""
+    rows = caches.measure(pipe, clip(4, 1), given, steps, mag_ratios, repeats=1)
+    assert [row["cache"] for row in rows] == list(caches.configurations(pipe, steps, mag_ratios))
+    assert rows[0]["speed"] == 1.0 and rows[0]["psnr_to_plain"] is None
+    changed = {row["cache"]: row["psnr_to_plain"] for row in rows if row["psnr_to_plain"] is not None}
+    assert min(changed.values()) > 0 and {"FasterCache", "TaylorSeer, interval 2"} <= changed.keys()
+    assert all(row["seconds"] > 0 for row in rows)
+    assert pipe.transformer._cache_config is None
+    assert capsys.readouterr().out.count("|\n") == len(rows) + 2
+
+
+def test_the_harm_of_rounding_is_shared_out_and_undone():
+    pipe = tiny_pipeline()
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    rows = {row["layers"]: row for row in quantization.harm(pipe, clip(4, 1), [0, 3], bits=4)}
+    assert {"patch_embed", "proj_out", "blocks.attn", "blocks.ff"} <= rows.keys()
+    assert sum(row["of_weights"] for row in rows.values()) == pytest.approx(1)
+    assert sum(row["of_error"] for row in rows.values()) == pytest.approx(1)
+    assert all(row["of_error"] > 0 for row in rows.values())
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(tensor, before[name])

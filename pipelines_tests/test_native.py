@@ -1,5 +1,6 @@
 """What works on diffusers' own pipelines works here: backends, offload, casting, device maps, single files, the pages of the docs."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import safetensors.torch
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.utils.import_utils import is_torchao_available
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files
@@ -75,12 +75,47 @@ def test_every_attention_asks_the_dispatcher(pipe, backends):
                     layer.processor._attention_backend = None
 
 
+@pytest.mark.parametrize(
+    "backend, package", [("flash", "flash-attn"), ("sage", "sageattention"), ("xformers", "xformers")]
+)
+def test_a_backend_that_is_not_installed_says_what_to_install(pipe, backends, backend, package):
+    if importlib.util.find_spec(package.replace("-", "_")):
+        pytest.skip(f"{package} is installed")
+    for name in BOTH:
+        with pytest.raises(RuntimeError, match=package):
+            getattr(pipe, name).set_attention_backend(backend)
+
+
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offload_of_the_whole_pipeline_changes_nothing(pipe, base, kind):
     size = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type=kind, **size)
     assert torch.equal(run(pipe), base)
     assert torch.equal(run(pipe), base)
+
+
+def test_group_offload_to_the_disk_changes_nothing(pipe, base, tmp_path):
+    for name in BOTH:
+        getattr(pipe, name).enable_group_offload(
+            onload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            offload_to_disk_path=str(tmp_path / name),
+        )
+        assert {path.suffix for path in (tmp_path / name).iterdir()} == {".safetensors"}
+    assert torch.equal(run(pipe), base) and torch.equal(run(pipe), base)
+
+
+def test_layerwise_casting_and_group_offload_go_together(pipe, base):
+    """The recipe for the least memory: weights of eight bits, of which one block at a time is where it is computed with."""
+    for name in BOTH:
+        getattr(pipe, name).enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    cast = run(pipe)
+    for name in BOTH:
+        getattr(pipe, name).enable_group_offload(
+            onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+        )
+    assert torch.equal(run(pipe), cast) and not torch.equal(cast, base)
 
 
 def test_model_offload_changes_nothing(pipe, base):
@@ -135,17 +170,6 @@ def test_blocks_compile_without_breaks(pipe, base):
     for name in BOTH:
         getattr(pipe, name).compile_repeated_blocks(fullgraph=True, backend="eager")
     torch.testing.assert_close(run(pipe), base)
-
-
-@pytest.mark.skipif(not is_torchao_available(), reason="torchao is not installed")
-def test_torchao_quantizes_both_models(folder, base):
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    config = diffusers.TorchAoConfig(Int8WeightOnlyConfig())
-    mapping = diffusers.PipelineQuantizationConfig(quant_mapping=dict.fromkeys(BOTH, config))
-    loaded = MarDiniPipeline.from_pretrained(folder, quantization_config=mapping)
-    assert loaded.transformer.is_quantized and loaded.planner.is_quantized
-    assert torch.nn.functional.cosine_similarity(run(loaded).flatten(), base.flatten(), dim=0) > 0.98
 
 
 @pytest.fixture

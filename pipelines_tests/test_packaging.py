@@ -65,7 +65,7 @@ def test_base_dependencies_are_those_of_a_published_model(metadata):
         "av",
         "typer",
     }
-    assert {"train", "sim", "xformers", "demo", "docs", "dev"} == set(metadata["extras_require"])
+    assert {"train", "sim", "xformers", "quantization", "demo", "docs", "dev"} == set(metadata["extras_require"])
 
 
 def test_every_dependency_but_xformers_is_pinned_within_its_range(metadata):
@@ -103,6 +103,9 @@ def test_the_plugin_never_imports_training_or_the_extras(metadata):
         "torchmetrics",
         "gymnasium",
         "cv2",
+        "torchao",
+        "gguf",
+        "optimum",
     }
     for path in PACKAGE.rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & extras, path
@@ -126,6 +129,14 @@ def test_lower_layers_do_not_import_higher_ones():
             "masking",
             "latents",
             "hub",
+            "checkpoint_format",
+        ),
+        "modular_pipelines": (
+            "modular_pipelines",
+            "pipelines",
+            "loaders",
+            "models",
+            "schedulers",
             "checkpoint_format",
         ),
     }

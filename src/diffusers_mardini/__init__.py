@@ -16,6 +16,7 @@ from .models import (
     MarDiniTransformer3DModel,
     MarDiniWindowState,
 )
+from .modular_pipelines import MarDiniBlocks, MarDiniModularPipeline
 from .pipelines import MarDiniPipeline, MarDiniPipelineOutput
 from .presets import list_presets, load_preset
 from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
@@ -27,6 +28,8 @@ __all__ = [
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
     "FORMAT_VERSION",
+    "MarDiniBlocks",
+    "MarDiniModularPipeline",
     "MarDiniPipeline",
     "MarDiniPipelineOutput",
     "MarDiniPlannerOutput",

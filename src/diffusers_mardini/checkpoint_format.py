@@ -37,6 +37,13 @@ if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
 
 MarDiniPipeline = diffusers_mardini.MarDiniPipeline
 '''
+# The same for a modular pipeline's folder: modular_config.json names this file and the class in it.
+BLOCKS_SHIM_NAME = "modular_mardini"
+BLOCKS_SHIM = (
+    SHIM.replace("DiffusionPipeline.from_pretrained", "ModularPipeline.from_pretrained")
+    .replace("MarDini's pipeline", "MarDini's blocks")
+    .replace("MarDiniPipeline", "MarDiniBlocks")
+)
 # One text for all parts: diffusers copies each of them to the same place before it imports it.
 COMPONENT_SHIM = '''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
 

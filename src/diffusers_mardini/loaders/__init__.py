@@ -1,8 +1,9 @@
-"""Adapters, and weights in one file."""
+"""Adapters, weights in one file, and what quantization leaves alone."""
 
 from .lora import MarDiniLoraLoaderMixin
 from .lora_files import LoraDescription
+from .quantization import layers_to_keep
 from .single_file import allow_single_files
 
 
-__all__ = ["LoraDescription", "MarDiniLoraLoaderMixin", "allow_single_files"]
+__all__ = ["LoraDescription", "MarDiniLoraLoaderMixin", "allow_single_files", "layers_to_keep"]

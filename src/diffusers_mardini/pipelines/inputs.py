@@ -63,22 +63,7 @@ def read_given_frames(
         ValueError: for no or contradictory inputs, wrong types, sizes or places.
     """
     num_frames = whole_number(num_frames, "num_frames", least=2, reason="one to keep and one to generate")
-    if image is None and video is None:
-        if last_image is not None:
-            raise ValueError(
-                "got `last_image` without `image`; give both to interpolate, or "
-                f"`video=[last_image], frame_indices=[{num_frames - 1}]` to lead up to it"
-            )
-        raise ValueError(
-            "no frames were given; pass `image` (image-to-video), `image` and `last_image` (interpolation) or `video` "
-            "(expansion, or any places with `frame_indices`)"
-        )
-    if video is not None and (image is not None or last_image is not None):
-        extra = "image" if image is not None else "last_image"
-        raise ValueError(f"got both `video` and `{extra}`; give `video` alone and put the picture into it")
-    if frame_indices is not None and video is None:
-        raise ValueError("`frame_indices` names the places of the frames of `video`, but `video` is missing")
-
+    check_task(image, last_image, video, frame_indices)
     if video is not None:
         videos = split_videos(video)
     elif last_image is None:
@@ -98,6 +83,25 @@ def read_given_frames(
         videos, places = [[frames[i] for i in order] for frames in videos], sorted(places)
     height, width = output_size(videos, height, width, size_multiple)
     return GivenFrames(videos, places, num_frames, height, width)
+
+
+def check_task(image: Any, last_image: Any, video: Any, frame_indices: Sequence[int] | None) -> None:
+    """Raises `ValueError` where nothing is given, or things that exclude each other; looks at nothing else."""
+    if image is None and video is None:
+        if last_image is not None:
+            raise ValueError(
+                "got `last_image` without `image`; give both to interpolate, or "
+                "`video=[last_image], frame_indices=[num_frames - 1]` to lead up to it"
+            )
+        raise ValueError(
+            "no frames were given; pass `image` (image-to-video), `image` and `last_image` (interpolation) or `video` "
+            "(expansion, or any places with `frame_indices`)"
+        )
+    if video is not None and (image is not None or last_image is not None):
+        extra = "image" if image is not None else "last_image"
+        raise ValueError(f"got both `video` and `{extra}`; give `video` alone and put the picture into it")
+    if frame_indices is not None and video is None:
+        raise ValueError("`frame_indices` names the places of the frames of `video`, but `video` is missing")
 
 
 def split_videos(video: Any) -> list[list[Picture]]:

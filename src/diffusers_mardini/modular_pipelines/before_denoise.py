@@ -1,0 +1,114 @@
+"""Blocks before the denoising: how is sampled, checked before a model runs, and the noise that it starts from."""
+
+from dataclasses import fields
+
+import torch
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+
+from ..pipelines.inputs import whole_number
+from ..pipelines.pipeline_mardini import MarDiniPipeline
+from ..pipelines.sampling_options import SamplingOptions
+from .block import MarDiniBlock
+
+
+# Names, types and defaults are those of `SamplingOptions`.
+DESCRIPTIONS = {
+    "num_inference_steps": "Number of denoising steps.",
+    "timesteps": "Noise levels to visit, falling, instead of a number.",
+    "guidance_scale": "By default 2.5 where only leading frames are given, else 1.0 (none).",
+    "eta": "Fresh noise per step, for schedulers that take it.",
+    "generator": "Source of the noise; a list has one per video.",
+    "attention_kwargs": '`{"scale": s}` scales LoRA layers.',
+    "callback_on_step_end": (
+        "Called as `callback(pipe, step, timestep, tensors)`, where `pipe` is a `MarDiniPipeline` of the same parts."
+    ),
+    "callback_on_step_end_tensor_inputs": "Which tensors it gets: `latents`, `planning_signals`.",
+}
+SAMPLING_INPUTS = [
+    InputParam(
+        option.name,
+        type_hint=option.type,
+        default=option.default,
+        description=DESCRIPTIONS.get(option.name, "As in `MarDiniPipeline.__call__`."),
+    )
+    for option in fields(SamplingOptions)
+]
+NUM_VIDEOS = InputParam("num_videos_per_prompt", type_hint=int, default=1, description="Videos for each row.")
+NOISE = InputParam(
+    "latents", type_hint=torch.Tensor, description="The noise itself, (videos, num_frames, channels, h, w)."
+)
+
+
+class MarDiniSamplingOptionsStep(MarDiniBlock):
+    """Checks how the window is to be sampled, before any model runs."""
+
+    parts = ("vae", "transformer", "scheduler")
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("pixels", required=True, type_hint=torch.Tensor, description="The given frames."),
+            InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
+            *SAMPLING_INPUTS,
+            NUM_VIDEOS,
+            NOISE,
+            InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam("sampling_options", type_hint=SamplingOptions, description="The arguments, checked."),
+            OutputParam(
+                "latents_shape", type_hint=tuple[int, ...], description="(videos, num_frames, channels, h, w)."
+            ),
+        ]
+
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        options = SamplingOptions(**{param.name: getattr(block_state, param.name) for param in SAMPLING_INPUTS})
+        batch, _, _, height, width = block_state.pixels.shape
+        per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
+        shape = pipe._latents_shape(batch * per_row, block_state.num_frames, height, width)
+        pipe.check_inputs(options, batch * per_row, block_state.output_type, block_state.latents, shape)
+        pipe._set_timesteps(options)
+        pipe._reset_call()
+        block_state.sampling_options = options
+        block_state.latents_shape = shape
+
+
+class MarDiniPrepareLatentsStep(MarDiniBlock):
+    """Draws the noise, and repeats what belongs to a row of the batch for each of its videos."""
+
+    parts = ("scheduler",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="Has the generator."),
+            InputParam("latents_shape", required=True, type_hint=tuple[int, ...], description="Of the noise."),
+            InputParam(
+                "reference_latents", required=True, type_hint=torch.Tensor, description="A row for each of the batch."
+            ),
+            InputParam(
+                "planning_signals", required=True, type_hint=torch.Tensor, description="A row for each of the batch."
+            ),
+            NUM_VIDEOS,
+            NOISE,
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam("latents", type_hint=torch.Tensor, description="The noise at the scheduler's first level."),
+            OutputParam("reference_latents", type_hint=torch.Tensor, description="A row for each video."),
+            OutputParam("planning_signals", type_hint=torch.Tensor, description="A row for each video."),
+        ]
+
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        for name in ("reference_latents", "planning_signals"):
+            rows = getattr(block_state, name)
+            setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))
+        block_state.latents = pipe.prepare_latents(
+            block_state.latents_shape, block_state.sampling_options.generator, block_state.latents
+        )

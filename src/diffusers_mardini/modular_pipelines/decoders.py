@@ -1,0 +1,36 @@
+"""Last block: from latents to pictures."""
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+
+from ..pipelines.pipeline_mardini import MarDiniPipeline
+from .block import MarDiniBlock
+
+
+class MarDiniDecoderStep(MarDiniBlock):
+    """Decodes the window, given frames included."""
+
+    parts = ("vae",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor, description="Clean latents of all frames."),
+            InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam(
+                "videos",
+                type_hint=torch.Tensor | np.ndarray | list[list[PIL.Image.Image]],
+                description="As `MarDiniPipelineOutput.frames`.",
+            )
+        ]
+
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        block_state.videos = pipe.decode(block_state.latents, block_state.output_type)

@@ -1,0 +1,64 @@
+"""Blocks that run once per window before the denoising: the autoencoder at both resolutions, and the planner (Sec. 2.2)."""
+
+from typing import Any
+
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
+from torch import Tensor
+
+from ..pipelines.pipeline_mardini import MarDiniPipeline
+from .block import MarDiniBlock
+
+
+class MarDiniVaeEncoderStep(MarDiniBlock):
+    """Encodes the given frames at the resolution of the transformer and, made smaller, at that of the planner."""
+
+    parts = ("vae",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [InputParam("pixels", required=True, type_hint=Tensor, description="The given frames, in [-1, 1].")]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam("reference_latents", type_hint=Tensor, description="(batch, given frames, channels, h, w)."),
+            OutputParam(
+                "planner_latents", type_hint=Tensor, description="(batch, given frames, channels, h_low, w_low)."
+            ),
+        ]
+
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        block_state.reference_latents = pipe.encode_frames(block_state.pixels)
+        block_state.planner_latents = pipe.encode_low_frames(block_state.pixels)
+
+
+class MarDiniPlannerStep(MarDiniBlock):
+    """Plans the window: runs the planner, once."""
+
+    parts = ("planner",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("planner_latents", required=True, type_hint=Tensor, description="Of the given frames, low."),
+            InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
+            InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
+            InputParam("attention_kwargs", type_hint=dict[str, Any], description='`{"scale": s}` scales LoRA layers.'),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam(
+                "planning_signals", type_hint=Tensor, description="(batch, num_frames, rows, columns, planning_dim)."
+            )
+        ]
+
+    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        block_state.planning_signals = pipe.plan(
+            block_state.planner_latents,
+            block_state.given_indices,
+            block_state.num_frames,
+            block_state.attention_kwargs,
+        )

@@ -1,0 +1,113 @@
+"""The modular pipeline: blocks, the parts they use, LoRA, and the folder it is saved to.
+
+Blocks of ours also run in diffusers' own `ModularPipeline`; this class adds what that one looks up among diffusers' classes alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModularPipeline, ModularPipelineBlocks
+from diffusers import __version__ as diffusers_version
+
+from ..checkpoint_format import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_VERSION, check_format
+from ..loaders import MarDiniLoraLoaderMixin
+from .block import window_pipeline
+
+
+class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
+    r"""
+    A pipeline made of blocks, `MarDiniBlocks` unless others are given.
+
+    Called with the arguments of [`~MarDiniPipeline.__call__`]; `output="videos"` returns what is `frames` there.
+
+    Args:
+        blocks (`ModularPipelineBlocks`, *optional*): What is run.
+        pretrained_model_name_or_path (`str`, *optional*):
+            A folder or an id on the Hub, of a `MarDiniPipeline` or a modular one: where `load_components` finds the parts.
+        components_manager, collection, workflow, kwargs: See [`ModularPipeline`].
+
+    Raises:
+        ValueError: if the folder was saved by a newer plugin.
+    """
+
+    def __init__(
+        self,
+        blocks: ModularPipelineBlocks | None = None,
+        pretrained_model_name_or_path: str | None = None,
+        components_manager: Any = None,
+        collection: str | None = None,
+        workflow: str | None = None,
+        **kwargs: Any,
+    ):
+        if blocks is None:
+            from .modular_blocks_mardini import MarDiniBlocks  # whose blocks make pipelines of this class
+
+            blocks = MarDiniBlocks()
+        if pretrained_model_name_or_path is not None:
+            pretrained_model_name_or_path = str(pretrained_model_name_or_path)  # diffusers joins it to names
+        super().__init__(
+            blocks, pretrained_model_name_or_path, components_manager, collection, workflow=workflow, **kwargs
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        components_manager: Any = None,
+        collection: str | None = None,
+        workflow: str | None = None,
+        **kwargs: Any,
+    ) -> "MarDiniModularPipeline":
+        """`MarDiniBlocks` with the parts of a folder or of a repository on the Hub; runs no code from there.
+
+        As in diffusers, weights are loaded by `load_components`. `kwargs` are those of the Hub (`revision`, `token` ...).
+        """
+        return cls(None, pretrained_model_name_or_path, components_manager, collection, workflow, **kwargs)
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """The noise level of the step that runs, for caches that ask; `None` between calls."""
+        return window_pipeline(self).current_timestep
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves all parts, see [`~ModularPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
+        self._refuse_loaded_adapters()
+        super().save_pretrained(str(save_directory), **{"overwrite_modular_index": True, **kwargs})
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Writes `modular_model_index.json`, and beside it what `ModularPipeline.from_pretrained` finds our blocks through."""
+        super().to_json_file(json_file_path)
+        index_file = Path(json_file_path)
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        for value in index.values():
+            # Parts in the folder are found there wherever it is moved to; a path on this machine is not published.
+            if isinstance(value, list) and Path(value[2]["pretrained_model_name_or_path"] or "") == index_file.parent:
+                value[2]["pretrained_model_name_or_path"] = None
+        # diffusers looks this name up among its own classes. Blocks of ours do not need ours.
+        index["_class_name"] = ModularPipeline.__name__
+        index[FORMAT_KEY] = FORMAT_VERSION
+        _write(index_file, index)
+        blocks = {
+            "_class_name": "MarDiniBlocks",
+            "_diffusers_version": diffusers_version,
+            "auto_map": {"ModularPipelineBlocks": f"{BLOCKS_SHIM_NAME}.MarDiniBlocks"},
+        }
+        _write(index_file.parent / ModularPipelineBlocks.config_name, blocks)
+        (index_file.parent / f"{BLOCKS_SHIM_NAME}.py").write_text(BLOCKS_SHIM, encoding="utf-8")
+
+    @classmethod
+    def _load_pipeline_config(
+        cls, pretrained_model_name_or_path: str, **kwargs: Any
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        modular_index, index = super()._load_pipeline_config(pretrained_model_name_or_path, **kwargs)
+        check_format(modular_index or index, pretrained_model_name_or_path)
+        for value in (modular_index or {}).values():
+            if isinstance(value, list) and value[2]["pretrained_model_name_or_path"] is None:
+                value[2]["pretrained_model_name_or_path"] = str(pretrained_model_name_or_path)
+        return modular_index, index
+
+
+def _write(file: Path, config: dict[str, Any]) -> None:
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
