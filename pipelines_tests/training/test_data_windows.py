@@ -190,6 +190,17 @@ def test_prefetched_windows_are_those_that_are_read(folder):
     assert windows._pending == {}
 
 
+def test_what_was_decoded_of_a_clip_that_broke_is_not_kept(folder):
+    windows = make(folder, PixelWindows)
+    place, generators = rows_of(0, range(12), 12)  # each clip three times
+    draws = windows.draw(MIXTURE, place, generators)
+    windows.prefetch(draws)
+    assert all(future.result() is not None for future in windows._pending.values())
+    windows.failures["1.mp4"] = "broken meanwhile"
+    windows.batch(draws, generators)
+    assert windows._pending == {} and "1.mp4" not in {draw.clip for draw in draws}
+
+
 def test_clips_that_the_cache_could_not_encode_are_in_the_census(folder):
     source = VideoFolder(folder)
     entries = make_manifest(source, folder.parent / "manifest.jsonl").entries

@@ -137,7 +137,11 @@ def test_settings_of_deepspeed_that_the_trainer_does_not_honour_are_named(variab
 
 def test_settings_of_deepspeed_in_a_file_of_its_own_are_refused(monkeypatch, tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
-    plugin = zero_settings(monkeypatch, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "ds.json"))
+    file = {
+        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "ds.json"),
+    }
+    plugin = zero_settings(monkeypatch, **file)
     assert any("deepspeed_config_file; leave it out" in text for text in _problems(plugin, OptimizerConfig()))
 
 

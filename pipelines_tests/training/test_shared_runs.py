@@ -179,6 +179,13 @@ def test_a_step_that_explodes_on_one_process_is_left_out_on_all(tmp_path, kind):
 
 
 @pytest.mark.slow
+def test_compiled_blocks_in_shards_learn_what_one_process_does(runs, tmp_path):
+    run({"folder": str(tmp_path), **FSDP, "config": {"stage": {"compile": True}}})
+    assert_same_curve(tmp_path, runs / "one")
+    assert_same_tensors(tmp_path, runs / "one")
+
+
+@pytest.mark.slow
 def test_muon_orthogonalizes_whole_matrices_of_shards(tmp_path):
     config = {"optimizer": {"name": "muon"}}
     run(

@@ -307,6 +307,16 @@ class PixelWindows(Windows):
             if draw not in self._pending and draw.clip not in self.failures:
                 self._pending[draw] = self._pool.submit(self._decode, self._by_key[draw.clip], draw)
 
+    def batch(
+        self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        asked = list(draws)
+        try:
+            return super().batch(draws, generators)
+        finally:
+            for draw in asked:  # the windows of a clip that broke are decoded, and not read
+                self._pending.pop(draw, None)
+
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
         with self._opening:
             if self.source.stamp(entry.key) != entry.stamp:
