@@ -8,10 +8,10 @@ import torch
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_data_latents import tiny_kl, tiny_vae
 from training.data.buckets import Bucket, Sampling
-from training.data.manifest import make_manifest
+from training.data.manifest import Entry, make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
-from training.data.windows import LatentWindows, PixelWindows
+from training.data.windows import LatentWindows, PixelWindows, Windows
 from training.randomness import step_generator
 
 
@@ -120,6 +120,12 @@ def test_windows_read_under_autocast_are_those_read_without(folder, kind):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = windows.batch(list(draws), [torch.Generator()] * 2)
     assert all(ours.dtype == torch.float32 and torch.equal(ours, theirs) for ours, theirs in zip(mixed, plain))
+
+
+def test_heldout_windows_of_more_clips_than_float32_can_count():
+    entries = [Entry(key=key, status="ok", num_frames=50_000_001, fps=10, width=16, height=16) for key in ("a", "b")]
+    draws = Windows(entries, [SQUARE.size]).heldout(Sampling("held out", (SQUARE,), strides=((1, 1.0),)), 2)
+    assert [draw.clip for draw in draws] == ["a", "b"] and draws[-1].frames[-1] == 50_000_000
 
 
 def test_heldout_windows_by_time(folder):

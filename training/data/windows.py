@@ -139,8 +139,9 @@ class Windows:
         order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
         ends = counts.cumsum()
-        draws = []
-        for window in torch.linspace(0, int(ends[-1]) - 1, min(num_windows, int(ends[-1]))).long().tolist():
+        total, draws = int(ends[-1]), []
+        # In float32 the last of more than 2**24 windows may be rounded up to one that there is not.
+        for window in torch.linspace(0, total - 1, min(num_windows, total)).long().clamp(max=total - 1).tolist():
             position = int(np.searchsorted(ends, window, side="right"))
             place = (window - (ends[position] - counts[position]) + 0.5) / counts[position]
             draws.append(self._window(order, position, bucket, rate, float(place), False))
