@@ -57,7 +57,7 @@ def heldout_losses(
     """Losses of fixed windows, the processes sharing them: each plans a pattern once, for all that is told of it.
 
     Args:
-        windows: of this process, see `own_numbers`.
+        windows: this process's share of them, see `heldout_windows`.
         stage: what is trained.
 
     Returns:

@@ -44,13 +44,11 @@ class Learner:
         """Adds the gradients of a step's parts up, sent between processes with the last one; returns this process's mean losses."""
         losses: dict[str, torch.Tensor] = {}
         for part, batch in enumerate(batches):
-            with self._part(last=part + 1 == len(batches)):
-                with self.accelerator.autocast():
-                    part_losses = {
-                        name: loss / len(batches)
-                        for name, loss in self.model(batch.to(self.accelerator.device)).items()
-                    }
-                    self._send_back(part_losses["loss"])
+            with self._part(last=part + 1 == len(batches)), self.accelerator.autocast():
+                part_losses = {
+                    name: loss / len(batches) for name, loss in self.model(batch.to(self.accelerator.device)).items()
+                }
+                self._send_back(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses
 

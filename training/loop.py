@@ -81,7 +81,7 @@ class Run:
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         # Three: those of losses, of scores and of pictures; another stage's push them out.
-        self._read_heldout = functools.lru_cache(maxsize=3)(functools.partial(heldout_windows, validation_data))
+        self._read_heldout = functools.lru_cache(maxsize=3)(heldout_windows)
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -268,8 +268,9 @@ class Run:
 
     def _heldout(self, stage: StageConfig, count: int, shared: bool = False) -> HeldoutWindows:
         """Windows that the stage holds out, read (or decoded and encoded) once for all its evaluations; `shared`: this process's."""
+        sampling, seed = heldout_sampling(self.config, stage), self.config.seed
         share = (self.accelerator.process_index, self.accelerator.num_processes) if shared else (0, 1)
-        return self._read_heldout(heldout_sampling(self.config, stage), count, self.config.seed, *share)
+        return self._read_heldout(self.validation_data, sampling, count, seed, *share)
 
     @contextlib.contextmanager
     def _averages(self) -> Iterator[None]:
