@@ -1,7 +1,8 @@
-"""What data and logging take of a training step: `python -m benchmarks.train_monitoring`; at most 5% is allowed.
+"""What data, logging and held-out losses take of a training step: `python -m benchmarks.train_monitoring`; data and logging at most 5%.
 
 The trainer's own loop runs the joint step of `mardini-tiny` on the latent cache of made-up clips, with a line of `metrics.jsonl`, TensorBoard and a drawing of
-the panel after every step, ten times as often as by default, and its own lines say where the time went.
+the panel after every step, ten times as often as by default, and its own lines say where the time went. With `--heldout`, held-out losses and
+scores come once, at the end; their time is told as a share of the steps that lie between two of them by default.
 """
 
 import argparse
@@ -29,9 +30,11 @@ from .train_step import make_config
 def logging_every_step(config: RunConfig, folder: Path, steps: int) -> RunConfig:
     """The run with one stage of some steps, a line after each of them, and all it keeps in a folder."""
     stages = [config.stages[0].model_copy(update={"steps": steps})]
-    paths = {"train": str(folder / "clips"), "cache": folder / "latents", "manifests": folder / "manifests"}
+    clips = str(folder / "clips")
+    paths = {"train": clips, "validation": clips, "cache": folder / "latents", "manifests": folder / "manifests"}
     data = config.data.model_copy(update=paths)
-    return config.model_copy(update={"data": data, "stages": stages, "log_every": 1, "checkpoint_every": steps})
+    once = {"validate_every": steps, "checkpoint_every": steps, "sample_every": 0}
+    return config.model_copy(update={"data": data, "stages": stages, "log_every": 1, **once})
 
 
 def shares(lines: list[dict], batch_size: int) -> dict[str, float]:
@@ -51,6 +54,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_monitoring", description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--heldout", action="store_true", help="time held-out losses and scores, too")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,12 +64,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             mixed_precision="bf16" if uses_bfloat16(config) else "no", **tracker_arguments(["tensorboard"], folder)
         )
         vae = AutoencoderPatchBasis().eval()
-        run = Run(config, accelerator, vae, prepare_data(config, vae, folder, accelerator).train, None, folder)
+        data = prepare_data(config, vae, folder, accelerator)
+        run = Run(config, accelerator, vae, data.train, data.validation if options.heldout else None, folder)
         run.monitor.refresh_seconds = 0.0
         run.monitor.console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
         run.train()
         finish_trackers(accelerator)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in told if "loss" in line]
     seconds = shares(lines[2:], options.batch_size)  # two warm up
     print(
         f"A joint step of mardini-tiny, {options.batch_size} windows, on {accelerator.device}, {torch.get_num_threads()} thread(s), "
@@ -75,6 +81,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         print(f"{part:<8} {1000 * value:9.2f} ms {value / seconds['step']:7.2%}")
     total = (seconds["data"] + seconds["logging"]) / seconds["step"]
     print(f"data and logging together {total:.2%} of a step (allowed: 5%)")
+    every = RunConfig.model_fields["validate_every"].default
+    for heldout in (line["seconds"] for line in told if "heldout" in line):
+        print(
+            f"held-out losses of {config.validation_windows} windows and scores of {config.quality_windows}: {heldout:.1f} s, "
+            f"{heldout / (every * seconds['step']):.2%} of the {every} steps between them"
+        )
     return seconds
 
 

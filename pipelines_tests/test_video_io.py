@@ -272,3 +272,22 @@ def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(t
 
     read_frames(path, [2.0, 2.04])
     assert len(decoded) <= 8  # two groups of four of the sixty
+
+
+def test_only_the_frames_wanted_are_kept_of_a_long_video(tmp_path, monkeypatch):
+    path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
+    converted, real = [], video_io._upright
+    monkeypatch.setattr(video_io, "_upright", lambda frame: (converted.append(frame.time), real(frame))[1])
+    assert read_frames(path, [0.0, 1.2, 2.36]).shape[0] == 3
+    assert converted == [0.0, 1.2, 2.36]
+
+
+def test_a_stream_without_time_stamps_is_a_value_error(tmp_path):
+    with av.open(str(tmp_path / "bare.h264"), mode="w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for frame in moving_square():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="without time stamps; encode it again"):
+        read_frames(tmp_path / "bare.h264", [0.0])

@@ -3,6 +3,8 @@
 They are told by timestep, by task and by the number of masked frames, which is what the models learn to deal with.
 """
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 
@@ -15,10 +17,9 @@ from diffusers_mardini.masking import (
 
 from .config import StageConfig
 from .curriculum import Batch
-from .data.buckets import Sampling
-from .data.windows import Windows
+from .heldout_windows import HeldoutWindows
 from .randomness import step_generator
-from .step import MarDiniTrainingModel
+from .step import diffusion_loss, plan, reconstruction_loss
 
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # shares of the timesteps, for interpolation
@@ -48,17 +49,15 @@ def heldout_losses(
     head,
     transformer,
     scheduler,
-    data: Windows,
-    sampling: Sampling,
+    windows: HeldoutWindows,
     stage: StageConfig,
-    num_windows: int,
     seed: int,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Losses of fixed windows, the processes sharing them.
+    """Losses of fixed windows, the processes sharing them: each plans a pattern once, for all that is told of it.
 
     Args:
-        data, sampling: which windows; see `heldout_sampling`.
+        windows: this process's share of them, see `heldout_windows`.
         stage: what is trained.
 
     Returns:
@@ -66,45 +65,55 @@ def heldout_losses(
         resolution), `diffusion/<share of the timesteps>` and, without the planning signal, `diffusion_unplanned/0.95`. For every name
         of `patterns`: `planner/<pattern>` and `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
     """
-    chosen = data.heldout(sampling, num_windows)
-    mine = torch.arange(accelerator.process_index, len(chosen), accelerator.num_processes)
-    own_windows = len(mine)
-    if not own_windows:
-        # Fewer windows than processes: it computes one that does not count, since shards are gathered together.
-        mine = torch.zeros(1, dtype=torch.long)
-
-    def generators(what: str) -> list[torch.Generator]:
-        return [step_generator(seed, "heldout", what, window) for window in mine.tolist()]
-
-    masks = patterns(sampling.buckets[0].frames, len(chosen), step_generator(seed, "heldout", "masks"))
-    latents, planner_latents = data.batch([chosen[window] for window in mine.tolist()], generators("latents"))
-    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators("noise")])
-    trained = (planner if stage.trains != "transformer" else None, transformer if stage.trains != "planner" else None)
-    reconstruction = MarDiniTrainingModel(planner, head, None, scheduler)
-    planned = MarDiniTrainingModel(trained[0], None, trained[1], scheduler)
-    unplanned = MarDiniTrainingModel(None, None, transformer, scheduler)
-
-    def loss(model: MarDiniTrainingModel, pattern: str, share: float, name: str = "diffusion_loss") -> float:
-        timestep = int(share * scheduler.config.num_train_timesteps)
-        mask = masks[pattern][mine]
-        num_masked_frames = int((~masks[pattern][0]).sum())
-        batch = Batch(
-            latents, planner_latents, mask, num_masked_frames, noise,
-            torch.full((len(mine),), timestep), torch.ones(len(mine), dtype=torch.bool),
-        )  # fmt: skip
-        value = model(batch.to(accelerator.device))[name] * own_windows
-        return accelerator.reduce(value, "sum").item() / len(chosen)
-
+    latents, numbers = windows.latents, list(windows.numbers)
+    noises = [step_generator(seed, "heldout", "noise", number) for number in numbers]
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in noises])
+    masks = patterns(latents.shape[1], windows.total, step_generator(seed, "heldout", "masks"))
+    plans, paints = stage.trains != "transformer", stage.trains != "planner"
     given_ends = "task/interpolation"
+    planner_losses: dict[str, torch.Tensor] = {}
+    diffusion_losses: dict[tuple[str, float], torch.Tensor] = {}
+    unplanned = None
+
+    for pattern, mask in masks.items():
+        batch = Batch(
+            latents, windows.planner_latents, mask[numbers], int((~mask[0]).sum()), noise,
+            torch.zeros(len(numbers), dtype=torch.long), torch.ones(len(numbers), dtype=torch.bool),
+        ).to(accelerator.device)  # fmt: skip
+        with accelerator.autocast():  # as in training
+            signals = plan(planner, batch) if plans else None
+            if plans:
+                planner_losses[pattern] = reconstruction_loss(planner, head, batch, signals)
+            for share in _noise_levels(pattern == given_ends) if paints else ():
+                noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(share, scheduler)))
+                diffusion_losses[pattern, share] = diffusion_loss(transformer, scheduler, noisy, signals)
+            if plans and paints and pattern == given_ends:
+                noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(0.95, scheduler)))
+                unplanned = diffusion_loss(transformer, scheduler, noisy, None)
+
+    found = [*planner_losses.values(), *diffusion_losses.values(), *([] if unplanned is None else [unplanned])]
+    sums = accelerator.reduce(torch.stack(found) * windows.counted, "sum")
+    means = (total / windows.total for total in sums.tolist())
+    planner_means = {pattern: next(means) for pattern in planner_losses}
+    diffusion_means = {key: next(means) for key in diffusion_losses}
+
     losses = {}
-    if trained[0] is not None:
-        losses["planner"] = loss(reconstruction, given_ends, 0.0, "planner_loss")
-        losses |= {f"planner/{pattern}": loss(reconstruction, pattern, 0.0, "planner_loss") for pattern in masks}
-    if trained[1] is not None:
-        losses |= {f"diffusion/{share}": loss(planned, given_ends, share) for share in NOISE_LEVELS}
+    if plans:
+        losses["planner"] = planner_means[given_ends]
+        losses |= {f"planner/{pattern}": mean for pattern, mean in planner_means.items()}
+    if paints:
+        losses |= {f"diffusion/{share}": diffusion_means[given_ends, share] for share in NOISE_LEVELS}
         for pattern in masks:
-            values = [loss(planned, pattern, share) for share in PATTERN_NOISE_LEVELS]
+            values = [diffusion_means[pattern, share] for share in PATTERN_NOISE_LEVELS]
             losses[f"diffusion/{pattern}"] = sum(values) / len(values)
-        if trained[0] is not None:
-            losses["diffusion_unplanned/0.95"] = loss(unplanned, given_ends, 0.95)
+    if unplanned is not None:
+        losses["diffusion_unplanned/0.95"] = next(means)
     return {name: round(value, 5) for name, value in losses.items()}
+
+
+def _noise_levels(given_ends: bool) -> list[float]:
+    return sorted({*NOISE_LEVELS, *PATTERN_NOISE_LEVELS}) if given_ends else list(PATTERN_NOISE_LEVELS)
+
+
+def _timestep(share: float, scheduler) -> int:
+    return int(share * scheduler.config.num_train_timesteps)

@@ -1,11 +1,12 @@
 """The loop: stages in order, steps in order, resumed from the newest checkpoint.
 
 The parts stand apart: what a step draws in `curriculum.py`, the losses in `step.py`, the models in `models.py` and their shards in `sharding.py`,
-the state on disk in `saved_state.py`, what stops a run in `stopping.py`, what a step that is not finite does in `guards.py`, what is shown in
-`monitor.py`.
+how they learn from a step in `learner.py`, the state on disk in `saved_state.py`, what stops a run in `stopping.py`, what a step that is not
+finite does in `guards.py`, what is shown in `monitor.py`.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,18 +23,19 @@ from .data.windows import Windows
 from .ema import AveragedWeights
 from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
 from .heldout import heldout_losses
-from .heldout_windows import heldout_windows
+from .heldout_windows import HeldoutWindows, heldout_windows
+from .learner import Learner
 from .models import export_pipeline, make_models, make_scheduler
 from .monitor import Monitor
-from .optimizers import make_optimizers
 from .painting import Painter
 from .quality import heldout_quality
 from .samples import draw_samples
 from .saved_state import Position, SavedState
-from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
+from .sharding import shard
 from .step import MarDiniTrainingModel
 from .stopping import StopRequest
 from .trackers import start_trackers, track, track_sheets
+from .zero import ZeroLearner, zero_plugin
 
 
 class Stopped(Exception):
@@ -78,6 +80,8 @@ class Run:
         )
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
+        # Three: those of losses, of scores and of pictures; another stage's push them out.
+        self._read_heldout = functools.lru_cache(maxsize=3)(heldout_windows)
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -155,13 +159,16 @@ class Run:
         return BatchLoader(draw_step, range(first_step, stage.steps), self.config.data.workers)
 
     def _train_stage(self, stage: StageConfig, loader: BatchLoader, stop: StopRequest) -> None:
+        kind = ZeroLearner if zero_plugin(self.accelerator) else Learner
+        learner = kind(self._stage_model(stage), self.config.optimizer, stage.learning_rate, self.accelerator)
+        with contextlib.closing(learner):
+            self.saved.load_optimizers(learner)
+            self.monitor.begin_stage(stage, loader.steps.start, self._rows(stage))
+            self._train_steps(stage, loader, learner, stop)
+
+    def _train_steps(self, stage: StageConfig, loader: BatchLoader, learner: Learner, stop: StopRequest) -> None:
         config, accelerator = self.config, self.accelerator
-        model = self._stage_model(stage)
-        optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
-        self.saved.load_optimizers(optimizers)
         factor = learning_rate_factor(stage)
-        model = data_parallel(model, accelerator)
-        self.monitor.begin_stage(stage, loader.steps.start, self._rows(stage))
         sample_every = config.sample_every if self.validation_data is not None else 0
         if sample_every and self.windows_seen == 0:
             self._sample(stage, loader.steps.start)
@@ -169,27 +176,20 @@ class Run:
         for step, drawn in self.monitor.waiting(loader):
             # 1. Drawn; at which rate to learn
             draws, batches = zip(*drawn)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.learning_rate * factor(step)
+            learner.set_learning_rate(stage.learning_rate * factor(step))
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            losses = self._backward(model, batches)
-            grad_norm = whole(
-                torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            )
+            losses = learner.backward(batches)
+            grad_norm = learner.grad_norm()
             reason = stop.reason
             finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"]), reason)
             norms = None if finite else grad_norms(self.models)
             if finite:
-                torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.optimizer.max_grad_norm, grad_norm)
-                for optimizer in optimizers:
-                    optimizer.step()
+                learner.step(grad_norm)
                 self.ema.update()
                 self.guard.in_a_row = 0
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            if not finite:
+            else:
+                learner.skip()
                 self.guard.report(
                     accelerator, draws[0], self.global_step + 1, batches, losses, float(grad_norm), norms
                 )
@@ -206,10 +206,9 @@ class Run:
             if sample_every and (self.global_step % sample_every == 0 or last):
                 self._sample(stage, step + 1)
             if self.global_step % config.checkpoint_every == 0 or last or stopping:
-                self._save(stage, step + 1, optimizers)
+                self._save(stage, step + 1, learner)
             if stopping:
                 raise Stopped(reason or "another process was asked to")
-        accelerator.free_memory()
 
     def _stage_model(self, stage: StageConfig) -> MarDiniTrainingModel:
         """The models that the stage trains, as one module with the stage's loss."""
@@ -223,20 +222,6 @@ class Run:
             self.scheduler,
             stage.planner_loss_weight,
         )
-
-    def _backward(self, model: torch.nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """Adds the gradients of a step's parts up, sent between processes with the last one; returns this process's mean losses."""
-        losses: dict[str, torch.Tensor] = {}
-        for part, batch in enumerate(batches):
-            last_part = part + 1 == len(batches)
-            sending = contextlib.nullcontext() if last_part else gradients_kept_local(model, self.accelerator)
-            with sending, self.accelerator.autocast():
-                part_losses = {
-                    name: loss / len(batches) for name, loss in model(batch.to(self.accelerator.device)).items()
-                }
-                self.accelerator.backward(part_losses["loss"])
-            losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
-        return losses
 
     def _shares(self, stage: StageConfig) -> list[float]:
         """Of the stage's batches, by bucket."""
@@ -263,34 +248,35 @@ class Run:
 
     def _validate(self, stage: StageConfig, step: int) -> None:
         config = self.config
-        sampling = heldout_sampling(config, stage)
         with self._averages():
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler, self.validation_data, sampling, stage,
-                config.validation_windows, config.seed, self.accelerator,
+                self.planner, self.head, self.transformer, self.scheduler,
+                self._heldout(stage, config.validation_windows, shared=True), stage, config.seed, self.accelerator,
             )  # fmt: skip
             if config.quality_windows:
-                windows = heldout_windows(self.validation_data, sampling, config.quality_windows, config.seed)
-                losses |= heldout_quality(self._painter(), windows, stage)
+                losses |= heldout_quality(self._painter(), self._heldout(stage, config.quality_windows), stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
 
     def _sample(self, stage: StageConfig, step: int) -> None:
-        config = self.config
-        windows = heldout_windows(
-            self.validation_data, heldout_sampling(config, stage), config.sample_windows, config.seed
-        )
         with self._averages():
+            windows = self._heldout(stage, self.config.sample_windows)
             told = draw_samples(self._painter(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": told})
         track_sheets(
             self.accelerator, {task: self.folder / each["sheet"] for task, each in told.items()}, self.global_step
         )
 
+    def _heldout(self, stage: StageConfig, count: int, shared: bool = False) -> HeldoutWindows:
+        """Windows that the stage holds out, read (or decoded and encoded) once for all its evaluations; `shared`: this process's."""
+        sampling, seed = heldout_sampling(self.config, stage), self.config.seed
+        share = (self.accelerator.process_index, self.accelerator.num_processes) if shared else (0, 1)
+        return self._read_heldout(self.validation_data, sampling, count, seed, *share)
+
     @contextlib.contextmanager
     def _averages(self) -> Iterator[None]:
         """Within it the models carry their averages, and run eagerly: for a few batches without gradients, of another size,
         compiling anew would cost minutes."""
-        with self.ema.swapped(), evaluation_precision(self.accelerator), torch.compiler.set_stance("force_eager"):
+        with self.ema.swapped(), torch.compiler.set_stance("force_eager"):
             yield
 
     def _painter(self) -> Painter:
@@ -310,10 +296,10 @@ class Run:
         track(self.accelerator, record)
         self.monitor.tell(record)
 
-    def _save(self, stage: StageConfig, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
+    def _save(self, stage: StageConfig, step: int, learner: Learner) -> None:
         skipped = (self.guard.skipped, self.guard.in_a_row)
         position = Position(stage.name, step, self.global_step, self.windows_seen, self.attempt, skipped)
-        self.saved.save(position, optimizers)
+        self.saved.save(position, learner)
 
     def _resume(self, start_at: str | None) -> Position:
         position = self.saved.load(start_at)

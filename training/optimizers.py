@@ -56,7 +56,10 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str
 def load_optimizers(
     optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor], rest: list[dict]
 ) -> None:
-    """Puts what `optimizer_tensors` returned, whole tensors, into optimizers of the same parameters, sharded or not."""
+    """Puts what `optimizer_tensors` returned, whole tensors, into optimizers of the same parameters, sharded or not.
+
+    Decays and rates stay those of the optimizers: what `--allow-change` lets in is to take effect.
+    """
     for index, (optimizer, own) in enumerate(zip(optimizers, rest, strict=True)):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {int(parameter): dict(values) for parameter, values in own["state"].items()}
@@ -65,4 +68,4 @@ def load_optimizers(
             if int(number) == index:
                 value = sharded_like(tensors[key], parameters[int(parameter)])
                 state.setdefault(int(parameter), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

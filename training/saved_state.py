@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from .config import RunConfig, StageConfig, shaping_fields
 from .ema import AveragedWeights
-from .optimizers import load_optimizers, optimizer_tensors
+from .learner import Learner
 from .sharding import gather, sharded_like
 
 
@@ -70,17 +70,17 @@ class SavedState:
         self.allow_change = allow_change
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
-    def save(self, position: Position, optimizers: list[torch.optim.Optimizer]) -> None:
+    def save(self, position: Position, learner: Learner) -> None:
         """Writes a checkpoint; the main process holds whole copies of weights, averages and moments in memory for it.
 
         Raises:
             CheckpointError: on every process, if the main one cannot write it.
         """
-        moments, rest = optimizer_tensors(optimizers)
+        moments, rest = learner.state()
         checkpoint = Checkpoint(
             gather(dict(self.models.named_parameters()), self.accelerator),
             gather(self.averages.tensors, self.accelerator),
-            gather(moments, self.accelerator),
+            moments,
             rest,
             {**asdict(position), "ema_steps": self.averages.updates, "shaped_by": self._shaped_by(position.stage)},
         )
@@ -122,10 +122,10 @@ class SavedState:
         fields = {name: state[name] for name in ("stage", "step", "global_step", "windows_seen", "attempt")}
         return Position(**fields, skipped=tuple(state["skipped"]))
 
-    def load_optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+    def load_optimizers(self, learner: Learner) -> None:
         """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
         if self._loaded is not None:
-            load_optimizers(optimizers, self._loaded.moments, self._loaded.optimizers)
+            learner.load_state(self._loaded.moments, self._loaded.optimizers)
             self._loaded = None
 
     def _read(self, path: Path) -> Checkpoint:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs, patch_environment
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -20,32 +20,33 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from diffusers_mardini.hardware import choose_device
 
 
-def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
+def make_accelerator(bf16: bool, deepspeed: bool = False, **arguments: Any) -> Accelerator:
     """The processes, their devices and the precision, as the launcher and accelerate's configuration say.
 
     Args:
         bf16: autocast to bfloat16.
+        deepspeed: the caller makes DeepSpeed's engine where it is asked for (`zero.py`). accelerate itself is not told of it: what it
+            does beside training is then what it does for copies (DDP).
         arguments: further ones of `Accelerator`, such as its trackers.
 
     Raises:
-        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and where processes that were started
-            together would each train alone.
+        ValueError: for DeepSpeed unless the caller takes care of it, FSDP1 and settings of FSDP that this trainer does not honour, and
+            where processes that were started together would each train alone.
     """
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
+    if _flag("ACCELERATE_USE_DEEPSPEED") and not deepspeed:
         raise ValueError(
-            "DeepSpeed is not supported: its engine clips and steps by itself, and the trainer looks at the gradient before a step "
-            "(steps that are not finite are left out on all processes) and averages the weights after it. FSDP2 shards the same "
-            "state: use training/configs/accelerate/fsdp2.yaml instead of ZeRO-3, fsdp2_keep_parameters.yaml instead of ZeRO-2"
+            "this program does not train under DeepSpeed; training.train_mardini does. Use training/configs/accelerate/ddp.yaml"
         )
     # The others wait while the main process reads every clip of a source, or encodes what is its share.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
     # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
-    accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no",
-        cpu=choose_device().type == "cpu",
-        kwargs_handlers=[patience],
-        **arguments,
-    )
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
+        accelerator = Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            cpu=choose_device().type == "cpu",
+            kwargs_handlers=[patience],
+            **arguments,
+        )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -129,11 +130,6 @@ def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> It
         finally:
             for root in roots:
                 root.set_requires_gradient_sync(True)
-
-
-def evaluation_precision(accelerator: Accelerator) -> contextlib.AbstractContextManager:
-    """Evaluations compute in float32, but for shards of a bf16 run: they are gathered in bf16, which autocast alone multiplies with float32."""
-    return contextlib.nullcontext() if sharding_plugin(accelerator) is None else accelerator.autocast()
 
 
 def reshard(model: torch.nn.Module) -> None:

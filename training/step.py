@@ -40,39 +40,54 @@ class MarDiniTrainingModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns `loss` and its parts, scalars: `planner_loss` (reconstruction) and `diffusion_loss` (velocity)."""
-        masked = ~batch.reference_mask
         losses, planning_signals = {}, None
-
         if self.planner is not None:
-            planning_signals = self.planner(
-                batch.planner_latents, batch.reference_mask, num_masked_frames=batch.num_masked_frames
-            ).planning_signals
+            planning_signals = plan(self.planner, batch)
             if self.head is not None:
-                # || M z_low - M f(P(masked z_low)) ||^2, the mean over masked frames
-                target = patchify(batch.planner_latents, self.planner.config.patch_size)
-                losses["planner_loss"] = masked_mse(self.head(planning_signals), target, masked)
-
+                losses["planner_loss"] = reconstruction_loss(self.planner, self.head, batch, planning_signals)
         if self.transformer is not None:
-            # || M v_t - M G(z_t, z_cond, t) ||^2, the mean over masked frames
-            timesteps = batch.timesteps
-            noisy = self.scheduler.add_noise(batch.latents, batch.noise, timesteps)
-            noisy = torch.where(masked[:, :, None, None, None], noisy, batch.latents)
-            velocity = self.transformer(
-                noisy,
-                timesteps,
-                planning_signals,
-                batch.reference_mask,
-                num_masked_frames=batch.num_masked_frames,
-                planning_signals_mask=None if planning_signals is None else batch.planning_signals_mask,
-            ).sample
-            target = self.scheduler.get_velocity(batch.latents, batch.noise, timesteps)
-            losses["diffusion_loss"] = masked_mse(velocity, target, masked)
+            losses["diffusion_loss"] = diffusion_loss(self.transformer, self.scheduler, batch, planning_signals)
 
         planner_weight = 1.0 if self.transformer is None else self.planner_loss_weight
         loss = losses.get("diffusion_loss", 0.0)
         if "planner_loss" in losses:
             loss = loss + planner_weight * losses["planner_loss"]
         return {"loss": loss, **losses}
+
+
+def plan(planner: nn.Module, batch: Batch) -> torch.Tensor:
+    """The planning signals of a batch, `(batch, frames, rows, columns, planning_dim)`."""
+    return planner(
+        batch.planner_latents, batch.reference_mask, num_masked_frames=batch.num_masked_frames
+    ).planning_signals
+
+
+def reconstruction_loss(
+    planner: nn.Module, head: nn.Module, batch: Batch, planning_signals: torch.Tensor
+) -> torch.Tensor:
+    """`|| M z_low - M f(P(masked z_low)) ||^2`, the mean over masked frames."""
+    target = patchify(batch.planner_latents, planner.config.patch_size)
+    return masked_mse(head(planning_signals), target, ~batch.reference_mask)
+
+
+def diffusion_loss(
+    transformer: nn.Module, scheduler, batch: Batch, planning_signals: torch.Tensor | None
+) -> torch.Tensor:
+    """`|| M v_t - M G(z_t, z_cond, t) ||^2`, the mean over masked frames; `z_uncond` without planning signals."""
+    masked = ~batch.reference_mask
+    timesteps = batch.timesteps
+    noisy = scheduler.add_noise(batch.latents, batch.noise, timesteps)
+    noisy = torch.where(masked[:, :, None, None, None], noisy, batch.latents)
+    velocity = transformer(
+        noisy,
+        timesteps,
+        planning_signals,
+        batch.reference_mask,
+        num_masked_frames=batch.num_masked_frames,
+        planning_signals_mask=None if planning_signals is None else batch.planning_signals_mask,
+    ).sample
+    target = scheduler.get_velocity(batch.latents, batch.noise, timesteps)
+    return masked_mse(velocity, target, masked)
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from .run_data import prepare_data
 from .sharding import make_accelerator
 from .stopping import STOPPED, StopRequest
 from .trackers import finish_trackers, tracker_arguments
+from .zero import zero_problems
 
 
 def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
@@ -67,9 +68,9 @@ def train(
     use_bf16 = config.mixed_precision == "bf16" or (
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
-    accelerator = make_accelerator(use_bf16, **tracker_arguments(config.trackers, folder))
+    accelerator = make_accelerator(use_bf16, deepspeed=True, **tracker_arguments(config.trackers, folder))
     resolved = config.for_processes(accelerator.num_processes)
-    if found := problems(resolved):
+    if found := [*problems(resolved), *zero_problems(accelerator, config.optimizer)]:
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
     python -m pipelines_tests.training.shared_run '[{"clips": "clips", "folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
 
 trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: on `clips`, in `folder`, by
-`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`), asked to stop after `until` steps, with other changes to the
-configuration (`config`) and environment variables (`environment`). What the processes said lies in `log-<process>.txt`.
+`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`, or `zero`: DeepSpeed's stage), asked to stop after `until`
+steps, with other changes to the configuration (`config`) and environment variables (`environment`), with an infinite loss in a step of one
+process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
 """
 
 import json
@@ -15,8 +16,9 @@ from pathlib import Path
 import torch
 
 from pipelines_tests.training.forked import fork_processes
-from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
+from pipelines_tests.training.test_train_mardini import data_fields, explode, make_config, make_run
 from training.loop import Run, Stopped
+from training.step import MarDiniTrainingModel
 from training.stopping import StopRequest
 
 
@@ -49,6 +51,11 @@ def train(entry: dict) -> None:
     os.environ |= entry.get("environment", {})
     config = make_shared_config(Path(entry["clips"]), **entry.get("config", {})).for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
+    if entry.get("zero"):  # as `accelerate launch` hands deepspeed_zero2.yaml on; accelerate is not told of it
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(entry["zero"])}
+    step, process = entry.get("explodes", (None, None))
+    if run.accelerator.process_index == process:
+        MarDiniTrainingModel.forward = explode(run, {step})
     try:
         run.train(StopAfter(run, entry.get("until", 0)))
     except Stopped:

@@ -54,6 +54,18 @@ def test_what_is_saved_is_loaded_with_the_state_of_real_optimizers(tmp_path):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(copies, parameters))
 
 
+def test_an_optimizer_goes_on_with_its_own_decays(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.01)
+    parameter.square().sum().backward()
+    optimizer.step()
+    changed = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.95), weight_decay=0.5)
+    load_optimizers([changed], *optimizer_tensors([optimizer]))
+    (group,) = changed.param_groups
+    assert group["betas"] == (0.9, 0.95) and group["weight_decay"] == 0.5
+    assert torch.equal(changed.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
 def test_nothing_in_a_checkpoint_needs_unpickling(tmp_path):
     path = save_checkpoint(tmp_path, make(1), keep=1)
     assert sorted(file.suffix for file in path.iterdir()) == [".json"] + 3 * [".safetensors"]

@@ -1,6 +1,7 @@
 """The latent cache: what the pipeline would encode, made once, and never trusted when stale."""
 
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,26 @@ def test_clips_may_be_split_between_shards(folder, tmp_path):
             torch.testing.assert_close(first, second, atol=1e-2, rtol=1e-2)
     with pytest.raises(ValueError, match="has 7 frames"):
         whole.read(entries[0], [7])
+
+
+def test_a_long_clip_is_encoded_with_one_decoded_frame_in_memory(tmp_path, monkeypatch):
+    write_video(tmp_path / "clips" / "long.mp4", noise(100, 64, 64), fps=10)
+    alive, most = set(), 0
+    decode = module.iterate_frames
+
+    def counted(*arguments):
+        nonlocal most
+        for number, (time, frame) in enumerate(decode(*arguments)):
+            alive.add(number)
+            weakref.finalize(frame, alive.discard, number)
+            most = max(most, len(alive))
+            yield time, frame
+            del frame
+
+    monkeypatch.setattr(module, "iterate_frames", counted)
+    clips = cached(tmp_path / "clips", tiny_vae(), 16, 2, tmp_path / "cache", batch_size=40)
+    assert clips["long.mp4"].mean.shape[0] == 100
+    assert most <= 3  # the next one is there before the loop lets go of the last
 
 
 def test_mirrored_frames_are_encoded_not_flipped(folder, tmp_path):

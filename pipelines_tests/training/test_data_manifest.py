@@ -158,6 +158,14 @@ def test_another_decoder_decodes_anew(folder, monkeypatch):
     assert probed == ["a.mp4"]
 
 
+def test_names_may_hold_what_other_files_take_for_the_end_of_a_line(folder):
+    write_clip(folder / "a\u2028b.mp4", noise(3), fps=10)
+    source, path = VideoFolder(folder), folder.parent / "kept.jsonl"
+    manifest = make_manifest(source, folder.parent / "manifest.jsonl")
+    module.write_manifest(manifest, path)
+    assert module.read_manifest(source, path).entries == manifest.entries == census(folder).entries
+
+
 def test_a_damaged_manifest_is_made_anew(folder, capsys):
     write_clip(folder / "a.mp4", noise(3))
     first = census(folder)

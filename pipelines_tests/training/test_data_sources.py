@@ -129,6 +129,73 @@ def test_a_datasets_dataset_with_videos_as_bytes(folder, tmp_path):
         DatasetVideos("datasets:memory", dataset=dataset.remove_columns("video"))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_folders_of_parquet_and_shards_are_streamed_as_the_hub_would(folder, tmp_path, monkeypatch, kind):
+    """What a dataset repository on the Hub holds, opened by the same call, without a network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    if kind == "parquet":
+        rows = {"video": [{"path": name, "bytes": (folder / name).read_bytes()} for name in LENGTHS], "n": [1, 2, 3]}
+        features = datasets.Features({"video": datasets.Video(decode=False), "n": datasets.Value("int64")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / "train-00000.parquet")
+    else:
+        with webdataset.TarWriter(str(tmp_path / "hub" / "train-00000.tar")) as writer:
+            for number, name in enumerate(LENGTHS):
+                writer.write({"__key__": str(number), "mp4": (folder / name).read_bytes(), "json": {"n": number}})
+    source = open_source(f"datasets-stream:{tmp_path / 'hub'}")
+    assert source._streamed and list(lengths(source, tmp_path).values()) == list(LENGTHS.values())
+
+
+def test_a_stream_is_read_once_for_its_manifest(folder, tmp_path):
+    read = []
+
+    def rows():
+        for name in LENGTHS:
+            read.append(name)
+            yield {"video": {"path": None, "bytes": (folder / name).read_bytes()}}
+
+    features = datasets.Features({"video": datasets.Video(decode=False)})
+    stream = datasets.IterableDataset.from_generator(rows, features=features)
+    source = DatasetVideos("datasets-stream:memory", dataset=stream)
+    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    assert [entry.num_frames for entry in manifest.ok] == list(LENGTHS.values()) and read == list(LENGTHS)
+    assert source.open("row-2") == source.open("row-2") and read == list(LENGTHS)  # the last row is still there
+    assert source.open("row-1") == (folder / "b/c2.mp4").read_bytes() and len(read) == 3 + 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_without_a_video_are_left_out_with_the_reason(folder, tmp_path, streamed):
+    videos = [None, {"path": None, "bytes": (folder / "a.mp4").read_bytes()}, None]
+    dataset = datasets.Dataset.from_dict(
+        {"video": videos}, features=datasets.Features({"video": datasets.Video(decode=False)})
+    )
+    source = DatasetVideos("datasets:memory", dataset=dataset.to_iterable_dataset() if streamed else dataset)
+    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    assert [entry.key for entry in manifest.ok] == ["row-1"]
+    assert {entry.key: "holds no video" in entry.reason for entry in manifest.left_out} == {
+        "row-0": True,
+        "row-2": True,
+    }
+
+
+def test_shards_of_the_same_name_do_not_hide_each_other(folder, tmp_path):
+    for part in ("x", "y"):
+        (tmp_path / part).mkdir()
+        with webdataset.TarWriter(str(tmp_path / part / "0.tar")) as writer:
+            writer.write({"__key__": "a", "mp4": (folder / "a.mp4").read_bytes()})
+    with pytest.raises(ValueError, match="'0.tar/a.mp4' is there twice, in .*names of their own"):
+        open_source(str(tmp_path / "{x,y}" / "0.tar"))
+
+
+def test_metadata_of_spreadsheets_and_with_line_separators_in_captions(folder):
+    (folder / "metadata.csv").write_text("\ufefffile_name,text\na.mp4,x\n", encoding="utf-8")
+    assert list(open_source(folder).keys()) == ["a.mp4"]
+    (folder / "metadata.csv").unlink()
+    row = json.dumps({"file_name": "a.mp4", "text": "one\u2028two\x85three"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(row + "\n", encoding="utf-8")
+    assert list(open_source(folder).keys()) == ["a.mp4"]
+
+
 def test_nothing_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no source of clips"):
         open_source(tmp_path / "none")

@@ -8,10 +8,10 @@ import torch
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_data_latents import tiny_kl, tiny_vae
 from training.data.buckets import Bucket, Sampling
-from training.data.manifest import make_manifest
+from training.data.manifest import Entry, make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
-from training.data.windows import LatentWindows, PixelWindows
+from training.data.windows import LatentWindows, PixelWindows, Windows
 from training.randomness import step_generator
 
 
@@ -122,6 +122,12 @@ def test_windows_read_under_autocast_are_those_read_without(folder, kind):
     assert all(ours.dtype == torch.float32 and torch.equal(ours, theirs) for ours, theirs in zip(mixed, plain))
 
 
+def test_heldout_windows_of_more_clips_than_float32_can_count():
+    entries = [Entry(key=key, status="ok", num_frames=50_000_001, fps=10, width=16, height=16) for key in ("a", "b")]
+    draws = Windows(entries, [SQUARE.size]).heldout(Sampling("held out", (SQUARE,), strides=((1, 1.0),)), 2)
+    assert [draw.clip for draw in draws] == ["a", "b"] and draws[-1].frames[-1] == 50_000_000
+
+
 def test_heldout_windows_by_time(folder):
     windows = make(folder)
     draws = windows.heldout(Sampling("held out", (SQUARE,), fps=5.0), 4)
@@ -188,6 +194,17 @@ def test_prefetched_windows_are_those_that_are_read(folder):
     for ours, theirs in zip(run(windows, MIXTURE, 0)[1], run(plain, MIXTURE, 0)[1]):
         assert torch.equal(ours, theirs)
     assert windows._pending == {}
+
+
+def test_what_was_decoded_of_a_clip_that_broke_is_not_kept(folder):
+    windows = make(folder, PixelWindows)
+    place, generators = rows_of(0, range(12), 12)  # each clip three times
+    draws = windows.draw(MIXTURE, place, generators)
+    windows.prefetch(draws)
+    assert all(future.result() is not None for future in windows._pending.values())
+    windows.failures["1.mp4"] = "broken meanwhile"
+    windows.batch(draws, generators)
+    assert windows._pending == {} and "1.mp4" not in {draw.clip for draw in draws}
 
 
 def test_clips_that_the_cache_could_not_encode_are_in_the_census(folder):

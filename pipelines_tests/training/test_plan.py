@@ -61,23 +61,43 @@ def make_clips(folder):
     return folder
 
 
-# SPEC 4: million clips seen. SPEC 3: batches, from which steps = clips / batch.
-@pytest.mark.parametrize(
-    "name, millions, steps",
-    [
-        ("mardini_s_st", [200, 20, 80, 40, 75, 40], [195313, 19532, 78125, 39063, 73243, 55556]),
-        (
-            "mardini_l_t",
-            [200, 20, 80, 40, 75, 40, 40, 20, 5],
-            [195313, 19532, 78125, 39063, 73243, 55556, 104167, 113637, 52084],
-        ),
-    ],
-)
-def test_clips_seen_and_steps_are_those_of_figure_4(name, millions, steps):
+# SPEC 4: million clips seen, frames, pixels. SPEC 3: batches, from which steps = clips / batch.
+FIGURE_4 = {
+    "initial-planner": (200, 4, 256, 195_313),
+    "initial-transformer-1": (20, 4, 256, 19_532),
+    "initial-transformer-2": (80, 4, 256, 78_125),
+    "initial-transformer-3": (40, 9, 256, 39_063),
+    "joint-model": (75, 9, 256, 73_243),
+    "joint-task-512-st": (40, 9, 512, 55_556),
+    "joint-task-512-t": (40, 17, 512, 104_167),
+    "joint-task-768-t": (20, 17, 768, 113_637),
+    "joint-task-1024-t": (5, 17, 1024, 52_084),
+}
+# Million clips, and 1e12 tokens of the planner and of the transformer in all of them, by hand: a frame of P pixels has P/32 (P/32 + 1) tokens
+# for the planner and P/16 (P/16 + 1) for the transformer, a stage sees clips x frames of them.
+#   planner      200 x 288 + 75 x 648 + 40 x 2448 = 204,120 M; T adds 40 x 4624 + 20 x 10,200 + 5 x 17,952 = 478,720 M
+#   transformer  (20 + 80) x 1088 + (40 + 75) x 2448 + 40 x 9504 = 770,480 M; T adds 40 x 17,952 + 20 x 39,984 + 5 x 70,720 = 1,871,360 M
+TOTALS = {"st": (455, 0.204_12, 0.770_48), "t": (520, 0.682_84, 2.641_84)}
+
+
+@pytest.mark.parametrize("name", ["mardini_s_st", "mardini_l_st", "mardini_s_t", "mardini_l_t"])
+def test_clips_steps_and_tokens_are_those_of_figure_4(name):
     config = load_config(f"training/configs/{name}.yaml")
-    assert [stage.clips for stage in config.stages] == [million * 1_000_000 for million in millions]
-    assert sum(stage.clips for stage in config.stages) == (455e6 if name.endswith("st") else 520e6)
-    assert [stage.steps for stage in config.for_processes(16).stages] == steps
+    kind = name.rpartition("_")[2]
+    stages = config.for_processes(16).stages
+    expected = list(FIGURE_4.items())[: 6 if kind == "st" else 9]
+    assert [
+        (given.name, given.clips, stage.num_frames, config.size_of(stage)[0], stage.steps)
+        for given, stage in zip(config.stages, stages)
+    ] == [(stage, 1_000_000 * million, *shape) for stage, (million, *shape) in expected]
+    tokens = {"planner": 0, "transformer": 0}
+    for stage in config.stages:
+        for part, count in count_tokens(config, stage).items():
+            tokens[part] += stage.clips * count
+    clips, planner, transformer = TOTALS[kind]
+    assert sum(stage.clips for stage in config.stages) == clips * 1_000_000
+    assert tokens["planner"] == pytest.approx(planner * 1e12, rel=1e-12)
+    assert tokens["transformer"] == pytest.approx(transformer * 1e12, rel=1e-12)
     assert not problems(config, with_data=False)
 
 

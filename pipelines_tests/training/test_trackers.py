@@ -85,6 +85,23 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_remedy(tmp_path, name
         tracker_arguments(["tensorboard", name], tmp_path)
 
 
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_other_trackers_take_losses_and_sheets_through_the_same_calls(tmp_path, monkeypatch, name):
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    accelerator = Accelerator(cpu=True, **tracker_arguments([name], tmp_path))
+    start_trackers(accelerator, make_config(), tmp_path, 0)
+    track(accelerator, line(1, loss=0.5, grad_norm="inf"))
+    track(accelerator, line(2, heldout={"planner": 0.25}))
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(tmp_path / "sheet.png")
+    track_sheets(accelerator, {"interpolation": tmp_path / "sheet.png"}, 2)
+    (tracker,) = accelerator.trackers
+    assert tracker.name == name
+    finish_trackers(accelerator)
+    assert accelerator.trackers == [] and any((tmp_path / name).rglob("*"))  # on this machine, in the run's folder
+
+
 def test_trackers_are_chosen_by_the_configuration():
     assert make_config().trackers == ["tensorboard"] and make_config(trackers=[]).trackers == []
     with pytest.raises(ValueError, match="tensorboard.*trackio.*wandb"):

@@ -27,7 +27,7 @@ from training.curriculum import (
     learning_rate_factor,
     sampling_of,
 )
-from training.heldout import patterns
+from training.heldout import heldout_losses, patterns
 from training.loop import Run, Stopped
 from training.monitor import TIMES
 from training.randomness import step_generator
@@ -378,6 +378,41 @@ def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     torch.testing.assert_close(losses["diffusion_loss"], diffusion)
     torch.testing.assert_close(losses["planner_loss"], reconstruction)
     torch.testing.assert_close(losses["loss"], diffusion + 0.5 * reconstruction)
+
+
+def test_heldout_losses_are_those_of_the_training_module(tmp_path):
+    run = make_run(tmp_path)
+    stage, config = run.config.stages[2], run.config
+    windows = run._heldout(stage, config.validation_windows)
+    arguments = (run.planner, run.head, run.transformer, run.scheduler)
+    losses = heldout_losses(*arguments, windows, stage, config.seed, run.accelerator)
+    module = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler)
+    masks = patterns(4, 2, step_generator(config.seed, "heldout", "masks"))
+    noises = [step_generator(config.seed, "heldout", "noise", number) for number in range(2)]
+    noise = torch.stack([torch.randn(windows.latents.shape[1:], generator=generator) for generator in noises])
+    for pattern, mask in masks.items():
+        batches = [
+            Batch(windows.latents, windows.planner_latents, mask, int((~mask[0]).sum()), noise, torch.full((2,), t),
+                  torch.ones(2, dtype=torch.bool))
+            for t in (400, 800)
+        ]  # fmt: skip
+        with torch.no_grad():
+            each = [module(batch) for batch in batches]
+        assert losses[f"planner/{pattern}"] == round(each[0]["planner_loss"].item(), 5)
+        assert losses[f"diffusion/{pattern}"] == round(sum(e["diffusion_loss"].item() for e in each) / 2, 5)
+    assert losses["planner"] == losses["planner/task/interpolation"]
+
+
+def test_heldout_windows_are_read_once_for_all_evaluations_of_a_stage(tmp_path, monkeypatch):
+    run = make_run(
+        tmp_path, make_config(validate_every=1, quality_windows=3, sample_every=1, sample_windows=1, sample_steps=1)
+    )
+    read, batch = [], run.validation_data.batch
+    monkeypatch.setattr(
+        run.validation_data, "batch", lambda draws, generators: (read.append(len(draws)), batch(draws, generators))[1]
+    )
+    run.train(stop_after="planner")
+    assert sorted(read) == [1, 2, 3]  # pictures, scores, losses
 
 
 def test_heldout_losses_are_told_by_task_and_by_the_number_of_masked_frames():

@@ -301,6 +301,8 @@ def _nearest(decoded: Iterator[av.VideoFrame], wanted: list[float], at_start: bo
     """The frame nearest to each time, or `None` where the frames begin too late or end too early."""
     found, before = [], None
     for frame in decoded:
+        if frame.time is None:  # a bare stream, or a container that broke since it was probed
+            raise ValueError("the video has frames without time stamps; encode it again as .mp4")
         time = float(frame.time)
         if before is None and time > wanted[0] + 1e-6 and not at_start:
             return None

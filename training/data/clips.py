@@ -52,11 +52,11 @@ def read_metadata(folder: Path) -> dict[str, dict]:
     if not found:
         return {}
     (path,) = found
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first column
     if path.suffix == ".csv":
         lines = [(number, row, str(row)) for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)]
     else:
-        lines = [(number, None, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        lines = [(number, None, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     rows = {}
     for number, row, line in lines:
         try:

@@ -241,7 +241,7 @@ def _encode_clip(
 
     def encode() -> None:
         nonlocal done
-        frames = fit(np.stack(batch), *size)
+        frames = torch.cat(batch)
         tensors = {}
         for suffix, pictures in (("", frames), (".flipped", frames.flip(-1)))[: 1 + flips]:
             moments = encode_frames(vae, pictures, planner_downscale)
@@ -256,7 +256,7 @@ def _encode_clip(
 
     frames = _frames(source, entry)
     for frame in frames:
-        batch.append(frame)
+        batch.append(fit(frame[None], *size))  # one by one: a batch of frames of 4K would take 1.6 GB
         if len(batch) == batch_size:
             encode()
     if batch:

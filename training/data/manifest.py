@@ -176,7 +176,8 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
     """
     if not path.is_file():
         return None
-    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    # Not `splitlines`: a name may hold characters that it takes for the end of a line, such as U+2028.
+    first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     try:
         if json.loads(first) != _header(source.spec):
             return None

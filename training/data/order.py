@@ -132,7 +132,8 @@ def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tu
         return tuple(range(start, start + num_frames * rate.stride, rate.stride))
     if entry.variable_rate:
         start = int(_varying_starts(entry, num_frames, rate.fps)[start])
-        return tuple(_nearest(np.array(entry.timestamps), start, num_frames, rate.fps).tolist())
+        times = np.array(entry.timestamps)
+        return tuple(_nearest(_middles(times), times[start], num_frames, rate.fps).tolist())
     # A tiny bit less than half, as in `num_starts`: exact halves, such as 12.5, then round down and not by chance.
     steps = np.arange(num_frames) * (entry.fps / rate.fps)
     return tuple((start + np.floor(steps + 0.5 - 1e-6).astype(int)).tolist())
@@ -154,16 +155,21 @@ def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
 def _varying_starts(entry: Entry, num_frames: int, fps: float) -> np.ndarray:
     """First frames of the windows that fit, repeat no frame, and have each within half a step of its time."""
     times, starts = np.array(entry.timestamps), []
+    middles = _middles(times)
     for start in range(len(times)):
         if times[start] + (num_frames - 1) / fps > times[-1] + 1e-6:
             break
-        frames = _nearest(times, start, num_frames, fps)
+        frames = _nearest(middles, times[start], num_frames, fps)
         errors = np.abs(times[frames] - times[start] - np.arange(num_frames) / fps)
         if (np.diff(frames) > 0).all() and errors.max() <= 0.5 / fps + 1e-6:
             starts.append(start)
     return np.array(starts, dtype=int)
 
 
-def _nearest(times: np.ndarray, start: int, num_frames: int, fps: float) -> np.ndarray:
-    middles = (times[1:] + times[:-1]) / 2
-    return np.searchsorted(middles, times[start] + np.arange(num_frames) / fps - 1e-9)
+def _middles(times: np.ndarray) -> np.ndarray:
+    return (times[1:] + times[:-1]) / 2
+
+
+def _nearest(middles: np.ndarray, time: float, num_frames: int, fps: float) -> np.ndarray:
+    """Frames nearest to `time + i / fps`; all times up to the middle between two frames belong to the first of them."""
+    return np.searchsorted(middles, time + np.arange(num_frames) / fps - 1e-9)

@@ -157,7 +157,13 @@ class WebdatasetShards:
                 with tarfile.open(_existing(shard), "r:") as tar:
                     for member in tar:
                         if member.isfile() and Path(member.name).suffix.lower() in VIDEO_SUFFIXES:
-                            self._members[f"{shard.name}/{member.name}"] = (shard, member.offset_data, member.size)
+                            key = f"{shard.name}/{member.name}"
+                            if key in self._members:
+                                raise ValueError(
+                                    f"'{key}' is there twice, in '{self._members[key][0]}' and in '{shard}'; give shards and members "
+                                    "names of their own"
+                                )
+                            self._members[key] = (shard, member.offset_data, member.size)
             except tarfile.TarError as error:
                 raise ValueError(
                     f"'{shard}' is no whole, uncompressed .tar shard ({error}); write it again"
@@ -192,8 +198,9 @@ class WebdatasetShards:
 class DatasetVideos:
     """The video column of a `datasets` dataset, local or streamed; keys are row numbers, such as `row-12`.
 
-    The column is cast to `Video(decode=False)`, so that PyAV alone decodes. A streamed dataset is read in order: opening a
-    row that lies before the last one starts it again. Make the latent cache from it, rather than train from its pixels.
+    The column is cast to `Video(decode=False)`, so that PyAV alone decodes. A streamed dataset is read in order, once for a manifest:
+    its rows are counted as they are opened, and opening a row that lies before the last one starts it again. Make the latent cache
+    from it, rather than train from its pixels.
     """
 
     def __init__(self, spec: str, streaming: bool = False, dataset=None):
@@ -203,28 +210,31 @@ class DatasetVideos:
         self.spec = spec
         if dataset is None:
             name, _, split = spec.partition(":")[2].partition("#")
-            if Path(name).is_dir():
-                dataset = datasets.load_dataset(
-                    "videofolder", data_dir=name, split=split or "train", streaming=streaming
-                )
-            else:
-                dataset = datasets.load_dataset(name, split=split or "train", streaming=streaming)
+            arguments = {"split": split or "train", "streaming": streaming}
+            if Path(name).is_dir() and any(path.suffix.lower() in VIDEO_SUFFIXES for path in Path(name).rglob("*")):
+                dataset = datasets.load_dataset("videofolder", data_dir=name, **arguments)
+            else:  # on the Hub, or a folder of parquet or .tar files
+                dataset = datasets.load_dataset(name, **arguments)
         columns = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, datasets.Video)]
         if len(columns) != 1:
             raise ValueError(f"'{spec}' must have one column of videos, it has {columns}")
         self._column = columns[0]
         self._dataset = dataset.select_columns(columns).cast_column(self._column, datasets.Video(decode=False))
         self._streamed = isinstance(self._dataset, datasets.IterableDataset)
-        self._rows: Iterator | None = None
+        self._rows: Iterator | None = None  # of a stream
         self._next = 0
+        self._last: dict | None = None  # the row before `_next`
 
     def keys(self) -> Iterator[str]:
-        count = sum(1 for _ in self._dataset) if self._streamed else len(self._dataset)
-        for index in range(count):
+        index = 0
+        while self._has(index):
             yield f"row-{index}"
+            index += 1
 
     def open(self, key: str) -> Path | bytes:
         video = self._video(int(key.removeprefix("row-")))
+        if video is None or (video["bytes"] is None and video["path"] is None):
+            raise ValueError(f"{key} of '{self.spec}' holds no video")
         if video["bytes"] is not None:
             return video["bytes"]
         if Path(video["path"]).is_file():
@@ -237,16 +247,26 @@ class DatasetVideos:
         except (OSError, ValueError) as error:
             raise ValueError(f"'{video['path']}' ({key} of '{self.spec}') cannot be read ({error})") from error
 
-    def _video(self, index: int) -> dict:
-        if not self._streamed:
-            return self._dataset[index][self._column]
-        if self._rows is None or index < self._next:
-            self._rows, self._next = iter(self._dataset), 0
-        for row in self._rows:
+    def _has(self, index: int) -> bool:
+        return self._read_to(index) if self._streamed else index < len(self._dataset)
+
+    def _video(self, index: int) -> dict | None:
+        if not self._has(index):
+            rows = self._next if self._streamed else len(self._dataset)
+            raise ValueError(f"'{self.spec}' ends at row {rows}; row {index} was asked for")
+        return (self._last if self._streamed else self._dataset[index])[self._column]
+
+    def _read_to(self, index: int) -> bool:
+        """Makes a row of a stream the last one that was read; whether there is such a row."""
+        if self._rows is None or index < self._next - 1:
+            self._rows, self._next, self._last = iter(self._dataset), 0, None
+        while self._next <= index:
+            try:
+                self._last = next(self._rows)
+            except StopIteration:
+                return False
             self._next += 1
-            if self._next == index + 1:
-                return row[self._column]
-        raise ValueError(f"'{self.spec}' ends at row {self._next}; row {index} was asked for")
+        return True
 
     def stamp(self, key: str) -> None:
         return None

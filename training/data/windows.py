@@ -139,8 +139,9 @@ class Windows:
         order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
         ends = counts.cumsum()
-        draws = []
-        for window in torch.linspace(0, int(ends[-1]) - 1, min(num_windows, int(ends[-1]))).long().tolist():
+        total, draws = int(ends[-1]), []
+        # In float32 the last of more than 2**24 windows may be rounded up to one that there is not.
+        for window in torch.linspace(0, total - 1, min(num_windows, total)).long().clamp(max=total - 1).tolist():
             position = int(np.searchsorted(ends, window, side="right"))
             place = (window - (ends[position] - counts[position]) + 0.5) / counts[position]
             draws.append(self._window(order, position, bucket, rate, float(place), False))
@@ -306,6 +307,16 @@ class PixelWindows(Windows):
         for draw in draws:
             if draw not in self._pending and draw.clip not in self.failures:
                 self._pending[draw] = self._pool.submit(self._decode, self._by_key[draw.clip], draw)
+
+    def batch(
+        self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        asked = list(draws)
+        try:
+            return super().batch(draws, generators)
+        finally:
+            for draw in asked:  # the windows of a clip that broke are decoded, and not read
+                self._pending.pop(draw, None)
 
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
         with self._opening:
