@@ -9,7 +9,7 @@ of the output: typed again after an interruption, it goes on. The parts are in `
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +17,20 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 
-from .evaluation.frechet import load_efficientnet, load_fid, load_fvd
+from .evaluation.frechet import (
+    EFFICIENTNET,
+    I3D,
+    INCEPTION,
+    MIN_I3D_FRAMES,
+    Features,
+    load_efficientnet,
+    load_fid,
+    load_fvd,
+)
 from .evaluation.kept import Kept
-from .evaluation.lpips import load_lpips
+from .evaluation.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
 from .evaluation.rife import MODEL as RIFE_MODEL
-from .evaluation.rife import rife_is_installed
+from .evaluation.rife import check_rife, rife_is_installed
 from .evaluation.scores import Evaluation, Networks
 from .evaluation.tables import markdown_table, write_results, write_sheets
 from .evaluation.variants import Sampling, TrainingClips, baselines, ours, ours_label
@@ -35,49 +44,61 @@ FREE = ("lpips", "fd-efficientnet-lite0", "fd-window")  # of "auto": where their
 
 def load_networks(
     wanted: Sequence[str],
+    size: int,
+    num_frames: int,
     folder: Path | None = None,
-    digests: dict[str, str] | None = None,
+    digests: Mapping[str, str] | None = None,
     device: str = "cpu",
     allow_torchscript: bool = False,
 ) -> tuple[Networks, list[str]]:
     """The networks of some metrics, and what could not be had, in sentences.
 
     Args:
-        wanted: names of `METRICS`, or "auto" alone: those of `FREE` that can be had.
+        wanted: names of `METRICS`; "auto" stands for those of `FREE` that can be had.
+        size: of the frames in pixels.
+        num_frames: of a window.
         folder, digests: see `find_file`.
-        device: where they run.
+        device: where networks of Fréchet distances run.
         allow_torchscript: see `load_fvd`.
 
     Raises:
-        ValueError: if one that was asked for by its name cannot be had.
+        ValueError: if one that was asked for by its name cannot be had, or cannot look at such windows.
     """
     unknown = [name for name in wanted if name not in (*METRICS, "auto")]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is unknown; use auto or some of {', '.join(METRICS)}")
-    lpips, features, sources, missing = {}, {}, {}, []
+    names = {file.name for file in (*PACKED.values(), *TORCHVISION.values(), INCEPTION, I3D, EFFICIENTNET)}
+    strangers = sorted(set(digests or {}) - names)
+    if strangers:
+        raise ValueError(
+            f"--sha256 names '{strangers[0]}', which no metric reads; they read {', '.join(sorted(names))}"
+        )
+
+    def load(name: str) -> Lpips | Features:
+        if name.startswith("lpips"):
+            if size < MIN_SIZE:
+                raise ValueError(f"LPIPS needs frames of at least {MIN_SIZE} pixels, got {size}")
+            return load_lpips("vgg" if name == "lpips-vgg" else "alex", folder, digests)
+        if name == "fid":
+            return load_fid(folder, digests, device)
+        if name == "fvd":
+            if num_frames < MIN_I3D_FRAMES:
+                raise ValueError(f"FVD needs windows of at least {MIN_I3D_FRAMES} frames, got {num_frames}")
+            return load_fvd(folder, digests, device, allow_torchscript)
+        return load_efficientnet(folder, digests, device)[name == "fd-window"]
+
+    found, missing = {}, []
     for name in METRICS:
-        if name not in wanted and not ("auto" in wanted and name in FREE):
-            continue
-        try:
-            if name.startswith("lpips"):
-                trunk = "vgg" if name == "lpips-vgg" else "alex"
-                network, found = load_lpips(trunk, folder, digests)
-                lpips[trunk] = network
-            else:
-                if name == "fid":
-                    feature = load_fid(folder, digests, device)
-                elif name == "fvd":
-                    feature = load_fvd(folder, digests, device, allow_torchscript)
-                else:
-                    feature = load_efficientnet(folder, digests, device)[name == "fd-window"]
-                features[name.replace("-", "_")], found = feature, feature.sources
-        except ValueError as error:
-            if name in wanted:
-                raise
-            missing.append(str(error))
-            continue
-        sources |= found
-    return Networks(lpips, features, sources), missing
+        if name in wanted or ("auto" in wanted and name in FREE):
+            try:
+                found[name] = load(name)
+            except ValueError as error:
+                if name in wanted:
+                    raise
+                missing.append(f"{name}: {error}")
+    lpips = {network.trunk: network for network in found.values() if isinstance(network, Lpips)}
+    features = {name.replace("-", "_"): f for name, f in found.items() if isinstance(f, Features)}
+    return Networks(lpips, features), missing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,10 +120,19 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     # 1. Check: what cannot be had is said before anything is painted
     digests = dict(text.partition("=")[::2] for text in options.sha256)
     networks, missing = load_networks(
-        options.metrics, options.weights, digests, str(device), options.allow_torchscript
+        options.metrics,
+        options.size,
+        options.num_frames,
+        options.weights,
+        digests,
+        str(device),
+        options.allow_torchscript,
     )
     for reason in missing:
         print(f"not measured: {reason}")
+    rife_model = options.rife or (RIFE_MODEL if rife_is_installed() else "")
+    if rife_model:
+        check_rife(rife_model)
 
     # 2. Windows
     windows = load_windows(
@@ -115,7 +145,6 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     train = None
     if options.train_clips is not None:
         train = TrainingClips(options.train_clips, options.size, options.stride, options.fps)
-    rife_model = options.rife or (RIFE_MODEL if rife_is_installed() else "")
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     sampling = Sampling(
@@ -136,7 +165,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
 
     # 5. Tell
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    facts |= {"command": command, "networks": dict(networks.sources), "not_measured": missing}
+    facts |= {"command": command, "networks": networks.sources, "not_measured": missing}
     write_results(options.output, facts, rows, differences, windows)
     shown = ours_label(options.steps[0], scheduler=options.scheduler[0])
     sheets = write_sheets(options.output, windows, painted, options.task, shown, options.sheets)
@@ -176,9 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metrics",
-        nargs="+",
+        nargs="*",
         default=["auto"],
-        help=f"auto (those that can be had of {', '.join(FREE)}) or {', '.join(METRICS)}",
+        help=f"auto (those that can be had of {', '.join(FREE)}), any of {', '.join(METRICS)}, or nothing",
     )
     parser.add_argument("--weights", type=Path, help="folder with files of published networks")
     parser.add_argument(

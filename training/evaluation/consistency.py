@@ -7,9 +7,13 @@ transformers' conversions of the same weights. Its i2v background needs DreamSim
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import CLIPVisionModelWithProjection, ViTModel
+
+from ..contact_sheet import to_image
 
 
 DINO, CLIP = "facebook/dino-vitb16", "openai/clip-vit-base-patch32"
@@ -68,10 +72,13 @@ class Consistency:
         """How alike the subject of a video, `uint8` `(frames, 3, height, width)`, is to the image given, `(3, height, width)`."""
         size = self.dino.config.image_size
         resized = round(size * 256 / 224)
-        one, video = (
-            self._dino(_crop(_prepare(pixels, resized, "bicubic", IMAGENET, antialias=True), size))
-            for pixels in (image[None], frames)
-        )
+        # VBench resizes the given image as a picture, and so to whole numbers, and the frames as tensors.
+        picture = to_image(image / 255)
+        short = min(picture.size)
+        shape = [resized * side // short for side in picture.size]
+        image = torch.from_numpy(np.array(picture.resize(shape, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        one = self._dino(_crop(_normalize(image[None].float(), IMAGENET), size))
+        video = self._dino(_crop(_prepare(frames, resized, "bicubic", IMAGENET, antialias=True), size))
         return likeness_to_image(one[0], video)
 
     def _dino(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -119,13 +126,18 @@ def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _prepare(frames: torch.Tensor, size: int, mode: str, normal: tuple, antialias: bool) -> torch.Tensor:
-    """The shorter side becomes `size`, as torchvision's `Resize` does it, bytes become numbers normalized as the network was trained."""
+    """The shorter side becomes `size`, as torchvision's `Resize` does it with float tensors, and `_normalize`."""
     height, width = frames.shape[-2:]
     short = min(height, width)
     shape = (size * height // short, size * width // short)
     frames = nn.functional.interpolate(frames.float(), shape, mode=mode, align_corners=False, antialias=antialias)
+    return _normalize(frames, normal)
+
+
+def _normalize(frames: torch.Tensor, normal: tuple) -> torch.Tensor:
+    """Numbers up to 255 as the network was trained on them."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in normal)
-    return (frames.round().clamp(0, 255) / 255 - mean) / deviation
+    return (frames / 255 - mean) / deviation
 
 
 def _crop(frames: torch.Tensor, size: int) -> torch.Tensor:

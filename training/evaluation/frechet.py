@@ -118,8 +118,6 @@ def load_fvd(
 
     @torch.no_grad()
     def extract(windows: torch.Tensor) -> torch.Tensor:
-        if windows.shape[1] < MIN_I3D_FRAMES:
-            raise ValueError(f"FVD needs windows of at least {MIN_I3D_FRAMES} frames, got {windows.shape[1]}")
         frames = _resize(windows.flatten(0, 1).to(device), 224) * 2 - 1
         frames = frames.unflatten(0, windows.shape[:2]).transpose(1, 2).contiguous()  # (batch, 3, frames, 224, 224)
         return network(frames, rescale=False, resize=False, return_features=True).cpu()

@@ -38,7 +38,7 @@ class Kept:
         path = folder / f"{first:05d}-{last:05d}.safetensors"
         if path.is_file():
             try:
-                return load_file(path)
+                return _sorted(load_file(path))
             except SafetensorError as error:
                 print(f"{path} cannot be read ({error}); it is made again")
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
@@ -47,4 +47,9 @@ class Kept:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         save_file(tensors, temporary)
         temporary.replace(path)
-        return tensors
+        return _sorted(tensors)
+
+
+def _sorted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In one order, whether they come from a file or not."""
+    return dict(sorted(tensors.items()))

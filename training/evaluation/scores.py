@@ -1,7 +1,7 @@
 """Paints every variant and scores it; what is done is kept."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,17 @@ class Networks:
     Attributes:
         lpips: by trunk.
         features: of the Fréchet distances, by column.
-        sources: digests of the files that were loaded, by name.
     """
 
     lpips: Mapping[str, Lpips]
     features: Mapping[str, Features]
-    sources: Mapping[str, str]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Digests of the files that were loaded, by name."""
+        return {
+            k: v for network in (*self.lpips.values(), *self.features.values()) for k, v in network.sources.items()
+        }
 
 
 class Evaluation:
@@ -110,21 +115,28 @@ class Evaluation:
             middle = self.generated.index(middle_index(self.truth.shape[1], self.given))
             return {"mid_lpips": each[:, middle], "lpips": each.mean(dim=1)}
 
-        result = self._kept(variant, seed, "windows", lambda: score_windows(frames, self.truth, self.given))
+        result = self._kept(variant, seed, "windows", {}, lambda: score_windows(frames, self.truth, self.given))
         for trunk, network in self.networks.lpips.items():
-            found = self._kept(variant, seed, f"lpips-{trunk}", lambda network=network: lpips(network))
-            suffix = "" if trunk == next(iter(self.networks.lpips)) else f"_{trunk}"
+            found = self._kept(
+                variant, seed, f"lpips-{trunk}", network.sources, lambda network=network: lpips(network)
+            )
+            suffix = "" if trunk == "alex" else f"_{trunk}"
             result |= {f"{name}{suffix}": values for name, values in found.items()}
         return result
 
     def distance(self, column: str, variant: Variant, seed: int, frames: torch.Tensor) -> float:
         """The Fréchet distance of one sample of all windows to the true ones."""
         features = self.networks.features[column]
+
+        def kept(of: Variant | None, windows: torch.Tensor) -> torch.Tensor:
+            def make() -> dict[str, torch.Tensor]:
+                return {"features": self._extract(features, windows)}
+
+            return self._kept(of, seed if of else 0, column, features.sources, make)["features"]
+
         if column not in self._truth_features:
-            found = self._kept(None, 0, column, lambda: {"features": self._extract(features, self.truth)})
-            self._truth_features[column] = found["features"]
-        painted = self._kept(variant, seed, column, lambda: {"features": self._extract(features, frames)})["features"]
-        return frechet_distance(painted, self._truth_features[column], features.components)
+            self._truth_features[column] = kept(None, self.truth)
+        return frechet_distance(kept(variant, frames), self._truth_features[column], features.components)
 
     def row(
         self, variant: Variant, by_seed: list[dict[str, torch.Tensor]], frames: Sequence[torch.Tensor], seconds: float
@@ -145,7 +157,7 @@ class Evaluation:
             "kind": variant.kind,
             **values,
             "intervals": {name: self.bootstrap.interval(mean, name) for name in summarize(mean)},
-            "seeds": {name: found for name, found in seeds.items()},
+            "seeds": seeds,
             "spread": {name: torch.tensor(found).std().item() for name, found in seeds.items() if len(found) > 1},
             "seconds_per_window": seconds,
             "windows": {name: [round(value, 6) for value in found.tolist()] for name, found in mean.items()},
@@ -174,12 +186,14 @@ class Evaluation:
         own = {"method": "truth"} if variant is None else variant.key
         return {**self.key, "variant": own, "seed": seed}
 
-    def _kept(self, variant: Variant | None, seed: int, what: str, make) -> dict[str, torch.Tensor]:
+    def _kept(
+        self,
+        variant: Variant | None,
+        seed: int,
+        what: str,
+        sources: Mapping[str, str],
+        make: Callable[[], dict[str, torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
         batches = [] if variant is None else variant.batches
-        key = {
-            **self._painted(variant, seed),
-            "batches": batches,
-            "scores": what,
-            "networks": dict(self.networks.sources),
-        }
+        key = {**self._painted(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
         return self.kept.get(key, 0, len(self.truth), make)
