@@ -139,6 +139,8 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip, options.fps
     )
     print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips", flush=True)
+    if len(windows.frames) < 2 and networks.features:
+        raise ValueError("a Fréchet distance needs at least 2 windows; add clips, or name the --metrics without one")
     given = given_indices(options.task, options.num_frames)
 
     # 3. Variants

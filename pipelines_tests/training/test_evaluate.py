@@ -220,6 +220,18 @@ def test_what_cannot_be_done_is_said_before_anything_is_painted(checkpoint, clip
     assert not (tmp_path / "out").exists()
 
 
+def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/clip.mp4").write_bytes((clips / "clip_0.mp4").read_bytes())
+    single = command(
+        checkpoint, tmp_path / "one", tmp_path / "out", "--windows-per-clip", "1", "--steps", "1", "--metrics"
+    )
+    evaluate.main(single)
+    if evaluate.load_networks(["auto"], SIZE, 5)[0].features:
+        with pytest.raises(SystemExit, match="at least 2 windows; add clips"):
+            evaluate.main([*single, "fd-window"])
+
+
 def test_a_metric_without_its_network_is_left_out_and_named_unless_it_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     networks, missing = evaluate.load_networks(["auto"], size=24, num_frames=5)
