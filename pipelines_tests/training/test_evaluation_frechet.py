@@ -60,7 +60,7 @@ def test_features_of_windows_tell_what_is_seen_and_how_much_it_changes():
 @has_efficientnet
 def test_stand_ins_see_noise_grow_and_a_frozen_film():
     of_frames, of_windows = load_efficientnet()
-    assert (of_frames.label, of_windows.label) == ("FD-EfficientNetLite0", "FD-window")
+    assert (of_frames.per, of_windows.per) == ("frame", "window")
     assert of_frames.sources == {frechet.EFFICIENTNET.name: frechet.EFFICIENTNET.sha256}
     generator = torch.Generator().manual_seed(0)
     rough = torch.rand(6, 3, 8, 16, generator=generator)

