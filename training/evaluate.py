@@ -29,6 +29,7 @@ from .evaluation.frechet import (
 )
 from .evaluation.kept import Kept
 from .evaluation.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
+from .evaluation.painting import generate
 from .evaluation.rife import MODEL as RIFE_MODEL
 from .evaluation.rife import check_rife, rife_is_installed
 from .evaluation.scores import Evaluation, Networks
@@ -36,6 +37,15 @@ from .evaluation.tables import markdown_table, write_results, write_sheets
 from .evaluation.variants import Sampling, TrainingClips, baselines, ours, ours_label
 from .evaluation.windows import TASKS, given_indices, load_windows
 
+
+__all__ = [
+    "TASKS",
+    "generate",
+    "given_indices",
+    "load_networks",
+    "load_windows",
+    "main",
+]  # what other programs use of it
 
 # Beside SSIM, PSNR, motion, evenness and sharpness, which need no network.
 METRICS = ("lpips", "lpips-vgg", "fid", "fvd", "fd-efficientnet-lite0", "fd-window")
