@@ -38,14 +38,8 @@ from .evaluation.variants import Sampling, TrainingClips, baselines, ours, ours_
 from .evaluation.windows import TASKS, given_indices, load_windows
 
 
-__all__ = [
-    "TASKS",
-    "generate",
-    "given_indices",
-    "load_networks",
-    "load_windows",
-    "main",
-]  # what other programs use of it
+# What other programs import from here.
+__all__ = ["TASKS", "generate", "given_indices", "load_networks", "load_windows", "main"]
 
 # Beside SSIM, PSNR, motion, evenness and sharpness, which need no network.
 METRICS = ("lpips", "lpips-vgg", "fid", "fvd", "fd-efficientnet-lite0", "fd-window")

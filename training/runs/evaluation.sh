@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command behind docs/results/checkpoints.md. Needs the extras `train` and `sim`, the networks of docs/evaluation.md, and the laps (training/runs/mardini-tiny-racing.sh):
+# Scores both checkpoints at all tasks, for docs/results/checkpoints.md. Needs the extras `train` and `sim`, the networks of docs/evaluation.md, and the laps (training/runs/mardini-tiny-racing.sh):
 #   RACING=runs/data/rc_racing bash training/runs/evaluation.sh
 # Typed again after an interruption it goes on where it stopped; SEEDS=0 first and all of them afterwards costs nothing twice.
 set -euo pipefail
