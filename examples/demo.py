@@ -16,7 +16,8 @@ from diffusers_mardini.video_io import read_video, write_video
 from training.baselines import copy_nearest, cross_fade
 from training.contact_sheet import contact_sheet, side_by_side
 from training.data.clips import list_clips
-from training.evaluate import TASKS, Windows, generate, given_indices, load_windows
+from training.evaluation.painting import generate
+from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.metrics import score_windows, summarize
 
 

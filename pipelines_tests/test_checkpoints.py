@@ -9,7 +9,8 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import card_metadata, markdown_table, render_model_card
 from training.baselines import cross_fade
 from training.card import facts_of, read_record
-from training.evaluate import generate, load_windows
+from training.evaluation.painting import generate
+from training.evaluation.windows import load_windows
 from training.metrics import score_windows, summarize
 
 

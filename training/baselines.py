@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from .evaluation.windows import frame_offsets
+
 
 # DIS looks for motion on patches of 8 pixels, so that small frames are enlarged to about this many pixels first.
 FLOW_SIZE = 256
@@ -22,7 +24,7 @@ def copy_nearest(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
 def cross_fade(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
     """Blends linearly between the given frames on either side; before the first and after the last one it stands still."""
     result = []
-    for left, right, time in _neighbours(windows.shape[1], given):
+    for left, right, time in neighbours(windows.shape[1], given):
         result.append(torch.lerp(windows[:, left], windows[:, right], time))
     return torch.stack(result, dim=1)
 
@@ -31,7 +33,8 @@ def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
     """Warps the given frames on either side along DIS optical flow in both directions and blends them.
 
     The flow at time t is mixed from the two measured ones as in Super SloMo (arXiv 1712.00080, Eq. 4), which assumes straight
-    and even motion. Beyond the first and last given frame there is nothing to measure, so it stands still there.
+    and even motion. After the last given frame the motion of the last two goes on, straight and even; before the first one, or with
+    a single given frame, there is nothing to measure, so it stands still there.
     """
     import cv2
 
@@ -45,16 +48,21 @@ def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
     result = windows.float().clone()
     for window in result:
         flows = {}
-        for index, (left, right, time) in enumerate(_neighbours(windows.shape[1], given)):
-            if left == right:
+        for index, (left, right, time) in enumerate(neighbours(windows.shape[1], given)):
+            goes_on = index > right and len(given) > 1
+            if left == right and not goes_on:
                 window[index] = window[left]
                 continue
-            if (left, right) not in flows:
-                gray = [cv2.cvtColor(enlarge(window[i]), cv2.COLOR_RGB2GRAY) for i in (left, right)]
+            pair = tuple(sorted(given)[-2:]) if goes_on else (left, right)
+            if pair not in flows:
+                gray = [cv2.cvtColor(enlarge(window[i]), cv2.COLOR_RGB2GRAY) for i in pair]
                 forward = estimator.calc(gray[0], gray[1], None)
                 backward = estimator.calc(gray[1], gray[0], None)
-                flows[left, right] = _shrink(forward, scale), _shrink(backward, scale)  # (2, height, width) pixels
-            forward, backward = flows[left, right]
+                flows[pair] = _shrink(forward, scale), _shrink(backward, scale)  # (2, height, width) pixels
+            forward, backward = flows[pair]
+            if goes_on:
+                window[index] = _warp(window[pair[1]], backward * (index - pair[1]) / (pair[1] - pair[0]))
+                continue
             to_left = -(1 - time) * time * forward + time**2 * backward
             to_right = (1 - time) ** 2 * forward - time * (1 - time) * backward
             window[index] = torch.lerp(_warp(window[left], to_left), _warp(window[right], to_right), time)
@@ -62,15 +70,15 @@ def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
 
 
 def best_match(
-    windows: torch.Tensor, given: Sequence[int], clips: Iterable[torch.Tensor], stride: int
+    windows: torch.Tensor, given: Sequence[int], clips: Iterable[tuple[torch.Tensor, float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training window whose frames at the given places are nearest (mean squared error) to the given frames.
 
     Args:
         windows: `(batch, frames, 3, height, width)` in [0, 1].
         given: positions of the given frames.
-        clips: training clips in [0, 1], each `(length, 3, height, width)`; walked through once, one at a time.
-        stride: distance of neighbouring window frames in frames of the clip; every start is tried.
+        clips: training clips in [0, 1], each `(length, 3, height, width)`, with the distance of neighbouring window frames in frames
+            of the clip; walked through once, one at a time; every start is tried.
 
     Returns:
         The matches, shaped like `windows` with the given frames put back, and their mean squared errors `(batch,)`.
@@ -80,29 +88,30 @@ def best_match(
     queries = windows[:, given].float().flatten(2)  # (batch, given, values)
     best = torch.full((batch,), float("inf"))
     result = windows.float().clone()
-    for clip in clips:
-        starts = clip.shape[0] - (num_frames - 1) * stride
+    for clip, step in clips:
+        offsets = frame_offsets(num_frames, step)
+        starts = clip.shape[0] - offsets[-1]
         if starts < 1:
             continue
         frames = clip.float().flatten(1)  # (length, values)
         # |a - b|^2 = |a|^2 + |b|^2 - 2ab: one product of matrices per clip, so that every start can be tried
         errors = queries.square().sum(-1, keepdim=True) + frames.square().sum(-1) - 2 * queries @ frames.T
         errors = errors / frames.shape[1]  # (batch, given, length)
-        total = torch.stack([errors[:, i, g * stride : g * stride + starts] for i, g in enumerate(given)]).mean(
+        total = torch.stack([errors[:, i, offsets[g] : offsets[g] + starts] for i, g in enumerate(given)]).mean(
             dim=0
         )  # (batch, starts)
         error, start = total.min(dim=1)
         for row in torch.nonzero(error < best).flatten().tolist():
             first = int(start[row])
             best[row] = error[row]
-            result[row] = clip[first : first + (num_frames - 1) * stride + 1 : stride]
+            result[row] = clip[[first + offset for offset in offsets]]
     if torch.isinf(best).any():
-        raise ValueError(f"no training clip is long enough for {num_frames} frames at stride {stride}")
+        raise ValueError(f"no training clip is long enough for {num_frames} frames at this stride")
     result[:, given] = windows[:, given].float()
     return result, best.clamp(min=0)
 
 
-def _neighbours(num_frames: int, given: Sequence[int]) -> list[tuple[int, int, float]]:
+def neighbours(num_frames: int, given: Sequence[int]) -> list[tuple[int, int, float]]:
     """For every frame the given frame before it, the one after it, and how far it is between them (0 to 1)."""
     result = []
     for index in range(num_frames):

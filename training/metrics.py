@@ -1,6 +1,6 @@
 """How close painted windows come to the real ones: per window, so that means, errors and pairs can be taken afterwards.
 
-SSIM and PSNR reward blur, so they are never reported without the amount of motion and the sharpness. Everything takes frames
+SSIM and PSNR reward blur, so they are never reported without the amount and the evenness of motion and the sharpness. Everything takes frames
 in [0, 1], `(batch, frames, 3, height, width)`. The simple methods to compare with are in `baselines.py`.
 """
 
@@ -14,7 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 MAX_PSNR = 60.0
 
 # Sums that become ratios to the true clips' only after all windows are added up: single still windows divide by nothing.
-RATIOS = {"motion": "true_motion", "sharpness": "true_sharpness"}
+RATIOS = {"motion": "true_motion", "evenness": "true_evenness", "sharpness": "true_sharpness"}
 
 
 def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -27,8 +27,7 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
 
     Returns:
         Float tensors `(batch,)`: `mid_ssim` and `mid_psnr` (dB) of the middle frame, `ssim` and `psnr` averaged over the
-        generated frames, and the raw sums `motion`, `true_motion`, `sharpness`, `true_sharpness` that `summarize`
-        turns into ratios.
+        generated frames, and the raw values of `RATIOS` and their true counterparts that `summarize` turns into ratios.
     """
     if frames.shape != truth.shape or frames.ndim != 5:
         raise ValueError(
@@ -49,15 +48,17 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
         "mid_psnr": psnr[:, middle],
         "ssim": ssim.mean(dim=1),
         "psnr": psnr.mean(dim=1),
-        "motion": _motion(frames),
-        "true_motion": _motion(truth),
+        "motion": _steps(frames).mean(dim=1),
+        "true_motion": _steps(truth).mean(dim=1),
+        "evenness": _evenness(frames),
+        "true_evenness": _evenness(truth),
         "sharpness": _sharpness(frames[:, generated]),
         "true_sharpness": _sharpness(truth[:, generated]),
     }
 
 
 def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Means over windows; motion and sharpness as the ratio of the painted sum to the true one over all windows."""
+    """Means over windows; those of `RATIOS` as the ratio of the painted sum to the true one over all windows."""
     result = {}
     for name, values in scores.items():
         if name in RATIOS:
@@ -92,8 +93,20 @@ def _psnr(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return peak_signal_noise_ratio(frames, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)).clamp(max=MAX_PSNR)
 
 
-def _motion(frames: torch.Tensor) -> torch.Tensor:
-    return (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(1, 2, 3, 4))
+def _steps(frames: torch.Tensor) -> torch.Tensor:
+    """How much changes from each frame to the next, `(batch, frames - 1)`."""
+    return (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(2, 3, 4))
+
+
+def _evenness(frames: torch.Tensor) -> torch.Tensor:
+    """Over what share of its steps a window's motion is spread: 1 where all are equal, 1 / steps where it is a single jump, 0 where nothing moves.
+
+    It is the perplexity of the steps' shares of the motion, divided by the number of steps.
+    """
+    steps = _steps(frames)
+    shares = steps / steps.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    perplexity = torch.special.entr(shares).sum(dim=1).exp()
+    return torch.where(steps.sum(dim=1) > 0, perplexity / steps.shape[1], 0.0)
 
 
 def _sharpness(frames: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusers_mardini.pipelines.saving import finish_saved_folder
 
 from .card import facts_of, read_record
 from .config import RunConfig
-from .evaluate import COLUMNS
+from .evaluation.tables import COLUMNS, present_columns
 
 
 def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
@@ -76,7 +76,8 @@ def resources_of(run: Path) -> dict[str, Any]:
 def scores_of(results: Path) -> dict[str, Any]:
     """`metrics`, the rows of `results.json` for the card, and `evaluation`, the command that made them."""
     record = json.loads(results.read_text(encoding="utf-8"))
-    rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in COLUMNS}} for row in record["rows"]]
+    columns = present_columns(record["rows"])
+    rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in columns}} for row in record["rows"]]
     return {"metrics": rows, "evaluation": record["command"]}
 
 

@@ -1,3 +1,6 @@
+"""The whole evaluation at toy size: what it writes, that it goes on, and what it refuses before it paints."""
+
+import csv
 import json
 
 import numpy as np
@@ -9,11 +12,15 @@ from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training import evaluate
 from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
+from training.evaluation.kept import Kept
+from training.evaluation.scores import Evaluation, Networks
+from training.evaluation.tables import difference_table, markdown_table, write_results
+from training.evaluation.variants import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
+from training.evaluation.windows import Windows, load_windows
+from training.metrics import score_windows, summarize
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
+NOTHING = Networks({}, {})
 
 
 @pytest.fixture(scope="module")
@@ -29,79 +36,52 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def windows(clips):
-    return evaluate.load_windows(clips, SIZE, num_frames=5, stride=2, per_clip=2)
+    return load_windows(clips, SIZE, num_frames=5, stride=2, per_clip=2)
 
 
-def test_windows_are_evenly_spaced_from_the_first_to_the_last_possible_start():
-    assert evaluate.window_starts(64, 9, 2, 2) == [0, 47]
-    assert evaluate.window_starts(64, 9, 2, 3) == [0, 24, 47]
-    assert evaluate.window_starts(18, 9, 2, 3) == [0, 1]
-    assert evaluate.window_starts(17, 9, 2, 2) == [0]
-    assert evaluate.window_starts(16, 9, 2, 2) == []
-    assert evaluate.window_starts(64, 9, 2, 1) == [0]
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
 
 
-def test_short_clips_are_counted_and_named(windows, clips, capsys):
-    assert windows.frames.shape == (4, 5, 3, SIZE, SIZE)
-    assert windows.clips == ["clip_0.mp4"] * 2 + ["clip_1.mp4"] * 2 and windows.starts == [0, 3, 0, 3]
-    assert windows.skipped == {"clip_2.mp4": "3 frames, a window needs 9"}
-    with pytest.raises(ValueError, match="no clip .* gives 30 frames"):
-        evaluate.load_windows(clips, SIZE, num_frames=30, stride=2, per_clip=2)
-    assert "clip_2.mp4: 3 frames" in capsys.readouterr().out
+def command(checkpoint, clips, output, *more: str) -> list[str]:
+    basic = [
+        str(checkpoint),
+        str(clips),
+        "--size",
+        str(SIZE),
+        "--num-frames",
+        "5",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    return [*basic, "-o", str(output), *more]
 
 
-def test_tasks_give_the_frames_of_the_paper():
-    assert evaluate.given_indices("interpolation", 9) == [0, 8]
-    assert evaluate.given_indices("image-to-video", 9) == [0]
-    assert evaluate.given_indices("expansion", 9) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="'guessing'.*interpolation"):
-        evaluate.given_indices("guessing", 9)
+class Painted:
+    """A variant that counts what it paints, brightens by its seed, and can be interrupted."""
+
+    def __init__(self, seeds=(0, 1), breaks_at: int | None = None, **key):
+        self.batches, self.breaks_at = [], breaks_at
+        self.variant = Variant(
+            "ours, counted", OURS, {"method": "counted", **key}, seeds, [(0, 2), (2, 4)], self.paint
+        )
+
+    def paint(self, windows, given, first, seed):
+        if len(self.batches) == self.breaks_at:
+            raise KeyboardInterrupt
+        self.batches.append((seed, first))
+        return (windows + 0.1 * (seed + 1)).clamp(0, 1)
 
 
-def test_a_window_is_painted_the_same_in_any_batch(pipe, windows):
-    together = evaluate.generate(pipe, windows.frames, [0, 4], steps=2, batch_size=4)
-    apart = evaluate.generate(pipe, windows.frames, [0, 4], steps=2, batch_size=2)
-    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
-    torch.testing.assert_close(together[:, [0, 4]], windows.frames[:, [0, 4]])
-    other_seed = evaluate.generate(pipe, windows.frames, [0, 4], steps=2, seed=1)
-    assert (together[:, 1:4] - other_seed[:, 1:4]).abs().max() > 0.01
-
-
-def test_painting_does_not_see_the_frames_that_are_not_given(pipe, windows):
-    spoiled = windows.frames.clone()
-    spoiled[:, [1, 2, 3]] = 0.5
-    torch.testing.assert_close(
-        evaluate.generate(pipe, windows.frames, [0, 4], steps=1), evaluate.generate(pipe, spoiled, [0, 4], steps=1)
-    )
-
-
-def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe, windows):
-    mask = torch.tensor([[True, False, False, False, True]]).expand(2, -1)
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 5, 16, 4, 4, generator=generator)
-    low = torch.randn(2, 5, 16, 2, 2, generator=generator)
-    with torch.no_grad():
-        own = pipe.planner(low, mask)[0]
-        with evaluate.planning_replaced(pipe, "none"):
-            none = pipe.planner(low, mask, return_dict=False)[0]
-        with evaluate.planning_replaced(pipe, "other"):
-            other = pipe.planner(low, mask).planning_signals
-        timestep = torch.tensor(500)
-        replaced = pipe.transformer(latents, timestep, none, mask)[0]
-        torch.testing.assert_close(replaced, pipe.transformer(latents, timestep, None, mask)[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(other, own[[1, 0]])
-        torch.testing.assert_close(pipe.planner(low, mask)[0], own)  # nothing is left behind
-        assert (replaced - pipe.transformer(latents, timestep, own, mask)[0]).abs().max() > 1e-3
-
-
-def test_the_program_writes_results_a_table_and_sheets(clips, tmp_path, capsys):
-    checkpoint = tmp_path / "checkpoint"
-    tiny_pipeline().save_pretrained(checkpoint)
+def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_path, capsys):
     output = tmp_path / "out"
-    evaluate.main(
-        [str(checkpoint), str(clips), "--size", str(SIZE), "--num-frames", "5", "--steps", "2", "1", "--device", "cpu"]
-        + ["--train-clips", str(clips), "--no-planning", "--wrong-planning", "--seeds", "0", "1", "-o", str(output)]
-    )
+    more = ["--train-clips", str(clips), "--no-planning", "--wrong-planning", "--seeds", "0", "1", "--steps", "2", "1"]
+    evaluate.main(command(checkpoint, clips, output, *more, "--metrics"))
     record = json.loads((output / "results.json").read_text())
     rows = {row["method"]: row for row in record["rows"]}
     assert list(rows) == [
@@ -118,13 +98,158 @@ def test_the_program_writes_results_a_table_and_sheets(clips, tmp_path, capsys):
     assert len(record["windows"]) == 4 and record["skipped"] == {"clip_2.mp4": "3 frames, a window needs 9"}
     assert rows["best match among training windows"]["mid_ssim"] == pytest.approx(1, abs=1e-3)  # its own clips
     ours = rows["ours, 2 steps"]
-    assert len(ours["windows"]["mid_ssim"]) == 4 and len(ours["seeds_mid_ssim"]) == 2
+    assert len(ours["windows"]["mid_ssim"]) == 4 and len(ours["seeds"]["mid_ssim"]) == 2
     assert ours["mid_ssim"] == pytest.approx(np.mean(ours["windows"]["mid_ssim"]), abs=1e-4)
-    assert ours["mid_ssim"] == pytest.approx(np.mean(ours["seeds_mid_ssim"]), abs=1e-4)
+    assert ours["mid_ssim"] == pytest.approx(np.mean(ours["seeds"]["mid_ssim"]), abs=1e-4)
+    assert ours["spread"]["mid_ssim"] == pytest.approx(np.std(ours["seeds"]["mid_ssim"], ddof=1), abs=1e-6)
+    low, high = ours["intervals"]["mid_ssim"]
+    assert low <= ours["mid_ssim"] <= high
+    assert len(record["differences"]) == 4 * 4  # ours in four ways, four simple methods
+    pair = record["differences"][0]
+    assert (pair["method"], pair["than"]) == ("ours, 2 steps", "copy of the nearest given frame")
+    assert pair["difference"]["ssim"] == pytest.approx(ours["ssim"] - rows[pair["than"]]["ssim"], abs=1e-6)
+
     table = (output / "results.md").read_text()
-    assert "| cross-fade | " in table and table.count("\n| ") == 10
+    assert "| cross-fade | " in table and "standard deviation over seeds" in table and "Paired differences" in table
+    with open(output / "results.csv", newline="") as file:
+        found = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
+    assert float(found["ours, 2 steps", "mid_ssim"]["value"]) == pytest.approx(ours["mid_ssim"])
+    assert found["cross-fade", "psnr"]["spread_over_seeds"] == ""
     assert Image.open(output / "sheet_0.png").width > 5 * 128
     assert capsys.readouterr().out.rstrip().endswith(f"contact sheets to {output}")
+
+
+def test_typed_again_nothing_is_painted_twice_and_the_results_are_the_same(checkpoint, clips, tmp_path):
+    arguments = command(checkpoint, clips, tmp_path, "--steps", "1", "--metrics")
+    evaluate.main(arguments)
+    before = (tmp_path / "results.json").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
+    evaluate.main(arguments)
+    assert (tmp_path / "results.json").read_text() == before
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_batch_that_was_missing(windows, tmp_path):
+    broken, whole = Painted(breaks_at=3), Painted()
+    with pytest.raises(KeyboardInterrupt):
+        Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([broken.variant])
+    rows, _, painted = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([whole.variant])
+    assert broken.batches == [(0, 0), (0, 2), (1, 0)] and whole.batches == [(1, 2)]
+    fresh, _, expected = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path / "fresh")).run([Painted().variant])
+    torch.testing.assert_close(painted["ours, counted"], expected["ours, counted"], rtol=0, atol=0)
+    assert {**rows[0], "seconds_per_window": 0} == {**fresh[0], "seconds_per_window": 0}
+
+
+def test_everything_that_matters_is_in_the_key(windows, tmp_path):
+    def batches_painted(of: Windows = windows, given=(0, 4), **key) -> int:
+        painted = Painted(seeds=(0,), **key)
+        Evaluation(of, list(given), NOTHING, Kept(tmp_path)).run([painted.variant])
+        return len(painted.batches)
+
+    brighter = Windows(windows.frames * 0.9, windows.clips, windows.starts, {})
+    assert [batches_painted(), batches_painted()] == [2, 0]
+    assert batches_painted(of=brighter) == batches_painted(given=(0,)) == batches_painted(steps=3) == 2
+    keys = [
+        [variant.key for variant in ours(pipe, 4, sampling)]
+        for pipe in (tiny_pipeline(), tiny_pipeline(planner_downscale=4), tiny_pipeline(beta_schedule="linear"))
+        for sampling in (
+            Sampling(),
+            Sampling(steps=(3,)),
+            Sampling(guidance_scale=2.0),
+            Sampling(schedulers=("DDIMScheduler",)),
+        )
+    ]
+    assert len({json.dumps(key[1]) for key in keys}) == 12
+
+
+def test_training_clips_are_known_by_their_files(clips, tmp_path):
+    (tmp_path / "a.mp4").write_bytes((clips / "clip_0.mp4").read_bytes())
+    key = TrainingClips(tmp_path, SIZE, 2).key()
+    assert key == TrainingClips(tmp_path, SIZE, 2).key() != TrainingClips(tmp_path, SIZE, 3).key()
+    (tmp_path / "b.mp4").write_bytes((clips / "clip_1.mp4").read_bytes())
+    assert TrainingClips(tmp_path, SIZE, 2).key() != key
+
+
+@pytest.mark.parametrize(
+    "given, names",
+    [([0, 8], ["copy", "cross-fade", "DIS", "RIFE"]), ([0], ["copy"]), ([0, 1, 2, 3, 4], ["copy", "DIS"])],
+)
+def test_a_task_has_the_simple_methods_that_it_allows(given, names):
+    found = [variant.method for variant in baselines(4, given, 9, None, "rife-v4.6")]
+    assert [method.split()[0] for method in found] == names
+    assert all(variant.kind == BASELINE for variant in baselines(4, given, 9, None))
+
+
+def test_scores_are_of_the_frames_as_a_file_holds_them(windows, tmp_path):
+    painted = Painted(seeds=(0,))
+    rows, _, frames = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([painted.variant])
+    values = frames["ours, counted"] * 255
+    torch.testing.assert_close(values, values.round(), atol=1e-4, rtol=0)
+    expected = summarize(score_windows(frames["ours, counted"], windows.frames, [0, 4]))
+    assert rows[0]["mid_psnr"] == pytest.approx(expected["mid_psnr"], abs=1e-4)
+
+
+def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path):
+    more = ["--task", "image-to-video", "--fps", "5", "--guidance-scale", "1", "--steps", "2", "--metrics"]
+    evaluate.main(
+        command(checkpoint, clips, tmp_path, *more, "--scheduler", "UniPCMultistepScheduler", "DDIMScheduler")
+    )
+    record = json.loads((tmp_path / "results.json").read_text())
+    methods = [row["method"] for row in record["rows"]]
+    assert methods[0] == "copy of the nearest given frame" and methods[-2:] == [
+        "ours, 2 steps, UniPCMultistepScheduler",
+        "ours, 2 steps, DDIMScheduler",
+    ]
+    assert record["rows"][0]["motion"] == 0 and record["fps"] == 5
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--metrics", "fvd"], "at least 9 frames, got 5"),
+        (["--metrics", "vmaf"], "'vmaf' is unknown; use auto or some of lpips"),
+        (["--sha256", "other.pth=00"], "'other.pth', which no metric reads"),
+        (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
+        (["--fps", "60"], "60 frames per second"),
+        (["--rife", "rife-v2.3"], "RIFE needs the package|does not paint any time"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_painted(checkpoint, clips, tmp_path, more, message):
+    with pytest.raises(SystemExit, match=f"error: .*({message})"):
+        evaluate.main(command(checkpoint, clips, tmp_path / "out", "--metrics", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/clip.mp4").write_bytes((clips / "clip_0.mp4").read_bytes())
+    single = command(
+        checkpoint, tmp_path / "one", tmp_path / "out", "--windows-per-clip", "1", "--steps", "1", "--metrics"
+    )
+    evaluate.main(single)
+    if evaluate.load_networks(["auto"], SIZE, 5)[0].features:
+        with pytest.raises(SystemExit, match="at least 2 windows; add clips"):
+            evaluate.main([*single, "fd-window"])
+
+
+def test_a_metric_without_its_network_is_left_out_and_named_unless_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    networks, missing = evaluate.load_networks(["auto"], size=24, num_frames=5)
+    assert not networks.lpips and missing[0] == "lpips: LPIPS needs frames of at least 32 pixels, got 24"
+    with pytest.raises(ValueError, match="at least 32 pixels"):
+        evaluate.load_networks(["lpips"], size=24, num_frames=5)
+    with pytest.raises(ValueError, match="FID needs the file"):
+        evaluate.load_networks(["auto", "fid"], size=24, num_frames=5)
+
+
+def test_a_number_that_is_none_becomes_null_and_a_dash(windows, tmp_path):
+    row = {"method": "still", "kind": OURS, "motion": float("nan"), "mid_ssim": 0.5}
+    row |= {"intervals": {"motion": (float("nan"), 1.0), "mid_ssim": (0.4, 0.6)}, "spread": {}}
+    facts = {"command": "x", "task": "interpolation", "seeds": [0], "not_measured": ["fid: no file"]}
+    write_results(tmp_path, facts, [row], [], windows)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["motion"] is None
+    assert "| still | 0.500 [0.400, 0.600] | – |" in markdown_table([row])
+    assert "Not measured: fid: no file." in (tmp_path / "results.md").read_text() and difference_table([]) == ""
 
 
 def test_given_frames_are_framed_and_all_frames_drawn():

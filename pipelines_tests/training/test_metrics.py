@@ -98,6 +98,17 @@ def test_cross_fade_is_linear_between_given_frames_and_still_outside():
     assert cross_fade(windows, [1, 3])[0, :, 0, 0, 0].tolist() == [1, 1, 2, 3, 3]
 
 
+def test_evenness_tells_a_jump_from_a_glide():
+    windows = moving_squares(speed=1)
+    even = summarize(score_windows(cross_fade(windows, [0, 4]), windows, [0, 4]))
+    jump = summarize(score_windows(copy_nearest(windows, [0, 4]), windows, [0, 4]))
+    assert even["evenness"] == pytest.approx(1, abs=0.02)
+    true = score_windows(windows, windows, [0, 4])["true_evenness"].mean().item()
+    assert jump["evenness"] == pytest.approx(0.25 / true, rel=1e-3)  # all of it in one of four steps
+    still = score_windows(copy_nearest(windows, [0]), windows, [0])
+    assert still["evenness"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("method", [copy_nearest, cross_fade, flow_warp])
 def test_simple_methods_look_at_the_given_frames_alone(method):
     windows = moving_squares()
@@ -114,18 +125,34 @@ def test_optical_flow_follows_what_cross_fading_smears():
     assert flow["mid_psnr"] > fade["mid_psnr"] + 1
 
 
+def test_optical_flow_goes_on_after_the_last_given_frame():
+    truth = moving_squares(speed=1)
+    flow = score_windows(flow_warp(truth, [0, 1, 2]), truth, [0, 1, 2])
+    still = score_windows(copy_nearest(truth, [0, 1, 2]), truth, [0, 1, 2])
+    assert flow["mid_psnr"].mean() > still["mid_psnr"].mean() + 3
+    torch.testing.assert_close(flow_warp(truth, [0])[:, 4], truth[:, 0])  # one frame tells nothing of motion
+
+
 def test_the_best_match_is_found_at_any_start_and_stride():
     generator = torch.Generator().manual_seed(0)
     clips = [torch.rand(length, 3, 8, 8, generator=generator) for length in (6, 20, 15)]
     truth = torch.stack([clips[1][3:12:2], clips[2][0:9:2]])
     truth_with_noise = (truth + 0.01).clamp(0, 1)
-    found, error = best_match(truth_with_noise, [0, 4], iter(clips), stride=2)
+    found, error = best_match(truth_with_noise, [0, 4], ((clip, 2) for clip in clips))
     torch.testing.assert_close(found[:, 1:4], truth[:, 1:4])
     torch.testing.assert_close(found[:, [0, 4]], truth_with_noise[:, [0, 4]])
     expected = (truth_with_noise - truth)[:, [0, 4]].square().mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(error, expected, atol=1e-5, rtol=0)
 
 
+def test_the_best_match_follows_a_pace_that_is_not_whole():
+    clip = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    truth = clip[[4, 6, 9, 12, 14]][None]  # 2.5 clip frames apart, from 4
+    found, error = best_match(truth, [0, 4], [(clip, 2.5)])
+    torch.testing.assert_close(found, truth)
+    assert error.item() < 1e-6
+
+
 def test_too_short_training_clips_are_refused():
     with pytest.raises(ValueError, match="long enough"):
-        best_match(torch.rand(1, 5, 3, 8, 8), [0, 4], [torch.rand(8, 3, 8, 8)], stride=2)
+        best_match(torch.rand(1, 5, 3, 8, 8), [0, 4], [(torch.rand(8, 3, 8, 8), 2)])

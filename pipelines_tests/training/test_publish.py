@@ -12,7 +12,7 @@ from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from training import card as card_of_checkpoint
 from training.card import facts_of, read_record
-from training.evaluate import COLUMNS
+from training.evaluation.tables import COLUMNS
 from training.publish import publish, resources_of, stages_of
 
 

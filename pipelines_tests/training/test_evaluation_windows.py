@@ -1,0 +1,106 @@
+"""Which windows are cut out of which clips."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_mardini.video_io import write_video
+from pipelines_tests.tiny_pipeline import SIZE
+from training.evaluation.windows import (
+    clip_step,
+    frame_offsets,
+    given_indices,
+    load_windows,
+    to_bytes,
+    training_clips,
+    window_starts,
+)
+
+
+def write_counting_clip(path, length: int, fps: float) -> None:
+    """Frame i is grey of value 10 * i."""
+    frames = np.full((length, SIZE, SIZE, 3), 0, dtype=np.uint8)
+    frames += (10 * np.arange(length, dtype=np.uint8))[:, None, None, None]
+    write_video(path, frames, fps)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for name, length, fps in (("a", 12, 10), ("b", 24, 20), ("c", 3, 10)):
+        write_counting_clip(folder / f"{name}.mp4", length, fps)
+    return folder
+
+
+def shown(window: torch.Tensor) -> list[int]:
+    """The numbers of a counting clip's frames."""
+    return (window.mean(dim=(1, 2, 3)) * 25.5).round().int().tolist()
+
+
+def test_windows_are_evenly_spaced_from_the_first_to_the_last_possible_start():
+    offsets = frame_offsets(9, 2)
+    assert offsets == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert window_starts(64, offsets, 2) == [0, 47]
+    assert window_starts(64, offsets, 3) == [0, 24, 47]
+    assert window_starts(18, offsets, 3) == [0, 1]
+    assert window_starts(17, offsets, 2) == [0]
+    assert window_starts(16, offsets, 2) == []
+    assert window_starts(64, offsets, 1) == [0]
+
+
+def test_short_clips_are_counted_and_named(clips, capsys):
+    windows = load_windows(clips, SIZE, num_frames=5, stride=2, per_clip=2)
+    assert windows.frames.shape == (4, 5, 3, SIZE, SIZE)
+    assert windows.clips == ["a.mp4"] * 2 + ["b.mp4"] * 2 and windows.starts == [0, 3, 0, 15]
+    assert shown(windows.frames[1]) == [3, 5, 7, 9, 11]
+    assert windows.skipped == {"c.mp4": "3 frames, a window needs 9"}
+    with pytest.raises(ValueError, match="no clip .* gives 30 frames at stride 2"):
+        load_windows(clips, SIZE, num_frames=30, stride=2, per_clip=2)
+    assert "c.mp4: 3 frames" in capsys.readouterr().out
+
+
+def test_by_frames_per_second_clips_of_any_pace_give_the_same_pace(clips):
+    windows = load_windows(clips, SIZE, num_frames=3, stride=1, per_clip=1, fps=4)
+    assert windows.clips == ["a.mp4", "b.mp4"]
+    assert [shown(window) for window in windows.frames] == [[0, 2, 5], [0, 5, 10]]  # 2.5 and 5 clip frames apart
+    assert windows.skipped == {"c.mp4": "3 frames, a window needs 6"}
+
+
+def test_a_clip_slower_than_asked_for_is_left_out_and_named(clips, capsys):
+    windows = load_windows(clips, SIZE, num_frames=5, stride=1, per_clip=1, fps=20)
+    assert windows.clips == ["b.mp4"]
+    assert windows.skipped["a.mp4"] == "10 frames per second, 20 were asked for"
+    assert [step for _, step in training_clips(clips, SIZE, 1, fps=20)] == [1.0]
+    assert "2 training clips" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="gives 5 frames at 60 frames per second"):
+        load_windows(clips, SIZE, num_frames=5, stride=1, per_clip=1, fps=60)
+
+
+@pytest.mark.parametrize("wrong", [{"num_frames": 1}, {"stride": 0}, {"per_clip": 0}, {"fps": 0.0}])
+def test_numbers_that_make_no_window_are_refused(clips, wrong):
+    with pytest.raises(ValueError, match="is 0|is 1"):
+        load_windows(clips, SIZE, **{"num_frames": 5, "stride": 1, "per_clip": 1, **wrong})
+
+
+def test_a_rate_just_above_the_clips_own_is_rounding():
+    assert clip_step(29.97, 3, 29.98) == 1.0 and clip_step(30, 3, None) == 3
+
+
+def test_tasks_give_the_frames_of_the_paper():
+    assert given_indices("interpolation", 9) == [0, 8]
+    assert given_indices("image-to-video", 9) == [0]
+    assert given_indices("expansion", 9) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="'guessing'.*interpolation"):
+        given_indices("guessing", 9)
+
+
+def test_the_digest_knows_every_pixel(clips):
+    windows = load_windows(clips, SIZE, num_frames=3, stride=1, per_clip=1)
+    before = windows.digest()
+    assert before == load_windows(clips, SIZE, num_frames=3, stride=1, per_clip=1).digest()
+    windows.frames[0, 2, 1, 5, 7] += 1 / 255
+    assert windows.digest() != before
+
+
+def test_bytes_are_what_a_file_holds():
+    assert to_bytes(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]

@@ -1,0 +1,55 @@
+"""What an evaluation has finished, on disk: typed again after an interruption, it goes on.
+
+Tensors lie in safetensors files, in a folder for each key; the key, everything that the tensors depend on, is written beside them as JSON.
+What no key asks for any more is left where it is and does no harm.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+class Kept:
+    """Tensors by key and by range of windows.
+
+    Args:
+        folder: made when the first tensors are kept.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def get(
+        self, key: dict[str, Any], first: int, last: int, make: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of the windows `first` to `last - 1`, made by `make` where they are not there yet.
+
+        A file that cannot be read is made again: files appear whole, so that it was damaged later.
+        """
+        text = json.dumps(key, sort_keys=True)
+        folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:24]
+        path = folder / f"{first:05d}-{last:05d}.safetensors"
+        if path.is_file():
+            try:
+                return _sorted(load_file(path))
+            except SafetensorError as error:
+                print(f"{path} cannot be read ({error}); it is made again")
+        tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "key.json").write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        save_file(tensors, temporary)
+        temporary.replace(path)
+        return _sorted(tensors)
+
+
+def _sorted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In one order, whether they come from a file or not."""
+    return dict(sorted(tensors.items()))

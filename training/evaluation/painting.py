@@ -1,0 +1,165 @@
+"""Fills in the frames of windows with the pipeline that users call: one sample each, nothing chosen."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.latents import decode_latents, encode_video
+
+
+PLANNING = {
+    "own": "",
+    "none": ", planning signal dropped",
+    "other": ", plan of another window",
+}
+
+
+@contextlib.contextmanager
+def planning_replaced(pipe: MarDiniPipeline, planning: str) -> Iterator[None]:
+    """Within it the transformer meets its own plan, the unconditional signal, or the plan of the batch's next window.
+
+    The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
+    averages equal values.
+    """
+    if planning not in PLANNING:
+        raise ValueError(f"planning {planning!r} is unknown; use one of {', '.join(PLANNING)}")
+
+    def replace(module, args, output):
+        signals = output[0]  # (batch, frames, rows, columns, channels)
+        if planning == "none":
+            new = pipe.transformer.unconditional_planning_signal.to(signals).expand_as(signals)
+        else:
+            new = signals.roll(1, dims=0)
+        if isinstance(output, tuple):
+            return (new, *output[1:])
+        return type(output)(planning_signals=new)
+
+    handle = pipe.planner.register_forward_hook(replace) if planning != "own" else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def scheduler_named(pipe: MarDiniPipeline, name: str) -> SchedulerMixin:
+    """A scheduler of diffusers with the noise schedule that the checkpoint was trained with.
+
+    Raises:
+        ValueError: if diffusers has no such scheduler, or it cannot take over the schedule.
+    """
+    compatible = {cls.__name__: cls for cls in pipe.scheduler.compatibles}
+    if name not in compatible:
+        raise ValueError(
+            f"scheduler {name!r} cannot take over the checkpoint's {type(pipe.scheduler).__name__}; these can: "
+            f"{', '.join(sorted(compatible))}"
+        )
+    return compatible[name].from_config(pipe.scheduler.config)
+
+
+@contextlib.contextmanager
+def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) -> Iterator[None]:
+    """Within it the pipeline samples with `scheduler`; `None` leaves its own."""
+    own = pipe.scheduler
+    pipe.scheduler = own if scheduler is None else scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+def batches(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """First and last-plus-one of batches of nearly equal size: none is left with a single window, and no other one to take a plan from."""
+    number = max(1, min(-(-count // batch_size), count // 2))
+    sizes = [len(part) for part in torch.arange(count).tensor_split(number)]
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [(end - size, end) for end, size in zip(ends, sizes)]
+
+
+def paint_batch(
+    pipe: MarDiniPipeline,
+    windows: torch.Tensor,
+    given: Sequence[int],
+    steps: int,
+    seed: int = 0,
+    first: int = 0,
+    planning: str = "own",
+    guidance_scale: float | None = None,
+) -> torch.Tensor:
+    """Paints a batch once from its given frames.
+
+    Each window has a random generator of its own, seeded by `seed` and its number, so that the result does not depend on the
+    batch (with `planning="other"` it does: the plan comes from the same batch).
+
+    Args:
+        pipe: the checkpoint.
+        windows: in [0, 1], `(batch, frames, 3, height, width)`; looked at where `given` says.
+        given: positions of the given frames.
+        steps: of the scheduler.
+        seed: of all windows.
+        first: the number of the first window.
+        planning: a key of `PLANNING`.
+        guidance_scale: `None` is the pipeline's own choice for the task.
+
+    Returns:
+        Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
+    """
+    if planning == "other" and len(windows) < 2:
+        raise ValueError("the plan of another window needs at least 2 windows")
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(len(windows))]
+    with planning_replaced(pipe, planning):
+        frames = pipe(
+            video=windows[:, list(given)],
+            frame_indices=list(given),
+            num_frames=windows.shape[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=generators,
+            output_type="pt",
+        ).frames
+    frames = frames.float().cpu()
+    frames[:, list(given)] = windows[:, list(given)].float()
+    return frames
+
+
+def generate(
+    pipe: MarDiniPipeline,
+    windows: torch.Tensor,
+    given: Sequence[int],
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 8,
+    planning: str = "own",
+) -> torch.Tensor:
+    """Paints every window once, batch by batch; see `paint_batch`."""
+    painted = [
+        paint_batch(pipe, windows[first:last], given, steps, seed, first, planning)
+        for first, last in batches(len(windows), batch_size)
+    ]
+    return torch.cat(painted)
+
+
+@torch.no_grad()
+def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor) -> torch.Tensor:
+    """Every frame through the autoencoder and back: the best that any model on top of it can reach."""
+    frames = [
+        decode_latents(pipe.vae, encode_video(pipe.vae, window[None].to(pipe.device, pipe.vae.dtype) * 2 - 1))
+        for window in windows
+    ]
+    return (torch.cat(frames).float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def weights_digest(pipe: MarDiniPipeline) -> str:
+    """Changes with any weight or setting of the checkpoint, wherever it was loaded from."""
+    digest = hashlib.sha256(repr(sorted(pipe.config.items(), key=str)).encode())
+    for name in ("vae", "planner", "transformer"):
+        module = getattr(pipe, name)
+        digest.update(module.to_json_string().encode() if hasattr(module, "to_json_string") else name.encode())
+        for key, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Published networks: where their files are looked for, how they are checked, and what is said where one is missing.
+
+Nothing is downloaded. A digest is compared where it is known: because the file was checked here, because its name carries the first digits
+(the custom of `torch.hub`), or because the user gave it; in every case the digest of what was loaded goes into the results.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of weights.
+
+    Attributes:
+        name: of the file.
+        origin: where it is to be had.
+        sha256: its digest or the first digits of it; empty where it is not known here.
+        package: the installed package that brings it, if one does.
+        inside: its place in that package.
+    """
+
+    name: str
+    origin: str
+    sha256: str = ""
+    package: str = ""
+    inside: str = ""
+
+
+def find_file(
+    file: PublishedFile, folder: Path | None = None, digests: Mapping[str, str] | None = None
+) -> Path | None:
+    """Where a file lies, its digest compared: in `folder`, in its package, or in the cache of `torch.hub`; `None` if nowhere.
+
+    Args:
+        file: what is looked for.
+        folder: of the user, who puts there what is to be had elsewhere only.
+        digests: SHA-256 digests that the user gave, by the name of the file.
+
+    Raises:
+        ValueError: if a file of this name has another digest.
+    """
+    places = [folder / file.name] if folder is not None else []
+    spec = find_spec(file.package) if file.package else None
+    if spec is not None:
+        places += [Path(place) / file.inside for place in spec.submodule_search_locations or ()]
+    places.append(Path(torch.hub.get_dir()) / "checkpoints" / file.name)
+    for path in places:
+        if path.is_file():
+            for expected in (file.sha256, (digests or {}).get(file.name, "").lower()):
+                if not sha256(path).startswith(expected):
+                    raise ValueError(
+                        f"'{path}' has the SHA-256 digest {sha256(path)}, but {expected} was expected; it is damaged or another "
+                        f"file: get it again from {file.origin}"
+                    )
+            return path
+    return None
+
+
+def missing(metric: str, files: Sequence[PublishedFile], folder: Path | None) -> str:
+    """What a user has to bring, in a sentence."""
+    ways = " or ".join(f"'{file.name}' ({file.origin})" for file in files)
+    place = f"into '{folder}'" if folder is not None else "into a folder and name it with --weights"
+    return f"{metric} needs the file {ways}, which is not here: install its package if it has one, or put it {place}"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache() -> Path:
+    """Where converted weights are kept for the next time: `$XDG_CACHE_HOME/diffusers_mardini`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusers_mardini"
+
+
+def read_numpy_pickle(path: Path) -> Any:
+    """Reads a pickle that may hold numpy arrays and plain containers, and nothing else: no other name is ever looked up.
+
+    Raises:
+        ValueError: if it asks for anything else, or is no pickle.
+    """
+    try:
+        return _NumpyUnpickler(io.BytesIO(path.read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"'{path}' is not a pickle of numpy arrays alone: {error}") from error
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            # numpy 2 moved it and kept the old name in the pickles of numpy 1
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return allowed[module, name]

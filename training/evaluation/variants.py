@@ -1,0 +1,155 @@
+"""What is painted: simple methods, the autoencoder alone, and the checkpoint in every way that was asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+import diffusers_mardini
+from diffusers_mardini import MarDiniPipeline
+
+from ..baselines import best_match, copy_nearest, cross_fade, flow_warp
+from ..data.clips import list_clips
+from . import rife
+from .painting import PLANNING, batches, paint_batch, reconstruct, scheduler_named, scheduler_replaced, weights_digest
+from .windows import training_clips
+
+
+BASELINE, CEILING, OURS = "baseline", "ceiling", "ours"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        method: its name.
+        kind: `BASELINE`, `CEILING` or `OURS`.
+        key: everything that its frames depend on beside the windows and the seed.
+        seeds: it is painted once for each.
+        batches: first and last-plus-one of the windows that are painted together.
+        paint: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
+    """
+
+    method: str
+    kind: str
+    key: dict[str, Any]
+    seeds: tuple[int, ...]
+    batches: list[tuple[int, int]]
+    paint: Callable[[torch.Tensor, Sequence[int], int, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the checkpoint is sampled, a row for each scheduler and number of steps.
+
+    Attributes:
+        steps: numbers of steps.
+        schedulers: names of diffusers' schedulers; "" is the checkpoint's own.
+        guidance_scale: `None` is the pipeline's own choice for the task.
+        seeds: one sample for each.
+        batch_size: windows painted together.
+        no_planning: whether there is a row without the planning signal.
+        wrong_planning: whether there is a row with the plan of another window.
+    """
+
+    steps: tuple[int, ...] = (25,)
+    schedulers: tuple[str, ...] = ("",)
+    guidance_scale: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    batch_size: int = 8
+    no_planning: bool = False
+    wrong_planning: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingClips:
+    """Where the best match is looked for; `stride` and `fps` as `load_windows` takes them."""
+
+    folder: Path
+    size: int
+    stride: int
+    fps: float | None = None
+
+    def key(self) -> list:
+        """Changes where a file is added, taken away or written again."""
+        files = [(path.name, path.stat()) for path in list_clips(self.folder)]
+        return [self.stride, self.fps, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]]
+
+
+def baselines(
+    count: int, given: Sequence[int], num_frames: int, train: TrainingClips | None, rife_model: str = ""
+) -> list[Variant]:
+    """The simple methods that a task allows; `rife_model` is "" for none."""
+
+    def simple(method: str, paint: Callable, **key: Any) -> Variant:
+        return Variant(
+            method, BASELINE, {"method": method, **key}, (0,), [(0, count)], lambda w, given, *_: paint(w, given)
+        )
+
+    between = len(given) > 1 and max(given) == num_frames - 1
+    variants = [simple("copy of the nearest given frame", copy_nearest)]
+    if between:
+        variants.append(simple("cross-fade", cross_fade))
+    if len(given) > 1:
+        variants.append(simple("DIS optical flow", flow_warp))
+    if rife_model and between:
+        variants.append(simple(f"RIFE ({rife_model})", lambda w, g: rife.rife(w, g, rife_model), model=rife_model))
+    if train is not None:
+
+        def match(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
+            return best_match(windows, given, training_clips(train.folder, train.size, train.stride, train.fps))[0]
+
+        variants.append(simple("best match among training windows", match, clips=train.key()))
+    return variants
+
+
+def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]:
+    """The autoencoder alone, and the checkpoint in every way that `sampling` asks for."""
+    parts = batches(count, sampling.batch_size)
+    model = {"checkpoint": weights_digest(pipe), "dtype": str(pipe.dtype), "device": pipe.device.type}
+    variants = [
+        Variant(
+            "autoencoder alone (ceiling)",
+            CEILING,
+            {"method": "autoencoder", **model},
+            (0,),
+            parts,
+            lambda windows, *_: reconstruct(pipe, windows),
+        )
+    ]
+
+    def add(steps: int, scheduler_name: str, planning: str) -> None:
+        scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
+        settings = {**(scheduler or pipe.scheduler).config}
+        key = {
+            "method": "ours",
+            **model,
+            "steps": steps,
+            "scheduler": [scheduler_name, {name: repr(value) for name, value in sorted(settings.items())}],
+            "guidance_scale": sampling.guidance_scale,
+            "planning": planning,
+            "versions": [diffusers_mardini.__version__, diffusers.__version__, torch.__version__],
+        }
+
+        def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
+            with scheduler_replaced(pipe, scheduler):
+                return paint_batch(pipe, windows, given, steps, seed, first, planning, sampling.guidance_scale)
+
+        variants.append(Variant(ours_label(steps, planning, scheduler_name), OURS, key, sampling.seeds, parts, paint))
+
+    for scheduler_name in sampling.schedulers:
+        for steps in sampling.steps:
+            add(steps, scheduler_name, "own")
+    for wanted, planning in ((sampling.no_planning, "none"), (sampling.wrong_planning, "other")):
+        if wanted:
+            add(sampling.steps[0], sampling.schedulers[0], planning)
+    return variants
+
+
+def ours_label(steps: int, planning: str = "own", scheduler: str = "") -> str:
+    name = f", {scheduler}" if scheduler else ""
+    return f"ours, {steps} step{'s' if steps != 1 else ''}{name}{PLANNING[planning]}"

@@ -1,0 +1,207 @@
+"""Image-to-video by VBench's protocol, as far as it needs no text: videos named as its own tool reads them, and the scores that images alone decide.
+
+    python -m training.vbench CHECKPOINT IMAGES --info vbench2_i2v_full_info.json -o outputs/vbench      # VBench's images and prompts
+    python -m training.vbench CHECKPOINT IMAGES -o outputs/vbench --score                              # any folder of images
+
+Five videos for each image, `videos/<prompt>-<0 to 4>.mp4`, each with a seed that is written down in `videos.json`, and `images/`, what was
+given. MarDini reads no text: a prompt is a name here. `evaluate_i2v.py --videos_path outputs/vbench/videos` of github.com/Vchitect/VBench scores
+them (with `--mode custom_input --custom_image_folder outputs/vbench/images` where no `--info` was given); `--score` computes here what
+`evaluation/consistency.py` describes. Typed again, it goes on.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
+
+from .data.clips import fit
+from .evaluation.consistency import CLIP, DINO, Consistency, mean_over_frames
+from .evaluation.painting import paint_batch, weights_digest
+
+
+IMAGES = (".jpg", ".jpeg", ".png")  # what VBench's custom_input looks for
+TEXT_ALONE = "camera_motion"  # its prompts tell a camera what to do
+
+
+def prompts_of(images: Path, info: Path | None = None) -> dict[str, Path]:
+    """The image of each prompt: from VBench's list, or every image of a folder, whose name without the suffix is its prompt.
+
+    Prompts for camera motion are left out of VBench's list: only text tells them apart.
+
+    Raises:
+        ValueError: if an image is missing, there is none, or a prompt cannot be the name of a file.
+    """
+    if info is None:
+        if not images.is_dir():
+            raise ValueError(f"there is no folder of images at '{images}'")
+        paths = sorted((p for p in images.iterdir() if p.suffix.lower() in IMAGES), key=natural_key)
+        prompts = {path.stem: path for path in paths}
+        if len(prompts) < len(paths):
+            raise ValueError(f"two images of '{images}' have the same name but for the suffix; rename one")
+    else:
+        rows = json.loads(info.read_text(encoding="utf-8"))
+        wanted = [row for row in rows if set(row["dimension"]) - {TEXT_ALONE}]
+        prompts = {row["prompt_en"]: images / row["image_name"] for row in wanted}
+    missing = [path.name for path in prompts.values() if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} images that '{info}' names are not in '{images}', the first is '{missing[0]}'"
+        )
+    if not prompts:
+        raise ValueError(f"'{images}' holds no image; accepted are {', '.join(IMAGES)}")
+    bad = [prompt for prompt in prompts if "/" in prompt or "\0" in prompt]
+    if bad:
+        raise ValueError(f"the prompt {bad[0]!r} cannot be the name of a file")
+    return prompts
+
+
+def seed_of(seed: int, prompt: str, index: int) -> int:
+    """The seed of one video: another one for every prompt and index, drawn by no one."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {index} {prompt}".encode()).digest()[:6])
+
+
+def write_videos(
+    pipe: MarDiniPipeline, prompts: dict[str, Path], output: Path, settings: dict[str, Any], samples: int = 5
+) -> list[Path]:
+    """Writes the videos that are not there yet, and `videos.json`, which says how they were made.
+
+    Args:
+        pipe: the checkpoint.
+        prompts: see `prompts_of`.
+        output: gets `videos/` and `images/`.
+        settings: `num_frames`, `height`, `width`, `steps`, `guidance_scale`, `seed`, `fps`.
+        samples: videos of each image.
+
+    Raises:
+        ValueError: if videos made in another way lie in `output`.
+    """
+    record_file = output / "videos.json"
+    made_by = {**settings, "checkpoint": weights_digest(pipe)}
+    if record_file.is_file():
+        before = json.loads(record_file.read_text(encoding="utf-8"))["settings"]
+        changed = [key for key in made_by if before.get(key) != made_by[key]]
+        if changed:
+            raise ValueError(
+                f"'{output}' holds videos made with another {', '.join(changed)}; give another folder, or remove it"
+            )
+    videos, images = output / "videos", output / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    seeds = {f"{p}-{i}.mp4": seed_of(settings["seed"], p, i) for p in prompts for i in range(samples)}
+    record_file.write_text(json.dumps({"settings": made_by, "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
+    for prompt, path in tqdm(prompts.items(), unit="image", disable=None):
+        pixels = np.asarray(read_images(path)[0][0])[None]
+        image = fit(pixels, settings["height"], settings["width"])  # (1, 3, height, width)
+        given = images / f"{prompt}.png"
+        if not given.is_file():
+            Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(given)
+        window = torch.zeros(1, settings["num_frames"], *image.shape[1:])
+        window[:, 0] = image / 255
+        for index in range(samples):
+            name = f"{prompt}-{index}.mp4"
+            if (videos / name).is_file():
+                continue
+            frames = paint_batch(
+                pipe, window, [0], settings["steps"], first=seeds[name], guidance_scale=settings["guidance_scale"]
+            )[0]
+            array = (frames * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+            write_video(videos / name, array, settings["fps"], crf=10)  # the quality that VBench asks for
+    return [videos / name for name in seeds]
+
+
+def score_videos(
+    videos: Sequence[Path], prompts: dict[str, Path], output: Path, networks: Consistency
+) -> dict[str, list]:
+    """Scores as VBench's own files have them: by dimension the mean over all, and a list with the score of each video.
+
+    Args:
+        videos: as `write_videos` returns them; read back from the files, as VBench does.
+        prompts: see `prompts_of`; the images as they were given lie in `output`.
+        output: the folder of `write_videos`.
+        networks: DINO and CLIP.
+    """
+    found: dict[str, list[float]] = {"subject_consistency": [], "background_consistency": [], "i2v_subject": []}
+    lengths = []
+    for path in tqdm(videos, unit="video", disable=None):
+        frames = torch.from_numpy(read_video(path)[0]).permute(0, 3, 1, 2)  # (frames, 3, height, width)
+        image = np.asarray(read_images(output / "images" / f"{path.stem.rpartition('-')[0]}.png")[0][0])
+        lengths.append(len(frames))
+        found["subject_consistency"].append(networks.subject(frames))
+        found["background_consistency"].append(networks.background(frames))
+        found["i2v_subject"].append(networks.i2v_subject(torch.from_numpy(image.copy()).permute(2, 0, 1), frames))
+    means = {name: mean_over_frames(scores, lengths) for name, scores in found.items()}
+    means["i2v_subject"] = sum(found["i2v_subject"]) / len(videos)
+    return {
+        name: [means[name], [{"video_path": str(p), "video_results": s} for p, s in zip(videos, scores, strict=True)]]
+        for name, scores in found.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _run(options: argparse.Namespace) -> None:
+    prompts = prompts_of(options.images, options.info)
+    device = choose_device(options.device)
+    dtype, why = choose_dtype(options.dtype, device)
+    print(
+        f"{options.samples} videos for each of {len(prompts)} images with {options.checkpoint}; {dtype} on {device} ({why})"
+    )
+    # Before anything is painted: what cannot be had is said at once
+    networks = Consistency.from_pretrained(options.dino, options.clip, str(device)) if options.score else None
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    names = ("num_frames", "height", "width", "steps", "guidance_scale", "seed", "fps")
+    settings = {name: getattr(options, name) for name in names}
+    videos = write_videos(pipe, prompts, options.output, settings, options.samples)
+    print(f"{len(videos)} videos lie in {options.output / 'videos'}")
+    if networks is not None:
+        scores = score_videos(videos, prompts, options.output, networks)
+        path = options.output / "results.json"
+        path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        for name, (mean, _) in scores.items():
+            print(f"  {name}: {mean:.4f}")
+        print(f"Wrote {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.vbench", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
+    parser.add_argument("images", type=Path, help="folder of images, for VBench's own one of data/crop/<ratio>")
+    parser.add_argument(
+        "--info", type=Path, help="VBench's vbench2_i2v_full_info.json; without it, every image is taken"
+    )
+    parser.add_argument("--samples", type=int, default=5, help="videos of each image")
+    parser.add_argument("--num-frames", type=int, default=9)
+    parser.add_argument("--height", type=int, default=64, help="images are cropped to this shape and resized")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance-scale", type=float, help="default: what the pipeline uses for image-to-video")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fps", type=float, default=8, help="of the files")
+    parser.add_argument("--score", action="store_true", help="subject, background consistency and i2v subject, here")
+    parser.add_argument("--dino", default=DINO, help="Hub id or folder of DINO ViT-B/16")
+    parser.add_argument("--clip", default=CLIP, help="Hub id or folder of CLIP ViT-B/32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the videos")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
