@@ -58,6 +58,7 @@ def heldout_losses(
     """Losses of fixed windows, the processes sharing them.
 
     Args:
+        head: the planner's, or `None`: then there is no reconstruction.
         data, sampling: which windows; see `heldout_sampling`.
         stage: what is trained.
 
@@ -97,7 +98,7 @@ def heldout_losses(
 
     given_ends = "task/interpolation"
     losses = {}
-    if trained[0] is not None:
+    if trained[0] is not None and head is not None:
         losses["planner"] = loss(reconstruction, given_ends, 0.0, "planner_loss")
         losses |= {f"planner/{pattern}": loss(reconstruction, pattern, 0.0, "planner_loss") for pattern in masks}
     if trained[1] is not None:

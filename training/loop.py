@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from .adapter import export_adapter, fingerprints
 from .census import StageCensus
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
@@ -28,6 +29,7 @@ from .monitor import Monitor
 from .optimizers import make_optimizers
 from .painting import Painter
 from .quality import heldout_quality
+from .randomness import seeded_layers
 from .samples import draw_samples
 from .saved_state import Position, SavedState
 from .sharding import data_parallel, evaluation_precision, gradients_kept_local, shard, whole
@@ -71,11 +73,13 @@ class Run:
         self.scheduler = make_scheduler(config)
         self.models = make_models(config, accelerator.device)
         shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
-        self.planner, self.transformer, self.head = (self.models[name] for name in ("planner", "transformer", "head"))
+        self.planner, self.transformer = self.models["planner"], self.models["transformer"]
+        self.head = self.models["head"] if "head" in self.models else None
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.saved = SavedState(
-            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change
-        )
+            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
+            {} if config.lora is None else fingerprints(self.models),
+        )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         self.global_step = 0
@@ -135,7 +139,8 @@ class Run:
                 self._train_stage(stage, loader, stop)
             finished = self.export(self.folder / "stages" / stage.name)
             step = 0
-        return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
+        whole_run = "pipeline" if self.config.lora is None else "adapter"
+        return self.export(self.folder / whole_run) if last == len(names) - 1 else finished
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
@@ -174,7 +179,7 @@ class Run:
                     group["lr"] = stage.learning_rate * factor(step)
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            losses = self._backward(model, batches)
+            losses = self._backward(model, draws, batches)
             grad_norm = whole(
                 torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             )
@@ -224,19 +229,28 @@ class Run:
             stage.planner_loss_weight,
         )
 
-    def _backward(self, model: torch.nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    def _backward(
+        self, model: torch.nn.Module, draws: Sequence[Draw], batches: Sequence[Batch]
+    ) -> dict[str, torch.Tensor]:
         """Adds the gradients of a step's parts up, sent between processes with the last one; returns this process's mean losses."""
         losses: dict[str, torch.Tensor] = {}
-        for part, batch in enumerate(batches):
+        for part, (draw, batch) in enumerate(zip(draws, batches, strict=True)):
             last_part = part + 1 == len(batches)
             sending = contextlib.nullcontext() if last_part else gradients_kept_local(model, self.accelerator)
-            with sending, self.accelerator.autocast():
+            with self._dropout(draw), sending, self.accelerator.autocast():
                 part_losses = {
                     name: loss / len(batches) for name, loss in model(batch.to(self.accelerator.device)).items()
                 }
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses
+
+    def _dropout(self, draw: Draw) -> contextlib.AbstractContextManager:
+        """Within it an adapter drops what the rows of the draw say: all that a step draws besides its batch."""
+        if self.config.lora is None or not self.config.lora.dropout:
+            return contextlib.nullcontext()
+        keys = (draw.stage, draw.step, draw.attempt, "adapter", draw.first)
+        return seeded_layers(self.accelerator.device, draw.seed, *keys)
 
     def _shares(self, stage: StageConfig) -> list[float]:
         """Of the stage's batches, by bucket."""
@@ -288,10 +302,17 @@ class Run:
 
     @contextlib.contextmanager
     def _averages(self) -> Iterator[None]:
-        """Within it the models carry their averages, and run eagerly: for a few batches without gradients, of another size,
+        """Within it the models carry their averages, drop nothing, and run eagerly: for a few batches without gradients, of another size,
         compiling anew would cost minutes."""
-        with self.ema.swapped(), evaluation_precision(self.accelerator), torch.compiler.set_stance("force_eager"):
+        lora = self.config.lora
+        rounded = (
+            lora is not None and lora.base_dtype != "float32"
+        )  # frozen weights that autocast alone multiplies with float32
+        precision = self.accelerator.autocast() if rounded else evaluation_precision(self.accelerator)
+        self.models.eval()
+        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
             yield
+        self.models.train()
 
     def _painter(self) -> Painter:
         config = self.config
@@ -336,5 +357,8 @@ class Run:
             temporary.replace(path)
 
     def export(self, folder: Path) -> Path:
-        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent."""
+        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads, or an adapter as a folder that
+        `pipe.load_lora_weights` takes; whole or absent."""
+        if self.config.lora is not None:
+            return export_adapter(folder, self.config, self.models, self.ema, self.accelerator)
         return export_pipeline(folder, self.config, self.models, self.ema, self.vae, self.scheduler, self.accelerator)
