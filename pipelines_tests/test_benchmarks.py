@@ -1,7 +1,8 @@
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import run, train_monitoring, train_step
+from benchmarks import run, train_adapter, train_monitoring, train_step
+from pipelines_tests.training.test_train_mardini_lora import base_folder
 
 
 @pytest.fixture
@@ -23,6 +24,14 @@ def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     assert list(seconds)[0].startswith("straightforward") and list(seconds)[-1].startswith("limit")
     assert len(seconds) >= 3 and all(value > 0 for value in seconds.values())
     assert capsys.readouterr().out.count("x") >= 2 * len(seconds)
+
+
+def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
+    base = base_folder()
+    seconds = train_adapter.main(["--pipeline", str(base), "--batch-size", "1", "--repeats", "1", "--no-compile"])
+    assert list(seconds)[0] == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert float(lines[-1].split()[-1].rstrip("x")) < 1  # the fewest layers: fewer operations than all weights
 
 
 def test_what_lies_between_steps_is_logging():

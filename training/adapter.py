@@ -4,11 +4,12 @@ A run with a `lora` block trains nothing else: the pipeline's own weights are fr
 checkpoints are the parameters that are not (`optimizers.learned`). Loading the result is `diffusers_mardini.loaders`'.
 """
 
+import contextlib
 import difflib
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,16 @@ def export_adapter(
         temporary.rename(folder)
     accelerator.wait_for_everyone()
     return folder
+
+
+@contextlib.contextmanager
+def adapter_loaded(pipe: MarDiniPipeline, folder: str | Path) -> Iterator[None]:
+    """Within, the pipeline has the adapter of a folder or Hub id; afterwards it is what it was, bit for bit."""
+    pipe.load_lora_weights(str(folder))
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
 
 
 def summary(names: list[str]) -> list[str]:

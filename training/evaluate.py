@@ -23,6 +23,7 @@ from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents, encode_video
 from diffusers_mardini.masking import interpolation_indices, leading_indices
 
+from .adapter import adapter_loaded
 from .baselines import best_match, copy_nearest, cross_fade, flow_warp
 from .contact_sheet import contact_sheet
 from .data.clips import list_clips, load_clip
@@ -35,6 +36,7 @@ PLANNING = {
     "none": ", planning signal dropped",
     "other": ", plan of another window",
 }
+ADAPTED = ", with the adapter"
 COLUMNS = {
     "mid_ssim": "mid SSIM",
     "mid_psnr": "mid PSNR",
@@ -210,8 +212,9 @@ def evaluate(
     train_clips: str | Path | None = None,
     no_planning: bool = False,
     wrong_planning: bool = False,
+    adapter: str | None = None,
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Scores the simple methods and ours.
+    """Scores the simple methods and ours, without and with the adapter of a folder.
 
     Returns:
         Rows (`method`, the means of `COLUMNS`, `mid_ssim_se`, `seconds_per_window`, `windows`: the raw scores), and the
@@ -245,6 +248,9 @@ def evaluate(
 
     for count in steps:
         add(ours_label(count), lambda count=count: ours(count, "own"))
+        if adapter is not None:
+            with adapter_loaded(pipe, adapter):
+                add(f"{ours_label(count)}{ADAPTED}", lambda count=count: ours(count, "own"))
     for wanted, planning in ((no_planning, "none"), (wrong_planning, "other")):
         if wanted:
             add(ours_label(steps[0], planning), lambda planning=planning: ours(steps[0], planning))
@@ -299,10 +305,13 @@ def write_sheets(
     simple = "cross-fade" if "cross-fade" in painted else "copy of the nearest given frame"
     output.mkdir(parents=True, exist_ok=True)
     for sheet in range(0, len(picked), per_sheet):
+        rows = {"truth": windows.frames, "ours": painted[method], simple.split(" of ")[0]: painted[simple]}
+        if method + ADAPTED in painted:
+            rows = {"truth": windows.frames, "adapted": painted[method + ADAPTED], "not adapted": painted[method]}
         groups = [
             (
                 f"{windows.clips[i]}, from frame {windows.starts[i]}",
-                {"truth": windows.frames[i], "ours": painted[method][i], simple.split(" of ")[0]: painted[simple][i]},
+                {label: frames[i] for label, frames in rows.items()},
             )
             for i in picked[sheet : sheet + per_sheet]
         ]
@@ -335,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.train_clips,
         options.no_planning,
         options.wrong_planning,
+        options.adapter,
     )
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     facts["command"] = "python -m training.evaluate " + " ".join(sys.argv[1:] if arguments is None else arguments)
@@ -380,6 +390,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-clips", type=Path, help="folder to look for the best match in; left out if not given")
     parser.add_argument("--no-planning", action="store_true", help="a row with the unconditional planning signal")
     parser.add_argument("--wrong-planning", action="store_true", help="a row with the plan of another window")
+    parser.add_argument(
+        "--adapter", help="folder or Hub id of LoRA weights: a second row with them, for each number of steps"
+    )
     parser.add_argument("--sheets", type=int, default=8, help="number of windows drawn on contact sheets")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")

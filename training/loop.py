@@ -179,7 +179,8 @@ class Run:
                     group["lr"] = stage.learning_rate * factor(step)
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            losses = self._backward(model, draws, batches)
+            with self._dropout(draws[0]):
+                losses = self._backward(model, batches)
             grad_norm = whole(
                 torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             )
@@ -229,15 +230,13 @@ class Run:
             stage.planner_loss_weight,
         )
 
-    def _backward(
-        self, model: torch.nn.Module, draws: Sequence[Draw], batches: Sequence[Batch]
-    ) -> dict[str, torch.Tensor]:
+    def _backward(self, model: torch.nn.Module, batches: list[Batch]) -> dict[str, torch.Tensor]:
         """Adds the gradients of a step's parts up, sent between processes with the last one; returns this process's mean losses."""
         losses: dict[str, torch.Tensor] = {}
-        for part, (draw, batch) in enumerate(zip(draws, batches, strict=True)):
+        for part, batch in enumerate(batches):
             last_part = part + 1 == len(batches)
             sending = contextlib.nullcontext() if last_part else gradients_kept_local(model, self.accelerator)
-            with self._dropout(draw), sending, self.accelerator.autocast():
+            with sending, self.accelerator.autocast():
                 part_losses = {
                     name: loss / len(batches) for name, loss in model(batch.to(self.accelerator.device)).items()
                 }
@@ -246,7 +245,7 @@ class Run:
         return losses
 
     def _dropout(self, draw: Draw) -> contextlib.AbstractContextManager:
-        """Within it an adapter drops what the rows of the draw say: all that a step draws besides its batch."""
+        """Within it an adapter drops what the step and its first row, this process's, say: all that is drawn besides the batch."""
         if self.config.lora is None or not self.config.lora.dropout:
             return contextlib.nullcontext()
         keys = (draw.stage, draw.step, draw.attempt, "adapter", draw.first)

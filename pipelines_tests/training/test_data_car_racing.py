@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.data import car_racing
-from training.data.car_racing import Driver, _heading_error, record
+from training.data.car_racing import PALETTES, Driver, _heading_error, record
 
 
 def test_drivers_vary_by_seed_and_repeat_for_one():
@@ -37,6 +37,23 @@ def test_one_seed_gives_one_clip(tmp_path, monkeypatch):
     assert row["driver"]["speed"] > 0 and row["license"] and row["source"]
     with pytest.raises(SystemExit, match="already holds"):
         record(tmp_path / "a", clips=1, first_seed=7, num_frames=4, workers=1)
+
+
+def test_a_palette_changes_the_colours_and_not_the_drive(tmp_path, monkeypatch):
+    pytest.importorskip("Box2D", reason="needs the extra `sim`")
+    monkeypatch.setattr(car_racing, "WARM_UP_STEPS", 20)
+    written = []
+    monkeypatch.setattr(car_racing, "write_video", lambda path, frames, *_, **__: written.append(frames))
+    for palette in PALETTES:
+        monkeypatch.setattr(car_racing, "_ENV", None)
+        (row,) = record(tmp_path / palette, clips=1, first_seed=7, num_frames=2, workers=1, palette=palette)
+        assert row["palette"] == palette
+    colours = [{tuple(pixel) for pixel in frames.reshape(-1, 3).tolist()} for frames in written]
+    for palette, found in zip(PALETTES, colours):
+        assert {PALETTES[palette]["bg_color"], PALETTES[palette]["grass_color"]} <= found, palette
+    assert PALETTES["desert"]["grass_color"] not in colours[0]
+    drivers = [json.loads((tmp_path / palette / "metadata.jsonl").read_text())["driver"] for palette in PALETTES]
+    assert drivers[0] == drivers[1]
 
 
 def test_seeds_that_no_driver_masters_are_left_out_aloud(tmp_path, monkeypatch, capsys):

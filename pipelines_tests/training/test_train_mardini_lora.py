@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
@@ -200,7 +201,7 @@ def test_an_adapter_with_dropout_that_was_interrupted_ends_like_one_that_ran_thr
     assert timeless(tmp_path / "through") == timeless(tmp_path / "stopped")
 
 
-def test_dropout_is_drawn_anew_in_every_step_and_part_and_not_in_evaluations(tmp_path):
+def test_dropout_is_drawn_anew_for_every_step_and_process_and_not_in_evaluations(tmp_path):
     run = make_run(tmp_path, make_adapter_config(lora={"dropout": 0.5}))
     stage = run.config.stages[-1]
     with torch.no_grad():
@@ -211,7 +212,8 @@ def test_dropout_is_drawn_anew_in_every_step_and_part_and_not_in_evaluations(tmp
     model = run._stage_model(stage)
 
     def loss(draw) -> float:
-        return run._backward(model, [draw], batches)["loss"].item()
+        with run._dropout(draw):
+            return run._backward(model, batches)["loss"].item()
 
     (draw,) = draws
     again, later, other_rows = (
@@ -281,16 +283,20 @@ def test_two_processes_learn_what_one_does(tmp_path):
 # Other ways to hold and adapt
 
 
-def test_a_base_in_bfloat16_is_adapted_in_float32(tmp_path):
+@pytest.fixture
+def bf16_autocast(monkeypatch):
+    """accelerate keeps the precision of a process's first accelerator for all others."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_a_base_in_bfloat16_is_adapted_in_float32(tmp_path, bf16_autocast):
     config = make_adapter_config(
         lora={"base_dtype": "bf16"}, mixed_precision="bf16", quality_windows=1, sample_every=2, sample_steps=1
     )
-    (tmp_path / "run").mkdir()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
-    try:
-        run = make_run(tmp_path / "run", config)
-    finally:
-        del os.environ["ACCELERATE_MIXED_PRECISION"]
+    run = make_run(tmp_path / "run", config)
     assert {p.dtype for p in learned(run.models).values()} == {torch.float32}
     assert run.planner.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.bfloat16
     run.train()
@@ -427,13 +433,8 @@ def test_an_adapter_has_to_fit_its_base(tmp_path):
         (problem,) = problems(problem_of)
         return problem
 
-    assert "set `temporal_attention: temporal`" in only(
-        make_adapter_config(
-            stage={"trains": "joint", "temporal_attention": "spatiotemporal", "name": "joint"}
-        ).model_copy(
-            update={"stages": make_adapter_config(stage={"temporal_attention": "spatiotemporal"}).stages[-1:]}
-        )
-    )
+    other = problems(make_adapter_config(stage={"temporal_attention": "spatiotemporal"}))
+    assert len(other) == 2 and all("set `temporal_attention: temporal`" in problem for problem in other)
     assert "changes only the planner; set `trains: joint`" in only(
         make_adapter_config(lora={"targets": "planner-linear"})
     )
