@@ -172,9 +172,10 @@ def fingerprints(models: nn.ModuleDict) -> dict[str, str]:
         digest = hashlib.sha256()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
-                tensor = parameter.dequantize() if hasattr(parameter, "quant_type") else parameter
+                tensor = parameter.data  # quantized ones are of a class of their own, with several tensors inside
+                tensor = tensor if type(tensor) is torch.Tensor else tensor.dequantize()
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         found[part] = digest.hexdigest()[:16]
     return found
 

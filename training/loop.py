@@ -304,9 +304,8 @@ class Run:
         """Within it the models carry their averages, drop nothing, and run eagerly: for a few batches without gradients, of another size,
         compiling anew would cost minutes."""
         lora = self.config.lora
-        rounded = (
-            lora is not None and lora.base_dtype != "float32"
-        )  # frozen weights that autocast alone multiplies with float32
+        # Frozen weights of another dtype are multiplied with float32 by autocast alone.
+        rounded = lora is not None and lora.base_dtype != "float32"
         precision = self.accelerator.autocast() if rounded else evaluation_precision(self.accelerator)
         self.models.eval()
         with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):

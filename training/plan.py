@@ -359,11 +359,10 @@ def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], sh
     everything = sum(parameters.values())
     optimizer = max(stage.largest.memory.optimizer for stage in stages) * shards
     width = getattr(torch, config.save_dtype).itemsize
+    results = "pipelines" if config.lora is None else "adapters"
     disk = {
         "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
-        "pipelines" if config.lora is None else "adapters": (everything - parameters.get("head", 0))
-        * width
-        * len(stages),
+        results: (everything - parameters.get("head", 0)) * width * len(stages),
     }
     if config.data.from_pixels:
         return disk

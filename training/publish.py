@@ -130,7 +130,12 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
 
 
 def _config(run: Path) -> RunConfig:
-    return RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME"
+        )
+    return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
