@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command behind the numbers of docs/lora.md: an adapter that takes the checkpoint of real laps to another domain. Needs the extras `train` and
+# An adapter that takes the checkpoint of real laps to another domain. Needs the extras `train` and
 # `sim`. Typed again after an interruption it goes on where it stopped.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
