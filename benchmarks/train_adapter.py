@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from training.adapter import base_arguments
 from training.config import RunConfig
 from training.models import make_models, make_scheduler
 from training.optimizers import learned, make_optimizers
@@ -29,10 +30,11 @@ FORMS = {
 
 
 def make_config(pipeline: str, lora: dict | None, batch_size: int, compiled: bool) -> RunConfig:
-    """A joint stage on a trained pipeline of the size of `mardini-tiny`."""
+    """A joint stage on a trained pipeline."""
     stage = {"name": "joint", "trains": "joint", "steps": 1, "batch_size": batch_size, "compile": compiled}
+    sizes = {} if lora else {part: base_arguments(pipeline)[part] for part in ("planner", "transformer", "scheduler")}
     return RunConfig(
-        name="benchmark", data={"train": "none"}, vae="none", init_from=pipeline, lora=lora, stages=[stage]
+        name="benchmark", data={"train": "none"}, vae="none", init_from=pipeline, lora=lora, stages=[stage], **sizes
     )
 
 

@@ -48,10 +48,14 @@ def test_a_palette_changes_the_colours_and_not_the_drive(tmp_path, monkeypatch):
         monkeypatch.setattr(car_racing, "_ENV", None)
         (row,) = record(tmp_path / palette, clips=1, first_seed=7, num_frames=2, workers=1, palette=palette)
         assert row["palette"] == palette
-    colours = [{tuple(pixel) for pixel in frames.reshape(-1, 3).tolist()} for frames in written]
-    for palette, found in zip(PALETTES, colours):
-        assert {PALETTES[palette]["bg_color"], PALETTES[palette]["grass_color"]} <= found, palette
-    assert PALETTES["desert"]["grass_color"] not in colours[0]
+
+    def share(frames: np.ndarray, palette: str) -> float:
+        """Of the pixels that have the palette's colour of the ground; the simulator's smoothing rounds by a few levels."""
+        distance = np.abs(frames.astype(int) - PALETTES[palette]["bg_color"]).max(axis=-1)
+        return (distance <= 5).mean()
+
+    for frames, palette in zip(written, PALETTES, strict=True):
+        assert share(frames, palette) > 0.3 and all(share(frames, p) < 0.05 for p in PALETTES if p != palette)
     drivers = [json.loads((tmp_path / palette / "metadata.jsonl").read_text())["driver"] for palette in PALETTES]
     assert drivers[0] == drivers[1]
 
