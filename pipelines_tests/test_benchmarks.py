@@ -19,12 +19,14 @@ from benchmarks import (
     run,
     sampling,
     timing,
+    train_adapter,
     train_monitoring,
     train_step,
 )
 from diffusers_mardini import load_preset
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
+from pipelines_tests.training.test_train_mardini_lora import base_folder
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,14 @@ def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     assert list(seconds)[0].startswith("straightforward") and list(seconds)[-1].startswith("limit")
     assert len(seconds) >= 3 and all(value > 0 for value in seconds.values())
     assert capsys.readouterr().out.count("x") >= 2 * len(seconds)
+
+
+def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
+    base = base_folder()
+    seconds = train_adapter.main(["--pipeline", str(base), "--batch-size", "1", "--repeats", "1", "--no-compile"])
+    assert list(seconds)[0] == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
+    *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
+    assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
 
 
 def test_what_lies_between_steps_is_logging():

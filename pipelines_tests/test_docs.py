@@ -1,8 +1,10 @@
 """Pages that promise to work from top to bottom do."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from diffusers_mardini import cli
 from pipelines_tests.hub_server import running_hub
+from pipelines_tests.tiny_pipeline import clip
 from training import card
 
 
@@ -26,8 +29,41 @@ def type_command(line: str) -> tuple[int, str]:
     if words[:3] == ["python", "-m", "training.card"]:
         card.main(words[3:])
         return 0, ""
-    result = subprocess.run(["bash", "-euc", line], capture_output=True, text=True)
+    python = f"{shlex.quote(sys.executable)} " if words[:1] == ["python"] else ""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        ["bash", "-euc", python + line.removeprefix("python ") if python else line],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     return result.returncode, result.stdout + result.stderr
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block; a document in the shell (cat > … <<'END') is one command of many lines."""
+    return re.findall(r"^.*<<'END'\n(?:.*\n)*?END$|^.+$", block, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
+def test_the_page_about_adapters_works_from_top_to_bottom(tmp_path, monkeypatch):
+    """Every block in its order, in a folder like a checkout: a training, the adapter in use, its evaluation and its card."""
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/lora.md").read_text()
+    names, told = {"frames": clip(2), "steps": 2}, ""
+    for language, block in re.findall(r"^```(bash|python)\n(.*?)^```$", page, re.DOTALL | re.M):
+        if language == "python":
+            exec(compile(block, "docs/lora.md", "exec"), names)
+            continue
+        for line in commands(block):
+            code, output = type_command(line)
+            assert code == 0, f"{line}\n{output}"
+            told += output
+    assert "transformer: 72 layers adapted" in told and "the finished adapter lies in runs/lora-shapes/adapter" in told
+    assert "| ours, 2 steps, with the adapter |" in told and "base_model: checkpoints/mardini-tiny-carracing" in told
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
@@ -48,8 +84,7 @@ def test_the_page_about_the_hub_works_from_top_to_bottom(tmp_path, monkeypatch):
             if language == "python":
                 exec(compile(block, "docs/hub.md", "exec"), session)
                 continue
-            # A document in the shell (cat > … <<'END') is one command of many lines.
-            for line in re.findall(r"^.*<<'END'\n(?:.*\n)*?END$|^.+$", block, re.M):
+            for line in commands(block):
                 meant_to_fail = line.startswith("mardini push outputs/broken")
                 if "--yes" not in line:
                     assert hub.requests == [], line

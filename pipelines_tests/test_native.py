@@ -14,6 +14,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files
+from pipelines_tests.loaders.test_lora import save_adapter
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
@@ -200,8 +201,10 @@ def test_single_files_are_not_loaded_unasked(folder, tmp_path):
 
 @pytest.mark.parametrize("page", ["lora.md", "diffusers.md"])
 def test_every_example_of_the_page_runs(page, folder, tmp_path, monkeypatch, backends, single_files):
-    """Blocks marked `python` are run from top to bottom, on a tiny pipeline; others are for machines that we have not."""
+    """Blocks marked `python` are run from top to bottom, on a tiny pipeline; others are for machines that we have not, or train what is
+    loaded (`test_docs.py`)."""
     monkeypatch.chdir(tmp_path)
+    save_adapter("runs/lora-shapes/adapter")
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) >= 5
     names = {"frames": clip(2), "steps": 4}

@@ -7,6 +7,7 @@ does with them is in `curriculum.py`, what it costs says `plan.py`.
 import copy
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -257,6 +258,48 @@ class OptimizerConfig(_Strict):
     )
 
 
+class AdapterConfig(_Strict):
+    """LoRA weights to be trained on a pipeline whose own weights stay as they are (`training.train_mardini_lora`)."""
+
+    targets: str = Field(
+        "both-attention",
+        description="Which linear layers are adapted: `planner-`, `transformer-` or `both-`, followed by `attention` (queries, keys, values, "
+        "outputs) or `linear` (every linear layer of the blocks), or a regular expression for whole names such as "
+        "`transformer.transformer_blocks.0.attn.to_q`. More layers learn more and cost more.",
+    )
+    rank: int = Field(
+        16, ge=1, description="Inner size of each adapted layer; raising it learns more, in a larger file."
+    )
+    alpha: int | None = Field(
+        None,
+        ge=1,
+        description="The adapter counts alpha / rank; raising it is like a higher learning rate. None: the rank.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the adapted layers' inputs dropped in training, against over-fitting."
+    )
+    rslora: bool = Field(
+        False, description="Count alpha / sqrt(rank) instead, so that high ranks do not learn more slowly."
+    )
+    dora: bool = Field(
+        False, description="DoRA: learn the length of each output's weights apart from their direction; slower steps."
+    )
+    base_dtype: Literal["float32", "bf16", "int8"] = Field(
+        "float32",
+        description="How the frozen weights are held: `bf16` needs half the memory, `int8` (by torchao) a quarter; both need bf16 autocast.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"targets is {self.targets!r}, which is no regular expression: {error}") from error
+        if self.dora and self.base_dtype == "int8":
+            raise ValueError("dora needs the base's own weights; set base_dtype to float32 or bf16, or leave dora out")
+        return self
+
+
 class RunConfig(_Strict):
     """A whole run."""
 
@@ -279,6 +322,11 @@ class RunConfig(_Strict):
     planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
     transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
+    lora: AdapterConfig | None = Field(
+        None,
+        description="Trains an adapter of `init_from`, from which sizes, scheduler and, where `vae` is not given, the autoencoder come, too; "
+        "see below.",
+    )
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The rule of learning; see below.")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto", description="`auto`: bf16 autocast where the device multiplies bf16 matrices fast, else float32."
@@ -326,6 +374,41 @@ class RunConfig(_Strict):
         "float16", description="Dtype of the exported weights."
     )
     stages: list[StageConfig] = Field(min_length=1, description="The curriculum, in order (Fig. 4).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _autoencoder_of_the_base(cls, values: Any) -> Any:
+        if (
+            isinstance(values, dict)
+            and values.get("lora") is not None
+            and values.get("init_from")
+            and "vae" not in values
+        ):
+            return {**values, "vae": values["init_from"], "vae_subfolder": "vae"}
+        return values
+
+    @model_validator(mode="after")
+    def _adapter_fits(self):
+        """What an adapter's run cannot have, because it keeps the models of `init_from` and throws no head away."""
+        if self.lora is None:
+            return self
+        if self.init_from is None:
+            raise ValueError("lora adapts a trained pipeline; give its folder or Hub id as `init_from`")
+        fields = type(self).model_fields
+        given = [k for k in ("preset", "planner", "transformer", "scheduler") if getattr(self, k) != fields[k].default]
+        if given:
+            raise ValueError(f"lora takes all sizes from `init_from` ({self.init_from}); leave {', '.join(given)} out")
+        if self.lora.base_dtype != "float32" and self.mixed_precision == "no":
+            raise ValueError(
+                f"lora.base_dtype is {self.lora.base_dtype}, which is computed with under bf16 autocast; set mixed_precision to bf16"
+            )
+        for stage in self.stages:
+            if stage.trains == "planner" or stage.planner_loss_weight > 0:
+                raise ValueError(
+                    f"stage {stage.name!r} trains by reconstruction, but a pipeline has no reconstruction head to adapt; with lora, "
+                    "`trains` is joint or transformer and `planner_loss_weight` 0"
+                )
+        return self
 
     @model_validator(mode="after")
     def _unique_names(self):
@@ -532,6 +615,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "": RunConfig,
     "data.": DataConfig,
     "optimizer.": OptimizerConfig,
+    "lora.": AdapterConfig,
     "stages.<name>.": StageConfig,
     "stages.<name>.tasks.": TaskMixture,
 }

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import torch
 
+from .optimizers import learned
 from .sharding import local, reshard
 
 
 class AveragedWeights:
     """Exponential moving average of a module's parameters, with the warm-up of diffusers' `EMAModel`.
 
-    All parameters are averaged at every update, those that a stage does not train as well.
+    All parameters are averaged at every update, those that a stage does not train as well; frozen ones have no average.
 
     Args:
         model: on its device and sharded, if it is going to be.
@@ -25,7 +26,7 @@ class AveragedWeights:
         self.model = model
         self.decay = decay
         self.updates = 0
-        self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.tensors = {name: parameter.detach().clone() for name, parameter in learned(model).items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -33,7 +34,7 @@ class AveragedWeights:
         decay = min((1 + self.updates) / (10 + self.updates), self.decay) if self.updates > 0 else 0.0
         self.updates += 1
         averages = [local(tensor) for tensor in self.tensors.values()]
-        weights = [local(parameter) for parameter in self.model.parameters()]
+        weights = [local(parameter) for parameter in learned(self.model).values()]
         torch._foreach_sub_(averages, torch._foreach_sub(averages, weights), alpha=1 - decay)
 
     @contextlib.contextmanager
@@ -48,7 +49,7 @@ class AveragedWeights:
     @torch.no_grad()
     def _swap(self) -> None:
         reshard(self.model)  # an evaluation leaves the gathered weights in the shards' place
-        for average, parameter in zip(self.tensors.values(), self.model.parameters(), strict=True):
+        for average, parameter in zip(self.tensors.values(), learned(self.model).values(), strict=True):
             mine, theirs = local(average), local(parameter)
             kept = theirs.clone()
             theirs.copy_(mine)

@@ -161,6 +161,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         options.batch_size,
         options.no_planning,
         options.wrong_planning,
+        options.adapter,
     )
     count = len(windows.frames)
     variants = baselines(count, given, options.num_frames, train, rife_model) + ours(pipe, count, sampling)
@@ -203,6 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-clips", type=Path, help="folder to look for the best match in; left out if not given")
     parser.add_argument("--no-planning", action="store_true", help="a row with the unconditional planning signal")
     parser.add_argument("--wrong-planning", action="store_true", help="a row with the plan of another window")
+    parser.add_argument(
+        "--adapter", help="folder or Hub id of LoRA weights: a second row with them, for each number of steps"
+    )
     parser.add_argument(
         "--rife",
         default="",

@@ -57,6 +57,7 @@ def heldout_losses(
     """Losses of fixed windows, the processes sharing them: each plans a pattern once, for all that is told of it.
 
     Args:
+        head: the planner's, or `None`: then there is no reconstruction.
         windows: this process's share of them, see `heldout_windows`.
         stage: what is trained.
 
@@ -82,7 +83,7 @@ def heldout_losses(
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
             signals = plan(planner, batch) if plans else None
-            if plans:
+            if plans and head is not None:
                 planner_losses[pattern] = reconstruction_loss(planner, head, batch, signals)
             for share in _noise_levels(pattern == given_ends) if paints else ():
                 noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(share, scheduler)))
@@ -98,7 +99,7 @@ def heldout_losses(
     diffusion_means = {key: next(means) for key in diffusion_losses}
 
     losses = {}
-    if plans:
+    if planner_losses:
         losses["planner"] = planner_means[given_ends]
         losses |= {f"planner/{pattern}": mean for pattern, mean in planner_means.items()}
     if paints:

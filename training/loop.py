@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from .adapter import export_adapter, fingerprints
 from .census import StageCensus
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
@@ -29,6 +30,7 @@ from .models import export_pipeline, make_models, make_scheduler
 from .monitor import Monitor
 from .painting import Painter
 from .quality import heldout_quality
+from .randomness import seeded_layers
 from .samples import draw_samples
 from .saved_state import Position, SavedState
 from .sharding import shard
@@ -73,11 +75,13 @@ class Run:
         self.scheduler = make_scheduler(config)
         self.models = make_models(config)
         shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
-        self.planner, self.transformer, self.head = (self.models[name] for name in ("planner", "transformer", "head"))
+        self.planner, self.transformer = self.models["planner"], self.models["transformer"]
+        self.head = self.models["head"] if "head" in self.models else None
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.saved = SavedState(
-            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change
-        )
+            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
+            {} if config.lora is None else fingerprints(self.models),
+        )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         # Three: those of losses, of scores and of pictures; another stage's push them out.
@@ -139,7 +143,8 @@ class Run:
                 self._train_stage(stage, loader, stop)
             finished = self.export(self.folder / "stages" / stage.name)
             step = 0
-        return self.export(self.folder / "pipeline") if last == len(names) - 1 else finished
+        whole_run = "pipeline" if self.config.lora is None else "adapter"
+        return self.export(self.folder / whole_run) if last == len(names) - 1 else finished
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
@@ -179,7 +184,8 @@ class Run:
             learner.set_learning_rate(stage.learning_rate * factor(step))
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
-            losses = learner.backward(batches)
+            with self._dropout(draws[0]):
+                losses = learner.backward(batches)
             grad_norm = learner.grad_norm()
             reason = stop.reason
             finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"]), reason)
@@ -222,6 +228,13 @@ class Run:
             self.scheduler,
             stage.planner_loss_weight,
         )
+
+    def _dropout(self, draw: Draw) -> contextlib.AbstractContextManager:
+        """Within it an adapter drops what the step and its first row, this process's, say: all that is drawn besides the batch."""
+        if self.config.lora is None or not self.config.lora.dropout:
+            return contextlib.nullcontext()
+        keys = (draw.stage, draw.step, draw.attempt, "adapter", draw.first)
+        return seeded_layers(self.accelerator.device, draw.seed, *keys)
 
     def _shares(self, stage: StageConfig) -> list[float]:
         """Of the stage's batches, by bucket."""
@@ -274,10 +287,16 @@ class Run:
 
     @contextlib.contextmanager
     def _averages(self) -> Iterator[None]:
-        """Within it the models carry their averages, and run eagerly: for a few batches without gradients, of another size,
+        """Within it the models carry their averages, drop nothing, and run eagerly: for a few batches without gradients, of another size,
         compiling anew would cost minutes."""
-        with self.ema.swapped(), torch.compiler.set_stance("force_eager"):
+        lora = self.config.lora
+        # Frozen weights of another dtype are multiplied with float32 by autocast alone.
+        rounded = lora is not None and lora.base_dtype != "float32"
+        precision = self.accelerator.autocast() if rounded else contextlib.nullcontext()
+        self.models.eval()
+        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
             yield
+        self.models.train()
 
     def _painter(self) -> Painter:
         config = self.config
@@ -322,5 +341,8 @@ class Run:
             temporary.replace(path)
 
     def export(self, folder: Path) -> Path:
-        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent."""
+        """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads, or an adapter as a folder that
+        `pipe.load_lora_weights` takes; whole or absent."""
+        if self.config.lora is not None:
+            return export_adapter(folder, self.config, self.models, self.ema, self.accelerator)
         return export_pipeline(folder, self.config, self.models, self.ema, self.vae, self.scheduler, self.accelerator)

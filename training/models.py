@@ -16,6 +16,7 @@ from diffusers_mardini import (
 )
 from diffusers_mardini.presets import load_preset
 
+from .adapter import add_adapter, load_arguments
 from .config import RunConfig
 from .ema import AveragedWeights
 from .sharding import gather
@@ -26,15 +27,29 @@ CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTr
 
 
 def make_scheduler(config: RunConfig) -> MarDiniScheduler:
+    if config.lora is not None:
+        return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")
     return MarDiniScheduler(**{**load_preset(config.preset)["scheduler"], **config.scheduler})
 
 
 def make_models(config: RunConfig) -> torch.nn.ModuleDict:
     """`planner`, `transformer` and `head`, the same on every process, still on the CPU and whole.
 
+    For an adapter, those of the pipeline that it adapts, frozen but for it, without a head.
+
     Args:
         config: the run.
     """
+    models = _new_models(config) if config.lora is None else _adapted_models(config)
+    for name in CLASSES:
+        if config.gradient_checkpointing:
+            models[name].enable_gradient_checkpointing()
+        if any(stage.compile for stage in config.stages):
+            models[name].compile_repeated_blocks()
+    return models
+
+
+def _new_models(config: RunConfig) -> torch.nn.ModuleDict:
     preset = load_preset(config.preset)
     torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
     models = {name: model_class(**{**preset[name], **getattr(config, name)}) for name, model_class in CLASSES.items()}
@@ -42,13 +57,20 @@ def make_models(config: RunConfig) -> torch.nn.ModuleDict:
         start_from(config.init_from, models)
     planner = models["planner"].config
     planning_dim = planner.num_attention_heads * planner.attention_head_dim
-    for model in models.values():
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        if any(stage.compile for stage in config.stages):
-            model.compile_repeated_blocks()
     head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
     return torch.nn.ModuleDict({**models, "head": head})
+
+
+def _adapted_models(config: RunConfig) -> torch.nn.ModuleDict:
+    arguments = load_arguments(config.lora)
+    models = torch.nn.ModuleDict(
+        {
+            name: model_class.from_pretrained(config.init_from, subfolder=name, **arguments)
+            for name, model_class in CLASSES.items()
+        }
+    )
+    add_adapter(models, config.lora, config.seed)
+    return models
 
 
 def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:

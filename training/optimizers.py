@@ -9,6 +9,11 @@ from .muon import Muon
 from .sharding import sharded_like
 
 
+def learned(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a run learns, averages and keeps in its checkpoints, by name: all but frozen ones."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def learns_by_muon(name: str, parameter: torch.Tensor, config: OptimizerConfig) -> bool:
     """Whether Muon updates this parameter of the training model, rather than AdamW."""
     return config.name == "muon" and parameter.ndim == 2 and "transformer_blocks" in name
@@ -21,7 +26,7 @@ def make_optimizers(
 
     Norms, biases and learned tokens have no weight decay.
     """
-    named = list(model.named_parameters())
+    named = list(learned(model).items())
     matrices = [p for name, p in named if learns_by_muon(name, p, config)]
     decayed = [p for name, p in named if p.ndim >= 2 and not learns_by_muon(name, p, config)]
     others = [p for name, p in named if p.ndim < 2]

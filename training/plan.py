@@ -19,6 +19,7 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.presets import load_preset
 
+from .adapter import base_arguments, summary
 from .census import StageCensus, open_clips, read_clips
 from .config import RunConfig, StageConfig, load_config
 from .curriculum import sampling_of
@@ -29,6 +30,7 @@ from .step_costs import (
     VAE_FACTOR,
     Memory,
     Shape,
+    adapted_layers,
     build_models,
     count_memory,
     count_operations,
@@ -111,13 +113,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in numbers: its stages, the parameters of its models, and bytes on disk by kind."""
+    """A run in numbers: its stages, the parameters that it learns by model, bytes on disk by kind, and the layers that an adapter changes."""
 
     stages: list[StagePlan]
     parameters: dict[str, int]
     disk: dict[str, int]
     problems: list[str]
     notes: list[str]
+    adapted: dict[str, list[str]] | None = None
 
 
 def problems(config: RunConfig, with_data: bool = True) -> list[str]:
@@ -127,6 +130,11 @@ def problems(config: RunConfig, with_data: bool = True) -> list[str]:
         with_data: whether sources of clips have to be there.
     """
     found = []
+    if config.lora is not None:
+        try:
+            found += _adapter_problems(config)
+        except ValueError as error:
+            return [f"planner and transformer cannot be adapted: {error}"]
     try:
         arguments = model_arguments(config)
         models = build_models(arguments)
@@ -170,9 +178,43 @@ def problems(config: RunConfig, with_data: bool = True) -> list[str]:
     return list(dict.fromkeys(found))  # the same of several buckets, once
 
 
+def _adapter_problems(config: RunConfig) -> list[str]:
+    """Where a run does not fit the pipeline that it adapts.
+
+    Raises:
+        ValueError: if there is no such pipeline, or no layer of it is adapted.
+    """
+    base, adapted = base_arguments(config.init_from), adapted_layers(config)
+    found, lora = [], config.lora
+    if lora.base_dtype != "float32" and not uses_bfloat16(config):
+        found.append(
+            f"lora.base_dtype is {lora.base_dtype}, and this device would compute in float32; set `mixed_precision: bf16`, or base_dtype to float32"
+        )
+    if config.data.planner_downscale != base["pipeline"]["planner_downscale"]:
+        found.append(
+            f"`data.planner_downscale` is {config.data.planner_downscale}, but {config.init_from} has "
+            f"{base['pipeline']['planner_downscale']}; an adapter is used with the base's, set it to that"
+        )
+    for stage in config.stages:
+        attention = base["transformer"].get("temporal_attention", "temporal")
+        if stage.temporal_attention != attention:
+            found.append(
+                f"stage {stage.name!r} has {stage.temporal_attention} attention, but {config.init_from} has {attention}, with which an adapter "
+                f"is used; set `temporal_attention: {attention}`"
+            )
+        if not set(trained_parts(stage)) & set(adapted):
+            found.append(
+                f"stage {stage.name!r} trains the {stage.trains} alone, but `lora.targets` {lora.targets!r} changes only the "
+                f"{' and '.join(adapted)}; set `trains: joint`, or other targets"
+            )
+    return found
+
+
 def notes(config: RunConfig) -> list[str]:
     """What works and may not be meant; `config` has `steps` (`RunConfig.for_processes`)."""
-    found, meant_for = [], load_preset(config.preset)["num_frames"]
+    found = []
+    # A pipeline does not say how many frames it is meant for.
+    meant_for = load_preset(config.preset)["num_frames"] if config.lora is None else math.inf
     if config.data.from_pixels:
         found.append("`data.from_pixels`: what the autoencoder costs in every step is not counted here")
     for stage in config.stages:
@@ -199,7 +241,11 @@ def make_plan(
     """Counts everything; see `main` for the arguments."""
     found = problems(config, with_data)
     config = config.for_processes(num_processes)
-    if any("cannot be built" in problem or "pixels do not divide" in problem for problem in found):
+    if any(
+        text in problem
+        for problem in found
+        for text in ("cannot be built", "cannot be adapted", "pixels do not divide", "changes only")
+    ):
         return Plan([], {}, {}, found, notes(config))  # there is nothing to count
     entries = None
     if with_data and is_there(config.data.train):
@@ -236,7 +282,8 @@ def make_plan(
                 )
         stages.append(plan)
     shards = num_processes if parallelism == "fsdp" else 1
-    return Plan(stages, count_parameters(config), _disk(config, stages, censuses, shards), found, told)
+    adapted = None if config.lora is None else adapted_layers(config)
+    return Plan(stages, count_parameters(config), _disk(config, stages, censuses, shards), found, told, adapted)
 
 
 def _plan_stage(
@@ -306,15 +353,16 @@ def _does_not_fit(
 
 
 def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], shards: int) -> dict[str, int]:
-    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, one more than are kept while it is written.
+    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, of what is learned, one more than are kept while it is written.
     Latents: means and variances in float16; an autoencoder without variance needs half."""
     parameters = count_parameters(config)
     everything = sum(parameters.values())
     optimizer = max(stage.largest.memory.optimizer for stage in stages) * shards
     width = getattr(torch, config.save_dtype).itemsize
+    results = "pipelines" if config.lora is None else "adapters"
     disk = {
         "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
-        "pipelines": (everything - parameters["head"]) * width * len(stages),
+        results: (everything - parameters.get("head", 0)) * width * len(stages),
     }
     if config.data.from_pixels:
         return disk
@@ -367,7 +415,10 @@ def render(plan: Plan, title: str) -> str:
     lines = [title]
     if plan.stages:
         parameters = ", ".join(f"{name} {_short(count)}" for name, count in plan.parameters.items())
-        lines += [f"parameters: {parameters} (the head is thrown away after training)", ""]
+        if plan.adapted is None:
+            lines += [f"parameters: {parameters} (the head is thrown away after training)", ""]
+        else:
+            lines += _render_adapter(plan)
         rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner", "transformer",
                  "parameters", "FLOP/step", "FLOP", "s/step", "hours")]  # fmt: skip
         for s in plan.stages:
@@ -405,6 +456,16 @@ def render(plan: Plan, title: str) -> str:
     lines += [f"note: {note}" for note in plan.notes]
     lines += [f"problem: {problem}" for problem in plan.problems] or ["nothing stands against it"]
     return "\n".join(lines)
+
+
+def _render_adapter(plan: Plan) -> list[str]:
+    """The layers that are adapted and what is learned, by model."""
+    lines = []
+    for part, count in plan.parameters.items():
+        names = plan.adapted.get(part, [])
+        lines.append(f"{part}: {len(names)} layers adapted, {_short(count)} parameters to be learned")
+        lines += [f"  {name}" for name in summary(names)]
+    return [*lines, ""]
 
 
 def _render_clips(plan: Plan) -> list[str]:

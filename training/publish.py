@@ -1,4 +1,4 @@
-"""Makes a checkpoint to carry or upload out of a finished run: its pipeline, and a model card from what the run itself recorded.
+"""Makes a checkpoint to carry or upload out of a finished run: its pipeline or adapter, and a model card from what the run itself recorded.
 
     python -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml outputs/evaluation-carracing/results.json \
         -o checkpoints/mardini-tiny-carracing
@@ -6,7 +6,8 @@
 The YAML file holds what no record tells (description, data, limits); stages, hardware and hours come from the run's `config.json`,
 `metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. With `--keep-record` they are kept in a JSON file beside
 the YAML file, so that `card.py` can make the card again without the run. Pictures that the YAML file names as `samples` are copied from the folder
-of `results.json`. A run that went on from a published checkpoint, with `--start-at`, has its earlier stages from that JSON file.
+of `results.json`. A run that went on from a published checkpoint, with `--start-at`, has its earlier stages from that JSON file. An adapter's
+`base_model` is the `init_from` of its run, unless the YAML file says where that is on the Hub.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.pipelines.saving import finish_saved_folder
@@ -34,7 +37,7 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
     Raises:
         ValueError: if there is no record of a stage's end.
     """
-    config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
+    config = _config(run)
     records = _records(run)
     known = {row["stage"]: row for row in earlier} if config.init_from is not None else {}
     rows, before = [], 0
@@ -82,7 +85,7 @@ def scores_of(results: Path) -> dict[str, Any]:
 
 
 def publish(run: Path, card: Path, results: Path, output: Path, keep_record: bool = False) -> Path:
-    """Copies the pipeline of a run and writes its card; `output` is replaced whole.
+    """Copies the pipeline or the adapter of a run and writes its card; `output` is replaced whole.
 
     Args:
         run: folder of a finished run.
@@ -92,18 +95,21 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         keep_record: whether to keep what was recorded in a JSON file beside `card`.
 
     Raises:
-        ValueError: if the run is not finished, `output` holds something else than a pipeline, or a sample is not there.
+        ValueError: if the run is not finished, `output` holds something else than its kind, or a sample is not there.
     """
-    pipeline = run / "pipeline"
-    if not (pipeline / "model_index.json").is_file():
-        raise ValueError(f"{run} has no finished pipeline; type its training command again until it ends")
-    if output.exists() and not (output / "model_index.json").is_file():
-        raise ValueError(f"{output} exists and is no pipeline; give another folder")
+    config = _config(run)
+    kind, mark = ("pipeline", "model_index.json") if config.lora is None else ("adapter", LORA_WEIGHT_NAME_SAFE)
+    if not (run / kind / mark).is_file():
+        raise ValueError(f"{run} has no finished {kind}; type its training command again until it ends")
+    if output.exists() and not (output / mark).is_file():
+        raise ValueError(f"{output} exists and is no {kind}; give another folder")
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
     whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
     resources = resources_of(run) if whole else {}
     record = {"stages": stages, **resources, **scores_of(results)}
+    if config.lora is not None and "base_model" not in facts_of(card, {}):
+        record["base_model"] = config.init_from
     facts = facts_of(card, record)
     pictures = [results.parent / sample["file"] for sample in facts.get("samples", [])]
     missing = [picture.name for picture in pictures if not picture.is_file()]
@@ -111,8 +117,9 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{card} names the samples {', '.join(missing)}, which are not in {results.parent}")
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(pipeline, temporary)
-    finish_saved_folder(temporary / "model_index.json")  # the run may have been begun by an older version
+    shutil.copytree(run / kind, temporary)
+    if config.lora is None:
+        finish_saved_folder(temporary / mark)  # the run may have been begun by an older version
     for picture in pictures:
         shutil.copy(picture, temporary)
     write_model_card(temporary, {"name": output.name, **facts})
@@ -121,6 +128,15 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     if keep_record:
         card.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _config(run: Path) -> RunConfig:
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME"
+        )
+    return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

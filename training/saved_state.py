@@ -4,7 +4,7 @@ A checkpoint holds whole tensors, whichever way the processes shared them: one m
 one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_che
 from .config import RunConfig, StageConfig, shaping_fields
 from .ema import AveragedWeights
 from .learner import Learner
+from .optimizers import learned
 from .sharding import gather, sharded_like
 
 
@@ -44,11 +45,12 @@ class SavedState:
     Args:
         config: the run, resolved for its processes.
         accelerator: the processes; all call every method.
-        models: planner, transformer and head, sharded or not.
+        models: planner, transformer and head, sharded or not; frozen weights are not saved.
         averages: of their weights.
         folder: of the checkpoints.
         windows_per_step: of a stage, over all processes.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
+        frozen: a fingerprint of frozen weights by model: they are not saved, and have to be the same when a run goes on.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SavedState:
         folder: Path,
         windows_per_step: Callable[[StageConfig], int],
         allow_change: Sequence[str] = (),
+        frozen: Mapping[str, str] | None = None,
     ):
         self.config = config
         self.accelerator = accelerator
@@ -68,6 +71,7 @@ class SavedState:
         self.folder = folder
         self.windows_per_step = windows_per_step
         self.allow_change = allow_change
+        self.frozen = frozen or {}
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
     def save(self, position: Position, learner: Learner) -> None:
@@ -78,7 +82,7 @@ class SavedState:
         """
         moments, rest = learner.state()
         checkpoint = Checkpoint(
-            gather(dict(self.models.named_parameters()), self.accelerator),
+            gather(learned(self.models), self.accelerator),
             gather(self.averages.tensors, self.accelerator),
             moments,
             rest,
@@ -173,7 +177,7 @@ class SavedState:
 
     @torch.no_grad()
     def _put_in_place(self, checkpoint: Checkpoint) -> None:
-        for name, parameter in self.models.named_parameters():
+        for name, parameter in learned(self.models).items():
             parameter.copy_(sharded_like(checkpoint.weights[name], parameter))
             self.averages.tensors[name].copy_(sharded_like(checkpoint.averages[name], parameter))
         self.averages.updates = checkpoint.state["ema_steps"]
@@ -183,4 +187,5 @@ class SavedState:
         names = [stage.name for stage in self.config.stages]
         passed = self.config.stages[: names.index(stage_name) + 1]
         fields = shaping_fields(self.config, [stage.name for stage in passed])
+        fields |= {f"init_from.{name}": fingerprint for name, fingerprint in self.frozen.items()}
         return fields | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

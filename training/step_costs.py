@@ -6,6 +6,7 @@ them follow by a straight line. `plan.py` puts the stages together.
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -21,13 +22,19 @@ from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
 from diffusers_mardini.presets import load_preset
 
-from .config import RunConfig, StageConfig
+from .adapter import add_adapter, base_arguments, matched_layers
+from .config import AdapterConfig, RunConfig, StageConfig
 from .curriculum import Batch
-from .optimizers import learns_by_muon
+from .optimizers import learned, learns_by_muon
 from .step import MarDiniTrainingModel, PlannerReconstructionHead
 
 
 VAE_FACTOR = 8  # pixels of a side of a latent; both autoencoders this project takes have it
+FROZEN_WIDTHS = {
+    "float32": 4,
+    "bf16": 2,
+    "int8": 1,
+}  # bytes of a weight by `lora.base_dtype`; scales of int8 are not counted
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Memory:
     """Bytes on each device, by kind.
 
     Attributes:
-        weights: float32, of all models, whatever the stage trains.
+        weights: float32, of all models, whatever the stage trains; those that an adapter leaves frozen as `lora.base_dtype` says.
         low_precision_weights: the copies that bf16 autocast keeps; under FSDP the blocks gathered at one moment.
         gradients: float32; twice under DDP, which keeps buckets beside them.
         optimizer: averages of gradients, of what the stage trains.
@@ -57,25 +64,43 @@ class Memory:
 
 def model_arguments(config: RunConfig) -> dict[str, dict]:
     """Keyword arguments of planner, transformer and scheduler, as a run builds them."""
+    if config.lora is not None:
+        arguments = base_arguments(config.init_from)
+        return {part: arguments[part] for part in ("planner", "transformer", "scheduler")}
     preset = load_preset(config.preset)
     parts = ("planner", "transformer", "scheduler")
     return {part: {**preset[part], **getattr(config, part)} for part in parts}
 
 
-def build_models(arguments: dict[str, dict], device: torch.device | str = "meta") -> nn.ModuleDict:
-    """`planner`, `transformer` and `head` of a run, on a device."""
+def build_models(
+    arguments: dict[str, dict], device: torch.device | str = "meta", lora: AdapterConfig | None = None
+) -> nn.ModuleDict:
+    """`planner`, `transformer` and `head` of a run, on a device; with an adapter, frozen but for it and without a head."""
     with torch.device(device):
         planner = MarDiniPlannerTransformer3DModel(**arguments["planner"])
         transformer = MarDiniTransformer3DModel(**arguments["transformer"])
         planning_dim = planner.config.num_attention_heads * planner.config.attention_head_dim
+        if lora is not None:
+            models = nn.ModuleDict({"planner": planner, "transformer": transformer})
+            add_adapter(models, lora, seed=0)
+            return models
         head = PlannerReconstructionHead(planning_dim, planner.config.in_channels, planner.config.patch_size)
     return nn.ModuleDict({"planner": planner, "transformer": transformer, "head": head})
 
 
+def whole_models(config: RunConfig) -> nn.ModuleDict:
+    """The models of a run on meta, to be looked at and not changed."""
+    return _whole_models(json.dumps(model_arguments(config)), config.lora)
+
+
 @cache
-def _whole_models(arguments: str) -> nn.ModuleDict:
-    """The models on meta, to be looked at and not changed."""
-    return build_models(json.loads(arguments))
+def _whole_models(arguments: str, lora: AdapterConfig | None) -> nn.ModuleDict:
+    return build_models(json.loads(arguments), lora=lora)
+
+
+def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
+    """Names of the linear layers that an adapter changes, by part; see `adapter.matched_layers`."""
+    return matched_layers(_whole_models(json.dumps(model_arguments(config)), None), config.lora.targets)
 
 
 def trained_parts(stage: StageConfig) -> tuple[str, ...]:
@@ -97,6 +122,7 @@ class Shape:
         planner_downscale: how many times smaller the planner's frames are.
         dtype: what is computed in.
         checkpointing: whether blocks are recomputed in the backward pass.
+        lora: the adapter, for as many blocks as there are; `None` where all weights are trained.
     """
 
     arguments: str
@@ -109,6 +135,7 @@ class Shape:
     planner_downscale: int
     dtype: torch.dtype
     checkpointing: bool
+    lora: AdapterConfig | None = None
 
     @classmethod
     def of(cls, config: RunConfig, stage: StageConfig, num_masked: int, checkpointing: bool | None = None) -> "Shape":
@@ -124,6 +151,7 @@ class Shape:
             planner_downscale=config.data.planner_downscale,
             dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
             checkpointing=config.gradient_checkpointing if checkpointing is None else checkpointing,
+            lora=None if config.lora is None else _for_any_block(config),
         )
 
     def training_model(
@@ -133,7 +161,7 @@ class Shape:
         arguments = json.loads(self.arguments)
         for part, number in zip(("planner", "transformer"), layers or ()):
             arguments[part]["num_layers"] = number
-        models = build_models(arguments, device)
+        models = build_models(arguments, device, self.lora)
         models["transformer"].set_temporal_attention(self.temporal_attention)
         if self.checkpointing:
             models["planner"].enable_gradient_checkpointing()
@@ -193,9 +221,8 @@ def count_tokens(config: RunConfig, stage: StageConfig) -> dict[str, int]:
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Parameters of `planner`, `transformer` and `head`."""
-    models = _whole_models(json.dumps(model_arguments(config)))
-    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    """Parameters of `planner`, `transformer` and `head` that a run learns: all or, of an adapter's, those of the adapter."""
+    return {name: sum(p.numel() for p in learned(model).values()) for name, model in whole_models(config).items()}
 
 
 def count_operations(config: RunConfig, stage: StageConfig) -> float:
@@ -220,10 +247,12 @@ def count_memory(
     config: RunConfig, stage: StageConfig, parallelism: str, num_processes: int, checkpointing: bool
 ) -> Memory:
     """Memory of each device under `single`, `ddp` or `fsdp` (all sharded over the processes)."""
-    models = _whole_models(json.dumps(model_arguments(config)))
-    everything = sum(p.numel() for p in models.parameters())
-    trained = [(f"{part}.{name}", p) for part in trained_parts(stage) for name, p in models[part].named_parameters()]
-    learned = sum(p.numel() for _, p in trained)
+    models = whole_models(config)
+    everything = sum(p.numel() for p in learned(models).values())
+    frozen = sum(p.numel() for p in models.parameters()) - everything
+    frozen_width = 4 if config.lora is None else FROZEN_WIDTHS[config.lora.base_dtype]
+    trained = [(f"{part}.{name}", p) for part in trained_parts(stage) for name, p in learned(models[part]).items()]
+    updated = sum(p.numel() for _, p in trained)
     by_muon = sum(p.numel() for name, p in trained if learns_by_muon(name, p, config.optimizer))
     width = 2 if uses_bfloat16(config) else 4
     shards = num_processes if parallelism == "fsdp" else 1
@@ -232,15 +261,23 @@ def count_memory(
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
         copies = largest * (2 * width + 4)  # a block in use, one on its way, and one's gradient on its way out
     else:
-        copies = learned * width if width == 2 else 0
+        copies = updated * width if width == 2 else 0
     return Memory(
-        weights=4 * everything // shards,
+        weights=(4 * everything + frozen_width * frozen) // shards,
         low_precision_weights=copies,
-        gradients=4 * learned * (2 if parallelism == "ddp" else 1) // shards,
-        optimizer=(8 * (learned - by_muon) + 4 * by_muon) // shards,
+        gradients=4 * updated * (2 if parallelism == "ddp" else 1) // shards,
+        optimizer=(8 * (updated - by_muon) + 4 * by_muon) // shards,
         ema=4 * everything // shards,
         activations=count_activations(config, stage, checkpointing),
     )
+
+
+def _for_any_block(config: RunConfig) -> AdapterConfig:
+    """The adapter with targets that match the same layers in every block, since costs are counted with one and with two of them."""
+    names = {f"{part}.{name}" for part, names in adapted_layers(config).items() for name in names}
+    # Escaped first: what stands for any number must not be.
+    patterns = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name), count=1) for name in names})
+    return config.lora.model_copy(update={"targets": "|".join(patterns)})
 
 
 def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
@@ -290,7 +327,7 @@ def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int, bac
     Apart from the operations, because torch's counter holds on to what a recomputed block lets go.
     """
     model, batch = _on_meta(shape, (planner_layers, transformer_layers))
-    for parameter in model.parameters():
+    for parameter in learned(model).values():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with fused_attention(), PeakMemory() as memory:
         loss = model(batch)["loss"]

@@ -17,10 +17,12 @@ from diffusers import AutoencoderKL, ModelMixin
 from diffusers_mardini import AutoencoderPatchBasis
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 
+from .adapter import refuse_shards
 from .checkpoint import newest_checkpoint
 from .config import RunConfig, load_config
 from .environment import record_start
 from .loop import Run, Stopped
+from .optimizers import learned
 from .plan import problems
 from .report import write_report
 from .run_data import prepare_data
@@ -47,7 +49,7 @@ def train(
     stop_after: str | None = None,
     allow_change: Sequence[str] = (),
 ) -> Path:
-    """Runs the stages; returns the folder of the finished pipeline, or of the stage after which to stop.
+    """Runs the stages; returns the folder of the finished pipeline or adapter, or of the stage after which to stop.
 
     Args:
         config: the run.
@@ -76,15 +78,19 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.model_dump_json(indent=2))  # as given, for any number of processes
     config = resolved
+    if config.lora is not None:
+        refuse_shards(accelerator)
     with StopRequest(folder, config.max_hours) as stop:
         vae = load_vae(config.vae, config.vae_subfolder)
         resumes = newest_checkpoint(folder / "checkpoints") is not None
         data = prepare_data(config, vae, folder, accelerator, resumes)
         run = Run(config, accelerator, vae, data.train, data.validation, folder, allow_change)
-        parameters = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in run.models.items()}
+        parameters = {
+            name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()
+        }
         accelerator.print(
             f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on {accelerator.device}, "
-            f"{'bf16 autocast' if use_bf16 else 'float32'}, million parameters "
+            f"{'bf16 autocast' if use_bf16 else 'float32'}, million parameters to be trained: "
             + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
         )
 
@@ -108,7 +114,7 @@ def train(
             record_start(folder, accelerator)
         tell("running")
         try:
-            pipeline = run.train(stop, start_at, stop_after)
+            result = run.train(stop, start_at, stop_after)
         except Stopped as stopped:
             if accelerator.is_main_process:
                 stop.done()
@@ -124,8 +130,8 @@ def train(
             accelerator.print(
                 f"{len(data.failed)} clip(s) broke during the run and were replaced; see {data.failed.path}"
             )
-    accelerator.print(f"the finished pipeline lies in {pipeline}")
-    return pipeline
+    accelerator.print(f"the finished {'pipeline' if config.lora is None else 'adapter'} lies in {result}")
+    return result
 
 
 def report(folder: Path) -> None:
@@ -145,8 +151,15 @@ def write_status(folder: Path, status: dict) -> None:
     temporary.replace(folder / "status.json")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(description: str, adapter: bool, arguments: Sequence[str] | None = None) -> None:
+    """The command line of this program and of `train_mardini_lora`.
+
+    Args:
+        description: of the program.
+        adapter: whether it is the one for configurations with a `lora` block.
+        arguments: by default the process's.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/tiny-racing.yaml")
     parser.add_argument(
         "overrides",
@@ -158,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--resume", choices=("auto", "never"), default="auto", help="never: refuse a run that has begun"
     )
     parser.add_argument("--start-at", metavar="STAGE", help="begin with this stage (needs init_from)")
-    parser.add_argument("--stop-after", metavar="STAGE", help="end with this stage, a whole pipeline in stages/<name>")
+    parser.add_argument("--stop-after", metavar="STAGE", help="end with this stage, whose result is stages/<name>")
     parser.add_argument(
         "--allow-change",
         metavar="KEY",
@@ -168,15 +181,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     try:
+        config = load_config(options.config, options.overrides)
+        if adapter != (config.lora is not None):
+            raise ValueError(
+                f"{options.config} has {'no' if adapter else 'a'} `lora` block; "
+                f"{'python -m training.train_mardini' if adapter else 'python -m training.train_mardini_lora'} trains it"
+            )
         train(
-            load_config(options.config, options.overrides), resume=options.resume, start_at=options.start_at,
-            stop_after=options.stop_after, allow_change=options.allow_change,
+            config, resume=options.resume, start_at=options.start_at, stop_after=options.stop_after,
+            allow_change=options.allow_change,
         )  # fmt: skip
     except Stopped as stopped:
         print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")
         sys.exit(STOPPED)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_command(__doc__, adapter=False, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: on `clips`, in `folder`, by
 `processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`, or `zero`: DeepSpeed's stage), asked to stop after `until`
-steps, with other changes to the configuration (`config`) and environment variables (`environment`), with an infinite loss in a step of one
-process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
+steps, with other changes to the configuration (`config`) and environment variables (`environment`), or an adapter of the pipeline `base` in place of it,
+with an infinite loss in a step of one process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
 """
 
 import json
@@ -17,6 +17,7 @@ import torch
 
 from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, explode, make_config, make_run
+from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
 from training.loop import Run, Stopped
 from training.step import MarDiniTrainingModel
 from training.stopping import StopRequest
@@ -37,9 +38,10 @@ class StopAfter(StopRequest):
         return f"{self.steps} steps" if self.run.global_step + 1 == self.steps else None
 
 
-def make_shared_config(clips: Path, stage: dict | None = None, **overrides):
+def make_shared_config(clips: Path, stage: dict | None = None, base: str | None = None, **overrides):
     """The tiny run in float32 with four windows a step, whoever computes them, and rates at which rounding does not grow."""
-    config = make_config(data=data_fields(clips), checkpoint_every=100, keep_checkpoints=100, validate_every=100)
+    fields = {"data": data_fields(clips), "checkpoint_every": 100, "keep_checkpoints": 100, "validate_every": 100}
+    config = make_config(**fields) if base is None else make_adapter_config(base, **fields)
     changes = {"batch_size": None, "global_batch": 4, "learning_rate": 1e-3, **(stage or {})}
     stages = [{**s.model_dump(), **changes, "steps": STEPS[s.name]} for s in config.stages]
     return type(config).model_validate({**config.model_dump(), "stages": stages, **overrides})
@@ -49,7 +51,8 @@ def train(entry: dict) -> None:
     if entry.get("fsdp"):  # as `accelerate launch` hands fsdp2.yaml on
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     os.environ |= entry.get("environment", {})
-    config = make_shared_config(Path(entry["clips"]), **entry.get("config", {})).for_processes(entry["processes"])
+    config = make_shared_config(Path(entry["clips"]), base=entry.get("base"), **entry.get("config", {}))
+    config = config.for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
     if entry.get("zero"):  # as `accelerate launch` hands deepspeed_zero2.yaml on; accelerate is not told of it
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(entry["zero"])}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.data import car_racing
-from training.data.car_racing import Driver, _heading_error, record
+from training.data.car_racing import PALETTES, Driver, _heading_error, record
 
 
 def test_drivers_vary_by_seed_and_repeat_for_one():
@@ -39,8 +39,29 @@ def test_one_seed_gives_one_clip(tmp_path, monkeypatch):
         record(tmp_path / "a", clips=1, first_seed=7, num_frames=4, workers=1)
 
 
+def test_a_palette_changes_the_colours_and_not_the_drive(tmp_path, monkeypatch):
+    pytest.importorskip("Box2D", reason="needs the extra `sim`")
+    monkeypatch.setattr(car_racing, "WARM_UP_STEPS", 20)
+    written = []
+    monkeypatch.setattr(car_racing, "write_video", lambda path, frames, *_, **__: written.append(frames))
+    for palette in PALETTES:
+        monkeypatch.setattr(car_racing, "_ENV", None)
+        (row,) = record(tmp_path / palette, clips=1, first_seed=7, num_frames=2, workers=1, palette=palette)
+        assert row["palette"] == palette
+
+    def share(frames: np.ndarray, palette: str) -> float:
+        """Of the pixels that have the palette's colour of the ground; the simulator's smoothing rounds by a few levels."""
+        distance = np.abs(frames.astype(int) - PALETTES[palette]["bg_color"]).max(axis=-1)
+        return (distance <= 5).mean()
+
+    for frames, palette in zip(written, PALETTES, strict=True):
+        assert share(frames, palette) > 0.3 and all(share(frames, p) < 0.05 for p in PALETTES if p != palette)
+    drivers = [json.loads((tmp_path / palette / "metadata.jsonl").read_text())["driver"] for palette in PALETTES]
+    assert drivers[0] == drivers[1]
+
+
 def test_seeds_that_no_driver_masters_are_left_out_aloud(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(car_racing, "_make_env", lambda: object())
+    monkeypatch.setattr(car_racing, "_make_env", lambda palette: object())
     monkeypatch.setattr(car_racing, "_ENV", None)
     monkeypatch.setattr(car_racing, "_attempt", lambda *_: None)
     assert record(tmp_path, clips=2, first_seed=0, num_frames=4, workers=1) == []

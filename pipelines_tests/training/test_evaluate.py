@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
+from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training import evaluate
@@ -265,3 +268,28 @@ def test_given_frames_are_framed_and_all_frames_drawn():
     coloured = [(np.asarray(picture) == GIVEN_COLOUR).all(-1).any() for picture in video]
     assert coloured == [True, False, True]
     assert all(side % 2 == 0 for side in video[0].size)
+
+
+def test_an_adapter_has_a_row_of_its_own_and_changes_no_other(tmp_path, clips, checkpoint):
+    pipe = tiny_pipeline()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False), adapter_name="new")
+    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="new")
+    MarDiniPipeline.save_lora_weights(tmp_path / "adapter", transformer_lora_layers=layers)
+    plain = command(checkpoint, clips, tmp_path / "plain", "--steps", "2", "--metrics", "--sheets", "1")
+    evaluate.main(plain)
+    evaluate.main(
+        [
+            *command(checkpoint, clips, tmp_path / "both", "--steps", "2", "--metrics", "--sheets", "1"),
+            "--adapter",
+            str(tmp_path / "adapter"),
+        ]
+    )
+    without, both = (
+        {row["method"]: row for row in json.loads((tmp_path / name / "results.json").read_text())["rows"]}
+        for name in ("plain", "both")
+    )
+    assert set(both) - set(without) == {"ours, 2 steps, with the adapter"}
+    assert both["ours, 2 steps"]["mid_ssim"] == pytest.approx(without["ours, 2 steps"]["mid_ssim"], abs=1e-6)
+    assert both["ours, 2 steps, with the adapter"]["mid_ssim"] != both["ours, 2 steps"]["mid_ssim"]
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate.main([*plain, "--adapter", str(tmp_path / "nowhere")])

@@ -20,11 +20,12 @@ from training.stopping import StopRequest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_with_kills(folder: Path, processes: int, kills: int, seed: int = 0) -> list[dict]:
+def run_with_kills(folder: Path, processes: int, kills: int, seed: int = 0, base: Path | None = None) -> list[dict]:
     if not (folder.parent / "clips").exists():
         write_clips(folder.parent / "clips")
+    arguments = [folder, processes, kills, seed, *([] if base is None else [base])]
     result = subprocess.run(
-        [sys.executable, "-m", "pipelines_tests.training.interrupted_run", str(folder), str(processes), str(kills), str(seed)],
+        [sys.executable, "-m", "pipelines_tests.training.interrupted_run", *map(str, arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, capture_output=True, text=True,
         timeout=1200,
     )  # fmt: skip

@@ -1,15 +1,18 @@
 """A checkpoint out of a finished run: the pipeline, and a card that repeats what was recorded."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.checkpoint_format import FORMAT_KEY, FORMAT_VERSION
 from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
+from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
 from training.card import facts_of, read_record
 from training.evaluation.tables import COLUMNS
@@ -42,6 +45,44 @@ def test_the_card_repeats_what_was_recorded(tmp_path, run):
     MarDiniPipeline.from_pretrained(output)
     publish(run, *make_sources(tmp_path), output)  # again: replaced whole
     assert [path.name for path in output.parent.iterdir()] == ["tiny"]
+
+
+def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, monkeypatch):
+    made = make_run(tmp_path / "run", make_adapter_config(lora={"rslora": True}))
+    made.train()
+    (made.folder / "config.json").write_text(made.config.model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    card, results = make_sources(tmp_path)
+    output = publish(made.folder, card, results, tmp_path / "checkpoints" / "lora", keep_record=True)
+    assert sorted(path.name for path in output.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors"]
+    text = (output / "README.md").read_text()
+    assert f"base_model: {base_folder()}" in text and "- lora\n" in text and "base_model_relation: adapter" in text
+    assert (
+        "| planner | 2 | 2 | rsLoRA |" in text
+        and "| joint | joint | 3 | 6 |" in text
+        and "| ours, 25 steps | 0.432 |" in text
+    )
+    plan_upload(output, "somebody/lora")
+    (output / "README.md").unlink()
+    card_of_checkpoint.main([str(card), str(output)])  # again, without the run
+    assert (output / "README.md").read_text() == text
+
+    # The snippet runs as it stands, once the adapter's own name leads somewhere
+    for name in ("first.png", "last.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    card.write_text(yaml.safe_dump({"num_frames": 4, "path": str(output), "size": 32}))
+    card_of_checkpoint.main([str(card), str(output)])
+    (snippet,) = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(snippet, "snippet of a card", "exec"), names)
+    assert names["pipe"].get_list_adapters() == {"planner": ["default_0"], "transformer": ["default_0"]}
+    assert len(names["frames"]) == 4
+
+    card.write_text(yaml.safe_dump({"base_model": "somebody/base"}))
+    publish(made.folder, card, results, output)
+    assert "LoRA weights for `somebody/base`" in (output / "README.md").read_text()
+    with pytest.raises(ValueError, match="exists and is no adapter"):
+        publish(made.folder, card, results, made.folder)
 
 
 def test_with_its_record_kept_the_card_is_made_again_without_the_run(tmp_path, run):

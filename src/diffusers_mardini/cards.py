@@ -259,7 +259,8 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
     rows = []
     for part in parameters:
         targets = saved.get(f"{part}.target_modules")
-        row = {"part": part, "rank": saved.get(f"{part}.r"), "alpha": saved.get(f"{part}.lora_alpha"),
+        kinds = [name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if saved.get(f"{part}.{key}")]
+        row = {"part": part, "rank": saved.get(f"{part}.r"), "alpha": saved.get(f"{part}.lora_alpha"), "kind": ", ".join(kinds) or None,
                "targets": targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))}  # fmt: skip
         rows.append({key: value for key, value in row.items() if value is not None})
     return {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}

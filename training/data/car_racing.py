@@ -2,8 +2,8 @@
 
     python -m training.data.car_racing OUT --clips 600 --first-seed 0
 
-writes a folder of mp4 with `metadata.jsonl`. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a
-folder back is the business of `training/data/clips.py`.
+writes a folder of mp4 with `metadata.jsonl`. `--palette desert` paints road and grass otherwise: the same tracks as another domain, to adapt a model
+to. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a folder back is the business of `training/data/clips.py`.
 """
 
 import argparse
@@ -25,6 +25,12 @@ WARM_UP_STEPS = 60  # the camera zooms in during the first 50
 MAX_ATTEMPTS = 12
 SOURCE = "gymnasium CarRacing-v3 (training/data/car_racing.py)"
 LICENSE = "own recording of Gymnasium (MIT)"
+
+# Road, ground and the squares of grass on it, in RGB up to 255, as Gymnasium's attributes are called; the first are its own colours.
+PALETTES = {
+    "meadow": {"road_color": (102, 102, 102), "bg_color": (102, 204, 102), "grass_color": (102, 230, 102)},
+    "desert": {"road_color": (92, 66, 60), "bg_color": (214, 178, 118), "grass_color": (236, 202, 140)},
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def _heading_error(direction: np.ndarray, angle: float) -> float:
     return _wrap(_heading(direction) - angle)
 
 
-def _make_env():
+def _make_env(palette: str):
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
@@ -149,16 +155,19 @@ def _make_env():
         def _render(self, mode):
             return super()._render(mode) if self.drawn else None
 
-    return SparselyDrawnCarRacing(continuous=True)
+    env = SparselyDrawnCarRacing(continuous=True)
+    for name, color in PALETTES[palette].items():
+        setattr(env, name, np.array(color))
+    return env
 
 
-_ENV = None  # one simulator for each worker process
+_ENV = None  # one simulator for each worker process; a process records in one palette
 
 
-def _record(job: tuple[int, int, Path]) -> dict:
+def _record(job: tuple[int, int, Path, str]) -> dict:
     global _ENV
-    _ENV = _ENV or _make_env()
-    seed, num_frames, folder = job
+    seed, num_frames, folder, palette = job
+    _ENV = _ENV or _make_env(palette)
     name = f"carracing_{seed:06d}.mp4"
     try:
         frames, driver, attempts = drive(_ENV, seed, num_frames)
@@ -174,17 +183,20 @@ def _record(job: tuple[int, int, Path]) -> dict:
         "height": frames.shape[1],
         "driver": asdict(driver),
         "attempts": attempts,
+        "palette": palette,
         "source": SOURCE,
         "license": LICENSE,
     }
 
 
-def record(folder: Path, clips: int, first_seed: int, num_frames: int, workers: int) -> list[dict]:
+def record(
+    folder: Path, clips: int, first_seed: int, num_frames: int, workers: int, palette: str = "meadow"
+) -> list[dict]:
     """Records clips with the seeds `first_seed …` into `folder`; returns the lines of its `metadata.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "metadata.jsonl").exists():
         raise SystemExit(f"'{folder}' already holds recorded clips; give another folder or delete it first")
-    jobs = [(seed, num_frames, folder) for seed in range(first_seed, first_seed + clips)]
+    jobs = [(seed, num_frames, folder, palette) for seed in range(first_seed, first_seed + clips)]
     rows = []
     with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _Here() as pool:
         for row in pool.imap(_record, jobs):
@@ -221,8 +233,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=64, help="frames of each clip, 25 a second")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--palette", choices=PALETTES, default="meadow", help="colours of road and grass")
     arguments = parser.parse_args()
-    record(arguments.out, arguments.clips, arguments.first_seed, arguments.frames, arguments.workers)
+    record(
+        arguments.out, arguments.clips, arguments.first_seed, arguments.frames, arguments.workers, arguments.palette
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PLANNING = {
     "none": ", planning signal dropped",
     "other": ", plan of another window",
 }
+ADAPTED = ", with the adapter"  # in names of methods
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..contact_sheet import contact_sheet
+from .painting import ADAPTED
 from .windows import Windows, given_indices
 
 
@@ -145,11 +146,14 @@ def write_sheets(
     picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
     simple = "cross-fade" if "cross-fade" in painted else "copy of the nearest given frame"
     output.mkdir(parents=True, exist_ok=True)
+    rows = {"truth": windows.frames, "ours": painted[method], simple.split(" of ")[0]: painted[simple]}
+    if method + ADAPTED in painted:
+        rows = {"truth": windows.frames, "adapted": painted[method + ADAPTED], "not adapted": painted[method]}
     for sheet in range(0, len(picked), per_sheet):
         groups = [
             (
                 f"{windows.clips[i]}, from frame {windows.starts[i]}",
-                {"truth": windows.frames[i], "ours": painted[method][i], simple.split(" of ")[0]: painted[simple][i]},
+                {label: frames[i] for label, frames in rows.items()},
             )
             for i in picked[sheet : sheet + per_sheet]
         ]

@@ -1,5 +1,6 @@
 """What is painted: simple methods, the autoencoder alone, and the checkpoint in every way that was asked for."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,20 @@ import torch
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
 
+from ..adapter import adapter_loaded
 from ..baselines import best_match, copy_nearest, cross_fade, flow_warp
 from ..data.clips import list_clips
 from . import rife
-from .painting import PLANNING, batches, paint_batch, reconstruct, scheduler_named, scheduler_replaced, weights_digest
+from .painting import (
+    ADAPTED,
+    PLANNING,
+    batches,
+    paint_batch,
+    reconstruct,
+    scheduler_named,
+    scheduler_replaced,
+    weights_digest,
+)
 from .windows import training_clips
 
 
@@ -54,6 +65,7 @@ class Sampling:
         batch_size: windows painted together.
         no_planning: whether there is a row without the planning signal.
         wrong_planning: whether there is a row with the plan of another window.
+        adapter: folder or Hub id of LoRA weights: a second row with them for each scheduler and number of steps.
     """
 
     steps: tuple[int, ...] = (25,)
@@ -63,6 +75,7 @@ class Sampling:
     batch_size: int = 8
     no_planning: bool = False
     wrong_planning: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,16 @@ def baselines(
 
 
 def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]:
-    """The autoencoder alone, and the checkpoint in every way that `sampling` asks for."""
+    """The autoencoder alone, and the checkpoint in every way that `sampling` asks for.
+
+    Raises:
+        ValueError: if an adapter cannot be loaded.
+    """
     parts = batches(count, sampling.batch_size)
+    adapted = None
+    if sampling.adapter is not None:
+        with adapter_loaded(pipe, sampling.adapter):
+            adapted = weights_digest(pipe)
     model = {"checkpoint": weights_digest(pipe), "dtype": str(pipe.dtype), "device": pipe.device.type}
     variants = [
         Variant(
@@ -122,12 +143,13 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
         )
     ]
 
-    def add(steps: int, scheduler_name: str, planning: str) -> None:
+    def add(steps: int, scheduler_name: str, planning: str, adapter: str | None = None) -> None:
         scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
         settings = {**(scheduler or pipe.scheduler).config}
         key = {
             "method": "ours",
             **model,
+            **({} if adapter is None else {"checkpoint": adapted}),
             "steps": steps,
             "scheduler": [scheduler_name, {name: repr(value) for name, value in sorted(settings.items())}],
             "guidance_scale": sampling.guidance_scale,
@@ -136,14 +158,18 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
         }
 
         def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
-            with scheduler_replaced(pipe, scheduler):
+            loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
+            with loaded, scheduler_replaced(pipe, scheduler):
                 return paint_batch(pipe, windows, given, steps, seed, first, planning, sampling.guidance_scale)
 
-        variants.append(Variant(ours_label(steps, planning, scheduler_name), OURS, key, sampling.seeds, parts, paint))
+        label = ours_label(steps, planning, scheduler_name) + ("" if adapter is None else ADAPTED)
+        variants.append(Variant(label, OURS, key, sampling.seeds, parts, paint))
 
     for scheduler_name in sampling.schedulers:
         for steps in sampling.steps:
             add(steps, scheduler_name, "own")
+            if sampling.adapter is not None:
+                add(steps, scheduler_name, "own", sampling.adapter)
     for wanted, planning in ((sampling.no_planning, "none"), (sampling.wrong_planning, "other")):
         if wanted:
             add(sampling.steps[0], sampling.schedulers[0], planning)

@@ -130,6 +130,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                     metadata=copy.deepcopy(description.adapters.get(name)),
                     _pipeline=self,
                 )
+                # New layers are in training mode, in which one that was trained with dropout would drop here, too.
+                getattr(self, name).train(getattr(self, name).training)
                 done.append(name)
         except Exception:
             if not hotswap:  # half an adapter is none
