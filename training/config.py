@@ -335,7 +335,7 @@ class RunConfig(_Strict):
         False, description="Recompute blocks in the backward pass: less memory, slower."
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of `metrics.jsonl`.")
-    validate_every: int = Field(200, ge=1, description="Steps between held-out losses.")
+    validate_every: int = Field(300, ge=1, description="Steps between held-out losses.")
     validation_windows: int = Field(
         16, ge=1, description="Held-out windows; raising it steadies the held-out losses, whose time grows with it."
     )
