@@ -160,7 +160,9 @@ def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
     assert code == 0, text
     config = json.loads((checkpoint / "planner" / "config.json").read_text())
     assert config["num_layers"] == 2 and "5 frames of 64x64, planned at 32x32" in text
-    assert [line.split()[0] for line in text.splitlines()[3:]] == ["planner", "transformer", "vae.decode", "together"]
+    assert [line.split()[0] for line in text.splitlines()[3:]] == [
+        "planner", "references", "transformer", "vae.decode", "together"
+    ]  # fmt: skip
 
 
 def test_push_looks_first_and_sends_when_told_to(checkpoint, tmp_path):

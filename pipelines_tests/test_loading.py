@@ -169,7 +169,10 @@ def test_the_generic_class_asks_for_trust_before_it_loads_from_the_hub(hub):
 def test_variants_and_shards_are_loaded_from_the_hub(pipe, hub, tmp_path):
     pipe.save_pretrained(tmp_path / "variant", variant="small", max_shard_size="100KB")
     hub.add_folder("somebody/variant", tmp_path / "variant")
-    assert torch.equal(run(MarDiniPipeline.from_pretrained("somebody/variant", variant="small")), run(pipe))
+    loaded = MarDiniPipeline.from_pretrained("somebody/variant", variant="small")
+    torch.testing.assert_close(
+        run(loaded), run(pipe)
+    )  # products of weights that lie elsewhere in memory round otherwise
 
 
 def test_one_model_is_loaded_alone_from_the_hub(pipe, hub):
@@ -275,7 +278,12 @@ def test_half_precision_is_loaded_and_runs(folder):
 def test_variants_and_shards_are_loaded(pipe, tmp_path):
     pipe.save_pretrained(tmp_path, variant="small", max_shard_size="20KB")
     assert len(list((tmp_path / "transformer").glob("*small*.safetensors"))) > 1
-    assert torch.equal(run(MarDiniPipeline.from_pretrained(tmp_path, variant="small")), run(pipe))
+    loaded = MarDiniPipeline.from_pretrained(tmp_path, variant="small")
+    torch.testing.assert_close(
+        run(loaded), run(pipe)
+    )  # products of weights that lie elsewhere in memory round otherwise
+    for name, tensor in loaded.transformer.state_dict().items():
+        assert torch.equal(tensor, pipe.transformer.state_dict()[name]), name
 
 
 def test_one_model_is_loaded_alone(pipe, folder):

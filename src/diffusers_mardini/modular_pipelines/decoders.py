@@ -8,6 +8,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .block import MarDiniBlock
+from .encoders import CHUNK_SIZE
 
 
 class MarDiniDecoderStep(MarDiniBlock):
@@ -20,6 +21,7 @@ class MarDiniDecoderStep(MarDiniBlock):
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor, description="Clean latents of all frames."),
             InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+            CHUNK_SIZE,
         ]
 
     @property
@@ -33,4 +35,4 @@ class MarDiniDecoderStep(MarDiniBlock):
         ]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
-        block_state.videos = pipe.decode(block_state.latents, block_state.output_type)
+        block_state.videos = pipe.decode(block_state.latents, block_state.output_type, block_state.decode_chunk_size)

@@ -6,8 +6,18 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from torch import Tensor
 
+from ..pipelines.inputs import whole_number
+from ..pipelines.long_video import DECODE_CHUNK_SIZE
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .block import MarDiniBlock
+
+
+CHUNK_SIZE = InputParam(
+    "decode_chunk_size",
+    type_hint=int,
+    default=DECODE_CHUNK_SIZE,
+    description="Most frames that the VAE encodes or decodes at once, to bound the memory.",
+)
 
 
 class MarDiniVaeEncoderStep(MarDiniBlock):
@@ -17,7 +27,10 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [InputParam("pixels", required=True, type_hint=Tensor, description="The given frames, in [-1, 1].")]
+        return [
+            InputParam("pixels", required=True, type_hint=Tensor, description="The given frames, in [-1, 1]."),
+            CHUNK_SIZE,
+        ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -29,8 +42,9 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
         ]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
-        block_state.reference_latents = pipe.encode_frames(block_state.pixels)
-        block_state.planner_latents = pipe.encode_low_frames(block_state.pixels)
+        chunk_size = whole_number(block_state.decode_chunk_size, CHUNK_SIZE.name, least=1)
+        block_state.reference_latents = pipe.encode_frames(block_state.pixels, chunk_size)
+        block_state.planner_latents = pipe.encode_low_frames(block_state.pixels, chunk_size)
 
 
 class MarDiniPlannerStep(MarDiniBlock):
