@@ -41,7 +41,7 @@ def make_config(pipeline: str, lora: dict | None, batch_size: int, compiled: boo
 def step_of(config: RunConfig) -> Callable[[], None]:
     """One step of the configuration's stage, on a model of its own."""
     device, stage = choose_device(), config.stages[0]
-    models = make_models(config, device).to(device)
+    models = make_models(config).to(device)
     model = MarDiniTrainingModel(models["planner"], None, models["transformer"], make_scheduler(config))
     optimizers = make_optimizers(model, config.optimizer, 1e-6)
     batch = Shape.of(config, stage, stage.num_frames - 2).batch_of(device, torch.float32)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
 from diffusers_mardini import (
@@ -30,6 +29,7 @@ from .config import AdapterConfig, RunConfig, shaping_fields
 from .ema import AveragedWeights
 from .optimizers import learned
 from .sharding import gather, sharding_plugin
+from .zero import zero_plugin
 
 
 ADAPTER = "default"  # peft's name of the adapter within the models
@@ -158,7 +158,7 @@ def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
 
 def refuse_shards(accelerator: Accelerator) -> None:
     """Raises `ValueError` where processes would share the weights: an adapter's are few, and the frozen ones are not sharded here."""
-    if sharding_plugin(accelerator) is not None or accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if sharding_plugin(accelerator) is not None or zero_plugin(accelerator) is not None:
         raise ValueError(
             "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or cpu2.yaml) instead of "
             "FSDP or DeepSpeed, and lora.base_dtype bf16 or int8 where the weights do not fit"

@@ -172,7 +172,7 @@ def test_held_out_losses_scores_and_pictures_are_told_without_a_reconstruction(t
 
 
 def test_before_its_first_step_an_adapter_changes_nothing():
-    models = make_models(make_adapter_config(lora={"dropout": 0.5}), CPU).eval()
+    models = make_models(make_adapter_config(lora={"dropout": 0.5})).eval()
     pipe = base_pipeline()
     painted = paint(pipe)
     adapted = MarDiniPipeline(pipe.vae, models["planner"], models["transformer"], pipe.scheduler, planner_downscale=2)
@@ -320,7 +320,7 @@ def test_a_base_of_fewer_bits_is_adapted_in_float32(tmp_path, bf16_autocast, bas
 def test_an_int8_base_without_torchao_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match="needs torchao.*pip install torchao"):
-        make_models(make_adapter_config(lora={"base_dtype": "int8"}, mixed_precision="bf16"), CPU)
+        make_models(make_adapter_config(lora={"base_dtype": "int8"}, mixed_precision="bf16"))
 
 
 def test_recomputed_blocks_drop_the_same(tmp_path):
@@ -338,7 +338,7 @@ def test_recomputed_blocks_drop_the_same(tmp_path):
 @pytest.mark.parametrize("name", TARGETS)
 def test_named_targets_are_layers_of_the_named_part(name):
     part, kind = name.split("-")
-    matched = matched_layers(make_models(make_config(), CPU), name)
+    matched = matched_layers(make_models(make_config()), name)
     assert set(matched) == ({"planner", "transformer"} if part == "both" else {part})
     layers = [layer for names in matched.values() for layer in names]
     attention = [layer for layer in layers if "attn." in layer]
@@ -348,7 +348,7 @@ def test_named_targets_are_layers_of_the_named_part(name):
 
 
 def test_a_regular_expression_chooses_whole_names_of_linear_layers():
-    models = make_models(make_config(), CPU)
+    models = make_models(make_config())
     assert matched_layers(models, r".*\.cross_attn\.to_[kv]") == {
         "transformer": ["transformer_blocks.0.cross_attn.to_k", "transformer_blocks.0.cross_attn.to_v"]
     }
@@ -361,12 +361,12 @@ def test_a_regular_expression_chooses_whole_names_of_linear_layers():
 )
 def test_targets_that_match_nothing_name_the_nearest(targets, near):
     with pytest.raises(ValueError, match=f"no linear layer's whole name; the nearest are .*{near}"):
-        matched_layers(make_models(make_config(), CPU), targets)
+        matched_layers(make_models(make_config()), targets)
 
 
 def test_what_is_adapted_is_what_the_plan_counts(capsys, tmp_path):
     config = make_adapter_config(lora={"targets": "transformer-attention", "rank": 3}, stage={"trains": "joint"})
-    models = make_models(config, CPU)
+    models = make_models(config)
     assert set(learned(models["planner"])) == set()
     counts = {name: sum(p.numel() for p in learned(model).values()) for name, model in models.items()}
     assert count_parameters(config) == counts == {"planner": 0, "transformer": 12 * 3 * (16 + 16)}
@@ -487,7 +487,7 @@ def test_the_command_trains_an_adapter(tmp_path):
 
 
 def test_nothing_is_changed_where_no_layer_matches():
-    models = make_models(make_config(), CPU)
+    models = make_models(make_config())
     with pytest.raises(ValueError, match="nearest"):
         add_adapter(models, AdapterConfig(targets="nothing"), seed=0)
     assert all(parameter.requires_grad for parameter in models.parameters())
