@@ -95,7 +95,7 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
     if path.is_file():
         require_safetensors(path.name)
         return path
-    if not path.exists() and (looks_local or path.is_absolute()):
+    if not path.exists() and (looks_local or path.is_absolute() or len(path.parts) > 2):  # an id is owner/name
         raise ValueError(f"there is no {path}; give a folder, a {SUFFIX} file or an id on the Hub")
     if not path.is_dir():
         return None
