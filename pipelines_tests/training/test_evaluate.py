@@ -291,5 +291,5 @@ def test_an_adapter_has_a_row_of_its_own_and_changes_no_other(tmp_path, clips, c
     assert set(both) - set(without) == {"ours, 2 steps, with the adapter"}
     assert both["ours, 2 steps"]["mid_ssim"] == pytest.approx(without["ours, 2 steps"]["mid_ssim"], abs=1e-6)
     assert both["ours, 2 steps, with the adapter"]["mid_ssim"] != both["ours, 2 steps"]["mid_ssim"]
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(SystemExit, match="nowhere"):
         evaluate.main([*plain, "--adapter", str(tmp_path / "nowhere")])

@@ -81,7 +81,7 @@ def test_signals_files_and_hours_are_reasons_to_stop(tmp_path):
     assert "stop" in request.reason
     request.done()
     assert request.reason is None and not (tmp_path / "stop").exists()
-    assert StopRequest(tmp_path, max_hours=1e-9).reason == "max_hours 1e-09"
+    assert StopRequest(tmp_path, max_hours=1e-12).reason == "max_hours 1e-12"
     assert StopRequest(tmp_path, max_hours=1).reason is None
 
 
