@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Fig. 6a: quality against the number of DDIM steps, and beside the paper against DPM-Solver++ and UniPC. For docs/results/figure_6a.md.
+# Typed again after an interruption it goes on where it stopped.
+set -euo pipefail
+PYTHON="${PYTHON:-.venv/bin/python}"
+CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
+CLIPS="${CLIPS:-runs/data/carracing/val}"
+OUT="${OUT:-outputs/results/figure-6a}"
+[ -d "$CLIPS" ] || "$PYTHON" -m training.data.car_racing "$CLIPS" --clips 24 --first-seed 100000
+"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
+"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 2 5 10 25 \
+    --scheduler DPMSolverMultistepScheduler UniPCMultistepScheduler -o "$OUT-solvers"
