@@ -1,80 +1,89 @@
-"""Attention on a CPU in its two forms, by length of sequence: `python -m benchmarks.attention_forms`.
+"""Denoising steps on a CPU with attention in its two forms, by size of the picture: `python -m benchmarks.attention_forms`.
 
-`LONGEST_PLAIN_ON_CPU` in `models/attention.py` follows from its table. Lengths are those of the small models' layers and of larger ones.
+`LONGEST_PLAIN_ON_CPU` in `models/attention.py` follows from it. Attention alone, out of its step, would be timed with other caches and threads.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 
-from diffusers_mardini.models.attention import attend, attend_by_products
+from diffusers_mardini import MarDiniTransformer3DModel, load_preset
+from diffusers_mardini.masking import interpolation_indices, reference_mask_from_indices
+from diffusers_mardini.models import attention
 
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
-# Sequences, queries, keys: what a window of 9 frames of 64, 128, 256 and 512 pixels asks for, two frames given.
-SHAPES = {
-    "temporal, 64 px": (72, 7, 9),
-    "cross, 64 px": (7, 72, 16),
-    "spatial, 64 px": (7, 72, 72),
-    "planner, 64 px": (1, 140, 180),
-    "spatial, 128 px": (7, 272, 272),
-    "spatio-temporal, 64 px": (1, 504, 648),
-    "spatial, 256 px": (7, 1056, 1056),
-}
+IN_A_ROW = 5  # steps of one form: in sampling, too, a step finds in the caches what the one before left there
+FORMS = {"kernel": 0, "products": 10**9, "chosen": None}  # the longest sequence that plain products take
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_forms", description=__doc__.splitlines()[0])
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--head-dim", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--preset", default="mardini-tiny")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="sides of a frame in pixels")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
-    machine = describe_machine()
-    print(f"{options.heads} heads of {options.head_dim}, median (least to largest) of {options.repeats}")
+    preset, machine = load_preset(options.preset), describe_machine()
+    print(f"A step of {options.preset}, seven frames between two, median (least to largest) of {options.repeats}")
     print(machine_line(machine))
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        for name in options.shapes:
-            sequences, queries, keys = SHAPES[name]
-            query, key, value = (
-                torch.randn(sequences, length, options.heads, options.head_dim, dtype=dtype)
-                for length in (queries, keys, keys)
-            )
-            with torch.no_grad():
-                seconds = alternate(
-                    {
-                        "kernel": lambda: attend(query, key, value, backend=AttentionBackendName.NATIVE),
-                        "products": lambda: attend_by_products(query, key, value),
-                    },
-                    options.repeats,
-                )
-            faster = ratio(seconds["kernel"], seconds["products"])
+        for size in options.sizes:
+            seconds = alternate(steps(preset, size, dtype), options.repeats)
             number_format = str(dtype).removeprefix("torch.")
-            rows.append(
-                {
-                    "dtype": number_format,
-                    "shape": name,
-                    "keys": keys,
-                    "kernel": Spread.of(seconds["kernel"]),
-                    "products": Spread.of(seconds["products"]),
-                    "speedup": faster,
-                }
+            keys = (size // 8 // preset["transformer"]["patch_size"]) * (
+                size // 8 // preset["transformer"]["patch_size"] + 1
             )
+            row = {
+                "dtype": number_format,
+                "size": size,
+                "keys": keys,
+                "seconds": {name: Spread.of(times) for name, times in seconds.items()},
+                "products": ratio(seconds["kernel"], seconds["products"]),
+                "chosen": ratio(seconds["kernel"], seconds["chosen"]),
+            }
+            rows.append(row)
             print(
-                f"{number_format:<9} {name:<24} {keys:>5} keys: kernel {1e3 * rows[-1]['kernel'].median:8.2f} ms, plain products "
-                f"{1e3 * rows[-1]['products'].median:8.2f} ms, {faster:.2f} times as fast",
+                f"{number_format:<9} {size} px, {keys:>5} keys: kernel {1e3 * row['seconds']['kernel'].median / IN_A_ROW:8.1f} ms, "
+                f"products {row['products']:.2f} and the choice {row['chosen']:.2f} times as fast",
                 flush=True,
             )
     result = {"machine": machine, "rows": rows}
     write_json(options.output, result)
     return result
+
+
+def steps(preset: dict[str, Any], size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The same denoising step in every form."""
+    torch.manual_seed(0)
+    transformer = MarDiniTransformer3DModel(**preset["transformer"]).eval()
+    torch.nn.Module.to(transformer, dtype)
+    frames, channels, side = preset["num_frames"], preset["transformer"]["in_channels"], size // 8
+    low_side = side // preset["planner_downscale"]
+    mask = reference_mask_from_indices(interpolation_indices(frames), frames)
+    latents = torch.randn(1, frames, channels, side, side, dtype=dtype)
+    signals = torch.randn(1, frames, low_side, low_side, preset["transformer"]["planning_dim"], dtype=dtype)
+    with torch.no_grad():
+        state = transformer(latents, 0, signals, mask, num_masked_frames=frames - 2, return_window_state=True)
+
+    def step(longest: int | None):
+        limits = dict.fromkeys(attention.LONGEST_PLAIN_ON_CPU, longest) if longest is not None else {}
+
+        @torch.no_grad()
+        def run() -> None:
+            with patch.dict(attention.LONGEST_PLAIN_ON_CPU, limits):
+                for _ in range(IN_A_ROW):
+                    transformer(latents[:, 1:-1], 500, window_state=state)
+
+        return run
+
+    return {name: step(longest) for name, longest in FORMS.items()}
 
 
 if __name__ == "__main__":
