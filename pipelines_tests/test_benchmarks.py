@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks import (
     asymmetry,
+    attention_forms,
     caches,
     denoising_step,
     few_steps,
@@ -316,3 +317,11 @@ def test_the_harm_of_rounding_is_shared_out_and_undone():
     assert all(row["of_error"] > 0 for row in rows.values())
     for name, tensor in pipe.transformer.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_forms_of_attention_are_timed_in_steps(tmp_path):
+    output = tmp_path / "forms.json"
+    attention_forms.main(["--sizes", "64", "--repeats", "1", "-o", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["dtype"], row["keys"]) for row in rows] == [("float32", 72), ("bfloat16", 72)]
+    assert all(row["seconds"][form]["median"] > 0 for row in rows for form in ("kernel", "products", "chosen"))

@@ -48,26 +48,28 @@ def test_both_forms_equal_the_definition_forward_and_backward(length, keys, dtyp
             torch.testing.assert_close(tensor.grad.double(), reference.grad, atol=10 * tolerance, rtol=tolerance)
 
 
-def test_short_sequences_on_a_cpu_take_plain_products_and_long_ones_the_kernel(forms):
-    longest = LONGEST_PLAIN_ON_CPU[torch.float32]
-    for keys in (longest, longest + 1):
-        attend(heads(2), heads(keys), heads(keys))
-    assert forms == ["attend_by_products", "dispatch_attention_fn"]
+def test_short_sequences_of_bfloat16_on_a_cpu_take_plain_products_and_others_the_kernel(forms):
+    longest = LONGEST_PLAIN_ON_CPU[torch.bfloat16]
+    for keys, dtype in ((longest, torch.bfloat16), (longest + 1, torch.bfloat16), (2, torch.float32)):
+        attend(heads(2, dtype), heads(keys, dtype), heads(keys, dtype))
+    assert forms == ["attend_by_products", "dispatch_attention_fn", "dispatch_attention_fn"]
 
 
 def test_training_takes_plain_products_at_every_length(forms):
-    keys = LONGEST_PLAIN_ON_CPU[torch.float32] + 1
+    keys = LONGEST_PLAIN_ON_CPU[torch.bfloat16] + 1
     attend(heads(2).requires_grad_(), heads(keys), heads(keys))
-    assert forms == ["attend_by_products"]
+    attend(heads(2, torch.bfloat16).requires_grad_(), heads(keys, torch.bfloat16), heads(keys, torch.bfloat16))
+    assert forms == ["attend_by_products"] * 2
 
 
 def test_a_backend_that_the_user_chose_is_taken(forms):
-    attend(heads(2), heads(2), heads(2), backend=AttentionBackendName.NATIVE)
+    short = [heads(2, torch.bfloat16)] * 3
+    attend(*short, backend=AttentionBackendName.NATIVE)
     with attention_backend("_native_math"):
-        attend(heads(2), heads(2), heads(2))
+        attend(*short)
     assert forms == ["dispatch_attention_fn"] * 2
 
 
 def test_other_devices_take_the_kernel(forms):
-    attend(*(heads(2).to("meta") for _ in range(3)))
+    attend(*(heads(2, torch.bfloat16).to("meta") for _ in range(3)))
     assert forms == ["dispatch_attention_fn"]

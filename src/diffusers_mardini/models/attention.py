@@ -18,8 +18,9 @@ from .embeddings import apply_rotary_embedding
 
 
 # Up to so many keys, plain matrix products are faster on a CPU than torch's fused kernel (`python -m benchmarks.attention_forms`);
-# beyond, their table of scores outgrows the processor's cache. The fused kernel's backward pass is slow at every length tried.
-LONGEST_PLAIN_ON_CPU = {torch.float32: 192, torch.bfloat16: 512}
+# beyond, their table of scores outgrows the processor's cache, and in float32 they gain nothing. The fused kernel's backward pass is slow
+# in every format, at every length tried.
+LONGEST_PLAIN_ON_CPU = {torch.bfloat16: 512}
 
 
 def attend(
