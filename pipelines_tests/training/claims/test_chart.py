@@ -1,0 +1,31 @@
+import pytest
+from PIL import Image
+
+from training.claims.chart import Panel, Point, draw
+
+
+def panel(title, curves, **more):
+    return Panel(title, "steps", "loss", curves, **more)
+
+
+def test_panels_stand_side_by_side_and_intervals_are_drawn(tmp_path):
+    bare = {"a": [Point(1, 0.5), Point(10, 0.2)]}
+    one = Image.open(draw(tmp_path / "one.png", [panel("one", bare)]))
+    two = Image.open(draw(tmp_path / "two.png", [panel("one", bare), panel("two", bare, log_x=True, ticks=(1, 10))]))
+    assert two.width > 1.7 * one.width
+
+    sure = {"a": [Point(1, 0.5, 0.4, 0.6), Point(10, 0.2, 0.1, 0.3)]}
+    light = sum(
+        count
+        for count, color in Image.open(draw(tmp_path / "three.png", [panel("one", sure)]))
+        .convert("RGB")
+        .getcolors(1 << 20)
+        if color[2] - color[0] > 10 and color[0] > 200
+    )
+    assert light > 2000
+
+
+def test_a_panel_without_points_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'two' has no points"):
+        draw(tmp_path / "no.png", [panel("one", {"a": [Point(0, 0)]}), panel("two", {"a": []})])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,86 @@
+"""One kind of picture for all pages of `docs/results/`: lines over an axis, each with its interval.
+
+Numbers come from the programs beside it; how a single run went is drawn by `report.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+
+PNG = {"dpi": 100, "bbox_inches": "tight"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value at a place of the axis, and where its interval begins and ends, if it has one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the charts side by side in a picture.
+
+    Attributes:
+        title, x_label, y_label: what is shown.
+        curves: by their label, points in the order of the axis.
+        level: by its label, a height that a thin line marks, such as a simple method's.
+        log_x, log_y: whether an axis is logarithmic.
+        ticks: places of the axis that are labelled; all that matplotlib chooses if empty.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Mapping[str, Sequence[Point]]
+    levels: Mapping[str, float] | None = None
+    log_x: bool = False
+    log_y: bool = False
+    ticks: Sequence[float] = ()
+
+
+def draw(path: Path, panels: Sequence[Panel]) -> Path:
+    """Draws the panels from left to right into one PNG.
+
+    Raises:
+        ValueError: if there is no panel, or one without a point.
+    """
+    empty = [panel.title for panel in panels if not any(panel.curves.values())]
+    if not panels or empty:
+        raise ValueError(f"nothing to draw: {'panel ' + repr(empty[0]) + ' has no points' if empty else 'no panels'}")
+    figure = Figure(figsize=(5.2 * len(panels), 3.8))
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for label, points in panel.curves.items():
+            x = [point.x for point in points]
+            marker = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
+            (line,) = axes.plot(x, [point.y for point in points], label=label, linewidth=1.4, **marker)
+            ranges = [(p.x, p.low, p.high) for p in points if p.low is not None and p.high is not None]
+            if ranges:
+                axes.fill_between(*zip(*ranges), color=line.get_color(), alpha=0.15, linewidth=0)
+        for label, height in (panel.levels or {}).items():
+            axes.axhline(height, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.99, height, label, color="0.45", fontsize=7, **place)
+        if panel.log_x:
+            axes.set_xscale("log")
+        if panel.log_y:
+            axes.set_yscale("log")
+        if panel.ticks:
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        axes.grid(axis="y", color="0.92")
+        if len(panel.curves) > 1 or "" not in panel.curves:
+            axes.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, **PNG)
+    return path
