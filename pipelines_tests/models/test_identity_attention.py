@@ -6,6 +6,7 @@ import torch
 from diffusers_mardini.models.embeddings import MarDiniRotaryPosEmbed
 from diffusers_mardini.models.identity_attention import (
     MarDiniDenseIdentityAttnProcessor,
+    MarDiniFullAttnProcessor,
     MarDiniIdentityAttention,
     masked_frame_index,
 )
@@ -94,3 +95,25 @@ def test_the_dense_form_and_the_maskless_form_differ_where_no_frame_is_a_referen
     one_kept = attention(hidden, rotary, make_mask([[2]]))
     torch.testing.assert_close(nothing_kept[:, [0, 1, 3, 4]], one_kept[:, [0, 1, 3, 4]])
     assert not torch.allclose(nothing_kept[:, 2], one_kept[:, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_attention_is_identity_attention_of_a_window_that_keeps_nothing(kind):
+    attention, rotary = make_attention(kind)
+    expected = run(attention, MarDiniIdentityAttention._default_processor_cls(), rotary, make_mask([[], []]))
+    mask = make_mask([[0, 4], [1, 2]])
+    for index in (None, masked_frame_index(mask, 3)):
+        found = run(attention, MarDiniFullAttnProcessor(), rotary, mask, index)
+        torch.testing.assert_close(found[:2], expected[:2])
+        torch.testing.assert_close(found[2], expected[2])
+
+
+def test_full_attention_is_chosen_by_an_argument_and_keeps_no_state_of_references():
+    torch.manual_seed(0)
+    attention = MarDiniIdentityAttention(HEADS * HEAD_DIM, HEADS, HEAD_DIM, identity=False)
+    assert isinstance(attention.processor, MarDiniFullAttnProcessor)
+    hidden = torch.randn(1, FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM)
+    rotary = MarDiniRotaryPosEmbed(HEAD_DIM, theta=100.0)(FRAMES, ROWS, COLUMNS, torch.device("cpu"))
+    state = attention.reference_step(hidden, tuple(table[None] for table in rotary))[1]
+    with pytest.raises(ValueError, match="without a window state"):
+        attention(hidden, rotary, None, reference_key_value=state)

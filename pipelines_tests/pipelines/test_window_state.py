@@ -5,6 +5,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, UniPCMultistepScheduler
 from torch._dynamo.testing import CompileCounter
 
+from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.test_caches import CACHES
 from pipelines_tests.tiny_pipeline import CHANNELS, CallCounter, clip, seeded, tiny_pipeline
 
@@ -185,3 +186,29 @@ def test_compiled_blocks_are_not_compiled_again_over_steps_and_windows(dynamic):
     with torch._dynamo.config.patch(error_on_recompile=True):
         trajectory(pipe, True, **TASKS["interpolation"], num_inference_steps=7, generator=seeded(1))
     assert counter.frame_count == compiled
+
+
+def test_models_without_identity_attention_are_saved_as_such_and_sampled_window_by_window(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.planner = type(pipe.planner).from_config({**pipe.planner.config, "identity_attention": False})
+    pipe.transformer = type(pipe.transformer).from_config({**pipe.transformer.config, "identity_attention": False})
+    for model in (pipe.planner, pipe.transformer):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+    assert pipe.transformer.state_dict().keys() == tiny_pipeline().transformer.state_dict().keys()
+    pipe.save_pretrained(tmp_path)
+    loaded = MarDiniPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    arguments = {
+        "video": clip(2),
+        "frame_indices": [0, 4],
+        "num_frames": 5,
+        "num_inference_steps": 2,
+        "output_type": "pt",
+    }
+    frames = [each(**arguments, generator=torch.Generator().manual_seed(0)).frames for each in (pipe, loaded)]
+    torch.testing.assert_close(frames[0], frames[1])
+
+    mask = torch.tensor([[True, False, True]])
+    with pytest.raises(ValueError, match="no identity attention"):
+        pipe.transformer(torch.zeros(1, 3, 16, 4, 4), 0, None, mask, num_masked_frames=1, return_window_state=True)

@@ -148,6 +148,40 @@ class MarDiniDenseIdentityAttnProcessor:
         return attn.to_out[1](attn.to_out[0](output))
 
 
+class MarDiniFullAttnProcessor:
+    """Every token attends to all it is grouped with, reference tokens too: what Fig. 6c compares identity attention with."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "MarDiniIdentityAttention",
+        hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        reference_mask: torch.Tensor | None,
+        masked_index: torch.Tensor | None,
+        reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        batch, _, tokens, _ = hidden_states.shape
+        if reference_key_value is not None:
+            raise ValueError(
+                "without identity attention reference frames follow the masked ones, so that no state of theirs can be kept; sample "
+                "without a window state"
+            )
+        query = attn.queries(hidden_states, rotary_emb)
+        key, value = attn.keys_and_values(hidden_states, rotary_emb)
+        output = attend(
+            group(query, attn.kind),
+            group(key, attn.kind),
+            group(value, attn.kind),
+            backend=self._attention_backend,
+            parallel_config=None if attn.kind == "temporal" else self._parallel_config,
+        )
+        output = _ungroup(output, attn.kind, batch, tokens).type_as(value).flatten(3)
+        return attn.to_out[1](attn.to_out[0](output))  # (batch, frames, tokens, channels)
+
+
 class MarDiniIdentityAttention(MarDiniAttention):
     """Attention across frames in which reference frames keep to themselves (Sec. 2.3.2, Fig. 3).
 
@@ -155,14 +189,25 @@ class MarDiniIdentityAttention(MarDiniAttention):
         dim, heads, head_dim: as in `MarDiniAttention`.
         kind: `"spatiotemporal"`, a token of a masked frame attends to all tokens of all frames, or `"temporal"`, to the tokens
             at its own place in all frames. The weights are the same; only the grouping of tokens changes (Sec. 2.4.2).
+        identity: `False` lets reference frames attend as masked ones do (Fig. 6c); the weights are the same.
     """
 
     _default_processor_cls = MarDiniIdentityAttnProcessor
-    _available_processors = [MarDiniIdentityAttnProcessor, MarDiniDenseIdentityAttnProcessor]
+    _available_processors = [MarDiniIdentityAttnProcessor, MarDiniDenseIdentityAttnProcessor, MarDiniFullAttnProcessor]
 
-    def __init__(self, dim: int, heads: int, head_dim: int, kind: str = "spatiotemporal", eps: float = 1e-6):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        kind: str = "spatiotemporal",
+        eps: float = 1e-6,
+        identity: bool = True,
+    ):
         super().__init__(dim, heads, head_dim, eps=eps)
         self.kind = kind
+        if not identity:
+            self.set_processor(MarDiniFullAttnProcessor())
 
     def forward(
         self,

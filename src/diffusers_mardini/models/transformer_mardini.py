@@ -57,6 +57,7 @@ class MarDiniTransformerBlock(nn.Module):
         planning_dim: int,
         temporal_attention: str,
         eps: float,
+        identity_attention: bool = True,
     ):
         super().__init__()
         heads, head_dim = num_attention_heads, attention_head_dim
@@ -64,7 +65,9 @@ class MarDiniTransformerBlock(nn.Module):
         self.attn_modulation = nn.Linear(dim, 3 * dim)
         self.attn = MarDiniAttention(dim, heads, head_dim, eps=eps)
         self.norm2 = FP32RMSNorm(dim, eps)
-        self.temporal_attn = MarDiniIdentityAttention(dim, heads, head_dim, kind=temporal_attention, eps=eps)
+        self.temporal_attn = MarDiniIdentityAttention(
+            dim, heads, head_dim, kind=temporal_attention, eps=eps, identity=identity_attention
+        )
         self.norm3 = FP32RMSNorm(dim, eps)
         self.cross_attn = MarDiniAttention(dim, heads, head_dim, cross_attention_dim=planning_dim, eps=eps)
         self.norm4 = FP32LayerNorm(dim, eps, elementwise_affine=False)
@@ -140,6 +143,9 @@ class MarDiniTransformer3DModel(
             Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero at
             the start. A velocity is in part linear in the noised latents, and a narrow model then need not carry them
             through its layers.
+        identity_attention (`bool`, defaults to `True`):
+            `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with: nothing of a
+            window can then be computed once for all steps. The parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
     """
 
@@ -174,6 +180,7 @@ class MarDiniTransformer3DModel(
         rope_theta: float = 10000.0,
         rope_max_frequency: float = 1.0,
         latent_skip: bool = False,
+        identity_attention: bool = True,
         eps: float = 1e-6,
     ):
         super().__init__()
@@ -192,7 +199,14 @@ class MarDiniTransformer3DModel(
         self.cross_rope = MarDiniCrossRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
         self.transformer_blocks = nn.ModuleList(
             MarDiniTransformerBlock(
-                dim, num_attention_heads, attention_head_dim, mlp_dim, planning_dim, temporal_attention, eps
+                dim,
+                num_attention_heads,
+                attention_head_dim,
+                mlp_dim,
+                planning_dim,
+                temporal_attention,
+                eps,
+                identity_attention,
             )
             for _ in range(num_layers)
         )
@@ -340,6 +354,11 @@ class MarDiniTransformer3DModel(
         num_masked_frames: int | None,
     ) -> MarDiniWindowState:
         """Runs the reference frames alone through all blocks."""
+        if not self.config.identity_attention:
+            raise ValueError(
+                "this transformer has no identity attention: its reference frames follow the masked ones, and there is no state of theirs "
+                "to keep; call without `return_window_state`"
+            )
         batch, frames = reference_mask.shape
         if num_masked_frames is None or num_masked_frames == frames:
             raise ValueError(

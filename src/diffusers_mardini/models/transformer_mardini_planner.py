@@ -39,13 +39,21 @@ class MarDiniPlannerOutput(BaseOutput):
 class MarDiniPlannerTransformerBlock(nn.Module):
     """RMSNorm, spatial attention, RMSNorm, spatio-temporal identity attention, RMSNorm, MLP (Fig. 2, left)."""
 
-    def __init__(self, dim: int, num_attention_heads: int, attention_head_dim: int, mlp_dim: int, eps: float):
+    def __init__(
+        self,
+        dim: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        mlp_dim: int,
+        eps: float,
+        identity_attention: bool = True,
+    ):
         super().__init__()
         self.norm1 = FP32RMSNorm(dim, eps)
         self.attn = MarDiniAttention(dim, num_attention_heads, attention_head_dim, eps=eps)
         self.norm2 = FP32RMSNorm(dim, eps)
         self.spatiotemporal_attn = MarDiniIdentityAttention(
-            dim, num_attention_heads, attention_head_dim, kind="spatiotemporal", eps=eps
+            dim, num_attention_heads, attention_head_dim, kind="spatiotemporal", eps=eps, identity=identity_attention
         )
         self.norm3 = FP32RMSNorm(dim, eps)
         self.ff = FeedForward(dim, inner_dim=mlp_dim, activation_fn="gelu-approximate")
@@ -81,6 +89,9 @@ class MarDiniPlannerTransformer3DModel(
         rope_max_frequency (`float`, defaults to `1.0`):
             Highest rotary frequency, radians per frame, position, row or column. Ours: 1 as in Llama; pi, the highest that whole
             numbers tell apart, lets a narrow model attend to single neighbours sooner.
+        identity_attention (`bool`, defaults to `True`):
+            `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with. The
+            parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
     """
 
@@ -106,6 +117,7 @@ class MarDiniPlannerTransformer3DModel(
         mlp_dim: int = 4096,
         rope_theta: float = 10000.0,
         rope_max_frequency: float = 1.0,
+        identity_attention: bool = True,
         eps: float = 1e-6,
     ):
         super().__init__()
@@ -118,7 +130,9 @@ class MarDiniPlannerTransformer3DModel(
         self.next_tokens = NextTokens()
         self.rope = MarDiniRotaryPosEmbed(attention_head_dim, rope_theta, rope_max_frequency)
         self.transformer_blocks = nn.ModuleList(
-            MarDiniPlannerTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_dim, eps)
+            MarDiniPlannerTransformerBlock(
+                dim, num_attention_heads, attention_head_dim, mlp_dim, eps, identity_attention
+            )
             for _ in range(num_layers)
         )
         self.norm_out = FP32RMSNorm(dim, eps)

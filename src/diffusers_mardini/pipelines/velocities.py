@@ -23,6 +23,7 @@ class WindowVelocities:
         frame_indices: those places, the same in every row.
         attention_kwargs: given to the model.
         use_window_state: computes what no step changes once, instead of the whole window at every step. The same but for rounding.
+            A transformer without identity attention has nothing of that kind, and is always given the whole window.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class WindowVelocities:
         self.masked = torch.tensor([i for i in range(frames) if i not in set(frame_indices)], device=clean.device)
         self.reference_mask = reference_mask_from_indices(frame_indices, frames, videos, clean.device)
         self.attention_kwargs = attention_kwargs
-        self.use_window_state = use_window_state
+        self.use_window_state = use_window_state and transformer.config.identity_attention
         self._states: dict[str, MarDiniWindowState] = {}
         self._was_guided: bool | None = None
         transformer._reset_stateful_cache()  # the last window's features are not this one's
