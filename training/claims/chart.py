@@ -32,6 +32,7 @@ class Panel:
         title, x_label, y_label: what is shown.
         curves: by their label, points in the order of the axis.
         level: by its label, a height that a thin line marks, such as a simple method's.
+        marks: by its label, a place of the axis that a thin line marks, such as the end of a stage.
         log_x, log_y: whether an axis is logarithmic.
         ticks: places of the axis that are labelled; all that matplotlib chooses if empty.
     """
@@ -41,6 +42,7 @@ class Panel:
     y_label: str
     curves: Mapping[str, Sequence[Point]]
     levels: Mapping[str, float] | None = None
+    marks: Mapping[str, float] | None = None
     log_x: bool = False
     log_y: bool = False
     ticks: Sequence[float] = ()
@@ -69,6 +71,10 @@ def draw(path: Path, panels: Sequence[Panel]) -> Path:
             axes.axhline(height, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
             axes.text(0.99, height, label, color="0.45", fontsize=7, **place)
+        for label, x in (panel.marks or {}).items():
+            axes.axvline(x, color="0.8", linewidth=0.8, zorder=0)
+            place = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}
+            axes.text(x, 0.98, label, color="0.5", fontsize=7, **place)
         if panel.log_x:
             axes.set_xscale("log")
         if panel.log_y:

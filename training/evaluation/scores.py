@@ -77,7 +77,7 @@ class Evaluation:
                 tqdm.write(f"  {variant.method}: mid SSIM {row['mid_ssim']:.3f}, motion {row['motion']:.2f}")
         kinds = {variant.method: variant.kind for variant in variants}
         differences = [
-            self.difference(method, other, scores)
+            difference(self.bootstrap, scores, method, other)
             for method, kind in kinds.items()
             if kind == OURS
             for other, other_kind in kinds.items()
@@ -164,18 +164,6 @@ class Evaluation:
         }
         return row, mean
 
-    def difference(self, method: str, other: str, scores: Mapping[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-        """How much more a method scores than another on the same windows, with the interval of the difference."""
-        one, two = scores[method], scores[other]
-        names = [name for name in COMPARED if name in one]
-        means = summarize(one), summarize(two)
-        return {
-            "method": method,
-            "than": other,
-            "difference": {name: means[0][name] - means[1][name] for name in names},
-            "intervals": {name: self.bootstrap.difference(one, two, name) for name in names},
-        }
-
     def _extract(self, features: Features, windows: torch.Tensor) -> torch.Tensor:
         if features.per == "window":
             return torch.cat([features.extract(batch) for batch in windows.split(4)])
@@ -197,3 +185,18 @@ class Evaluation:
         batches = [] if variant is None else variant.batches
         key = {**self._painted(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
         return self.kept.get(key, 0, len(self.truth), make)
+
+
+def difference(
+    bootstrap: Bootstrap, scores: Mapping[str, dict[str, torch.Tensor]], method: str, other: str
+) -> dict[str, Any]:
+    """How much more a method scores than another on the same windows, with the interval of the difference."""
+    one, two = scores[method], scores[other]
+    names = [name for name in COMPARED if name in one and name in two]
+    means = summarize(one), summarize(two)
+    return {
+        "method": method,
+        "than": other,
+        "difference": {name: means[0][name] - means[1][name] for name in names},
+        "intervals": {name: bootstrap.difference(one, two, name) for name in names},
+    }

@@ -1,0 +1,70 @@
+"""Methods of several evaluations side by side."""
+
+import json
+
+import pytest
+import torch
+
+from training.claims.compare import compare, main, read_method
+from training.metrics import summarize
+
+
+SCORES = ("mid_ssim", "mid_psnr", "ssim", "psnr", "motion", "true_motion", "evenness", "true_evenness", "sharpness", "true_sharpness")  # fmt: skip
+
+
+def results(folder, better, clips=("a", "a", "b", "b"), task="interpolation"):
+    """What `training.evaluate` writes for one row of ours that is `better` by so much in every score, and a baseline."""
+    rows = []
+    for method, kind, more in (
+        ("cross-fade", "baseline", 0.0),
+        ("ours, 5 steps", "ours", better),
+        ("ours, 1 step", "ours", 0.0),
+    ):
+        base = torch.arange(1, len(clips) + 1, dtype=torch.float64) / 10
+        windows = {name: base + (0 if name.startswith("true") else more) for name in SCORES}
+        intervals = {name: [0.0, 1.0] for name in SCORES}
+        rows.append(
+            {"method": method, "kind": kind, **summarize(windows), "intervals": intervals, "spread": {}}
+            | {"windows": {name: values.tolist() for name, values in windows.items()}}
+        )
+    folder.mkdir()
+    told = {"rows": rows, "task": task, "windows": [{"clip": clip, "start": i} for i, clip in enumerate(clips)]}
+    (folder / "results.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_differences_are_of_the_same_windows_and_to_the_first(tmp_path):
+    one, two = results(tmp_path / "one", 0.1), results(tmp_path / "two", 0.3)
+    rows, differences = compare([read_method(f"small={one}"), read_method(f"large={two}")])
+    assert [row["method"] for row in rows] == ["small", "large"]
+    (found,) = differences
+    assert (found["method"], found["than"]) == ("large", "small")
+    # Windows differ much from each other and all by the same from their pair, so that the interval of the difference has no width.
+    assert found["difference"]["mid_ssim"] == pytest.approx(0.2)
+    assert found["intervals"]["mid_ssim"] == pytest.approx((0.2, 0.2))
+
+
+def test_a_row_is_chosen_by_its_name(tmp_path):
+    folder = results(tmp_path / "one", 0.1)
+    assert read_method(f"a={folder}").row["method"] == "ours, 5 steps"
+    assert read_method(f"a={folder}:cross-fade").row["method"] == "cross-fade"
+    with pytest.raises(ValueError, match="no row 'RIFE'; it has cross-fade, ours, 5 steps"):
+        read_method(f"a={folder}:RIFE")
+
+
+def test_other_windows_or_tasks_are_refused(tmp_path):
+    one = read_method(f"one={results(tmp_path / 'one', 0)}")
+    with pytest.raises(ValueError, match="scored 4 windows .interpolation. and 'two' others"):
+        compare([one, read_method(f"two={results(tmp_path / 'two', 0, clips=('a', 'a', 'b', 'c'))}")])
+    with pytest.raises(ValueError, match="same clips, stride"):
+        compare([one, read_method(f"two={results(tmp_path / 'three', 0, task='expansion')}")])
+
+
+def test_the_program_writes_a_page(tmp_path):
+    one, two = results(tmp_path / "one", 0.1), results(tmp_path / "two", 0.3)
+    main([f"the small pair={one}", f"large={two}", "-o", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert f'compare "the small pair={one}" large={two}' in page
+    assert "| the small pair | 0.350 [" in page and "| large − the small pair | +0.200 [+0.200, +0.200]" in page
+    with pytest.raises(SystemExit, match="run training.evaluate with -o"):
+        main([f"a={tmp_path / 'nothing'}", "-o", str(tmp_path / "out")])

@@ -1,0 +1,109 @@
+"""Curves of several runs in one picture, those of different seeds together as their mean and range.
+
+    python -m training.claims.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
+        "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
+
+Reads what the trainer wrote, `metrics.jsonl`: values of `heldout:` are told as they stand, those of `loss:`, which are single steps, as means over as
+many lines as lie between two held-out evaluations. Prints the last value of every curve.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .chart import Panel, Point, draw
+
+
+def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
+    """`(windows seen, value)` of a run.
+
+    Args:
+        run: its folder.
+        value: `heldout:NAME` or `loss:NAME`.
+        every: lines of `loss:` that one point is the mean of.
+
+    Raises:
+        ValueError: if the run has no such value.
+    """
+    kind, colon, name = value.partition(":")
+    if not colon or kind not in ("heldout", "loss"):
+        raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; train the run first")
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if kind == "heldout":
+        told = [(r["windows_seen"], r["heldout"][name]) for r in records if name in r.get("heldout", {})]
+        every = 1
+    else:
+        told = [(r["windows_seen"], r[name]) for r in records if name in r]
+    told = [(seen, found) for seen, found in told if isinstance(found, (int, float))]
+    if not told:
+        raise ValueError(f"{path} tells no {value}")
+    groups = [told[i : i + every] for i in range(0, len(told), every)]
+    return [(group[-1][0], sum(found for _, found in group) / len(group)) for group in groups]
+
+
+def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
+    """Curves of the same places as one, with their lowest and highest values; places that not all have are left out."""
+    by_place = [dict(curve) for curve in curves]
+    places = sorted(set.intersection(*(set(curve) for curve in by_place)))
+    if not places:
+        raise ValueError("the runs of one curve have no place in common; they must have the same stages and batches")
+    found = {place: [curve[place] for curve in by_place] for place in places}
+    several = len(curves) > 1
+    return [
+        Point(place, sum(v) / len(v), min(v) if several else None, max(v) if several else None)
+        for place, v in found.items()
+    ]
+
+
+def stage_ends(run: Path) -> dict[str, int]:
+    """Windows seen at the end of each stage of a run."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {record["stage"]: record["windows_seen"] for record in records}
+
+
+def panel_of(
+    value: str, runs: Mapping[str, Sequence[Path]], every: int, log_y: bool, marks: Mapping[str, float]
+) -> Panel:
+    curves = {
+        label: mean_and_range([read_curve(run, value, every) for run in folders]) for label, folders in runs.items()
+    }
+    return Panel(value.partition(":")[2], "windows seen", value.partition(":")[0], curves, log_y=log_y, marks=marks)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.claims.curves", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "runs", nargs="+", metavar="LABEL=RUN[,RUN...]", help="a curve, of one run or of several seeds"
+    )
+    parser.add_argument("--values", nargs="+", required=True, metavar="KIND:NAME", help="a panel each")
+    parser.add_argument("--every", type=int, default=5, help="lines of training losses that a point is the mean of")
+    parser.add_argument("--log", action="store_true", help="logarithmic heights")
+    parser.add_argument("--stages", action="store_true", help="mark where the stages of the first run end")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG")
+    options = parser.parse_args(arguments)
+    try:
+        runs = {}
+        for text in options.runs:
+            label, equals, folders = text.partition("=")
+            if not equals or not folders:
+                raise ValueError(f"{text!r} is not of the form LABEL=RUN[,RUN...]")
+            runs[label] = [Path(folder) for folder in folders.split(",")]
+        marks = stage_ends(next(iter(runs.values()))[0]) if options.stages else {}
+        panels = [panel_of(value, runs, options.every, options.log, marks) for value in options.values]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    draw(options.output, panels)
+    for panel in panels:
+        for label, points in panel.curves.items():
+            last = points[-1]
+            spread = "" if last.low is None else f" ({last.low:.4f} to {last.high:.4f})"
+            print(f"{panel.title}, {label}: {last.y:.4f}{spread} after {last.x:,} windows")
+    print(f"Wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Fig. 6b: interpolation and image-to-video over the joint-task stage while the share of kept frames falls, and where it does not fall. For
+# docs/results/figure_6b.md. Typed again after an interruption it goes on where it stopped.
+source "$(dirname "$0")/claims.inc.sh"
+train pair pair
+for run in falling-ratio constant-ratio; do
+    train "${run//-/_}" "$run"
+    for stage in kept-35-90 kept-20-50 kept-10-30; do
+        for task in interpolation image-to-video; do
+            score "figure-6b/$run-$stage-$task" "runs/claims-$run/stages/$stage" --task "$task"
+        done
+    done
+done
+for task in interpolation image-to-video; do
+    "$PYTHON" -m training.claims.compare "end, constant ratio=$SCORES/figure-6b/constant-ratio-kept-10-30-$task" \
+        "35-90% kept=$SCORES/figure-6b/falling-ratio-kept-35-90-$task" "20-50% kept=$SCORES/figure-6b/falling-ratio-kept-20-50-$task" \
+        "10-30% kept=$SCORES/figure-6b/falling-ratio-kept-10-30-$task" -o "$SCORES/figure-6b/$task"
+done
+"$PYTHON" -m training.claims.curves "falling ratio=runs/claims-falling-ratio" "constant ratio=runs/claims-constant-ratio" --stages \
+    --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/figure_6b.png"
