@@ -2,10 +2,8 @@
 # Table 2: planner alone, transformer alone, small planner and transformer, large planner and transformer. For docs/results/table_2.md.
 # Typed again after an interruption it goes on where it stopped.
 source "$(dirname "$0")/claims.inc.sh"
-for planner in planner-alone large-planner-alone; do
-    train "${planner//-/_}" "$planner"
-    "$PYTHON" -m training.claims.planner_alone "runs/claims-$planner" "$CLIPS/val" -o "$SCORES/table-2/$planner"
-done
+train planner_alone planner-alone
+"$PYTHON" -m training.claims.planner_alone runs/claims-planner-alone "$CLIPS/val" -o "$SCORES/table-2/planner-alone"
 train transformer_alone transformer-alone
 score table-2/transformer-alone runs/claims-transformer-alone/pipeline --no-planning
 train pair pair
@@ -13,7 +11,7 @@ score table-2/pair runs/claims-pair/pipeline --no-planning
 train large_pair large-pair
 score table-2/large-pair runs/claims-large-pair/pipeline --no-planning
 "$PYTHON" -m training.claims.compare "transformer alone=$SCORES/table-2/transformer-alone:ours, 25 steps, planning signal dropped" \
-    "small planner alone=$SCORES/table-2/planner-alone" "large planner alone=$SCORES/table-2/large-planner-alone" \
+    "planner alone=$SCORES/table-2/planner-alone" \
     "small planner + transformer=$SCORES/table-2/pair" "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2"
 "$PYTHON" -m training.claims.compare "small planner + transformer=$SCORES/table-2/pair" \
     "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2/size"
