@@ -3,16 +3,16 @@
 # docs/results/figure_6b.md. Typed again after an interruption it goes on where it stopped.
 source "$(dirname "$0")/claims.inc.sh"
 train pair pair
-for run in falling-ratio constant-ratio; do
-    train "${run//-/_}" "$run"
+train falling_ratio falling-ratio
+train constant_ratio constant-ratio
+for task in interpolation image-to-video; do
     for stage in kept-35-90 kept-20-50 kept-10-30; do
-        for task in interpolation image-to-video; do
-            score "figure-6b/$run-$stage-$task" "runs/claims-$run/stages/$stage" --task "$task"
-        done
+        score "figure-6b/falling-ratio-$stage-$task" "runs/claims-falling-ratio/stages/$stage" --task "$task"
     done
+    score "figure-6b/constant-ratio-$task" runs/claims-constant-ratio/stages/kept-10-30 --task "$task"
 done
 for task in interpolation image-to-video; do
-    "$PYTHON" -m training.claims.compare "end, constant ratio=$SCORES/figure-6b/constant-ratio-kept-10-30-$task" \
+    "$PYTHON" -m training.claims.compare "end, constant ratio=$SCORES/figure-6b/constant-ratio-$task" \
         "35-90% kept=$SCORES/figure-6b/falling-ratio-kept-35-90-$task" "20-50% kept=$SCORES/figure-6b/falling-ratio-kept-20-50-$task" \
         "10-30% kept=$SCORES/figure-6b/falling-ratio-kept-10-30-$task" -o "$SCORES/figure-6b/$task"
 done
