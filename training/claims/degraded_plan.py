@@ -24,7 +24,6 @@ from .chart import Panel, Point, draw
 from .options import add_options, facts, load_lpips, load_pipeline
 
 
-POOLED = ((2, False), (4, False), (1, True), (4, True))  # side of the squares, and whether over frames too
 SCORE, SCORE_LABEL = "ssim", "mean SSIM, compared with the planner's own plan"
 
 
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(options: argparse.Namespace, command: str) -> None:
-    changes = plan_changes(options.noise, options.dropped)
+    changes = plan_changes(options.noise, options.dropped, options.squares)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     given = given_indices(options.task, options.num_frames)
     networks, missing = load_lpips(options.size, options.num_frames)
@@ -59,31 +58,43 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     told |= {"networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, paired, windows)
     of_plans = {found["than"]: found for found in paired}
-    chart = draw(options.output / "chart.png", panels(of_plans, own, options.noise, options.dropped))
+    chart = draw(options.output / "chart.png", panels(of_plans, own, options.noise, options.dropped, options.squares))
     print("\n" + difference_table([of_plans[own + change.suffix] for change in changes]))
     print(f"Wrote results.json, results.csv, results.md and {chart.name} to {options.output}")
 
 
-def plan_changes(noise: Sequence[float], dropped: Sequence[float]) -> list[PlanChange]:
-    """Every change that is measured; no plan at all, and another window's, are the ends of the scale."""
+def plan_changes(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[PlanChange]:
+    """Every change that is measured; no plan at all, and another window's, are the ends of the scale.
+
+    Args:
+        noise: strengths, see `noisy`.
+        dropped: shares, see `tokens_dropped`.
+        squares: sides, see `pooled`; means over all painted frames are taken of single tokens and of the largest squares.
+    """
     return [
         *map(noisy, noise),
         *map(tokens_dropped, dropped),
-        *(pooled(side, over_frames) for side, over_frames in POOLED),
+        *map(pooled, squares),
+        pooled(over_frames=True),
+        pooled(max(squares), over_frames=True),
         DROPPED,
         OTHER,
     ]
 
 
 def panels(
-    differences: Mapping[str, Mapping[str, Any]], own: str, noise: Sequence[float], dropped: Sequence[float]
+    differences: Mapping[str, Mapping[str, Any]],
+    own: str,
+    noise: Sequence[float],
+    dropped: Sequence[float],
+    squares: Sequence[int],
 ) -> list[Panel]:
     """Charts of how much the score changes.
 
     Args:
         differences: of the planner's own plan to the changed one, as `Evaluation.run` has them, by method.
         own: the method with the planner's own plan.
-        noise, dropped: that were measured.
+        noise, dropped, squares: that were measured.
     """
 
     def point(x: float, change: PlanChange) -> Point:
@@ -113,11 +124,11 @@ def panels(
             "side of the squares, in tokens",
             SCORE_LABEL,
             {
-                "of each frame": [Point(1, 0), *(point(side, pooled(side)) for side, over in POOLED if not over)],
-                "of all painted frames": [point(side, pooled(side, True)) for side, over in POOLED if over],
+                "of each frame": [Point(1, 0), *(point(side, pooled(side)) for side in sorted(squares))],
+                "of all painted frames": [point(side, pooled(side, True)) for side in (1, max(squares))],
             },
             levels=ends,
-            ticks=(1, 2, 4),
+            ticks=(1, *sorted(squares)),
         ),
     ]
 
@@ -132,10 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="in standard deviations of the plan"
+        "--noise", type=float, nargs="+", default=[1.0, 4.0], help="in standard deviations of the plan"
     )
+    parser.add_argument("--dropped", type=float, nargs="+", default=[0.5, 0.9], help="shares of the plan's tokens")
     parser.add_argument(
-        "--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the plan's tokens"
+        "--squares", type=int, nargs="+", default=[4], help="sides, in tokens, of squares to take means of"
     )
     return parser
 

@@ -43,15 +43,15 @@ def present_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [column for column in COLUMNS if any(column in row for row in rows)]
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `results.json` as a table, with 95% intervals of the `SHOWN_INTERVALS`."""
+def markdown_table(rows: Sequence[Mapping[str, Any]], intervals: Sequence[str] = SHOWN_INTERVALS) -> str:
+    """The rows of `results.json` as a table, with 95% intervals of some columns."""
     columns = present_columns(rows)
     lines = ["| method | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---|" + "---|" * len(columns)]
     for row in rows:
         cells = []
         for column in columns:
             cell = _number(row[column], column)
-            if column in SHOWN_INTERVALS:
+            if column in intervals:
                 low, high = row["intervals"][column]
                 cell += f" [{_number(low, column)}, {_number(high, column)}]"
             cells.append(cell)
@@ -103,7 +103,7 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     names = [{"clip": clip, "start": start} for clip, start in zip(windows.clips, windows.starts)]
     record = {**facts, "skipped": windows.skipped, "windows": names, "rows": rows, "differences": differences}
-    text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
+    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n", encoding="utf-8")
 
     with open(output / "results.csv", "w", encoding="utf-8", newline="") as file:
@@ -180,12 +180,12 @@ def _number(value: float, column: str) -> str:
     return "–" if math.isnan(value) else f"{value:.{DIGITS.get(column, 3)}f}"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no word for "not a number": a ratio to clips that stand still becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
