@@ -69,14 +69,13 @@ def plan_changes(noise: Sequence[float], dropped: Sequence[float], squares: Sequ
     Args:
         noise: strengths, see `noisy`.
         dropped: shares, see `tokens_dropped`.
-        squares: sides, see `pooled`; means over all painted frames are taken of single tokens and of the largest squares.
+        squares: sides, see `pooled`; means over all painted frames are taken of single tokens.
     """
     return [
         *map(noisy, noise),
         *map(tokens_dropped, dropped),
         *map(pooled, squares),
         pooled(over_frames=True),
-        pooled(max(squares), over_frames=True),
         DROPPED,
         OTHER,
     ]
@@ -125,7 +124,7 @@ def panels(
             SCORE_LABEL,
             {
                 "of each frame": [Point(1, 0), *(point(side, pooled(side)) for side in sorted(squares))],
-                "of all painted frames": [point(side, pooled(side, True)) for side in (1, max(squares))],
+                "of all painted frames": [point(1, pooled(over_frames=True))],
             },
             levels=ends,
             ticks=(1, *sorted(squares)),

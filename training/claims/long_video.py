@@ -25,13 +25,14 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
 
 from ..contact_sheet import contact_sheet
+from ..evaluation.intervals import Bootstrap
 from ..evaluation.kept import Kept
 from ..evaluation.lpips import Lpips
-from ..evaluation.painting import batches, reconstruct
-from ..evaluation.scores import Evaluation, Networks
+from ..evaluation.painting import reconstruct
+from ..evaluation.scores import paired_difference
 from ..evaluation.tables import difference_table, markdown_table, without_nan
 from ..evaluation.variants import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
-from ..evaluation.windows import Windows, load_windows, to_bytes
+from ..evaluation.windows import Windows, digest_of, load_windows, to_bytes
 from ..metrics import frame_sharpness, motion_steps
 from .chart import Panel, Point, draw
 from .frame_scores import Scores, over, row, score_each_frame
@@ -76,30 +77,41 @@ class Painter:
             return frames
 
         key = {"method": method, **self.key, "window": self.options.window, **key}
-        return Variant("ours", OURS, key, tuple(self.options.seeds), batches(count, self.options.batch_size), paint)
+        return Variant("ours", OURS, key, tuple(self.options.seeds), self.parts(count), paint)
 
     def ceiling(self, count: int) -> Variant:
         """The true frames through the autoencoder."""
-        parts, key = batches(count, self.options.batch_size), {"method": "autoencoder", **self.key}
-        return Variant("autoencoder", CEILING, key, (0,), parts, lambda windows, *_: reconstruct(self.pipe, windows))
+        key = {"method": "autoencoder", **self.key}
+        return Variant(
+            "autoencoder", CEILING, key, (0,), self.parts(count), lambda windows, *_: reconstruct(self.pipe, windows)
+        )
 
-    def scores(self, evaluation: Evaluation, variant: Variant) -> tuple[list[Scores], torch.Tensor]:
+    def parts(self, count: int) -> list[tuple[int, int]]:
+        """First and last-plus-one of clips painted together: the same where more clips follow, so that these go on from fewer."""
+        size = self.options.batch_size
+        return [(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def scores(self, variant: Variant, truth: torch.Tensor, given: Sequence[int]) -> tuple[list[Scores], torch.Tensor]:
         """Scores of every frame by seed, and the painted videos of the first seed."""
         found, videos = [], []
         for seed in variant.seeds:
-            frames, _ = evaluation.paint(variant, seed)
-            sources = self.network.sources if self.network is not None else {}
-            key = {
-                **evaluation.key,
-                "variant": variant.key,
-                "seed": seed,
-                "scores": "frames",
-                "networks": dict(sources),
-            }
-            make = lambda frames=frames: score_each_frame(frames, evaluation.truth, self.network)  # noqa: E731
-            found.append(self.kept.get(key, 0, len(frames), make))
-            videos.append(frames)
+            done = [self._part(variant, truth[first:last], given, first, seed) for first, last in variant.batches]
+            found.append({name: torch.cat([scores[name] for scores, _ in done]) for name in done[0][0]})
+            videos.append(torch.cat([frames for _, frames in done]))
         return found, videos[0]
+
+    def _part(
+        self, variant: Variant, truth: torch.Tensor, given: Sequence[int], first: int, seed: int
+    ) -> tuple[Scores, torch.Tensor]:
+        """The same of clips that are painted together."""
+        last, sources = first + len(truth), dict(self.network.sources) if self.network is not None else {}
+        key = {"variant": variant.key, "clips": digest_of(truth), "given": list(given), "seed": seed}
+        painted = self.kept.get(
+            key, first, last, lambda: {"frames": to_bytes(variant.paint(truth, given, first, seed))}
+        )
+        frames = painted["frames"].float() / 255
+        key |= {"scores": "frames", "networks": sources}
+        return self.kept.get(key, first, last, lambda: score_each_frame(frames, truth, self.network)), frames
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,8 +129,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         raise ValueError(
             f"--distances {options.distances}: each must be at least 2 and divide the largest one, {span}"
         )
-    short = load_windows(options.clips, options.size, span + 1, 1, per_clip=1)
-    long = load_windows(options.clips, options.size, options.num_frames, options.stride, per_clip=1)
+    short = _first_clips(options, span + 1, stride=1)
+    long = _first_clips(options, options.num_frames, options.stride)
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     key = {**model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
@@ -138,11 +150,20 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     print(f"\n{tables}\nWrote results.json, results.md, charts and contact sheets to {options.output}")
 
 
+def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> Windows:
+    """The beginnings of the clips; their frames as a file holds them."""
+    if options.max_clips is not None and options.max_clips < 1:
+        raise ValueError(f"--max-clips is {options.max_clips}; it must be at least 1")
+    found = load_windows(options.clips, options.size, num_frames, stride, per_clip=1)
+    count = options.max_clips or len(found.clips)
+    return Windows(found.frames[:count], found.clips[:count], found.starts[:count], found.skipped)
+
+
 def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
     """Part 1: rows by distance and level, and paired differences."""
     options, count, span = painter.options, len(windows.frames), windows.frames.shape[1] - 1
     common = [place for place in range(span + 1) if all(place % distance for distance in options.distances)]
-    rows, scores, sheet = [], {}, {}
+    rows, scores, sheet, bootstrap = [], {}, {}, Bootstrap(windows.clips)
     for distance in tqdm(sorted(options.distances), unit="distance", desc="slow motion", disable=None):
         given = list(range(0, span + 1, distance))
 
@@ -156,7 +177,6 @@ def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
                 output_type="pt",
             ).frames
 
-        evaluation = Evaluation(windows, given, Networks({}, {}), painter.kept)
         variants = [
             *baselines(count, given, span + 1, None),
             painter.ceiling(count),
@@ -165,21 +185,19 @@ def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
         levels = slow_motion_levels(len(given), distance, options.window)
         for variant in variants:
             name = NAMES.get(variant.method, variant.method)
-            each, sheet[name] = painter.scores(evaluation, variant)
+            each, sheet[name] = painter.scores(variant, windows.frames, given)
             label = f"{distance} apart, {name}"
             scores[label] = over(each, common)
             labels = {"distance": distance, "name": name}
-            rows.append(row(label, variant.kind, scores[label], evaluation.bootstrap, **labels, level=None))
+            rows.append(row(label, variant.kind, scores[label], bootstrap, **labels, level=None))
             for level in range(1, max(levels) + 1):
                 places = [place for place, found in enumerate(levels) if found == level]
                 found = over(each, places)
-                rows.append(
-                    row(f"{label}, level {level}", variant.kind, found, evaluation.bootstrap, **labels, level=level)
-                )
+                rows.append(row(f"{label}, level {level}", variant.kind, found, bootstrap, **labels, level=level))
     ours = [f"{distance} apart, ours" for distance in sorted(options.distances)]
     pairs = [(label, other) for label in ours for other in scores if other.startswith(label[:-4]) and other != label]
     pairs += [(label, ours[0]) for label in ours[1:]]
-    differences = [evaluation.difference(*pair, scores) for pair in pairs if "autoencoder" not in pair[1]]
+    differences = [paired_difference(*pair, scores, bootstrap) for pair in pairs if "autoencoder" not in pair[1]]
     _sheet(
         options.output / "slow_motion_sheet.png",
         f"slow motion, {span} frames between two",
@@ -212,7 +230,6 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     def call(frames: torch.Tensor, generators: list) -> torch.Tensor:
         return _extend(painter, frames, new, generators)
 
-    evaluation = Evaluation(windows, given, Networks({}, {}), painter.kept)
     another = Variant(
         ANOTHER, BASELINE, {"method": ANOTHER}, (0,), [(0, count)], lambda frames, *_: frames.roll(1, dims=0)
     )
@@ -222,23 +239,23 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
         painter.ceiling(count),
         painter.variant("extension", count, call, overlap=options.overlap),
     ]
-    rows, frames, videos = [], [], {}
+    rows, frames, videos, bootstrap = [], [], {}, Bootstrap(windows.clips)
     scores = {number: {} for number in range(len(chain))}
     for variant in tqdm(variants, unit="method", desc="extension", disable=None):
         name = NAMES.get(variant.method, variant.method)
-        each, videos[name] = painter.scores(evaluation, variant)
+        each, videos[name] = painter.scores(variant, windows.frames, given)
         for number, places in enumerate(chain):
             scores[number][name] = over(each, places)
             label = f"frames {places[0]} to {places[-1]}, {name}"
             found = scores[number][name]
-            rows.append(row(label, variant.kind, found, evaluation.bootstrap, window=number + 1, name=name))
+            rows.append(row(label, variant.kind, found, bootstrap, window=number + 1, name=name))
         for place in range(len(given), num_frames):
-            frames.append(row(name, variant.kind, over(each, [place]), evaluation.bootstrap, place=place, name=name))
+            frames.append(row(name, variant.kind, over(each, [place]), bootstrap, place=place, name=name))
     differences = []
     for number, places in enumerate(chain):
         for name in scores[number]:
             if name not in ("ours", "autoencoder"):
-                found = evaluation.difference("ours", name, scores[number])
+                found = paired_difference("ours", name, scores[number], bootstrap)
                 differences.append({**found, "method": f"frames {places[0]} to {places[-1]}: ours"})
     shown = list(range(0, num_frames, max(1, num_frames // 10)))
     _sheet(
@@ -256,10 +273,10 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
 def far_extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     """Part 3: sharpness and motion of a few clips, by block of frames, relative to the mean of all true clips."""
     options = painter.options
-    truth = to_bytes(windows.frames).float() / 255
+    truth = windows.frames
     starts = truth[: options.far_clips, : options.overlap]
     count, length = len(starts), options.overlap + options.far_frames
-    key = {"method": "far", **painter.key, "windows": windows.digest(), "window": options.window}
+    key = {"method": "far", **painter.key, "clips": digest_of(starts), "window": options.window}
     key |= {"frames": length, "overlap": options.overlap, "seed": options.seeds[0]}
 
     def make() -> dict[str, torch.Tensor]:

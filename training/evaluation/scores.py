@@ -86,7 +86,7 @@ class Evaluation:
             if other.kind == BASELINE
         ]
         pairs += [(variant.planned, variant.method) for variant in variants if variant.planned]
-        differences = [self.difference(method, other, scores) for method, other in pairs]
+        differences = [paired_difference(method, other, scores, self.bootstrap) for method, other in pairs]
         return rows, differences, painted
 
     def paint(self, variant: Variant, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
@@ -168,18 +168,6 @@ class Evaluation:
         }
         return row, mean
 
-    def difference(self, method: str, other: str, scores: Mapping[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-        """How much more a method scores than another on the same windows, with the interval of the difference."""
-        one, two = scores[method], scores[other]
-        names = [name for name in COMPARED if name in one]
-        means = summarize(one), summarize(two)
-        return {
-            "method": method,
-            "than": other,
-            "difference": {name: means[0][name] - means[1][name] for name in names},
-            "intervals": {name: self.bootstrap.difference(one, two, name) for name in names},
-        }
-
     def _extract(self, features: Features, windows: torch.Tensor) -> torch.Tensor:
         if features.per == "window":
             return torch.cat([features.extract(batch) for batch in windows.split(4)])
@@ -201,3 +189,24 @@ class Evaluation:
         batches = [] if variant is None else variant.batches
         key = {**self._painted(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
         return self.kept.get(key, 0, len(self.truth), make)
+
+
+def paired_difference(
+    method: str, other: str, scores: Mapping[str, dict[str, torch.Tensor]], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """How much more a method scores than another on the same windows, with the interval of the difference.
+
+    Args:
+        method, other: names in `scores`.
+        scores: of each method by name, `(windows,)`.
+        bootstrap: of the clips of the windows.
+    """
+    one, two = scores[method], scores[other]
+    names = [name for name in COMPARED if name in one]
+    means = summarize(one), summarize(two)
+    return {
+        "method": method,
+        "than": other,
+        "difference": {name: means[0][name] - means[1][name] for name in names},
+        "intervals": {name: bootstrap.difference(one, two, name) for name in names},
+    }
