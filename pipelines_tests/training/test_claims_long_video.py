@@ -77,6 +77,18 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
 
+def test_more_clips_go_on_from_fewer(arguments, tmp_path):
+    few, all_clips = ["--batch-size", "1", "--max-clips", "1"], ["--batch-size", "1"]
+    more = ["--distances", "2", "--far-clips", "1", "--far-frames", "1"]
+    long_video.main([*arguments, *more, *few, "-o", str(tmp_path)])
+    ours = {path for path in (tmp_path / "kept").rglob("00000-00001.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in ours}
+    long_video.main([*arguments, *more, *all_clips, "-o", str(tmp_path)])
+    assert len(json.loads((tmp_path / "results.json").read_text())["clips_scored"]) == 2
+    assert times == {path: path.stat().st_mtime_ns for path in ours}
+    assert len(list((tmp_path / "kept").rglob("00001-00002.safetensors"))) >= 4
+
+
 def test_levels_are_those_of_the_recursion():
     assert long_video.slow_motion_levels(2, 4, 3) == [0, 2, 1, 2, 0]
     levels = long_video.slow_motion_levels(3, 16, 9)
@@ -95,6 +107,8 @@ def test_scores_of_single_frames_are_those_of_windows():
 
 
 def test_distances_that_do_not_fit_are_refused(arguments, tmp_path):
+    with pytest.raises(SystemExit, match="--max-clips is 0"):
+        long_video.main([*arguments, "--max-clips", "0", "-o", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"\[3, 4\]: each must be at least 2 and divide the largest one, 4"):
         long_video.main([*arguments, "--distances", "3", "4", "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -73,7 +73,8 @@ def test_the_plan_of_another_window_needs_another_window(pipe, windows):
         paint_batch(pipe, windows[:1], [0, 4], steps=1, plan_change=OTHER)
 
 
-@pytest.mark.parametrize("change", [noisy(1.0), tokens_dropped(0.5)])
+# Weights are random, and the plan hardly differs from token to token: so much noise.
+@pytest.mark.parametrize("change", [noisy(1000.0), tokens_dropped(0.5)])
 def test_what_is_drawn_to_change_a_plan_depends_on_window_and_seed_alone(windows, change):
     def plans(seed: int, batch_size: int) -> torch.Tensor:
         pipe = tiny_pipeline()
@@ -82,7 +83,7 @@ def test_what_is_drawn_to_change_a_plan_depends_on_window_and_seed_alone(windows
         return torch.cat([kwargs["planning_signals"] for _, kwargs, _ in counter.inputs["window_state"]])
 
     together, apart, other_seed = plans(0, 4), plans(0, 2), plans(1, 4)
-    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together, apart, atol=0.01, rtol=0)
     assert (together - other_seed).abs().max() > 0.1
 
 
