@@ -24,7 +24,7 @@ from .chart import Panel, Point, draw
 from .options import add_options, facts, load_lpips, load_pipeline
 
 
-SCORE, SCORE_LABEL = "ssim", "mean SSIM, compared with the planner's own plan"
+SCORE, SCORE_LABEL = "ssim", "change of mean SSIM"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,8 +101,8 @@ def panels(
         low, high = found["intervals"][SCORE]
         return Point(x, -found["difference"][SCORE], -high, -low)
 
-    ends = {"no plan": point(0, DROPPED).y, "plan of another window": point(0, OTHER).y}
-    untouched = Point(0, 0)
+    ends = {"no plan": point(0, DROPPED).y}
+    untouched = Point(0, 0, 0, 0)
     return [
         Panel(
             "noise on the plan",
@@ -123,7 +123,7 @@ def panels(
             "side of the squares, in tokens",
             SCORE_LABEL,
             {
-                "of each frame": [Point(1, 0), *(point(side, pooled(side)) for side in sorted(squares))],
+                "of each frame": [Point(1, 0, 0, 0), *(point(side, pooled(side)) for side in sorted(squares))],
                 "of all painted frames": [point(1, pooled(over_frames=True))],
             },
             levels=ends,

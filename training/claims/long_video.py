@@ -200,7 +200,7 @@ def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
     differences = [paired_difference(*pair, scores, bootstrap) for pair in pairs if "autoencoder" not in pair[1]]
     _sheet(
         options.output / "slow_motion_sheet.png",
-        f"slow motion, {span} frames between two",
+        f"slow motion, {span - 1} frames between two",
         {"truth": windows.frames, "ours": sheet["ours"], "cross-fade": sheet["cross-fade"]},
         [round(i * span / 10) for i in range(11)],
         windows.clips,

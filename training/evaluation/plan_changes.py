@@ -72,7 +72,7 @@ def noisy(deviations: float) -> PlanChange:
         noise = _drawn(torch.randn, signals.shape[1:], context).to(own.device)
         return (signals.float() + deviations * own * noise).to(signals.dtype)
 
-    return PlanChange(f"noise {deviations:g}", f", plan with {deviations:g} deviations of noise", apply)
+    return PlanChange(f"noise {deviations:g}", f", plan with noise {deviations:g} times its deviation", apply)
 
 
 def tokens_dropped(share: float) -> PlanChange:
