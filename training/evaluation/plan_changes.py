@@ -32,10 +32,12 @@ class PlanContext:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """Attributes:
-    key: tells it from every other change; part of what kept results are known by.
-    suffix: of the method's name.
-    apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that shape.
+    """What the transformer meets in place of the plan.
+
+    Attributes:
+        key: tells it from every other change; part of what kept results are known by.
+        suffix: of the method's name.
+        apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that shape.
     """
 
     key: str
