@@ -30,6 +30,7 @@ from .evaluation.frechet import (
 from .evaluation.kept import Kept
 from .evaluation.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
 from .evaluation.painting import generate
+from .evaluation.plan_changes import DROPPED, OTHER
 from .evaluation.rife import MODEL as RIFE_MODEL
 from .evaluation.rife import check_rife, rife_is_installed
 from .evaluation.scores import Evaluation, Networks
@@ -153,14 +154,14 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         train = TrainingClips(options.train_clips, options.size, options.stride, options.fps)
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
+    plans = {DROPPED: options.no_planning, OTHER: options.wrong_planning}
     sampling = Sampling(
         tuple(options.steps),
         tuple(options.scheduler),
         options.guidance_scale,
         tuple(options.seeds),
         options.batch_size,
-        options.no_planning,
-        options.wrong_planning,
+        tuple(change for change, wanted in plans.items() if wanted),
         options.adapter,
     )
     count = len(windows.frames)

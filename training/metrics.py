@@ -40,20 +40,38 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
     frames = torch.stack([truth[:, i].float() if i in set(given) else frames[:, i] for i in range(num_frames)], dim=1)
     truth = truth.float()
 
-    ssim = torch.stack([_ssim(frames[:, i], truth[:, i]) for i in generated], dim=1)  # (batch, generated)
-    psnr = torch.stack([_psnr(frames[:, i], truth[:, i]) for i in generated], dim=1)  # (batch, generated)
+    each = score_frames(frames[:, generated], truth[:, generated])  # (batch, generated)
     middle = generated.index(middle_index(num_frames, given))
     return {
-        "mid_ssim": ssim[:, middle],
-        "mid_psnr": psnr[:, middle],
-        "ssim": ssim.mean(dim=1),
-        "psnr": psnr.mean(dim=1),
-        "motion": _steps(frames).mean(dim=1),
-        "true_motion": _steps(truth).mean(dim=1),
+        "mid_ssim": each["ssim"][:, middle],
+        "mid_psnr": each["psnr"][:, middle],
+        "ssim": each["ssim"].mean(dim=1),
+        "psnr": each["psnr"].mean(dim=1),
+        "motion": motion_steps(frames).mean(dim=1),
+        "true_motion": motion_steps(truth).mean(dim=1),
         "evenness": _evenness(frames),
         "true_evenness": _evenness(truth),
-        "sharpness": _sharpness(frames[:, generated]),
-        "true_sharpness": _sharpness(truth[:, generated]),
+        "sharpness": each["sharpness"].mean(dim=1),
+        "true_sharpness": each["true_sharpness"].mean(dim=1),
+    }
+
+
+def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Scores each frame by itself.
+
+    Args:
+        frames: painted frames in [0, 1], `(batch, frames, 3, height, width)`.
+        truth: the real ones, same shape.
+
+    Returns:
+        Float tensors `(batch, frames)`: `ssim`, `psnr` (dB), `sharpness` and `true_sharpness`, as `score_windows` has them.
+    """
+    pairs = list(zip(frames.unbind(dim=1), truth.unbind(dim=1), strict=True))
+    return {
+        "ssim": torch.stack([_ssim(frame, true) for frame, true in pairs], dim=1),
+        "psnr": torch.stack([_psnr(frame, true) for frame, true in pairs], dim=1),
+        "sharpness": frame_sharpness(frames),
+        "true_sharpness": frame_sharpness(truth),
     }
 
 
@@ -93,7 +111,7 @@ def _psnr(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return peak_signal_noise_ratio(frames, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)).clamp(max=MAX_PSNR)
 
 
-def _steps(frames: torch.Tensor) -> torch.Tensor:
+def motion_steps(frames: torch.Tensor) -> torch.Tensor:
     """How much changes from each frame to the next, `(batch, frames - 1)`."""
     return (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(2, 3, 4))
 
@@ -103,13 +121,14 @@ def _evenness(frames: torch.Tensor) -> torch.Tensor:
 
     It is the perplexity of the steps' shares of the motion, divided by the number of steps.
     """
-    steps = _steps(frames)
+    steps = motion_steps(frames)
     shares = steps / steps.sum(dim=1, keepdim=True).clamp(min=1e-12)
     perplexity = torch.special.entr(shares).sum(dim=1).exp()
     return torch.where(steps.sum(dim=1) > 0, perplexity / steps.shape[1], 0.0)
 
 
-def _sharpness(frames: torch.Tensor) -> torch.Tensor:
-    across = (frames[..., 1:] - frames[..., :-1]).abs().mean(dim=(1, 2, 3, 4))
-    down = (frames[..., 1:, :] - frames[..., :-1, :]).abs().mean(dim=(1, 2, 3, 4))
+def frame_sharpness(frames: torch.Tensor) -> torch.Tensor:
+    """How much neighbouring pixels of each frame differ, `(batch, frames)`."""
+    across = (frames[..., 1:] - frames[..., :-1]).abs().mean(dim=(2, 3, 4))
+    down = (frames[..., 1:, :] - frames[..., :-1, :]).abs().mean(dim=(2, 3, 4))
     return across + down

@@ -107,9 +107,12 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
     assert ours["spread"]["mid_ssim"] == pytest.approx(np.std(ours["seeds"]["mid_ssim"], ddof=1), abs=1e-6)
     low, high = ours["intervals"]["mid_ssim"]
     assert low <= ours["mid_ssim"] <= high
-    assert len(record["differences"]) == 4 * 4  # ours in four ways, four simple methods
+    assert len(record["differences"]) == 4 * 4 + 2  # ours in four ways, four simple methods; two other plans
     pair = record["differences"][0]
     assert (pair["method"], pair["than"]) == ("ours, 2 steps", "copy of the nearest given frame")
+    assert pair["difference"]["ssim"] == pytest.approx(ours["ssim"] - rows[pair["than"]]["ssim"], abs=1e-6)
+    pair = record["differences"][-2]
+    assert (pair["method"], pair["than"]) == ("ours, 2 steps", "ours, 2 steps, planning signal dropped")
     assert pair["difference"]["ssim"] == pytest.approx(ours["ssim"] - rows[pair["than"]]["ssim"], abs=1e-6)
 
     table = (output / "results.md").read_text()
@@ -118,7 +121,11 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
         found = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
     assert float(found["ours, 2 steps", "mid_ssim"]["value"]) == pytest.approx(ours["mid_ssim"])
     assert found["cross-fade", "psnr"]["spread_over_seeds"] == ""
-    assert Image.open(output / "sheet_0.png").width > 5 * 128
+    sheet, planning = (Image.open(output / f"{name}_0.png") for name in ("sheet", "planning"))
+    assert sheet.width > 5 * 128
+    assert planning.height == sheet.height + 4 * (
+        128 + 8
+    )  # four windows, each with the rows truth, planned, not planned, another's plan
     assert capsys.readouterr().out.rstrip().endswith(f"contact sheets to {output}")
 
 

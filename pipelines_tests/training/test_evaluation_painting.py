@@ -8,12 +8,13 @@ from training.evaluation.painting import (
     batches,
     generate,
     paint_batch,
-    planning_replaced,
+    plan_changed,
     reconstruct,
     scheduler_named,
     scheduler_replaced,
     weights_digest,
 )
+from training.evaluation.plan_changes import DROPPED, OTHER, PlanContext, noisy, tokens_dropped
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,12 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 5, 16, 4, 4, generator=generator)
     low = torch.randn(2, 5, 16, 2, 2, generator=generator)
+    context = PlanContext(pipe.transformer.unconditional_planning_signal, [0, 4], [])
     with torch.no_grad():
         own = pipe.planner(low, mask)[0]
-        with planning_replaced(pipe, "none"):
+        with plan_changed(pipe, DROPPED, context):
             none = pipe.planner(low, mask, return_dict=False)[0]
-        with planning_replaced(pipe, "other"):
+        with plan_changed(pipe, OTHER, context):
             other = pipe.planner(low, mask).planning_signals
         timestep = torch.tensor(500)
         replaced = pipe.transformer(latents, timestep, none, mask)[0]
@@ -68,7 +70,21 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
 
 def test_the_plan_of_another_window_needs_another_window(pipe, windows):
     with pytest.raises(ValueError, match="at least 2 windows"):
-        paint_batch(pipe, windows[:1], [0, 4], steps=1, planning="other")
+        paint_batch(pipe, windows[:1], [0, 4], steps=1, plan_change=OTHER)
+
+
+# Weights are random, and the plan hardly differs from token to token: so much noise.
+@pytest.mark.parametrize("change", [noisy(1000.0), tokens_dropped(0.5)])
+def test_what_is_drawn_to_change_a_plan_depends_on_window_and_seed_alone(windows, change):
+    def plans(seed: int, batch_size: int) -> torch.Tensor:
+        pipe = tiny_pipeline()
+        counter = CallCounter(pipe)
+        generate(pipe, windows, [0, 4], steps=1, seed=seed, batch_size=batch_size, plan_change=change)
+        return torch.cat([kwargs["planning_signals"] for _, kwargs, _ in counter.inputs["window_state"]])
+
+    together, apart, other_seed = plans(0, 4), plans(0, 2), plans(1, 4)
+    torch.testing.assert_close(together, apart, atol=0.01, rtol=0)
+    assert (together - other_seed).abs().max() > 0.1
 
 
 def test_another_scheduler_samples_the_same_model_and_is_put_back(pipe, windows):

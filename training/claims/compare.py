@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..evaluation.intervals import Bootstrap
-from ..evaluation.scores import difference
+from ..evaluation.scores import paired_difference
 from ..evaluation.tables import difference_table, markdown_table
 from ..evaluation.variants import OURS
 
@@ -82,7 +82,7 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
     bootstrap = Bootstrap([window["clip"] for window in first.windows])
     scores = {method.label: method.scores for method in methods}
     rows = [{**method.row, "method": method.label} for method in methods]
-    return rows, [difference(bootstrap, scores, method.label, first.label) for method in methods[1:]]
+    return rows, [paired_difference(method.label, first.label, scores, bootstrap) for method in methods[1:]]
 
 
 def write_comparison(path: Path, command: str, rows: Sequence[dict], differences: Sequence[dict]) -> None:

@@ -10,36 +10,25 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
 
+from .plan_changes import PlanChange, PlanContext
 
-PLANNING = {
-    "own": "",
-    "none": ", planning signal dropped",
-    "other": ", plan of another window",
-}
+
 ADAPTED = ", with the adapter"  # in names of methods
+# Added to the seeds of what changes a plan draws, so that it has nothing to do with the noise that is painted from.
+PLAN_SEED = 1 << 40
 
 
 @contextlib.contextmanager
-def planning_replaced(pipe: MarDiniPipeline, planning: str) -> Iterator[None]:
-    """Within it the transformer meets its own plan, the unconditional signal, or the plan of the batch's next window.
-
-    The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
-    averages equal values.
-    """
-    if planning not in PLANNING:
-        raise ValueError(f"planning {planning!r} is unknown; use one of {', '.join(PLANNING)}")
+def plan_changed(pipe: MarDiniPipeline, change: PlanChange | None, context: PlanContext) -> Iterator[None]:
+    """Within it the transformer meets another plan than the planner's; `None` leaves the planner's own."""
 
     def replace(module, args, output):
-        signals = output[0]  # (batch, frames, rows, columns, channels)
-        if planning == "none":
-            new = pipe.transformer.unconditional_planning_signal.to(signals).expand_as(signals)
-        else:
-            new = signals.roll(1, dims=0)
+        new = change.apply(output[0], context)  # (batch, frames, rows, columns, channels)
         if isinstance(output, tuple):
             return (new, *output[1:])
         return type(output)(planning_signals=new)
 
-    handle = pipe.planner.register_forward_hook(replace) if planning != "own" else None
+    handle = pipe.planner.register_forward_hook(replace) if change is not None else None
     try:
         yield
     finally:
@@ -88,13 +77,13 @@ def paint_batch(
     steps: int,
     seed: int = 0,
     first: int = 0,
-    planning: str = "own",
+    plan_change: PlanChange | None = None,
     guidance_scale: float | None = None,
 ) -> torch.Tensor:
     """Paints a batch once from its given frames.
 
     Each window has a random generator of its own, seeded by `seed` and its number, so that the result does not depend on the
-    batch (with `planning="other"` it does: the plan comes from the same batch).
+    batch (with the plan of another window it does: that comes from the same batch).
 
     Args:
         pipe: the checkpoint.
@@ -103,16 +92,18 @@ def paint_batch(
         steps: of the scheduler.
         seed: of all windows.
         first: the number of the first window.
-        planning: a key of `PLANNING`.
+        plan_change: what the transformer meets instead of the plan.
         guidance_scale: `None` is the pipeline's own choice for the task.
 
     Returns:
         Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
     """
-    if planning == "other" and len(windows) < 2:
-        raise ValueError("the plan of another window needs at least 2 windows")
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(len(windows))]
-    with planning_replaced(pipe, planning):
+    generators, plan_generators = (
+        [torch.Generator().manual_seed(stream + seed * 1_000_003 + first + i) for i in range(len(windows))]
+        for stream in (0, PLAN_SEED)
+    )
+    context = PlanContext(pipe.transformer.unconditional_planning_signal, given, plan_generators)
+    with plan_changed(pipe, plan_change, context):
         frames = pipe(
             video=windows[:, list(given)],
             frame_indices=list(given),
@@ -134,11 +125,11 @@ def generate(
     steps: int,
     seed: int = 0,
     batch_size: int = 8,
-    planning: str = "own",
+    plan_change: PlanChange | None = None,
 ) -> torch.Tensor:
     """Paints every window once, batch by batch; see `paint_batch`."""
     painted = [
-        paint_batch(pipe, windows[first:last], given, steps, seed, first, planning)
+        paint_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
         for first, last in batches(len(windows), batch_size)
     ]
     return torch.cat(painted)

@@ -63,7 +63,10 @@ class Evaluation:
     def run(
         self, variants: Sequence[Variant]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
-        """All rows of the table, the paired differences between ours and the baselines, and the painted frames of the first seed by method."""
+        """All rows of the table, paired differences, and the painted frames of the first seed by method.
+
+        Differences are those between ours and the baselines, and between ours and the same with another plan.
+        """
         rows, painted, scores = [], {}, {}
         total = sum(len(self.truth) * len(variant.seeds) for variant in variants)
         with tqdm(total=total, unit="window", disable=None) as bar:
@@ -75,14 +78,15 @@ class Evaluation:
                 row, scores[variant.method] = self.row(variant, by_seed, frames, sum(seconds) / len(seconds))
                 rows.append(row)
                 tqdm.write(f"  {variant.method}: mid SSIM {row['mid_ssim']:.3f}, motion {row['motion']:.2f}")
-        kinds = {variant.method: variant.kind for variant in variants}
-        differences = [
-            difference(self.bootstrap, scores, method, other)
-            for method, kind in kinds.items()
-            if kind == OURS
-            for other, other_kind in kinds.items()
-            if other_kind == BASELINE
+        pairs = [
+            (variant.method, other.method)
+            for variant in variants
+            if variant.kind == OURS
+            for other in variants
+            if other.kind == BASELINE
         ]
+        pairs += [(variant.planned, variant.method) for variant in variants if variant.planned]
+        differences = [paired_difference(method, other, scores, self.bootstrap) for method, other in pairs]
         return rows, differences, painted
 
     def paint(self, variant: Variant, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
@@ -187,10 +191,16 @@ class Evaluation:
         return self.kept.get(key, 0, len(self.truth), make)
 
 
-def difference(
-    bootstrap: Bootstrap, scores: Mapping[str, dict[str, torch.Tensor]], method: str, other: str
+def paired_difference(
+    method: str, other: str, scores: Mapping[str, dict[str, torch.Tensor]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """How much more a method scores than another on the same windows, with the interval of the difference."""
+    """How much more a method scores than another on the same windows, with the interval of the difference.
+
+    Args:
+        method, other: names in `scores`.
+        scores: of each method by name, `(windows,)`.
+        bootstrap: of the clips of the windows.
+    """
     one, two = scores[method], scores[other]
     names = [name for name in COMPARED if name in one and name in two]
     means = summarize(one), summarize(two)

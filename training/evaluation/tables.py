@@ -11,6 +11,7 @@ import torch
 
 from ..contact_sheet import contact_sheet
 from .painting import ADAPTED
+from .plan_changes import DROPPED, OTHER
 from .windows import Windows, given_indices
 
 
@@ -42,15 +43,15 @@ def present_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [column for column in COLUMNS if any(column in row for row in rows)]
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `results.json` as a table, with 95% intervals of the `SHOWN_INTERVALS`."""
+def markdown_table(rows: Sequence[Mapping[str, Any]], intervals: Sequence[str] = SHOWN_INTERVALS) -> str:
+    """The rows of `results.json` as a table, with 95% intervals of some columns."""
     columns = present_columns(rows)
     lines = ["| method | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---|" + "---|" * len(columns)]
     for row in rows:
         cells = []
         for column in columns:
             cell = _number(row[column], column)
-            if column in SHOWN_INTERVALS:
+            if column in intervals:
                 low, high = row["intervals"][column]
                 cell += f" [{_number(low, column)}, {_number(high, column)}]"
             cells.append(cell)
@@ -102,7 +103,7 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     names = [{"clip": clip, "start": start} for clip, start in zip(windows.clips, windows.starts)]
     record = {**facts, "skipped": windows.skipped, "windows": names, "rows": rows, "differences": differences}
-    text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
+    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n", encoding="utf-8")
 
     with open(output / "results.csv", "w", encoding="utf-8", newline="") as file:
@@ -141,25 +142,37 @@ def write_sheets(
     count: int,
     per_sheet: int = 4,
 ) -> list[Path]:
-    """Draws `count` windows, evenly spaced over all of them (not chosen), as `sheet_*.png` in the folder `output`."""
-    total, paths = len(windows.frames), []
-    picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
+    """Draws `count` windows, evenly spaced over all of them (not chosen), into the folder `output`.
+
+    On `sheet_*.png` a method stands beside a simple one, or without its adapter; where it was painted with other plans too,
+    `planning_*.png` have it beside these, from the same noise.
+    """
     simple = "cross-fade" if "cross-fade" in painted else "copy of the nearest given frame"
-    output.mkdir(parents=True, exist_ok=True)
-    rows = {"truth": windows.frames, "ours": painted[method], simple.split(" of ")[0]: painted[simple]}
+    rows = {"ours": painted[method], simple.split(" of ")[0]: painted[simple]}
     if method + ADAPTED in painted:
-        rows = {"truth": windows.frames, "adapted": painted[method + ADAPTED], "not adapted": painted[method]}
-    for sheet in range(0, len(picked), per_sheet):
-        groups = [
-            (
-                f"{windows.clips[i]}, from frame {windows.starts[i]}",
-                {label: frames[i] for label, frames in rows.items()},
-            )
-            for i in picked[sheet : sheet + per_sheet]
-        ]
-        given = given_indices(task, windows.frames.shape[1])
-        paths.append(output / f"sheet_{sheet // per_sheet}.png")
-        contact_sheet(groups, given, title=f"{task}, {method}").save(paths[-1])
+        rows = {"adapted": painted[method + ADAPTED], "not adapted": painted[method]}
+    sheets = {"sheet": rows}
+    plans = {"not planned": method + DROPPED.suffix, "another's plan": method + OTHER.suffix}
+    changed = {label: painted[name] for label, name in plans.items() if name in painted}
+    if changed:
+        sheets["planning"] = {"planned": painted[method], **changed}
+    output.mkdir(parents=True, exist_ok=True)
+    given = given_indices(task, windows.frames.shape[1])
+    total, paths = len(windows.frames), []
+    count = min(count, total)
+    picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+    for name, rows in sheets.items():
+        rows = {"truth": windows.frames, **rows}
+        for sheet in range(0, len(picked), per_sheet):
+            groups = [
+                (
+                    f"{windows.clips[i]}, from frame {windows.starts[i]}",
+                    {label: frames[i] for label, frames in rows.items()},
+                )
+                for i in picked[sheet : sheet + per_sheet]
+            ]
+            paths.append(output / f"{name}_{sheet // per_sheet}.png")
+            contact_sheet(groups, given, title=f"{task}, {method}").save(paths[-1], optimize=True)
     return paths
 
 
@@ -167,12 +180,12 @@ def _number(value: float, column: str) -> str:
     return "–" if math.isnan(value) else f"{value:.{DIGITS.get(column, 3)}f}"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no word for "not a number": a ratio to clips that stand still becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

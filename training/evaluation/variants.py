@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
@@ -18,7 +19,6 @@ from ..data.clips import list_clips
 from . import rife
 from .painting import (
     ADAPTED,
-    PLANNING,
     batches,
     paint_batch,
     reconstruct,
@@ -26,6 +26,7 @@ from .painting import (
     scheduler_replaced,
     weights_digest,
 )
+from .plan_changes import PlanChange
 from .windows import training_clips
 
 
@@ -43,6 +44,7 @@ class Variant:
         seeds: it is painted once for each.
         batches: first and last-plus-one of the windows that are painted together.
         paint: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
+        planned: the method that is the same but for the plan, where this one's was changed.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Variant:
     seeds: tuple[int, ...]
     batches: list[tuple[int, int]]
     paint: Callable[[torch.Tensor, Sequence[int], int, int], torch.Tensor]
+    planned: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,7 @@ class Sampling:
         guidance_scale: `None` is the pipeline's own choice for the task.
         seeds: one sample for each.
         batch_size: windows painted together.
-        no_planning: whether there is a row without the planning signal.
-        wrong_planning: whether there is a row with the plan of another window.
+        plan_changes: a row with each of them, of the first scheduler and number of steps.
         adapter: folder or Hub id of LoRA weights: a second row with them for each scheduler and number of steps.
     """
 
@@ -73,8 +75,7 @@ class Sampling:
     guidance_scale: float | None = None
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 8
-    no_planning: bool = False
-    wrong_planning: bool = False
+    plan_changes: tuple[PlanChange, ...] = ()
     adapter: str | None = None
 
 
@@ -131,7 +132,7 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
     if sampling.adapter is not None:
         with adapter_loaded(pipe, sampling.adapter):
             adapted = weights_digest(pipe)
-    model = {"checkpoint": weights_digest(pipe), "dtype": str(pipe.dtype), "device": pipe.device.type}
+    model = model_key(pipe)
     variants = [
         Variant(
             "autoencoder alone (ceiling)",
@@ -143,39 +144,53 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
         )
     ]
 
-    def add(steps: int, scheduler_name: str, planning: str, adapter: str | None = None) -> None:
+    def add(steps: int, scheduler_name: str, change: PlanChange | None = None, adapter: str | None = None) -> None:
         scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
-        settings = {**(scheduler or pipe.scheduler).config}
         key = {
             "method": "ours",
             **model,
             **({} if adapter is None else {"checkpoint": adapted}),
-            "steps": steps,
-            "scheduler": [scheduler_name, {name: repr(value) for name, value in sorted(settings.items())}],
-            "guidance_scale": sampling.guidance_scale,
-            "planning": planning,
-            "versions": [diffusers_mardini.__version__, diffusers.__version__, torch.__version__],
+            **sampling_key(scheduler or pipe.scheduler, steps, sampling.guidance_scale, scheduler_name),
+            "planning": "own" if change is None else change.key,
         }
 
         def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return paint_batch(pipe, windows, given, steps, seed, first, planning, sampling.guidance_scale)
+                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale)
 
-        label = ours_label(steps, planning, scheduler_name) + ("" if adapter is None else ADAPTED)
-        variants.append(Variant(label, OURS, key, sampling.seeds, parts, paint))
+        planned = ours_label(steps, scheduler_name)
+        label = ours_label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
+        variants.append(Variant(label, OURS, key, sampling.seeds, parts, paint, planned if change is not None else ""))
 
     for scheduler_name in sampling.schedulers:
         for steps in sampling.steps:
-            add(steps, scheduler_name, "own")
+            add(steps, scheduler_name)
             if sampling.adapter is not None:
-                add(steps, scheduler_name, "own", sampling.adapter)
-    for wanted, planning in ((sampling.no_planning, "none"), (sampling.wrong_planning, "other")):
-        if wanted:
-            add(sampling.steps[0], sampling.schedulers[0], planning)
+                add(steps, scheduler_name, adapter=sampling.adapter)
+    for change in sampling.plan_changes:
+        add(sampling.steps[0], sampling.schedulers[0], change)
     return variants
 
 
-def ours_label(steps: int, planning: str = "own", scheduler: str = "") -> str:
+def model_key(pipe: MarDiniPipeline) -> dict[str, str]:
+    """What painted frames depend on of a checkpoint, and of how it runs."""
+    return {"checkpoint": weights_digest(pipe), "dtype": str(pipe.dtype), "device": pipe.device.type}
+
+
+def sampling_key(
+    scheduler: SchedulerMixin, steps: int, guidance_scale: float | None = None, scheduler_name: str = ""
+) -> dict[str, Any]:
+    """What they depend on of the sampling; `scheduler_name` is "" for the checkpoint's own."""
+    settings = {name: repr(value) for name, value in sorted({**scheduler.config}.items())}
+    return {
+        "steps": steps,
+        "scheduler": [scheduler_name, settings],
+        "guidance_scale": guidance_scale,
+        "versions": [diffusers_mardini.__version__, diffusers.__version__, torch.__version__],
+    }
+
+
+def ours_label(steps: int, scheduler: str = "", change: PlanChange | None = None) -> str:
     name = f", {scheduler}" if scheduler else ""
-    return f"ours, {steps} step{'s' if steps != 1 else ''}{name}{PLANNING[planning]}"
+    return f"ours, {steps} step{'s' if steps != 1 else ''}{name}{change.suffix if change is not None else ''}"

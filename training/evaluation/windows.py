@@ -33,8 +33,13 @@ class Windows:
 
     def digest(self) -> str:
         """Changes with any pixel of any window."""
-        shape = str(tuple(self.frames.shape)).encode()
-        return hashlib.sha256(shape + to_bytes(self.frames).numpy().tobytes()).hexdigest()
+        return digest_of(self.frames)
+
+
+def digest_of(frames: torch.Tensor) -> str:
+    """Changes with any pixel of `frames`, which are in [0, 1]."""
+    shape = str(tuple(frames.shape)).encode()
+    return hashlib.sha256(shape + to_bytes(frames).numpy().tobytes()).hexdigest()
 
 
 def given_indices(task: str, num_frames: int) -> list[int]:

@@ -1,0 +1,56 @@
+"""The degraded plan at toy size: what is measured, against what, and that it goes on."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
+from training.claims import degraded_plan
+from training.data import moving_shapes
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("degraded_plan")
+    tiny_pipeline().save_pretrained(folder / "checkpoint")
+    moving_shapes.record(folder / "clips", clips=2, num_frames=6, size=SIZE)
+    small = ["--size", str(SIZE), "--num-frames", "3", "--stride", "1", "--steps", "1", "--dtype", "float32"]
+    return [
+        str(folder / "checkpoint"),
+        str(folder / "clips"),
+        "--squares",
+        "2",
+        "--noise",
+        "1",
+        "--dropped",
+        "0.5",
+        *small,
+    ]
+
+
+def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows(arguments, tmp_path):
+    degraded_plan.main([*arguments, "-o", str(tmp_path)])
+    record = json.loads((tmp_path / "results.json").read_text())
+    suffixes = [change.suffix for change in degraded_plan.plan_changes([1.0], [0.5], [2])]
+    rows = {row["method"]: row for row in record["rows"]}
+    assert [row["method"] for row in record["rows"] if row["kind"] == "ours"] == [
+        "ours, 1 step" + suffix for suffix in ["", *suffixes]
+    ]
+    found = {pair["than"]: pair["difference"]["ssim"] for pair in record["differences"]}
+    for suffix in suffixes:
+        expected = rows["ours, 1 step"]["ssim"] - rows["ours, 1 step" + suffix]["ssim"]
+        assert found["ours, 1 step" + suffix] == pytest.approx(expected, abs=1e-6)
+    assert len(record["windows"]) == 4 and len(record["weights"]) == 64
+    assert Image.open(tmp_path / "chart.png").width > 1200
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
+    degraded_plan.main([*arguments, "-o", str(tmp_path)])
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
+    assert json.loads((tmp_path / "results.json").read_text()) == record
+
+
+def test_a_change_that_is_none_is_refused_before_anything_is_painted(arguments, tmp_path):
+    with pytest.raises(SystemExit, match="share of dropped tokens is 1"):
+        degraded_plan.main([*arguments, "--dropped", "1", "-o", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Fig. 5: with and without the planning signal, from the same noise. For docs/results/figure_5.md. Needs the networks of docs/evaluation.md, and for the second half the laps:
+#   RACING=runs/data/rc_racing bash training/runs/figure_5.sh
+# Typed again after an interruption it goes on where it stopped.
+set -euo pipefail
+PYTHON="${PYTHON:-.venv/bin/python}"
+CARRACING="${CARRACING:-runs/data/carracing/val}"
+RACING="${RACING:-}"
+OUT="${OUT:-outputs/results/figure-5}"
+read -ra SEEDS <<< "${SEEDS:-0}"
+[ -d "$CARRACING" ] || "$PYTHON" -m training.data.car_racing "$CARRACING" --clips 24 --first-seed 100000
+compare() {  # name of the result, checkpoint, held-out clips
+    "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --no-planning --wrong-planning --sheets 2 -o "$OUT-$1"
+}
+compare carracing mardini-tiny-carracing "$CARRACING"
+if [ -n "$RACING" ]; then compare racing mardini-tiny-racing "$RACING/val"; fi
+# The picture of the page: 256 colours, a third smaller.
+"$PYTHON" -c "import sys; from PIL import Image; Image.open(sys.argv[1]).quantize(256).save(sys.argv[2], optimize=True)" \
+    "$OUT-carracing/planning_0.png" "$OUT-carracing/figure_5.png"

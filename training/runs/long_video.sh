@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# How far slow_motion and extend go before quality falls. For docs/results/long_video.md.
+# Typed again after an interruption it goes on where it stopped; so it does with more clips (--max-clips 8, then without).
+set -euo pipefail
+PYTHON="${PYTHON:-.venv/bin/python}"
+CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
+CLIPS="${CLIPS:-runs/data/carracing/val}"
+OUT="${OUT:-outputs/results/long-video}"
+[ -d "$CLIPS" ] || "$PYTHON" -m training.data.car_racing "$CLIPS" --clips 24 --first-seed 100000
+"$PYTHON" -m training.claims.long_video "$CHECKPOINT" "$CLIPS" -o "$OUT" "$@"
