@@ -219,6 +219,22 @@ def measure_memory(preset_name: str, size: int, dtype: torch.dtype, variant: Var
     return {"imported_bytes": imported, "peak_bytes": peak_bytes()}
 
 
+def memory_of_variants(preset_name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """`measure_memory` in processes of their own; variants that differ in how often the planner runs share one."""
+    measured, rows = {}, []
+    for name, variant in VARIANTS.items():
+        key = (variant.low_resolution, variant.temporal_attention)
+        if key not in measured:
+            command = [sys.executable, "-m", "benchmarks.asymmetry", "--one", name, "--timed-preset", preset_name]
+            command += ["--timed-size", str(size), "--device", "cpu", "--dtype", str(dtype).removeprefix("torch.")]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            measured[key] = json.loads(output.splitlines()[-1])
+        rows.append({"variant": name, **measured[key]})
+        above, imported = rows[-1]["peak_bytes"] - rows[-1]["imported_bytes"], rows[-1]["imported_bytes"]
+        print(f"{name:<54} {above / 1e6:6.0f} MB above {imported / 1e6:.0f} MB of imports", flush=True)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asymmetry", description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="*", default=PAPER_PRESETS, help="counted")
@@ -260,14 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             result["timed"].append(row)
             print(f"{name:<54} {row['seconds']:.3f} s, {row['of_mardini']:.2f} times MarDini's")
 
-    for name in VARIANTS if options.memory else ():
-        command = [sys.executable, "-m", "benchmarks.asymmetry", "--one", name, "--timed-preset", options.timed_preset]
-        command += ["--timed-size", str(options.timed_size), "--device", "cpu", "--dtype", str(dtype).split(".")[-1]]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        row = {"variant": name, **json.loads(output.splitlines()[-1])}
-        result["memory"].append(row)
-        above = (row["peak_bytes"] - row["imported_bytes"]) / 1e6
-        print(f"{name:<54} {above:6.0f} MB above {row['imported_bytes'] / 1e6:.0f} MB of imports", flush=True)
+    if options.memory:
+        result["memory"] = memory_of_variants(options.timed_preset, options.timed_size, dtype)
 
     for name in options.presets:
         for size in options.sizes:
