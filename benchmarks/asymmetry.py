@@ -1,10 +1,13 @@
 """What the asymmetry of resolution and attention saves (Table 3): `python -m benchmarks.asymmetry`.
 
-Seconds of whole windows at our size, and operations and memory of the paper's four sizes, counted on meta tensors with nothing allocated. As in
-Table 3, 12 frames are made from 1 in 25 steps, without guidance, of which the table does not speak. The autoencoder is not counted.
+Seconds of a window and memory at our size, measured, and operations and memory of the paper's four sizes, counted on meta tensors with nothing allocated.
+As in Table 3, 12 frames are made from 1 in 25 steps, without guidance, of which the table does not speak. The autoencoder is not counted.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import leading_indices, reference_mask_from_indices
 from training.step_costs import fused_attention
 
+from .long_video import peak_bytes
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
@@ -136,68 +140,144 @@ def count_preset(name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any
     return rows
 
 
-def time_variants(
-    preset_name: str, size: int, steps: int, repeats: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, list[float]]:
-    """Seconds of planner and transformer for a window, by variant; a planner that runs at every step does so `steps` times."""
-    preset = load_preset(preset_name)
-    torch.manual_seed(0)
-    planner = torch.nn.Module.to(MarDiniPlannerTransformer3DModel(**preset["planner"]), device, dtype).eval()
-    transformer = torch.nn.Module.to(MarDiniTransformer3DModel(**preset["transformer"]), device, dtype).eval()
-    side, channels, masked = size // 8, preset["transformer"]["in_channels"], FRAMES - GIVEN
-    mask = reference_mask_from_indices(leading_indices(GIVEN), FRAMES, device=device)
-    latents = torch.randn(1, FRAMES, channels, side, side, device=device, dtype=dtype)
-    timestep = torch.full((1,), 500, device=device)
+class Models:
+    """Planner and transformer of a preset with random weights, and calls of them for the windows of every variant.
 
-    def window(variant: Variant) -> Callable[[], None]:
-        low_side = side // (preset["planner_downscale"] if variant.low_resolution else 1)
-        low = torch.randn(1, FRAMES, channels, low_side, low_side, device=device, dtype=dtype)
-        attention = variant.temporal_attention or preset["transformer"]["temporal_attention"]
+    Args:
+        preset_name, size: of the window, in pixels.
+        device, dtype: of weights and latents.
+    """
+
+    def __init__(self, preset_name: str, size: int, device: torch.device, dtype: torch.dtype):
+        preset = load_preset(preset_name)
+        torch.manual_seed(0)
+        self.planner = torch.nn.Module.to(MarDiniPlannerTransformer3DModel(**preset["planner"]), device, dtype).eval()
+        self.transformer = torch.nn.Module.to(MarDiniTransformer3DModel(**preset["transformer"]), device, dtype).eval()
+        self.own_attention, self.downscale = preset["transformer"]["temporal_attention"], preset["planner_downscale"]
+        self.shape = (1, FRAMES, preset["transformer"]["in_channels"])
+        self.planning_dim, self.side = preset["transformer"]["planning_dim"], size // 8
+        self.like = {"device": device, "dtype": dtype}
+        self.window = {
+            "reference_mask": reference_mask_from_indices(leading_indices(GIVEN), FRAMES, device=device),
+            "num_masked_frames": FRAMES - GIVEN,
+        }
+
+    def low_side(self, variant: Variant) -> int:
+        return self.side // (self.downscale if variant.low_resolution else 1)
+
+    def plan(self, variant: Variant) -> Callable[[], torch.Tensor]:
+        """One run of the planner."""
+        latents = torch.randn(*self.shape, self.low_side(variant), self.low_side(variant), **self.like)
 
         @torch.no_grad()
-        def run() -> None:
-            transformer.set_temporal_attention(attention)
-            for step in range(steps):
-                if step == 0 or variant.planner_runs > 1:
-                    signals = planner(low, mask, num_masked_frames=masked).planning_signals
-                transformer(latents, timestep, signals, mask, num_masked_frames=masked)
+        def run() -> torch.Tensor:
+            return self.planner(latents, **self.window).planning_signals
 
         return run
 
-    return alternate({name: window(variant) for name, variant in VARIANTS.items()}, repeats, device, warm_up=1)
+    def step(self, variant: Variant) -> Callable[[], None]:
+        """One step of the transformer with a plan of the variant's size."""
+        low = self.low_side(variant)
+        latents = torch.randn(*self.shape, self.side, self.side, **self.like)
+        signals = torch.randn(1, FRAMES, low, low, self.planning_dim, **self.like)
+        timestep = torch.full((1,), 500, device=self.like["device"])
+
+        @torch.no_grad()
+        def run() -> None:
+            self.transformer.set_temporal_attention(variant.temporal_attention or self.own_attention)
+            self.transformer(latents, timestep, signals, **self.window)
+
+        return run
+
+
+def time_variants(models: Models, repeats: int) -> dict[str, list[float]]:
+    """Seconds of planner and transformer for a window, by variant.
+
+    Single calls are timed, each in every round, and put together: one call does not depend on what ran before it, and a whole window of the symmetric
+    model takes minutes on a CPU.
+    """
+    plans = {variant.low_resolution: models.plan(variant) for variant in VARIANTS.values()}
+    steps = {
+        (variant.low_resolution, variant.temporal_attention): models.step(variant) for variant in VARIANTS.values()
+    }
+    calls = {("plan", key): call for key, call in plans.items()} | {("step", key): call for key, call in steps.items()}
+    seconds = alternate(calls, repeats, models.like["device"], warm_up=1)
+    result = {}
+    for name, variant in VARIANTS.items():
+        plan = seconds["plan", variant.low_resolution]
+        step = seconds["step", (variant.low_resolution, variant.temporal_attention)]
+        result[name] = [variant.planner_runs * p + STEPS * s for p, s in zip(plan, step, strict=True)]
+    return result
+
+
+def measure_memory(preset_name: str, size: int, dtype: torch.dtype, variant: Variant) -> dict[str, int]:
+    """The most memory resident on a CPU in this process, with everything imported, and after a plan and a step of the variant."""
+    imported = peak_bytes()
+    models = Models(preset_name, size, torch.device("cpu"), dtype)
+    models.plan(variant)()
+    models.step(variant)()
+    return {"imported_bytes": imported, "peak_bytes": peak_bytes()}
+
+
+def memory_of_variants(preset_name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """`measure_memory` in processes of their own; variants that differ in how often the planner runs share one."""
+    measured, rows = {}, []
+    for name, variant in VARIANTS.items():
+        key = (variant.low_resolution, variant.temporal_attention)
+        if key not in measured:
+            command = [sys.executable, "-m", "benchmarks.asymmetry", "--one", name, "--timed-preset", preset_name]
+            command += ["--timed-size", str(size), "--device", "cpu", "--dtype", str(dtype).removeprefix("torch.")]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            measured[key] = json.loads(output.splitlines()[-1])
+        rows.append({"variant": name, **measured[key]})
+        above, imported = rows[-1]["peak_bytes"] - rows[-1]["imported_bytes"], rows[-1]["imported_bytes"]
+        print(f"{name:<54} {above / 1e6:6.0f} MB above {imported / 1e6:.0f} MB of imports", flush=True)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asymmetry", description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=PAPER_PRESETS, help="counted")
+    parser.add_argument("--presets", nargs="*", default=PAPER_PRESETS, help="counted")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 768, 1024], help="in pixels, counted")
     parser.add_argument("--timed-preset", default="mardini-tiny")
     parser.add_argument("--timed-size", type=int, default=64, help="in pixels")
-    parser.add_argument("--steps", type=int, default=STEPS, help="timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-timing", action="store_true", help="only count")
+    parser.add_argument("--memory", action="store_true", help="measure memory, on the CPU, a process for each variant")
+    parser.add_argument("--one", choices=VARIANTS, help="measure memory of one variant in this process; prints json")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     dtype, _ = choose_dtype(options.dtype, device)
+    if options.one:
+        print(json.dumps(measure_memory(options.timed_preset, options.timed_size, dtype, VARIANTS[options.one])))
+        return {}
     machine = describe_machine(device)
-    result: dict[str, Any] = {"machine": machine, "frames": FRAMES, "given": GIVEN, "timed": [], "counted": []}
+    result: dict[str, Any] = {
+        "machine": machine,
+        "frames": FRAMES,
+        "given": GIVEN,
+        "timed": [],
+        "memory": [],
+        "counted": [],
+    }
 
     if not options.no_timing:
         print(
-            f"{FRAMES - GIVEN} frames from {GIVEN}, {options.timed_preset}, {options.timed_size} pixels, {options.steps} steps, {dtype}"
+            f"{FRAMES - GIVEN} frames from {GIVEN}, {options.timed_preset}, {options.timed_size} pixels, {STEPS} steps, {dtype}"
         )
         print(machine_line(machine))
-        seconds = time_variants(
-            options.timed_preset, options.timed_size, options.steps, options.repeats, device, dtype
-        )
+        seconds = time_variants(Models(options.timed_preset, options.timed_size, device, dtype), options.repeats)
         first = next(iter(seconds.values()))
         for name, times in seconds.items():
             row = {"variant": name, "seconds": Spread.of(times), "of_mardini": ratio(times, first)}
             result["timed"].append(row)
             print(f"{name:<54} {row['seconds']:.3f} s, {row['of_mardini']:.2f} times MarDini's")
+
+    if options.memory:
+        result["memory"] = memory_of_variants(options.timed_preset, options.timed_size, dtype)
 
     for name in options.presets:
         for size in options.sizes:

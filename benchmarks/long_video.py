@@ -6,6 +6,7 @@ before it samples; what lies above it is what the video takes, of which the fini
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -24,7 +25,13 @@ WINDOW, OVERLAP, FACTOR = 9, 4, 8
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had resident."""
+    """The most memory that this process ever had resident.
+
+    Linux counts into `ru_maxrss` what the process that started this one held; the high-water mark of its own memory does not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M)[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

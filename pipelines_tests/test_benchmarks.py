@@ -25,6 +25,7 @@ from benchmarks import (
     train_step,
 )
 from diffusers_mardini import load_preset
+from diffusers_mardini.costs import PeakMemory
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
 from pipelines_tests.training.test_train_mardini_lora import base_folder
@@ -195,24 +196,32 @@ def test_counting_by_layers_is_counting_all_of_them():
     assert by_layers.activations == pytest.approx(whole.activations, rel=0.05)
 
 
-def test_variants_of_asymmetry_are_timed():
-    result = asymmetry.main(
-        [
-            "--presets",
-            "mardini-s-t",
-            "--sizes",
-            "256",
-            "--steps",
-            "1",
-            "--repeats",
-            "1",
-            "--timed-size",
-            "32",
-            "--device",
-            "cpu",
-        ]
-    )
-    assert [row["variant"] for row in result["timed"]] == list(asymmetry.VARIANTS)
+def test_variants_of_asymmetry_are_put_together_from_timed_calls():
+    options = ["--presets", "--repeats", "1", "--timed-size", "32", "--device", "cpu", "--dtype", "float32"]
+    rows = {row["variant"]: row["seconds"].median for row in asymmetry.main(options)["timed"]}
+    assert list(rows) == list(asymmetry.VARIANTS)
+    ours, _, every_step, full, symmetric = rows.values()
+    # 24 more runs of the planner, whatever one of them took.
+    assert every_step > 1.2 * ours and symmetric > 1.2 * full
+
+
+def test_the_memory_of_an_asymmetric_window_is_below_that_of_a_symmetric_one():
+    ours, *_, symmetric = asymmetry.VARIANTS.values()
+    high = {}
+    for name, variant in {"ours": ours, "symmetric": symmetric}.items():
+        models = asymmetry.Models("mardini-tiny", 128, torch.device("cpu"), torch.float32)
+        with PeakMemory() as memory:
+            models.plan(variant)()
+        high[name] = memory.peak
+    assert high["symmetric"] > 3 * high["ours"]
+
+
+@pytest.mark.slow
+def test_memory_of_asymmetry_is_measured_in_processes_of_their_own(capsys):
+    rows = asymmetry.main(["--presets", "--no-timing", "--memory", "--timed-size", "128"])["memory"]
+    assert [row["variant"] for row in rows] == list(asymmetry.VARIANTS)
+    assert all(row["peak_bytes"] > row["imported_bytes"] > 100e6 for row in rows)
+    assert capsys.readouterr().out.count("MB above") == len(rows)
 
 
 def test_long_videos_tell_time_and_memory_of_a_frame(checkpoint):

@@ -10,3 +10,12 @@ OUT="${OUT:-outputs/results/figure-6a}"
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 2 5 10 25 \
     --scheduler DPMSolverMultistepScheduler UniPCMultistepScheduler -o "$OUT-solvers"
+"$PYTHON" -m training.claims.steps "$OUT-ddim/results.json" "$OUT-solvers/results.json" -o "$OUT.png"
+# Against the paper's choice, window by window: fewer and more steps, then the solvers.
+against=("DDIM, 25 steps=$OUT-ddim:ours, 25 steps" "DDIM, 1 step=$OUT-ddim:ours, 1 step")
+for steps in 2 5 10 50 100; do against+=("DDIM, $steps steps=$OUT-ddim:ours, $steps steps"); done
+for steps in 5 10 25; do
+    against+=("DPM-Solver++, $steps steps=$OUT-solvers:ours, $steps steps, DPMSolverMultistepScheduler")
+    against+=("UniPC, $steps steps=$OUT-solvers:ours, $steps steps, UniPCMultistepScheduler")
+done
+"$PYTHON" -m training.claims.compare "${against[@]}" -o "$OUT"

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+from PIL import Image
+
+from training.claims import checkpoints
+
+
+def row(method, kind, ssim, distance, motion=0.5):
+    scores = {"mid_ssim": ssim, "mid_lpips": 0.1, "motion": motion, "fd_window": distance}
+    return {"method": method, "kind": kind, **scores, "intervals": dict.fromkeys(scores, [0.0, 1.0]), "spread": {}}
+
+
+def difference(than, ssim, lpips):
+    return {
+        "method": "ours, 25 steps",
+        "than": than,
+        "difference": {"mid_ssim": sum(ssim) / 2, "mid_lpips": sum(lpips) / 2},
+        "intervals": {"mid_ssim": ssim, "mid_lpips": lpips},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results of one evaluation: ahead of copying, behind optical flow."""
+    results = {
+        "stride": 2,
+        "seeds": [0, 1],
+        "windows": [{"clip": "a", "start": 0}, {"clip": "a", "start": 4}],
+        "rows": [
+            row("copy", "baseline", 0.3, 20.0, motion=None),
+            row("flow", "baseline", 0.5, 40.0),
+            row("autoencoder", "ceiling", 0.9, 1.0),
+            row("ours, 25 steps", "ours", 0.4, 30.0),
+        ],
+        "differences": [
+            difference("copy", [0.05, 0.15], [-0.2, -0.1]),
+            difference("flow", [-0.2, -0.01], [-0.1, 0.1]),
+        ],
+    }
+    (tmp_path / "laps").mkdir()
+    (tmp_path / "laps/results.json").write_text(json.dumps(results))
+    return tmp_path
+
+
+def test_ahead_or_behind_is_said_only_where_the_interval_leaves_out_zero(folder):
+    said = checkpoints.judge(checkpoints.read_results(folder / "laps"))
+    assert "- mid SSIM: ahead of copy; behind flow\n" in said
+    assert "- mid LPIPS: ahead of copy; not told apart from flow\n" in said  # less LPIPS is better
+    assert said.endswith("30.0, below flow (40.0); **above** copy (20.0)")  # the ceiling is no simple method
+
+
+def test_blocks_of_pages_are_filled_by_their_names(folder):
+    page, readme = folder / "page.md", folder / "README.md"
+    page.write_text("# Page\n<!-- laps: begin -->\n<!-- laps: end -->\nby hand\n")
+    readme.write_text("<!-- laps, short: begin -->\n<!-- laps, short: end -->\n")
+    checkpoints.main([str(folder), str(page), str(readme)])
+    for text in (page.read_text(), readme.read_text()):
+        assert "2 windows of 1 clips, every second frame, mean of the seeds 0, 1." in text
+        assert "| copy | 0.300 [0.000, 1.000] |" in text and "| – |" in text  # a ratio to what stands still
+    assert "FD-window" in page.read_text() and page.read_text().endswith("by hand\n")
+    assert "FD-window" not in readme.read_text()
+
+    readme.write_text("<!-- robot: begin -->\n<!-- robot: end -->\n")
+    with pytest.raises(SystemExit, match="no .*robot/results.json; run training/runs/evaluation.sh"):
+        checkpoints.main([str(folder), str(readme)])
+
+
+def test_a_contact_sheet_in_few_colours_keeps_its_size_and_look(folder):
+    sheet = Image.radial_gradient("L").convert("RGB").rotate(45)
+    sheet.save(folder / "laps/sheet_0.png")
+    checkpoints.main([str(folder), "--picture", f"laps={folder / 'small.png'}"])
+    small = Image.open(folder / "small.png")
+    assert small.size == sheet.size and small.mode == "P"
+    assert abs(small.convert("RGB").getpixel((128, 40))[0] - sheet.getpixel((128, 40))[0]) <= 16

@@ -1,0 +1,27 @@
+import pytest
+
+from training.claims.page import block_names, fill
+
+
+PAGE = "above\n<!-- a: begin -->\nold\n<!-- a: end -->\nbetween\n<!-- b, short: begin -->\n<!-- b, short: end -->\nbelow\n"
+
+
+def test_only_the_block_changes_and_filling_it_again_changes_nothing(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert block_names(page) == ["a", "b, short"]
+    fill(page, "b, short", "new\n\n")
+    fill(page, "a", "| 1 |\n| 2 |\n")
+    filled = page.read_text()
+    assert filled == PAGE.replace("old\n", "| 1 |\n| 2 |\n").replace("begin -->\n<!-- b", "begin -->\nnew\n<!-- b")
+    fill(page, "a", "| 1 |\n| 2 |\n")
+    assert page.read_text() == filled
+
+
+def test_a_page_without_the_block_or_with_two_is_refused_and_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    for text in ("nothing\n", PAGE + PAGE, PAGE.replace("<!-- a: end -->\n", "")):
+        page.write_text(text)
+        with pytest.raises(ValueError, match="'<!-- a: begin -->' and, below it, one '<!-- a: end -->'"):
+            fill(page, "a", "new")
+        assert page.read_text() == text

@@ -1,0 +1,143 @@
+"""The checkpoints beside simple methods: puts what training/runs/evaluation.sh measured into pages.
+
+    python -m training.claims.checkpoints outputs/results docs/results/checkpoints.md README.md
+
+A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
+of few columns. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet in few colours (never of footage of others).
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, spread_table
+from ..evaluation.variants import BASELINE, OURS
+from .page import block_names, fill
+
+
+SHORT = ("mid_ssim", "mid_lpips", "motion", "sharpness")
+# Whether more is better; of these a difference has an interval, of the distances it has none.
+JUDGED = {"mid_ssim": True, "ssim": True, "mid_lpips": False, "lpips": False}
+PACE = {1: "every frame", 2: "every second frame", 3: "every third frame"}
+DISTANCES = ("fid", "fvd", "fd_efficientnet_lite0", "fd_window")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What `training.evaluate` wrote, a missing ratio as "not a number" again.
+
+    Raises:
+        ValueError: if there is nothing.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; run training/runs/evaluation.sh, or name the folder of its results")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["rows"] = [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in results["rows"]
+    ]
+    return results
+
+
+def how(results: dict[str, Any]) -> str:
+    """Windows and seeds in one sentence."""
+    seeds, clips = results["seeds"], {window["clip"] for window in results["windows"]}
+    sample = f"mean of the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    pace = PACE.get(results["stride"], f"every {results['stride']}th frame")
+    return f"{len(results['windows'])} windows of {len(clips)} clips, {pace}, {sample}."
+
+
+def judge(results: dict[str, Any]) -> str:
+    """What the differences between ours and the simple methods say, a line for each score; ahead or behind only where the interval leaves out zero."""
+    rows = results["rows"]
+    ours = next(row for row in rows if row["kind"] == OURS)
+    simple = [row for row in rows if row["kind"] == BASELINE]
+    found = [difference for difference in results["differences"] if difference["method"] == ours["method"]]
+    lines = []
+    for column, more_is_better in JUDGED.items():
+        if column in ours:
+            sides: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
+            for difference in found:
+                low, high = difference["intervals"][column]
+                above = low > 0 if more_is_better else high < 0
+                below = high < 0 if more_is_better else low > 0
+                side = "ahead of" if above else "behind" if below else "not told apart from"
+                sides[side].append(difference["than"])
+            lines.append(f"- {COLUMNS[column]}: {_sides(sides, len(found))}")
+    for column in DISTANCES:
+        if column in ours:
+            sides = {"below": [], "**above**": []}
+            for row in simple:
+                side = "below" if ours[column] < row[column] else "**above**"
+                sides[side].append(f"{row['method']} ({row[column]:.{DIGITS[column]}f})")
+            lines.append(
+                f"- {COLUMNS[column]}, less is better, no interval: {ours[column]:.{DIGITS[column]}f}, {_sides(sides, len(simple))}"
+            )
+    return "\n".join(lines)
+
+
+def _sides(sides: dict[str, list[str]], total: int) -> str:
+    parts = []
+    for side, methods in sides.items():
+        if len(methods) == total:
+            parts.append(f"{side} every simple method")
+        elif methods:
+            parts.append(f"{side} {', '.join(methods)}")
+    return "; ".join(parts)
+
+
+def whole(results: dict[str, Any]) -> str:
+    """All tables and the sentences."""
+    parts = [
+        how(results),
+        markdown_table(results["rows"]),
+        spread_table(results["rows"]),
+        "Paired differences on the same windows:",
+        difference_table(results["differences"]),
+        judge(results),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
+def short(results: dict[str, Any]) -> str:
+    """A table of few columns."""
+    kept = ("method", "intervals", *SHORT)
+    rows = [{name: row[name] for name in kept if name in row} for row in results["rows"]]
+    return f"{how(results)}\n\n{markdown_table(rows)}"
+
+
+def write_picture(sheet: Path, path: Path) -> Path:
+    """A contact sheet in 256 colours: a fifth of the size. The octree keeps small red curbs red, where the median cut dims them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(sheet) as image:
+        image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.claims.checkpoints", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
+    parser.add_argument("pages", nargs="*", type=Path, help="markdown files whose blocks are filled")
+    parser.add_argument(
+        "--picture", nargs="+", default=[], metavar="NAME=PNG", help="first contact sheets to be shown"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        for page in options.pages:
+            for name in block_names(page):
+                results = read_results(options.results / name.removesuffix(", short"))
+                fill(page, name, short(results) if name.endswith(", short") else whole(results))
+                print(f"Filled {name!r} of {page}")
+        for text in options.picture:
+            name, _, path = text.partition("=")
+            print(f"Wrote {write_picture(options.results / name / 'sheet_0.png', Path(path))}")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What a program measured, put into a page between two marks, so that no number is typed again.
+
+A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`; what stands around it is written by people.
+"""
+
+import re
+from pathlib import Path
+
+
+def block_names(page: Path) -> list[str]:
+    """The blocks of a page in their order."""
+    return re.findall(r"^<!-- (.+): begin -->$", page.read_text(encoding="utf-8"), re.M)
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces what the block holds.
+
+    Raises:
+        ValueError: if the page has no such block, or more than one.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    whole = page.read_text(encoding="utf-8")
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
+        raise ValueError(f"{page} needs one line {begin.strip()!r} and, below it, one {end.strip()!r}")
+    head, tail = whole.split(begin)[0], whole.split(end)[1]
+    page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
