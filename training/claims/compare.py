@@ -3,8 +3,8 @@
     python -m training.claims.compare "small pair=outputs/pair" "large pair=outputs/large-pair:ours, 25 steps" -o outputs/table-2
 
 A method is named by a label, the folder of `training.evaluate`'s results and, after a colon, which of its rows; without one, the first row of ours.
-Writes `comparison.md`: a table, and every method's difference to the first, window by window, with 95% intervals by bootstrap over clips.
-Scores of single windows are means over the seeds that each evaluation was told.
+Writes a table, and every method's difference to the first, window by window, with 95% intervals by bootstrap over clips: as `comparison.md` and, with
+`--page PAGE NAME`, into the block of that name of a page (`page.py`). Scores of single windows are means over the seeds that each evaluation was told.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from ..evaluation.intervals import Bootstrap
 from ..evaluation.scores import paired_difference
 from ..evaluation.tables import difference_table, markdown_table
 from ..evaluation.variants import OURS
+from .page import fill
 
 
 @dataclass(frozen=True)
@@ -85,29 +86,33 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
     return rows, [paired_difference(method.label, first.label, scores, bootstrap) for method in methods[1:]]
 
 
-def write_comparison(path: Path, command: str, rows: Sequence[dict], differences: Sequence[dict]) -> None:
+def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
+    """Both tables in markdown."""
     parts = [
-        f"`{command}`",
         markdown_table(rows),
         f"Paired differences to {rows[0]['method']} on the same windows:" if differences else "",
         difference_table(differences),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", encoding="utf-8")
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.claims.compare", description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="+", metavar="LABEL=FOLDER[:METHOD]", help="the first is compared with")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for comparison.md")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block to be filled")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     try:
         rows, differences = compare([read_method(text) for text in options.methods])
+        if options.page:
+            fill(Path(options.page[0]), options.page[1], tables(rows, differences))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     quoted = " ".join(f'"{text}"' if " " in text else text for text in given)
-    write_comparison(options.output / "comparison.md", f"{parser.prog} {quoted}", rows, differences)
+    options.output.mkdir(parents=True, exist_ok=True)
+    text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences)}"
+    (options.output / "comparison.md").write_text(text, encoding="utf-8")
     print(markdown_table(rows))
     print(f"Wrote {options.output / 'comparison.md'}")
 

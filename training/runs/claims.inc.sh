@@ -1,19 +1,19 @@
 # Read by the scripts of the claims (table_2.sh and others), not run: the clips that they share, and how one run is trained and scored.
-# CLIPS: where the clips are or will be; SCORES: where evaluations are kept; PICTURES: where charts go.
+# CARRACING: where the clips are or will be; SCORES: where evaluations are kept; PICTURES: where charts go.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
-CLIPS="${CLIPS:-runs/data/carracing}"
+CARRACING="${CARRACING:-runs/data/carracing}"
 SCORES="${SCORES:-outputs/results}"
 PICTURES="${PICTURES:-docs/images/results}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=true
 export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000
-[ -f "$CLIPS/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CLIPS/train-500" --clips 500 --first-seed 0
-[ -f "$CLIPS/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CLIPS/val" --clips 24 --first-seed 100000
+[ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 
 train() {  # a configuration of training/configs/claims, the name of its run, and overrides; a run that has ended is left as it is
     [ -d "runs/claims-$2/pipeline" ] || "$PYTHON" -m training.train_mardini "training/configs/claims/$1.yaml" name="claims-$2" \
-        data.train="$CLIPS/train-500" data.validation="$CLIPS/val" "${@:3}"
+        data.train="$CARRACING/train-500" data.validation="$CARRACING/val" "${@:3}"
 }
 score() {  # name of the result, pipeline, and what else
-    "$PYTHON" -m training.evaluate "$2" "$CLIPS/val" --steps 25 -o "$SCORES/$1" "${@:3}"
+    "$PYTHON" -m training.evaluate "$2" "$CARRACING/val" --steps 25 -o "$SCORES/$1" "${@:3}"
 }

@@ -4,7 +4,7 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
-CLIPS="${CLIPS:-runs/data/carracing/val}"
+CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/degraded-plan}"
-[ -d "$CLIPS" ] || "$PYTHON" -m training.data.car_racing "$CLIPS" --clips 24 --first-seed 100000
-"$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CLIPS" -o "$OUT" "$@"
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+"$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CARRACING/val" -o "$OUT" "$@"

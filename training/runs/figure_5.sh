@@ -4,15 +4,15 @@
 # Typed again after an interruption it goes on where it stopped.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
-CARRACING="${CARRACING:-runs/data/carracing/val}"
+CARRACING="${CARRACING:-runs/data/carracing}"
 RACING="${RACING:-}"
 OUT="${OUT:-outputs/results/figure-5}"
 read -ra SEEDS <<< "${SEEDS:-0}"
-[ -d "$CARRACING" ] || "$PYTHON" -m training.data.car_racing "$CARRACING" --clips 24 --first-seed 100000
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 compare() {  # name of the result, checkpoint, held-out clips
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --no-planning --wrong-planning --sheets 2 -o "$OUT-$1"
 }
-compare carracing mardini-tiny-carracing "$CARRACING"
+compare carracing mardini-tiny-carracing "$CARRACING/val"
 if [ -n "$RACING" ]; then compare racing mardini-tiny-racing "$RACING/val"; fi
 # The picture of the page: 256 colours, a third smaller.
 "$PYTHON" -c "import sys; from PIL import Image; Image.open(sys.argv[1]).quantize(256).save(sys.argv[2], optimize=True)" \

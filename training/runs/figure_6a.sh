@@ -4,11 +4,11 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
-CLIPS="${CLIPS:-runs/data/carracing/val}"
+CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/figure-6a}"
-[ -d "$CLIPS" ] || "$PYTHON" -m training.data.car_racing "$CLIPS" --clips 24 --first-seed 100000
-"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
-"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CLIPS" --steps 2 5 10 25 \
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
+"$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 2 5 10 25 \
     --scheduler DPMSolverMultistepScheduler UniPCMultistepScheduler -o "$OUT-solvers"
 "$PYTHON" -m training.claims.steps "$OUT-ddim/results.json" "$OUT-solvers/results.json" -o "$OUT.png"
 # Against the paper's choice, window by window: fewer and more steps, then the solvers.

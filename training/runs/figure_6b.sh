@@ -14,7 +14,8 @@ done
 for task in interpolation image-to-video; do
     "$PYTHON" -m training.claims.compare "end, constant ratio=$SCORES/figure-6b/constant-ratio-$task" \
         "35-90% kept=$SCORES/figure-6b/falling-ratio-kept-35-90-$task" "20-50% kept=$SCORES/figure-6b/falling-ratio-kept-20-50-$task" \
-        "10-30% kept=$SCORES/figure-6b/falling-ratio-kept-10-30-$task" -o "$SCORES/figure-6b/$task"
+        "10-30% kept=$SCORES/figure-6b/falling-ratio-kept-10-30-$task" -o "$SCORES/figure-6b/$task" \
+        --page docs/results/figure_6b.md "$task"
 done
 "$PYTHON" -m training.claims.curves "falling ratio=runs/claims-falling-ratio" "constant ratio=runs/claims-constant-ratio" --stages \
     --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/figure_6b.png"

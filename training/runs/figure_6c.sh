@@ -15,5 +15,6 @@ for seed in 0 1 2; do
         score "figure-6c/$run-$seed" "runs/claims-$run-$seed/pipeline"
     done
     "$PYTHON" -m training.claims.compare "identity attention, seed $seed=$SCORES/figure-6c/identity-attention-$seed" \
-        "full attention, seed $seed=$SCORES/figure-6c/full-attention-$seed" -o "$SCORES/figure-6c/seed-$seed"
+        "full attention, seed $seed=$SCORES/figure-6c/full-attention-$seed" -o "$SCORES/figure-6c/seed-$seed" \
+        --page docs/results/figure_6c.md "seed-$seed"
 done
