@@ -15,6 +15,9 @@ from pathlib import Path
 from .chart import Panel, Point, draw
 
 
+KINDS = {"heldout": "held-out loss", "loss": "training loss"}
+
+
 def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
     """`(windows seen, value)` of a run.
 
@@ -27,7 +30,7 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         ValueError: if the run has no such value.
     """
     kind, colon, name = value.partition(":")
-    if not colon or kind not in ("heldout", "loss"):
+    if not colon or kind not in KINDS:
         raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -71,7 +74,8 @@ def panel_of(
     curves = {
         label: mean_and_range([read_curve(run, value, every) for run in folders]) for label, folders in runs.items()
     }
-    return Panel(value.partition(":")[2], "windows seen", value.partition(":")[0], curves, log_y=log_y, marks=marks)
+    kind, _, name = value.partition(":")
+    return Panel(name, "windows seen", KINDS[kind], curves, log_y=log_y, marks=marks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
