@@ -6,19 +6,14 @@ train planner_alone planner-alone
 "$PYTHON" -m training.claims.planner_alone runs/claims-planner-alone "$CARRACING/val" -o "$SCORES/table-2/planner-alone"
 train transformer_alone transformer-alone
 score table-2/transformer-alone runs/claims-transformer-alone/pipeline --no-planning
-# And with as many diffusion steps as the pairs have, which spend 200 of their 700 on the planner alone
-train transformer_alone transformer-alone-500 stages.task.steps=500
-score table-2/transformer-alone-500 runs/claims-transformer-alone-500/pipeline --no-planning
 train pair pair
 score table-2/pair runs/claims-pair/pipeline --no-planning
 train large_pair large-pair
 score table-2/large-pair runs/claims-large-pair/pipeline --no-planning
 "$PYTHON" -m training.claims.compare "transformer alone=$SCORES/table-2/transformer-alone:ours, 25 steps, planning signal dropped" \
-    "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500:ours, 25 steps, planning signal dropped" \
     "planner alone=$SCORES/table-2/planner-alone" \
     "small planner + transformer=$SCORES/table-2/pair" "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2" \
     --page docs/results/table_2.md all
 "$PYTHON" -m training.claims.compare "small planner + transformer=$SCORES/table-2/pair" \
-    "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500:ours, 25 steps, planning signal dropped" \
     "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2/pairs" \
     --page docs/results/table_2.md pairs
