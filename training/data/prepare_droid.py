@@ -24,8 +24,8 @@ from training.data.prepare_laps import motion
 VIDEOS = Path("visualizer/videos")
 TRAIN_LABS = frozenset("20d7e5d4 36906660 5030472d 5ed85189 bc15b34b beccf0c9 e872bbe4".split())
 HELD_OUT_LAB = "764db432"
-MAX_FRAMES = 160  # of a training clip
-MIN_MOTION = 2.0  # of a training clip: mean absolute difference of frames 8 apart, 0 to 255
+MIN_FRAMES, MAX_FRAMES = 33, 160  # of a training clip; nine frames, every fourth, take 33
+MIN_MOTION = 2.5  # of a training clip: mean absolute difference of frames 8 apart, 0 to 255
 SOURCE = "github:droid-dataset/droid-dataset.github.io"
 LICENSE = "CC-BY-4.0"
 
@@ -70,10 +70,10 @@ def prepare(checkout: Path, out: Path) -> dict[str, list[dict]]:
             left_out["of other laboratories"] += 1
             continue
         frames, fps = read_video(video)
-        amount = motion(frames)
-        if lab != HELD_OUT_LAB and len(frames) > MAX_FRAMES:
-            left_out[f"of more than {MAX_FRAMES} frames"] += 1
+        if lab != HELD_OUT_LAB and not MIN_FRAMES <= len(frames) <= MAX_FRAMES:
+            left_out[f"not of {MIN_FRAMES} to {MAX_FRAMES} frames"] += 1
             continue
+        amount = motion(frames)
         if lab != HELD_OUT_LAB and amount < MIN_MOTION:
             left_out["still"] += 1
             continue
