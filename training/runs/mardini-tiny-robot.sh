@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command behind checkpoints/mardini-tiny-robot. Needs the extra `train`, and a checkout of DROID's previews:
+# Every command behind docs/results/robot.md; the checkpoint is not carried. Needs the extra `train`, and a checkout of DROID's previews:
 #   git clone https://github.com/droid-dataset/droid-dataset.github.io && bash training/runs/mardini-tiny-robot.sh droid-dataset.github.io
 # Typed again after an interruption it goes on where it stopped.
 set -euo pipefail
