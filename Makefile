@@ -5,10 +5,11 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 RACING ?= donkeycar
+DROID ?= droid-dataset.github.io
 DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-upstream style check docs bench train-tiny-racing train-tiny-carracing wheel clean
+.PHONY: demo test test-slow test-upstream style check docs bench train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
@@ -39,6 +40,9 @@ train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/cris
 
 train-tiny-carracing: .venv/.dev  ## about 100 minutes on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
+
+train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about 75 minutes on 1 core
+	bash training/runs/mardini-tiny-robot.sh "$(DROID)"
 
 wheel: .venv/.dev  ## dist/*.whl
 	$(BIN)/python -m build --wheel

@@ -159,7 +159,7 @@ def test_only_video_io_names_pyav():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "docs", "bench", "train-tiny-racing",
-                                    "train-tiny-carracing"])  # fmt: skip
+                                    "train-tiny-carracing", "train-tiny-robot"])  # fmt: skip
 def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_path):
     for name in ("Makefile", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
