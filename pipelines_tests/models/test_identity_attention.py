@@ -98,14 +98,28 @@ def test_the_dense_form_and_the_maskless_form_differ_where_no_frame_is_a_referen
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_attention_is_identity_attention_of_a_window_that_keeps_nothing(kind):
+def test_with_full_attention_every_token_depends_on_its_whole_group(kind):
     attention, rotary = make_attention(kind)
-    expected = run(attention, MarDiniIdentityAttention._default_processor_cls(), rotary, make_mask([[], []]))
-    mask = make_mask([[0, 4], [1, 2]])
+    attention.set_processor(MarDiniFullAttnProcessor())
+    mask = make_mask([[0, 3]])
     for index in (None, masked_frame_index(mask, 3)):
-        found = run(attention, MarDiniFullAttnProcessor(), rotary, mask, index)
-        torch.testing.assert_close(found[:2], expected[:2])
-        torch.testing.assert_close(found[2], expected[2])
+        hidden = torch.randn(1, FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM, requires_grad=True)
+        output = attention(hidden, rotary, mask, index)
+        for frame in (3, 1):  # a reference frame, a masked one
+            touched = torch.autograd.grad(output[0, frame, 2].sum(), hidden, retain_graph=True)[0].abs().sum(-1)[0] > 0
+            if kind == "temporal":
+                assert touched.nonzero().tolist() == [[other, 2] for other in range(FRAMES)]
+            else:
+                assert touched.all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_attention_is_the_dense_form_with_nothing_masked_out(kind):
+    attention, rotary = make_attention(kind)
+    expected = run(attention, MarDiniDenseIdentityAttnProcessor(), rotary, make_mask([[], []]))
+    found = run(attention, MarDiniFullAttnProcessor(), rotary, make_mask([[0, 4], [1, 2]]))
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
 
 
 def test_full_attention_is_chosen_by_an_argument_and_keeps_no_state_of_references():

@@ -148,11 +148,8 @@ class MarDiniDenseIdentityAttnProcessor:
         return attn.to_out[1](attn.to_out[0](output))
 
 
-class MarDiniFullAttnProcessor:
+class MarDiniFullAttnProcessor(MarDiniIdentityAttnProcessor):
     """Every token attends to all it is grouped with, reference tokens too: what Fig. 6c compares identity attention with."""
-
-    _attention_backend = None
-    _parallel_config = None
 
     def __call__(
         self,
@@ -163,23 +160,13 @@ class MarDiniFullAttnProcessor:
         masked_index: torch.Tensor | None,
         reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        batch, _, tokens, _ = hidden_states.shape
         if reference_key_value is not None:
             raise ValueError(
                 "without identity attention reference frames follow the masked ones, so that no state of theirs can be kept; sample "
                 "without a window state"
             )
-        query = attn.queries(hidden_states, rotary_emb)
-        key, value = attn.keys_and_values(hidden_states, rotary_emb)
-        output = attend(
-            group(query, attn.kind),
-            group(key, attn.kind),
-            group(value, attn.kind),
-            backend=self._attention_backend,
-            parallel_config=None if attn.kind == "temporal" else self._parallel_config,
-        )
-        output = _ungroup(output, attn.kind, batch, tokens).type_as(value).flatten(3)
-        return attn.to_out[1](attn.to_out[0](output))  # (batch, frames, tokens, channels)
+        # A window that keeps no frame: identity attention is plain attention there.
+        return super().__call__(attn, hidden_states, rotary_emb, torch.zeros_like(reference_mask), None)
 
 
 class MarDiniIdentityAttention(MarDiniAttention):
