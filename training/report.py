@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import yaml
-from matplotlib.figure import Figure
 
+from .chart import Panel, Point, draw
 from .config import RunConfig
 from .quality import SCORES
 
 
 CURVES = Path("report")  # folder of the pictures, within the run's
-PNG = {"dpi": 110, "bbox_inches": "tight"}
 
 
 def write_report(run: Path) -> Path:
@@ -30,7 +29,7 @@ def write_report(run: Path) -> Path:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} is not the folder of a run: it has no config.json; give runs/NAME")
     config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    starts, records = _read_lines(run / "starts.jsonl"), _read_lines(run / "metrics.jsonl")
+    starts, records = read_lines(run / "starts.jsonl"), read_lines(run / "metrics.jsonl")
     if starts:
         config = config.for_processes(starts[-1]["processes"])
     sections = (
@@ -71,21 +70,22 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
     """Draws what there is to draw."""
     told = [record for record in records if "loss" in record]
     heldout = [record for record in records if "heldout" in record]
-    (run / CURVES).mkdir(exist_ok=True)
     lines = []
 
-    def draw(name: str, title: str, where: str, curves: dict[str, list[tuple[int, float]]], logarithmic: bool) -> None:
-        drawn = {label: points for label, points in curves.items() if points}
+    def add(name: str, title: str, where: str, curves: dict[str, list[tuple[int, float]]], logarithmic: bool) -> None:
+        drawn = {label: [Point(*pair) for pair in pairs] for label, pairs in curves.items() if pairs}
         if drawn:
-            _draw(run / CURVES / f"{name}.png", title, drawn, _ends(config, records), logarithmic)
+            log_y = logarithmic and all(point.y > 0 for points in drawn.values() for point in points)
+            panel = Panel(title, "global step", "", drawn, marks=_ends(config, records), log_y=log_y)
+            draw(run / CURVES / f"{name}.png", [panel], width=8)
             lines.extend([f"![{title}]({CURVES / name}.png)", "", where, ""])
 
     losses = {name: _points(told, lambda r, name=name: r.get(name)) for name in ("planner_loss", "diffusion_loss")}
-    draw("training", "Training losses", "Single steps, as they were told.", losses, True)
+    add("training", "Training losses", "Single steps, as they were told.", losses, True)
     names = ("planner", "diffusion/0.2", "diffusion/0.6", "diffusion/0.95", "diffusion_unplanned/0.95")
     losses = {name: _points(heldout, lambda r, name=name: r["heldout"].get(name)) for name in names}
     text = "Averaged weights, first and last frame given; the number is the share of the timesteps."
-    draw("heldout", "Held-out losses", text, losses, True)
+    add("heldout", "Held-out losses", text, losses, True)
     scores = {
         name: _points(heldout, lambda r, name=name: r["heldout"].get(f"quality/{name}"))
         for name in SCORES
@@ -95,7 +95,7 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
         f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the truth's (1), "
         "which is the autoencoder's decoding; SSIM alone rewards blur."
     )
-    draw("quality", "Held-out quality", text, scores, False)
+    add("quality", "Held-out quality", text, scores, False)
     return ["## Curves", "", *lines[:-1]] if lines else []
 
 
@@ -201,26 +201,6 @@ def _ends(config: RunConfig, records: list[dict]) -> dict[str, int]:
     return {stage.name: ends[stage.name] for stage in config.stages if stage.name in ends}
 
 
-def _draw(
-    path: Path, title: str, curves: dict[str, list[tuple[int, float]]], ends: dict[str, int], logarithmic: bool
-) -> None:
-    figure = Figure(figsize=(8, 4))
-    axes = figure.add_subplot()
-    for label, points in curves.items():
-        axes.plot(*zip(*points), label=label, linewidth=1.2, marker="o" if len(points) < 30 else None, markersize=3)
-    if logarithmic and all(value > 0 for points in curves.values() for _, value in points):
-        axes.set_yscale("log")
-    for name, end in ends.items():
-        axes.axvline(end, color="0.8", linewidth=0.8, zorder=0)
-        place = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}
-        axes.text(end, 0.98, name, color="0.5", fontsize=7, **place)
-    axes.set_xlabel("global step")
-    axes.set_title(title)
-    axes.legend(fontsize=8)
-    axes.grid(axis="y", which="both", color="0.92")
-    figure.savefig(path, **PNG)
-
-
 def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
@@ -231,7 +211,7 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
 
 
-def _read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
     """The whole lines of a JSON lines file; a killed run may leave half of one at its end."""
     if not path.is_file():
         return []

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from training.claims import checkpoints
+from training.evaluation.tables import read_results
 
 
 def row(method, kind, ssim, distance, motion=0.5):
@@ -44,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_ahead_or_behind_is_said_only_where_the_interval_leaves_out_zero(folder):
-    said = checkpoints.judge(checkpoints.read_results(folder / "laps"))
+    said = checkpoints.judge(read_results(folder / "laps"))
     assert "- mid SSIM: ahead of copy; behind flow\n" in said
     assert "- mid LPIPS: ahead of copy; not told apart from flow\n" in said  # less LPIPS is better
     assert said.endswith("30.0, below flow (40.0); **above** copy (20.0)")  # the ceiling is no simple method
@@ -62,7 +63,7 @@ def test_blocks_of_pages_are_filled_by_their_names(folder):
     assert "FD-window" not in readme.read_text()
 
     readme.write_text("<!-- robot: begin -->\n<!-- robot: end -->\n")
-    with pytest.raises(SystemExit, match="no .*robot/results.json; run training/runs/evaluation.sh"):
+    with pytest.raises(SystemExit, match="no .*robot/results.json; run training.evaluate with -o"):
         checkpoints.main([str(folder), str(readme)])
 
 
@@ -70,6 +71,11 @@ def test_a_contact_sheet_in_few_colours_keeps_its_size_and_look(folder):
     sheet = Image.radial_gradient("L").convert("RGB").rotate(45)
     sheet.save(folder / "laps/sheet_0.png")
     checkpoints.main([str(folder), "--picture", f"laps={folder / 'small.png'}"])
+    sheet.crop((0, 0, 64, 64)).save(folder / "laps/planning_0.png")
+    checkpoints.main([str(folder), "--picture", f"laps/planning_0.png={folder / 'plan.png'}"])
+    assert Image.open(folder / "plan.png").size == (64, 64)
+    with pytest.raises(SystemExit, match="there is no .*robot/sheet_0.png"):
+        checkpoints.main([str(folder), "--picture", f"robot={folder / 'small.png'}"])
     small = Image.open(folder / "small.png")
     assert small.size == sheet.size and small.mode == "P"
     assert abs(small.convert("RGB").getpixel((128, 40))[0] - sheet.getpixel((128, 40))[0]) <= 16

@@ -20,12 +20,14 @@ def row(method, ssim, kind="ours"):
 
 @pytest.fixture
 def two(tmp_path):
-    ddim, solvers = tmp_path / "ddim.json", tmp_path / "solvers.json"
+    ddim, solvers = tmp_path / "ddim", tmp_path / "solvers"
+    for folder in (ddim, solvers):
+        folder.mkdir()
     other = row("ours, 25 steps, planning signal dropped", 0.1)
-    ddim.write_text(
+    (ddim / "results.json").write_text(
         results([row("cross-fade", 0.5, "baseline"), row("ours, 25 steps", 0.8), row("ours, 1 step", 0.9), other])
     )
-    solvers.write_text(results([row("ours, 25 steps, UniPCMultistepScheduler", 0.7)]))
+    (solvers / "results.json").write_text(results([row("ours, 25 steps, UniPCMultistepScheduler", 0.7)]))
     return [ddim, solvers]
 
 
@@ -45,9 +47,9 @@ def test_rows_of_several_results_become_one_table_and_a_curve_for_each_solver(tw
 
 
 def test_results_of_other_windows_are_refused(two):
-    two[1].write_text(results([row("ours, 2 steps", 0.7)], windows=[{"clip": "a", "start": 5}]))
-    with pytest.raises(ValueError, match="solvers.json has other windows, seeds, task or checkpoint than .*ddim.json"):
+    (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], windows=[{"clip": "a", "start": 5}]))
+    with pytest.raises(ValueError, match="solvers has other windows, seeds, task or checkpoint than .*ddim;"):
         steps.read_rows(two)
-    two[0].write_text(results([row("cross-fade", 0.5, "baseline")]))
+    (two[0] / "results.json").write_text(results([row("cross-fade", 0.5, "baseline")]))
     with pytest.raises(ValueError, match="no row of ours"):
         steps.read_rows(two[:1])

@@ -3,19 +3,18 @@
     python -m training.claims.checkpoints outputs/results docs/results/checkpoints.md README.md
 
 A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
-of few columns. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet in few colours (never of footage of others).
+of few columns. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet in few colours (never of footage of others), the first one
+or, as in `figure-5-carracing/planning_0.png=...`, another one.
 """
 
 import argparse
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, spread_table
+from ..evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
 from ..evaluation.variants import BASELINE, OURS
 from .page import block_names, fill
 
@@ -25,22 +24,6 @@ SHORT = ("mid_ssim", "mid_lpips", "motion", "sharpness")
 JUDGED = {"mid_ssim": True, "ssim": True, "mid_lpips": False, "lpips": False}
 PACE = {1: "every frame", 2: "every second frame", 3: "every third frame"}
 DISTANCES = ("fid", "fvd", "fd_efficientnet_lite0", "fd_window")
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """What `training.evaluate` wrote, a missing ratio as "not a number" again.
-
-    Raises:
-        ValueError: if there is nothing.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; run training/runs/evaluation.sh, or name the folder of its results")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    results["rows"] = [
-        {name: math.nan if value is None else value for name, value in row.items()} for row in results["rows"]
-    ]
-    return results
 
 
 def how(results: dict[str, Any]) -> str:
@@ -111,7 +94,13 @@ def short(results: dict[str, Any]) -> str:
 
 
 def write_picture(sheet: Path, path: Path) -> Path:
-    """A contact sheet in 256 colours: a fifth of the size. The octree keeps small red curbs red, where the median cut dims them."""
+    """A contact sheet in 256 colours: a fifth of the size. The octree keeps small red curbs red, where the median cut dims them.
+
+    Raises:
+        ValueError: if there is no such sheet.
+    """
+    if not sheet.is_file():
+        raise ValueError(f"there is no {sheet}; run what makes it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(sheet) as image:
         image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
@@ -123,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
     parser.add_argument("pages", nargs="*", type=Path, help="markdown files whose blocks are filled")
     parser.add_argument(
-        "--picture", nargs="+", default=[], metavar="NAME=PNG", help="first contact sheets to be shown"
+        "--picture", nargs="+", default=[], metavar="NAME[/SHEET]=PNG", help="contact sheets to be shown"
     )
     options = parser.parse_args(arguments)
     try:
@@ -134,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"Filled {name!r} of {page}")
         for text in options.picture:
             name, _, path = text.partition("=")
-            print(f"Wrote {write_picture(options.results / name / 'sheet_0.png', Path(path))}")
+            sheet = options.results / name
+            print(f"Wrote {write_picture(sheet if sheet.suffix == '.png' else sheet / 'sheet_0.png', Path(path))}")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

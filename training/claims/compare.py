@@ -8,7 +8,6 @@ Writes a table, and every method's difference to the first, window by window, wi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 
 from ..evaluation.intervals import Bootstrap
 from ..evaluation.scores import paired_difference
-from ..evaluation.tables import difference_table, markdown_table
+from ..evaluation.tables import difference_table, markdown_table, read_results
 from ..evaluation.variants import OURS
 from .page import fill
 
@@ -56,14 +55,11 @@ def read_method(text: str) -> Method:
     folder, _, wanted = rest.partition(":")
     if not equals or not label or not folder:
         raise ValueError(f"{text!r} is not of the form LABEL=FOLDER or LABEL=FOLDER:METHOD")
-    path = Path(folder) / "results.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; run training.evaluate with -o {folder} first")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_results(Path(folder))
     rows = results["rows"]
     found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
     if not found:
-        raise ValueError(f"{path} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
+        raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
     return Method(label, found[0], results["windows"], results["task"])
 
 

@@ -8,11 +8,11 @@ many lines as lie between two held-out evaluations. Prints the last value of eve
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .chart import Panel, Point, draw
+from ..chart import Panel, Point, draw
+from ..report import read_lines
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}
@@ -32,10 +32,9 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
     kind, colon, name = value.partition(":")
     if not colon or kind not in KINDS:
         raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; train the run first")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = read_lines(run / "metrics.jsonl")
+    if not records:
+        raise ValueError(f"there is nothing in {run / 'metrics.jsonl'}; train the run first")
     if kind == "heldout":
         told = [(r["windows_seen"], r["heldout"][name]) for r in records if name in r.get("heldout", {})]
         every = 1
@@ -43,7 +42,7 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         told = [(r["windows_seen"], r[name]) for r in records if name in r]
     told = [(seen, found) for seen, found in told if isinstance(found, (int, float))]
     if not told:
-        raise ValueError(f"{path} tells no {value}")
+        raise ValueError(f"{run / 'metrics.jsonl'} tells no {value}")
     groups = [told[i : i + every] for i in range(0, len(told), every)]
     return [(group[-1][0], sum(found for _, found in group) / len(group)) for group in groups]
 
@@ -64,8 +63,7 @@ def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]
 
 def stage_ends(run: Path) -> dict[str, int]:
     """Windows seen at the end of each stage of a run."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {record["stage"]: record["windows_seen"] for record in records}
+    return {record["stage"]: record["windows_seen"] for record in read_lines(run / "metrics.jsonl")}
 
 
 def panel_of(

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from ..chart import Panel, Point, draw
 from ..evaluation.kept import Kept
 from ..evaluation.plan_changes import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
 from ..evaluation.scores import Evaluation
 from ..evaluation.tables import difference_table, write_results
 from ..evaluation.variants import Sampling, baselines, model_key, ours, ours_label
 from ..evaluation.windows import TASKS, given_indices, load_windows
-from .chart import Panel, Point, draw
 from .options import add_options, facts, load_lpips, load_pipeline
 
 

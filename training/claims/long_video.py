@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
 
+from ..chart import draw
 from ..contact_sheet import contact_sheet
 from ..evaluation.intervals import Bootstrap
 from ..evaluation.kept import Kept
@@ -34,7 +35,6 @@ from ..evaluation.tables import without_nan
 from ..evaluation.variants import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
 from ..evaluation.windows import Windows, digest_of, load_windows, to_bytes
 from ..metrics import frame_sharpness, motion_steps
-from .chart import draw
 from .frame_scores import Scores, over, row, score_each_frame
 from .long_video_report import extension_panels, slow_motion_panels, tables_of
 from .options import add_options, facts, load_lpips, load_pipeline

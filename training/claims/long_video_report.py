@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..chart import Panel, Point
 from ..evaluation.tables import difference_table, markdown_table
-from .chart import Panel, Point
 
 
 INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables

@@ -27,9 +27,10 @@ from ..evaluation.kept import Kept
 from ..evaluation.painting import batches, weights_digest
 from ..evaluation.scores import Evaluation
 from ..evaluation.tables import markdown_table, write_results, write_sheets
-from ..evaluation.variants import OURS, Variant, baselines
+from ..evaluation.variants import OURS, Variant, baselines, model_key
 from ..evaluation.windows import TASKS, given_indices, load_windows
 from ..step import PlannerReconstructionHead
+from .options import facts
 
 
 METHOD = "planner alone"
@@ -83,12 +84,7 @@ class PlannerAlone:
         return frames
 
     def variant(self, count: int, batch_size: int = 8) -> Variant:
-        key = {
-            "method": METHOD,
-            "weights": weights_digest(self.pipe),
-            "checkpoint": self.newest,
-            "dtype": str(self.pipe.planner.dtype),
-        }
+        key = {"method": METHOD, **model_key(self.pipe), "head": self.newest}
         return Variant(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.paint(w, given))
 
 
@@ -125,9 +121,9 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     variants = [*baselines(count, given, options.num_frames, None), planner.variant(count)]
     kept = Kept(options.output / "kept")
     rows, differences, painted = Evaluation(windows, given, networks, kept).run(variants)
-    facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    facts |= {"command": command, "seeds": [0], "networks": networks.sources, "not_measured": missing}
-    write_results(options.output, facts, rows, differences, windows)
+    told = facts(options, command, weights_digest(planner.pipe))
+    told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
+    write_results(options.output, told, rows, differences, windows)
     write_sheets(options.output, windows, painted, options.task, METHOD, 4)
     print("\n" + markdown_table(rows))
     print(f"Wrote results.json, results.csv, results.md and a contact sheet to {options.output}")

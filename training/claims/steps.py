@@ -1,6 +1,6 @@
 """Fig. 6a: quality against the number of steps, a curve for each solver.
 
-    python -m training.claims.steps outputs/results/figure-6a-ddim/results.json outputs/results/figure-6a-solvers/results.json \
+    python -m training.claims.steps outputs/results/figure-6a-ddim outputs/results/figure-6a-solvers \
         -o docs/images/results/figure_6a.png --page docs/results/figure_6a.md
 
 Draws rows of `training.evaluate --steps ... --scheduler ...` of the same windows, and writes their table into the block `table` of a page.
@@ -8,15 +8,14 @@ Differences with their intervals: `compare.py`.
 """
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.tables import COLUMNS, DIGITS
+from ..chart import Panel, Point, draw
+from ..evaluation.tables import COLUMNS, DIGITS, read_results
 from ..evaluation.variants import OURS
-from .chart import Panel, Point, draw
 from .page import fill
 
 
@@ -41,7 +40,7 @@ def read_rows(paths: Sequence[Path]) -> Rows:
     """
     rows, windows = {}, None
     for path in paths:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_results(path)
         scored = {key: results[key] for key in ("task", "checkpoint", "stride", "seeds", "windows")}
         if windows not in (None, scored):
             raise ValueError(
@@ -101,7 +100,7 @@ def panels(rows: Rows) -> list[Panel]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.claims.steps", description=__doc__.splitlines()[0])
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json", help="of training.evaluate")
+    parser.add_argument("results", nargs="+", type=Path, metavar="FOLDER", help="of results of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture, PNG")
     parser.add_argument("--page", type=Path, help="whose block `table` is filled")
     options = parser.parse_args(arguments)

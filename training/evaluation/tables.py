@@ -133,6 +133,22 @@ def write_results(
     )
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """What `write_results` wrote, a missing ratio as "not a number" again.
+
+    Raises:
+        ValueError: if there is nothing.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; run training.evaluate with -o {folder} first")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["rows"] = [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in results["rows"]
+    ]
+    return results
+
+
 def write_sheets(
     output: Path,
     windows: Windows,

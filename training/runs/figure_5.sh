@@ -14,6 +14,5 @@ compare() {  # name of the result, checkpoint, held-out clips
 }
 compare carracing mardini-tiny-carracing "$CARRACING/val"
 if [ -n "$RACING" ]; then compare racing mardini-tiny-racing "$RACING/val"; fi
-# The picture of the page: 256 colours, a third smaller.
-"$PYTHON" -c "import sys; from PIL import Image; Image.open(sys.argv[1]).quantize(256).save(sys.argv[2], optimize=True)" \
-    "$OUT-carracing/planning_0.png" "$OUT-carracing/figure_5.png"
+"$PYTHON" -m training.claims.checkpoints "$(dirname "$OUT")" \
+    --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png"

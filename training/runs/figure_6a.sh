@@ -10,7 +10,7 @@ OUT="${OUT:-outputs/results/figure-6a}"
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 2 5 10 25 \
     --scheduler DPMSolverMultistepScheduler UniPCMultistepScheduler -o "$OUT-solvers"
-"$PYTHON" -m training.claims.steps "$OUT-ddim/results.json" "$OUT-solvers/results.json" -o docs/images/results/figure_6a.png \
+"$PYTHON" -m training.claims.steps "$OUT-ddim" "$OUT-solvers" -o docs/images/results/figure_6a.png \
     --page docs/results/figure_6a.md
 # Against the paper's choice, window by window: fewer and more steps, then the solvers.
 against=("DDIM, 25 steps=$OUT-ddim:ours, 25 steps" "DDIM, 1 step=$OUT-ddim:ours, 1 step")

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from training.claims.chart import Panel, Point, draw
+from training.chart import Panel, Point, draw
 
 
 def panel(title, curves, **more):

@@ -1,7 +1,4 @@
-"""One kind of picture for all pages of `docs/results/`: lines over an axis, each with its interval.
-
-Numbers come from the programs beside it; how a single run went is drawn by `report.py`.
-"""
+"""One kind of chart for the report of a run and for the pages of `docs/results/`: lines over an axis, each with its interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +45,13 @@ class Panel:
     ticks: Sequence[float] = ()
 
 
-def draw(path: Path, panels: Sequence[Panel]) -> Path:
+def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
     """Draws the panels from left to right into one PNG.
+
+    Args:
+        path: its folder is made.
+        panels: at least one.
+        width: of a panel, inches.
 
     Raises:
         ValueError: if there is no panel, or one without a point.
@@ -57,7 +59,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> Path:
     empty = [panel.title for panel in panels if not any(panel.curves.values())]
     if not panels or empty:
         raise ValueError(f"nothing to draw: {'panel ' + repr(empty[0]) + ' has no points' if empty else 'no panels'}")
-    figure = Figure(figsize=(5.2 * len(panels), 3.8))
+    figure = Figure(figsize=(width * len(panels), 3.8))
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for label, points in panel.curves.items():
