@@ -201,7 +201,11 @@ def time_variants(models: Models, repeats: int) -> dict[str, list[float]]:
         (variant.low_resolution, variant.temporal_attention): models.step(variant) for variant in VARIANTS.values()
     }
     calls = {("plan", key): call for key, call in plans.items()} | {("step", key): call for key, call in steps.items()}
-    seconds = alternate(calls, repeats, models.like["device"], warm_up=1)
+    return windows_of(alternate(calls, repeats, models.like["device"], warm_up=1))
+
+
+def windows_of(seconds: dict[tuple[str, Any], list[float]]) -> dict[str, list[float]]:
+    """Seconds of a window by variant, round by round, from those of its calls: `("plan", low_resolution)` and `("step", (low_resolution, attention))`."""
     result = {}
     for name, variant in VARIANTS.items():
         plan = seconds["plan", variant.low_resolution]

@@ -8,3 +8,4 @@ CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/degraded-plan}"
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 "$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CARRACING/val" -o "$OUT" "$@"
+cp "$OUT/chart.png" docs/images/results/degraded_plan.png
