@@ -7,7 +7,6 @@ to. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a fo
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusers_mardini.video_io import write_video
+from training.data.clips import write_metadata
 
 
 FPS = 25  # the simulator makes 50 steps a second; every second one is kept
@@ -207,9 +207,7 @@ def record(
     rows = [row for row in rows if "skipped" not in row]
     for row in skipped:
         print(f"left out {row['file_name']}: {row['skipped']}")
-    temporary = folder / "metadata.jsonl.part"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.rename(folder / "metadata.jsonl")
+    write_metadata(folder, rows)
     print(f"{len(rows)} clips ({len(skipped)} left out) lie in {folder}")
     return rows
 

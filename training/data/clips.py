@@ -8,9 +8,10 @@ are made by `latents.py`.
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,14 @@ class Clips:
     names: list[str]
     fps: list[float]
     skipped: dict[str, str]
+
+
+def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `metadata.jsonl`, whole or not at all: a folder that has one is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "metadata.jsonl.part"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(folder / "metadata.jsonl")
 
 
 def read_metadata(folder: Path) -> dict[str, dict]:

@@ -7,12 +7,12 @@ real clips. A seed decides everything.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from diffusers_mardini.video_io import write_video
+from training.data.clips import write_metadata
 
 
 FPS = 10
@@ -64,7 +64,7 @@ def record(folder: Path, clips: int, num_frames: int, size: int, first_seed: int
         rows.append(
             {"file_name": name, "seed": seed, "fps": FPS, "num_frames": num_frames, "width": size, "height": size}
         )
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_metadata(folder, rows)
     return folder
 
 

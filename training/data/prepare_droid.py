@@ -9,8 +9,6 @@ of them belong into a commit.
 """
 
 import argparse
-import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -18,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from diffusers_mardini.video_io import read_video
+from training.data.clips import write_metadata
 from training.data.prepare_laps import motion
 
 
@@ -94,10 +93,7 @@ def prepare(checkout: Path, out: Path) -> dict[str, list[dict]]:
             }
         )
     for split, lines in rows.items():
-        (out / split).mkdir(parents=True, exist_ok=True)
-        temporary = out / split / "metadata.jsonl.part"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, out / split / "metadata.jsonl")
+        write_metadata(out / split, lines)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"
     print(f"{len(rows['train'])} clips to train on, {len(rows['val'])} held out; left out: {reasons}")
     return rows

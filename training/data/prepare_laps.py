@@ -11,7 +11,6 @@ are third-party: neither they nor clips of them belong into a commit.
 import argparse
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_mardini.video_io import write_video
+from training.data.clips import write_metadata
 
 
 FPS = 20
@@ -168,10 +168,7 @@ def prepare(checkout: Path, out: Path, tubs: tuple[Tub, ...] = TUBS) -> dict[str
         for split, new in cut_tub(checkout, tub, out, seen).items():
             rows[split] += new
     for split, lines in rows.items():
-        (out / split).mkdir(parents=True, exist_ok=True)
-        temporary = out / split / "metadata.jsonl.part"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, out / split / "metadata.jsonl")
+        write_metadata(out / split, lines)
     print(f"{len(rows['train'])} and {len(rows['val'])} clips lie in {out / 'train'} and {out / 'val'}")
     return rows
 
