@@ -288,7 +288,9 @@ def test_a_clip_that_breaks_off_leaves_nothing_in_the_shard(folder, tmp_path, mo
     assert cache.left_out == {"1.mp4": "the disk is gone"}
     assert [entry in cache for entry in entries] == [True, False, True]
     frames = fit(read_video(folder / "2.mp4")[0], 16, 32)
-    assert torch.equal(cache.read(entries[2], range(5)).mean, encode_frames(tiny_vae(), frames, 2).mean.half())
+    # Batches of one and of five round differently where torch has several threads.
+    expected = encode_frames(tiny_vae(), frames, 2).mean.half()
+    torch.testing.assert_close(cache.read(entries[2], range(5)).mean, expected, atol=1e-3, rtol=1e-3)
     with safe_open(next((tmp_path / "cache").rglob("shard-*")), framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"0", "1"}
     monkeypatch.undo()
