@@ -29,3 +29,23 @@ def test_a_panel_without_points_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'two' has no points"):
         draw(tmp_path / "no.png", [panel("one", {"a": [Point(0, 0)]}), panel("two", {"a": []})])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"levels": {"copy": 0.3}}, {"marks": {"joint": 5.0}}, {"log_y": True}, {"log_x": True}, {"ticks": (1, 7)}],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_a_panel_is_given_is_drawn(tmp_path, more):
+    curves = {"a": [Point(1, 0.5), Point(10, 0.2)]}
+    plain, drawn = (
+        Image.open(draw(tmp_path / f"{len(each)}.png", [panel("one", curves, **each)])).convert("RGB")
+        for each in ({}, more)
+    )
+    assert plain.size != drawn.size or plain.tobytes() != drawn.tobytes()
+
+
+def test_a_wider_panel_is_a_wider_picture(tmp_path):
+    curves = {"a": [Point(1, 0.5), Point(10, 0.2)]}
+    narrow, wide = (Image.open(draw(tmp_path / f"{w}.png", [panel("one", curves)], width=w)) for w in (5, 8))
+    assert wide.width > 1.4 * narrow.width

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from training.claims.curves import main, mean_and_range, read_curve
+from training.claims.curves import main, mean_and_range, panel_of, read_curve, stage_ends
 
 
 def run(folder, losses, heldout):
@@ -14,7 +14,7 @@ def run(folder, losses, heldout):
         {"windows_seen": 10 * (i + 1), "stage": "first" if i < 2 else "second", "diffusion_loss": loss}
         for i, loss in enumerate(losses)
     ]
-    lines += [{"windows_seen": 20, "stage": "first", "heldout": {"diffusion/0.6": heldout}}]
+    lines.insert(2, {"windows_seen": 20, "stage": "first", "heldout": {"diffusion/0.6": heldout}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -27,6 +27,20 @@ def test_training_losses_are_averaged_and_heldout_ones_are_not(tmp_path):
         read_curve(folder, "loss:planner_loss", 1)
     with pytest.raises(ValueError, match="neither heldout:NAME nor loss:NAME"):
         read_curve(folder, "planner_loss", 1)
+
+
+def test_stages_are_marked_where_they_end(tmp_path):
+    folder = run(tmp_path / "a", [4.0, 2.0, 1.0, 3.0], 0.5)
+    assert stage_ends(folder) == {"first": 20, "second": 40}
+    panel = panel_of("loss:diffusion_loss", {"a": [folder]}, 1, True, stage_ends(folder))
+    assert panel.marks == {"first": 20, "second": 40} and panel.log_y and panel.y_label == "training loss"
+
+
+def test_half_a_line_of_a_killed_run_is_not_read(tmp_path):
+    folder = run(tmp_path / "a", [4.0, 2.0], 0.5)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"windows_seen": 90, "diffusion_')
+    assert read_curve(folder, "loss:diffusion_loss", 1) == [(10, 4.0), (20, 2.0)]
 
 
 def test_a_loss_that_was_not_finite_is_left_out(tmp_path):

@@ -41,6 +41,18 @@ def test_it_paints_what_the_averaged_head_says_and_keeps_what_is_given(trained):
     torch.testing.assert_close(frames[:, 1:4], expected[:, 1:4].clamp(0, 1), atol=1e-4, rtol=1e-4)
 
 
+def test_one_that_looks_at_a_low_resolution_paints_there_and_is_enlarged(trained):
+    planner = PlannerAlone(trained[0], torch.device("cpu"), torch.float32)
+    windows = torch.rand(1, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    full = planner.paint(windows, [0, 4])
+    planner.pipe.register_to_config(planner_downscale=2)
+    low = planner.paint(windows, [0, 4])
+    assert low.shape == windows.shape
+    # Bilinear: every pixel lies between its neighbours in the small picture, so that there is less detail.
+    detail = [(frames[:, 1:4].diff(dim=-1)).abs().mean() for frames in (low, full)]
+    assert detail[0] < 0.8 * detail[1]
+
+
 def test_its_results_are_those_of_an_evaluation(trained, tmp_path):
     folder, _ = trained
     arguments = [str(folder), str(clips_folder()), "--size", "32", "--num-frames", "5", "--stride", "1", "--metrics"]
