@@ -126,6 +126,13 @@ class StageConfig(_Strict):
     )
     tasks: TaskMixture = Field(TaskMixture(), description="Mixture of masking patterns.")
     leading_frames: tuple[int, int] = Field((1, 3), description="Least and largest run kept by the `leading` pattern.")
+    off_centre: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of windows cropped off the centre (at an end, or half-way to it, of what the centre crop leaves out), against "
+        "over-fitting; above 0 the latent cache is five times as large.",
+    )
     temporal_attention: Literal["temporal", "spatiotemporal"] = Field(
         "temporal", description="The transformer's attention across frames; weights survive a swap (Sec. 2.4.2)."
     )

@@ -97,11 +97,12 @@ def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:
         tuple(sorted((stage.strides or {}).items())),
         stage.fps,
         config.data.flip,
+        stage.off_centre,
     )
 
 
 def heldout_sampling(config: RunConfig, stage: StageConfig) -> Sampling:
-    """What a stage's held-out losses ask of the clips: its first bucket, its most frequent stride, nothing mirrored."""
+    """What a stage's held-out losses ask of the clips: its first bucket, its most frequent stride, the centre, nothing mirrored."""
     drawn = sampling_of(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
     return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)

@@ -368,7 +368,7 @@ def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], sh
         return disk
     channels = model_arguments(config)["transformer"].get("in_channels", 16)
     low = config.data.planner_downscale
-    copies = 2 if config.data.flip else 1
+    copies = len({view for stage in config.stages for view in sampling_of(config, stage).views})
     per_frame = {
         (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
         for h, w in {bucket.size for stage in stages for bucket in stage.buckets}

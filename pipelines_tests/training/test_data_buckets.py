@@ -58,8 +58,10 @@ def test_sides_must_suit_autoencoder_patches_and_planner():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"fps": 8.0, "strides": ((1, 1.0),)}, {}, {"fps": 8.0, "flip": 1.5}, {"fps": 8.0, "buckets": ()}]
-)
+    "arguments",
+    [{"fps": 8.0, "strides": ((1, 1.0),)}, {}, {"fps": 8.0, "flip": 1.5}, {"fps": 8.0, "off_centre": -0.1},
+     {"fps": 8.0, "buckets": ()}],
+)  # fmt: skip
 def test_contradictory_samplings_are_refused(arguments):
     with pytest.raises(ValueError, match="stage 'a'|stage 'a' "):
         Sampling(**{"stage": "a", "buckets": (SQUARE,), **arguments})

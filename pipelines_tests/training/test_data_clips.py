@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import list_clips, load_clip, load_clips, square
+from training.data.clips import View, list_clips, load_clip, load_clips, square
 
 
 def write_clip(path: Path, num_frames: int = 4, height: int = 16, width: int = 32) -> Path:
@@ -22,6 +22,18 @@ def test_square_takes_the_centre_and_keeps_its_pixels():
     cropped = square(frames, 8)
     assert cropped.dtype == torch.uint8 and cropped.shape == (2, 3, 8, 8)
     assert np.array_equal(cropped.permute(0, 2, 3, 1).numpy(), frames[:, :, 3:11])
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_view_lies_where_it_is_said_along_the_longer_side(upright):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 8, 16, 3), dtype=np.uint8)
+    given = frames.transpose(0, 2, 1, 3) if upright else frames
+    for crop, left in ((0.0, 0), (0.25, 2), (0.5, 4), (0.75, 6), (1.0, 8)):
+        expected = torch.from_numpy(frames[:, :, left : left + 8]).permute(0, 3, 1, 2)
+        expected = expected.transpose(2, 3) if upright else expected
+        assert torch.equal(View(crop).of(given, 8, 8), expected)
+        assert torch.equal(View(crop, flip=True).of(given, 8, 8), expected.flip(-1))
+    assert str(View()) == "" and str(View(0.25, flip=True)) == ", cropped at 0.25, mirrored"
 
 
 def test_square_resizes_without_aliasing():

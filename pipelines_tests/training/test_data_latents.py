@@ -1,5 +1,6 @@
 """The latent cache: what the pipeline would encode, made once, and never trusted when stale."""
 
+import json
 import threading
 import weakref
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBas
 from diffusers_mardini.video_io import read_video, write_video
 from pipelines_tests.training.clip_files import noise
 from training.data import latents as module
-from training.data.clips import fit, load_clip
+from training.data.clips import View, fit, load_clip
 from training.data.latents import Moments, build_latent_cache, encode_frames
 from training.data.manifest import make_manifest
 from training.data.sources import VideoFolder
@@ -206,15 +207,28 @@ def test_a_long_clip_is_encoded_with_one_decoded_frame_in_memory(tmp_path, monke
 
 def test_mirrored_frames_are_encoded_not_flipped(folder, tmp_path):
     vae = tiny_kl()
-    cache, entries = build(folder, tmp_path, vae, flips=True)
+    cache, entries = build(folder, tmp_path, vae, views=(View(), View(flip=True)))
     frames = fit(read_video(folder / "0.mp4")[0], 16, 32)
     expected = encode_frames(vae, frames.flip(-1), 2)
     torch.testing.assert_close(
-        cache.read(entries[0], range(7), flip=True).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
+        cache.read(entries[0], range(7), View(flip=True)).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
     )
     plain, _ = build(folder, tmp_path, vae)
-    with pytest.raises(ValueError, match="build it with flips"):
-        plain.read(entries[0], [0], flip=True)
+    with pytest.raises(ValueError, match=r"holds no View\(crop=0.5, flip=True\), but \[View\(crop=0.5, flip=False\)\]"):
+        plain.read(entries[0], [0], View(flip=True))
+
+
+def test_crops_are_kept_each_mirrored_or_none_and_leave_a_cache_of_the_middle_as_it_was(folder, tmp_path):
+    vae, views = tiny_kl(), tuple(View(crop, flip) for flip in (False, True) for crop in (0.5, 0.0, 1.0))
+    cache, entries = build(folder, tmp_path, vae, views=views)
+    assert cache.views == set(views)
+    frames = read_video(folder / "0.mp4")[0]
+    for view in views:
+        expected = encode_frames(vae, view.of(frames, 16, 32), 2)
+        torch.testing.assert_close(cache.read(entries[0], range(7), view).mean, expected.mean.half(), atol=1e-2, rtol=1e-2)
+    plain, _ = build(folder, tmp_path, vae)
+    assert plain.folder != cache.folder
+    assert "crops" not in json.loads((plain.folder / "index.json").read_text())["settings"]
 
 
 def test_a_killed_build_goes_on_with_what_no_whole_shard_holds(folder, tmp_path, monkeypatch):

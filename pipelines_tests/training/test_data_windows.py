@@ -50,18 +50,19 @@ def run(windows, sampling, step, rows=range(4), batch_size=4):
 
 def test_cache_and_pixels_give_the_same_windows(folder):
     vae = tiny_kl()
-    sampling = Sampling("stage", (SQUARE, WIDE), fps=5.0, flip=0.5)
+    sampling = Sampling("stage", (SQUARE, WIDE), fps=5.0, flip=0.5, off_centre=0.5)
     cached, pixels = (make(folder, kind, vae, (sampling,)) for kind in (LatentWindows, PixelWindows))
-    flips = 0
+    views = []
     for step in range(3):
         (draws, batch), (pixel_draws, pixel_batch) = run(cached, sampling, step), run(pixels, sampling, step)
         assert draws == pixel_draws
-        flips += sum(draw.flip for draw in draws)
+        views += [draw.view for draw in draws]
         assert batch[0].shape[:3] == (4, 3, 4) and batch[0].shape[-1] == 2 * batch[1].shape[-1]
         for ours, theirs in zip(batch, pixel_batch):
             assert ours.dtype == theirs.dtype == torch.float32
             torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
-    assert 0 < flips < 12
+    assert 0 < sum(view.flip for view in views) < 12
+    assert 0 < sum(view.crop != 0.5 for view in views) < 12
 
 
 def test_draws_do_not_depend_on_the_number_of_processes(folder):

@@ -163,10 +163,10 @@ def test_processes_and_parts_share_a_batch_of_mirrored_windows_in_buckets(tmp_pa
         assert halves[0].windows + halves[1].windows == whole.windows
 
 
-def test_resuming_is_exact_with_flips_and_buckets_and_any_number_of_workers(tmp_path):
+def test_resuming_is_exact_with_flips_crops_and_buckets_and_any_number_of_workers(tmp_path):
     def config(workers):
         data = data_fields(mixed_clips(tmp_path / "clips"), flip=0.5, workers=workers)
-        return one_stage(data, steps=6, buckets=BUCKETS, size=None)
+        return one_stage(data, steps=6, buckets=BUCKETS, size=None, off_centre=0.5)
 
     make_run(tmp_path / "through", config(0)).train()
     (tmp_path / "stopped").mkdir()
@@ -182,7 +182,9 @@ def test_resuming_is_exact_with_flips_and_buckets_and_any_number_of_workers(tmp_
 
 def test_pixels_give_the_windows_of_the_cache(tmp_path):
     clips = write_clips(tmp_path / "clips")
-    cached, pixels = (one_stage(data_fields(clips, flip=0.5, from_pixels=switch)) for switch in (False, True))
+    cached, pixels = (
+        one_stage(data_fields(clips, flip=0.5, from_pixels=switch), off_centre=0.5) for switch in (False, True)
+    )
     from_cache, from_pixels = prepare(cached, tmp_path).train, prepare(pixels, tmp_path).train
     for step in range(3):
         ours, theirs = draw(cached, from_cache, step), draw(pixels, from_pixels, step)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.manifest import Entry
 from training.data.order import Rate, num_starts, why_not
 
@@ -38,6 +39,7 @@ class Sampling:
         strides: weights of distances between frames, as pairs; or
         fps: frames per second of the windows. One of the two.
         flip: share of windows that are mirrored left to right.
+        off_centre: share of windows that are cropped at one of `OFF_CENTRE`.
     """
 
     stage: str
@@ -45,6 +47,7 @@ class Sampling:
     strides: tuple[tuple[int, float], ...] = ()
     fps: float | None = None
     flip: float = 0.0
+    off_centre: float = 0.0
 
     def __post_init__(self):
         if not self.buckets or len(set(self.buckets)) != len(self.buckets):
@@ -53,8 +56,15 @@ class Sampling:
             raise ValueError(
                 f"stage '{self.stage}' needs strides or fps, got strides={self.strides} and fps={self.fps}"
             )
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip of stage '{self.stage}' must lie in 0 to 1, got {self.flip}")
+        for name, share in (("flip", self.flip), ("off_centre", self.off_centre)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} of stage '{self.stage}' must lie in 0 to 1, got {share}")
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All views that windows may have."""
+        crops = (CENTRE, *OFF_CENTRE) if self.off_centre else (CENTRE,)
+        return tuple(View(crop, flip) for flip in ((False, True) if self.flip else (False,)) for crop in crops)
 
     @property
     def rates(self) -> tuple[Rate, ...]:

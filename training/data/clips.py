@@ -1,7 +1,7 @@
 """Reads folders of clips (the layout of HF `videofolder`) into square uint8 tensors.
 
 Every clip is cropped to its centred square and resized with antialiasing: what VIDIM-Bench scores; `fit` does the same for any
-aspect ratio. Decoding itself is the business of `diffusers_mardini/video_io.py`, other sources are in `sources.py`, and latents
+aspect ratio, and beside the centre. Decoding itself is the business of `diffusers_mardini/video_io.py`, other sources are in `sources.py`, and latents
 are made by `latents.py`.
 """
 
@@ -21,7 +21,30 @@ from diffusers_mardini.video_io import VIDEO_SUFFIXES, natural_key, read_video
 
 
 CROP_POLICY = "centre of the aspect ratio, PIL bicubic"
+# Where a crop lies along the side that is longer than it: 0 is its beginning, 1 its end.
+CENTRE, OFF_CENTRE = 0.5, (0.0, 0.25, 0.75, 1.0)
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+
+
+@dataclass(frozen=True, order=True)
+class View:
+    """What of a picture is shown.
+
+    Attributes:
+        crop: place of the crop, `CENTRE` or one of `OFF_CENTRE`.
+        flip: whether it is mirrored left to right.
+    """
+
+    crop: float = CENTRE
+    flip: bool = False
+
+    def __str__(self) -> str:
+        return ("" if self.crop == CENTRE else f", cropped at {self.crop}") + (", mirrored" if self.flip else "")
+
+    def of(self, frames: np.ndarray, height: int, width: int) -> torch.Tensor:
+        """`uint8` `(frames, height, width, 3)` as `(frames, 3, height, width)`, cropped, resized and mirrored."""
+        fitted = fit(frames, height, width, self.crop)
+        return fitted.flip(-1) if self.flip else fitted
 
 
 @dataclass(frozen=True)
@@ -103,8 +126,14 @@ def square(frames: np.ndarray, size: int) -> torch.Tensor:
     return fit(frames, size, size)
 
 
-def fit(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """Crops `uint8` `(frames, height, width, 3)` to the largest centred part of an aspect ratio and resizes with antialiasing.
+def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> torch.Tensor:
+    """Crops `uint8` `(frames, height, width, 3)` to the largest part of an aspect ratio and resizes with antialiasing.
+
+    Args:
+        frames: pictures.
+        height: of the result in pixels.
+        width: of the result in pixels.
+        crop: where the part lies along the side that is longer than it, in [0, 1].
 
     Returns:
         `uint8` shaped `(frames, 3, height, width)`.
@@ -112,7 +141,7 @@ def fit(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
     _, given_height, given_width, _ = frames.shape
     crop_height = max(1, min(given_height, round(given_width * height / width)))
     crop_width = max(1, min(given_width, round(given_height * width / height)))
-    top, left = (given_height - crop_height) // 2, (given_width - crop_width) // 2
+    top, left = int((given_height - crop_height) * crop), int((given_width - crop_width) * crop)
     frames = frames[:, top : top + crop_height, left : left + crop_width]
     if (crop_height, crop_width) != (height, width):
         frames = np.stack(

@@ -7,7 +7,7 @@ Stored are the moments of the autoencoder's posterior, so that each epoch sample
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video_io import decoder_version, iterate_frames
-from training.data.clips import CROP_POLICY, fit
+from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.manifest import Entry
 from training.data.sources import Source
 
@@ -70,7 +70,7 @@ class LatentCache:
 
     Attributes:
         size: height and width of the frames in pixels.
-        flips: whether mirrored frames are there too.
+        views: what of the frames it holds.
         left_out: clips that could not be encoded, with the reason.
     """
 
@@ -78,7 +78,12 @@ class LatentCache:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.size: tuple[int, int] = tuple(index["settings"]["size"])
-        self.flips: bool = index["settings"]["flips"]
+        settings = index["settings"]
+        self.views = frozenset(
+            View(crop, flip)
+            for crop in settings.get("crops", [CENTRE])
+            for flip in ((False, True) if settings["flips"] else (False,))
+        )
         self.left_out: dict[str, str] = index["left_out"]
         self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
@@ -86,14 +91,14 @@ class LatentCache:
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self._chunks
 
-    def read(self, entry: Entry, indices: Iterable[int], flip: bool = False) -> Moments:
+    def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:
         """Moments of some frames of a clip, in the stored type.
 
         Raises:
             ValueError: if the cache does not hold them, or its files have been damaged since it was opened.
         """
-        if flip and not self.flips:
-            raise ValueError(f"the cache in '{self.folder}' holds no mirrored frames; build it with flips")
+        if view not in self.views:
+            raise ValueError(f"the cache in '{self.folder}' holds no {view!r}, but {sorted(self.views)}; build it with that one too")
         if entry not in self:
             raise ValueError(f"the cache in '{self.folder}' does not hold clip '{entry.key}'")
         indices = np.fromiter(indices, dtype=int)
@@ -107,7 +112,7 @@ class LatentCache:
             low, high = indices[mine].min(), indices[mine].max() + 1
             for kind in ("mean", "logvar"):
                 for size in _SIZES:
-                    tensor = self._slice(chunk, f"{size}.{kind}{'.flipped' if flip else ''}", low, high)
+                    tensor = self._slice(chunk, f"{size}.{kind}{_suffix(view)}", low, high)
                     if tensor is not None:
                         parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
         found = {}
@@ -140,7 +145,7 @@ def build_latent_cache(
     size: tuple[int, int],
     planner_downscale: int,
     cache_dir: str | Path,
-    flips: bool = False,
+    views: Sequence[View] = (View(),),
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = 256 * 2**20,
@@ -160,7 +165,8 @@ def build_latent_cache(
         vae: an image autoencoder with `AutoencoderKL`'s interface; runs where it lies, in its own type.
         size: height and width of the frames in pixels.
         planner_downscale: how many times smaller the planner's frames are.
-        flips: whether to store mirrored frames too, whose latents are not mirrored latents; twice the space.
+        views: what of the frames to store, each in space of its own: latents of mirrored frames are not mirrored latents.
+            Every crop is stored mirrored, or none.
         batch_size: frames encoded at once.
         dtype: of the stored moments.
         shard_bytes: a shard is written when it is that large.
@@ -176,10 +182,13 @@ def build_latent_cache(
         "planner_downscale": planner_downscale,
         "crop": CROP_POLICY,
         "frames": FRAME_POLICY,
-        "flips": flips,
+        "flips": any(view.flip for view in views),
         "decoder": decoder_version(),
         "dtype": str(dtype),
     }
+    crops = sorted({view.crop for view in views})
+    if crops != [CENTRE]:  # left out otherwise, so that caches made before there were crops are found
+        settings["crops"] = crops
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +206,7 @@ def build_latent_cache(
     writer, left_out = _ShardWriter(folder, rank, shard_bytes, dtype), {}
     for entry in missing:
         try:
-            _encode_clip(source, entry, vae, size, planner_downscale, flips, batch_size, writer)
+            _encode_clip(source, entry, vae, size, planner_downscale, views, batch_size, writer)
         except _ClipError as error:
             writer.abandon()
             left_out[entry.key] = str(error)
@@ -232,8 +241,8 @@ class _ClipError(ValueError):
 
 
 def _encode_clip(
-    source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, flips: bool,
-    batch_size: int, writer: "_ShardWriter",
+    source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int,
+    views: Sequence[View], batch_size: int, writer: "_ShardWriter",
 ) -> None:  # fmt: skip
     """Streams a clip through the autoencoder; a clip that fails leaves nothing in the shard that is being filled."""
     done, batch = 0, []
@@ -241,10 +250,9 @@ def _encode_clip(
 
     def encode() -> None:
         nonlocal done
-        frames = torch.cat(batch)
         tensors = {}
-        for suffix, pictures in (("", frames), (".flipped", frames.flip(-1)))[: 1 + flips]:
-            moments = encode_frames(vae, pictures, planner_downscale)
+        for view, pictures in zip(views, zip(*batch)):
+            moments, suffix = encode_frames(vae, torch.cat(pictures), planner_downscale), _suffix(view)
             tensors |= {
                 f"latents.mean{suffix}": moments.mean, f"latents.logvar{suffix}": moments.logvar,
                 f"planner_latents.mean{suffix}": moments.planner_mean,
@@ -256,7 +264,7 @@ def _encode_clip(
 
     frames = _frames(source, entry)
     for frame in frames:
-        batch.append(fit(frame[None], *size))  # one by one: a batch of frames of 4K would take 1.6 GB
+        batch.append([view.of(frame[None], *size) for view in views])  # one by one: a batch of frames of 4K would take 1.6 GB
         if len(batch) == batch_size:
             encode()
     if batch:
@@ -264,6 +272,11 @@ def _encode_clip(
     if done != entry.num_frames:
         raise _ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
     writer.end()
+
+
+def _suffix(view: View) -> str:
+    """What the names of a view's tensors end with."""
+    return ("" if view.crop == CENTRE else f".crop{view.crop}") + (".flipped" if view.flip else "")
 
 
 def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:

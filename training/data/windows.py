@@ -16,7 +16,7 @@ import torch
 
 from diffusers_mardini.video_io import read_frames
 from training.data.buckets import Bucket, Census, Sampling, assign
-from training.data.clips import fit
+from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.latents import LatentCache, Moments, build_latent_cache, encode_frames
 from training.data.manifest import Entry
 from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
@@ -30,7 +30,7 @@ class WindowDraw:
     Attributes:
         clip: key of the clip.
         frames: indices of its frames.
-        flip: whether they are mirrored left to right.
+        view: what of them is shown.
         bucket: shape of the batch.
         rate: distance of the frames that was drawn; a clip that is too short for it has the next smaller one of the stage.
         place: where in the clip, in [0, 1).
@@ -40,7 +40,7 @@ class WindowDraw:
 
     clip: str
     frames: tuple[int, ...]
-    flip: bool
+    view: View
     bucket: Bucket
     rate: Rate
     place: float
@@ -48,8 +48,7 @@ class WindowDraw:
     position: int
 
     def __str__(self) -> str:
-        mirrored = ", mirrored" if self.flip else ""
-        return f"{self.clip} from frame {self.frames[0]} to {self.frames[-1]}{mirrored}"
+        return f"{self.clip} from frame {self.frames[0]} to {self.frames[-1]}{self.view}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Windows:
         Args:
             sampling: what the stage asks for.
             rows: which step, and which rows of its batch.
-            sample_generators: one for each of the rows; place, flip and stride are drawn from it.
+            sample_generators: one for each of the rows; place, view and stride are drawn from it.
         """
         census = self.census(sampling)
         filled = [index for index, clips in enumerate(census.clips) if clips]
@@ -120,8 +119,9 @@ class Windows:
         for row, generator in zip(rows.rows, sample_generators, strict=True):
             place, flip, share = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
             rate = _weighted(sampling, share)
+            view = View(_crop(sampling, generator), flip < sampling.flip)
             position = earlier * rows.batch_size + row
-            draws.append(self._window(order, position, bucket, rate, place, flip < sampling.flip))
+            draws.append(self._window(order, position, bucket, rate, place, view))
         return draws
 
     def heldout(self, sampling: Sampling, num_windows: int) -> list[WindowDraw]:
@@ -144,7 +144,7 @@ class Windows:
         for window in torch.linspace(0, total - 1, min(num_windows, total)).long().clamp(max=total - 1).tolist():
             position = int(np.searchsorted(ends, window, side="right"))
             place = (window - (ends[position] - counts[position]) + 0.5) / counts[position]
-            draws.append(self._window(order, position, bucket, rate, float(place), False))
+            draws.append(self._window(order, position, bucket, rate, float(place), View()))
         return draws
 
     def fps(self, draw: WindowDraw) -> float:
@@ -181,7 +181,7 @@ class Windows:
         latents, planner_latents = zip(*samples, strict=True)
         return torch.stack(latents), torch.stack(planner_latents)
 
-    def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, flip: bool) -> WindowDraw:
+    def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, view: View) -> WindowDraw:
         clips, rates, shuffled = vars(self._orders[order]).values()
         number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
         entry = clips[number]
@@ -190,7 +190,7 @@ class Windows:
             if num_starts(entry, bucket.frames, fitting):
                 break
         frames = frame_indices(entry, place, bucket.frames, fitting)
-        return WindowDraw(entry.key, frames, flip, bucket, rate, place, order, position)
+        return WindowDraw(entry.key, frames, view, bucket, rate, place, order, position)
 
     def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
         clips = self._orders[draw.order].clips
@@ -203,7 +203,7 @@ class Windows:
                 except (ValueError, OSError) as error:
                     self.failures[draw.clip] = str(error)
                     self.on_failure(draw.clip, str(error))
-            draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.flip)
+            draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.view)
         raise ValueError(
             f"none of the {len(clips)} clips of bucket {draw.bucket} can be read; the first reason: "
             f"{self.failures[clips[0].key]}"
@@ -254,7 +254,7 @@ class LatentWindows(Windows):
             census = assign(entries, sampling)
             for bucket, clips in zip(census.buckets, census.clips):
                 needed.setdefault(bucket.size, {}).update({entry.key: entry for entry in clips})
-        flips = any(sampling.flip > 0 for sampling in samplings)
+        views = tuple(dict.fromkeys(view for sampling in samplings for view in sampling.views))
         caches = {
             size: build_latent_cache(
                 source,
@@ -263,7 +263,7 @@ class LatentWindows(Windows):
                 size,
                 planner_downscale,
                 cache_dir,
-                flips,
+                views,
                 batch_size=max(1, min(64, 64 * 256**2 // (size[0] * size[1]))),  # memory as of 64 frames of 256x256
                 rank=rank,
                 world=world,
@@ -279,7 +279,7 @@ class LatentWindows(Windows):
         return None if entry in cache else cache.left_out.get(entry.key, "the latent cache does not hold it")
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
-        return self.caches[draw.bucket.size].read(entry, draw.frames, draw.flip)
+        return self.caches[draw.bucket.size].read(entry, draw.frames, draw.view)
 
 
 class PixelWindows(Windows):
@@ -323,8 +323,7 @@ class PixelWindows(Windows):
             if self.source.stamp(entry.key) != entry.stamp:
                 raise ValueError("the file has changed or gone since the manifest was made")
             opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
-        frames = fit(read_frames(opened, entry.times(draw.frames), fps), *draw.bucket.size)
-        return frames.flip(-1) if draw.flip else frames
+        return draw.view.of(read_frames(opened, entry.times(draw.frames), fps), *draw.bucket.size)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
         pending = self._pending.pop(draw, None)
@@ -333,6 +332,14 @@ class PixelWindows(Windows):
         if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
             raise ValueError("its latents are not finite; run the autoencoder in float32")
         return moments
+
+
+def _crop(sampling: Sampling, generator: torch.Generator) -> float:
+    """Where a window is cropped; nothing is drawn where all are in the middle."""
+    if not sampling.off_centre:
+        return CENTRE
+    share, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return OFF_CENTRE[int(place * len(OFF_CENTRE))] if share < sampling.off_centre else CENTRE
 
 
 def _weighted(sampling: Sampling, share: float) -> Rate:
