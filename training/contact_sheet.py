@@ -11,7 +11,11 @@ _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 
 def contact_sheet(
-    groups: Sequence[tuple[str, dict[str, torch.Tensor]]], given: Sequence[int], title: str = "", width: int = 128
+    groups: Sequence[tuple[str, dict[str, torch.Tensor]]],
+    given: Sequence[int],
+    title: str = "",
+    width: int = 128,
+    names: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draws windows below each other.
 
@@ -20,6 +24,7 @@ def contact_sheet(
         given: positions of the frames that the methods were shown; framed in every row.
         title: one line at the top.
         width: least width of a drawn frame in pixels; small frames are enlarged by a whole factor without smoothing.
+        names: of the columns; by default the frames' numbers.
     """
     first = next(iter(groups[0][1].values()))
     num_frames, _, height, frame_width = first.shape
@@ -40,9 +45,9 @@ def contact_sheet(
     sheet = Image.new("RGB", (sheet_width, sheet_height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap // 2), header, fill=_INK, font=font)
-    for index in range(num_frames):
+    for index, name in enumerate(range(num_frames) if names is None else names):
         place = (left + index * (cell_width + gap) + cell_width // 2, line + line // 2)
-        draw.text(place, str(index), fill=_INK, font=font, anchor="mm")
+        draw.text(place, str(name), fill=_INK, font=font, anchor="mm")
 
     top = 2 * line
     for caption, rows in groups:

@@ -21,7 +21,8 @@ from diffusers_mardini.presets import load_preset
 
 from .adapter import base_arguments, summary
 from .census import StageCensus, open_clips, read_clips
-from .config import RunConfig, StageConfig, load_config
+from .config import RunConfig, StageConfig
+from .config_layers import load_config
 from .curriculum import sampling_of
 from .data.buckets import Census, assign, size_multiple
 from .data.sources import is_there

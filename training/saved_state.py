@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
-from .config import RunConfig, StageConfig, shaping_fields
+from .config import RunConfig, StageConfig, default_of, shaping_fields
 from .ema import AveragedWeights
 from .learner import Learner
 from .optimizers import learned
@@ -162,10 +162,12 @@ class SavedState:
                 "another `name` and `init_from`"
             )
         now = self._shaped_by(state["stage"])
+        # A key that there was not yet when the checkpoint was written had its default.
+        then = {key: default_of(key) for key in now} | state["shaped_by"]
         changed = [
-            f"  {key}: {state['shaped_by'].get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted(now.keys() | state["shaped_by"].keys())
-            if now.get(key) != state["shaped_by"].get(key) and key not in self.allow_change
+            f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
+            for key in sorted(then)
+            if now.get(key) != then[key] and key not in self.allow_change
         ]
         if changed:
             raise ValueError(

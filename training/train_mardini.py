@@ -19,7 +19,8 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 
 from .adapter import refuse_shards
 from .checkpoint import newest_checkpoint
-from .config import RunConfig, load_config
+from .config import RunConfig
+from .config_layers import load_config
 from .environment import record_start
 from .loop import Run, Stopped
 from .optimizers import learned

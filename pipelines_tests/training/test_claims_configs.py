@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from training.config import load_config
+from training.config_layers import load_config
 from training.plan import make_plan
+from training.step_costs import whole_models
 
 
 CONFIGS = Path("training/configs/claims")
@@ -20,6 +21,11 @@ def config(name):
 
 def windows(name):
     return sum(stage.steps * stage.batch_size for stage in config(name).stages)
+
+
+def parameters(name):
+    models = whole_models(config(name))
+    return sum(p.numel() for part in ("planner", "transformer") for p in models[part].parameters())
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
@@ -56,6 +62,11 @@ def test_the_constant_ratio_differs_from_the_falling_one_in_the_ratio_alone():
     assert [stage.model_copy(update={"reference_ratio": first}) for stage in falling.stages] == constant.stages
     ratios = [stage.reference_ratio for stage in falling.stages]
     assert ratios == sorted(ratios, reverse=True) and len(set(ratios)) == 3
+
+
+def test_the_balanced_sizes_have_equally_many_parameters():
+    counts = [parameters(name) for name in ("pair", "planner_heavy", "transformer_heavy")]
+    assert max(counts) < 1.01 * min(counts)
 
 
 def test_the_last_stage_alone_costs_what_the_curriculum_does():

@@ -30,7 +30,11 @@ def arguments(tmp_path_factory):
 
 
 def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows(arguments, tmp_path):
-    degraded_plan.main([*arguments, "-o", str(tmp_path)])
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Plans\n<!-- scores: begin -->\n<!-- scores: end -->\n<!-- of others: begin -->\nkept\n<!-- of others: end -->\n"
+    )
+    degraded_plan.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     record = json.loads((tmp_path / "results.json").read_text())
     suffixes = [change.suffix for change in degraded_plan.plan_changes([1.0], [0.5], [2])]
     rows = {row["method"]: row for row in record["rows"]}
@@ -43,9 +47,10 @@ def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows
         assert found["ours, 1 step" + suffix] == pytest.approx(expected, abs=1e-6)
     assert len(record["windows"]) == 4 and len(record["weights"]) == 64
     assert Image.open(tmp_path / "chart.png").width > 1200
+    assert page.read_text().count("| ours, 1 step") == 1 + len(suffixes) and "\nkept\n" in page.read_text()
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
-    degraded_plan.main([*arguments, "-o", str(tmp_path)])
+    degraded_plan.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
     assert json.loads((tmp_path / "results.json").read_text()) == record
 

@@ -38,7 +38,17 @@ def arguments(tmp_path_factory):
 
 
 def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(arguments, tmp_path):
-    long_video.main([*arguments, "-o", str(tmp_path)])
+    page = tmp_path / "page.md"
+    blocks = [
+        "slow motion",
+        "slow motion, paired",
+        "slow motion, levels",
+        "extension",
+        "extension, paired",
+        "far extension",
+    ]
+    page.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in blocks))
+    long_video.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     record = json.loads((tmp_path / "results.json").read_text())
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
 
@@ -68,11 +78,19 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
     assert [(block["first"], block["last"], len(block["motion"])) for block in far["blocks"]] == [(1, 4, 2), (5, 6, 2)]
 
     assert "| 4 apart, ours, level 2 |" in (tmp_path / "results.md").read_text()
+    filled = page.read_text().split(": begin -->\n")[1:]
+    assert all(block.startswith("| ") for block in filled)
+    shown = filled[blocks.index("extension")].splitlines()
+    assert [line.split(" | ")[0] for line in shown[2:4]] == ["| 1 to 2 (1)", "| 3 to 4 (2)"]
+    first = {row["name"]: row for row in extended["rows"] if row["window"] == 1}
+    named = dict(zip(shown[0].strip("| ").split(" | "), shown[2].strip("| ").split(" | ")))
+    assert named["copy: mean SSIM"] == f"{first['copy']['ssim']:.3f}"
+    assert named["ours: mean SSIM"].startswith(f"{first['ours']['ssim']:.3f} [")
     for name in ("slow_motion_chart", "extension_chart", "slow_motion_sheet", "extension_sheet", "far_sheet"):
         assert Image.open(tmp_path / f"{name}.png").width > 300
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
-    long_video.main([*arguments, "-o", str(tmp_path)])
+    long_video.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
     assert json.loads((tmp_path / "results.json").read_text()) == record
 

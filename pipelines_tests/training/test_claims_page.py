@@ -1,6 +1,6 @@
 import pytest
 
-from training.claims.page import block_names, fill
+from training.claims.page import block_names, fill, fill_all
 
 
 PAGE = "above\n<!-- a: begin -->\nold\n<!-- a: end -->\nbetween\n<!-- b, short: begin -->\n<!-- b, short: end -->\nbelow\n"
@@ -25,3 +25,12 @@ def test_a_page_without_the_block_or_with_two_is_refused_and_left_alone(tmp_path
         with pytest.raises(ValueError, match="'<!-- a: begin -->' and, below it, one '<!-- a: end -->'"):
             fill(page, "a", "new")
         assert page.read_text() == text
+
+
+def test_tables_go_to_their_blocks_and_a_page_with_none_of_them_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    fill_all(page, {"a": "| 1 |", "unwanted": "| 2 |"})
+    assert page.read_text() == PAGE.replace("old", "| 1 |")
+    with pytest.raises(ValueError, match="no block for any of these tables: c, d"):
+        fill_all(page, {"c": "", "d": ""})

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from diffusers_mardini.presets import load_preset
-from training.config import RunConfig, StageConfig, load_config
+from training.config import RunConfig, StageConfig, default_of
+from training.config_layers import load_config
 from training.config_reference import PAGE, reference
 
 
@@ -251,3 +252,10 @@ def test_the_last_fine_tune_is_a_short_stage_more_of_the_same_run(kind):
 
 def test_the_reference_page_is_current():
     assert PAGE.read_text(encoding="utf-8") == reference(), "run `python -m training.config_reference`"
+
+
+def test_defaults_are_found_by_dotted_key():
+    assert default_of("optimizer.beta2") == 0.99 and default_of("stages.any.off_centre") == 0.0
+    assert default_of("stages.any.tasks.random") == 1.0 and default_of("stages.any.reference_ratio") == [0.35, 1.0]
+    for key in ("data.train", "stages.any.strides.2", "stages.any.windows_per_step", "lora", "nothing"):
+        assert default_of(key) is None

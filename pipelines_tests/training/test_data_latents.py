@@ -214,7 +214,9 @@ def test_mirrored_frames_are_encoded_not_flipped(folder, tmp_path):
         cache.read(entries[0], range(7), View(flip=True)).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
     )
     plain, _ = build(folder, tmp_path, vae)
-    with pytest.raises(ValueError, match=r"holds no View\(crop=0.5, flip=True\), but \[View\(crop=0.5, flip=False\)\]"):
+    with pytest.raises(
+        ValueError, match=r"holds no View\(crop=0.5, flip=True\), but \[View\(crop=0.5, flip=False\)\]"
+    ):
         plain.read(entries[0], [0], View(flip=True))
 
 
@@ -225,7 +227,9 @@ def test_crops_are_kept_each_mirrored_or_none_and_leave_a_cache_of_the_middle_as
     frames = read_video(folder / "0.mp4")[0]
     for view in views:
         expected = encode_frames(vae, view.of(frames, 16, 32), 2)
-        torch.testing.assert_close(cache.read(entries[0], range(7), view).mean, expected.mean.half(), atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(
+            cache.read(entries[0], range(7), view).mean, expected.mean.half(), atol=1e-2, rtol=1e-2
+        )
     plain, _ = build(folder, tmp_path, vae)
     assert plain.folder != cache.folder
     assert "crops" not in json.loads((plain.folder / "index.json").read_text())["settings"]

@@ -271,6 +271,14 @@ def test_given_frames_are_framed_and_all_frames_drawn():
     for value in (0.2, 0.55, 0.9):
         distance = np.abs(sheet - np.array([value * 255, 0, value * 255])).max(-1)
         assert (distance < 1).sum() == 2 * 32 * 32
+    named = np.asarray(
+        contact_sheet([("clip", {"truth": frames, "ours": frames})], [0, 2], width=32, names=["0", "8", "16"])
+    )
+    changed = (
+        (named != sheet).any(-1).any(0).nonzero()[0]
+    )  # the names of the second and third column, and nothing else
+    assert named.shape == sheet.shape and len(changed) and (named != sheet).any(-1).any(1).nonzero()[0].max() < 60
+    assert changed.min() > named.shape[1] - 2 * 40 - 8
     video = side_by_side([("clip", {"truth": frames, "ours": frames})], [0, 2], width=32)
     coloured = [(np.asarray(picture) == GIVEN_COLOUR).all(-1).any() for picture in video]
     assert coloured == [True, False, True]

@@ -8,7 +8,7 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from training import train_autoencoder
-from training.config import load_config
+from training.config_layers import load_config
 from training.data.moving_shapes import draw_clip, record
 from training.loop import Stopped
 from training.train_mardini import train

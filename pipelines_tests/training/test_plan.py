@@ -8,7 +8,8 @@ import torch
 
 from diffusers_mardini.video_io import write_video
 from training.census import StageCensus, open_clips, read_clips
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_layers import load_config
 from training.curriculum import sampling_of
 from training.data.buckets import assign
 from training.plan import main, make_plan, notes, problems, render

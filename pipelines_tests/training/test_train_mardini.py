@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.models.embeddings import patchify
 from pipelines_tests.training.clip_files import noise, write_clip
+from training import saved_state
 from training.checkpoint import list_checkpoints, load_checkpoint
-from training.config import RunConfig, StageConfig
+from training.config import RunConfig, StageConfig, shaping_fields
 from training.curriculum import (
     Batch,
     Draw,
@@ -236,6 +237,21 @@ def test_what_shaped_a_checkpoint_cannot_change_behind_its_back(tmp_path):
     accepted.train(stop_after="transformer")
     make_run(tmp_path, edited(2, steps=1)).train()  # a stage that has not begun is still open
     assert records(tmp_path)[-1]["global_step"] == 6
+
+
+def test_a_key_that_a_checkpoint_is_older_than_counts_as_its_default(tmp_path, monkeypatch):
+    def before_crops(config, stages):
+        return {key: value for key, value in shaping_fields(config, stages).items() if not key.endswith("off_centre")}
+
+    monkeypatch.setattr(saved_state, "shaping_fields", before_crops)
+    make_run(tmp_path).train(stop_after="planner")
+    monkeypatch.undo()
+    config = make_config()
+    changed = [config.stages[0].model_copy(update={"off_centre": 0.5}), *config.stages[1:]]
+    with pytest.raises(ValueError, match="stages.planner.off_centre: 0.0 then, 0.5 now"):
+        make_run(tmp_path, config.model_copy(update={"stages": changed})).train()
+    make_run(tmp_path, config).train(stop_after="transformer")
+    assert records(tmp_path)[-1]["global_step"] == 5
 
 
 def test_every_finished_stage_is_a_pipeline_and_another_run_starts_from_it(tmp_path):

@@ -18,10 +18,11 @@ from ..chart import Panel, Point, draw
 from ..evaluation.kept import Kept
 from ..evaluation.plan_changes import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
 from ..evaluation.scores import Evaluation
-from ..evaluation.tables import difference_table, write_results
+from ..evaluation.tables import difference_table, markdown_table, write_results
 from ..evaluation.variants import Sampling, baselines, model_key, ours, ours_label
 from ..evaluation.windows import TASKS, given_indices, load_windows
 from .options import add_options, facts, load_lpips, load_pipeline
+from .page import fill_all
 
 
 SCORE, SCORE_LABEL = "ssim", "change of mean SSIM"
@@ -57,6 +58,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     told = facts(options, command, model_key(pipe)["checkpoint"])
     told |= {"networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, paired, windows)
+    if options.page:
+        fill_all(options.page, {"scores": markdown_table(rows), "differences": difference_table(paired)})
     of_plans = {found["than"]: found for found in paired}
     chart = draw(options.output / "chart.png", panels(of_plans, own, options.noise, options.dropped, options.squares))
     print("\n" + difference_table([of_plans[own + change.suffix] for change in changes]))

@@ -38,6 +38,7 @@ from ..metrics import frame_sharpness, motion_steps
 from .frame_scores import Scores, over, row, score_each_frame
 from .long_video_report import extension_panels, slow_motion_panels, tables_of
 from .options import add_options, facts, load_lpips, load_pipeline
+from .page import fill_all
 
 
 ANOTHER = "another clip's frames"
@@ -144,10 +145,13 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
     tables = tables_of(record)
-    (options.output / "results.md").write_text(f"`{command}`\n\n{tables}", encoding="utf-8")
+    text = "\n\n".join(f"{name[0].upper()}{name[1:]}:\n\n{table.rstrip()}" for name, table in tables.items())
+    (options.output / "results.md").write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
+    if options.page:
+        fill_all(options.page, tables)
     draw(options.output / "slow_motion_chart.png", slow_motion_panels(slow))
     draw(options.output / "extension_chart.png", extension_panels(extended, far))
-    print(f"\n{tables}\nWrote results.json, results.md, charts and contact sheets to {options.output}")
+    print(f"\n{text}\n\nWrote results.json, results.md, charts and contact sheets to {options.output}")
 
 
 def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> Windows:
@@ -343,13 +347,12 @@ def _sheet(
     total = len(next(iter(rows.values())))
     count = min(count, total)
     picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
-    groups = [
-        (f"{clips[i]}: frames {', '.join(map(str, places))}", {label: f[i][list(places)] for label, f in rows.items()})
-        for i in picked
-    ]
+    groups = [(clips[i], {label: frames[i][list(places)] for label, frames in rows.items()}) for i in picked]
     columns = [column for column, place in enumerate(places) if place in given]
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(groups, columns, title, width=96).quantize(256).save(path, optimize=True)
+    contact_sheet(groups, columns, title, width=96, names=[str(place) for place in places]).quantize(256).save(
+        path, optimize=True
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,15 +4,56 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..chart import Panel, Point
-from ..evaluation.tables import difference_table, markdown_table
+from ..evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, present_columns
+from ..evaluation.variants import BASELINE
 
 
 INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables
 
 
-def tables_of(record: dict[str, Any]) -> str:
-    """All of it in markdown."""
+def tables_of(record: dict[str, Any]) -> dict[str, str]:
+    """All of it in markdown, by what it shows.
+
+    "slow motion" is of the frames that are painted at every distance, "far extension" relative to the mean of the true clips.
+    """
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
+    return {
+        "slow motion": markdown_table([found for found in slow["rows"] if found["level"] is None], INTERVALS),
+        "slow motion, paired": difference_table(slow["differences"]),
+        "slow motion, levels": markdown_table(
+            [found for found in slow["rows"] if found["level"] is not None], INTERVALS
+        ),
+        "extension": extension_table(extended["rows"]),
+        "extension, all scores": markdown_table(extended["rows"], INTERVALS),
+        "extension, paired": difference_table(extended["differences"]),
+        "far extension": far_table(far),
+    }
+
+
+def extension_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each window: SSIM of the simple methods, all scores of ours."""
+    windows = [
+        {found["name"]: found for found in rows if found["window"] == number}
+        for number in dict.fromkeys(found["window"] for found in rows)
+    ]
+    simple = [name for name, found in windows[0].items() if found["kind"] == BASELINE]
+    columns = [column for column in present_columns([windows[0]["ours"]]) if column in INTERVALS]
+    header = ["frames (window)", *(f"{name}: {COLUMNS['ssim']}" for name in simple)]
+    lines = [header + [f"ours: {COLUMNS[column]}" for column in columns]]
+    lines.append(["---"] * len(lines[0]))
+    for number, window in enumerate(windows, start=1):
+        ours = window["ours"]
+        frames = ours["method"].removeprefix("frames ").removesuffix(", ours")
+        cells = [f"{window[name]['ssim']:.3f}" for name in simple]
+        for column in columns:
+            digits, (low, high) = DIGITS.get(column, 3), ours["intervals"][column]
+            cells.append(f"{ours[column]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        lines.append([f"{frames} ({number})", *cells])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def far_table(far: dict[str, Any]) -> str:
+    """A line for each block of frames, and how far the true clips lie apart."""
     lines = ["| frames | " + " | ".join(f"motion, {clip}" for clip in far["clips"]) + " | "]
     lines[0] += " | ".join(f"sharpness, {clip}" for clip in far["clips"]) + " |"
     lines.append("|---|" + "---|" * 2 * len(far["clips"]))
@@ -20,19 +61,7 @@ def tables_of(record: dict[str, Any]) -> str:
         cells = [f"{value:.2f}" for value in (*block["motion"], *block["sharpness"])]
         lines.append(f"| {block['first']} to {block['last']} | " + " | ".join(cells) + " |")
     spread = "; ".join(f"{name} {values[0]:.2f} to {values[-1]:.2f}" for name, values in far["true_clips"].items())
-    parts = [
-        "Slow motion, on the frames that are painted at every distance:",
-        markdown_table([found for found in slow["rows"] if found["level"] is None], INTERVALS),
-        "Slow motion by level of the recursion:",
-        markdown_table([found for found in slow["rows"] if found["level"] is not None], INTERVALS),
-        difference_table(slow["differences"]),
-        "Extension, by window of the chain:",
-        markdown_table(extended["rows"], INTERVALS),
-        difference_table(extended["differences"]),
-        f"Far extension, relative to the mean of the true clips (which lie from {spread}):",
-        "\n".join(lines),
-    ]
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    return "\n".join(lines) + f"\n\nThe true clips lie from {spread}.\n"
 
 
 def slow_motion_panels(slow: dict[str, Any]) -> list[Panel]:

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; their mean is told")
     parser.add_argument("--batch-size", type=int, default=8, help="windows painted together")
+    parser.add_argument("--page", type=Path, help="markdown file whose blocks are filled with the tables (page.py)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
 
@@ -54,4 +55,5 @@ def facts(options: argparse.Namespace, command: str, checkpoint: str) -> dict[st
         checkpoint: digest of the weights.
     """
     told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    told.pop("page")
     return {**told, "command": command, "weights": checkpoint}

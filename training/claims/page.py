@@ -4,6 +4,7 @@ A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -24,3 +25,21 @@ def fill(page: Path, name: str, text: str) -> None:
         raise ValueError(f"{page} needs one line {begin.strip()!r} and, below it, one {end.strip()!r}")
     head, tail = whole.split(begin)[0], whole.split(end)[1]
     page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
+
+
+def fill_all(page: Path, tables: Mapping[str, str]) -> None:
+    """Fills every block of a page that one of the tables belongs to; other blocks are left as they are.
+
+    Args:
+        page: markdown.
+        tables: by the names of their blocks.
+
+    Raises:
+        ValueError: if the page has none of these blocks.
+    """
+    found = [name for name in block_names(page) if name in tables]
+    if not found:
+        raise ValueError(f"{page} has no block for any of these tables: {', '.join(tables)}")
+    for name in found:
+        fill(page, name, tables[name])
+    print(f"Filled {', '.join(found)} of {page}")

@@ -98,7 +98,9 @@ class LatentCache:
             ValueError: if the cache does not hold them, or its files have been damaged since it was opened.
         """
         if view not in self.views:
-            raise ValueError(f"the cache in '{self.folder}' holds no {view!r}, but {sorted(self.views)}; build it with that one too")
+            raise ValueError(
+                f"the cache in '{self.folder}' holds no {view!r}, but {sorted(self.views)}; build it with that one too"
+            )
         if entry not in self:
             raise ValueError(f"the cache in '{self.folder}' does not hold clip '{entry.key}'")
         indices = np.fromiter(indices, dtype=int)
@@ -264,7 +266,9 @@ def _encode_clip(
 
     frames = _frames(source, entry)
     for frame in frames:
-        batch.append([view.of(frame[None], *size) for view in views])  # one by one: a batch of frames of 4K would take 1.6 GB
+        batch.append(
+            [view.of(frame[None], *size) for view in views]
+        )  # one by one: a batch of frames of 4K would take 1.6 GB
         if len(batch) == batch_size:
             encode()
     if batch:

@@ -7,5 +7,5 @@ CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
 CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/degraded-plan}"
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-"$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CARRACING/val" -o "$OUT" "$@"
+"$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --page docs/results/degraded_plan.md "$@"
 cp "$OUT/chart.png" docs/images/results/degraded_plan.png
