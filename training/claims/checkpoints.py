@@ -94,7 +94,7 @@ def short(results: dict[str, Any]) -> str:
 
 
 def write_picture(sheet: Path, path: Path) -> Path:
-    """A contact sheet in 256 colours: a fifth of the size. The octree keeps small red curbs red, where the median cut dims them.
+    """A contact sheet as it was drawn, as small as PNG makes it.
 
     Raises:
         ValueError: if there is no such sheet.
@@ -103,7 +103,7 @@ def write_picture(sheet: Path, path: Path) -> Path:
         raise ValueError(f"there is no {sheet}; run what makes it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(sheet) as image:
-        image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+        image.save(path, optimize=True)
     return path
 
 
