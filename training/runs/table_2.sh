@@ -23,3 +23,5 @@ score table-2/large-pair runs/claims-large-pair/pipeline --no-planning
 "$PYTHON" -m training.claims.compare "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500:ours, 25 steps, planning signal dropped" \
     "small planner + transformer=$SCORES/table-2/pair" "large planner + transformer=$SCORES/table-2/large-pair" \
     -o "$SCORES/table-2/equal-diffusion" --page docs/results/table_2.md equal-diffusion
+"$PYTHON" -m training.claims.curves "transformer alone=runs/claims-transformer-alone" "small planner + transformer=runs/claims-pair" \
+    "large planner + transformer=runs/claims-large-pair" --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"
