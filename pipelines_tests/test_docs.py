@@ -45,6 +45,34 @@ def commands(block: str) -> list[str]:
     return re.findall(r"^.*<<'END'\n(?:.*\n)*?END$|^.+$", block, re.M)
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/results/{path.name}" for path in sorted((ROOT / "docs/results").glob("*.md")))]
+)
+def test_what_commands_fill_is_filled(page):
+    for name, block in re.findall(
+        r"^<!-- (.+): begin -->\n(.*?)^<!-- \1: end -->$", (ROOT / page).read_text(), re.DOTALL | re.M
+    ):
+        assert block.count("\n| ") + block.startswith("| ") > 2, f"{page} has no table in {name}"
+
+
+@pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
+def test_the_lines_of_the_readme_paint(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
+    # Fewer steps, and everything else as it is printed
+    few = block.replace("num_frames=9)", "num_frames=9, num_inference_steps=2)").replace(
+        "factor=4)", "factor=4, num_inference_steps=2)"
+    )
+    few = few.replace("num_new_frames=16)", "num_new_frames=16, num_inference_steps=2)")
+    assert few.count("num_inference_steps=2") == 3
+    names = {}
+    exec(compile(few, "README.md", "exec"), names)
+    assert (tmp_path / "between.mp4").is_file()
+    assert [len(names[name]) for name in ("between", "slower", "longer")] == [9, 33, 25]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
 def test_the_page_about_adapters_works_from_top_to_bottom(tmp_path, monkeypatch):

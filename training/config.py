@@ -212,7 +212,7 @@ class StageConfig(_Strict):
             raise ValueError(f"reference_ratio is {self.reference_ratio}; it must be 0 <= low <= high <= 1")
         least, largest = self.leading_frames
         shortest = min((frames for _, _, frames in shapes), default=self.num_frames)
-        if not 1 <= least <= largest < shortest:
+        if self.tasks.leading > 0 and not 1 <= least <= largest < shortest:
             raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {shortest - 1}")
         if self.strides is not None and (
             any(stride < 1 or weight < 0 for stride, weight in self.strides.items()) or sum(self.strides.values()) <= 0

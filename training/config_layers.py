@@ -103,7 +103,7 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
         names = [stage["name"] for stage in value]
         if len(set(map(str, names))) != len(names):
             raise ValueError(f"{source}: stage names are {names}; each must be given once")
-        target["stages"] = {stage["name"]: dict(stage) for stage in value}
+        target["stages"] = {stage["name"]: copy.deepcopy(stage) for stage in value}
         return
     if not isinstance(value, dict) or not all(isinstance(stage, dict) for stage in value.values()):
         raise ValueError(

@@ -8,6 +8,7 @@ of the output: typed again after an interruption, it goes on. The parts are in `
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,9 @@ def load_networks(
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
-        _evaluate(options, "python -m training.evaluate " + " ".join(sys.argv[1:] if arguments is None else arguments))
+        _evaluate(
+            options, "python -m training.evaluate " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+        )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -124,6 +127,9 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     )
     # 1. Check: what cannot be had is said before anything is painted
     digests = dict(text.partition("=")[::2] for text in options.sha256)
+    for name, digest in digests.items():
+        if not digest:
+            raise ValueError(f"--sha256 {name} gives no digest; write {name}=DIGEST")
     networks, missing = load_networks(
         options.metrics,
         options.size,

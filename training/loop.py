@@ -8,7 +8,7 @@ finite does in `guards.py`, what is shown in `monitor.py`.
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -91,7 +91,11 @@ class Run:
         self.attempt = 0
 
     def train(
-        self, stop: StopRequest | None = None, start_at: str | None = None, stop_after: str | None = None
+        self,
+        stop: StopRequest | None = None,
+        start_at: str | None = None,
+        stop_after: str | None = None,
+        on_accepted: Callable[[], None] = lambda: None,
     ) -> Path:
         """Trains every stage from where the newest checkpoint stands; returns the folder of the finished pipeline.
 
@@ -99,6 +103,7 @@ class Run:
             stop: asked after every step.
             start_at: name of the stage to begin with, for a run that has no checkpoint yet and an `init_from`.
             stop_after: name of the last stage to train.
+            on_accepted: called once it is sure that the configuration goes on from the newest checkpoint, before anything is trained.
 
         Raises:
             ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown.
@@ -116,7 +121,7 @@ class Run:
         while True:
             try:
                 with self.monitor:
-                    return self._train_stages(stop, start_at, stop_after)
+                    return self._train_stages(stop, start_at, stop_after, on_accepted)
             except RollBack as error:
                 if self.attempt > 0:
                     raise RuntimeError(
@@ -129,8 +134,11 @@ class Run:
                 self.accelerator.free_memory()
                 self.attempt = 1
 
-    def _train_stages(self, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
+    def _train_stages(
+        self, stop: StopRequest, start_at: str | None, stop_after: str | None, on_accepted: Callable[[], None]
+    ) -> Path:
         position = self._resume(start_at)
+        on_accepted()
         start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(position.stage), names.index(stop_after or names[-1])

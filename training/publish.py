@@ -25,6 +25,7 @@ from diffusers_mardini.pipelines.saving import finish_saved_folder
 from .card import facts_of, read_record
 from .config import RunConfig
 from .evaluation.tables import COLUMNS, present_columns
+from .report import read_lines
 
 
 def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
@@ -140,7 +141,7 @@ def _config(run: Path) -> RunConfig:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_lines(run / "metrics.jsonl")
 
 
 def _hardware(start: dict[str, Any]) -> str:

@@ -77,8 +77,7 @@ def train(
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(config.model_dump_json(indent=2))  # as given, for any number of processes
-    config = resolved
+    given, config = config, resolved
     if config.lora is not None:
         refuse_shards(accelerator)
     with StopRequest(folder, config.max_hours) as stop:
@@ -94,6 +93,10 @@ def train(
             f"{'bf16 autocast' if use_bf16 else 'float32'}, million parameters to be trained: "
             + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
         )
+
+        def keep_configuration() -> None:
+            if accelerator.is_main_process:  # as given, for any number of processes
+                write_whole(folder / "config.json", given.model_dump_json(indent=2))
 
         def tell(state: str, reason: str | None = None) -> None:
             if accelerator.is_main_process:
@@ -115,7 +118,7 @@ def train(
             record_start(folder, accelerator)
         tell("running")
         try:
-            result = run.train(stop, start_at, stop_after)
+            result = run.train(stop, start_at, stop_after, keep_configuration)
         except Stopped as stopped:
             if accelerator.is_main_process:
                 stop.done()
@@ -147,9 +150,15 @@ def report(folder: Path) -> None:
 
 def write_status(folder: Path, status: dict) -> None:
     """Writes `status.json`, for whoever watches a run from outside: launchers do not pass on exit codes."""
-    temporary = folder / ".status.json.partial"
-    temporary.write_text(json.dumps({**status, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
-    temporary.replace(folder / "status.json")
+    told = {**status, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    write_whole(folder / "status.json", json.dumps(told) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def run_command(description: str, adapter: bool, arguments: Sequence[str] | None = None) -> None:

@@ -37,6 +37,7 @@ def folder(tmp_path):
         "differences": [
             difference("copy", [0.05, 0.15], [-0.2, -0.1]),
             difference("flow", [-0.2, -0.01], [-0.1, 0.1]),
+            difference("ours, 25 steps, planning signal dropped", [-0.2, -0.1], [0.1, 0.2]),  # no simple method
         ],
     }
     (tmp_path / "laps").mkdir()
@@ -46,7 +47,7 @@ def folder(tmp_path):
 
 def test_ahead_or_behind_is_said_only_where_the_interval_leaves_out_zero(folder):
     said = checkpoints.judge(read_results(folder / "laps"))
-    assert "- mid SSIM: ahead of copy; behind flow\n" in said
+    assert "- mid SSIM: ahead of copy; behind flow\n" in said and "dropped" not in said
     assert "- mid LPIPS: ahead of copy; not told apart from flow\n" in said  # less LPIPS is better
     assert said.endswith("30.0, below flow (40.0); **above** copy (20.0)")  # the ceiling is no simple method
 
@@ -67,7 +68,7 @@ def test_blocks_of_pages_are_filled_by_their_names(folder):
         checkpoints.main([str(folder), str(readme)])
 
 
-def test_a_contact_sheet_in_few_colours_keeps_its_size_and_look(folder):
+def test_a_contact_sheet_keeps_every_pixel(folder):
     sheet = Image.radial_gradient("L").convert("RGB").rotate(45)
     sheet.save(folder / "laps/sheet_0.png")
     checkpoints.main([str(folder), "--picture", f"laps={folder / 'small.png'}"])
@@ -77,5 +78,4 @@ def test_a_contact_sheet_in_few_colours_keeps_its_size_and_look(folder):
     with pytest.raises(SystemExit, match="there is no .*robot/sheet_0.png"):
         checkpoints.main([str(folder), "--picture", f"robot={folder / 'small.png'}"])
     small = Image.open(folder / "small.png")
-    assert small.size == sheet.size and small.mode == "P"
-    assert abs(small.convert("RGB").getpixel((128, 40))[0] - sheet.getpixel((128, 40))[0]) <= 16
+    assert small.mode == "RGB" and small.tobytes() == sheet.tobytes()

@@ -12,7 +12,7 @@ from training.metrics import summarize
 SCORES = ("mid_ssim", "mid_psnr", "ssim", "psnr", "motion", "true_motion", "evenness", "true_evenness", "sharpness", "true_sharpness")  # fmt: skip
 
 
-def results(folder, better, clips=("a", "a", "b", "b"), task="interpolation"):
+def results(folder, better, clips=("a", "a", "b", "b"), task="interpolation", **facts):
     """What `training.evaluate` writes for one row of ours that is `better` by so much in every score, and a baseline."""
     rows = []
     for method, kind, more in (
@@ -28,7 +28,13 @@ def results(folder, better, clips=("a", "a", "b", "b"), task="interpolation"):
             | {"windows": {name: values.tolist() for name, values in windows.items()}}
         )
     folder.mkdir()
-    told = {"rows": rows, "task": task, "windows": [{"clip": clip, "start": i} for i, clip in enumerate(clips)]}
+    told = {
+        "rows": rows,
+        "task": task,
+        "size": 64,
+        **facts,
+        "windows": [{"clip": clip, "start": i} for i, clip in enumerate(clips)],
+    }
     (folder / "results.json").write_text(json.dumps(told))
     return folder
 
@@ -54,10 +60,31 @@ def test_a_row_is_chosen_by_its_name(tmp_path):
 
 def test_other_windows_or_tasks_are_refused(tmp_path):
     one = read_method(f"one={results(tmp_path / 'one', 0)}")
-    with pytest.raises(ValueError, match="scored 4 windows .interpolation. and 'two' others"):
+    with pytest.raises(ValueError, match="'one' scored 4 windows .task interpolation, .* and 'two' scored 4 windows"):
         compare([one, read_method(f"two={results(tmp_path / 'two', 0, clips=('a', 'a', 'b', 'c'))}")])
-    with pytest.raises(ValueError, match="same clips, stride"):
-        compare([one, read_method(f"two={results(tmp_path / 'three', 0, task='expansion')}")])
+    for number, changed in enumerate(({"task": "expansion"}, {"size": 128}, {"stride": 3}, {"windows_digest": "b"})):
+        folder = results(tmp_path / f"three-{number}", 0, **{"windows_digest": "a", **changed})
+        with pytest.raises(ValueError, match="same clips, size, stride"):
+            compare(
+                [
+                    read_method(f"one={results(tmp_path / f'one-{number}', 0, windows_digest='a')}"),
+                    read_method(f"two={folder}"),
+                ]
+            )
+
+
+def test_scores_that_only_one_has_are_left_out_and_named(tmp_path, capsys):
+    one, two = results(tmp_path / "one", 0.1), results(tmp_path / "two", 0.3)
+    more = json.loads((one / "results.json").read_text())
+    for row in more["rows"]:
+        row |= {"fd_window": 1.0, "lpips": 0.5}
+        row["windows"]["lpips"] = [0.5] * 4
+        row["intervals"]["lpips"] = [0.4, 0.6]
+    (one / "results.json").write_text(json.dumps(more))
+    main([f"one={one}", f"two={two}", "-o", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "LPIPS" not in page and "FD-window" not in page and "| two − one | +0.200" in page
+    assert "left out, since not all were measured so: mean LPIPS, FD-window" in capsys.readouterr().out
 
 
 def test_the_program_writes_a_page(tmp_path):

@@ -102,7 +102,7 @@ def test_more_clips_go_on_from_fewer(arguments, tmp_path):
     ours = {path for path in (tmp_path / "kept").rglob("00000-00001.safetensors")}
     times = {path: path.stat().st_mtime_ns for path in ours}
     long_video.main([*arguments, *more, *all_clips, "-o", str(tmp_path)])
-    assert len(json.loads((tmp_path / "results.json").read_text())["clips_scored"]) == 2
+    assert len(json.loads((tmp_path / "results.json").read_text())["slow_motion"]["clips"]) == 2
     assert times == {path: path.stat().st_mtime_ns for path in ours}
     assert len(list((tmp_path / "kept").rglob("00001-00002.safetensors"))) >= 4
 

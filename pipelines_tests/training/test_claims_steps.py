@@ -50,6 +50,9 @@ def test_results_of_other_windows_are_refused(two):
     (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], windows=[{"clip": "a", "start": 5}]))
     with pytest.raises(ValueError, match="solvers has other windows, seeds, task or checkpoint than .*ddim;"):
         steps.read_rows(two)
+    (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], size=128))
+    with pytest.raises(ValueError, match="solvers has other windows"):
+        steps.read_rows(two)
     (two[0] / "results.json").write_text(results([row("cross-fade", 0.5, "baseline")]))
     with pytest.raises(ValueError, match="no row of ours"):
         steps.read_rows(two[:1])

@@ -107,7 +107,10 @@ def test_steps_follow_from_clips_and_the_global_batch_is_shared():
         ({"steps": 1, "buckets": [[64]]}, r"bucket \[64\] must be \[height, width\] or \[height, width, frames\]"),
         ({"steps": 1, "buckets": [[64, 64, 1]]}, "at least 2 frames"),
         ({"steps": 1, "buckets": [[64, 96], [64, 96, 9]]}, "each shape must be given once"),
-        ({"steps": 1, "buckets": [[64, 96, 3], [64, 64]]}, "leading_frames is .1, 3.; it must lie within 1 to 2"),
+        (
+            {"steps": 1, "tasks": {"leading": 1.0}, "buckets": [[64, 96, 3], [64, 64]]},
+            "leading_frames is .1, 3.; it must lie within 1 to 2",
+        ),
         ({"steps": 1, "strides": {1: 0.0}}, "not all 0"),
     ],
 )
@@ -135,7 +138,7 @@ def test_a_resolved_config_can_be_written_and_read_again(tmp_path):
             "stages.a.trains.*'planner', 'transformer' or 'joint'.*everything",
         ),
         ("stages: [{name: a, trains: joint, steps: 1, reference_ratio: [0.6, 0.2]}]", "0 <= low <= high <= 1"),
-        ("stages: [{name: a, trains: joint, steps: 1, leading_frames: [1, 9]}]", "within 1 to 8"),
+        ("stages: [{name: a, trains: joint, steps: 1, tasks: {leading: 1}, leading_frames: [1, 9]}]", "within 1 to 8"),
         ("stages: [{name: a, trains: joint, steps: 1, strides: {0: 1}}]", "distances of at least 1"),
         ("stages: [{name: a, trains: joint, steps: 1, tasks: {random: 0}}]", "all task weights are 0"),
         (
@@ -259,3 +262,18 @@ def test_defaults_are_found_by_dotted_key():
     assert default_of("stages.any.tasks.random") == 1.0 and default_of("stages.any.reference_ratio") == [0.35, 1.0]
     for key in ("data.train", "stages.any.strides.2", "stages.any.windows_per_step", "lora", "nothing"):
         assert default_of(key) is None
+
+
+def test_leading_frames_matter_only_where_leading_frames_are_kept():
+    stage = {"name": "short", "trains": "joint", "steps": 1, "num_frames": 3}
+    assert StageConfig(**stage).leading_frames == (1, 3)  # the default, which three frames cannot have
+    with pytest.raises(ValueError, match="leading_frames is .1, 3.; it must lie within 1 to 2"):
+        StageConfig(**stage, tasks={"random": 0.5, "leading": 0.5})
+
+
+def test_stages_that_share_a_part_of_their_file_are_changed_apart(tmp_path):
+    text = "name: a\ndata: {train: clips}\nvae: vae\nstages:\n"
+    text += "  - &part {name: one, trains: joint, steps: 1, tasks: {random: 1.0}}\n  - {<<: *part, name: two}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    one, two = load_config(tmp_path / "a.yaml", ["stages.two.tasks.random=0.5"]).stages
+    assert (one.tasks.random, two.tasks.random) == (1.0, 0.5)

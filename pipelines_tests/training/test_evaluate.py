@@ -219,6 +219,7 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--metrics", "fvd"], "at least 9 frames, got 5"),
         (["--metrics", "vmaf"], "'vmaf' is unknown; use auto or some of lpips"),
         (["--sha256", "other.pth=00"], "'other.pth', which no metric reads"),
+        (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
         (["--fps", "60"], "60 frames per second"),
         (["--rife", "rife-v2.3"], "RIFE needs the package|does not paint any time"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
 from training.evaluation.painting import (
     batches,
@@ -122,9 +123,12 @@ def test_the_autoencoder_alone_returns_windows_in_range(pipe, windows):
     assert rebuilt.shape == windows.shape and rebuilt.min() >= 0 and rebuilt.max() <= 1
 
 
-def test_the_digest_of_a_checkpoint_changes_with_one_weight():
+def test_the_digest_of_a_checkpoint_changes_with_one_weight(tmp_path):
     pipe = tiny_pipeline()
     before = weights_digest(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    for place in (tmp_path / "saved", str(tmp_path / "saved")):  # wherever it was loaded from
+        assert weights_digest(MarDiniPipeline.from_pretrained(place)) == before
     assert before == weights_digest(tiny_pipeline()) and before != weights_digest(tiny_pipeline(planner_downscale=4))
     with torch.no_grad():
         next(pipe.planner.parameters()).flatten()[0] += 1e-3

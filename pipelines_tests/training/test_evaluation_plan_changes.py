@@ -62,6 +62,8 @@ def test_a_plan_can_be_dropped_or_anothers():
     own = signals()
     assert (DROPPED.apply(own, context()) == 9).all()
     torch.testing.assert_close(OTHER.apply(own, context()), own[[1, 0]])
+    four = torch.cat([own, own + 1])  # two windows of each of two clips
+    assert torch.equal(OTHER.apply(four, context()), four[[2, 3, 0, 1]])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE
+from training.data.clips import write_metadata
 from training.evaluation.windows import (
     clip_step,
     frame_offsets,
@@ -104,3 +105,15 @@ def test_the_digest_knows_every_pixel(clips):
 
 def test_bytes_are_what_a_file_holds():
     assert to_bytes(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_frames_between_two_are_the_earlier_ones_as_in_training():
+    assert frame_offsets(8, 20 / 8) == [0, 2, 5, 7, 10, 12, 15, 17]
+
+
+def test_clips_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in ("a/0.mp4", "b/0.mp4"):
+        write_video(tmp_path / name, np.zeros((4, 16, 16, 3), dtype=np.uint8), fps=10)
+    write_metadata(tmp_path, [{"file_name": name} for name in ("a/0.mp4", "b/0.mp4", "c/0.mp4")])
+    found = load_windows(tmp_path, 16, 3, 1, 1)
+    assert found.clips == ["a/0.mp4", "b/0.mp4"] and list(found.skipped) == ["c/0.mp4"]

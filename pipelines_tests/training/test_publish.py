@@ -142,7 +142,7 @@ def test_samples_are_copied_from_the_evaluation(tmp_path, run):
 
 def test_hardware_and_hours_are_told_as_far_as_they_were_recorded(tmp_path):
     lines = [{"step": 1, "seconds": 1800.0}, {"step": 2, "seconds": 2700.0}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert resources_of(tmp_path) == {"hours": 1.25}
     start = {"processes": 2, "threads": 1, "device": "cpu", "processor": "Z80", "cores": 2, "mixed_precision": "no"}
     gpu = {**start, "processes": 1, "device": "H100", "mixed_precision": "bf16"}
@@ -151,7 +151,7 @@ def test_hardware_and_hours_are_told_as_far_as_they_were_recorded(tmp_path):
         resources_of(tmp_path)["hardware"]
         == "2 processes of 1 thread on Z80, 2 cores; then 1 process, each on H100, bf16"
     )
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"step": 3}])))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"step": 3}])) + "\n")
     assert "hours" not in resources_of(tmp_path)
 
 

@@ -227,8 +227,11 @@ def test_what_shaped_a_checkpoint_cannot_change_behind_its_back(tmp_path):
         ValueError, match="(?s)another configuration.*stages.planner.learning_rate: 0.01 then, 0.5 now"
     ):
         make_run(tmp_path, edited(0, learning_rate=0.5)).train()
+    accepted = []
     with pytest.raises(ValueError, match="stages.transformer.windows_per_step: 2 then, 3 now"):
-        make_run(tmp_path, edited(1, batch_size=3)).train()
+        make_run(tmp_path, edited(1, batch_size=3)).train(on_accepted=lambda: accepted.append("what is refused"))
+    make_run(tmp_path, config).train(stop_after="transformer", on_accepted=lambda: accepted.append("the same again"))
+    assert accepted == ["the same again"]  # before that, nothing of the run is replaced
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")][-1] == "step-00000005"
     make_run(tmp_path / "accepted").train(stop_after="transformer")
     accepted = make_run(

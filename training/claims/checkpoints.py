@@ -31,6 +31,8 @@ def how(results: dict[str, Any]) -> str:
     seeds, clips = results["seeds"], {window["clip"] for window in results["windows"]}
     sample = f"mean of the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     pace = PACE.get(results["stride"], f"every {results['stride']}th frame")
+    if results.get("fps") is not None:
+        pace = f"{results['fps']:g} frames per second"
     return f"{len(results['windows'])} windows of {len(clips)} clips, {pace}, {sample}."
 
 
@@ -39,7 +41,8 @@ def judge(results: dict[str, Any]) -> str:
     rows = results["rows"]
     ours = next(row for row in rows if row["kind"] == OURS)
     simple = [row for row in rows if row["kind"] == BASELINE]
-    found = [difference for difference in results["differences"] if difference["method"] == ours["method"]]
+    names = {row["method"] for row in simple}
+    found = [pair for pair in results["differences"] if pair["method"] == ours["method"] and pair["than"] in names]
     lines = []
     for column, more_is_better in JUDGED.items():
         if column in ours:

@@ -9,7 +9,7 @@ Writes a table, and every method's difference to the first, window by window, wi
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ import torch
 
 from ..evaluation.intervals import Bootstrap
 from ..evaluation.scores import paired_difference
-from ..evaluation.tables import difference_table, markdown_table, read_results
+from ..evaluation.tables import COLUMNS, difference_table, markdown_table, present_columns, read_results
 from ..evaluation.variants import OURS
 from .page import fill
+
+
+# Facts of results.json that two evaluations of the same windows share.
+SETTING = ("task", "size", "num_frames", "stride", "fps", "windows_digest")
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,28 @@ class Method:
         label: what it is called here.
         row: of `results.json`.
         windows: clip and start of each that was scored.
-        task: whose frames were given.
+        setting: what was scored, as far as it can make pixels differ: task, size, frames and pace of the windows, and their digest.
     """
 
     label: str
     row: dict[str, Any]
     windows: list[dict[str, Any]]
-    task: str
+    setting: dict[str, Any]
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
         """Of each window, float64 `(windows,)` by name."""
         return {name: torch.tensor(found, dtype=torch.float64) for name, found in self.row["windows"].items()}
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Which of `SETTING` differ; results from before there was a digest have none, which is no difference."""
+    digests = (one.get("windows_digest"), other.get("windows_digest"))
+    return [
+        name
+        for name in SETTING
+        if one.get(name) != other.get(name) and not (name == "windows_digest" and None in digests)
+    ]
 
 
 def read_method(text: str) -> Method:
@@ -60,7 +74,7 @@ def read_method(text: str) -> Method:
     found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
     if not found:
         raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
-    return Method(label, found[0], results["windows"], results["task"])
+    return Method(label, found[0], results["windows"], {name: results.get(name) for name in SETTING})
 
 
 def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -71,10 +85,13 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
     """
     first = methods[0]
     for method in methods[1:]:
-        if method.windows != first.windows or method.task != first.task:
+        if method.windows != first.windows or differing(first.setting, method.setting):
+            told = [
+                f"{m.label!r} scored {len(m.windows)} windows ({', '.join(f'{k} {v}' for k, v in m.setting.items())})"
+                for m in (first, method)
+            ]
             raise ValueError(
-                f"{first.label!r} scored {len(first.windows)} windows ({first.task}) and {method.label!r} others, {len(method.windows)} "
-                f"({method.task}); evaluate both with the same clips, stride, windows per clip and task"
+                f"{' and '.join(told)}, which are others; evaluate both with the same clips, size, stride, windows per clip and task"
             )
     bootstrap = Bootstrap([window["clip"] for window in first.windows])
     scores = {method.label: method.scores for method in methods}
@@ -110,6 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences)}"
     (options.output / "comparison.md").write_text(text, encoding="utf-8")
     print(markdown_table(rows))
+    shown = present_columns(rows)
+    if left_out := [
+        name for column, name in COLUMNS.items() if column not in shown and any(column in row for row in rows)
+    ]:
+        print(f"left out, since not all were measured so: {', '.join(left_out)}")
     print(f"Wrote {options.output / 'comparison.md'}")
 
 

@@ -3,8 +3,8 @@
     python -m training.claims.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
         "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
 
-Reads what the trainer wrote, `metrics.jsonl`: values of `heldout:` are told as they stand, those of `loss:`, which are single steps, as means over as
-many lines as lie between two held-out evaluations. Prints the last value of every curve.
+Reads what the trainer wrote, `metrics.jsonl`: values of `heldout:` are told as they stand, those of `loss:`, which are single steps, as means over
+`--every` lines. Prints the last value of every curve.
 """
 
 import argparse

@@ -8,6 +8,7 @@ defined in `evaluation/plan_changes.py`.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        _measure(options, "python -m training.claims.degraded_plan " + " ".join(typed))
+        _measure(options, "python -m training.claims.degraded_plan " + shlex.join(typed))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -12,6 +12,7 @@ Writes `results.json`, `results.md`, charts and contact sheets; typed again afte
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        _measure(options, "python -m training.claims.long_video " + " ".join(typed))
+        _measure(options, "python -m training.claims.long_video " + shlex.join(typed))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -141,7 +142,9 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         extended = extension(painter, long)
         far = far_extension(painter, long)
     told = facts(options, command, key["checkpoint"]) | {"networks": networks.sources, "not_measured": missing}
-    record = {**told, "clips_scored": short.clips, "slow_motion": slow, "extension": extended, "far": far}
+    slow |= {"clips": short.clips, "skipped": short.skipped}
+    extended |= {"clips": long.clips, "skipped": long.skipped}
+    record = {**told, "slow_motion": slow, "extension": extended, "far": far}
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
     tables = tables_of(record)
@@ -239,7 +242,7 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     )
     variants = [
         *baselines(count, given, num_frames, None),
-        another,
+        *([another] if count > 1 else []),
         painter.ceiling(count),
         painter.variant("extension", count, call, overlap=options.overlap),
     ]

@@ -55,5 +55,5 @@ def facts(options: argparse.Namespace, command: str, checkpoint: str) -> dict[st
         checkpoint: digest of the weights.
     """
     told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    told.pop("page")
+    told.pop("page", None)
     return {**told, "command": command, "weights": checkpoint}

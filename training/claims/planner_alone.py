@@ -8,6 +8,7 @@ Scores, windows and files are those of `training.evaluate`, so that `compare.py`
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        _evaluate(options, f"{parser.prog} " + " ".join(given))
+        _evaluate(options, f"{parser.prog} " + shlex.join(given))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from ..chart import Panel, Point, draw
 from ..evaluation.tables import COLUMNS, DIGITS, read_results
 from ..evaluation.variants import OURS
+from .compare import SETTING, differing
 from .page import fill
 
 
@@ -41,8 +42,11 @@ def read_rows(paths: Sequence[Path]) -> Rows:
     rows, windows = {}, None
     for path in paths:
         results = read_results(path)
-        scored = {key: results[key] for key in ("task", "checkpoint", "stride", "seeds", "windows")}
-        if windows not in (None, scored):
+        scored = {key: results.get(key) for key in ("checkpoint", "seeds", "windows", *SETTING)}
+        if windows is not None and (
+            any(windows[key] != scored[key] for key in ("checkpoint", "seeds", "windows"))
+            or differing(windows, scored)
+        ):
             raise ValueError(
                 f"{path} has other windows, seeds, task or checkpoint than {paths[0]}; evaluate both alike"
             )

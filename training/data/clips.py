@@ -53,7 +53,7 @@ class Clips:
 
     Attributes:
         frames: one `uint8` tensor `(frames, 3, size, size)` for each clip.
-        names: the file name of each clip.
+        names: the file of each clip, relative to the folder.
         fps: frames per second of each clip.
         skipped: reasons by file name, for clips that could not be read.
     """
@@ -167,16 +167,17 @@ def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Ite
     """
     paths = list_clips(folder)
     for path in paths:
+        name = path.relative_to(folder).as_posix()
         try:
             frames, fps = load_clip(path, size)
         except ValueError as error:
-            skipped[path.name] = str(error)
+            skipped[name] = str(error)
             continue
-        yield path.name, frames, fps
+        yield name, frames, fps
     if skipped:
         print(f"{len(skipped)} of {len(paths)} clips of '{folder}' were left out:")
-        for name, reason in skipped.items():
-            print(f"  {name}: {reason}")
+        for skipped_name, reason in skipped.items():
+            print(f"  {skipped_name}: {reason}")
     if len(skipped) == len(paths):
         raise ValueError(f"none of the {len(paths)} clips of '{folder}' can be read; the reasons stand above")
 

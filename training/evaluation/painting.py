@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_mardini import MarDiniPipeline
@@ -147,10 +149,15 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor) -> torch.Tensor:
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
     """Changes with any weight or setting of the checkpoint, wherever it was loaded from."""
-    digest = hashlib.sha256(repr(sorted(pipe.config.items(), key=str)).encode())
+
+    def settings(module: ConfigMixin) -> bytes:  # without `_name_or_path` and the like, which tell where it came from
+        told = {key: value for key, value in module.config.items() if not key.startswith("_")}
+        return json.dumps(told, sort_keys=True, default=str).encode()
+
+    digest = hashlib.sha256(settings(pipe))
     for name in ("vae", "planner", "transformer"):
         module = getattr(pipe, name)
-        digest.update(module.to_json_string().encode() if hasattr(module, "to_json_string") else name.encode())
+        digest.update(name.encode() + settings(module))
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

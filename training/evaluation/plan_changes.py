@@ -52,13 +52,14 @@ def _drop(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
 def _of_another(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
     if len(signals) < 2:
         raise ValueError("the plan of another window needs at least 2 windows")
-    return signals.roll(1, dims=0)
+    return signals.roll(len(signals) // 2, dims=0)
 
 
 # The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
 # averages equal values.
 DROPPED = PlanChange("none", ", planning signal dropped", _drop)
-OTHER = PlanChange("other", ", plan of another window", _of_another)  # the batch's next window
+# Half a batch further: another clip's, since the windows of a clip follow each other.
+OTHER = PlanChange("half a batch further", ", plan of another window", _of_another)
 
 
 def noisy(deviations: float) -> PlanChange:

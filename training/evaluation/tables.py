@@ -40,7 +40,8 @@ SHOWN_INTERVALS = ("mid_ssim", "mid_lpips")  # in the table; all are in the file
 
 
 def present_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [column for column in COLUMNS if any(column in row for row in rows)]
+    """The columns that all rows have: results of evaluations with other metrics can stand in one table."""
+    return [column for column in COLUMNS if rows and all(column in row for row in rows)]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], intervals: Sequence[str] = SHOWN_INTERVALS) -> str:
@@ -77,7 +78,7 @@ def difference_table(differences: Sequence[Mapping[str, Any]]) -> str:
     """Paired differences with their 95% intervals; empty where there is nothing to compare."""
     if not differences:
         return ""
-    columns = [column for column in COLUMNS if column in differences[0]["difference"]]
+    columns = present_columns([found["difference"] for found in differences])
     lines = ["| difference | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---|" + "---|" * len(columns)]
     for found in differences:
         cells = []
@@ -102,7 +103,8 @@ def write_results(
     """
     output.mkdir(parents=True, exist_ok=True)
     names = [{"clip": clip, "start": start} for clip, start in zip(windows.clips, windows.starts)]
-    record = {**facts, "skipped": windows.skipped, "windows": names, "rows": rows, "differences": differences}
+    record = {**facts, "skipped": windows.skipped, "windows": names, "windows_digest": windows.digest()}
+    record |= {"rows": rows, "differences": differences}
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n", encoding="utf-8")
 
@@ -143,10 +145,16 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}; run training.evaluate with -o {folder} first")
     results = json.loads(path.read_text(encoding="utf-8"))
-    results["rows"] = [
-        {name: math.nan if value is None else value for name, value in row.items()} for row in results["rows"]
-    ]
-    return results
+    return results | {name: _with_nan(results[name]) for name in ("rows", "differences") if name in results}
+
+
+def _with_nan(value: Any) -> Any:
+    """The opposite of `without_nan`."""
+    if isinstance(value, dict):
+        return {name: _with_nan(found) for name, found in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(found) for found in value]
+    return math.nan if value is None else value
 
 
 def write_sheets(

@@ -90,7 +90,11 @@ class TrainingClips:
 
     def key(self) -> list:
         """Changes where a file is added, taken away or written again."""
-        files = [(path.name, path.stat()) for path in list_clips(self.folder)]
+        files = [
+            (path.relative_to(self.folder).as_posix(), path.stat())
+            for path in list_clips(self.folder)
+            if path.is_file()
+        ]
         return [self.stride, self.fps, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]]
 
 

@@ -1,6 +1,7 @@
 """Which windows of which clips are scored, and which of their frames are given (VIDIM-Bench's protocol: 9 frames, first and last given)."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Windows:
 
     Attributes:
         frames: in [0, 1], `(windows, frames, 3, size, size)`.
-        clips: the file name of each window's clip.
+        clips: the file of each window's clip, relative to the folder.
         starts: the frame of the clip at which each window begins.
         skipped: reasons by file name, for clips that gave no window.
     """
@@ -58,9 +59,10 @@ def frame_offsets(num_frames: int, step: float) -> list[int]:
 
     Args:
         num_frames: of the window.
-        step: clip frames from one window frame to the next; the nearest ones are taken where it is not whole.
+        step: clip frames from one window frame to the next; the nearest ones are taken where it is not whole, the earlier of two as
+            near, as in training (`data/order.py`).
     """
-    return [round(index * step) for index in range(num_frames)]
+    return [math.ceil(index * step - 0.5) for index in range(num_frames)]
 
 
 def clip_step(clip_fps: float, stride: int, fps: float | None) -> float:
@@ -113,23 +115,24 @@ def load_windows(
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
     frames, clips, starts, skipped = [], [], [], {}
     for path in list_clips(folder):
+        name = path.relative_to(folder).as_posix()
         try:
             clip, clip_fps = load_clip(path, size)
             offsets = frame_offsets(num_frames, clip_step(clip_fps, stride, fps))
         except ValueError as error:
-            skipped[path.name] = str(error)
+            skipped[name] = str(error)
             continue
         found = window_starts(len(clip), offsets, per_clip)
         if not found:
-            skipped[path.name] = f"{len(clip)} frames, a window needs {offsets[-1] + 1}"
+            skipped[name] = f"{len(clip)} frames, a window needs {offsets[-1] + 1}"
         for start in found:
             frames.append(clip[[start + offset for offset in offsets]])
-            clips.append(path.name)
+            clips.append(name)
             starts.append(start)
     if skipped:
         print(f"{len(skipped)} clips of '{folder}' give no window:")
-        for name, reason in skipped.items():
-            print(f"  {name}: {reason}")
+        for skipped_name, reason in skipped.items():
+            print(f"  {skipped_name}: {reason}")
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
         raise ValueError(f"no clip of '{folder}' gives {num_frames} frames {wanted}; lower one of them")
@@ -141,19 +144,19 @@ def training_clips(
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Clips in [0, 1], `(length, 3, size, size)`, each with the step between neighbouring window frames; one at a time.
 
-    Clips of fewer frames per second than `fps` are left out, counted and named.
+    Clips that can't be read, or have fewer frames per second than `fps`, are left out, counted and named.
     """
-    slow = []
+    left_out = []
     for path in list_clips(folder):
-        clip, clip_fps = load_clip(path, size)
         try:
+            clip, clip_fps = load_clip(path, size)
             step = clip_step(clip_fps, stride, fps)
         except ValueError as error:
-            slow.append(f"{path.name}: {error}")
+            left_out.append(f"{path.relative_to(folder)}: {error}")
             continue
         yield clip.float() / 255, step
-    if slow:
-        print(f"{len(slow)} training clips of '{folder}' were left out:\n  " + "\n  ".join(slow))
+    if left_out:
+        print(f"{len(left_out)} training clips of '{folder}' were left out:\n  " + "\n  ".join(left_out))
 
 
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_T
 [ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 
-train() {  # a configuration of training/configs/claims, the name of its run, and overrides; a run that has ended is left as it is
-    [ -d "runs/claims-$2/pipeline" ] || "$PYTHON" -m training.train_mardini "training/configs/claims/$1.yaml" name="claims-$2" \
+train() {  # a configuration of training/configs/claims, the name of its run, and overrides; a run that has ended trains nothing, and is refused where its configuration has changed
+    "$PYTHON" -m training.train_mardini "training/configs/claims/$1.yaml" name="claims-$2" \
         data.train="$CARRACING/train-500" data.validation="$CARRACING/val" "${@:3}"
 }
 score() {  # name of the result, pipeline, and what else
