@@ -10,9 +10,6 @@ DATA=runs/data/rc_racing
 # Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
 export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000
-# The checkpoint that is carried had its first five stages trained so, and was published as checkpoints/mardini-tiny-racing of revision ca5c2ac; the
-# last one went on from that folder (with its autoencoder, since latents of another one differ), by these arguments behind the configuration's name:
-#   name=tiny-racing-3 init_from=checkpoints/mardini-tiny-racing vae=checkpoints/mardini-tiny-racing vae_subfolder=vae --start-at task-3
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" \
     -m training.train_mardini training/configs/tiny-racing.yaml
 "$PYTHON" -m training.evaluate runs/tiny-racing/pipeline $DATA/val --train-clips $DATA/train \
