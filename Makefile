@@ -35,7 +35,7 @@ docs: .venv/.docs  ## the pages of docs/ as a site in build/site
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run
 
-train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about 75 minutes on 2 cores
+train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
 train-tiny-carracing: .venv/.dev  ## about 100 minutes on 2 cores, clips and autoencoder included
