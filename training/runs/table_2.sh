@@ -6,9 +6,6 @@ train planner_alone planner-alone
 "$PYTHON" -m training.claims.planner_alone runs/claims-planner-alone "$CARRACING/val" -o "$SCORES/table-2/planner-alone"
 train transformer_alone transformer-alone
 score table-2/transformer-alone runs/claims-transformer-alone/pipeline --no-planning
-# As many steps of diffusion as the pairs have, which spend the others on the planner alone
-train transformer_alone transformer-alone-500 stages.task.steps=500
-score table-2/transformer-alone-500 runs/claims-transformer-alone-500/pipeline --no-planning
 train pair pair
 score table-2/pair runs/claims-pair/pipeline --no-planning
 train large_pair large-pair
@@ -20,8 +17,5 @@ score table-2/large-pair runs/claims-large-pair/pipeline --no-planning
 "$PYTHON" -m training.claims.compare "small planner + transformer=$SCORES/table-2/pair" \
     "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2/pairs" \
     --page docs/results/table_2.md pairs
-"$PYTHON" -m training.claims.compare "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500:ours, 25 steps, planning signal dropped" \
-    "small planner + transformer=$SCORES/table-2/pair" "large planner + transformer=$SCORES/table-2/large-pair" \
-    -o "$SCORES/table-2/equal-diffusion" --page docs/results/table_2.md equal-diffusion
 "$PYTHON" -m training.claims.curves "transformer alone=runs/claims-transformer-alone" "small planner + transformer=runs/claims-pair" \
     "large planner + transformer=runs/claims-large-pair" --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"
