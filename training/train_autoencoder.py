@@ -228,7 +228,10 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
-    run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
+    try:
+        run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
