@@ -266,9 +266,8 @@ def _encode_clip(
 
     frames = _frames(source, entry)
     for frame in frames:
-        batch.append(
-            [view.of(frame[None], *size) for view in views]
-        )  # one by one: a batch of frames of 4K would take 1.6 GB
+        # One by one: a batch of frames of 4K would take 1.6 GB.
+        batch.append([view.of(frame[None], *size) for view in views])
         if len(batch) == batch_size:
             encode()
     if batch:
