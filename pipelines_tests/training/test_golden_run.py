@@ -64,3 +64,9 @@ def test_the_golden_run_follows_its_curve(tmp_path, monkeypatch):
         train(config.model_copy(update={"name": "stopped", "max_hours": 1e-9}))
     report = Path("runs/stopped/report.md").read_text()
     assert "**Stopped** at step 1" in report and "Why: max_hours" in report
+
+    kept = Path("runs/golden/config.json").read_text()
+    changed = config.stages[-1].model_copy(update={"reference_ratio": (0.2, 0.3)})
+    with pytest.raises(ValueError, match="reference_ratio"):  # refused, and the run's own record stays
+        train(config.model_copy(update={"stages": [*config.stages[:-1], changed]}))
+    assert Path("runs/golden/config.json").read_text() == kept

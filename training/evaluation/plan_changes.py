@@ -58,7 +58,7 @@ def _of_another(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
 # The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
 # averages equal values.
 DROPPED = PlanChange("none", ", planning signal dropped", _drop)
-# Half a batch further: another clip's, since the windows of a clip follow each other.
+# Half a batch further: another clip's where a clip has no more windows than half a batch, since they follow each other.
 OTHER = PlanChange("half a batch further", ", plan of another window", _of_another)
 
 
