@@ -87,6 +87,11 @@ class Quality:
         return f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f} (planner's size: {self.planner_psnr:.2f} dB)"
 
 
+def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
+    """At most `count` of the frames, evenly from the first to the last."""
+    return frames[torch.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=torch.float64).round().long()]
+
+
 def to_float(frames: torch.Tensor) -> torch.Tensor:
     """`uint8` frames to [-1, 1]."""
     return frames.float() / 127.5 - 1
@@ -135,7 +140,7 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     num_planner = round(config.batch_size * config.planner_share)
-    noise_std = config.latent_noise * latent_statistics(vae, frames[:: max(1, len(frames) // 512)])[1]
+    noise_std = config.latent_noise * latent_statistics(vae, spread(frames, 512))[1]
     started = time.monotonic()
     for step in range(1, config.steps + 1):
         picked = torch.randint(len(frames), (config.batch_size,), generator=generator)
@@ -191,7 +196,7 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     started = time.monotonic()
     frames = torch.cat(load_clips(config.clips, config.size).frames)
     held_out = torch.cat(load_clips(config.held_out, config.size).frames)
-    held_out = held_out[torch.linspace(0, len(held_out) - 1, min(config.eval_frames, len(held_out))).round().long()]
+    held_out = spread(held_out, config.eval_frames)
     print(f"{len(frames)} frames to train on, {len(held_out)} held out; read in {time.monotonic() - started:.0f} s")
 
     vae = AutoencoderPatchBasis(
@@ -201,7 +206,7 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
         decoder_blocks=config.decoder_blocks,
         sample_size=config.size,
     )
-    some = frames[:: max(1, len(frames) // config.basis_frames)][: config.basis_frames]
+    some = spread(frames, config.basis_frames)
     vae.fit_basis(to_float(some))
     before = measure(vae, held_out, config.planner_downscale)
     print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; bare linear basis: held-out {before}", flush=True)

@@ -94,9 +94,18 @@ def train(
             + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
         )
 
-        def keep_configuration() -> None:
-            if accelerator.is_main_process:  # as given, for any number of processes
-                write_whole(folder / "config.json", given.model_dump_json(indent=2))
+        begun = False
+
+        def begin() -> None:
+            """Called again after going back to the last checkpoint; a start that is refused leaves a run's folder as it was."""
+            nonlocal begun
+            if begun:
+                return
+            begun = True
+            if accelerator.is_main_process:
+                write_whole(folder / "config.json", given.model_dump_json(indent=2))  # for any number of processes
+                record_start(folder, accelerator)
+            tell("running")
 
         def tell(state: str, reason: str | None = None) -> None:
             if accelerator.is_main_process:
@@ -114,18 +123,18 @@ def train(
                 if accelerator.is_main_process:
                     report(folder)
 
-        if accelerator.is_main_process:
-            record_start(folder, accelerator)
-        tell("running")
         try:
-            result = run.train(stop, start_at, stop_after, keep_configuration)
+            result = run.train(stop, start_at, stop_after, begin)
         except Stopped as stopped:
             if accelerator.is_main_process:
                 stop.done()
             tell("stopped", str(stopped))
             raise
         except Exception as error:
-            tell("failed", f"{type(error).__name__}: {error}")
+            if begun or not resumes:
+                tell("failed", f"{type(error).__name__}: {error}")
+            else:
+                finish_trackers(accelerator)
             raise
         tell("finished")
         if run.guard.skipped:

@@ -94,9 +94,9 @@ def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path)
     folder.mkdir(parents=True)
     (folder / "stop").touch()
 
-    def launch():
+    def launch(*overrides):
         return subprocess.run(
-            [sys.executable, "-m", "training.train_mardini", str(tmp_path / "run.yaml")], cwd=tmp_path, capture_output=True,
+            [sys.executable, "-m", "training.train_mardini", str(tmp_path / "run.yaml"), *overrides], cwd=tmp_path, capture_output=True,
             text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "ACCELERATE_USE_CPU": "true"},
         )  # fmt: skip
 
@@ -108,3 +108,8 @@ def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "pipeline" / "model_index.json").is_file()
+    told = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {"status.json", "config.json", "starts.jsonl", "report.md"} <= set(told)
+    refused = launch("stages.planner.learning_rate=0.5")
+    assert refused.returncode == 1 and "learning_rate: 0.01 then, 0.5 now" in refused.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == told

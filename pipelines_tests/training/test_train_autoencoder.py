@@ -14,7 +14,7 @@ from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBas
 from diffusers_mardini.video_io import write_video
 from training import train_autoencoder
 from training.data.clips import load_clips
-from training.train_autoencoder import AutoencoderTrainingConfig, learning_rate_factor, measure, run, to_float
+from training.train_autoencoder import AutoencoderTrainingConfig, learning_rate_factor, measure, run, spread, to_float
 
 
 @pytest.fixture
@@ -67,6 +67,13 @@ def test_a_second_run_replaces_the_first_and_is_the_same(config):
     second = run(config).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not [path for path in config.output.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_some_frames_are_of_all_clips():
+    frames = torch.arange(100)
+    assert spread(frames, 4).tolist() == [0, 33, 66, 99]
+    assert spread(frames, 60)[[0, -1]].tolist() == [0, 99] and len(spread(frames, 60)) == 60
+    assert spread(frames, 500).tolist() == frames.tolist()
 
 
 def test_zero_steps_keep_the_linear_basis(config):
