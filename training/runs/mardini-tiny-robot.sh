@@ -7,10 +7,10 @@ PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/robot_droid
 [ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.prepare_droid "${1:?give the folder of a checkout of droid-dataset/droid-dataset.github.io}" $DATA
 [ -f runs/autoencoder-robot/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-robot.yaml
-# One process of one thread; the allocator keeps large tensors instead of returning them (docs/training.md).
+# Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
 export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000
-"$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-1}" \
+"$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" \
     -m training.train_mardini training/configs/tiny-robot.yaml
 "$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
     --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-robot
