@@ -41,7 +41,7 @@ train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/cris
 train-tiny-carracing: .venv/.dev  ## about 100 minutes on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
 
-train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about 75 minutes on 1 core
+train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about 70 minutes on 2 cores
 	bash training/runs/mardini-tiny-robot.sh "$(DROID)"
 
 wheel: .venv/.dev  ## dist/*.whl
