@@ -36,7 +36,7 @@ from .evaluation.rife import MODEL as RIFE_MODEL
 from .evaluation.rife import check_rife, rife_is_installed
 from .evaluation.scores import Evaluation, Networks
 from .evaluation.tables import markdown_table, write_results, write_sheets
-from .evaluation.variants import Sampling, TrainingClips, baselines, ours, ours_label
+from .evaluation.variants import Sampling, TrainingClips, baselines, model_key, ours, ours_label
 from .evaluation.windows import TASKS, given_indices, load_windows
 
 
@@ -179,7 +179,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
 
     # 5. Tell
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    facts |= {"command": command, "networks": networks.sources, "not_measured": missing}
+    facts |= {"command": command, "painted_by": model_key(pipe), "networks": networks.sources, "not_measured": missing}
     write_results(options.output, facts, rows, differences, windows)
     shown = ours_label(options.steps[0], scheduler=options.scheduler[0])
     sheets = write_sheets(options.output, windows, painted, options.task, shown, options.sheets)

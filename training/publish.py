@@ -19,11 +19,14 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
+from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import write_model_card
+from diffusers_mardini.hardware import DTYPES
 from diffusers_mardini.pipelines.saving import finish_saved_folder
 
 from .card import facts_of, read_record
 from .config import RunConfig
+from .evaluation.painting import weights_digest
 from .evaluation.tables import COLUMNS, present_columns
 from .report import read_lines
 
@@ -96,7 +99,8 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         keep_record: whether to keep what was recorded in a JSON file beside `card`.
 
     Raises:
-        ValueError: if the run is not finished, `output` holds something else than its kind, or a sample is not there.
+        ValueError: if the run is not finished, `output` holds something else than its kind, a sample is not there, or the scores are of
+            other weights than the run's.
     """
     config = _config(run)
     kind, mark = ("pipeline", "model_index.json") if config.lora is None else ("adapter", LORA_WEIGHT_NAME_SAFE)
@@ -104,6 +108,8 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{run} has no finished {kind}; type its training command again until it ends")
     if output.exists() and not (output / mark).is_file():
         raise ValueError(f"{output} exists and is no {kind}; give another folder")
+    if config.lora is None:
+        _check_painted_by(run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
     whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
@@ -129,6 +135,18 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     if keep_record:
         card.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _check_painted_by(pipeline: Path, results: Path) -> None:
+    """That scores are of these weights; results from before that was written down are taken as they are."""
+    told = json.loads(results.read_text(encoding="utf-8")).get("painted_by")
+    if told is None:
+        return
+    dtype = DTYPES[told["dtype"].removeprefix("torch.")]
+    if weights_digest(MarDiniPipeline.from_pretrained(pipeline, dtype=dtype)) != told["checkpoint"]:
+        raise ValueError(
+            f"{results} holds scores of other weights than {pipeline}: evaluate that folder, or give the results that are its own"
+        )
 
 
 def _config(run: Path) -> RunConfig:

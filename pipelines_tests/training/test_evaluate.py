@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
     more = ["--train-clips", str(clips), "--no-planning", "--wrong-planning", "--seeds", "0", "1", "--steps", "2", "1"]
     evaluate.main(command(checkpoint, clips, output, *more, "--metrics"))
     record = json.loads((output / "results.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", record["painted_by"]["checkpoint"])
     rows = {row["method"]: row for row in record["rows"]}
     assert list(rows) == [
         "copy of the nearest given frame",

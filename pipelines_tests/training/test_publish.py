@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,6 +17,7 @@ from pipelines_tests.training.test_train_mardini_lora import base_folder, make_a
 from training import card as card_of_checkpoint
 from training.card import facts_of, read_record
 from training.evaluation.tables import COLUMNS
+from training.evaluation.variants import model_key
 from training.publish import publish, resources_of, stages_of
 
 
@@ -164,6 +166,19 @@ def test_a_fact_is_told_in_one_place(tmp_path):
     (tmp_path / "card.yaml").write_text("- hours\n")
     with pytest.raises(ValueError, match="holds a list; it has to be a mapping"):
         facts_of(tmp_path / "card.yaml", {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_other_weights_are_refused(tmp_path, run, dtype):
+    card, results = make_sources(tmp_path)
+    painted_by = model_key(MarDiniPipeline.from_pretrained(run / "pipeline", dtype=dtype))
+    record = json.loads(results.read_text())
+    results.write_text(json.dumps({**record, "painted_by": painted_by}))
+    publish(run, card, results, tmp_path / "out")
+    results.write_text(json.dumps({**record, "painted_by": {**painted_by, "checkpoint": "0" * 64}}))
+    with pytest.raises(ValueError, match="scores of other weights than .*pipeline: evaluate that folder"):
+        publish(run, card, results, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_not_finished_or_not_ours_is_refused(tmp_path, run):
