@@ -19,6 +19,7 @@ carracing=(mardini-tiny-carracing "$CARRACING/train-500" "$CARRACING/val")
 score racing-stride-2 "${racing[@]}" --stride 2
 score carracing "${carracing[@]}" --stride 2
 score racing-stride-3 "${racing[@]}" --stride 3
+for scale in 1.5 2; do score "racing-guidance-$scale" "${racing[@]}" --stride 2 --guidance-scale $scale; done
 for task in image-to-video expansion; do
     score "racing-$task" "${racing[@]}" --stride 2 --task "$task"
     score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"
