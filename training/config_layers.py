@@ -20,7 +20,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     `extends: other.yaml` (relative to the file) starts from another configuration. Mappings are merged key by key, all else is
     replaced, `strides` too. `stages` given as a list replaces the parent's; given as a mapping by stage name it changes the
-    fields it names, and appends stages the parent does not have.
+    fields it names, takes out the stages that are `null`, and appends those the parent does not have.
 
     Args:
         path: the file.
@@ -105,17 +105,22 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
             raise ValueError(f"{source}: stage names are {names}; each must be given once")
         target["stages"] = {stage["name"]: copy.deepcopy(stage) for stage in value}
         return
-    if not isinstance(value, dict) or not all(isinstance(stage, dict) for stage in value.values()):
+    if not isinstance(value, dict) or not all(stage is None or isinstance(stage, dict) for stage in value.values()):
         raise ValueError(
             f"{source}: stages is {value!r}; give a list of stages, each with a `name`, or a mapping by name"
         )
     stages = target.setdefault("stages", {})
     for name, stage in value.items():
-        if name not in stages and (source.startswith("override ") or (stages and "trains" not in stage)):
+        if name not in stages and (
+            stage is None or source.startswith("override ") or (stages and "trains" not in stage)
+        ):
             raise ValueError(
                 f"{source}: there is no stage {name!r}{_nearest(name, stages)}; the stages are {', '.join(map(str, stages))}"
             )
-        _merge(stages.setdefault(name, {"name": name}), stage, source)
+        if stage is None:
+            del stages[name]
+        else:
+            _merge(stages.setdefault(name, {"name": name}), stage, source)
 
 
 def _nearest(name: Any, known: Iterable[Any]) -> str:

@@ -21,8 +21,8 @@ A run is one YAML file: `accelerate launch -m training.train_mardini FILE [key=v
 what it costs, and what cannot work ([training.md](training.md)).
 
 - `extends: other.yaml`, relative to the file, starts from another one. Mappings are merged key by key; everything else, and `strides`, is replaced.
-- `stages` as a list replaces the parent's stages. As a mapping by name it changes the fields it names, and appends stages that the parent
-  does not have.
+- `stages` as a list replaces the parent's stages. As a mapping by name it changes the fields it names, takes out the stages that
+  are `null`, and appends those that the parent does not have.
 - Overrides on the command line are dotted, with stages by name: `optimizer.ema_decay=0.99 stages.joint.steps=10`. Values are YAML.
 - Of {pairs} a stage gives one, and of `size` or `buckets` at most one. Naming one in a child file or an override drops the parent's other
   one.

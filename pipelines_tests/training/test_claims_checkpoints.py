@@ -63,9 +63,19 @@ def test_blocks_of_pages_are_filled_by_their_names(folder):
     assert "FD-window" in page.read_text() and page.read_text().endswith("by hand\n")
     assert "FD-window" not in readme.read_text()
 
-    readme.write_text("<!-- robot: begin -->\n<!-- robot: end -->\n")
+
+def test_a_page_is_filled_whole_or_only_where_it_is_asked_for(folder):
+    page = folder / "page.md"
+    page.write_text("<!-- laps: begin -->\n<!-- laps: end -->\n<!-- robot: begin -->\nolder\n<!-- robot: end -->\n")
+    before = page.read_text()
     with pytest.raises(SystemExit, match="no .*robot/results.json; run training.evaluate with -o"):
-        checkpoints.main([str(folder), str(readme)])
+        checkpoints.main([str(folder), str(page)])
+    assert page.read_text() == before  # not the laps alone, unasked
+    with pytest.raises(SystemExit, match="no page has a block for lap; they have laps, robot"):
+        checkpoints.main([str(folder), str(page), "--only", "lap"])
+    checkpoints.main([str(folder), str(page), "--only", "laps"])
+    assert "| copy | 0.300 [0.000, 1.000] |" in page.read_text()
+    assert page.read_text().endswith("<!-- robot: begin -->\nolder\n<!-- robot: end -->\n")
 
 
 def test_a_contact_sheet_keeps_every_pixel(folder):

@@ -54,6 +54,17 @@ def test_a_list_of_stages_replaces_the_parents(tmp_path):
     assert (stage.steps, stage.planning_dropout, stage.fps) == (2, 0.1, None)
 
 
+def test_a_stage_that_is_null_is_taken_out(tmp_path):
+    write(tmp_path, "base.yaml", BASE)
+    child = write(tmp_path, "child.yaml", "extends: base.yaml\nstages: {a: null}")
+    assert [stage.name for stage in load_config(child).stages] == ["b"]
+    assert [stage.name for stage in load_config(tmp_path / "base.yaml", ["stages.b=null"]).stages] == ["a"]
+    with pytest.raises(ValueError, match="there is no stage 'a'; the stages are b"):
+        load_config(child, ["stages.a=null"])
+    with pytest.raises(ValueError, match="override stages.b=null: stages: .*at least 1 item"):
+        load_config(child, ["stages.b=null"])
+
+
 def test_overrides_reach_every_level_and_parse_yaml(tmp_path):
     overrides = ["optimizer.ema_decay=0.99", "stages.b.learning_rate=1e-3", "stages.b.tasks={random: 0, leading: 1}",
                  "gradient_checkpointing=true", "planner.eps=1e-5", "init_from=null"]  # fmt: skip

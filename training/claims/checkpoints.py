@@ -3,7 +3,7 @@
     python -m training.claims.checkpoints outputs/results docs/results/checkpoints.md README.md
 
 A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
-of few columns. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet in few colours (never of footage of others), the first one
+of few columns. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet in few colours (never of footage of others), the first one
 or, as in `figure-5-carracing/planning_0.png=...`, another one.
 """
 
@@ -110,6 +110,20 @@ def write_picture(sheet: Path, path: Path) -> Path:
     return path
 
 
+def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Path, str, str]]:
+    """What goes into which block of which page."""
+    blocks = [(page, name, name.removesuffix(", short")) for page in pages for name in block_names(page)]
+    known = {result for _, _, result in blocks}
+    if unknown := set(only or ()) - known:
+        raise ValueError(f"no page has a block for {', '.join(sorted(unknown))}; they have {', '.join(sorted(known))}")
+    texts = []
+    for page, name, result in blocks:
+        if only is None or result in only:
+            results = read_results(folder / result)
+            texts.append((page, name, short(results) if name.endswith(", short") else whole(results)))
+    return texts
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.claims.checkpoints", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
@@ -117,13 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--picture", nargs="+", default=[], metavar="NAME[/SHEET]=PNG", help="contact sheets to be shown"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the folders whose blocks are filled; otherwise all")
     options = parser.parse_args(arguments)
     try:
-        for page in options.pages:
-            for name in block_names(page):
-                results = read_results(options.results / name.removesuffix(", short"))
-                fill(page, name, short(results) if name.endswith(", short") else whole(results))
-                print(f"Filled {name!r} of {page}")
+        # All of it is made before any page is written: one that is half new would pass for a whole.
+        texts = _texts(options.results, options.pages, options.only)
+        for page, name, text in texts:
+            fill(page, name, text)
+            print(f"Filled {name!r} of {page}")
         for text in options.picture:
             name, _, path = text.partition("=")
             sheet = options.results / name
