@@ -111,9 +111,53 @@ def test_an_existing_output_is_replaced_only_with_force(checkpoint, inputs, tmp_
 
 
 @pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-o", "photos", "--force"], "holds other files"),
+        (["-o", "taken", "--force"], "holds other files"),
+        (["-o", "folder.mp4", "--force"], "is a folder"),
+        (["-o", "new.mp4", "--fps", "0"], "fps must be positive, got 0"),
+        (["-o", "new.mp4", "--fps", "-1"], "fps must be positive, got -1"),
+        (["-o", "new", "--fps", "inf"], "fps must be positive, got inf"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_painted(inputs, tmp_path, monkeypatch, options, message):
+    shutil.copy(inputs / "a.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("a model was loaded"))
+    for folder in ("photos", "folder.mp4"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.png").write_bytes(b"precious")
+    (tmp_path / "taken").write_bytes(b"precious")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    code, text = run("animate", "a.png", *options)
+    assert code == 1 and message in text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_its_own_pictures_is_replaced_with_force(checkpoint, inputs, tmp_path):
+    arguments = ("animate", inputs / "a.png", "-o", tmp_path / "out", "--checkpoint", checkpoint, *QUICK)
+    for frames in (4, 2):
+        assert run(*arguments, "--num-frames", frames, "--force")[0] == 0
+        assert len(list((tmp_path / "out").iterdir())) == frames
+
+
+def test_a_size_that_no_autoencoder_of_ours_learned_is_asked_for(inputs, tmp_path):
+    pipe = tiny_pipeline(vae="kl")
+    assert isinstance(pipe.vae.config.sample_size, int)  # the default of its class
+    pipe.save_pretrained(tmp_path / "kl")
+    for command in (("animate", inputs / "a.png", "-o", tmp_path / "out.mp4", "--num-frames", 2), ("info",)):
+        models = ("--checkpoint", tmp_path / "kl", *QUICK) if command != ("info",) else (tmp_path / "kl",)
+        code, text = run(*command, *models)
+        assert code == 1 and "does not say which size it learned; give --size" in text
+        code, text = run(*command, *models, "--size", "32")
+        assert code == 0, text
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
-        (["animate", "a.png", "-o", "out.webm"], "unknown suffix"),
+        (["animate", "a.png", "-o", "out.webm"], "suffix '.webm' is unknown"),
         (["animate", "missing.png", "-o", "out.mp4"], "missing.png"),
         (["animate", "clip.mp4", "-o", "out.mp4"], "give one picture"),
         (["animate", "a.png", "-o", "out.mp4", "--size", "big"], '"64"'),

@@ -111,6 +111,7 @@ def test_missing_and_broken_pictures_are_value_errors(tmp_path):
         ("a.webm", moving_square(), 8, 18, "suffix '.webm'"),
         ("a.mp4", moving_square(), 0, 18, "fps must be positive"),
         ("a.mp4", moving_square(), float("nan"), 18, "fps must be positive"),
+        ("a.mp4", moving_square(), float("inf"), 18, "fps must be positive"),
         ("a.mp4", moving_square(), 8, 52, "crf"),
         ("a.mp4", [], 8, 18, "no frames"),
         ("a.mp4", moving_square().astype(np.float32), 8, 18, "float32"),

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from diffusers_mardini.presets import list_presets, load_preset
+
 
 # Two ways to say one thing: a stage gives one of each pair (of `size` and `buckets` at most one). A later layer (child file, override) that names one drops the other.
 ALTERNATIVES = {
@@ -47,7 +49,9 @@ class DataConfig(_Strict):
     size: int = Field(
         64, ge=16, description="Side of the square centre crop, pixels; raising it costs quadratically more."
     )
-    planner_downscale: int = Field(2, ge=1, description="How many times smaller the planner's frames are (Sec. 2.2).")
+    planner_downscale: int | None = Field(
+        None, ge=1, description="How many times smaller the planner's frames are (Sec. 2.2). None: the preset's."
+    )
     flip: float = Field(
         0.0,
         ge=0,
@@ -390,6 +394,15 @@ class RunConfig(_Strict):
             and "vae" not in values
         ):
             return {**values, "vae": values["init_from"], "vae_subfolder": "vae"}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _downscale_of_the_preset(cls, values: Any) -> Any:
+        data = values.get("data") if isinstance(values, dict) else None
+        preset = values.get("preset", cls.model_fields["preset"].default) if data else None
+        if isinstance(data, dict) and data.get("planner_downscale") is None and preset in list_presets():
+            return {**values, "data": {**data, "planner_downscale": load_preset(preset)["planner_downscale"]}}
         return values
 
     @model_validator(mode="after")

@@ -32,11 +32,9 @@ def patterns(num_frames: int, num_windows: int, generator: torch.Generator) -> d
     def fixed(indices: list[int]) -> torch.Tensor:
         return reference_mask_from_indices(indices, num_frames, num_windows)
 
-    masks = {
-        "task/interpolation": fixed(interpolation_indices(num_frames)),
-        "task/image-to-video": fixed(leading_indices(1)),
-    }
-    if num_frames > 2:
+    masks = {"task/image-to-video": fixed(leading_indices(1))}
+    if num_frames > 2:  # two frames have nothing between them
+        masks["task/interpolation"] = fixed(interpolation_indices(num_frames))
         masks["task/expansion"] = fixed(leading_indices((num_frames + 1) // 2))
     for masked in sorted({1, num_frames // 2, num_frames - 1}):
         masks[f"masked/{masked}"] = random_reference_mask(num_windows, num_frames, num_frames - masked, generator)
@@ -62,7 +60,7 @@ def heldout_losses(
         stage: what is trained.
 
     Returns:
-        As far as the stage trains what they need, with the first and the last frame given: `planner` (reconstruction at low
+        As far as the stage trains what they need, with the first and the last frame given (of two frames, the first): `planner` (reconstruction at low
         resolution), `diffusion/<share of the timesteps>` and, without the planning signal, `diffusion_unplanned/0.95`. For every name
         of `patterns`: `planner/<pattern>` and `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
     """
@@ -71,7 +69,7 @@ def heldout_losses(
     noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in noises])
     masks = patterns(latents.shape[1], windows.total, step_generator(seed, "heldout", "masks"))
     plans, paints = stage.trains != "transformer", stage.trains != "planner"
-    given_ends = "task/interpolation"
+    given_ends = "task/interpolation" if "task/interpolation" in masks else "task/image-to-video"
     planner_losses: dict[str, torch.Tensor] = {}
     diffusion_losses: dict[tuple[str, float], torch.Tensor] = {}
     unplanned = None

@@ -106,7 +106,7 @@ class Run:
             on_accepted: called once it is sure that the configuration goes on from the newest checkpoint, before anything is trained.
 
         Raises:
-            ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown.
+            ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown or past.
             Stopped: if `stop` had a reason; the state is saved.
             RuntimeError: if steps are not finite again after the run went back to its last checkpoint.
         """
@@ -138,10 +138,15 @@ class Run:
         self, stop: StopRequest, start_at: str | None, stop_after: str | None, on_accepted: Callable[[], None]
     ) -> Path:
         position = self._resume(start_at)
-        on_accepted()
-        start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         names = [stage.name for stage in self.config.stages]
         first, last = names.index(position.stage), names.index(stop_after or names[-1])
+        if first > last:
+            raise ValueError(
+                f"the run is to stop after {stop_after!r}, but stands in {position.stage!r}, which comes later; name that or a later stage, "
+                "or leave it out"
+            )
+        on_accepted()
+        start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         step = position.step
         for stage in self.config.stages[first : last + 1]:
             with (

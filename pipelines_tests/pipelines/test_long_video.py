@@ -194,6 +194,20 @@ def test_callbacks_are_called_in_every_window(pipe):
     assert steps == [0, 1, 2, 0, 1, 2]
 
 
+def test_an_interruption_ends_all_windows(pipe):
+    def stop(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = len(steps) == 3  # in the second window
+        return tensors
+
+    steps, counter = [], CallCounter(pipe)
+    frames = pipe.extend(
+        clip(2), num_new_frames=8, window=4, num_inference_steps=2, callback_on_step_end=stop, output_type="latent"
+    ).frames
+    assert counter.counts["planner"] == 2 and steps == [0, 1, 0]
+    assert frames.shape[1] == 10 and (frames[:, 6:] == 0).all() and (frames[:, :6] != 0).any((0, 2, 3, 4)).all()
+
+
 @pytest.mark.parametrize("videos", [1, 2])
 def test_slow_motion_in_batches_of_windows_is_that_of_single_windows(pipe, videos):
     counter = CallCounter(pipe)

@@ -228,6 +228,28 @@ def test_a_clip_means_the_same_in_every_form(pipe, form):
     torch.testing.assert_close(pixels, expected, rtol=0, atol=2e-3 if form == "float16 tensor" else 1e-6)
 
 
+def test_turned_channels_and_flipped_pictures_are_taken_as_they_are(pipe):
+    array = clip(1)[0].permute(1, 2, 0).numpy()
+    for turned in (array[..., ::-1], np.flip(array, 1)):
+        frames = [
+            pipe(image=form, num_frames=2, num_inference_steps=1, output_type="latent", generator=seeded()).frames
+            for form in (turned, turned.copy())
+        ]
+        assert torch.equal(*frames)
+
+
+def test_generators_may_come_as_a_tuple(pipe):
+    kwargs = {
+        "num_frames": 3,
+        "num_inference_steps": 2,
+        "eta": 1.0,
+        "num_videos_per_prompt": 2,
+        "output_type": "latent",
+    }
+    frames = [pipe(image=picture(), generator=kind([seeded(1), seeded(2)]), **kwargs).frames for kind in (list, tuple)]
+    assert torch.equal(*frames)
+
+
 def test_batches_of_pictures_and_of_clips_are_taken_apart_in_order():
     firsts, lasts = clip(3), clip(3, seed=1)
     given = read(image=firsts, last_image=list(lasts))

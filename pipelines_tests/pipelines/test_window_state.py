@@ -102,7 +102,8 @@ def test_faster_cache_takes_the_branches_of_a_state_apart():
 def test_a_plan_that_a_callback_changes_is_read_anew(in_place):
     def fade(pipeline, step, timestep, tensors):
         signals = tensors["planning_signals"]
-        return {"planning_signals": signals.mul_(0.5) if in_place else signals * 0.5}
+        tensors["planning_signals"] = signals.mul_(0.5) if in_place else signals * 0.5
+        return tensors
 
     pipe, results = tiny_pipeline(), []
     for use_window_state in (False, True):
@@ -114,6 +115,45 @@ def test_a_plan_that_a_callback_changes_is_read_anew(in_place):
             ).frames
         )  # fmt: skip
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inference_mode, states", [(False, 1), (True, STEPS)])
+def test_a_plan_that_a_callback_only_reads_is_not_read_anew(inference_mode, states):
+    def look(pipeline, step, timestep, tensors):
+        assert tensors["planning_signals"].isfinite().all()
+        return tensors
+
+    pipe = tiny_pipeline()
+    counter = CallCounter(pipe)
+    # Inference mode counts no writes to a tensor: there it may have been changed.
+    with torch.inference_mode(inference_mode):
+        pipe(
+            **TASKS["interpolation"], num_frames=5, num_inference_steps=STEPS, output_type="latent",
+            callback_on_step_end=look, callback_on_step_end_tensor_inputs=["latents", "planning_signals"],
+        )  # fmt: skip
+    assert len(counter.inputs["window_state"]) == states
+
+
+def test_a_plan_that_a_callback_returns_unasked_is_read_anew():
+    pipe = tiny_pipeline()
+    plans = []
+
+    def remember(pipeline, step, timestep, tensors):
+        plans.append(tensors["planning_signals"].clone())
+        return tensors
+
+    def silence(pipeline, step, timestep, tensors):
+        return {"planning_signals": torch.zeros_like(plans[0])}
+
+    kwargs = {**TASKS["interpolation"], "num_frames": 5, "num_inference_steps": STEPS, "output_type": "latent"}
+    pipe(**kwargs, callback_on_step_end=remember, callback_on_step_end_tensor_inputs=["planning_signals"])
+    asked, unasked = (
+        pipe(
+            **kwargs, generator=seeded(), callback_on_step_end=silence, callback_on_step_end_tensor_inputs=inputs
+        ).frames
+        for inputs in (["planning_signals"], ["latents"])
+    )
+    assert torch.equal(asked, unasked)
 
 
 def test_a_callback_that_changes_weights_may_ask_for_new_states():

@@ -65,6 +65,15 @@ def test_a_stage_that_is_null_is_taken_out(tmp_path):
         load_config(child, ["stages.b=null"])
 
 
+def test_the_planner_sees_frames_as_small_as_its_preset_says(tmp_path):
+    path = write(tmp_path, "base.yaml", BASE)
+    for preset in ("mardini-tiny", "mardini-l-t"):
+        config = load_config(path, [f"preset={preset}"])
+        assert config.data.planner_downscale == load_preset(preset)["planner_downscale"]
+        assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert load_config(path, ["data.planner_downscale=1", "preset=mardini-l-t"]).data.planner_downscale == 1
+
+
 def test_overrides_reach_every_level_and_parse_yaml(tmp_path):
     overrides = ["optimizer.ema_decay=0.99", "stages.b.learning_rate=1e-3", "stages.b.tasks={random: 0, leading: 1}",
                  "gradient_checkpointing=true", "planner.eps=1e-5", "init_from=null"]  # fmt: skip

@@ -274,6 +274,14 @@ def test_stages_that_cannot_be_started_at_are_refused(tmp_path):
         make_run(tmp_path).train(start_at="joint")
 
 
+def test_a_run_cannot_stop_after_a_stage_that_is_past(tmp_path):
+    make_run(tmp_path).train(stop_after="transformer")
+    lines = len(records(tmp_path))
+    with pytest.raises(ValueError, match="is to stop after 'planner', but stands in 'transformer', which comes later"):
+        make_run(tmp_path).train(stop_after="planner", on_accepted=lambda: pytest.fail("it began"))
+    assert len(records(tmp_path)) == lines
+
+
 def test_a_request_to_stop_saves_at_the_next_step_and_the_run_goes_on_from_there(tmp_path):
     config = make_config(checkpoint_every=100)
     make_run(tmp_path / "through", config).train()
@@ -420,6 +428,16 @@ def test_heldout_losses_are_those_of_the_training_module(tmp_path):
         assert losses[f"planner/{pattern}"] == round(each[0]["planner_loss"].item(), 5)
         assert losses[f"diffusion/{pattern}"] == round(sum(e["diffusion_loss"].item() for e in each) / 2, 5)
     assert losses["planner"] == losses["planner/task/interpolation"]
+
+
+def test_two_frames_have_nothing_between_them(tmp_path):
+    assert list(patterns(2, 3, step_generator(0, "heldout"))) == ["task/image-to-video", "masked/1"]
+    run = make_run(tmp_path)
+    stage = run.config.stages[2].model_copy(update={"num_frames": 2})
+    losses = heldout_losses(
+        run.planner, run.head, run.transformer, run.scheduler, run._heldout(stage, 2), stage, 0, run.accelerator
+    )
+    assert losses["planner"] == losses["planner/task/image-to-video"] and losses["diffusion/0.95"] > 0
 
 
 def test_heldout_windows_are_read_once_for_all_evaluations_of_a_stage(tmp_path, monkeypatch):

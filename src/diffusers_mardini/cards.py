@@ -16,6 +16,8 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from .models.autoencoder_patch_basis import learned_size
+
 
 FACTS = {
     "name": "heading of the card (needed)",
@@ -243,9 +245,10 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
             parameters[component] = count
     facts: dict[str, Any] = {"parameters": parameters} if parameters else {}
     config = folder / "vae" / "config.json"
-    # An AutoencoderKL has a `sample_size` too, but often the default of its class and nothing that was learned.
-    if config.is_file() and index.get("vae") == ["diffusers_mardini", "AutoencoderPatchBasis"]:
-        facts["size"] = json.loads(config.read_text(encoding="utf-8")).get("sample_size")
+    if config.is_file() and "vae" in index:
+        size = learned_size(index["vae"][1], json.loads(config.read_text(encoding="utf-8")))
+        if size is not None:
+            facts["size"] = size
     return facts
 
 

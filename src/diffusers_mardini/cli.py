@@ -19,11 +19,13 @@ from PIL import Image, ImageOps
 
 from . import costs, hub
 from .hardware import choose_device, choose_dtype
+from .models.autoencoder_patch_basis import learned_size
 from .pipelines.pipeline_mardini import MarDiniPipeline
-from .video_io import WRITABLE, read_images, write_video
+from .video_io import check_writable, read_images, write_video
 
 
 DEFAULT_CHECKPOINT = Path("checkpoints/mardini-tiny-carracing")
+DEFAULT_FPS = 8
 
 app = typer.Typer(
     name="mardini",
@@ -43,7 +45,9 @@ Checkpoint = Annotated[
 ]
 Size = Annotated[
     str | None,
-    typer.Option(help='"64" (square) or "96x64" (width x height), in pixels. Else the size the checkpoint learned.'),
+    typer.Option(
+        help='"64" (square) or "96x64" (width x height), in pixels. Else the size the checkpoint learned, where it says so.'
+    ),
 ]
 Steps = Annotated[int, typer.Option(help="Denoising steps: fewer are faster and blurrier.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance on the planning signal. Else what suits the task.")]
@@ -75,14 +79,14 @@ def interpolate(
     Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
     """
     with plain_errors():
-        check_output(output, force)
+        check_output(output, force, fps)
         frames = [_read_one(first), _read_one(last)]
         pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
         first_frame, last_frame = fit_frames(frames, target_size(pipe, size))
         result = pipe(
             image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
         )
-        save(output, result.frames[0], fps or 8)
+        save(output, result.frames[0], fps or DEFAULT_FPS)
 
 
 @app.command()
@@ -105,12 +109,12 @@ def animate(
     Example: mardini animate a.png -o moving.gif --seed 3
     """
     with plain_errors():
-        check_output(output, force)
+        check_output(output, force, fps)
         frame = _read_one(image)
         pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
         (frame,) = fit_frames([frame], target_size(pipe, size))
         result = pipe(image=frame, num_frames=num_frames, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or 8)
+        save(output, result.frames[0], fps or DEFAULT_FPS)
 
 
 @app.command()
@@ -136,7 +140,7 @@ def expand(
     Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --num-frames 9
     """
     with plain_errors():
-        check_output(output, force)
+        check_output(output, force, fps)
         frames, rate = read_images(video)
         if use_frames is not None:
             if not 1 <= use_frames <= len(frames):
@@ -153,7 +157,7 @@ def expand(
         pipe = load(checkpoint, device, dtype, task)
         frames = fit_frames(frames, target_size(pipe, size))
         result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or rate or 8)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
 
 @app.command()
@@ -177,12 +181,12 @@ def slow_motion(
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """
     with plain_errors():
-        check_output(output, force)
+        check_output(output, force, fps)
         frames, rate = read_images(video)
         pipe = load(checkpoint, device, dtype, f"Slowing the {len(frames)} frames of {video} down {factor} times")
         frames = fit_frames(frames, target_size(pipe, size))
         result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or rate or 8)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
 
 @app.command()
@@ -207,14 +211,14 @@ def extend(
     Example: mardini extend clip.mp4 -o longer.mp4 --num-new-frames 32
     """
     with plain_errors():
-        check_output(output, force)
+        check_output(output, force, fps)
         frames, rate = read_images(video)
         pipe = load(checkpoint, device, dtype, f"Adding {num_new_frames} frames to the {len(frames)} of {video}")
         frames = fit_frames(frames, target_size(pipe, size))
         result = pipe.extend(
             frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
         )
-        save(output, result.frames[0], fps or rate or 8)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
 
 @app.command()
@@ -301,14 +305,13 @@ def load(checkpoint: str | None, device: str, dtype: str, task: str) -> MarDiniP
     return pipe
 
 
-def check_output(output: Path, force: bool) -> None:
+def check_output(output: Path, force: bool, fps: float | None) -> None:
     """Refuses an output that cannot be written, before anything is computed.
 
     Raises:
-        ValueError: for an unknown suffix, or where something stands already and `force` was not given.
+        ValueError: as `check_writable` does, or where something stands already and `force` was not given.
     """
-    if output.suffix.lower() not in (".mp4", ".gif", ""):
-        raise ValueError(f"the output {output} has an unknown suffix; use {WRITABLE}")
+    check_writable(output, DEFAULT_FPS if fps is None else fps)
     if output.exists() and not force:
         raise ValueError(f"the output {output} exists; give another name, or --force to replace it")
 
@@ -322,11 +325,11 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def target_size(pipe: MarDiniPipeline, size: str | None) -> tuple[int, int]:
-    """Width and height to work at: as asked for, or the square that the autoencoder's config names as its training size."""
+    """Width and height to work at: as asked for, or the square that the autoencoder says it learned (`learned_size`)."""
     if size is not None:
         return parse_size(size)
-    learned = getattr(pipe.vae.config, "sample_size", None)
-    if not isinstance(learned, int):
+    learned = learned_size(type(pipe.vae).__name__, pipe.vae.config)
+    if learned is None:
         raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
     return learned, learned
 

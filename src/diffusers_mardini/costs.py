@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .models.autoencoder_patch_basis import AutoencoderPatchBasis
+from .models.autoencoder_patch_basis import AutoencoderPatchBasis, learned_size
 from .models.transformer_mardini import MarDiniTransformer3DModel
 from .models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from .presets import list_presets, load_preset
@@ -54,12 +54,14 @@ def report(
     """The costs of a preset or of a checkpoint's folder as plain text.
 
     Raises:
-        ValueError: if `model` is neither, or the window does not fit the model.
+        ValueError: if `model` is neither, its size is neither known nor given, or the window does not fit the model.
     """
     configs = read_configs(model)
     num_frames = num_frames or configs.get("num_frames", 9)
-    side = configs["vae"].get("sample_size", 64)
+    side = learned_size(configs["vae"].get("class_name", ""), configs["vae"])
     height, width = height or configs.get("height", side), width or configs.get("width", side)
+    if height is None or width is None:
+        raise ValueError(f'{model} does not say which size it learned; give --size, such as "512" or "768x512"')
     costs = count_costs(configs, num_frames, height, width, steps, dtype)
     lines = [
         f"{num_frames} frames of {width}x{height}, planned at {width // configs['planner_downscale']}x"

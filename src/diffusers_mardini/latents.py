@@ -38,7 +38,6 @@ def encode_video(
     vae: torch.nn.Module,
     video: torch.Tensor,
     generator: torch.Generator | None = None,
-    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Encodes each frame by itself and normalizes the latents with the VAE's shift and scale.
 
@@ -46,14 +45,12 @@ def encode_video(
         vae: an image autoencoder with `AutoencoderKL`'s interface.
         video: frames in [-1, 1], shaped `(batch, frames, 3, height, width)`.
         generator: where given, latents are sampled from the posterior; otherwise its mode is taken.
-        chunk_size: most frames that are encoded at once, to bound the memory; all of them where `None`.
 
     Returns:
         Latents shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE.
     """
-    frames = video.flatten(0, 1)
-    posteriors = [vae.encode(chunk).latent_dist for chunk in frames.split(chunk_size or len(frames))]
-    latents = torch.cat([p.mode() if generator is None else p.sample(generator) for p in posteriors])
+    posterior = vae.encode(video.flatten(0, 1)).latent_dist
+    latents = posterior.mode() if generator is None else posterior.sample(generator)
     latents = (latents - _shift_factor(vae)) * vae.config.scaling_factor
     return latents.unflatten(0, video.shape[:2])
 
@@ -75,7 +72,7 @@ def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Ten
 
 def decode_latents(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
     """Inverse of `encode_video`: latents `(batch, frames, channels, h, w)` to frames `(batch, frames, 3, height, width)`,
-    nominally in [-1, 1] and not clamped; `chunk_size` as there."""
+    nominally in [-1, 1] and not clamped; no more than `chunk_size` of them at once, to bound the memory."""
     frames = latents.flatten(0, 1) / vae.config.scaling_factor + _shift_factor(vae)
     chunks = [vae.decode(chunk, return_dict=False)[0] for chunk in frames.split(chunk_size or len(frames))]
     return torch.cat(chunks).unflatten(0, latents.shape[:2])

@@ -5,6 +5,7 @@ pipeline's video processor, and crops by `training/data/clips.py`.
 """
 
 import io
+import math
 import os
 import re
 import shutil
@@ -216,14 +217,12 @@ def write_video(
         crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
 
     Raises:
-        ValueError: on an unknown suffix, no frames, frames of different sizes, or a rate that is not positive.
+        ValueError: on an unknown suffix, no frames, frames of different sizes, a rate that is not positive, or where something
+            else stands (`check_writable`).
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in ("", ".mp4", ".gif"):
-        raise ValueError(f"cannot write '{path}': the suffix '{suffix}' is unknown; use {WRITABLE}")
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
+    check_writable(path, fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be between 0 and 51, got {crf}")
     array = _as_array(frames)
@@ -239,7 +238,9 @@ def write_video(
             temporary.mkdir()
             for index, frame in enumerate(array):
                 Image.fromarray(frame).save(temporary / f"frame_{index:05d}.png")
-            _remove_own_folder(path)
+            check_writable(path, fps)  # it may have been filled meanwhile
+            if path.is_dir():
+                shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():
@@ -247,6 +248,26 @@ def write_video(
         else:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def check_writable(path: str | os.PathLike, fps: float) -> None:
+    """Whether `write_video` can write there, and will lose nothing but what it wrote itself; for asking before frames are made.
+
+    Raises:
+        ValueError: on an unknown suffix, a rate that is not positive, a folder in the way of a file, or, in the way of a folder of
+            PNG, a file or a folder that holds anything else.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in ("", ".mp4", ".gif"):
+        raise ValueError(f"cannot write '{path}': the suffix '{suffix}' is unknown; use {WRITABLE}")
+    if not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps must be positive, got {fps}")
+    if suffix and path.is_dir():
+        raise ValueError(f"'{path}' is a folder; give the name of a file")
+    if not suffix and path.exists():
+        if not path.is_dir() or any(not re.fullmatch(r"frame_\d{5}\.png", f.name) for f in path.iterdir()):
+            raise ValueError(f"'{path}' exists and holds other files; give another output or empty it first")
 
 
 def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
@@ -397,11 +418,3 @@ def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: int) -> None:
         for frame in array:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-
-
-def _remove_own_folder(path: Path) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir() or any(not re.fullmatch(r"frame_\d{5}\.png", f.name) for f in path.iterdir()):
-        raise ValueError(f"'{path}' exists and holds other files; give another output or empty it first")
-    shutil.rmtree(path)

@@ -233,7 +233,8 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
     channels = picture.shape[2] if isinstance(picture, np.ndarray) else picture.shape[0]
     if channels != 3:
         raise ValueError(f"`{name}` holds an array shaped {tuple(picture.shape)}; {ACCEPTED_PICTURES}")
-    values = torch.as_tensor(picture)
+    # torch takes no negative strides, as of a flipped picture or one whose channels were turned round.
+    values = torch.as_tensor(np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture)
     if values.dtype == torch.uint8:
         return
     if not values.is_floating_point():

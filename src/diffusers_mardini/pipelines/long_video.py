@@ -78,9 +78,10 @@ class LongVideoMixin:
             window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
             window_batch_size (`int`, defaults to `1`):
                 Most windows that run at once, as rows of one batch: more use an accelerator better and take more memory.
-                The noise of a window does not depend on it.
+                The first noise of a window does not depend on it; that of later steps (`eta` above 0) does.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
-            and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames that were not reached hold noise.
+            and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames of the window it fell in
+            hold noise, and those of later ones the autoencoder's picture of latents of zero.
 
         Returns:
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
@@ -140,7 +141,8 @@ class LongVideoMixin:
                 How many known frames lead each window, less than `window`. More keep the motion steadier and take
                 longer. A shorter `video` leads the first window with the frames it has.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
-            and the callback is called in every window. After an interruption, frames that were not reached hold noise.
+            and the callback is called in every window. After an interruption, frames of the window it fell in hold noise, and those of later
+            ones the autoencoder's picture of latents of zero.
 
         Returns:
             [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
@@ -232,6 +234,8 @@ class LongVideoMixin:
 
         with self.progress_bar(total=len(batches) * self._set_timesteps(options)) as progress_bar:
             for number, windows in enumerate(batches):
+                if self.interrupt:
+                    break
                 known, length = windows[0].known, len(windows[0].places)
                 known_places = [[window.places[i] for i in known] for window in windows]
                 # Rows of one window after those of another: (windows * videos, ...).
@@ -243,8 +247,8 @@ class LongVideoMixin:
                 noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
                 references = torch.cat([latents[:, places] for places in known_places])
                 batch_options = options
-                if isinstance(options.generator, (list, tuple)):
-                    batch_options = replace(options, generator=list(options.generator) * len(windows))
+                if isinstance(options.generator, list):
+                    batch_options = replace(options, generator=options.generator * len(windows))
                 made = self.denoise(noise, references, known, planning_signals, batch_options, progress_bar)
                 for window, rows in zip(windows, made.split(videos)):
                     latents[:, window.places] = rows

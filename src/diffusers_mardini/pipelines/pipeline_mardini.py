@@ -185,8 +185,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
                 of tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
             callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
-                clean latents at the given frames, and `"planning_signals"`. A callback that changes weights or adapters calls
-                `pipe.reset_window_states()`.
+                clean latents at the given frames, and `"planning_signals"`, which it may also write to. A callback that changes
+                weights or adapters calls `pipe.reset_window_states()`.
             use_window_state (`bool`, defaults to `True`):
                 Computes once per window what no step changes: all states of the given frames and the keys and values of the plan
                 (`models/window_state.py`). `False` runs the whole window through the transformer at every step; the same
@@ -233,7 +233,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         # 4. Prepare
         references = references.repeat_interleave(num_videos_per_prompt, dim=0)
         planning_signals = planning_signals.repeat_interleave(num_videos_per_prompt, dim=0)
-        noise = self.prepare_latents(latents_shape, generator, latents)
+        noise = self.prepare_latents(latents_shape, options.generator, latents)
 
         # 5. Denoise
         with self.progress_bar(total=num_steps) as progress_bar:
@@ -271,8 +271,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if value is not None and not (is_number and math.isfinite(value)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number")
-        generators = options.generator if isinstance(options.generator, (list, tuple)) else [options.generator]
-        if isinstance(options.generator, (list, tuple)) and len(generators) != num_videos:
+        generators = options.generator if isinstance(options.generator, list) else [options.generator]
+        if isinstance(options.generator, list) and len(generators) != num_videos:
             raise ValueError(
                 f"`generator` is a list of {len(generators)}, but {num_videos} videos are made (batch times "
                 "`num_videos_per_prompt`); give one generator for each, or a single one for all"
@@ -300,16 +300,24 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             )
 
     def encode_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
-        """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1] to latents
-        `(batch, frames, channels, h, w)` in float32, `chunk_size` frames at once."""
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
-        return encode_video(self.vae, pixels, chunk_size=chunk_size).float()
+        """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1], on any device, to latents
+        `(batch, frames, channels, h, w)` in float32. No more than `chunk_size` frames are on the autoencoder's device at once."""
+        device = get_module_execution_device(self.vae)
+        chunks = [
+            encode_video(self.vae, chunk[None].to(device, self.vae.dtype))[0].float()
+            for chunk in pixels.flatten(0, 1).split(chunk_size)
+        ]
+        return torch.cat(chunks).to(self._execution_device).unflatten(0, pixels.shape[:2])
 
     def encode_low_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
         """`encode_frames` for the planner: of frames made `planner_downscale` times smaller (Sec. 2.2)."""
-        # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
-        pixels = downscale_video(pixels.to(self._execution_device, torch.float32), self.config.planner_downscale)
-        return self.encode_frames(pixels, chunk_size)
+        device, factor = get_module_execution_device(self.vae), self.config.planner_downscale
+        chunks = [
+            # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
+            downscale_video(chunk[None].to(device, torch.float32), factor)[0]
+            for chunk in pixels.flatten(0, 1).split(chunk_size)
+        ]
+        return self.encode_frames(torch.cat(chunks).unflatten(0, pixels.shape[:2]), chunk_size)
 
     def plan(
         self,
@@ -410,11 +418,16 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             if options.callback_on_step_end is not None:
                 tensors = {"latents": latents, "planning_signals": planning_signals}
                 callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
+                before, version = planning_signals, _writes_to(planning_signals)
                 callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
                 latents = callback_outputs.pop("latents", latents)
                 planning_signals = callback_outputs.pop("planning_signals", planning_signals)
-                if "planning_signals" in options.callback_tensor_inputs:
-                    velocities.forget()  # it may have changed them in place, too
+                # States, and what caches keep with them, stay where it only looked.
+                written = "planning_signals" in options.callback_tensor_inputs and (
+                    version is None or _writes_to(before) != version
+                )
+                if written or planning_signals is not before:
+                    velocities.forget()
 
             # An order-2 scheduler lists most of its steps twice.
             num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
@@ -479,6 +492,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             )
         self.scheduler.set_timesteps(timesteps=options.timesteps, device=device)
         return len(options.timesteps)
+
+
+def _writes_to(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written to; `None` under `torch.inference_mode`, which does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _accepted(function: Callable, **kwargs: Any) -> dict[str, Any]:

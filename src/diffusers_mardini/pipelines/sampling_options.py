@@ -27,6 +27,10 @@ class SamplingOptions:
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     use_window_state: bool = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.generator, tuple):  # diffusers' `randn_tensor` knows lists alone
+            object.__setattr__(self, "generator", list(self.generator))
+
     @property
     def callback_tensor_inputs(self) -> list[str]:
         """Names of the tensors that the callback gets; diffusers' callback classes bring their own."""
