@@ -38,7 +38,7 @@ bench: .venv/.dev  ## speed and memory, as ratios in one run
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## about 100 minutes on 2 cores, clips and autoencoder included
+train-tiny-carracing: .venv/.dev  ## about 3.5 hours on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
 
 train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about 70 minutes on 2 cores

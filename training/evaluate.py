@@ -30,7 +30,7 @@ from .evaluation.frechet import (
 )
 from .evaluation.kept import Kept
 from .evaluation.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
-from .evaluation.painting import generate
+from .evaluation.painting import ADAPTED, generate
 from .evaluation.plan_changes import DROPPED, OTHER
 from .evaluation.rife import MODEL as RIFE_MODEL
 from .evaluation.rife import check_rife, rife_is_installed
@@ -179,7 +179,9 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
 
     # 5. Tell
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    facts |= {"command": command, "painted_by": model_key(pipe), "networks": networks.sources, "not_measured": missing}
+    adapted = next((v.key["checkpoint"] for v in variants if v.method.endswith(ADAPTED)), None)
+    painted_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
+    facts |= {"command": command, "painted_by": painted_by, "networks": networks.sources, "not_measured": missing}
     write_results(options.output, facts, rows, differences, windows)
     shown = ours_label(options.steps[0], scheduler=options.scheduler[0])
     sheets = write_sheets(options.output, windows, painted, options.task, shown, options.sheets)
@@ -207,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--guidance-scale", type=float, help="default: what the pipeline uses for the task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; mean and spread are told")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8, help="most windows painted together")
     parser.add_argument("--train-clips", type=Path, help="folder to look for the best match in; left out if not given")
     parser.add_argument("--no-planning", action="store_true", help="a row with the unconditional planning signal")
     parser.add_argument("--wrong-planning", action="store_true", help="a row with the plan of another window")

@@ -24,6 +24,7 @@ from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
 from diffusers_mardini.pipelines.saving import finish_saved_folder
 
+from .adapter import adapter_loaded
 from .card import facts_of, read_record
 from .config import RunConfig
 from .evaluation.painting import weights_digest
@@ -108,8 +109,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{run} has no finished {kind}; type its training command again until it ends")
     if output.exists() and not (output / mark).is_file():
         raise ValueError(f"{output} exists and is no {kind}; give another folder")
-    if config.lora is None:
-        _check_painted_by(run / kind, results)
+    _check_painted_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
     whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
@@ -137,15 +137,24 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     return output
 
 
-def _check_painted_by(pipeline: Path, results: Path) -> None:
+def _check_painted_by(config: RunConfig, finished: Path, results: Path) -> None:
     """That scores are of these weights; results from before that was written down are taken as they are."""
     told = json.loads(results.read_text(encoding="utf-8")).get("painted_by")
     if told is None:
         return
     dtype = DTYPES[told["dtype"].removeprefix("torch.")]
-    if weights_digest(MarDiniPipeline.from_pretrained(pipeline, dtype=dtype)) != told["checkpoint"]:
+    if config.lora is None:
+        scored, digest = told["checkpoint"], weights_digest(MarDiniPipeline.from_pretrained(finished, dtype=dtype))
+    else:
+        pipe = MarDiniPipeline.from_pretrained(config.init_from, dtype=dtype)
+        with adapter_loaded(pipe, finished):
+            scored, digest = told.get("adapted"), weights_digest(pipe)
+    if scored != digest:
+        how = (
+            "evaluate that folder" if config.lora is None else f"evaluate {config.init_from} with --adapter {finished}"
+        )
         raise ValueError(
-            f"{results} holds scores of other weights than {pipeline}: evaluate that folder, or give the results that are its own"
+            f"{results} holds scores of other weights than {finished}: {how}, or give the results that are its own"
         )
 
 

@@ -28,6 +28,8 @@ from diffusers_mardini.video_io import natural_key, read_images, read_video, wri
 from .data.clips import fit
 from .evaluation.consistency import CLIP, DINO, Consistency, mean_over_frames
 from .evaluation.painting import paint_batch, weights_digest
+from .evaluation.variants import sampling_key
+from .evaluation.windows import digest_of
 
 
 IMAGES = (".jpg", ".jpeg", ".png")  # what VBench's custom_input looks for
@@ -84,24 +86,31 @@ def write_videos(
         samples: videos of each image.
 
     Raises:
-        ValueError: if videos made in another way lie in `output`.
+        ValueError: if videos made in another way, or of other images, lie in `output`.
     """
     record_file = output / "videos.json"
-    made_by = {**settings, "checkpoint": weights_digest(pipe)}
+    sampled_by = sampling_key(pipe.scheduler, settings["steps"], settings["guidance_scale"])
+    made_by = {**settings, "checkpoint": weights_digest(pipe), **sampled_by}
+    seeds = {f"{p}-{i}.mp4": seed_of(settings["seed"], p, i) for p in prompts for i in range(samples)}
+    digests = {prompt: digest_of(_given_image(path, settings)) for prompt, path in prompts.items()}
     if record_file.is_file():
-        before = json.loads(record_file.read_text(encoding="utf-8"))["settings"]
-        changed = [key for key in made_by if before.get(key) != made_by[key]]
+        before = json.loads(record_file.read_text(encoding="utf-8"))
+        changed = [key for key in made_by if before["settings"].get(key) != made_by[key]]
+        changed += [f"image for {p!r}" for p, digest in digests.items() if before["images"].get(p, digest) != digest]
         if changed:
             raise ValueError(
                 f"'{output}' holds videos made with another {', '.join(changed)}; give another folder, or remove it"
             )
+        # What lies there already stays told.
+        seeds_told, digests_told = before["seeds"] | seeds, before["images"] | digests
+    else:
+        seeds_told, digests_told = seeds, digests
     videos, images = output / "videos", output / "images"
     images.mkdir(parents=True, exist_ok=True)
-    seeds = {f"{p}-{i}.mp4": seed_of(settings["seed"], p, i) for p in prompts for i in range(samples)}
-    record_file.write_text(json.dumps({"settings": made_by, "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
+    record = {"settings": made_by, "images": digests_told, "seeds": seeds_told}
+    record_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for prompt, path in tqdm(prompts.items(), unit="image", disable=None):
-        pixels = np.asarray(read_images(path)[0][0])[None]
-        image = fit(pixels, settings["height"], settings["width"])  # (1, 3, height, width)
+        image = _given_image(path, settings)
         given = images / f"{prompt}.png"
         if not given.is_file():
             Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(given)
@@ -117,6 +126,11 @@ def write_videos(
             array = (frames * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
             write_video(videos / name, array, settings["fps"], crf=10)  # the quality that VBench asks for
     return [videos / name for name in seeds]
+
+
+def _given_image(path: Path, settings: dict[str, Any]) -> torch.Tensor:
+    """`uint8` shaped `(1, 3, height, width)`."""
+    return fit(np.asarray(read_images(path)[0][0])[None], settings["height"], settings["width"])
 
 
 def score_videos(

@@ -50,6 +50,12 @@ def test_differences_are_of_the_same_windows_and_to_the_first(tmp_path):
     assert found["intervals"]["mid_ssim"] == pytest.approx((0.2, 0.2))
 
 
+def test_methods_of_one_label_are_refused(tmp_path):
+    methods = [read_method(f"pair={results(tmp_path / name, 0.1)}") for name in ("one", "two")]
+    with pytest.raises(ValueError, match="labels are 'pair', 'pair'; give each method one of its own"):
+        compare(methods)
+
+
 def test_a_row_is_chosen_by_its_name(tmp_path):
     folder = results(tmp_path / "one", 0.1)
     assert read_method(f"a={folder}").row["method"] == "ours, 5 steps"

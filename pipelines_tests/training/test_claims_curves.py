@@ -46,6 +46,13 @@ def test_half_a_line_of_a_killed_run_is_not_read(tmp_path):
 def test_a_loss_that_was_not_finite_is_left_out(tmp_path):
     folder = run(tmp_path / "a", [4.0, "nan", 2.0], 0.5)
     assert read_curve(folder, "loss:diffusion_loss", 1) == [(10, 4.0), (30, 2.0)]
+    with pytest.raises(ValueError, match="mean of 0 lines"):
+        read_curve(folder, "loss:diffusion_loss", 0)
+    # Points of the other seeds stand where they would without it, to the end.
+    one = run(tmp_path / "b", [4.0, "nan", 2.0, 1.0, "nan", "nan"], 0.5)
+    two = run(tmp_path / "c", [2.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.5)
+    points = mean_and_range([read_curve(folder, "loss:diffusion_loss", 2) for folder in (one, two)])
+    assert [(point.x, point.y) for point in points] == [(20, 3.0), (40, 1.75)]
 
 
 def test_seeds_become_their_mean_and_range():
@@ -67,3 +74,5 @@ def test_the_program_draws_a_panel_for_each_value_and_prints_the_ends(tmp_path, 
     assert "diffusion_loss, both: 3.0000 (2.0000 to 4.0000) after 20 windows" in told
     assert "diffusion/0.6, one: 0.5000 after 20 windows" in told
     assert Image.open(tmp_path / "curves.png").width > 900
+    with pytest.raises(SystemExit, match="two curves are called 'a'"):
+        main([f"a={one}", f"a={two}", "--values", "loss:diffusion_loss", "-o", str(tmp_path / "no.png")])

@@ -129,4 +129,13 @@ def test_distances_that_do_not_fit_are_refused(arguments, tmp_path):
         long_video.main([*arguments, "--max-clips", "0", "-o", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"\[3, 4\]: each must be at least 2 and divide the largest one, 4"):
         long_video.main([*arguments, "--distances", "3", "4", "-o", str(tmp_path / "out")])
+    for more, message in (
+        (["--overlap", "3"], "--overlap 3: give at least 1, and less than --window 3"),
+        (["--overlap", "0"], "--overlap 0: give at least 1"),
+        (["--num-frames", "1"], "--num-frames 1: give more than the --overlap of 1"),
+        (["--far-block", "0"], "--far-block 0: give at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: give at least 1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            long_video.main([*arguments, *more, "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -48,10 +48,19 @@ def test_rows_of_several_results_become_one_table_and_a_curve_for_each_solver(tw
 
 def test_results_of_other_windows_are_refused(two):
     (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], windows=[{"clip": "a", "start": 5}]))
-    with pytest.raises(ValueError, match="solvers has other windows, seeds, task or checkpoint than .*ddim;"):
+    with pytest.raises(
+        ValueError, match="solvers has other windows, seeds, task, guidance, checkpoint or weights than .*ddim;"
+    ):
         steps.read_rows(two)
     (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], size=128))
     with pytest.raises(ValueError, match="solvers has other windows"):
+        steps.read_rows(two)
+    for changed in ({"painted_by": {"checkpoint": "other weights"}}, {"guidance_scale": 2.5}):
+        (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], **changed))
+        with pytest.raises(ValueError, match="guidance, checkpoint or weights"):
+            steps.read_rows(two)
+    (two[1] / "results.json").write_text(results([row("ours, 25 steps", 0.7)]))
+    with pytest.raises(ValueError, match="DDIM with 25 steps is in two of the results"):
         steps.read_rows(two)
     (two[0] / "results.json").write_text(results([row("cross-fade", 0.5, "baseline")]))
     with pytest.raises(ValueError, match="no row of ours"):

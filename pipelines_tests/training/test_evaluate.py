@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import numpy as np
@@ -14,11 +15,12 @@ from PIL import Image
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
+from pipelines_tests.training.test_evaluation_frechet import has_efficientnet
 from training import evaluate
 from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
 from training.evaluation.kept import Kept
 from training.evaluation.scores import Evaluation, Networks
-from training.evaluation.tables import difference_table, markdown_table, write_results
+from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
 from training.evaluation.variants import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
 from training.evaluation.windows import Windows, load_windows
 from training.metrics import score_windows, summarize
@@ -240,9 +242,22 @@ def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp
         checkpoint, tmp_path / "one", tmp_path / "out", "--windows-per-clip", "1", "--steps", "1", "--metrics"
     )
     evaluate.main(single)
-    if evaluate.load_networks(["auto"], SIZE, 5)[0].features:
-        with pytest.raises(SystemExit, match="at least 2 windows; add clips"):
-            evaluate.main([*single, "fd-window"])
+    row = read_results(tmp_path / "out")["rows"][-1]
+    assert row["mid_ssim"] > 0 and all(map(math.isnan, row["intervals"]["mid_ssim"]))  # nothing to draw from one clip
+    with pytest.raises(SystemExit, match="plan of another window needs at least 2 windows"):
+        evaluate.main([*single, "--wrong-planning"])
+
+
+@has_efficientnet
+def test_a_frechet_distance_of_a_single_window_is_refused(checkpoint, clips, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/clip.mp4").write_bytes((clips / "clip_0.mp4").read_bytes())
+    with pytest.raises(SystemExit, match="at least 2 windows; add clips"):
+        evaluate.main(
+            command(
+                checkpoint, tmp_path / "one", tmp_path / "out", "--windows-per-clip", "1", "--metrics", "fd-window"
+            )
+        )
 
 
 def test_a_metric_without_its_network_is_left_out_and_named_unless_it_was_asked_for(tmp_path, monkeypatch):
@@ -309,5 +324,8 @@ def test_an_adapter_has_a_row_of_its_own_and_changes_no_other(tmp_path, clips, c
     assert set(both) - set(without) == {"ours, 2 steps, with the adapter"}
     assert both["ours, 2 steps"]["mid_ssim"] == pytest.approx(without["ours, 2 steps"]["mid_ssim"], abs=1e-6)
     assert both["ours, 2 steps, with the adapter"]["mid_ssim"] != both["ours, 2 steps"]["mid_ssim"]
+    told = [json.loads((tmp_path / name / "results.json").read_text())["painted_by"] for name in ("plain", "both")]
+    assert "adapted" not in told[0] and told[0] == {k: v for k, v in told[1].items() if k != "adapted"}
+    assert told[1]["adapted"] != told[1]["checkpoint"]
     with pytest.raises(SystemExit, match="nowhere"):
         evaluate.main([*plain, "--adapter", str(tmp_path / "nowhere")])

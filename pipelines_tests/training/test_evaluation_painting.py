@@ -45,8 +45,14 @@ def test_painting_does_not_see_the_frames_that_are_not_given(pipe, windows):
 
 def test_no_batch_has_a_single_window_unless_there_is_only_one():
     assert batches(9, 8) == [(0, 5), (5, 9)]
-    assert batches(3, 2) == [(0, 3)] and batches(1, 8) == [(0, 1)]
-    assert all(last - first >= 2 for count in range(2, 40) for first, last in batches(count, 3))
+    assert batches(3, 2) == [(0, 2), (2, 3)] and batches(1, 8) == [(0, 1)] and batches(2, 1) == [(0, 1), (1, 2)]
+    for count in range(2, 40):
+        assert all(last - first <= 3 for first, last in batches(count, 3))
+        assert all(2 <= last - first <= 3 for first, last in batches(count, 2, pairs=True))
+    with pytest.raises(ValueError, match="batches of 0 windows"):
+        batches(3, 0)
+    with pytest.raises(ValueError, match="at least 2 windows; add clips"):
+        batches(1, 8, pairs=True)
 
 
 def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
@@ -119,8 +125,10 @@ def test_guidance_runs_the_transformer_twice(windows):
 
 
 def test_the_autoencoder_alone_returns_windows_in_range(pipe, windows):
-    rebuilt = reconstruct(pipe, windows)
+    rebuilt = reconstruct(pipe, windows, [0, 4])
     assert rebuilt.shape == windows.shape and rebuilt.min() >= 0 and rebuilt.max() <= 1
+    assert torch.equal(rebuilt[:, [0, 4]], windows[:, [0, 4]])  # as in every other row
+    assert (rebuilt[:, 1:4] != windows[:, 1:4]).any((0, 2, 3, 4)).all()
 
 
 def test_the_digest_of_a_checkpoint_changes_with_one_weight(tmp_path):

@@ -15,6 +15,7 @@ from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
+from training.adapter import adapter_loaded
 from training.card import facts_of, read_record
 from training.evaluation.tables import COLUMNS
 from training.evaluation.variants import model_key
@@ -79,6 +80,18 @@ def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, 
     exec(compile(snippet, "snippet of a card", "exec"), names)
     assert names["pipe"].get_list_adapters() == {"planner": ["default_0"], "transformer": ["default_0"]}
     assert len(names["frames"]) == 4
+
+    # Scores of the base alone, or of another adapter, are not this one's
+    pipe = MarDiniPipeline.from_pretrained(base_folder())
+    painted_by, record = model_key(pipe), json.loads(results.read_text())
+    with adapter_loaded(pipe, made.folder / "adapter"):
+        adapted = model_key(pipe)["checkpoint"]
+    for told in ({}, {"adapted": "0" * 64}, {"adapted": adapted}):
+        results.write_text(json.dumps({**record, "painted_by": {**painted_by, **told}}))
+        if told.get("adapted") != adapted:
+            with pytest.raises(ValueError, match="scores of other weights than .*adapter: evaluate .* with --adapter"):
+                publish(made.folder, card, results, tmp_path / "no")
+    publish(made.folder, card, results, tmp_path / "yes")
 
     card.write_text(yaml.safe_dump({"base_model": "somebody/base"}))
     publish(made.folder, card, results, output)

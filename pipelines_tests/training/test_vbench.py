@@ -91,6 +91,15 @@ def test_typed_again_it_goes_on_and_never_mixes_settings(images, tmp_path):
         vbench.write_videos(pipe, prompts, tmp_path, {**SETTINGS, "steps": 2, "seed": 1}, samples=2)
     with pytest.raises(ValueError, match="another checkpoint"):
         vbench.write_videos(tiny_pipeline(planner_downscale=4), prompts, tmp_path, SETTINGS, samples=2)
+    with pytest.raises(ValueError, match="another scheduler"):
+        vbench.write_videos(tiny_pipeline(beta_schedule="linear"), prompts, tmp_path, SETTINGS, samples=2)
+    with pytest.raises(ValueError, match="another image for 'a dog'; give another folder"):
+        swapped = {"a beach-3": prompts["a beach-3"], "a dog": prompts["a beach-3"]}
+        vbench.write_videos(pipe, swapped, tmp_path, SETTINGS, samples=2)
+    # Fewer samples, or other images beside these: what lies there already stays told.
+    before = json.loads((tmp_path / "videos.json").read_text())
+    vbench.write_videos(pipe, {"a dog": prompts["a dog"]}, tmp_path, SETTINGS, samples=1)
+    assert json.loads((tmp_path / "videos.json").read_text()) == before and len(before["seeds"]) == 4
 
 
 def test_the_program_writes_videos_and_scores_in_vbenchs_form(images, tmp_path, capsys):

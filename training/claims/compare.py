@@ -81,9 +81,12 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
     """Rows of the table, and differences of every method to the first.
 
     Raises:
-        ValueError: if two did not score the same windows.
+        ValueError: if two did not score the same windows, or have the same label.
     """
     first = methods[0]
+    labels = [method.label for method in methods]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"the labels are {', '.join(map(repr, labels))}; give each method one of its own")
     for method in methods[1:]:
         if method.windows != first.windows or differing(first.setting, method.setting):
             told = [

@@ -26,9 +26,14 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         value: `heldout:NAME` or `loss:NAME`.
         every: lines of `loss:` that one point is the mean of.
 
+    Returns:
+        Means of what is finite; where nothing of a point is, it is left out.
+
     Raises:
         ValueError: if the run has no such value.
     """
+    if every < 1:
+        raise ValueError(f"a point is the mean of {every} lines; give at least 1")
     kind, colon, name = value.partition(":")
     if not colon or kind not in KINDS:
         raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
@@ -40,11 +45,13 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         every = 1
     else:
         told = [(r["windows_seen"], r[name]) for r in records if name in r]
-    told = [(seen, found) for seen, found in told if isinstance(found, (int, float))]
-    if not told:
-        raise ValueError(f"{run / 'metrics.jsonl'} tells no {value}")
+    # Grouped before what is not finite is left out, so that the points of every run of a curve stand at the same places.
     groups = [told[i : i + every] for i in range(0, len(told), every)]
-    return [(group[-1][0], sum(found for _, found in group) / len(group)) for group in groups]
+    finite = [(group[-1][0], [found for _, found in group if isinstance(found, (int, float))]) for group in groups]
+    points = [(seen, sum(found) / len(found)) for seen, found in finite if found]
+    if not points:
+        raise ValueError(f"{run / 'metrics.jsonl'} tells no {value}")
+    return points
 
 
 def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
@@ -93,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             label, equals, folders = text.partition("=")
             if not equals or not folders:
                 raise ValueError(f"{text!r} is not of the form LABEL=RUN[,RUN...]")
+            if label in runs:
+                raise ValueError(f"two curves are called {label!r}; give each a name of its own, or one all its runs")
             runs[label] = [Path(folder) for folder in folders.split(",")]
         marks = stage_ends(next(iter(runs.values()))[0]) if options.stages else {}
         panels = [panel_of(value, runs, options.every, options.log, marks) for value in options.values]

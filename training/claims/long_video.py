@@ -83,10 +83,12 @@ class Painter:
 
     def ceiling(self, count: int) -> Variant:
         """The true frames through the autoencoder."""
-        key = {"method": "autoencoder", **self.key}
-        return Variant(
-            "autoencoder", CEILING, key, (0,), self.parts(count), lambda windows, *_: reconstruct(self.pipe, windows)
-        )
+        key = {"method": "autoencoder", "given": "true", **self.key}
+
+        def paint(windows: torch.Tensor, given: Sequence[int], *_: int) -> torch.Tensor:
+            return reconstruct(self.pipe, windows, given)
+
+        return Variant("autoencoder", CEILING, key, (0,), self.parts(count), paint)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """First and last-plus-one of clips painted together: the same where more clips follow, so that these go on from fewer."""
@@ -131,6 +133,15 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         raise ValueError(
             f"--distances {options.distances}: each must be at least 2 and divide the largest one, {span}"
         )
+    if not 1 <= options.overlap < options.window:
+        raise ValueError(f"--overlap {options.overlap}: give at least 1, and less than --window {options.window}")
+    if options.num_frames <= options.overlap:
+        raise ValueError(
+            f"--num-frames {options.num_frames}: give more than the --overlap of {options.overlap} given ones"
+        )
+    for name in ("far_block", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     short = _first_clips(options, span + 1, stride=1)
     long = _first_clips(options, options.num_frames, options.stride)
     networks, missing = load_lpips(options.size, options.num_frames)

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; their mean is told")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows painted together")
+    parser.add_argument("--batch-size", type=int, default=8, help="most windows painted together")
     parser.add_argument("--page", type=Path, help="markdown file whose blocks are filled with the tables (page.py)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")

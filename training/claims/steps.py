@@ -37,25 +37,26 @@ def read_rows(paths: Sequence[Path]) -> Rows:
     """Ours, sampled with its own planning signal, of several results.
 
     Raises:
-        ValueError: if the results are not of the same windows, or none of them has such a row.
+        ValueError: if the results are not of the same windows, weights and guidance, two have the same row, or none of them has one.
     """
     rows, windows = {}, None
+    same = ("checkpoint", "painted_by", "guidance_scale", "seeds", "windows")
     for path in paths:
         results = read_results(path)
-        scored = {key: results.get(key) for key in ("checkpoint", "seeds", "windows", *SETTING)}
-        if windows is not None and (
-            any(windows[key] != scored[key] for key in ("checkpoint", "seeds", "windows"))
-            or differing(windows, scored)
-        ):
+        scored = {key: results.get(key) for key in (*same, *SETTING)}
+        if windows is not None and (any(windows[key] != scored[key] for key in same) or differing(windows, scored)):
             raise ValueError(
-                f"{path} has other windows, seeds, task or checkpoint than {paths[0]}; evaluate both alike"
+                f"{path} has other windows, seeds, task, guidance, checkpoint or weights than {paths[0]}; evaluate both alike"
             )
         windows = scored
         for row in results["rows"]:
             found = re.fullmatch(r"ours, (\d+) steps?(?:, (\w+))?", row["method"])
             if row["kind"] == OURS and found:
                 solver = found[2] or ""
-                rows[SOLVERS.get(solver, solver), int(found[1])] = row
+                key = SOLVERS.get(solver, solver), int(found[1])
+                if key in rows:
+                    raise ValueError(f"{key[0]} with {key[1]} steps is in two of the results; leave it out of {path}")
+                rows[key] = row
     if not rows:
         raise ValueError(f"no row of ours in {', '.join(map(str, paths))}; run training.evaluate with --steps")
     return dict(sorted(rows.items(), key=lambda item: (list(SOLVERS.values()) + [item[0][0]]).index(item[0][0])))

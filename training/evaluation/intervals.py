@@ -14,6 +14,8 @@ LEVEL = 0.95
 class Bootstrap:
     """Resamples of the clips, drawn once, so that every method and every difference is looked at in the same ones.
 
+    Of a single clip nothing can be drawn: its intervals are "not a number".
+
     Args:
         clips: the clip of each window.
         seed: of the draws.
@@ -25,6 +27,8 @@ class Bootstrap:
         counts = torch.zeros(RESAMPLES, len(names), dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
         self.weights = counts[:, [names.index(clip) for clip in clips]]  # (resamples, windows)
+        if len(names) == 1:
+            self.weights = torch.full_like(self.weights, torch.nan)
 
     def interval(self, scores: Mapping[str, torch.Tensor], name: str) -> tuple[float, float]:
         """Where the mean (for `RATIOS` the ratio of sums) over windows lies in 95% of the resamples."""

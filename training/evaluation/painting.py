@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
 
-from .plan_changes import PlanChange, PlanContext
+from .plan_changes import OTHER, PlanChange, PlanContext
 
 
 ADAPTED = ", with the adapter"  # in names of methods
@@ -64,9 +64,22 @@ def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) 
         pipe.scheduler = own
 
 
-def batches(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and last-plus-one of batches of nearly equal size: none is left with a single window, and no other one to take a plan from."""
-    number = max(1, min(-(-count // batch_size), count // 2))
+def batches(count: int, batch_size: int, pairs: bool = False) -> list[tuple[int, int]]:
+    """First and last-plus-one of batches of nearly equal size.
+
+    Args:
+        count: of all windows.
+        batch_size: most windows of a batch.
+        pairs: leaves no window alone, without another one to take a plan from: a batch may then have 2, or 3, where fewer were asked for.
+
+    Raises:
+        ValueError: if batches are to be empty, or a single window is to have another one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batches of {batch_size} windows; give a batch size of at least 1")
+    if pairs and count < 2:
+        raise ValueError("the plan of another window needs at least 2 windows; add clips")
+    number = min(-(-count // batch_size), count // 2 if pairs else count)
     sizes = [len(part) for part in torch.arange(count).tensor_split(number)]
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [(end - size, end) for end, size in zip(ends, sizes)]
@@ -132,23 +145,31 @@ def generate(
     """Paints every window once, batch by batch; see `paint_batch`."""
     painted = [
         paint_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
-        for first, last in batches(len(windows), batch_size)
+        for first, last in batches(len(windows), batch_size, pairs=plan_change is OTHER)
     ]
     return torch.cat(painted)
 
 
 @torch.no_grad()
-def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor) -> torch.Tensor:
-    """Every frame through the autoencoder and back: the best that any model on top of it can reach."""
+def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
+    """Every frame but the given ones through the autoencoder and back: the best that any model on top of it can reach.
+
+    Args:
+        windows: in [0, 1], `(windows, frames, 3, height, width)`.
+        given: positions of the given frames, which stay as they are, as in `paint_batch`.
+    """
     frames = [
         decode_latents(pipe.vae, encode_video(pipe.vae, window[None].to(pipe.device, pipe.vae.dtype) * 2 - 1))
         for window in windows
     ]
-    return (torch.cat(frames).float().cpu() / 2 + 0.5).clamp(0, 1)
+    rebuilt = (torch.cat(frames).float().cpu() / 2 + 0.5).clamp(0, 1)
+    rebuilt[:, list(given)] = windows[:, list(given)].float()
+    return rebuilt
 
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
-    """Changes with any weight or setting of the checkpoint, wherever it was loaded from."""
+    """Changes with any weight or setting of autoencoder, planner and transformer, wherever they were loaded from; the scheduler is
+    `sampling_key`'s."""
 
     def settings(module: ConfigMixin) -> bytes:  # without `_name_or_path` and the like, which tell where it came from
         told = {key: value for key, value in module.config.items() if not key.startswith("_")}

@@ -26,7 +26,7 @@ from .painting import (
     scheduler_replaced,
     weights_digest,
 )
-from .plan_changes import PlanChange
+from .plan_changes import OTHER, PlanChange
 from .windows import training_clips
 
 
@@ -65,7 +65,7 @@ class Sampling:
         schedulers: names of diffusers' schedulers; "" is the checkpoint's own.
         guidance_scale: `None` is the pipeline's own choice for the task.
         seeds: one sample for each.
-        batch_size: windows painted together.
+        batch_size: most windows painted together (`batches`).
         plan_changes: a row with each of them, of the first scheduler and number of steps.
         adapter: folder or Hub id of LoRA weights: a second row with them for each scheduler and number of steps.
     """
@@ -129,9 +129,9 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
     """The autoencoder alone, and the checkpoint in every way that `sampling` asks for.
 
     Raises:
-        ValueError: if an adapter cannot be loaded.
+        ValueError: if an adapter cannot be loaded, or there is no other window whose plan could be taken.
     """
-    parts = batches(count, sampling.batch_size)
+    parts = batches(count, sampling.batch_size, pairs=OTHER in sampling.plan_changes)
     adapted = None
     if sampling.adapter is not None:
         with adapter_loaded(pipe, sampling.adapter):
@@ -141,10 +141,10 @@ def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]
         Variant(
             "autoencoder alone (ceiling)",
             CEILING,
-            {"method": "autoencoder", **model},
+            {"method": "autoencoder", "given": "true", **model},
             (0,),
             parts,
-            lambda windows, *_: reconstruct(pipe, windows),
+            lambda windows, given, *_: reconstruct(pipe, windows, given),
         )
     ]
 

@@ -7,7 +7,7 @@ PYTHON="${PYTHON:-.venv/bin/python}"
 RACING="${RACING:-runs/data/rc_racing}"
 CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results}"
-# The best match among the first 500 of the 1,600 training tracks.
+# The best match among the first 500 of the 3,200 training tracks.
 [ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 read -ra SEEDS <<< "${SEEDS:-0 1 2 3}"
