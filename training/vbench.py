@@ -96,13 +96,14 @@ def write_videos(
     if record_file.is_file():
         before = json.loads(record_file.read_text(encoding="utf-8"))
         changed = [key for key in made_by if before["settings"].get(key) != made_by[key]]
-        changed += [f"image for {p!r}" for p, digest in digests.items() if before["images"].get(p, digest) != digest]
+        images_before = before.get("images", {})
+        changed += [f"image for {p!r}" for p, digest in digests.items() if images_before.get(p, digest) != digest]
         if changed:
             raise ValueError(
                 f"'{output}' holds videos made with another {', '.join(changed)}; give another folder, or remove it"
             )
         # What lies there already stays told.
-        seeds_told, digests_told = before["seeds"] | seeds, before["images"] | digests
+        seeds_told, digests_told = before["seeds"] | seeds, images_before | digests
     else:
         seeds_told, digests_told = seeds, digests
     videos, images = output / "videos", output / "images"
