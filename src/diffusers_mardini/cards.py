@@ -16,8 +16,6 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
-from .models.autoencoder_patch_basis import learned_size
-
 
 FACTS = {
     "name": "heading of the card (needed)",
@@ -234,6 +232,15 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def learned_size(class_name: str, config: Mapping[str, Any]) -> int | None:
+    """Side in pixels of the pictures that an autoencoder was trained on, where its config tells.
+
+    An `AutoencoderKL` has a `sample_size` too, but often the default of its class, or that of pictures (1024) where the window of the
+    models is another: for it, and for every class but `AutoencoderPatchBasis`, `None`.
+    """
+    return config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
 
 
 def _pipeline_facts(folder: Path) -> dict[str, Any]:

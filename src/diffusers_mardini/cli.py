@@ -18,8 +18,8 @@ from huggingface_hub.utils import disable_progress_bars
 from PIL import Image, ImageOps
 
 from . import costs, hub
+from .cards import learned_size
 from .hardware import choose_device, choose_dtype
-from .models.autoencoder_patch_basis import learned_size
 from .pipelines.pipeline_mardini import MarDiniPipeline
 from .video_io import check_writable, read_images, write_video
 

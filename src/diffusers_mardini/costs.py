@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .models.autoencoder_patch_basis import AutoencoderPatchBasis, learned_size
+from .cards import learned_size
+from .models.autoencoder_patch_basis import AutoencoderPatchBasis
 from .models.transformer_mardini import MarDiniTransformer3DModel
 from .models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from .presets import list_presets, load_preset

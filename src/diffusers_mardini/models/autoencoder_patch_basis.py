@@ -4,8 +4,7 @@ It answers to `AutoencoderKL`'s interface, so the pipeline takes either. The pap
 VAE (Sec. 2.2); this one can be trained from scratch on a CPU in minutes, see `training/train_autoencoder.py`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -241,12 +240,3 @@ class AutoencoderPatchBasis(ModelMixin, AutoencoderMixin, ConfigMixin):
         solution = torch.linalg.solve(gram + ridge, cross).T  # (values, latents * 9 + 1)
         self.from_latents.weight.copy_(solution[:, :-1].unflatten(1, (-1, 3, 3)))
         self.from_latents.bias.copy_(solution[:, -1])
-
-
-def learned_size(class_name: str, config: Mapping[str, Any]) -> int | None:
-    """Side in pixels of the pictures that an autoencoder was trained on, where its config tells.
-
-    An `AutoencoderKL` has a `sample_size` too, but often the default of its class, or that of pictures (1024) where the window of the
-    models is another: for it, and for every other class, `None`.
-    """
-    return config.get("sample_size") if class_name == AutoencoderPatchBasis.__name__ else None
