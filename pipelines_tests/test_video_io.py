@@ -124,6 +124,21 @@ def test_unwritable_videos_are_value_errors(tmp_path, name, frames, fps, crf, me
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_others_wrote_to_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    folder = write_video(tmp_path / "frames", moving_square(2), fps=8)
+    save = Image.Image.save
+
+    def save_and_meddle(*arguments):
+        save(*arguments)
+        (folder / "mine.txt").write_text("precious")
+
+    monkeypatch.setattr(Image.Image, "save", save_and_meddle)
+    with pytest.raises(ValueError, match="holds other files"):
+        write_video(folder, moving_square(3), fps=8)
+    assert sorted(path.name for path in folder.iterdir()) == ["frame_00000.png", "frame_00001.png", "mine.txt"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_video(tmp_path / "clip.mp4", moving_square(), fps=8)
     before = path.read_bytes()

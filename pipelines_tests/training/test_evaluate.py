@@ -245,7 +245,8 @@ def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp
     row = read_results(tmp_path / "out")["rows"][-1]
     assert row["mid_ssim"] > 0 and all(map(math.isnan, row["intervals"]["mid_ssim"]))  # nothing to draw from one clip
     with pytest.raises(SystemExit, match="plan of another window needs at least 2 windows"):
-        evaluate.main([*single, "--wrong-planning"])
+        evaluate.main([*single, "--wrong-planning", "-o", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()  # said before anything was painted
 
 
 @has_efficientnet

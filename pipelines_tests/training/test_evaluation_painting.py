@@ -55,6 +55,10 @@ def test_no_batch_has_a_single_window_unless_there_is_only_one():
         batches(1, 8, pairs=True)
 
 
+def test_the_plan_of_another_window_is_there_however_small_the_batch(pipe, windows):
+    generate(pipe, windows, [0, 4], steps=1, batch_size=1, plan_change=OTHER)
+
+
 def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
     mask = torch.tensor([[True, False, False, False, True]]).expand(2, -1)
     generator = torch.Generator().manual_seed(0)
