@@ -171,7 +171,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         options.adapter,
     )
     count = len(windows.frames)
-    variants = baselines(count, given, options.num_frames, train, rife_model) + ours(pipe, count, sampling)
+    variants = baselines(count, given, options.num_frames, train, rife_model) + ours(pipe, windows.clips, sampling)
 
     # 4. Paint and score
     with torch.no_grad():

@@ -164,7 +164,7 @@ def test_everything_that_matters_is_in_the_key(windows, tmp_path):
     assert [batches_painted(), batches_painted()] == [2, 0]
     assert batches_painted(of=brighter) == batches_painted(given=(0,)) == batches_painted(steps=3) == 2
     keys = [
-        [variant.key for variant in ours(pipe, 4, sampling)]
+        [variant.key for variant in ours(pipe, ["a.mp4", "b.mp4"], sampling)]
         for pipe in (tiny_pipeline(), tiny_pipeline(planner_downscale=4), tiny_pipeline(beta_schedule="linear"))
         for sampling in (
             Sampling(),
@@ -244,7 +244,7 @@ def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp
     evaluate.main(single)
     row = read_results(tmp_path / "out")["rows"][-1]
     assert row["mid_ssim"] > 0 and all(map(math.isnan, row["intervals"]["mid_ssim"]))  # nothing to draw from one clip
-    with pytest.raises(SystemExit, match="plan of another window needs at least 2 windows"):
+    with pytest.raises(SystemExit, match="needs at least 2 windows where a clip has 1; there are 1: add clips"):
         evaluate.main([*single, "--wrong-planning", "-o", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()  # said before anything was painted
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
@@ -15,7 +16,7 @@ from training.evaluation.painting import (
     scheduler_replaced,
     weights_digest,
 )
-from training.evaluation.plan_changes import DROPPED, OTHER, PlanContext, noisy, tokens_dropped
+from training.evaluation.plan_changes import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,31 @@ def test_no_batch_has_a_single_window_unless_there_is_only_one():
     assert batches(3, 2) == [(0, 2), (2, 3)] and batches(1, 8) == [(0, 1)] and batches(2, 1) == [(0, 1), (1, 2)]
     for count in range(2, 40):
         assert all(last - first <= 3 for first, last in batches(count, 3))
-        assert all(2 <= last - first <= 3 for first, last in batches(count, 2, pairs=True))
+        assert all(2 <= last - first <= 3 for first, last in batches(count, 2, least=2))
     with pytest.raises(ValueError, match="batches of 0 windows"):
         batches(3, 0)
-    with pytest.raises(ValueError, match="at least 2 windows; add clips"):
-        batches(1, 8, pairs=True)
+    with pytest.raises(ValueError, match="1 windows; batches of at least 2"):
+        batches(1, 8, least=2)
 
 
 def test_the_plan_of_another_window_is_there_however_small_the_batch(pipe, windows):
     generate(pipe, windows, [0, 4], steps=1, batch_size=1, plan_change=OTHER)
+
+
+@pytest.mark.parametrize("batch_size", (1, 3, 8))
+@pytest.mark.parametrize("per_clip", ([2, 2, 2], [3, 1, 2], [1, 1, 1, 1, 1], [2, 2, 1, 2, 1, 2, 2]))
+def test_the_plan_of_another_window_is_another_clips(per_clip, batch_size):
+    clips = [f"{number}.mp4" for number, count in enumerate(per_clip) for _ in range(count)]
+    for first, last in batches(len(clips), batch_size, batch_of_others(clips)):
+        window = torch.arange(first, last)
+        context = PlanContext(torch.zeros(1), [0], [])
+        other = OTHER.apply(window[:, None, None, None, None], context).flatten()
+        assert all(clips[a] != clips[b] for a, b in zip(window, other))
+
+
+def test_the_plan_of_another_clip_is_refused_where_windows_do_not_suffice():
+    with pytest.raises(ValueError, match="at least 4 windows where a clip has 2; there are 3: add clips"):
+        batch_of_others(["a.mp4", "a.mp4", "b.mp4"])
 
 
 def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
@@ -145,3 +162,15 @@ def test_the_digest_of_a_checkpoint_changes_with_one_weight(tmp_path):
     with torch.no_grad():
         next(pipe.planner.parameters()).flatten()[0] += 1e-3
     assert weights_digest(pipe) != before
+
+
+def test_weights_are_told_apart_by_an_adapters_alpha():
+    def adapted(alpha: float) -> str:
+        pipe = tiny_pipeline()
+        pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_v"]), adapter_name="new")
+        for name, parameter in pipe.transformer.named_parameters():
+            if "lora_A" in name:
+                torch.nn.init.ones_(parameter)  # else drawn anew
+        return weights_digest(pipe)
+
+    assert adapted(2) == adapted(2) != adapted(4)

@@ -49,7 +49,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     sampling = Sampling(
         steps=(options.steps,), seeds=tuple(options.seeds), batch_size=options.batch_size, plan_changes=tuple(changes)
     )
-    variants = baselines(count, given, options.num_frames, None) + ours(pipe, count, sampling)
+    variants = baselines(count, given, options.num_frames, None) + ours(pipe, windows.clips, sampling)
     with torch.no_grad():
         evaluation = Evaluation(windows, given, networks, Kept(options.output / "kept"))
         rows, differences, _ = evaluation.run(variants)

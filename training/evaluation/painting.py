@@ -64,22 +64,22 @@ def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) 
         pipe.scheduler = own
 
 
-def batches(count: int, batch_size: int, pairs: bool = False) -> list[tuple[int, int]]:
+def batches(count: int, batch_size: int, least: int = 1) -> list[tuple[int, int]]:
     """First and last-plus-one of batches of nearly equal size.
 
     Args:
         count: of all windows.
         batch_size: most windows of a batch.
-        pairs: leaves no window alone, without another one to take a plan from: a batch may then have 2, or 3, where fewer were asked for.
+        least: fewest windows of a batch, which may have more than `batch_size` then.
 
     Raises:
-        ValueError: if batches are to be empty, or a single window is to have another one.
+        ValueError: if batches are to be empty, or there are fewer windows than the fewest of a batch.
     """
     if batch_size < 1:
         raise ValueError(f"batches of {batch_size} windows; give a batch size of at least 1")
-    if pairs and count < 2:
-        raise ValueError("the plan of another window needs at least 2 windows; add clips")
-    number = min(-(-count // batch_size), count // 2 if pairs else count)
+    if count < least:
+        raise ValueError(f"{count} windows; batches of at least {least} were asked for")
+    number = min(-(-count // batch_size), count // least)
     sizes = [len(part) for part in torch.arange(count).tensor_split(number)]
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [(end - size, end) for end, size in zip(ends, sizes)]
@@ -145,7 +145,7 @@ def generate(
     """Paints every window once, batch by batch; see `paint_batch`."""
     painted = [
         paint_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
-        for first, last in batches(len(windows), batch_size, pairs=plan_change is OTHER)
+        for first, last in batches(len(windows), batch_size, least=2 if plan_change is OTHER else 1)
     ]
     return torch.cat(painted)
 
@@ -179,6 +179,10 @@ def weights_digest(pipe: MarDiniPipeline) -> str:
     for name in ("vae", "planner", "transformer"):
         module = getattr(pipe, name)
         digest.update(name.encode() + settings(module))
+        # How strongly peft's layers add an adapter (its alpha and rank, and any weight given to it) is in no tensor.
+        for layer, part in module.named_modules():
+            if isinstance(scaling := getattr(part, "scaling", None), dict):
+                digest.update(f"{name}.{layer} {sorted(scaling.items())}".encode())
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

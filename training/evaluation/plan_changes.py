@@ -4,6 +4,7 @@ They say how much of the plan the transformer needs. Where they are put in is `p
 `claims/degraded_plan.py`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,26 @@ def _of_another(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
 # The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
 # averages equal values.
 DROPPED = PlanChange("none", ", planning signal dropped", _drop)
-# Half a batch further: another clip's where a clip has no more windows than half a batch, since they follow each other.
+# Half a batch further: another clip's where no clip has more windows than half a batch (`batch_of_others`), since they follow each other.
 OTHER = PlanChange("half a batch further", ", plan of another window", _of_another)
+
+
+def batch_of_others(clips: Sequence[str]) -> int:
+    """Fewest windows of a batch in which `OTHER` takes every plan from another clip.
+
+    Args:
+        clips: of each window; a clip's windows follow each other.
+
+    Raises:
+        ValueError: if there are not so many windows.
+    """
+    least = 2 * max(Counter(clips).values())
+    if len(clips) < least:
+        raise ValueError(
+            f"the plan of another clip's window needs at least {least} windows where a clip has {least // 2}; "
+            f"there are {len(clips)}: add clips, or take fewer windows of each"
+        )
+    return least
 
 
 def noisy(deviations: float) -> PlanChange:

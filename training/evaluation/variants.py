@@ -26,7 +26,7 @@ from .painting import (
     scheduler_replaced,
     weights_digest,
 )
-from .plan_changes import OTHER, PlanChange
+from .plan_changes import OTHER, PlanChange, batch_of_others
 from .windows import training_clips
 
 
@@ -125,13 +125,18 @@ def baselines(
     return variants
 
 
-def ours(pipe: MarDiniPipeline, count: int, sampling: Sampling) -> list[Variant]:
+def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> list[Variant]:
     """The autoencoder alone, and the checkpoint in every way that `sampling` asks for.
 
+    Args:
+        pipe: the checkpoint.
+        clips: of each window.
+        sampling: how it paints.
+
     Raises:
-        ValueError: if an adapter cannot be loaded, or there is no other window whose plan could be taken.
+        ValueError: if an adapter cannot be loaded, or there is no other clip whose plan could be taken.
     """
-    parts = batches(count, sampling.batch_size, pairs=OTHER in sampling.plan_changes)
+    parts = batches(len(clips), sampling.batch_size, batch_of_others(clips) if OTHER in sampling.plan_changes else 1)
     adapted = None
     if sampling.adapter is not None:
         with adapter_loaded(pipe, sampling.adapter):
