@@ -12,10 +12,9 @@ from pathlib import Path
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from diffusers_mardini.video_io import read_video, write_video
+from diffusers_mardini.video_io import probe_video, write_video
 from training.baselines import copy_nearest, cross_fade
 from training.contact_sheet import contact_sheet, side_by_side
-from training.data.clips import list_clips
 from training.evaluation.painting import generate
 from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.metrics import score_windows, summarize
@@ -36,17 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype, why = choose_dtype("auto", device)
     print(f"Painting frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
     print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
+    try:
+        windows = load_windows(
+            options.clips, options.size, options.num_frames, options.stride, per_clip=1, max_clips=options.max_clips
+        )
+        fps = probe_video(options.clips / windows.clips[0]).fps / options.stride
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
-
-    windows = load_windows(options.clips, options.size, options.num_frames, options.stride, per_clip=1)
-    windows = Windows(
-        windows.frames[: options.max_clips],
-        windows.clips[: options.max_clips],
-        windows.starts[: options.max_clips],
-        windows.skipped,
-    )
-    fps = read_video(list_clips(options.clips)[0])[1] / options.stride
     options.output.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         run_task(pipe, windows, task, options.steps, options.seed, fps, options.output)

@@ -135,6 +135,31 @@ def test_what_cannot_be_written_is_refused_before_anything_is_painted(inputs, tm
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ("expand", "slow-motion", "extend"))
+def test_a_gif_too_fast_for_its_clip_is_refused_before_anything_is_painted(inputs, tmp_path, monkeypatch, command):
+    write_video(tmp_path / "fast.mp4", np.zeros((4, 32, 32, 3), np.uint8), 60)
+    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("a model was loaded"))
+    code, text = run(command, tmp_path / "fast.mp4", "-o", tmp_path / "out.gif", "--size", 32)
+    assert code == 1 and "a gif shows at most 50 frames per second, got 60" in text
+    assert text.startswith(f"Reading {tmp_path / 'fast.mp4'}")
+
+
+def test_large_frames_are_made_small_as_they_are_decoded(checkpoint, tmp_path, monkeypatch):
+    write_video(tmp_path / "large.mp4", np.zeros((3, 120, 200, 3), np.uint8), 10)
+    read, kept = cli.read_images, []
+
+    def keep(path, prepare):
+        frames, rate = read(path, prepare)
+        kept.extend(frame.size for frame in frames)
+        return frames, rate
+
+    monkeypatch.setattr(cli, "read_images", keep)
+    code, text = run("slow-motion", tmp_path / "large.mp4", "-o", tmp_path / "out.mp4", "--factor", 2, "--window", 3,
+                     "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    assert kept == [(64, 64)] * 3 and text.count("Cropping 200x120") == 1
+
+
 def test_a_folder_of_its_own_pictures_is_replaced_with_force(checkpoint, inputs, tmp_path):
     arguments = ("animate", inputs / "a.png", "-o", tmp_path / "out", "--checkpoint", checkpoint, *QUICK)
     for frames in (4, 2):
@@ -207,6 +232,17 @@ def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
     assert [line.split()[0] for line in text.splitlines()[3:]] == [
         "planner", "references", "transformer", "vae.decode", "together"
     ]  # fmt: skip
+
+
+def test_info_of_quantized_parts_counts_them_as_they_were(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "quantized")
+    file = tmp_path / "quantized/transformer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    (_, plain), (code, text) = (
+        run("info", folder, "--num-frames", 5) for folder in (checkpoint, tmp_path / "quantized")
+    )
+    assert code == 0 and text.splitlines()[1:-1] == plain.splitlines()[1:]
+    assert "counted as they were before" in text.splitlines()[-1]
 
 
 def test_push_looks_first_and_sends_when_told_to(checkpoint, tmp_path):

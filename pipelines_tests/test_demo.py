@@ -29,6 +29,14 @@ def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
     assert text.rstrip().endswith(str(output))
 
 
+def test_clips_that_cannot_be_used_are_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "clips").mkdir()
+    for clips, message in (("nowhere", "no folder of clips"), ("clips", "holds no clips")):
+        with pytest.raises(SystemExit, match=message):
+            demo.main(["--clips", str(tmp_path / clips), "--checkpoint", str(tmp_path)])
+
+
 def test_a_missing_checkpoint_is_named_with_what_to_do(tmp_path):
     with pytest.raises(SystemExit, match="CHECKPOINT=folder"):
         demo.main(["--checkpoint", str(tmp_path / "nothing")])

@@ -206,7 +206,7 @@ def test_a_folder_of_a_newer_format_is_not_sent(folder):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_mardini_format": 99}))
     (problem,) = problems_of(folder)
-    assert "format 99" in problem and "pip install --upgrade diffusers-mardini" in problem
+    assert "format 99" in problem and "update it with `git pull`" in problem
 
 
 def test_every_problem_is_told_at_once(folder):

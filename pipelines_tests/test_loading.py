@@ -113,7 +113,7 @@ def test_our_class_runs_no_code_from_the_folder(folder, tmp_path):
 
 def test_without_the_plugin_the_folder_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers_mardini", None)  # makes the import fail
-    with pytest.raises(ImportError, match="pip install diffusers-mardini"):
+    with pytest.raises(ImportError, match="`pip install .` in a checkout"):
         exec(SHIM, {})
 
 
@@ -213,7 +213,7 @@ def test_a_folder_without_a_version_is_of_the_first_format(pipe, copy):
 
 def test_a_folder_of_a_newer_format_says_what_to_update(copy):
     set_format(copy, 2)
-    advice = "pip install --upgrade diffusers-mardini"
+    advice = "update it with `git pull` and `pip install .` in its checkout"
     with pytest.raises(ValueError, match=f"copy' was saved in format 2 .* up to 1; .*{advice}"):
         MarDiniPipeline.from_pretrained(copy)
     with pytest.raises(ImportError, match=f"saved in format 2, .* does not know; .*{advice}"):
@@ -323,7 +323,7 @@ def test_without_the_plugin_a_program_is_told_what_to_install(folder, hub, tmp_p
     )
     result = run_program(program, hub, tmp_path)
     assert result.returncode == 1
-    assert "needs the diffusers plugin of MarDini; install it with `pip install diffusers-mardini`" in result.stderr
+    assert "needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout" in result.stderr
 
 
 def run_program(program: str, hub: HubServer, home: Path) -> subprocess.CompletedProcess:

@@ -126,6 +126,18 @@ def test_model_offload_changes_nothing(pipe, base):
     assert torch.equal(run(pipe), base)
 
 
+def test_model_offload_leaves_nothing_beside_the_planner(pipe, monkeypatch):
+    pipe.enable_model_cpu_offload(device="cpu")
+    events, forward = [], pipe.planner.forward
+    for hook in pipe._all_hooks:
+        name = next(name for name, part in pipe.components.items() if part is hook.model)
+        monkeypatch.setattr(hook, "offload", lambda name=name: events.append(name))
+    pipe.planner.forward = lambda *args, **kwargs: (events.append("plan"), forward(*args, **kwargs))[1]
+    run(pipe)
+    assert events[: events.index("plan")] == ["transformer", "vae"]
+    pipe.remove_all_hooks()
+
+
 def test_sequential_offload_changes_nothing(pipe, base):
     """What `enable_sequential_cpu_offload` does to every part. Itself it names the device `cpu:0`, and accelerate then fails."""
     for part in ("vae", *BOTH):

@@ -10,6 +10,7 @@ from PIL import Image
 from diffusers_mardini import video_io
 from diffusers_mardini.video_io import (
     _nearest,
+    check_writable,
     iterate_frames,
     natural_key,
     probe_video,
@@ -128,8 +129,8 @@ def test_a_folder_that_others_wrote_to_meanwhile_is_left_alone(tmp_path, monkeyp
     folder = write_video(tmp_path / "frames", moving_square(2), fps=8)
     save = Image.Image.save
 
-    def save_and_meddle(*arguments):
-        save(*arguments)
+    def save_and_meddle(*arguments, **options):
+        save(*arguments, **options)
         (folder / "mine.txt").write_text("precious")
 
     monkeypatch.setattr(Image.Image, "save", save_and_meddle)
@@ -163,13 +164,60 @@ def test_a_folder_is_replaced_only_where_we_wrote_it(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
-def write_timed(path, frames: np.ndarray, times: list[int], rotation: int | None = None, mirror: bool = False):
+def test_pictures_of_the_same_names_that_others_wrote_are_left_alone(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame_00000.png")  # as `ffmpeg -i clip.mp4 frame_%05d.png` does
+    with pytest.raises(ValueError, match="holds other files"):
+        write_video(tmp_path, moving_square(2), fps=8)
+    (tmp_path / "frame_00000.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="holds other files"):
+        write_video(tmp_path, moving_square(2), fps=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["frame_00000.png"]
+
+
+def test_a_place_where_nothing_can_be_written_is_known_before(tmp_path, monkeypatch):
+    (tmp_path / "taken").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="taken' is a file"):
+        check_writable(tmp_path / "taken/new/clip.mp4", 8)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="is a link to"):
+        check_writable(tmp_path / "link", 8)
+    check_writable(tmp_path / "new/folder/clip.mp4", 8)
+    monkeypatch.setattr(video_io.os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="is write-protected"):
+        check_writable(tmp_path / "new/folder/clip.mp4", 8)
+
+
+@pytest.mark.parametrize("fps", (8, 12.5, 15, 24, 29.97, 50))
+def test_a_gif_lasts_as_long_as_its_frames(tmp_path, fps):
+    with Image.open(write_video(tmp_path / "clip.gif", moving_square(9), fps)) as image:
+        durations = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            durations.append(image.info["duration"])
+    assert sum(durations) == 10 * round(100 * 9 / fps) and min(durations) >= 20
+    assert max(durations) - min(durations) <= 10
+    assert read_video(tmp_path / "clip.gif")[1] == pytest.approx(fps, rel=0.03)
+
+
+def test_a_gif_that_holds_a_frame_reads_as_it_was(tmp_path):
+    frames = moving_square(6)[[0, 1, 2, 2, 2, 2, 3, 4, 5, 5]]
+    path = write_video(tmp_path / "clip.gif", frames, fps=10)
+    with Image.open(path) as image:
+        assert image.n_frames == 6
+    read, fps = read_video(path)
+    assert np.abs(read.astype(int) - frames).max() < 8 and fps == pytest.approx(10)
+
+
+def write_timed(
+    path, frames: np.ndarray, times: list[int], rotation: int | None = None, mirror: bool = False, aspect: int = 1
+):
     """An mp4 or mkv with a key frame every fourth frame, frame `i` at `times[i]` milliseconds."""
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "yuv420p", 4
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.thread_count = 1
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=mirror)
         for frame, time in zip(frames, times):
@@ -230,9 +278,60 @@ def test_frames_by_time_equal_those_of_the_whole(tmp_path, suffix, start):
         read_frames(path, [0.2, 0.1])
 
 
+def test_a_held_frame_is_repeated_where_times_are_uneven(tmp_path, caplog):
+    path = write_timed(tmp_path / "clip.mkv", shades(7), [0, 40, 80, 120, 1120, 1160, 1200])
+    read, fps = read_video(path)
+    assert "at uneven times: 7 became 31, at 25 per second" in caplog.text
+    each = np.stack([frame for _, frame in iterate_frames(path)])
+    assert fps == pytest.approx(25) and np.array_equal(read, each[[0, 1, 2] + [3] * 25 + [4, 5, 6]])
+    images, rate = read_images(path)
+    assert len(images) == 31 and rate == fps
+    even = write_timed(tmp_path / "even.mkv", shades(4), [0, 41, 79, 120])  # a quarter of a frame is no gap
+    assert len(read_video(even)[0]) == 4
+
+
+def test_only_what_is_made_of_a_frame_is_kept(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", moving_square(4), fps=8)
+    assert np.array_equal(read_video(path, lambda frame: frame[::2, ::4])[0], read_video(path)[0][:, ::2, ::4])
+    halved = read_images(path, lambda image: image.reduce(2))[0]
+    assert [image.size for image in halved] == [(24, 16)] * 4
+    whole = read_images(path)[0]
+    assert np.array_equal(np.asarray(halved[1]), np.asarray(whole[1].reduce(2)))
+
+
+@pytest.mark.parametrize("rotation", [None, 90])
+def test_pixels_that_are_not_square_are_made_so(tmp_path, rotation):
+    path = write_timed(tmp_path / "clip.mp4", moving_square(3), [0, 40, 80], rotation, aspect=2)
+    height, width = (32, 96) if rotation is None else (96, 32)
+    facts = probe_video(path)
+    assert (facts.height, facts.width) == (height, width)
+    assert read_video(path)[0].shape == (3, height, width, 3) == (3, *read_frames(path, [0.0])[0].shape)
+
+
+def test_greys_of_16_bits_and_transparency_look_as_in_a_viewer(tmp_path):
+    Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)).save(tmp_path / "grey.png")
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2, :, 3] = 255  # black above, nothing below
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    (grey,), (black_and_white,) = (read_images(tmp_path / name)[0] for name in ("grey.png", "clear.png"))
+    assert np.unique(np.asarray(grey)) == [128] and grey.mode == "RGB"
+    assert np.unique(np.asarray(black_and_white)[:2]) == [0] and np.unique(np.asarray(black_and_white)[2:]) == [255]
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="32-bit values"):
+        read_images(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("name", ("moving.webp", "moving.png", "pages.tif"))
+def test_a_picture_of_several_is_not_cut_to_its_first(tmp_path, name):
+    first, *rest = [Image.fromarray(frame) for frame in moving_square(3)]
+    first.save(tmp_path / name, save_all=True, append_images=rest)
+    with pytest.raises(ValueError, match="holds 3 pictures; give it as .gif"):
+        read_images(tmp_path / name)
+
+
 def test_frames_by_time_are_the_nearest_of_a_variable_rate(tmp_path):
     path = write_timed(tmp_path / "clip.mkv", shades(7), [0, 40, 200, 220, 240, 700, 740])
-    whole, _ = read_video(path)
+    whole = np.stack([frame for _, frame in iterate_frames(path)])
     assert np.array_equal(read_frames(path, [0.0, 0.1, 0.13, 0.5, 0.74]), whole[[0, 1, 2, 5, 6]])
 
 
@@ -293,7 +392,9 @@ def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(t
 def test_only_the_frames_wanted_are_kept_of_a_long_video(tmp_path, monkeypatch):
     path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
     converted, real = [], video_io._upright
-    monkeypatch.setattr(video_io, "_upright", lambda frame: (converted.append(frame.time), real(frame))[1])
+    monkeypatch.setattr(
+        video_io, "_upright", lambda frame, stream: (converted.append(frame.time), real(frame, stream))[1]
+    )
     assert read_frames(path, [0.0, 1.2, 2.36]).shape[0] == 3
     assert converted == [0.0, 1.2, 2.36]
 

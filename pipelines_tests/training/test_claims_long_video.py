@@ -125,7 +125,7 @@ def test_scores_of_single_frames_are_those_of_windows():
 
 
 def test_distances_that_do_not_fit_are_refused(arguments, tmp_path):
-    with pytest.raises(SystemExit, match="--max-clips is 0"):
+    with pytest.raises(SystemExit, match="max_clips is 0"):
         long_video.main([*arguments, "--max-clips", "0", "-o", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"\[3, 4\]: each must be at least 2 and divide the largest one, 4"):
         long_video.main([*arguments, "--distances", "3", "4", "-o", str(tmp_path / "out")])

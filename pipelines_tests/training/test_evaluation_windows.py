@@ -7,6 +7,7 @@ import torch
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE
 from training.data.clips import write_metadata
+from training.evaluation import windows
 from training.evaluation.windows import (
     clip_step,
     frame_offsets,
@@ -31,6 +32,17 @@ def clips(tmp_path_factory):
     for name, length, fps in (("a", 12, 10), ("b", 24, 20), ("c", 3, 10)):
         write_counting_clip(folder / f"{name}.mp4", length, fps)
     return folder
+
+
+def test_no_more_clips_are_decoded_than_asked_for(clips, monkeypatch):
+    every = load_windows(clips, SIZE, 5, stride=1, per_clip=2)
+    assert every.clips == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
+    loaded, real = [], windows.load_clip
+    monkeypatch.setattr(windows, "load_clip", lambda path, size: (loaded.append(path.name), real(path, size))[1])
+    assert load_windows(clips, SIZE, 5, stride=1, per_clip=2, max_clips=1).clips == ["a.mp4", "a.mp4"]
+    assert loaded == ["a.mp4"]
+    with pytest.raises(ValueError, match="max_clips is 0"):
+        load_windows(clips, SIZE, 5, stride=1, per_clip=2, max_clips=0)
 
 
 def shown(window: torch.Tensor) -> list[int]:

@@ -26,13 +26,13 @@ try:
     import diffusers_mardini
 except ImportError as error:
     raise ImportError(
-        "this model needs the diffusers plugin of MarDini; install it with `pip install diffusers-mardini`"
+        "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
     ) from error
 
 if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
     raise ImportError(
         f"this model was saved in format {{FORMAT_VERSION}}, which the installed diffusers-mardini "
-        f"{{diffusers_mardini.__version__}} does not know; update it with `pip install --upgrade diffusers-mardini`"
+        f"{{diffusers_mardini.__version__}} does not know; update it with `git pull` and `pip install .` in its checkout"
     )
 
 MarDiniPipeline = diffusers_mardini.MarDiniPipeline
@@ -73,5 +73,5 @@ def check_format(index: Mapping[str, Any], folder: str | os.PathLike) -> None:
     if version > FORMAT_VERSION:
         raise ValueError(
             f"'{folder}' was saved in format {version} by a newer diffusers-mardini; the installed one knows the formats up "
-            f"to {FORMAT_VERSION}; update it with `pip install --upgrade diffusers-mardini`"
+            f"to {FORMAT_VERSION}; update it with `git pull` and `pip install .` in its checkout"
         )

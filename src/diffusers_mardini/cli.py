@@ -7,12 +7,13 @@ checked and sent in `hub.py`.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from diffusers import ConfigMixin
 from diffusers.utils import logging
 from huggingface_hub.utils import disable_progress_bars
 from PIL import Image, ImageOps
@@ -81,8 +82,9 @@ def interpolate(
     with plain_errors():
         check_output(output, force, fps)
         frames = [_read_one(first), _read_one(last)]
+        fit = fitted_to(target_size(checkpoint, size))
         pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
-        first_frame, last_frame = fit_frames(frames, target_size(pipe, size))
+        first_frame, last_frame = map(fit, frames)
         result = pipe(
             image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
         )
@@ -111,9 +113,9 @@ def animate(
     with plain_errors():
         check_output(output, force, fps)
         frame = _read_one(image)
+        fit = fitted_to(target_size(checkpoint, size))
         pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
-        (frame,) = fit_frames([frame], target_size(pipe, size))
-        result = pipe(image=frame, num_frames=num_frames, **_sampling(steps, guidance, seed))
+        result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or DEFAULT_FPS)
 
 
@@ -141,7 +143,7 @@ def expand(
     """
     with plain_errors():
         check_output(output, force, fps)
-        frames, rate = read_images(video)
+        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
         if use_frames is not None:
             if not 1 <= use_frames <= len(frames):
                 raise ValueError(
@@ -155,7 +157,6 @@ def expand(
             )
         task = f"Painting {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
         pipe = load(checkpoint, device, dtype, task)
-        frames = fit_frames(frames, target_size(pipe, size))
         result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
@@ -182,9 +183,8 @@ def slow_motion(
     """
     with plain_errors():
         check_output(output, force, fps)
-        frames, rate = read_images(video)
+        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
         pipe = load(checkpoint, device, dtype, f"Slowing the {len(frames)} frames of {video} down {factor} times")
-        frames = fit_frames(frames, target_size(pipe, size))
         result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
@@ -212,9 +212,8 @@ def extend(
     """
     with plain_errors():
         check_output(output, force, fps)
-        frames, rate = read_images(video)
+        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
         pipe = load(checkpoint, device, dtype, f"Adding {num_new_frames} frames to the {len(frames)} of {video}")
-        frames = fit_frames(frames, target_size(pipe, size))
         result = pipe.extend(
             frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
         )
@@ -324,22 +323,40 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def target_size(pipe: MarDiniPipeline, size: str | None) -> tuple[int, int]:
-    """Width and height to work at: as asked for, or the square that the autoencoder says it learned (`learned_size`)."""
+def target_size(checkpoint: str | None, size: str | None) -> tuple[int, int]:
+    """Width and height to work at: as asked for, or the square that the autoencoder's configuration says it learned (`learned_size`)."""
     if size is not None:
         return parse_size(size)
-    learned = learned_size(type(pipe.vae).__name__, pipe.vae.config)
+    checkpoint = resolve_checkpoint(checkpoint)
+    _, class_name = MarDiniPipeline.load_config(checkpoint)["vae"]
+    learned = learned_size(class_name, _VaeConfig.load_config(checkpoint, subfolder="vae"))
     if learned is None:
         raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
     return learned, learned
 
 
-def fit_frames(frames: Sequence[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
-    """Crops around the centre to the wanted aspect and resizes to (width, height); says so where the aspect changes."""
-    width, height = frames[0].size
-    if width * size[1] != height * size[0]:
-        print(f"Cropping {width}x{height} around the centre to the aspect of {size[0]}x{size[1]}", flush=True)
-    return [ImageOps.fit(frame, size, Image.Resampling.BICUBIC) for frame in frames]
+def fitted_to(size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
+    """Crops around the centre to the wanted aspect and resizes to (width, height); says so once for each aspect that changes."""
+    told = set()
+
+    def fit(frame: Image.Image) -> Image.Image:
+        width, height = frame.size
+        if width * size[1] != height * size[0] and frame.size not in told:
+            print(f"Cropping {width}x{height} around the centre to the aspect of {size[0]}x{size[1]}", flush=True)
+            told.add(frame.size)
+        return ImageOps.fit(frame, size, Image.Resampling.BICUBIC)
+
+    return fit
+
+
+def read_clip(
+    video: Path, size: tuple[int, int], output: Path, force: bool, fps: float | None
+) -> tuple[list[Image.Image], float | None]:
+    """Frames of a video or a folder of pictures, each made small as it is decoded, and their rate; asks whether `output` can have it."""
+    print(f"Reading {video}", flush=True)
+    frames, rate = read_images(video, fitted_to(size))
+    check_output(output, force, fps or rate)
+    return frames, rate
 
 
 def save(output: Path, frames: Sequence[Image.Image], fps: float) -> None:
@@ -356,6 +373,12 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+class _VaeConfig(ConfigMixin):
+    """Reads the configuration of any autoencoder, from a folder or the Hub."""
+
+    config_name = "config.json"
 
 
 def _read_one(path: Path) -> Image.Image:

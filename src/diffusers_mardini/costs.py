@@ -79,6 +79,8 @@ def report(
         f"{'together':<12} {_short(sum(c.parameters for c in costs)):>12} {_bytes(sum(c.weight_bytes for c in costs)):>10} "
         f"{'':>13} {'':>6} {_flops(total):>13} {_bytes(max(c.activation_bytes for c in costs)):>12}"
     )
+    if configs.get("quantized"):
+        lines.append("The weights of this folder are quantized; they are counted as they were before.")
     if "pretrained_model_name_or_path" in configs["vae"]:
         lines.append(
             f"The autoencoder is not counted; it is {configs['vae']['pretrained_model_name_or_path']} on the Hub."
@@ -103,7 +105,11 @@ def read_configs(model: str) -> dict[str, Any]:
     for part in ("planner", "transformer", "vae"):
         config = json.loads((Path(model) / part / "config.json").read_text(encoding="utf-8"))
         name = config.pop("_class_name")
-        configs[part] = {key: value for key, value in config.items() if not key.startswith("_")}
+        # Quantized weights are counted as if they were not: what they weigh depends on the library.
+        configs[part] = {
+            key: value for key, value in config.items() if not key.startswith("_") and key != "quantization_config"
+        }
+        configs["quantized"] = configs.get("quantized", False) or "quantization_config" in config
         if part == "vae":
             configs[part]["class_name"] = name
     return configs

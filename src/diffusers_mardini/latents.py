@@ -28,10 +28,11 @@ def downscale_video(video: torch.Tensor, factor: int) -> torch.Tensor:
             f"frames of {height}x{width} (height x width) cannot be made {factor} times smaller; "
             f"both sides must be divisible by {factor}"
         )
-    frames = F.interpolate(
-        video.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
-    )
-    return frames.unflatten(0, (batch, -1))
+    frames = video.flatten(0, 1)
+    if video.device.type == "mps":  # older torch has no antialiasing there
+        frames = frames.cpu()
+    frames = F.interpolate(frames, size=(height // factor, width // factor), mode="bilinear", antialias=True)
+    return frames.to(video.device).unflatten(0, (batch, -1))
 
 
 def encode_video(

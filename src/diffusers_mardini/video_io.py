@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,12 +18,20 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
+from diffusers.utils import logging
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
+from .pictures import to_rgb
+
+
+logger = logging.get_logger(__name__)
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 WRITABLE = "`.mp4`, `.gif` or no suffix (a folder of PNG)"
+MAX_GIF_FPS = 50  # viewers show frames of less than two hundredths of a second for longer
+WRITER = "diffusers_mardini"  # in the metadata of the PNG that `write_video` writes, by which it knows them again
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,18 @@ def decoder_version() -> str:
     return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
 
 
-def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
-    """Decodes every frame of a video, upright.
+def read_video(
+    path: str | os.PathLike, prepare: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, float]:
+    """Decodes every frame of a video, upright, with square pixels and evenly spaced.
+
+    Where the frames' times are uneven (screen recordings, phones, gifs that hold a frame) each is shown, as a player does, until the
+    next one's time: the clip gets the rate of most of its frames, and held frames are repeated. A warning says so.
 
     Args:
         path: a video file (anything FFmpeg decodes, gif included).
+        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same form. A long video of large
+            frames then never lies in memory whole.
 
     Returns:
         The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second.
@@ -68,11 +83,26 @@ def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
     Raises:
         ValueError: if the file is missing, is not a video, is damaged, or holds no frame.
     """
+    frames, times, end = [], [], 0.0
     with _open_video(Path(path)) as (container, stream, label):
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        frames = [_upright(frame) for frame in container.decode(stream)]
+        for frame in container.decode(stream):
+            upright = _upright(frame, stream)
+            frames.append(upright if prepare is None else prepare(upright))
+            times.append(frame.time)
+            end = float((frame.time or 0) + (frame.duration or 0) * (frame.time_base or 0))
+        fps = _stated_rate(stream)
     if not frames:
         raise ValueError(f"{label} holds no frame; it is damaged or empty")
+    if None not in times and all(first < second for first, second in zip(times, times[1:])):
+        even = _even_rate(np.array(times, dtype=float), fps)
+        if even is None:
+            shown, fps = _spread(np.array(times, dtype=float), end)
+            logger.warning(
+                f"{label} has frames at uneven times: {len(frames)} became {len(shown)}, at {fps:.4g} per second"
+            )
+            frames = [frames[index] for index in shown]
+        else:
+            fps = even
     if fps <= 0:
         raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
     return np.stack(frames), fps
@@ -94,7 +124,7 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
     times, size = [], None
     with _open_video(source) as (container, stream, label):
         for frame in container.decode(stream):
-            upright = (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
+            upright = _upright_size(frame, stream)
             if size not in (None, upright):
                 raise ValueError(f"{label} changes its size from {size} to {upright} at frame {len(times)}")
             if frame.time is None or (times and frame.time <= times[-1]):
@@ -103,29 +133,23 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
                 )
             size = upright
             times.append(float(frame.time))
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        rate = _stated_rate(stream)
         stated, codec = _stated_end(container, stream), stream.codec_context.name
     if not times:
         raise ValueError(f"{label} holds no frame; it is damaged or empty")
     timestamps = np.array(times)
-    if len(times) > 1:
-        own_rate = (len(times) - 1) / (times[-1] - times[0])
-        gap = float(np.diff(timestamps).max())
-    elif rate > 0:
-        own_rate, gap = rate, 1 / rate
-    else:
+    if len(times) == 1 and rate <= 0:
         raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
+    gap = float(np.diff(timestamps).max()) if len(times) > 1 else 1 / rate
     if stated - (times[-1] + gap) > 2.5 * gap:
         raise ValueError(
             f"{label} is truncated: it states {stated:.2f} seconds, but its {len(times)} frames end at {times[-1] + gap:.2f}"
         )
-    for candidate in (rate, own_rate):  # the header's number first: it is a clean one, such as 25
-        if (
-            candidate > 0
-            and np.abs(timestamps - times[0] - np.arange(len(times)) / candidate).max() < 0.25 / candidate
-        ):
-            return VideoFacts(len(times), candidate, *size, times[0], len(times) / candidate, codec, None)
-    return VideoFacts(len(times), own_rate, *size, times[0], times[-1] - times[0] + 1 / own_rate, codec, timestamps)
+    even = _even_rate(timestamps, rate)
+    if even is not None:
+        return VideoFacts(len(times), even, *size, times[0], len(times) / even, codec, None)
+    mean = _mean_rate(timestamps)
+    return VideoFacts(len(times), mean, *size, times[0], times[-1] - times[0] + 1 / mean, codec, timestamps)
 
 
 def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
@@ -139,7 +163,7 @@ def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) 
         return
     with _open_video(source) as (container, stream, _):
         for frame in container.decode(stream):
-            yield float(frame.time), _upright(frame)
+            yield float(frame.time), _upright(frame, stream)
 
 
 def read_frames(
@@ -174,14 +198,20 @@ def read_frames(
                     container.seek(max(0, int((wanted[0] - head_start) / stream.time_base)), stream=stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
-            frames = _nearest(container.decode(stream), wanted, at_start=head_start is None)
+            frames = _nearest(container.decode(stream), stream, wanted, at_start=head_start is None)
         if frames is not None:
             return np.stack(frames)
     raise ValueError(f"{label} ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
-def read_images(path: str | os.PathLike) -> tuple[list[Image.Image], float | None]:
+def read_images(
+    path: str | os.PathLike, prepare: Callable[[Image.Image], Image.Image] | None = None
+) -> tuple[list[Image.Image], float | None]:
     """Reads a picture, a folder of pictures (in natural order: 2 before 10) or a video as PIL images.
+
+    Args:
+        path: of what to read.
+        prepare: what is kept of an image; see `read_video`.
 
     Returns:
         RGB images, and the frames per second where the source says so (a video), else `None`.
@@ -190,11 +220,12 @@ def read_images(path: str | os.PathLike) -> tuple[list[Image.Image], float | Non
         ValueError: if nothing readable is there.
     """
     path = Path(path)
+    prepare = prepare or (lambda image: image)
     if path.is_dir():
-        return [_read_picture(file) for file in _picture_files(path)], None
+        return [prepare(_read_picture(file)) for file in _picture_files(path)], None
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return [_read_picture(path)], None
-    frames, fps = read_video(path)
+        return [prepare(_read_picture(path))], None
+    frames, fps = read_video(path, lambda frame: np.asarray(prepare(Image.fromarray(frame))))
     return [Image.fromarray(frame) for frame in frames], fps
 
 
@@ -210,10 +241,11 @@ def write_video(
 
     Args:
         path: where to; an existing file is replaced, an existing folder only where it holds nothing but pictures
-            that this function wrote.
+            that this function wrote, as their metadata say.
         frames: PIL images, or `uint8` shaped `(frames, height, width, 3)` (array or tensor). For mp4 an odd side gets
             its last row or column repeated, since yuv420p needs even sides.
-        fps: frames per second; a folder of PNG does not record it, a gif rounds it to hundredths of a second.
+        fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to hundredths of a second, and
+            equal neighbours become one frame that is held.
         crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
 
     Raises:
@@ -233,11 +265,17 @@ def write_video(
             _write_mp4(temporary, array, fps, crf)
         elif suffix == ".gif":
             first, *rest = [Image.fromarray(frame) for frame in array]
-            first.save(temporary, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+            ends = [
+                round(100 * (index + 1) / fps) for index in range(len(array))
+            ]  # in hundredths, so that the whole keeps its length
+            durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
+            first.save(temporary, save_all=True, append_images=rest, duration=durations, loop=0)
         else:
             temporary.mkdir()
+            written = PngInfo()
+            written.add_text("Software", WRITER)
             for index, frame in enumerate(array):
-                Image.fromarray(frame).save(temporary / f"frame_{index:05d}.png")
+                Image.fromarray(frame).save(temporary / f"frame_{index:05d}.png", pnginfo=written)
             check_writable(path, fps)  # it may have been filled meanwhile
             if path.is_dir():
                 shutil.rmtree(path)
@@ -254,8 +292,8 @@ def check_writable(path: str | os.PathLike, fps: float) -> None:
     """Whether `write_video` can write there, and will lose nothing but what it wrote itself; for asking before frames are made.
 
     Raises:
-        ValueError: on an unknown suffix, a rate that is not positive, a folder in the way of a file, or, in the way of a folder of
-            PNG, a file or a folder that holds anything else.
+        ValueError: on an unknown suffix, a rate that is not positive or too high for a gif, a place where nothing can be written, a folder in the
+            way of a file, or, in the way of a folder of PNG, a link, a file or a folder that holds anything else.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -263,10 +301,17 @@ def check_writable(path: str | os.PathLike, fps: float) -> None:
         raise ValueError(f"cannot write '{path}': the suffix '{suffix}' is unknown; use {WRITABLE}")
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be positive, got {fps}")
+    if suffix == ".gif" and fps > MAX_GIF_FPS:
+        raise ValueError(f"a gif shows at most {MAX_GIF_FPS} frames per second, got {fps:g}; write .mp4, or fewer")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ValueError(f"cannot write '{path}': '{there}' is {'write-protected' if there.is_dir() else 'a file'}")
     if suffix and path.is_dir():
         raise ValueError(f"'{path}' is a folder; give the name of a file")
     if not suffix and path.exists():
-        if not path.is_dir() or any(not re.fullmatch(r"frame_\d{5}\.png", f.name) for f in path.iterdir()):
+        if path.is_symlink():
+            raise ValueError(f"'{path}' is a link to '{path.resolve()}'; give that itself")
+        if not path.is_dir() or not all(map(_is_ours, path.iterdir())):
             raise ValueError(f"'{path}' exists and holds other files; give another output or empty it first")
 
 
@@ -310,15 +355,66 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _square_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Height and width at which a stored frame has square pixels: DVD, DV and HDV store theirs narrower than they are shown."""
+    return frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1))
+
+
+def _upright_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Height and width of what `_upright` returns."""
+    size = _square_pixels(frame, stream)
+    return size[::-1] if _orientation(frame)[0] else size
+
+
+def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
+    height, width = _square_pixels(frame, stream)
     array = frame.to_ndarray(format="rgb24")
+    if width != frame.width:
+        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
     swap, flip_rows, flip_columns = _orientation(frame)
     array = array.swapaxes(0, 1) if swap else array
     array = array[::-1] if flip_rows else array
     return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)
 
 
-def _nearest(decoded: Iterator[av.VideoFrame], wanted: list[float], at_start: bool) -> list[np.ndarray] | None:
+def _stated_rate(stream: av.VideoStream) -> float:
+    """Frames per second that the container states or FFmpeg guesses; 0 where neither does."""
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def _mean_rate(timestamps: np.ndarray) -> float:
+    return float((len(timestamps) - 1) / (timestamps[-1] - timestamps[0]))
+
+
+def _even_rate(timestamps: np.ndarray, stated: float) -> float | None:
+    """Frames per second at which each frame lies within a quarter of a frame of its place, or `None`.
+
+    Args:
+        timestamps: seconds, increasing.
+        stated: what the header says; it comes first, being a clean number such as 25.
+    """
+    for rate in (stated, _mean_rate(timestamps) if len(timestamps) > 1 else 0.0):
+        if rate > 0 and np.abs(timestamps - timestamps[0] - np.arange(len(timestamps)) / rate).max() < 0.25 / rate:
+            return rate
+    return None
+
+
+def _spread(timestamps: np.ndarray, end: float) -> tuple[np.ndarray, float]:
+    """Indices of the frames that are shown at even times, at the rate of most frames, and that rate.
+
+    Args:
+        timestamps: seconds of at least two frames, increasing.
+        end: when the last one ends, where that is known.
+    """
+    gap = float(np.median(np.diff(timestamps)))
+    length = max(end, timestamps[-1] + gap) - timestamps[0]
+    times = timestamps[0] + np.arange(max(1, round(length / gap))) * gap
+    return np.searchsorted(timestamps, times + gap / 2, side="right") - 1, 1 / gap
+
+
+def _nearest(
+    decoded: Iterator[av.VideoFrame], stream: av.VideoStream, wanted: list[float], at_start: bool
+) -> list[np.ndarray] | None:
     """The frame nearest to each time, or `None` where the frames begin too late or end too early."""
     found, before = [], None
     for frame in decoded:
@@ -329,13 +425,13 @@ def _nearest(decoded: Iterator[av.VideoFrame], wanted: list[float], at_start: bo
             return None
         # All times up to the middle between two frames belong to the first of them.
         while before is not None and wanted[len(found)] <= (before.time + time) / 2:
-            found.append(_upright(before))
+            found.append(_upright(before, stream))
             if len(found) == len(wanted):
                 return found
         gap = time - before.time if before is not None else 0.0
         before = frame
     while before is not None and len(found) < len(wanted) and wanted[len(found)] <= before.time + max(gap, 1e-6):
-        found.append(_upright(before))
+        found.append(_upright(before, stream))
     return found if len(found) == len(wanted) else None
 
 
@@ -383,9 +479,24 @@ def _read_picture(path: Path) -> Image.Image:
         raise ValueError(f"no picture at '{path}'")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            # A telephone's JPEG may hold a preview or a map of depths beside the picture.
+            if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"it holds {count} pictures; give it as .gif, .mp4 or a folder of pictures")
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
         raise ValueError(f"'{path}' cannot be read as a picture ({error})") from error
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether `write_video` wrote this picture of a folder."""
+    if not re.fullmatch(r"frame_\d{5}\.png", file.name):
+        return False
+    try:
+        with Image.open(file) as image:
+            return image.info.get("Software") == WRITER
+    except (UnidentifiedImageError, OSError):
+        return False
 
 
 def _as_array(frames: Sequence[Image.Image] | np.ndarray) -> np.ndarray:

@@ -170,11 +170,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> Windows:
     """The beginnings of the clips; their frames as a file holds them."""
-    if options.max_clips is not None and options.max_clips < 1:
-        raise ValueError(f"--max-clips is {options.max_clips}; it must be at least 1")
-    found = load_windows(options.clips, options.size, num_frames, stride, per_clip=1)
-    count = options.max_clips or len(found.clips)
-    return Windows(found.frames[:count], found.clips[:count], found.starts[:count], found.skipped)
+    return load_windows(options.clips, options.size, num_frames, stride, per_clip=1, max_clips=options.max_clips)
 
 
 def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:

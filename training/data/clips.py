@@ -152,8 +152,8 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
 
 def load_clip(path: str | Path, size: int) -> tuple[torch.Tensor, float]:
     """One clip as `uint8` `(frames, 3, size, size)` and its frames per second; `ValueError` if it can't be read."""
-    frames, fps = read_video(path)
-    return square(frames, size), fps
+    frames, fps = read_video(path, lambda frame: square(frame[None], size)[0].permute(1, 2, 0).numpy())
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps
 
 
 def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Iterator[tuple[str, torch.Tensor, float]]:

@@ -89,7 +89,13 @@ def window_starts(length: int, offsets: list[int], count: int) -> list[int]:
 
 
 def load_windows(
-    folder: str | Path, size: int, num_frames: int, stride: int, per_clip: int, fps: float | None = None
+    folder: str | Path,
+    size: int,
+    num_frames: int,
+    stride: int,
+    per_clip: int,
+    fps: float | None = None,
+    max_clips: int | None = None,
 ) -> Windows:
     """Cuts the windows out of every clip of a folder; clips that give none are counted and named.
 
@@ -100,6 +106,7 @@ def load_windows(
         stride: clip frames from one window frame to the next; does not count where `fps` is given.
         per_clip: at most so many windows.
         fps: frames per second of the windows, whatever the clips have.
+        max_clips: the first so many clips that give a window; no further ones are decoded.
 
     Raises:
         ValueError: if no clip is long enough, or the numbers make no window.
@@ -108,6 +115,7 @@ def load_windows(
         ("num_frames", num_frames, 2),
         ("stride", stride, 1),
         ("windows per clip", per_clip, 1),
+        ("max_clips", 1 if max_clips is None else max_clips, 1),
     ):
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
@@ -115,6 +123,8 @@ def load_windows(
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
     frames, clips, starts, skipped = [], [], [], {}
     for path in list_clips(folder):
+        if len(set(clips)) == max_clips:
+            break
         name = path.relative_to(folder).as_posix()
         try:
             clip, clip_fps = load_clip(path, size)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.video_processor import VideoProcessor
 
+from ..pictures import to_rgb
+
 
 Picture = PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -155,7 +157,7 @@ def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: V
     clips = []
     for frames in videos:
         if isinstance(frames[0], PIL.Image.Image):
-            frames = [frame.convert("RGB") for frame in frames]
+            frames = [to_rgb(frame) for frame in frames]
         else:
             # (frames, 3, given height, given width)
             frames = torch.stack([_array_to_tensor(frame) for frame in frames])

@@ -37,13 +37,14 @@ from .velocities import WindowVelocities
 EXAMPLE_DOC_STRING = """
     Examples:
         ```py
-        >>> from diffusers.utils import export_to_video, load_image
+        >>> from diffusers.utils import load_image
         >>> from diffusers_mardini import MarDiniPipeline
+        >>> from diffusers_mardini.video_io import write_video
 
         >>> pipe = MarDiniPipeline.from_pretrained("checkpoints/mardini-tiny-carracing")
         >>> first, last = load_image("first.png"), load_image("last.png")
-        >>> frames = pipe(image=first, last_image=last, num_frames=9).frames[0]
-        >>> export_to_video(frames, "between.mp4", fps=12)
+        >>> frames = pipe(image=first, last_image=last, num_frames=9, height=64, width=64).frames[0]
+        >>> write_video("between.mp4", frames, fps=12)
         ```
 """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -341,6 +342,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         device = low_references.device
         window = low_references.new_zeros(batch, num_frames, *low_references.shape[2:])
         window[:, list(frame_indices)] = low_references  # (batch, num_frames, channels, h_low, w_low)
+        # Model offload moves out what comes before a part in its order, and nothing comes before the planner: the autoencoder
+        # that encoded, and the transformer of a long video's window before, would stay.
+        for hook in getattr(self, "_all_hooks", []):
+            if hook.model is not self.planner:
+                hook.offload()
         return self.planner(
             window.to(self.planner.dtype),
             reference_mask_from_indices(frame_indices, num_frames, batch, device),
