@@ -114,44 +114,6 @@ def test_the_plugin_never_imports_training_or_the_extras(metadata):
         assert not {name.split(".")[0] for name in imports(path)} & extras, path
 
 
-def test_lower_layers_do_not_import_higher_ones():
-    allowed = {
-        "masking.py": (),
-        "latents.py": (),
-        "checkpoint_format.py": (),
-        "cards.py": (),
-        "hub.py": ("cards", "checkpoint_format"),
-        "schedulers": ("schedulers",),
-        "models": ("models", "masking"),
-        "loaders": ("loaders", "models"),
-        "pipelines": (
-            "pipelines",
-            "loaders",
-            "models",
-            "schedulers",
-            "masking",
-            "latents",
-            "hub",
-            "checkpoint_format",
-        ),
-        "modular_pipelines": (
-            "modular_pipelines",
-            "pipelines",
-            "loaders",
-            "models",
-            "schedulers",
-            "checkpoint_format",
-        ),
-    }
-    for name, layers in allowed.items():
-        files = [PACKAGE / name] if name.endswith(".py") else list((PACKAGE / name).glob("*.py"))
-        assert files
-        for path in files:
-            for module in imports(path):
-                if module.startswith("diffusers_mardini."):
-                    assert module.split(".")[1] in layers, f"{path.name} imports {module}"
-
-
 def test_only_video_io_names_pyav():
     for path in PACKAGE.rglob("*.py"):
         assert ("av" in {name.split(".")[0] for name in imports(path)}) == (path.name == "video_io.py"), path
