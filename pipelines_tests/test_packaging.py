@@ -114,11 +114,6 @@ def test_the_plugin_never_imports_training_or_the_extras(metadata):
         assert not {name.split(".")[0] for name in imports(path)} & extras, path
 
 
-def test_only_video_io_names_pyav():
-    for path in PACKAGE.rglob("*.py"):
-        assert ("av" in {name.split(".")[0] for name in imports(path)}) == (path.name == "video_io.py"), path
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "docs", "bench", "train-tiny-racing",
                                     "train-tiny-carracing", "train-tiny-robot"])  # fmt: skip
