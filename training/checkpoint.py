@@ -155,13 +155,19 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for name, values in zip(FILES, (checkpoint.weights, checkpoint.averages, checkpoint.moments)):
         path = folder / f"{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, path)
+        save_file({key: _own(value) for key, value in values.items()}, path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     (folder / STATE).write_text(
         json.dumps({**checkpoint.state, "files": files, "optimizers": checkpoint.optimizers}, indent=1)
     )
     for path in [*folder.iterdir(), folder]:
         _flush(path)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in memory that is no other tensor's; no copy where it is so already, since there may be many gigabytes of it."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _write_latest(folder: Path, name: str) -> None:

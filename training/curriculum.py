@@ -85,7 +85,15 @@ class Batch:
     windows: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
+        """On `device`; the host does not wait for what is `pinned`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return replace(self, **{k: change(v) for k, v in vars(self).items() if torch.is_tensor(v)})
 
 
 def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:

@@ -4,6 +4,7 @@ They are told by timestep, by task and by the number of masked frames, which is 
 """
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 from accelerate import Accelerator
@@ -72,26 +73,31 @@ def heldout_losses(
     given_ends = "task/interpolation" if "task/interpolation" in masks else "task/image-to-video"
     planner_losses: dict[str, torch.Tensor] = {}
     diffusion_losses: dict[tuple[str, float], torch.Tensor] = {}
-    unplanned = None
+    unplanned_losses: dict[str, torch.Tensor] = {}
 
-    for pattern, mask in masks.items():
+    def add(losses: dict, key: str | tuple[str, float], loss: torch.Tensor, counted: int) -> None:
+        losses[key] = losses.get(key, 0) + loss * counted
+
+    parts = _parts(windows, stage.batch_size, accelerator.num_processes)
+    for (pattern, mask), (rows, counted) in product(masks.items(), parts):
         batch = Batch(
-            latents, windows.planner_latents, mask[numbers], int((~mask[0]).sum()), noise,
-            torch.zeros(len(numbers), dtype=torch.long), torch.ones(len(numbers), dtype=torch.bool),
+            latents[rows], windows.planner_latents[rows], mask[numbers][rows], int((~mask[0]).sum()), noise[rows],
+            torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), dtype=torch.bool),
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
             signals = plan(planner, batch) if plans else None
             if plans and head is not None:
-                planner_losses[pattern] = reconstruction_loss(planner, head, batch, signals)
+                add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
             for share in _noise_levels(pattern == given_ends) if paints else ():
                 noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(share, scheduler)))
-                diffusion_losses[pattern, share] = diffusion_loss(transformer, scheduler, noisy, signals)
+                loss = diffusion_loss(transformer, scheduler, noisy, signals)
+                add(diffusion_losses, (pattern, share), loss, counted)
             if plans and paints and pattern == given_ends:
                 noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(0.95, scheduler)))
-                unplanned = diffusion_loss(transformer, scheduler, noisy, None)
+                add(unplanned_losses, pattern, diffusion_loss(transformer, scheduler, noisy, None), counted)
 
-    found = [*planner_losses.values(), *diffusion_losses.values(), *([] if unplanned is None else [unplanned])]
-    sums = accelerator.reduce(torch.stack(found) * windows.counted, "sum")
+    found = [*planner_losses.values(), *diffusion_losses.values(), *unplanned_losses.values()]
+    sums = accelerator.reduce(torch.stack(found), "sum")
     means = (total / windows.total for total in sums.tolist())
     planner_means = {pattern: next(means) for pattern in planner_losses}
     diffusion_means = {key: next(means) for key in diffusion_losses}
@@ -105,9 +111,22 @@ def heldout_losses(
         for pattern in masks:
             values = [diffusion_means[pattern, share] for share in PATTERN_NOISE_LEVELS]
             losses[f"diffusion/{pattern}"] = sum(values) / len(values)
-    if unplanned is not None:
+    if unplanned_losses:
         losses["diffusion_unplanned/0.95"] = next(means)
     return {name: round(value, 5) for name, value in losses.items()}
+
+
+def _parts(windows: HeldoutWindows, batch_size: int, processes: int) -> list[tuple[torch.Tensor, int]]:
+    """Rows that are scored together, no more than a step of the stage holds, and how many of them count.
+
+    As many parts on every process, since shards of a model are gathered together: one that has fewer windows repeats one that does not count.
+    """
+    most = -(-windows.total // processes)
+    rows = torch.arange(len(windows.latents))
+    return [
+        (part, len(part)) if len(part) and windows.counted else (rows[:1], 0)
+        for part in rows.tensor_split(-(-most // batch_size))
+    ]
 
 
 def _noise_levels(given_ends: bool) -> list[float]:

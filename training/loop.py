@@ -162,7 +162,7 @@ class Run:
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
         sampling, parts = sampling_of(self.config, stage), range(stage.gradient_accumulation)
-        timesteps = self.scheduler.config.num_train_timesteps
+        timesteps, on_gpu = self.scheduler.config.num_train_timesteps, self.accelerator.device.type == "cuda"
 
         def draw_step(step: int) -> list[tuple[Draw, Batch]]:
             draws = [
@@ -172,7 +172,8 @@ class Run:
                 )
                 for part in parts
             ]  # fmt: skip
-            return [(draw, draw_batch(stage, sampling, self.train_data, timesteps, draw)) for draw in draws]
+            batches = [draw_batch(stage, sampling, self.train_data, timesteps, draw) for draw in draws]
+            return list(zip(draws, [batch.pinned() for batch in batches] if on_gpu else batches))
 
         return BatchLoader(draw_step, range(first_step, stage.steps), self.config.data.workers)
 
@@ -302,12 +303,8 @@ class Run:
     def _averages(self) -> Iterator[None]:
         """Within it the models carry their averages, drop nothing, and run eagerly: for a few batches without gradients, of another size,
         compiling anew would cost minutes."""
-        lora = self.config.lora
-        # Frozen weights of another dtype are multiplied with float32 by autocast alone.
-        rounded = lora is not None and lora.base_dtype != "float32"
-        precision = self.accelerator.autocast() if rounded else contextlib.nullcontext()
         self.models.eval()
-        with self.ema.swapped(), precision, torch.compiler.set_stance("force_eager"):
+        with self.ema.swapped(), torch.compiler.set_stance("force_eager"):
             yield
         self.models.train()
 

@@ -164,6 +164,8 @@ class SavedState:
         now = self._shaped_by(state["stage"])
         # A key that there was not yet when the checkpoint was written had its default.
         then = {key: default_of(key) for key in now} | state["shaped_by"]
+        if then["mixed_precision"] == "auto":  # of a checkpoint that did not yet tell what that was
+            then["mixed_precision"] = now["mixed_precision"]
         changed = [
             f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
             for key in sorted(then)
@@ -189,5 +191,6 @@ class SavedState:
         names = [stage.name for stage in self.config.stages]
         passed = self.config.stages[: names.index(stage_name) + 1]
         fields = shaping_fields(self.config, [stage.name for stage in passed])
+        fields["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
         fields |= {f"init_from.{name}": fingerprint for name, fingerprint in self.frozen.items()}
         return fields | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

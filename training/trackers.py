@@ -4,6 +4,7 @@ TensorBoard and trackio keep everything on this machine; wandb goes where its ow
 """
 
 import importlib.util
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,13 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, folder: Path, gl
     if accelerator.trackers:
         return
     resolved = config.model_dump(mode="json")
+    identity = folder / "wandb_id"  # with it a resumed run goes on with its curves there, instead of beginning others
+    if accelerator.is_main_process and "wandb" in config.trackers and not (global_step and identity.is_file()):
+        identity.write_text(uuid.uuid4().hex[:8] + "\n")
     arguments = {
         "tensorboard": {"purge_step": global_step + 1 if global_step else None},
-        "wandb": {"name": config.name, "dir": str(folder), "config": resolved},
+        "wandb": {"name": config.name, "dir": str(folder), "resume": "allow", "config": resolved}
+        | ({"id": identity.read_text().strip()} if identity.is_file() else {}),
         "trackio": {"name": config.name, "resume": "allow", "embed": False, "config": resolved},
     }
     accelerator.init_trackers(PROJECT, init_kwargs=arguments)

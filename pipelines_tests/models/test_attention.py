@@ -73,3 +73,30 @@ def test_a_backend_that_the_user_chose_is_taken(forms):
 def test_other_devices_take_the_kernel(forms):
     attend(*(heads(2, torch.bfloat16).to("meta") for _ in range(3)))
     assert forms == ["dispatch_attention_fn"]
+
+
+@pytest.mark.parametrize("most", (1, 2, 3))
+def test_sequences_in_parts_attend_as_together(forms, most):
+    query, key, value = (heads(length, seed=seed) for seed, length in enumerate((5, 7, 7)))
+    parts = []
+
+    def form(*part):
+        parts.append(len(part[0]))
+        return attend_by_products(*part)
+
+    together = attend_by_products(query, key, value)
+    assert torch.equal(attention.in_parts(form, most, query, key, value), together)
+    assert sum(parts) == 3 and max(parts) <= most
+
+
+def test_no_kernel_of_a_gpu_is_given_more_sequences_than_it_can_count():
+    places = torch.empty(1, device="meta").expand(25_344, 17, 16, 64)  # 24 windows of 512x512, across 17 frames
+    assert attention.most_sequences(places) == 65_535  # the rows of a grid
+    places.requires_grad_()
+    most = attention.most_sequences(places)
+    assert most * 128 * 16 * 64 * 4 == 2**30  # bytes of the padded queries' gradient in float32
+    long = torch.empty(1, device="meta").expand(4, 2**19, 16, 64).requires_grad_()
+    assert attention.most_sequences(long) == 1
+    parts = []
+    attention.in_parts(lambda *part: (parts.append(len(part[0])), part[0])[1], most, places, places, places)
+    assert sum(parts) == 25_344 and max(parts) - min(parts) <= 1 and max(parts) <= most

@@ -174,3 +174,12 @@ def test_the_state_tells_every_file_and_its_digest(tmp_path):
     assert set(files) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert all(files[name]["bytes"] == (path / name).stat().st_size for name in files)
     assert load_file(path / "weights.safetensors")["head.b"].shape == (3,)
+
+
+def test_nothing_is_copied_that_is_on_the_cpu_and_alone():
+    whole = torch.arange(6.0).reshape(2, 3)
+    assert module._own(whole).data_ptr() == whole.data_ptr()
+    for view in (whole[0], whole.t(), whole[:, :2]):
+        own = module._own(view)
+        assert torch.equal(own, view) and own.data_ptr() != whole.data_ptr() and own.is_contiguous()
+        assert own.untyped_storage().nbytes() == own.nbytes

@@ -89,6 +89,9 @@ def test_windows_by_time_are_the_nearest_frames_and_stay_within_the_clip(fps):
 
 def test_windows_by_time_never_repeat_frames():
     assert num_starts(entry(fps=5.0), 4, Rate(fps=8)) == 0
+    for name in (24, 30, 60):  # NTSC's
+        assert frame_indices(entry(fps=name * 1000 / 1001), 0.0, 17, Rate(fps=name)) == tuple(range(17))
+    assert num_starts(entry(fps=29.9), 17, Rate(fps=30)) == 0
     assert "5 frames per second" in why_not(entry(fps=5.0), 4, Rate(fps=8))
     assert "take 1.00 s" in why_not(entry(num_frames=8), 9, Rate(fps=8))
     with pytest.raises(ValueError, match="clip 'a'"):

@@ -128,6 +128,15 @@ def test_fvd_runs_the_users_program_only_when_allowed(i3d):
     assert feature.per == "window" and feature.sources == {I3D.name: sha256(i3d / I3D.name)}
 
 
+def test_large_frames_are_made_smaller_for_fvd_as_the_published_numbers_are(i3d):
+    windows = torch.rand(1, 2, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    least = load_fvd(i3d, allow_torchscript=True).extract(windows)[
+        0, 3:
+    ]  # the darkest value, which antialiasing would lift
+    plain = torch.nn.functional.interpolate(windows[0], (224, 224), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(least, (plain * 2 - 1).amin(dim=(0, 2, 3)))
+
+
 def test_fvd_is_held_to_a_digest_that_the_user_gives(i3d, tmp_path):
     digest = sha256(i3d / I3D.name)
     load_fvd(i3d, {I3D.name: digest}, allow_torchscript=True)

@@ -102,6 +102,19 @@ def test_other_trackers_take_losses_and_sheets_through_the_same_calls(tmp_path, 
     assert accelerator.trackers == [] and any((tmp_path / name).rglob("*"))  # on this machine, in the run's folder
 
 
+def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path, monkeypatch):
+    def told(global_step: int) -> dict:
+        accelerator, given = Accelerator(cpu=True), []
+        monkeypatch.setattr(accelerator, "init_trackers", lambda _, init_kwargs: given.append(init_kwargs["wandb"]))
+        start_trackers(accelerator, make_config(trackers=["wandb"]), tmp_path, global_step)
+        return given[0]
+
+    first, resumed, anew = told(0), told(7), told(0)
+    assert first["id"] == resumed["id"] != anew["id"] and resumed["resume"] == "allow"
+    start(tmp_path / "without")
+    assert not (tmp_path / "without/wandb_id").exists()
+
+
 def test_trackers_are_chosen_by_the_configuration():
     assert make_config().trackers == ["tensorboard"] and make_config(trackers=[]).trackers == []
     with pytest.raises(ValueError, match="tensorboard.*trackio.*wandb"):

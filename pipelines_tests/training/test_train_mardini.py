@@ -28,7 +28,8 @@ from training.curriculum import (
     learning_rate_factor,
     sampling_of,
 )
-from training.heldout import heldout_losses, patterns
+from training.heldout import _parts, heldout_losses, patterns
+from training.heldout_windows import HeldoutWindows
 from training.loop import Run, Stopped
 from training.monitor import TIMES
 from training.randomness import step_generator
@@ -428,6 +429,48 @@ def test_heldout_losses_are_those_of_the_training_module(tmp_path):
         assert losses[f"planner/{pattern}"] == round(each[0]["planner_loss"].item(), 5)
         assert losses[f"diffusion/{pattern}"] == round(sum(e["diffusion_loss"].item() for e in each) / 2, 5)
     assert losses["planner"] == losses["planner/task/interpolation"]
+
+
+def test_heldout_losses_are_the_same_in_batches_of_any_size(tmp_path):
+    run = make_run(tmp_path)
+    windows, sizes = run._heldout(run.config.stages[2], 3), []
+    run.planner.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    losses = []
+    for batch_size in (8, 2, 1):
+        stage = run.config.stages[2].model_copy(update={"batch_size": batch_size})
+        models = (run.planner, run.head, run.transformer, run.scheduler)
+        losses.append(heldout_losses(*models, windows, stage, run.config.seed, run.accelerator))
+        assert max(sizes) == min(batch_size, 3)
+        sizes.clear()
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], abs=2e-5)
+
+
+def test_every_process_scores_as_many_parts_of_the_windows():
+    def parts(process: int, total: int, processes: int, batch_size: int) -> list[tuple[list[int], int]]:
+        numbers = tuple(range(process, total, processes))
+        rows = torch.zeros(max(1, len(numbers)), 1)
+        windows = HeldoutWindows(rows, rows, (), 8.0, numbers or (0,), total, len(numbers))
+        return [(part.tolist(), counted) for part, counted in _parts(windows, batch_size, processes)]
+
+    assert parts(0, 5, 2, 2) == [([0, 1], 2), ([2], 1)] and parts(1, 5, 2, 2) == [([0], 1), ([1], 1)]
+    for total, processes, batch_size in ((3, 2, 1), (1, 4, 2), (16, 3, 4), (7, 7, 1), (9, 1, 4)):
+        each = [parts(process, total, processes, batch_size) for process in range(processes)]
+        assert len({len(found) for found in each}) == 1
+        assert all(0 < len(rows) <= batch_size for found in each for rows, _ in found)
+        assert sum(counted for found in each for _, counted in found) == total
+
+
+def test_a_run_does_not_go_on_at_another_precision_in_silence(tmp_path):
+    run = make_run(tmp_path, make_config(mixed_precision="auto"))
+    run.train(stop_after="planner")
+    other = make_run(tmp_path, make_config(mixed_precision="auto"))
+    other.accelerator.state._mixed_precision = "bf16"
+    try:
+        with pytest.raises(ValueError, match="mixed_precision: 'no' then, 'bf16' now"):
+            other.train()
+    finally:
+        other.accelerator.state._mixed_precision = "no"
 
 
 def test_two_frames_have_nothing_between_them(tmp_path):

@@ -15,6 +15,9 @@ from training.data.manifest import Entry
 from training.randomness import step_generator
 
 
+SAME_RATE = 1.002  # 29.97 frames per second pass for 30: NTSC's rates are a thousandth slower than their names
+
+
 @dataclass(frozen=True)
 class Rate:
     """How far apart the frames of a window lie: `stride` frames of the clip, or `1 / fps` seconds. Exactly one is given."""
@@ -110,7 +113,7 @@ def num_starts(entry: Entry, num_frames: int, rate: Rate) -> int:
         return max(0, entry.num_frames - (num_frames - 1) * rate.stride)
     if entry.variable_rate:
         return len(_varying_starts(entry, num_frames, rate.fps))
-    if rate.fps > entry.fps * (1 + 1e-3) and num_frames > 1:  # frames would be repeated
+    if rate.fps > entry.fps * SAME_RATE and num_frames > 1:  # frames would be repeated
         return 0
     return max(0, entry.num_frames - int((num_frames - 1) * entry.fps / rate.fps + 0.5 - 1e-6))
 
@@ -144,7 +147,7 @@ def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
     if rate.fps is None:
         span = (num_frames - 1) * rate.stride + 1
         return f"has {entry.num_frames} frames; {num_frames} at {rate} span {span}"
-    if rate.fps > entry.fps * (1 + 1e-3):
+    if rate.fps > entry.fps * SAME_RATE:
         return f"has {entry.fps:.4g} frames per second; at {rate} frames would be repeated"
     if entry.duration * rate.fps < num_frames - 1:
         return f"lasts {entry.duration:.2f} s; {num_frames} frames at {rate} take {(num_frames - 1) / rate.fps:.2f} s"

@@ -114,7 +114,8 @@ def load_fvd(
 
     @torch.no_grad()
     def extract(windows: torch.Tensor) -> torch.Tensor:
-        frames = _resize(windows.flatten(0, 1).to(device), 224) * 2 - 1
+        # Without antialiasing, as the published numbers are made: it counts for frames larger than that.
+        frames = _resize(windows.flatten(0, 1).to(device), 224, antialias=False) * 2 - 1
         frames = frames.unflatten(0, windows.shape[:2]).transpose(1, 2).contiguous()  # (batch, 3, frames, 224, 224)
         return network(frames, rescale=False, resize=False, return_features=True).cpu()
 
@@ -140,7 +141,7 @@ def load_efficientnet(
 
     @torch.no_grad()
     def frames_to_features(frames: torch.Tensor) -> torch.Tensor:
-        pixels = (_resize(frames.to(device), FRAME_SIZE) * 255 - 127) / 128
+        pixels = (_resize(frames.to(device), FRAME_SIZE, antialias=True) * 255 - 127) / 128
         return network.extract_features(pixels).mean(dim=(2, 3)).cpu()
 
     def windows_to_features(windows: torch.Tensor) -> torch.Tensor:
@@ -198,7 +199,7 @@ class _AlreadyFeatures(nn.Module):
         return features
 
 
-def _resize(frames: torch.Tensor, size: int) -> torch.Tensor:
+def _resize(frames: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
     return nn.functional.interpolate(
-        frames.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
+        frames.float(), (size, size), mode="bilinear", align_corners=False, antialias=antialias
     )

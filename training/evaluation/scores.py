@@ -17,7 +17,7 @@ from .variants import BASELINE, OURS, Variant
 from .windows import Windows, to_bytes
 
 
-FORMAT = 1  # of what is kept: raised where the frames or the scores of the same key become others
+FORMAT = 2  # of what is kept: raised where the frames or the scores of the same key become others
 COMPARED = ("mid_ssim", "mid_psnr", "mid_lpips", "ssim", "psnr", "lpips", "motion", "sharpness")
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers_mardini.masking import interpolation_indices, leading_indices
 
 from ..data.clips import list_clips, load_clip
+from ..data.order import SAME_RATE
 
 
 TASKS = ("interpolation", "image-to-video", "expansion")
@@ -73,7 +74,7 @@ def clip_step(clip_fps: float, stride: int, fps: float | None) -> float:
     """
     if fps is None:
         return stride
-    if fps > clip_fps * 1.001:
+    if fps > clip_fps * SAME_RATE:
         raise ValueError(f"{clip_fps:g} frames per second, {fps:g} were asked for")
     return max(1.0, clip_fps / fps)
 

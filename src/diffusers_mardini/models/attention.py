@@ -4,6 +4,8 @@ Used as it is by the spatial and the cross-attention of both models; the attenti
 `identity_attention.py`. Kernels are chosen in `attend`, by diffusers' attention dispatcher but for short sequences on a CPU.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
@@ -21,6 +23,11 @@ from .embeddings import apply_rotary_embedding
 # beyond, their table of scores outgrows the processor's cache, and in float32 they gain nothing. The fused kernel's backward pass is slow
 # in every format, at every length tried.
 LONGEST_PLAIN_ON_CPU = {torch.bfloat16: 512}
+# A CUDA grid has no more rows than this, and attention across frames has a sequence for each place of a picture.
+MOST_SEQUENCES = 65_535
+# FlashAttention sums the gradient of queries in float32, of each sequence padded to whole blocks, counted in 32 bits: within 1 GiB it
+# neither overflows nor decides how much memory a step needs.
+QUERY_BLOCK, MOST_QUERY_GRADIENTS = 128, 2**28
 
 
 def attend(
@@ -50,7 +57,30 @@ def attend(
     )
     if plain:
         return attend_by_products(query, key, value)
-    return dispatch_attention_fn(query, key, value, backend=backend, parallel_config=parallel_config)
+    most = len(query) if query.device.type == "cpu" or parallel_config is not None else most_sequences(query)
+    return in_parts(
+        lambda *heads: dispatch_attention_fn(*heads, backend=backend, parallel_config=parallel_config),
+        most, query, key, value,
+    )  # fmt: skip
+
+
+def most_sequences(query: torch.Tensor) -> int:
+    """How many sequences of such queries, `(sequences, length, heads, head_dim)`, a fused kernel of a GPU can take at once."""
+    if not query.requires_grad:
+        return MOST_SEQUENCES
+    _, length, heads, head_dim = query.shape
+    padded = -(-length // QUERY_BLOCK) * QUERY_BLOCK * heads * head_dim
+    return max(1, min(MOST_SEQUENCES, MOST_QUERY_GRADIENTS // padded))
+
+
+def in_parts(
+    form: Callable[..., torch.Tensor], most: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """`form(query, key, value)`, of at most `most` sequences at a time."""
+    if len(query) <= most:
+        return form(query, key, value)
+    parts = zip(*(tensor.tensor_split(-(-len(query) // most)) for tensor in (query, key, value)))
+    return torch.cat([form(*part) for part in parts])
 
 
 def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
