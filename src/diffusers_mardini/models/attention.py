@@ -57,7 +57,7 @@ def attend(
     )
     if plain:
         return attend_by_products(query, key, value)
-    most = len(query) if query.device.type == "cpu" or parallel_config is not None else most_sequences(query)
+    most = query.shape[0] if query.device.type == "cpu" or parallel_config is not None else most_sequences(query)
     return in_parts(
         lambda *heads: dispatch_attention_fn(*heads, backend=backend, parallel_config=parallel_config),
         most, query, key, value,
@@ -77,9 +77,9 @@ def in_parts(
     form: Callable[..., torch.Tensor], most: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """`form(query, key, value)`, of at most `most` sequences at a time."""
-    if len(query) <= most:
+    if query.shape[0] <= most:
         return form(query, key, value)
-    parts = zip(*(tensor.tensor_split(-(-len(query) // most)) for tensor in (query, key, value)))
+    parts = zip(*(tensor.tensor_split(-(-query.shape[0] // most)) for tensor in (query, key, value)))
     return torch.cat([form(*part) for part in parts])
 
 
