@@ -303,7 +303,7 @@ def check_writable(path: str | os.PathLike, fps: float) -> None:
         raise ValueError(f"fps must be positive, got {fps}")
     if suffix == ".gif" and fps > MAX_GIF_FPS:
         raise ValueError(f"a gif shows at most {MAX_GIF_FPS} frames per second, got {fps:g}; write .mp4, or fewer")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    there = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise ValueError(f"cannot write '{path}': '{there}' is {'write-protected' if there.is_dir() else 'a file'}")
     if suffix and path.is_dir():
