@@ -265,9 +265,8 @@ def write_video(
             _write_mp4(temporary, array, fps, crf)
         elif suffix == ".gif":
             first, *rest = [Image.fromarray(frame) for frame in array]
-            ends = [
-                round(100 * (index + 1) / fps) for index in range(len(array))
-            ]  # in hundredths, so that the whole keeps its length
+            # Ends in hundredths of a second, so that roundings do not add up.
+            ends = [round(100 * (index + 1) / fps) for index in range(len(array))]
             durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
             first.save(temporary, save_all=True, append_images=rest, duration=durations, loop=0)
         else:
