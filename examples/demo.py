@@ -12,9 +12,10 @@ from pathlib import Path
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from diffusers_mardini.video_io import probe_video, write_video
+from diffusers_mardini.video_io import write_video
 from training.baselines import copy_nearest, cross_fade
 from training.contact_sheet import contact_sheet, side_by_side
+from training.data.clips import load_clip
 from training.evaluation.painting import generate
 from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.metrics import score_windows, summarize
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         windows = load_windows(
             options.clips, options.size, options.num_frames, options.stride, per_clip=1, max_clips=options.max_clips
         )
-        fps = probe_video(options.clips / windows.clips[0]).fps / options.stride
+        fps = load_clip(options.clips / windows.clips[0], options.size)[1] / options.stride
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)

@@ -100,3 +100,10 @@ def test_no_kernel_of_a_gpu_is_given_more_sequences_than_it_can_count():
     parts = []
     attention.in_parts(lambda *part: (parts.append(len(part[0])), part[0])[1], most, places, places, places)
     assert sum(parts) == 25_344 and max(parts) - min(parts) <= 1 and max(parts) <= most
+
+
+def test_other_devices_are_given_sequences_in_parts(forms, monkeypatch):
+    monkeypatch.setattr(attention, "MOST_SEQUENCES", 2)
+    query, key, value = (torch.empty(5, length, 2, 8, device="meta") for length in (4, 6, 6))
+    assert attend(query, key, value).shape == query.shape
+    assert forms == ["dispatch_attention_fn"] * 3
