@@ -53,7 +53,8 @@ VARIANTS = {
     "the same, spatio-temporal attention": Variant(True, 1, "spatiotemporal"),
     "planner at low resolution, at every step": Variant(True, STEPS),
     "planner at full resolution, once": Variant(False, 1),
-    "planner at full resolution, at every step (symmetric)": Variant(False, STEPS),
+    "the same, spatio-temporal attention (symmetric)": Variant(False, 1, "spatiotemporal"),
+    "planner at full resolution, at every step": Variant(False, STEPS),
 }
 
 
@@ -193,8 +194,8 @@ class Models:
 def time_variants(models: Models, repeats: int) -> dict[str, list[float]]:
     """Seconds of planner and transformer for a window, by variant.
 
-    Single calls are timed, each in every round, and put together: one call does not depend on what ran before it, and a whole window of the symmetric
-    model takes minutes on a CPU.
+    Single calls are timed, each in every round, and put together: one call does not depend on what ran before it, and a whole window of the dearest
+    variants takes minutes on a CPU.
     """
     plans = {variant.low_resolution: models.plan(variant) for variant in VARIANTS.values()}
     steps = {

@@ -28,7 +28,7 @@ class Panel:
     Attributes:
         title, x_label, y_label: what is shown.
         curves: by their label, points in the order of the axis.
-        level: by its label, a height that a thin line marks, such as a simple method's.
+        levels: by its label, a height that a thin line marks, such as a simple method's.
         marks: by its label, a place of the axis that a thin line marks, such as the end of a stage.
         log_x, log_y: whether an axis is logarithmic.
         ticks: places of the axis that are labelled; all that matplotlib chooses if empty.
@@ -67,12 +67,14 @@ def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
             marker = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
             (line,) = axes.plot(x, [point.y for point in points], label=label, linewidth=1.4, **marker)
             ranges = [(p.x, p.low, p.high) for p in points if p.low is not None and p.high is not None]
-            if ranges:
+            if len(ranges) > 1:
                 axes.fill_between(*zip(*ranges), color=line.get_color(), alpha=0.15, linewidth=0)
+            elif ranges:  # nothing lies between the points of a curve that has one
+                axes.vlines(*ranges[0], color=line.get_color(), alpha=0.5, linewidth=1.4)
         for label, height in (panel.levels or {}).items():
             axes.axhline(height, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            axes.text(0.99, height, label, color="0.45", fontsize=7, **place)
+            place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom"}
+            axes.text(0.01, height, label, color="0.45", fontsize=7, **place)
         for label, x in (panel.marks or {}).items():
             axes.axvline(x, color="0.8", linewidth=0.8, zorder=0)
             place = {"transform": axes.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}

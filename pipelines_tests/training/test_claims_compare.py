@@ -96,12 +96,21 @@ def test_scores_that_only_one_has_are_left_out_and_named(tmp_path, capsys):
 def test_the_program_writes_a_page(tmp_path):
     one, two = results(tmp_path / "one", 0.1), results(tmp_path / "two", 0.3)
     told = tmp_path / "told.md"
-    told.write_text("Before\n<!-- scores: begin -->\nold\n<!-- scores: end -->\nafter\n")
+    blocks = "".join(
+        f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n" for name in ("scores", "scores, differences")
+    )
+    told.write_text(f"Before\n{blocks}after\n")
     main([f"the small pair={one}", f"large={two}", "-o", str(tmp_path / "out"), "--page", str(told), "scores"])
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert f'compare "the small pair={one}" large={two}' in page
     assert "| the small pair | 0.350 [" in page and "| large − the small pair | +0.200 [+0.200, +0.200]" in page
     assert told.read_text().startswith("Before\n") and told.read_text().endswith("after\n")
-    assert "old" not in told.read_text() and "| the small pair | 0.350 [" in told.read_text()
+    both, differences = told.read_text().split("<!-- scores: end -->")
+    assert (
+        "old" not in both + differences
+        and "| the small pair | 0.350 [" in both
+        and "| the small pair |" not in differences
+    )
+    assert "| large − the small pair | +0.200" in both and "| large − the small pair | +0.200" in differences
     with pytest.raises(SystemExit, match="run training.evaluate with -o"):
         main([f"a={tmp_path / 'nothing'}", "-o", str(tmp_path / "out")])

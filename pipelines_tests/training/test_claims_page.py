@@ -34,3 +34,18 @@ def test_tables_go_to_their_blocks_and_a_page_with_none_of_them_is_refused(tmp_p
     assert page.read_text() == PAGE.replace("old", "| 1 |")
     with pytest.raises(ValueError, match="no block for any of these tables: c, d"):
         fill_all(page, {"c": "", "d": ""})
+
+
+def test_a_table_that_lost_columns_does_not_replace_one_that_has_them(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        PAGE.replace("old\n", "six windows\n\n| method | SSIM | LPIPS |\n|---|---|---|\n| copy | 1 | 2 |\n")
+    )
+    before = page.read_text()
+    with pytest.raises(
+        ValueError, match="block 'a' .* columns that were not measured now: LPIPS. If they need networks"
+    ):
+        fill(page, "a", "six windows\n\n| difference | SSIM |\n|---|---|\n| copy | 1 |\n")
+    assert page.read_text() == before
+    fill(page, "a", "| difference | SSIM | LPIPS | motion |\n")
+    assert "| difference | SSIM | LPIPS | motion |\n" in page.read_text()

@@ -4,7 +4,7 @@
 
 A method is named by a label, the folder of `training.evaluate`'s results and, after a colon, which of its rows; without one, the first row of ours.
 Writes a table, and every method's difference to the first, window by window, with 95% intervals by bootstrap over clips: as `comparison.md` and, with
-`--page PAGE NAME`, into the block of that name of a page (`page.py`). Scores of single windows are means over the seeds that each evaluation was told.
+`--page PAGE NAME`, into the block `NAME` of a page, or the differences alone into `NAME, differences` (`page.py`). Scores of single windows are means over the seeds that each evaluation was told.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ..evaluation.intervals import Bootstrap
 from ..evaluation.scores import paired_difference
 from ..evaluation.tables import COLUMNS, difference_table, markdown_table, present_columns, read_results
 from ..evaluation.variants import OURS
-from .page import fill
+from .page import fill_all
 
 
 # Facts of results.json that two evaluations of the same windows share.
@@ -116,13 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.claims.compare", description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="+", metavar="LABEL=FOLDER[:METHOD]", help="the first is compared with")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for comparison.md")
-    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block to be filled")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     try:
         rows, differences = compare([read_method(text) for text in options.methods])
         if options.page:
-            fill(Path(options.page[0]), options.page[1], tables(rows, differences))
+            page, name = options.page
+            fill_all(
+                Path(page), {name: tables(rows, differences), f"{name}, differences": difference_table(differences)}
+            )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     quoted = " ".join(f'"{text}"' if " " in text else text for text in given)

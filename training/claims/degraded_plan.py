@@ -146,11 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[1.0, 4.0], help="in standard deviations of the plan"
+        "--noise", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="in standard deviations of the plan"
     )
-    parser.add_argument("--dropped", type=float, nargs="+", default=[0.5, 0.9], help="shares of the plan's tokens")
     parser.add_argument(
-        "--squares", type=int, nargs="+", default=[4], help="sides, in tokens, of squares to take means of"
+        "--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the plan's tokens"
+    )
+    parser.add_argument(
+        "--squares", type=int, nargs="+", default=[2, 4], help="sides, in tokens, of squares to take means of"
     )
     return parser
 

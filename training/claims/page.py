@@ -17,14 +17,28 @@ def fill(page: Path, name: str, text: str) -> None:
     """Replaces what the block holds.
 
     Raises:
-        ValueError: if the page has no such block, or more than one.
+        ValueError: if the page has no such block, or more than one; or if the block's first table would lose columns, as where a metric's network is
+            not at hand.
     """
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     whole = page.read_text(encoding="utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
         raise ValueError(f"{page} needs one line {begin.strip()!r} and, below it, one {end.strip()!r}")
     head, tail = whole.split(begin)[0], whole.split(end)[1]
+    columns = _columns(text)
+    lost = [column for column in _columns(whole.split(begin)[1].split(end)[0]) if column not in columns]
+    if lost:
+        raise ValueError(
+            f"block {name!r} of {page} has columns that were not measured now: {', '.join(lost)}. If they need networks, install these "
+            "(docs/evaluation.md) and measure again; if not, empty the block first"
+        )
     page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
+
+
+def _columns(text: str) -> list[str]:
+    """Of the first table of a block, but for the first one, which names the rows."""
+    heads = [line for line in text.splitlines() if line.startswith("|")]
+    return [cell.strip() for cell in heads[0].strip("|").split("|")[1:]] if heads else []
 
 
 def fill_all(page: Path, tables: Mapping[str, str]) -> None:

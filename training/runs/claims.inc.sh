@@ -1,4 +1,5 @@
 # Read by the scripts of the claims (table_2.sh and others), not run: the clips that they share, and how one run is trained and scored.
+# The pages' tables have LPIPS and FD columns: install their networks before (docs/evaluation.md), or the pages are left as they are.
 # CARRACING: where the clips are or will be; SCORES: where evaluations are kept; PICTURES: where charts go.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
