@@ -171,6 +171,19 @@ def test_a_callback_may_switch_guidance_off_while_a_cache_is_on():
     assert [args[0].shape[0] for args, _, _ in counter.inputs["transformer"]] == [2] * 6 + [1] * 4
 
 
+@pytest.mark.parametrize("from_scale, to_scale", [(1.0, 2.0), (2.0, 1.0)])
+def test_faster_cache_refuses_guidance_that_changes_between_steps(from_scale, to_scale):
+    pipe = tiny_pipeline()
+    pipe.transformer.enable_cache(faster(pipe, is_guidance_distilled=from_scale == 1.0 or to_scale == 1.0))
+
+    def change(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = to_scale if step >= 4 else from_scale
+        return tensors
+
+    with pytest.raises(ValueError, match="FasterCache cannot follow guidance that begins or ends between steps"):
+        run(pipe, from_scale, callback_on_step_end=change)
+
+
 def test_names_of_layers_that_the_user_gives_are_kept():
     pipe = tiny_pipeline()
     mine = (r"transformer_blocks\.1\.attn$",)

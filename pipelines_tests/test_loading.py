@@ -333,3 +333,19 @@ def run_program(program: str, hub: HubServer, home: Path) -> subprocess.Complete
         "PYTHONPATH": ":".join(path for path in sys.path if path),
     }
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+
+
+def test_the_configuration_is_saved_alone(tmp_path):
+    tiny_pipeline().save_config(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model_index.json", "pipeline_mardini.py"]
+
+
+def test_a_part_of_another_kind_leaves_no_code_of_the_one_before(tmp_path):
+    tiny_pipeline("patch_basis").save_pretrained(tmp_path)
+    assert (tmp_path / "vae" / "diffusers_mardini.py").exists()
+    tiny_pipeline("kl").save_pretrained(tmp_path)
+    code = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")}
+    assert (
+        code == set(shims(json.loads((tmp_path / "model_index.json").read_text())))
+        and "vae/diffusers_mardini.py" not in code
+    )

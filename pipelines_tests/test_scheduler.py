@@ -398,3 +398,31 @@ def test_heun_has_to_start_below_pure_noise():
     config = MarDiniScheduler().config
     assert solver_error(HeunDiscreteScheduler.from_config(config), 10) > 1
     assert solver_error(HeunDiscreteScheduler.from_config(config, timestep_spacing="leading"), 10) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_levels_do_not_follow_the_default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        scheduler = MarDiniScheduler()
+    finally:
+        torch.set_default_dtype(before)
+    assert scheduler.alphas_cumprod.dtype == scheduler.final_alpha_cumprod.dtype == torch.float32
+    assert torch.equal(scheduler.alphas_cumprod, MarDiniScheduler().alphas_cumprod)
+
+
+def test_a_scheduler_is_made_on_the_meta_device():
+    with torch.device("meta"):
+        MarDiniScheduler()
+
+
+def test_the_configuration_of_another_scheduler_means_what_it_meant_there():
+    theirs = DDIMScheduler(prediction_type="v_prediction")
+    ours = MarDiniScheduler.from_config(theirs.config)
+    same = ("beta_schedule", "timestep_spacing", "rescale_betas_zero_snr", "clip_sample", "prediction_type")
+    assert [ours.config[key] for key in same] == [theirs.config[key] for key in same]
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    with pytest.raises(ValueError, match="`prediction_type` is 'epsilon', but MarDini predicts velocities"):
+        MarDiniScheduler.from_config(DDIMScheduler().config)
+    assert MarDiniScheduler.from_config(theirs.config, beta_schedule="squaredcos_cap_v2").config.clip_sample

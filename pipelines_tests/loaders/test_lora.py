@@ -13,6 +13,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.modular_pipelines import MarDiniDecoderStep, MarDiniDenoiseStep
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
 
 
@@ -451,8 +452,9 @@ def test_names_that_are_taken_or_missing_are_refused(pipe, folder, tmp_path):
     save_adapter(tmp_path, ("planner",))
     with pytest.raises(ValueError, match="it changes planner and transformer, and the new one planner"):
         pipe.load_lora_weights(tmp_path, adapter_name="cars", hotswap=True)
-    with pytest.raises(ValueError, match=r"names \['vae'\]; components are planner, transformer"):
-        pipe.set_adapters(["cars"], [{"vae": 1.0}])
+    for names, weights in ((["cars"], [{"vae": 1.0}]), ("cars", {"vae": 1.0})):
+        with pytest.raises(ValueError, match=r"names \['vae'\]; components are planner, transformer"):
+            pipe.set_adapters(names, weights)
 
 
 def test_saving_nothing_is_refused(tmp_path):
@@ -470,9 +472,94 @@ def test_saving_nothing_is_refused(tmp_path):
 
 def test_tensors_for_other_parts_are_named_and_left_out(pipe, base, caplog):
     diffusers_logging.set_verbosity_warning()
-    pipe.load_lora_weights({"unet.mid.lora_A.weight": torch.zeros(2, 2)})
+    ours, theirs = (
+        layer_of("transformer", torch.zeros(2, 32), torch.zeros(32, 2)),
+        {"unet.mid.lora_A.weight": torch.zeros(2, 2)},
+    )
+    pipe.load_lora_weights(ours | theirs)
     assert "1 tensors of the LoRA were not used" in caplog.text and "unet.mid.lora_A" in caplog.text
+    with pytest.raises(ValueError, match="no tensor of the LoRA is for planner or transformer; .* begin with unet"):
+        pipe.load_lora_weights(theirs)
+    pipe.unload_lora_weights()
     assert torch.equal(run(pipe), base)
+
+
+def layer_of(component, down, up, names=("lora_A", "lora_B")) -> dict[str, torch.Tensor]:
+    """An adapter of one layer, under the names that a trainer gives its matrices."""
+    layer = f"{component}.transformer_blocks.0.attn.to_q"
+    return {f"{layer}.{names[0]}.weight": down, f"{layer}.{names[1]}.weight": up}
+
+
+@pytest.mark.parametrize("names", [("lora_down", "lora_up"), ("lora.down", "lora.up")])
+def test_names_of_other_trainers_are_understood(names):
+    torch.manual_seed(0)
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    results = []
+    for each in (("lora_A", "lora_B"), names):
+        pipe = tiny_pipeline()
+        pipe.load_lora_weights(layer_of("transformer", down, up, each))
+        results.append(run(pipe))
+    assert torch.equal(*results)
+
+
+def test_an_alpha_in_a_tensor_is_a_weight_of_alpha_over_rank(folder):
+    torch.manual_seed(0)
+    down, up = torch.randn(4, 32), torch.randn(32, 4)
+    alpha = {"planner.transformer_blocks.0.attn.to_q.alpha": torch.tensor(1.0)}
+    results = []
+    for tensors in (layer_of("planner", down, up) | alpha, layer_of("planner", down, up / 4)):
+        pipe = tiny_pipeline()
+        pipe.load_lora_weights(tensors)
+        results.append(run(pipe))
+    assert torch.equal(*results)
+    with pytest.raises(ValueError, match="is no number that belongs to a pair of matrices"):
+        tiny_pipeline().load_lora_weights(alpha)
+
+
+def test_a_fused_adapter_is_not_deleted(pipe, folder, base):
+    pipe.load_lora_weights(folder, adapter_name="cars")
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match="'cars' is fused into the weights; call `unfuse_lora\\(\\)` first"):
+        pipe.delete_adapters("cars")
+    pipe.unfuse_lora()
+    pipe.delete_adapters("cars")
+    assert torch.allclose(run(pipe), base, atol=1e-4)
+    pipe.load_lora_weights(folder, adapter_name="cars")  # the name is free again
+    pipe.delete_adapters("cars")
+
+
+def test_a_compiled_wrapper_is_refused_before_it_is_ignored(pipe, folder):
+    pipe.load_lora_weights(folder)
+    pipe.transformer = torch.compile(pipe.transformer)
+    for call in (pipe.unload_lora_weights, pipe.fuse_lora, pipe.unfuse_lora, lambda: pipe.set_adapters("default_0")):
+        with pytest.raises(ValueError, match="compile it in place, `pipe.transformer.compile\\(\\)`"):
+            call()
+
+
+def test_a_scale_is_refused_where_blocks_run_again_without_it(pipe, folder):
+    pipe.load_lora_weights(folder)
+    pipe.transformer.enable_gradient_checkpointing()
+    arguments = {"reference_mask": torch.tensor([[True, False]]), "attention_kwargs": {"scale": 0.5}}
+    with pytest.raises(ValueError, match="scales LoRA layers by 0.5, but with gradient checkpointing"):
+        pipe.transformer(torch.zeros(1, 2, 16, 4, 4), 500, None, **arguments)
+    with torch.no_grad():
+        pipe.transformer(torch.zeros(1, 2, 16, 4, 4), 500, None, **arguments)
+
+
+def test_a_modular_pipeline_with_some_of_the_models_has_what_adapters_they_can_have(pipe, folder, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    decoder, denoiser = (step().init_pipeline(tmp_path) for step in (MarDiniDecoderStep, MarDiniDenoiseStep))
+    tensors = layer_of("transformer", torch.zeros(2, 32), torch.zeros(32, 2))
+    with pytest.raises(ValueError, match="the adapter changes the transformer, which this pipeline does not have"):
+        denoiser.load_lora_weights(tensors)
+    for modular in (decoder, denoiser):
+        modular.load_components()
+        modular.unload_lora_weights()
+    denoiser.load_lora_weights(tensors, "cars")
+    assert denoiser.get_list_adapters() == {"transformer": ["cars"]}
+    denoiser.unload_lora_weights()
+    assert not getattr(denoiser.transformer, "peft_config", None)
+    decoder.save_pretrained(tmp_path / "decoder")
 
 
 @pytest.mark.slow  # starts Python and imports torch anew

@@ -247,3 +247,19 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
 def test_unknown_attention_across_frames_is_refused():
     with pytest.raises(ValueError, match="'causal'; accepted are"):
         make_transformer(temporal_attention="causal")
+
+
+def test_attention_that_was_set_is_that_of_a_model_made_from_the_configuration():
+    size = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16, "planning_dim": 16}
+    model = MarDiniTransformer3DModel(**size)
+    model.set_temporal_attention("spatiotemporal")
+    assert MarDiniTransformer3DModel.from_config(model.config).config.temporal_attention == "spatiotemporal"
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, dtype=torch.bool), torch.ones(2), torch.ones(2, 1, dtype=torch.bool)])
+def test_a_mask_of_plans_has_a_boolean_for_each_row(mask):
+    size = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16, "planning_dim": 16}
+    model = MarDiniTransformer3DModel(in_channels=4, patch_size=1, **size)
+    given = torch.tensor([[True, False, False]] * 2)
+    with pytest.raises(ValueError, match=r"expected booleans shaped \(2,\), one for each row"):
+        model(torch.zeros(2, 3, 4, 2, 2), 500, torch.zeros(2, 3, 1, 1, 16), given, planning_signals_mask=mask)

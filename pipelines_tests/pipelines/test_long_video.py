@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import encode_video
 from diffusers_mardini.pipelines.long_video import batch_windows, extension_windows, slow_motion_windows
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
@@ -257,3 +258,26 @@ def test_no_more_frames_than_asked_for_pass_the_autoencoder_at_once(pipe, output
 def test_a_bound_of_nothing_is_refused(pipe, argument):
     with pytest.raises(ValueError, match=f"`{argument}` is 0; give a whole number of at least 1"):
         pipe.slow_motion(clip(2), factor=2, **{argument: 0})
+
+
+def test_generated_frames_are_decoded_where_the_autoencoder_is():
+    """`meta` stands for the GPU on which planner and transformer are; the autoencoder was left on the CPU."""
+
+    class OnAnother(MarDiniPipeline):
+        _execution_device = property(lambda self: torch.device("meta"))
+
+    components = tiny_pipeline().components
+    components["planner"].to("meta"), components["transformer"].to("meta")
+    pipe = OnAnother(**components, planner_downscale=2)
+    pipe.set_progress_bar_config(disable=True)
+    asked = []
+
+    def decode(latents, **kwargs):
+        asked.append(latents.device.type)
+        raise RuntimeError("seen")
+
+    pipe.vae.decode = decode
+    # Nothing can be copied from meta tensors, so that the copy itself fails where it is asked for; before, none was.
+    with pytest.raises((RuntimeError, NotImplementedError), match="seen|out of meta tensor"):
+        pipe.slow_motion(clip(2), factor=4, window=3, num_inference_steps=2, output_type="latent")
+    assert asked in ([], ["cpu"])

@@ -4,8 +4,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
 from diffusers_mardini.pipelines.inputs import output_size, read_given_frames, to_pixels
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
 
@@ -77,6 +83,15 @@ BAD_CALLS = {
     "guidance inf": ({"image": picture(), "guidance_scale": float("inf")}, "`guidance_scale` is inf; give a finite"),
     "guidance NaN": ({"image": picture(), "guidance_scale": float("nan")}, "`guidance_scale` is nan"),
     "guidance text": ({"image": picture(), "guidance_scale": "2"}, "`guidance_scale` is '2'"),
+    "eta below 0": ({"image": picture(), "eta": -0.5}, "`eta` is -0.5; give 0 .deterministic. to 1"),
+    "eta above 1": ({"image": picture(), "eta": 1.5}, "`eta` is 1.5"),
+    "eta None": ({"image": picture(), "eta": None}, "`eta` is None"),
+    "one timestep": ({"image": picture(), "timesteps": 500}, "`timesteps` is 500; give a list"),
+    "attention_kwargs": (
+        {"image": picture(), "attention_kwargs": "x"},
+        "`attention_kwargs` is 'x'; give a dictionary",
+    ),
+    "empty picture": ({"image": torch.zeros(3, 0, 32)}, r"holds an array shaped \(3, 0, 32\)"),
     "eta NaN": ({"image": picture(), "eta": float("nan")}, "`eta` is nan"),
     "zero steps": ({"image": picture(), "num_inference_steps": 0}, "`num_inference_steps` is 0; .*at least 1"),
     "no steps": ({"image": picture(), "num_inference_steps": None}, "`num_inference_steps` is None"),
@@ -161,6 +176,24 @@ def test_a_scheduler_that_does_not_predict_velocities_is_refused(scheduler):
     with pytest.raises(ValueError, match="MarDini predicts velocities"):
         pipe(image=picture(), num_inference_steps=2)
     assert sum(counter.counts.values()) == 0
+
+
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_a_scheduler_without_betas_is_refused(scheduler):
+    pipe = tiny_pipeline()
+    pipe.scheduler = scheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match=f"{scheduler.__name__} of this pipeline has no betas"):
+        pipe(image=picture(), num_inference_steps=2)
+
+
+def test_pictures_are_pictures_where_the_autoencoder_has_three_channels_too():
+    pipe = tiny_pipeline()
+    pipe.vae = AutoencoderPatchBasis(block_out_channels=(8, 8, 8, 8), latent_channels=3)
+    pipe = MarDiniPipeline(**pipe.components)
+    array = (clip(1)[0] * 255).round() / 255
+    pil = PIL.Image.fromarray((array * 255).byte().permute(1, 2, 0).numpy())
+    made = [to_pixels([[picture]], 32, 32, pipe.video_processor) for picture in (array, pil)]
+    assert torch.allclose(*made, atol=1e-6) and made[0].min() < 0
 
 
 def test_timesteps_for_a_scheduler_that_takes_none_are_refused():

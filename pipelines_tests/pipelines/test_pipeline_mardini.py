@@ -492,3 +492,14 @@ def test_parts_pass_from_one_pipeline_to_another(pipe):
     assert again.config.planner_downscale == 2
     again.set_progress_bar_config(disable=True)
     assert torch.equal(run(again), run(pipe))
+
+
+def test_nothing_is_kept_of_a_window_that_a_callback_broke_off():
+    pipe = tiny_pipeline()
+
+    def stop(pipe, step, timestep, tensors):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        pipe(image=clip(1)[0], num_frames=4, num_inference_steps=3, callback_on_step_end=stop)
+    assert pipe._velocities is None and pipe.current_timestep is None

@@ -6,6 +6,7 @@ attention and convolutions (torch's `FlopCounterMode`, a multiplication and an a
 """
 
 import json
+import math
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,9 +120,11 @@ def count_costs(
     configs: dict[str, Any], num_frames: int, height: int, width: int, steps: int, dtype: torch.dtype
 ) -> list[Cost]:
     """Costs of planner, transformer and, where its class is of this package or an `AutoencoderKL`, the decoder."""
-    factor, channels = 8, configs["transformer"]["in_channels"]
-    low = configs["planner_downscale"]
-    multiple = factor * max(low * configs["planner"].get("patch_size", 1), configs["transformer"].get("patch_size", 2))
+    channels, low = configs["transformer"]["in_channels"], configs["planner_downscale"]
+    # As the pipeline has them (`vae_scale_factor`, `size_multiple`); a preset that names its VAE on the Hub means one of 8x.
+    factor = 2 ** (len(configs["vae"].get("block_out_channels", [0] * 4)) - 1)
+    patches = configs["transformer"].get("patch_size", 2), low * configs["planner"].get("patch_size", 1)
+    multiple = factor * math.lcm(*patches)
     if height % multiple or width % multiple:
         raise ValueError(f"the size {width}x{height} does not fit; both sides must be divisible by {multiple}")
     if num_frames < 3:

@@ -18,6 +18,7 @@ from .lora_files import (
     COMPONENTS,
     LoraDescription,
     check_fit,
+    in_peft_form,
     local_lora_file,
     read_description,
     split_by_component,
@@ -113,8 +114,19 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 f"{len(unused)} tensors of the LoRA were not used, because their names begin with neither "
                 f"{' nor '.join(COMPONENTS)}: {', '.join(unused[:3])}"
             )
+        if not parts:
+            raise ValueError(
+                f"no tensor of the LoRA is for {' or '.join(COMPONENTS)}; their names have to begin so, and begin with "
+                f"{', '.join(sorted({name.split('.')[0] for name in tensors})[:3]) or 'nothing: there are none'}"
+            )
+        models = self._lora_models()
         for name, part in parts.items():
-            check_fit(getattr(self, name), name, part, description.base_model)
+            if name not in models:
+                raise ValueError(
+                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after `load_components()` "
+                    "where one of its blocks uses it"
+                )
+            check_fit(models[name], name, part, description.base_model)
         adapter_name = self._checked_adapter_name(adapter_name, hotswap, list(parts))
         self._remember_trainable(list(parts))
 
@@ -204,8 +216,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             adapter_names: which; all others are inactive from now on.
             adapter_weights: one for all or a list with one for each; 1 where it is not given.
         """
+        self._lora_models()
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if isinstance(adapter_weights, dict) and len(adapter_names) > 1:
+        if isinstance(adapter_weights, dict):
             # diffusers takes components out of the dictionary as it goes: one that is shared serves the first only.
             adapter_weights = [adapter_weights] * len(adapter_names)
         if isinstance(adapter_weights, list):
@@ -217,12 +230,24 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         super().set_adapters(adapter_names, adapter_weights)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Takes adapters out of both models; with the last one, a model is what it was before the first."""
+        """Takes adapters out of both models; with the last one, a model is what it was before the first.
+
+        Raises:
+            ValueError: for one that is fused into the weights, which would stay there.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        layers = [layer for model in self._lora_models().values() for layer in model.modules()]
+        fused = sorted(
+            {name for layer in layers for name in getattr(layer, "merged_adapters", ())}.intersection(names)
+        )
+        if fused:
+            raise ValueError(f"{', '.join(map(repr, fused))} is fused into the weights; call `unfuse_lora()` first")
         super().delete_adapters(adapter_names)
         self._clean_up()
 
     def unload_lora_weights(self) -> None:
         """Takes all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
+        self._lora_models()
         super().unload_lora_weights()
         self._clean_up()
 
@@ -243,17 +268,17 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             safe_fusing: whether to look for NaN first.
             adapter_names: which of the active ones; all unless given.
         """
-        components = list(COMPONENTS) if components is None else components
+        components = list(self._lora_models()) if components is None else components
         super().fuse_lora(components, lora_scale, safe_fusing, adapter_names)
 
     def unfuse_lora(self, components: list[str] | None = None) -> None:
         """Takes fused adapters out of the weights: equal to before up to the rounding of one sum and difference."""
-        super().unfuse_lora(list(COMPONENTS) if components is None else components)
+        super().unfuse_lora(list(self._lora_models()) if components is None else components)
 
     def _refuse_loaded_adapters(self) -> None:
         """Raises `ValueError` where adapters are loaded: a folder saved now would miss the weights they stand on."""
         # Asked of the models: diffusers' `get_list_adapters` raises where peft is not installed.
-        adapters = {part: list(getattr(getattr(self, part), "peft_config", {})) for part in COMPONENTS}
+        adapters = {part: list(getattr(model, "peft_config", {})) for part, model in self._lora_models().items()}
         loaded = [f"{', '.join(names)} ({part})" for part, names in adapters.items() if names]
         if loaded:
             raise ValueError(
@@ -290,13 +315,30 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             return_file_metadata=True,
             **{name: hub_arguments.get(name) for name in HUB_ARGUMENTS},
         )
+        description = read_description(header)
+        tensors = in_peft_form(tensors, description)
         strange = [name for name in tensors if "lora" not in name]
         if strange:
             raise ValueError(
                 f"this is no LoRA: {len(strange)} of its {len(tensors)} tensors have names without `lora`, such as "
                 f"{strange[0]}"
             )
-        return tensors, read_description(header)
+        return tensors, description
+
+    def _lora_models(self) -> dict[str, torch.nn.Module]:
+        """Planner and transformer, as far as the pipeline has them: a modular one may have one of them or none.
+
+        Raises:
+            ValueError: for a model in the wrapper of `torch.compile(model)`, in which diffusers does not see its adapters.
+        """
+        models = {part: getattr(self, part, None) for part in COMPONENTS}
+        for part, model in models.items():
+            if isinstance(model, torch._dynamo.OptimizedModule):
+                raise ValueError(
+                    f"the {part} is wrapped by `torch.compile`, and LoRA does not reach into the wrapper; compile it in place, "
+                    f"`pipe.{part}.compile()`, or its blocks, `pipe.{part}.compile_repeated_blocks()`"
+                )
+        return {part: model for part, model in models.items() if model is not None}
 
     def _remember_trainable(self, parts: list[str]) -> None:
         for part in parts:
@@ -311,8 +353,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         peft freezes all weights of a model that it adapts, and torch multiplies frozen weights by another kernel: without
         this, results after unloading differ in the last bit.
         """
-        for part in COMPONENTS:
-            model = getattr(self, part)
+        models = self._lora_models()
+        for part, model in models.items():
             if getattr(model, "peft_config", None):
                 continue
             if getattr(model, "_hf_peft_config_loaded", False) or part in self._trainable_before_lora:
@@ -324,7 +366,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         self._trainable_before_lora = {
             part: names
             for part, names in self._trainable_before_lora.items()
-            if getattr(getattr(self, part), "peft_config", None)
+            if getattr(models.get(part), "peft_config", None)
         }
 
     def _checked_adapter_name(self, name: str | None, hotswap: bool, parts: list[str]) -> str:

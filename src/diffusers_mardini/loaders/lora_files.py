@@ -20,6 +20,13 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 COMPONENTS = ("planner", "transformer")
 DESCRIPTION_KEY = "mardini_lora"
 SUFFIX = ".safetensors"
+# Names of the two matrices in files of other trainers, and peft's.
+PEFT_NAMES = {
+    f".{prefix}{old}.weight": f".lora_{new}.weight"
+    for prefix in ("lora_", "lora.", "lora_linear_layer.")
+    for old, new in (("down", "A"), ("up", "B"))
+}
+ALPHA = ".alpha"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -125,6 +132,33 @@ def require_safetensors(name: str) -> None:
         )
     if not name.endswith(SUFFIX):
         raise ValueError(f"{name} is no {SUFFIX} file; only these are read and written")
+
+
+def in_peft_form(tensors: dict[str, torch.Tensor], description: LoraDescription) -> dict[str, torch.Tensor]:
+    """The tensors under peft's names, `…lora_A.weight` and `…lora_B.weight`.
+
+    Where a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that a scale of 1 is meant.
+
+    Raises:
+        ValueError: where the header names an alpha, too, or one belongs to no layer.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        old = next((old for old in PEFT_NAMES if name.endswith(old)), "")
+        renamed[name.removesuffix(old) + PEFT_NAMES.get(old, "")] = tensor
+    alphas = {name.removesuffix(ALPHA): renamed.pop(name) for name in list(renamed) if name.endswith(ALPHA)}
+    if alphas and description.adapters:
+        raise ValueError(
+            f"the LoRA tells alpha twice, in its header and as a tensor, `{next(iter(alphas))}{ALPHA}`; remove one of them"
+        )
+    for layer, alpha in alphas.items():
+        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        if down not in renamed or up not in renamed or alpha.numel() != 1:
+            raise ValueError(
+                f"`{layer}{ALPHA}` of the LoRA is no number that belongs to a pair of matrices `{down}` and `{up}`"
+            )
+        renamed[up] = renamed[up] * (alpha.item() / len(renamed[down]))
+    return renamed
 
 
 def split_by_component(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

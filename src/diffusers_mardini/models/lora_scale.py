@@ -19,6 +19,11 @@ def scales_lora(forward: Callable) -> Callable:
         scale = 1.0 if attention_kwargs is None else attention_kwargs.get("scale", 1.0)
         if scale == 1.0:
             return forward(self, *args, attention_kwargs=attention_kwargs, **kwargs)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            raise ValueError(
+                f"`attention_kwargs` scales LoRA layers by {scale}, but with gradient checkpointing blocks run again when the scale has been "
+                "put back; choose the weight with `set_adapters` instead"
+            )
         # Known by what they have, so that peft need not be there to be asked.
         layers = [module for module in self.modules() if hasattr(module, "scale_layer")]
         before = [_copy(layer.scaling) for layer in layers]

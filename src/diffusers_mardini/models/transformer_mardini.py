@@ -238,6 +238,10 @@ class MarDiniTransformer3DModel(
         for block in self.transformer_blocks:
             block.temporal_attn.kind = temporal_attention
         self.register_to_config(temporal_attention=temporal_attention)
+        # `from_config` leaves out what is listed as a default.
+        defaults = self.config.get("_use_default_values")
+        if defaults is not None:
+            defaults[:] = [key for key in defaults if key != "temporal_attention"]
 
     def enable_cache(self, config: Any) -> None:
         """Reuses features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
@@ -472,6 +476,11 @@ class MarDiniTransformer3DModel(
                 f"`planning_dim={self.config.planning_dim}`; use the planner it was trained with"
             )
         if planning_signals_mask is not None:
+            if planning_signals_mask.shape != (batch,) or planning_signals_mask.dtype != torch.bool:
+                raise ValueError(
+                    f"`planning_signals_mask` is {planning_signals_mask.dtype} shaped {tuple(planning_signals_mask.shape)}; "
+                    f"expected booleans shaped ({batch},), one for each row of the batch"
+                )
             keep = planning_signals_mask[:, None, None, None, None]
             planning_signals = torch.where(keep, planning_signals, unconditional.to(planning_signals.dtype))
         _, _, planner_rows, planner_columns, _ = planning_signals.shape

@@ -233,7 +233,7 @@ def _check_pictures(videos: list[list[Any]], name: str) -> None:
 
 def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
     channels = picture.shape[2] if isinstance(picture, np.ndarray) else picture.shape[0]
-    if channels != 3:
+    if channels != 3 or 0 in picture.shape:
         raise ValueError(f"`{name}` holds an array shaped {tuple(picture.shape)}; {ACCEPTED_PICTURES}")
     # torch takes no negative strides, as of a flipped picture or one whose channels were turned round.
     values = torch.as_tensor(np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 
 from ..latents import decode_latents
 from ..masking import interpolation_indices, leading_indices
@@ -257,7 +258,8 @@ class LongVideoMixin:
                 leading_on = sorted(place for place in new_places if last_use.get(place, -1) > number)
                 for start in range(0, len(leading_on), decode_chunk_size):
                     places = leading_on[start : start + decode_chunk_size]
-                    frames = decode_latents(self.vae, latents[:, places].to(self.vae.dtype), decode_chunk_size)
+                    chunk = latents[:, places].to(get_module_execution_device(self.vae), self.vae.dtype)
+                    frames = decode_latents(self.vae, chunk, decode_chunk_size)
                     low_latents[:, places] = self.encode_low_frames(frames.clamp(-1, 1), decode_chunk_size)
         return latents
 

@@ -64,7 +64,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         scheduler ([`MarDiniScheduler`]):
             The noise schedule; any diffusers scheduler with betas and `prediction_type="v_prediction"` will do.
         planner_downscale (`int`, defaults to `4`):
-            How many times smaller than the output the frames are that the planner sees.
+            How many times smaller than the output the frames are that the planner sees. It is part of the pipeline's configuration and of
+            no component: `from_pipe` takes it over, `MarDiniPipeline(**pipe.components)` does not.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -83,10 +84,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self.register_to_config(planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1))
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
-        self.video_processor = VideoProcessor(
-            vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=vae_config.latent_channels if vae_config is not None else 16,
-        )
+        # Of the VAE's channels it is told nothing: what has as many it would take for latents, and pictures have three.
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
         self._reset_call()
 
     @property
@@ -261,6 +260,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 "MarDini predicts velocities; make it with `from_config(pipe.scheduler.config)`, or with "
                 "`prediction_type='v_prediction'` where it has betas"
             )
+        if "trained_betas" not in self.scheduler.config and "beta_schedule" not in self.scheduler.config:
+            raise ValueError(
+                f"the {type(self.scheduler).__name__} of this pipeline has no betas, and the transformer knows noise by their timesteps; "
+                "use `MarDiniScheduler`, or another scheduler that has some, such as `DPMSolverMultistepScheduler`"
+            )
         if options.timesteps is None:
             steps = whole_number(options.num_inference_steps, "num_inference_steps", least=1)
             if steps > self.scheduler.config.num_train_timesteps:
@@ -268,10 +272,16 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                     f"`num_inference_steps` is {steps}, but the scheduler has "
                     f"{self.scheduler.config.num_train_timesteps} noise levels; lower it"
                 )
+        elif np.ndim(options.timesteps) != 1:
+            raise ValueError(f"`timesteps` is {options.timesteps!r}; give a list of noise levels, falling")
         for name, value in (("guidance_scale", options.guidance_scale), ("eta", options.eta)):
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if value is not None and not (is_number and math.isfinite(value)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number")
+        if options.eta is None or not 0 <= options.eta <= 1:
+            raise ValueError(f"`eta` is {options.eta}; give 0 (deterministic) to 1 (as much fresh noise as DDPM adds)")
+        if options.attention_kwargs is not None and not isinstance(options.attention_kwargs, dict):
+            raise ValueError(f"`attention_kwargs` is {options.attention_kwargs!r}; give a dictionary or `None`")
         generators = options.generator if isinstance(options.generator, list) else [options.generator]
         if isinstance(options.generator, list) and len(generators) != num_videos:
             raise ValueError(
@@ -406,41 +416,43 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self._guidance_scale = options.guidance_for(frame_indices)
 
         latents = clean.index_copy(1, masked, noise.index_select(1, masked))
-        for i, t in enumerate(timesteps):
-            if self.interrupt:
-                continue
-            self._current_timestep = t
-            noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
-            velocity, unconditional = velocities(
-                self.scheduler.scale_model_input(noisy, t), t, planning_signals, self.do_classifier_free_guidance, i,
-                len(timesteps),
-            )  # fmt: skip
-            if unconditional is not None:
-                velocity = unconditional + self.guidance_scale * (velocity - unconditional)
+        try:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
+                velocity, unconditional = velocities(
+                    self.scheduler.scale_model_input(noisy, t), t, planning_signals, self.do_classifier_free_guidance, i,
+                    len(timesteps),
+                )  # fmt: skip
+                if unconditional is not None:
+                    velocity = unconditional + self.guidance_scale * (velocity - unconditional)
 
-            noisy = self.scheduler.step(velocity, t, noisy, return_dict=False, **step_kwargs)[0]
-            latents = clean.index_copy(1, masked, noisy)
+                noisy = self.scheduler.step(velocity, t, noisy, return_dict=False, **step_kwargs)[0]
+                latents = clean.index_copy(1, masked, noisy)
 
-            if options.callback_on_step_end is not None:
-                tensors = {"latents": latents, "planning_signals": planning_signals}
-                callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
-                before, version = planning_signals, _writes_to(planning_signals)
-                callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
-                latents = callback_outputs.pop("latents", latents)
-                planning_signals = callback_outputs.pop("planning_signals", planning_signals)
-                # States, and what caches keep with them, stay where it only looked.
-                written = "planning_signals" in options.callback_tensor_inputs and (
-                    version is None or _writes_to(before) != version
-                )
-                if written or planning_signals is not before:
-                    velocities.forget()
+                if options.callback_on_step_end is not None:
+                    tensors = {"latents": latents, "planning_signals": planning_signals}
+                    callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
+                    before, version = planning_signals, _writes_to(planning_signals)
+                    callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
+                    latents = callback_outputs.pop("latents", latents)
+                    planning_signals = callback_outputs.pop("planning_signals", planning_signals)
+                    # States, and what caches keep with them, stay where it only looked.
+                    written = "planning_signals" in options.callback_tensor_inputs and (
+                        version is None or _writes_to(before) != version
+                    )
+                    if written or planning_signals is not before:
+                        velocities.forget()
 
-            # An order-2 scheduler lists most of its steps twice.
-            num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
-            ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
-            if ends_step or i == len(timesteps) - 1:
-                progress_bar.update()
-        self._current_timestep = self._velocities = None
+                # An order-2 scheduler lists most of its steps twice.
+                num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
+                ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
+                if ends_step or i == len(timesteps) - 1:
+                    progress_bar.update()
+        finally:  # also where a callback raised: a window's states are large
+            self._current_timestep = self._velocities = None
         return latents
 
     def reset_window_states(self) -> None:

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint_format import COMPONENTS, FORMAT_KEY, FORMAT_VERSION, LIBRARY, SHIM_NAME, check_format, shims
+from ..checkpoint_format import (
+    COMPONENT_SHIM,
+    COMPONENTS,
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    LIBRARY,
+    SHIM_NAME,
+    check_format,
+    shims,
+)
 from ..hub import check_repo_id, describe, plan_upload, push
 
 
@@ -77,8 +86,14 @@ def finish_saved_folder(index_file: Path) -> None:
     published.
     """
     index = json.loads(index_file.read_text(encoding="utf-8"))
-    for name, text in shims(index).items():
-        (index_file.parent / name).write_text(text, encoding="utf-8")
+    code = shims(index)
+    for name, text in code.items():
+        if (index_file.parent / name).parent.is_dir():  # `save_config` alone makes none for the parts
+            (index_file.parent / name).write_text(text, encoding="utf-8")
+    # A part that was ours in a pipeline saved here before, and is not any more.
+    for shim in index_file.parent.glob(f"*/{LIBRARY}.py"):
+        if f"{shim.parent.name}/{shim.name}" not in code and shim.read_text(encoding="utf-8") == COMPONENT_SHIM:
+            shim.unlink()
     index["_class_name"] = [SHIM_NAME, "MarDiniPipeline"]
     index[FORMAT_KEY] = FORMAT_VERSION
     _write_without_origin(index_file, index)

@@ -72,6 +72,11 @@ class WindowVelocities:
         """
         joined = self._cache_joins_branches
         if guided != self._was_guided and self._was_guided is not None and joined:
+            if isinstance(self.transformer._cache_config, FasterCacheConfig):
+                raise ValueError(
+                    "FasterCache cannot follow guidance that begins or ends between steps; keep it on or off for a whole window, or use "
+                    "another cache"
+                )
             self.transformer._reset_stateful_cache()  # a callback changed the number of rows that are cached
         self._was_guided = guided
         plans: dict[str, dict[str, torch.Tensor | None]] = {"cond": {"planning_signals": planning_signals}}

@@ -7,6 +7,7 @@ transformer, and the pipeline steps only the masked frames. Configuration keys a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,12 +111,14 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         self.betas = _rescale_to_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)  # (num_train_timesteps,), on the CPU for good
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0, dtype=torch.float32) if set_alpha_to_one else self.alphas_cumprod[0]
+        )
         self.init_noise_sigma = 1.0
 
         self.num_inference_steps = None
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
-        self._steps = self.timesteps.tolist()
+        self._steps = list(range(num_train_timesteps - 1, -1, -1))
+        self.timesteps = torch.tensor(self._steps)
         self._has_custom_timesteps = False
         self._step_index = None
         self._begin_index = None
@@ -125,6 +128,17 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         defaults = self.config.get("_use_default_values")
         if defaults is not None:
             defaults[:] = [key for key in defaults if key not in PROCESS_KEYS]
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As every scheduler's; of another class's configuration its defaults are taken over, too, which may not be ours.
+
+        Raises:
+            ValueError: for a configuration that predicts something else than velocities.
+        """
+        if isinstance(config, dict):
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -352,7 +366,8 @@ def _make_betas(
         return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     if schedule == "squaredcos_cap_v2":  # cosine of arXiv 2102.09672
         signal = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        return torch.tensor([min(1 - after / before, 0.999) for before, after in zip(signal, signal[1:])])
+        betas = [min(1 - after / before, 0.999) for before, after in zip(signal, signal[1:])]
+        return torch.tensor(betas, dtype=torch.float32)
     raise ValueError(f"`beta_schedule` is {schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}.")
 
 
