@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import AutoLocator, NullLocator
 
 
 PNG = {"dpi": 100, "bbox_inches": "tight"}
@@ -83,6 +83,10 @@ def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
             axes.set_xscale("log")
         if panel.log_y:
             axes.set_yscale("log")
+            # Losses span about a decade: round numbers, not powers of ten.
+            axes.yaxis.set_major_locator(AutoLocator())
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if panel.ticks:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])

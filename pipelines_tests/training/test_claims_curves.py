@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from training.claims.curves import main, mean_and_range, panel_of, read_curve, stage_ends
+from training.claims.curves import main, mean_and_range, panel_of, read_curve, stage_ends, title_of
 
 
 def run(folder, losses, heldout):
@@ -76,3 +76,19 @@ def test_the_program_draws_a_panel_for_each_value_and_prints_the_ends(tmp_path, 
     assert Image.open(tmp_path / "curves.png").width > 900
     with pytest.raises(SystemExit, match="two curves are called 'a'"):
         main([f"a={one}", f"a={two}", "--values", "loss:diffusion_loss", "-o", str(tmp_path / "no.png")])
+
+
+@pytest.mark.parametrize(
+    "value, title",
+    [
+        ("heldout:diffusion/0.95", "velocity, interpolation, t = 0.95"),
+        ("heldout:diffusion_unplanned/0.95", "velocity without a plan, interpolation, t = 0.95"),
+        ("heldout:diffusion/task/image-to-video", "velocity, image-to-video"),
+        ("heldout:diffusion/masked/4", "velocity, 4 frames painted"),
+        ("heldout:planner", "reconstruction, interpolation"),
+        ("heldout:quality/mid_ssim", "quality/mid_ssim"),
+        ("loss:diffusion_loss", "velocity, all tasks"),
+    ],
+)
+def test_titles_say_what_is_drawn(value, title):
+    assert title_of(value) == title

@@ -73,14 +73,33 @@ def stage_ends(run: Path) -> dict[str, int]:
     return {record["stage"]: record["windows_seen"] for record in read_lines(run / "metrics.jsonl")}
 
 
+def title_of(value: str) -> str:
+    """What a value is, in words: the names are those of `training/heldout.py` and of the trainer's lines."""
+    kind, _, name = value.partition(":")
+    family, _, rest = name.partition("/")
+    if kind == "loss":
+        return {"diffusion_loss": "velocity, all tasks", "planner_loss": "reconstruction, all tasks"}.get(name, name)
+    what = {
+        "planner": "reconstruction",
+        "diffusion": "velocity",
+        "diffusion_unplanned": "velocity without a plan",
+    }.get(family)
+    if what is None:
+        return name
+    if rest.startswith("task/"):
+        return f"{what}, {rest.removeprefix('task/')}"
+    if rest.startswith("masked/"):
+        return f"{what}, {rest.removeprefix('masked/')} frames painted"
+    return f"{what}, interpolation" + (f", t = {rest}" if rest else "")
+
+
 def panel_of(
     value: str, runs: Mapping[str, Sequence[Path]], every: int, log_y: bool, marks: Mapping[str, float]
 ) -> Panel:
     curves = {
         label: mean_and_range([read_curve(run, value, every) for run in folders]) for label, folders in runs.items()
     }
-    kind, _, name = value.partition(":")
-    return Panel(name, "windows seen", KINDS[kind], curves, log_y=log_y, marks=marks)
+    return Panel(title_of(value), "windows seen", KINDS[value.partition(":")[0]], curves, log_y=log_y, marks=marks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     draw(options.output, panels)
-    for panel in panels:
+    for panel, value in zip(panels, options.values, strict=True):
         for label, points in panel.curves.items():
             last = points[-1]
             spread = "" if last.low is None else f" ({last.low:.4f} to {last.high:.4f})"
-            print(f"{panel.title}, {label}: {last.y:.4f}{spread} after {last.x:,} windows")
+            print(f"{value.partition(':')[2]}, {label}: {last.y:.4f}{spread} after {last.x:,} windows")
     print(f"Wrote {options.output}")
 
 

@@ -10,5 +10,5 @@ for run in planner-heavy transformer-heavy; do
 done
 "$PYTHON" -m training.claims.compare "37% in the planner=$SCORES/table-2/pair" "71% in the planner=$SCORES/balance/planner-heavy" \
     "5% in the planner=$SCORES/balance/transformer-heavy" -o "$SCORES/balance" --page docs/results/balance.md all
-"$PYTHON" -m training.claims.curves "37% in the planner=runs/claims-pair" "71%=runs/claims-planner-heavy" "5%=runs/claims-transformer-heavy" \
+"$PYTHON" -m training.claims.curves "37% in the planner=runs/claims-pair" "71%=runs/claims-planner-heavy" "5%=runs/claims-transformer-heavy" --log \
     --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/balance.png"

@@ -18,4 +18,4 @@ score table-2/large-pair runs/claims-large-pair/pipeline --no-planning
     "large planner + transformer=$SCORES/table-2/large-pair" -o "$SCORES/table-2/pairs" \
     --page docs/results/table_2.md pairs
 "$PYTHON" -m training.claims.curves "transformer alone=runs/claims-transformer-alone" "small planner + transformer=runs/claims-pair" \
-    "large planner + transformer=runs/claims-large-pair" --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"
+    "large planner + transformer=runs/claims-large-pair" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"
