@@ -14,5 +14,18 @@ export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_T
     -m training.train_mardini training/configs/tiny-robot.yaml
 "$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
     --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-robot
+"$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
+    --task image-to-video --steps 25 -o outputs/evaluation-robot-image-to-video
+rows() {  # LABEL=FOLDER:METHOD for each of the rows of an evaluation
+    for row in "${@:2}"; do methods+=("$row=$1:$row"); done
+}
+simple=("copy of the nearest given frame" "best match among training windows" "autoencoder alone (ceiling)")
+methods=()
+rows outputs/evaluation-robot "ours, 25 steps" "ours, 10 steps" "ours, 5 steps" "ours, 1 step" "ours, 25 steps, planning signal dropped" \
+    "ours, 25 steps, plan of another window" "cross-fade" "DIS optical flow" "${simple[@]}"
+"$PYTHON" -m training.claims.compare "${methods[@]}" -o outputs/evaluation-robot --page docs/results/robot.md interpolation
+methods=()
+rows outputs/evaluation-robot-image-to-video "ours, 25 steps" "${simple[@]}"
+"$PYTHON" -m training.claims.compare "${methods[@]}" -o outputs/evaluation-robot-image-to-video --page docs/results/robot.md image-to-video
 "$PYTHON" -m training.publish runs/tiny-robot training/runs/mardini-tiny-robot.yaml outputs/evaluation-robot/results.json \
     -o outputs/mardini-tiny-robot
