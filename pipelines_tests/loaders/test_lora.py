@@ -528,12 +528,19 @@ def test_a_fused_adapter_is_not_deleted(pipe, folder, base):
     pipe.delete_adapters("cars")
 
 
-def test_a_compiled_wrapper_is_refused_before_it_is_ignored(pipe, folder):
-    pipe.load_lora_weights(folder)
+def test_a_compiled_wrapper_is_refused_where_it_would_be_ignored(pipe, folder, other, tmp_path):
+    pipe.load_lora_weights(folder, adapter_name="cars")
     pipe.transformer = torch.compile(pipe.transformer)
-    for call in (pipe.unload_lora_weights, pipe.fuse_lora, pipe.unfuse_lora, lambda: pipe.set_adapters("default_0")):
+    changes = (pipe.unload_lora_weights, pipe.fuse_lora, pipe.unfuse_lora)
+    for call in (*changes, lambda: pipe.set_adapters("cars"), lambda: pipe.delete_adapters("cars")):
         with pytest.raises(ValueError, match="compile it in place, `pipe.transformer.compile\\(\\)`"):
             call()
+    pipe.load_lora_weights(other, adapter_name="laps")  # reaches it, and so does saving
+    assert set(pipe.transformer.peft_config) == {"cars", "laps"}
+    pipe.transformer = torch.compile(tiny_pipeline().transformer)
+    pipe.planner.unload_lora()
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").exists()
 
 
 def test_a_scale_is_refused_where_blocks_run_again_without_it(pipe, folder):

@@ -215,8 +215,11 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         Args:
             adapter_names: which; all others are inactive from now on.
             adapter_weights: one for all or a list with one for each; 1 where it is not given.
+
+        Raises:
+            ValueError: for components that have no adapters, and where a model is wrapped by `torch.compile(model)`.
         """
-        self._lora_models()
+        self._refuse_wrapped_models()
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if isinstance(adapter_weights, dict):
             # diffusers takes components out of the dictionary as it goes: one that is shared serves the first only.
@@ -235,6 +238,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: for one that is fused into the weights, which would stay there.
         """
+        self._refuse_wrapped_models()
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         layers = [layer for model in self._lora_models().values() for layer in model.modules()]
         fused = sorted(
@@ -247,7 +251,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
 
     def unload_lora_weights(self) -> None:
         """Takes all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
-        self._lora_models()
+        self._refuse_wrapped_models()
         super().unload_lora_weights()
         self._clean_up()
 
@@ -268,11 +272,13 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             safe_fusing: whether to look for NaN first.
             adapter_names: which of the active ones; all unless given.
         """
+        self._refuse_wrapped_models()
         components = list(self._lora_models()) if components is None else components
         super().fuse_lora(components, lora_scale, safe_fusing, adapter_names)
 
     def unfuse_lora(self, components: list[str] | None = None) -> None:
         """Takes fused adapters out of the weights: equal to before up to the rounding of one sum and difference."""
+        self._refuse_wrapped_models()
         super().unfuse_lora(list(self._lora_models()) if components is None else components)
 
     def _refuse_loaded_adapters(self) -> None:
@@ -326,19 +332,18 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         return tensors, description
 
     def _lora_models(self) -> dict[str, torch.nn.Module]:
-        """Planner and transformer, as far as the pipeline has them: a modular one may have one of them or none.
-
-        Raises:
-            ValueError: for a model in the wrapper of `torch.compile(model)`, in which diffusers does not see its adapters.
-        """
+        """Planner and transformer, as far as the pipeline has them: a modular one may have one of them or none."""
         models = {part: getattr(self, part, None) for part in COMPONENTS}
-        for part, model in models.items():
-            if isinstance(model, torch._dynamo.OptimizedModule):
+        return {part: model for part, model in models.items() if model is not None}
+
+    def _refuse_wrapped_models(self) -> None:
+        """Raises `ValueError` for a model in the wrapper of `torch.compile(model)`: diffusers loads adapters through it, and then finds none."""
+        for part, model in self._lora_models().items():
+            if hasattr(model, "_orig_mod"):  # asked so, because importing the wrapper's class takes seconds
                 raise ValueError(
-                    f"the {part} is wrapped by `torch.compile`, and LoRA does not reach into the wrapper; compile it in place, "
+                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; compile it in place, "
                     f"`pipe.{part}.compile()`, or its blocks, `pipe.{part}.compile_repeated_blocks()`"
                 )
-        return {part: model for part, model in models.items() if model is not None}
 
     def _remember_trainable(self, parts: list[str]) -> None:
         for part in parts:
