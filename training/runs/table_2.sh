@@ -30,3 +30,8 @@ for seed in 1 2; do
         "small planner + transformer=$SCORES/table-2/pair-$seed" "the same, without its plan=$SCORES/table-2/pair-$seed:$unplanned" \
         -o "$SCORES/table-2/seed-$seed" --page docs/results/table_2.md "seed-$seed"
 done
+# The transformer alone with as many steps of diffusion as the pair has had.
+train transformer_alone transformer-alone-500-1 seed=1 stages.task.steps=500
+score table-2/transformer-alone-500-1 runs/claims-transformer-alone-500-1/pipeline --no-planning
+"$PYTHON" -m training.claims.compare "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500-1:$unplanned" \
+    "small planner + transformer=$SCORES/table-2/pair-1" -o "$SCORES/table-2/equal-diffusion" --page docs/results/table_2.md equal-diffusion
