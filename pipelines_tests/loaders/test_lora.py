@@ -452,9 +452,8 @@ def test_names_that_are_taken_or_missing_are_refused(pipe, folder, tmp_path):
     save_adapter(tmp_path, ("planner",))
     with pytest.raises(ValueError, match="it changes planner and transformer, and the new one planner"):
         pipe.load_lora_weights(tmp_path, adapter_name="cars", hotswap=True)
-    for names, weights in ((["cars"], [{"vae": 1.0}]), ("cars", {"vae": 1.0})):
-        with pytest.raises(ValueError, match=r"names \['vae'\]; components are planner, transformer"):
-            pipe.set_adapters(names, weights)
+    with pytest.raises(ValueError, match=r"names \['vae'\]; components are planner, transformer"):
+        pipe.set_adapters(["cars"], [{"vae": 1.0}])
 
 
 def test_saving_nothing_is_refused(tmp_path):
@@ -478,9 +477,9 @@ def test_tensors_for_other_parts_are_named_and_left_out(pipe, base, caplog):
     )
     pipe.load_lora_weights(ours | theirs)
     assert "1 tensors of the LoRA were not used" in caplog.text and "unet.mid.lora_A" in caplog.text
-    with pytest.raises(ValueError, match="no tensor of the LoRA is for planner or transformer; .* begin with unet"):
-        pipe.load_lora_weights(theirs)
     pipe.unload_lora_weights()
+    pipe.load_lora_weights(theirs)  # as diffusers has it: nothing, and it is said
+    assert not pipe.get_list_adapters()
     assert torch.equal(run(pipe), base)
 
 

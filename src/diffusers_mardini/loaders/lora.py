@@ -114,11 +114,6 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 f"{len(unused)} tensors of the LoRA were not used, because their names begin with neither "
                 f"{' nor '.join(COMPONENTS)}: {', '.join(unused[:3])}"
             )
-        if not parts:
-            raise ValueError(
-                f"no tensor of the LoRA is for {' or '.join(COMPONENTS)}; their names have to begin so, and begin with "
-                f"{', '.join(sorted({name.split('.')[0] for name in tensors})[:3]) or 'nothing: there are none'}"
-            )
         models = self._lora_models()
         for name, part in parts.items():
             if name not in models:
@@ -221,7 +216,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """
         self._refuse_wrapped_models()
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if isinstance(adapter_weights, dict):
+        if isinstance(adapter_weights, dict) and len(adapter_names) > 1:
             # diffusers takes components out of the dictionary as it goes: one that is shared serves the first only.
             adapter_weights = [adapter_weights] * len(adapter_names)
         if isinstance(adapter_weights, list):
