@@ -31,7 +31,10 @@ for seed in 1 2; do
         -o "$SCORES/table-2/seed-$seed" --page docs/results/table_2.md "seed-$seed"
 done
 # The transformer alone with as many steps of diffusion as the pair has had.
-train transformer_alone transformer-alone-500-1 seed=1 stages.task.steps=500
-score table-2/transformer-alone-500-1 runs/claims-transformer-alone-500-1/pipeline --no-planning
-"$PYTHON" -m training.claims.compare "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500-1:$unplanned" \
-    "small planner + transformer=$SCORES/table-2/pair-1" -o "$SCORES/table-2/equal-diffusion" --page docs/results/table_2.md equal-diffusion
+for seed in 1 2; do
+    train transformer_alone "transformer-alone-500-$seed" seed=$seed stages.task.steps=500
+    score "table-2/transformer-alone-500-$seed" "runs/claims-transformer-alone-500-$seed/pipeline" --no-planning
+    "$PYTHON" -m training.claims.compare "transformer alone, 500 steps=$SCORES/table-2/transformer-alone-500-$seed:$unplanned" \
+        "small planner + transformer=$SCORES/table-2/pair-$seed" -o "$SCORES/table-2/equal-diffusion-$seed" \
+        --page docs/results/table_2.md "equal-diffusion-$seed"
+done
