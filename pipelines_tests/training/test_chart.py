@@ -25,6 +25,17 @@ def test_panels_stand_side_by_side_and_intervals_are_drawn(tmp_path):
     assert light > 2000
 
 
+def test_a_curve_of_one_point_shows_its_interval(tmp_path):
+    bare, sure = (
+        {"a": [point], "b": [Point(2, 0.2), Point(3, 0.8)]} for point in (Point(1, 0.5), Point(1, 0.5, 0.3, 0.7))
+    )
+    pictures = [
+        Image.open(draw(tmp_path / name, [panel("one", curves)]))
+        for name, curves in (("a.png", bare), ("b.png", sure))
+    ]
+    assert pictures[0].size == pictures[1].size and pictures[0].tobytes() != pictures[1].tobytes()
+
+
 def test_a_panel_without_points_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'two' has no points"):
         draw(tmp_path / "no.png", [panel("one", {"a": [Point(0, 0)]}), panel("two", {"a": []})])
