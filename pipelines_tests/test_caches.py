@@ -96,12 +96,18 @@ def test_under_guidance_both_branches_keep_their_own_features(name):
     """What is cached of one branch never serves the other: the branches stay as different as they were."""
     pipe = tiny_pipeline()
     pipe.transformer.enable_cache(CACHES[name][0](pipe))
-    counter = CallCounter(pipe)
+    counter, contexts, cache_context = CallCounter(pipe), [], pipe.transformer.cache_context
+    pipe.transformer.cache_context = lambda branch, **kwargs: (
+        contexts.append(branch),
+        cache_context(branch, **kwargs),
+    )[1]
     # One weight of guidance cannot be told from another where both branches are one and the same.
     weak, strong = run(pipe, 1.5), run(pipe, 4.0)
     assert not torch.allclose(weak, strong, atol=1e-1)
     rows = [args[0].shape[0] for args, _, _ in counter.inputs["transformer"]]
-    assert rows == ([2] * STEPS * 2 if name.startswith(("PAB", "Faster")) else [1] * STEPS * 4)
+    joined = name.startswith(("PAB", "Faster"))
+    assert rows == ([2] * STEPS * 2 if joined else [1] * STEPS * 4)
+    assert contexts == (["both"] if joined else ["cond", "uncond"]) * STEPS * 2  # a memory for each branch
     for _, _, output in counter.inputs["transformer"][: 1 if rows[0] == 2 else 0]:
         assert not torch.allclose(*output[0].chunk(2), atol=1e-2)
 

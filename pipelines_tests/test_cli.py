@@ -1,6 +1,8 @@
+import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +91,75 @@ def test_extension_adds_the_frames_asked_for(checkpoint, inputs, tmp_path):
     assert code == 0, text
     frames, fps = read_video(tmp_path / "out.mp4")
     assert len(frames) == 4 + 3 and fps == 10
+
+
+class Recorder:
+    """In place of a pipeline: keeps what it was called with, and hands out black frames."""
+
+    def __init__(self):
+        self.calls = []
+
+    def _record(self, name, *args, **kwargs):
+        self.calls.append((name, args, kwargs))
+        return SimpleNamespace(frames=[[Image.new("RGB", (SIZE, SIZE))] * 2])
+
+    def __call__(self, *args, **kwargs):
+        return self._record("window", *args, **kwargs)
+
+    def __getattr__(self, name):
+        return functools.partial(self._record, name)
+
+
+@pytest.mark.parametrize(
+    "arguments, name, expected",
+    [
+        (
+            ["interpolate", "0.png", "1.png", "--num-frames", 7],
+            "window",
+            {"image": 0, "last_image": 1, "num_frames": 7},
+        ),
+        (["animate", "2.png", "--num-frames", 5], "window", {"image": 2, "num_frames": 5}),
+        (["expand", "clip", "--use-frames", 3, "--num-frames", 6], "window", {"video": [1, 2, 3], "num_frames": 6}),
+        (["expand", "clip"], "window", {"video": [0, 1, 2, 3], "num_frames": 9}),
+        (
+            ["slow-motion", "clip", "--factor", 3, "--window", 7],
+            "slow_motion",
+            {0: [0, 1, 2, 3], "factor": 3, "window": 7},
+        ),
+        (
+            ["extend", "clip", "--num-new-frames", 5, "--window", 6, "--overlap", 2],
+            "extend",
+            {0: [0, 1, 2, 3], "num_new_frames": 5, "window": 6, "overlap": 2},
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_what_is_asked_for_reaches_the_pipeline(tmp_path, monkeypatch, checkpoint, arguments, name, expected):
+    """Pictures are of one grey each, by which they are known again."""
+    (tmp_path / "clip").mkdir()
+    for grey in range(4):
+        for path in (tmp_path / f"{grey}.png", tmp_path / "clip" / f"{grey}.png"):
+            Image.new("RGB", (SIZE, SIZE), (60 * grey,) * 3).save(path)
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder()
+    monkeypatch.setattr(cli, "load", lambda *_: recorder)
+    code, text = run(
+        *arguments, "-o", "out.gif", "--steps", 11, "--guidance", 1.75, "--seed", 5, "--checkpoint", checkpoint
+    )
+    assert code == 0, text
+    ((called, args, kwargs),) = recorder.calls
+    assert called == name
+    assert (kwargs["num_inference_steps"], kwargs["guidance_scale"]) == (11, 1.75)
+    assert kwargs["generator"].initial_seed() == 5
+
+    def told(value):
+        if isinstance(value, Image.Image):
+            return value.getpixel((0, 0))[0] // 60
+        return [told(item) for item in value] if isinstance(value, list) else value
+
+    found = {**dict(enumerate(args)), **kwargs}
+    assert {key: told(found[key]) for key in expected} == expected
+    assert found.keys() - expected.keys() == {"num_inference_steps", "guidance_scale", "generator"}
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(checkpoint, inputs, tmp_path):

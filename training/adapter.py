@@ -166,7 +166,7 @@ def refuse_shards(accelerator: Accelerator) -> None:
 
 
 def fingerprints(models: nn.ModuleDict) -> dict[str, str]:
-    """SHA-256 of the frozen weights by model: an adapter is only what it is on top of these."""
+    """SHA-256 of the frozen weights by `init_from.<model>`: an adapter is only what it is on top of these."""
     found = {}
     for part, model in models.items():
         digest = hashlib.sha256()
@@ -176,7 +176,7 @@ def fingerprints(models: nn.ModuleDict) -> dict[str, str]:
                 tensor = tensor if type(tensor) is torch.Tensor else tensor.dequantize()
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        found[part] = digest.hexdigest()[:16]
+        found[f"init_from.{part}"] = digest.hexdigest()[:16]
     return found
 
 

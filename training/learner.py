@@ -34,6 +34,11 @@ class Learner:
         self.optimizers = make_optimizers(model, config, learning_rate)
         self.model = data_parallel(model, accelerator)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that was taken last, as the optimizers have it."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """For the next step."""
         for optimizer in self.optimizers:

@@ -19,6 +19,7 @@ from .census import StageCensus
 from .checkpoint import clear_leftovers, newest_checkpoint
 from .config import RunConfig, StageConfig
 from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
+from .data.latents import fingerprint
 from .data.loader import BatchLoader
 from .data.windows import Windows
 from .ema import AveragedWeights
@@ -80,7 +81,7 @@ class Run:
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.saved = SavedState(
             config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
-            {} if config.lora is None else fingerprints(self.models),
+            {"vae": fingerprint(vae)} | ({} if config.lora is None else fingerprints(self.models)),
         )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
         self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
@@ -220,7 +221,7 @@ class Run:
             # 3. Tell, check, keep
             last = step + 1 == stage.steps
             if self.global_step % config.log_every == 0 or last:
-                self._log(stage, step + 1, losses, grad_norm, stage.learning_rate * factor(step))
+                self._log(stage, step + 1, losses, grad_norm, learner.learning_rate)
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
                 self._validate(stage, step + 1)
             if sample_every and (self.global_step % sample_every == 0 or last):

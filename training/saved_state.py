@@ -50,7 +50,7 @@ class SavedState:
         folder: of the checkpoints.
         windows_per_step: of a stage, over all processes.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
-        frozen: a fingerprint of frozen weights by model: they are not saved, and have to be the same when a run goes on.
+        frozen: fingerprints of weights that are used and not saved, by key of the configuration: they have to be the same when a run goes on.
     """
 
     def __init__(
@@ -166,6 +166,8 @@ class SavedState:
         then = {key: default_of(key) for key in now} | state["shaped_by"]
         if then["mixed_precision"] == "auto":  # of a checkpoint that did not yet tell what that was
             then["mixed_precision"] = now["mixed_precision"]
+        if "vae" not in state["shaped_by"]:  # of a checkpoint that did not yet tell it
+            then["vae"] = now.get("vae")
         changed = [
             f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
             for key in sorted(then)
@@ -192,5 +194,5 @@ class SavedState:
         passed = self.config.stages[: names.index(stage_name) + 1]
         fields = shaping_fields(self.config, [stage.name for stage in passed])
         fields["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
-        fields |= {f"init_from.{name}": fingerprint for name, fingerprint in self.frozen.items()}
+        fields |= self.frozen
         return fields | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

@@ -203,6 +203,23 @@ def test_a_scale_is_taken_back_after_an_error(pipe, folder):
     assert layer.scaling == {"default_0": 2.0}  # alpha 8 over rank 4
 
 
+def test_a_scale_may_be_given_by_position(pipe, folder):
+    pipe.load_lora_weights(folder)
+    latents, mask = torch.randn(1, 3, 16, 2, 2, generator=seeded()), torch.tensor([[True, False, True]])
+    expected = pipe.planner(latents, mask, attention_kwargs={"scale": 0.5}).planning_signals
+    assert torch.equal(pipe.planner(latents, mask, 1, {"scale": 0.5}).planning_signals, expected)
+    assert differ(pipe.planner(latents, mask, 1, None).planning_signals, expected)
+
+
+def test_a_scale_is_refused_where_adapters_are_fused(pipe, folder):
+    pipe.load_lora_weights(folder)
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match=r"scales LoRA layers by 0.5, but adapters are fused.*lora_scale"):
+        run(pipe, attention_kwargs={"scale": 0.5})
+    pipe.unfuse_lora()
+    run(pipe, attention_kwargs={"scale": 0.5})
+
+
 def test_a_scale_of_zero_is_the_base_model(pipe, folder, base):
     pipe.load_lora_weights(folder)
     torch.testing.assert_close(run(pipe, attention_kwargs={"scale": 0.0}), base, rtol=1e-4, atol=1e-4)
@@ -312,6 +329,52 @@ def test_fusing_keeps_the_result_and_unfusing_undoes_it(pipe, folder):
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
 
 
+def test_fusing_takes_a_scale_and_some_of_the_models_and_adapters(folder, other):
+    pipe, expected = tiny_pipeline(), tiny_pipeline()
+    for one in (pipe, expected):
+        one.load_lora_weights(folder, adapter_name="one")
+        one.load_lora_weights(other, adapter_name="two")
+    plain = {name: tensor.clone() for name, tensor in weights(pipe).items()}
+    pipe.set_adapters("one")
+    pipe.fuse_lora(lora_scale=0.5)
+    expected.set_adapters("one", 0.5)
+    assert differ(run(pipe), run(tiny_pipeline()))
+    torch.testing.assert_close(run(pipe), run(expected), rtol=1e-4, atol=1e-4)
+    pipe.unfuse_lora()
+
+    pipe.set_adapters(["one", "two"])
+    pipe.fuse_lora(components=["planner"], adapter_names=["two"])
+    changed = {
+        name.split(".")[0]
+        for name, tensor in weights(pipe).items()
+        if not torch.allclose(tensor, plain[name], atol=1e-4)
+    }
+    assert changed == {"planner"}
+    assert {n for m in pipe.planner.modules() for n in getattr(m, "merged_adapters", ())} == {"two"}
+
+
+def test_fusing_safely_refuses_what_is_not_a_number(pipe, folder):
+    pipe.load_lora_weights(folder)
+    next(p for n, p in pipe.planner.named_parameters() if "lora_B" in n).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaNs detected"):
+        pipe.fuse_lora(safe_fusing=True)
+
+
+def test_after_unloading_nothing_counts_as_fused(pipe, folder, other):
+    pipe.load_lora_weights(folder, adapter_name="a")
+    pipe.fuse_lora()
+    assert pipe.fused_loras == {"a"}
+    kept = run(pipe)
+    pipe.unload_lora_weights()
+    assert pipe.num_fused_loras == 0 and torch.allclose(run(pipe), kept, atol=1e-4)  # in the weights for good
+    pipe.load_lora_weights(other, adapter_name="a")
+    pipe.fuse_lora()
+    assert pipe.fused_loras == {"a"} and differ(run(pipe), kept)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(run(pipe), kept, atol=1e-3, rtol=1e-3)
+
+
 def test_a_fused_pipeline_is_saved_and_loaded_without_its_adapter(pipe, folder, tmp_path):
     pipe.load_lora_weights(folder)
     expected = run(pipe)
@@ -357,6 +420,19 @@ def test_hotswap_between_ranks_and_scales(pipe, folder, tmp_path):
         run(pipe, attention_kwargs={"scale": 0.5}), run(fresh, attention_kwargs={"scale": 0.5}), rtol=1e-5, atol=1e-5
     )
     assert torch.equal(run(pipe), expected)
+
+
+def test_a_hotswap_of_other_layers_is_refused_before_anything_changes(pipe, folder, tmp_path):
+    pipe.load_lora_weights(folder, adapter_name="slot")
+    before, weights_before = run(pipe), {name: tensor.clone() for name, tensor in weights(pipe).items()}
+    save_adapter(tmp_path, seed=3, config={"target_modules": [*TARGETS, "ff.net.2"]})
+    with pytest.raises(
+        ValueError,
+        match="cannot swap the adapter 'slot': the new one changes 2 layers of the .* such as `transformer_blocks.0.ff",
+    ):
+        pipe.load_lora_weights(tmp_path, adapter_name="slot", hotswap=True)
+    assert torch.equal(run(pipe), before)
+    assert all(torch.equal(tensor, weights_before[name]) for name, tensor in weights(pipe).items())
 
 
 def test_adapters_are_loaded_into_an_offloaded_pipeline(pipe, folder, base):

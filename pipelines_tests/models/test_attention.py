@@ -1,11 +1,21 @@
-"""The forms of attention: whichever is taken, the result is the same."""
+"""The forms of attention: whichever is taken, the result is the same; and what of it is computed in float32."""
+
+import copy
 
 import pytest
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 
 from diffusers_mardini.models import attention
-from diffusers_mardini.models.attention import LONGEST_PLAIN_ON_CPU, attend, attend_by_products
+from diffusers_mardini.models.attention import (
+    LONGEST_PLAIN_ON_CPU,
+    FP32LayerNorm,
+    FP32RMSNorm,
+    MarDiniAttention,
+    attend,
+    attend_by_products,
+)
+from diffusers_mardini.models.embeddings import MarDiniRotaryPosEmbed, apply_rotary_embedding
 
 
 @pytest.fixture
@@ -35,7 +45,7 @@ def dense(query, key, value):
 @pytest.mark.parametrize("length, keys", [(1, 1), (5, 9), (9, 5), (300, 300)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_both_forms_equal_the_definition_forward_and_backward(length, keys, dtype, tolerance):
-    for form in (attend_by_products, attend):
+    for form in (attend_by_products, dispatch_attention_fn):
         tensors = [heads(length, dtype, 0), heads(keys, dtype, 1), heads(keys, dtype, 2)]
         exact = [tensor.double().requires_grad_() for tensor in tensors]
         tensors = [tensor.requires_grad_() for tensor in tensors]
@@ -46,6 +56,47 @@ def test_both_forms_equal_the_definition_forward_and_backward(length, keys, dtyp
         expected.sum().backward()
         for tensor, reference in zip(tensors, exact):
             torch.testing.assert_close(tensor.grad.double(), reference.grad, atol=10 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_attention_equals_the_definition_whichever_form_is_taken(forms, dtype, tolerance):
+    for keys in (4, LONGEST_PLAIN_ON_CPU[torch.bfloat16] + 1):
+        for trains in (False, True):
+            tensors = [heads(5, dtype, 0).requires_grad_(trains), heads(keys, dtype, 1), heads(keys, dtype, 2)]
+            torch.testing.assert_close(attend(*tensors).double(), dense(*tensors), atol=tolerance, rtol=tolerance)
+    assert set(forms) == {"attend_by_products", "dispatch_attention_fn"}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [FP32RMSNorm(64), FP32LayerNorm(64), FP32LayerNorm(64, elementwise_affine=False)],
+    ids=lambda n: type(n).__name__,
+)
+def test_norms_are_computed_in_float32_and_rounded_once(norm):
+    values = 3 + 2 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    for parameter in norm.parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    half = copy.deepcopy(norm).to(torch.bfloat16)
+    exact = copy.deepcopy(half).float()
+    low = values.to(torch.bfloat16)
+    assert torch.equal(half(low), exact(low.float()).to(torch.bfloat16))
+    large = torch.full((1, 64), 300.0, dtype=torch.float16)  # whose square is no float16
+    large[0, 0] = -300
+    assert copy.deepcopy(norm).half()(large).isfinite().all()
+
+
+def test_queries_and_keys_are_normalized_and_rotated_in_float32_and_rounded_once():
+    torch.manual_seed(0)
+    attention_layer = MarDiniAttention(32, 2, 16).to(torch.bfloat16)
+    attention_layer.norm_q.float(), attention_layer.norm_k.float()  # as loaded models have them
+    rotary = MarDiniRotaryPosEmbed(16, 100.0, 1.0)(3, 2, 3, torch.device("cpu"))
+    tokens = torch.randn(1, 3, 8, 32).to(torch.bfloat16)
+    for projection, norm, found in (
+        (attention_layer.to_q, attention_layer.norm_q, attention_layer.queries(tokens, rotary)),
+        (attention_layer.to_k, attention_layer.norm_k, attention_layer.keys_and_values(tokens, rotary)[0]),
+    ):
+        exact = apply_rotary_embedding(norm(projection(tokens).float().unflatten(-1, (2, 16))), *rotary)
+        assert exact.dtype == torch.float32 and torch.equal(found, exact.to(torch.bfloat16))
 
 
 def test_short_sequences_of_bfloat16_on_a_cpu_take_plain_products_and_others_the_kernel(forms):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel
+from diffusers_mardini.models import identity_attention
 
 
 def make_planner(**overrides):
@@ -53,6 +54,25 @@ def test_masked_signals_depend_on_every_reference_frame_and_on_their_place():
     assert not torch.allclose(signals[:, 1], signals[:, 3], atol=1e-3)
 
 
+def test_masked_tokens_attend_to_all_places_of_all_frames(monkeypatch):
+    planner, (latents, mask) = make_planner(), make_window(batch=1)  # 12 patches and [NEXT] at each row's end
+    keys, attend = [], identity_attention.attend
+    monkeypatch.setattr(
+        identity_attention, "attend", lambda q, k, v, *a, **kw: (keys.append(k.shape[1]), attend(q, k, v, *a, **kw))[1]
+    )
+    planner(latents, mask, 3)
+    assert max(keys) == 5 * (12 + 3)
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_tokens_know_their_place_in_the_frame(axis):
+    planner, (latents, mask) = make_planner(), make_window()
+    signals = planner(latents, mask).planning_signals
+    plan_axis = {-2: 2, -1: 3}[axis]
+    flipped = planner(latents.flip(axis), mask).planning_signals
+    assert not torch.allclose(flipped, signals.flip(plan_axis), atol=1e-2)
+
+
 def test_rows_of_a_batch_are_independent():
     planner, (latents, mask) = make_planner(), make_window(batch=3)
     mask[1] = torch.tensor([True, False, True, True, False])
@@ -85,8 +105,12 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         planner = make_planner()
         if checkpointing:
             planner.enable_gradient_checkpointing()
+        runs = []
+        planner.transformer_blocks[0].norm1.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         planner(latents, mask, 3).planning_signals.square().sum().backward()
+        assert len(runs) == 1 + checkpointing
         gradients.append([p.grad for p in planner.parameters()])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 

@@ -44,7 +44,7 @@ def test_equals_the_whole_window_at_every_timestep(kind, name, plan):
         noisy = torch.where(mask[:, :, None, None, None], latents, torch.randn_like(latents))
         expected = transformer(noisy, timestep, signals, mask, **plans).sample
         result = transformer(masked_frames(noisy, mask), timestep, window_state=state).sample
-        torch.testing.assert_close(result, masked_frames(expected, mask), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result, masked_frames(expected, mask), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

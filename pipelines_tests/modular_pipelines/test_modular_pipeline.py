@@ -139,6 +139,26 @@ def test_every_argument_means_the_same(pipe, kwargs):
     assert torch.equal(call(modular_of(pipe), **fresh()), call(pipe, **fresh()))
 
 
+@pytest.mark.parametrize("use_window_state", [True, False])
+def test_both_compute_a_window_as_asked(pipe, use_window_state):
+    for one in (pipe, modular_of(pipe)):
+        counter = CallCounter(one)
+        call(one, use_window_state=use_window_state, guidance_scale=1.0)
+        assert (counter.counts["window_state"], counter.counts["transformer"]) == (int(use_window_state), 3)
+
+
+def test_no_more_frames_than_asked_for_pass_the_autoencoder_at_once(pipe):
+    modular, sizes = modular_of(pipe), []
+    for layer in (pipe.vae.to_latents, pipe.vae.from_latents):
+        layer.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    whole = call(modular, video=clip(4), output_type="pt", decode_chunk_size=100)
+    assert max(sizes) == FRAMES
+    sizes.clear()
+    chunked = call(modular, video=clip(4), output_type="pt", decode_chunk_size=2)
+    assert max(sizes) == 2
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("vae", ["patch_basis", "kl"])
 def test_other_parts_may_be_put_in(pipe, vae):
     modular = modular_of(pipe)

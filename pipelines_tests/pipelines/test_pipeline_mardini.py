@@ -98,6 +98,25 @@ def test_the_planner_sees_the_given_frames_made_smaller(pipe):
     torch.testing.assert_close(window[:, :2], small)
 
 
+def test_frames_are_made_smaller_without_aliasing():
+    video = torch.full((1, 2, 3, 16, 16), -1.0)
+    video[0, 0, :, :, ::2] = 1  # stripes of one pixel become grey
+    video[0, 1, :, 4:12, 4:12] = 1  # a square stays one, with its mean
+    stripes, square = downscale_video(video, 2)[0]
+    assert stripes.shape == (3, 8, 8) and stripes[..., 1:-1].abs().max() < 0.3
+    assert (square[:, 3:5, 3:5] == 1).all() and (square[:, 0] == -1).all()
+    assert square.mean().item() == pytest.approx(video[0, 1].mean().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "more", [{"num_videos_per_prompt": 2}, {"video": clip(2).expand(2, -1, -1, -1, -1)}], ids=["per prompt", "batch"]
+)
+def test_one_generator_gives_every_video_noise_of_its_own(pipe, more):
+    kwargs = {"video": clip(2), "frame_indices": [0, FRAMES - 1], **more}
+    one, other = run(pipe, **kwargs)
+    assert torch.equal(one[[0, -1]], other[[0, -1]]) and not torch.allclose(one[1:-1], other[1:-1], atol=1e-1)
+
+
 def test_the_planning_signals_reach_every_step(pipe):
     counter = CallCounter(pipe)
     run(pipe)
@@ -359,6 +378,31 @@ def test_what_a_callback_returns_replaces_the_latents(pipe):
         return tensors
 
     assert run(pipe, callback_on_step_end=wipe).abs().max() == 0
+
+
+def test_the_next_step_goes_on_from_the_latents_that_a_callback_returned(pipe):
+    counter, marked = CallCounter(pipe), {}
+
+    def mark(pipeline, step, timestep, tensors):
+        if step == 0:
+            marked["latents"] = tensors["latents"] + 7
+            return {"latents": marked["latents"]}
+        return {}
+
+    run(pipe, callback_on_step_end=mark, guidance_scale=1.0)
+    ((noisy, _), _, _) = counter.inputs["transformer"][1]
+    assert torch.equal(noisy, marked["latents"][:, 1 : FRAMES - 1])
+
+
+def test_a_callback_that_asks_for_no_tensors_gets_none(pipe):
+    seen = []
+
+    def look(pipeline, step, timestep, tensors):
+        seen.append(dict(tensors))
+        return tensors
+
+    latents = run(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=None)
+    assert seen == [{}] * STEPS and torch.equal(latents, run(pipe))
 
 
 def test_a_callback_may_change_the_planning_signals(pipe):

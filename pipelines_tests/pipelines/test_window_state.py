@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+)
 from torch._dynamo.testing import CompileCounter
 
 from diffusers_mardini import MarDiniPipeline
@@ -117,6 +122,29 @@ def test_a_plan_that_a_callback_changes_is_read_anew(in_place):
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
+def test_a_changed_plan_reaches_layers_that_a_cache_would_have_skipped():
+    """Cross-attention at every 6th step alone: without being told, the cache would go on with the old plan."""
+
+    def silence(pipeline, step, timestep, tensors):
+        return {"planning_signals": torch.zeros_like(tensors["planning_signals"])} if step == 2 else {}
+
+    pipe, results = tiny_pipeline(), {}
+    config = PyramidAttentionBroadcastConfig(
+        cross_attention_block_skip_range=6, current_timestep_callback=lambda: pipe.current_timestep
+    )
+    pipe.transformer.enable_cache(config)
+    for use_window_state in (False, True):
+        for callback in (silence, None):
+            results[use_window_state, callback] = pipe(
+                **TASKS["interpolation"], num_frames=5, num_inference_steps=10, output_type="latent", generator=seeded(),
+                callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["planning_signals"],
+                use_window_state=use_window_state,
+            ).frames  # fmt: skip
+    for callback in (silence, None):
+        torch.testing.assert_close(results[False, callback], results[True, callback], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(results[False, silence], results[False, None], atol=1e-2)
+
+
 @pytest.mark.parametrize("inference_mode, states", [(False, 1), (True, STEPS)])
 def test_a_plan_that_a_callback_only_reads_is_not_read_anew(inference_mode, states):
     def look(pipeline, step, timestep, tensors):
@@ -198,14 +226,17 @@ def test_bfloat16_ends_within_rounding_after_25_steps():
     assert (fast - exact).square().mean().sqrt() < 1.5 * rounding
 
 
-def test_offloading_by_groups_loads_what_the_state_needs():
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_offloading_by_groups_loads_what_the_state_needs(kind, tmp_path):
     pipe = tiny_pipeline()
     expected = trajectory(pipe, True, **TASKS["expansion"])
-    for kind in ("block_level", "leaf_level"):
-        pipe = tiny_pipeline()
-        extra = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-        pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), kind, **extra)
-        torch.testing.assert_close(trajectory(pipe, True, **TASKS["expansion"]), expected)
+    pipe = tiny_pipeline()
+    extra = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    # Through files: what was not loaded is not there.
+    pipe.transformer.enable_group_offload(
+        torch.device("cpu"), torch.device("cpu"), kind, offload_to_disk_path=str(tmp_path), **extra
+    )
+    torch.testing.assert_close(trajectory(pipe, True, **TASKS["expansion"]), expected)
 
 
 @pytest.mark.parametrize("dynamic", [False, None])

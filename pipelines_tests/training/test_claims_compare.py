@@ -50,6 +50,41 @@ def test_differences_are_of_the_same_windows_and_to_the_first(tmp_path):
     assert found["intervals"]["mid_ssim"] == pytest.approx((0.2, 0.2))
 
 
+def test_trainings_of_one_method_are_averaged_and_told_apart(tmp_path):
+    for name, better in (("a0", 0.1), ("a1", 0.2), ("b0", 0.4), ("b1", 0.3), ("c", 0.5)):
+        folder = results(tmp_path / name, better)
+        told = json.loads((folder / "results.json").read_text())
+        for row in told["rows"]:
+            row["fd_window"] = 100 * better
+        (folder / "results.json").write_text(json.dumps(told))
+    a, b = (f"{name}={tmp_path / name}0,{tmp_path / name}1:ours, 5 steps" for name in "ab")
+    rows, differences = compare([read_method(a), read_method(b)])
+    # Windows have the scores .1 to .4 and a training's own offset.
+    assert [row["mid_ssim"] for row in rows] == pytest.approx([0.25 + 0.15, 0.25 + 0.35])
+    assert [row["fd_window"] for row in rows] == pytest.approx([15, 35])
+    assert rows[0]["spread"]["mid_ssim"] == pytest.approx(0.1 / 2**0.5)
+    assert rows[0]["spread"]["fd_window"] == pytest.approx(10 / 2**0.5)
+    assert rows[0]["intervals"]["mid_ssim"][0] < 0.4 < rows[0]["intervals"]["mid_ssim"][1]
+    assert [found["than"] for found in differences] == ["a", "a, training 1", "a, training 2"]
+    assert [found["difference"]["mid_ssim"] for found in differences] == pytest.approx([0.2, 0.3, 0.1])
+    # Of one training beside two there are no pairs; its own line has no deviation.
+    rows, differences = compare([read_method(a), read_method(f"c={tmp_path / 'c'}")])
+    assert [found["than"] for found in differences] == ["a"] and rows[1]["spread"] == {}
+    main([a, f"c={tmp_path / 'c'}", "-o", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| standard deviation over trainings | mid SSIM |" in page and "\n| a | 0.0707 |" in page
+
+
+def test_trainings_that_scored_other_windows_are_refused(tmp_path):
+    one, two = results(tmp_path / "one", 0.1), results(tmp_path / "two", 0.1, clips=("a", "a", "b", "c"))
+    with pytest.raises(ValueError, match="evaluate both with the same clips"):
+        read_method(f"a={one},{two}")
+    with pytest.raises(ValueError, match=r"not of the form LABEL=FOLDER\[,FOLDER\]"):
+        read_method(f"a={one},")
+    with pytest.raises(ValueError, match="names a folder twice"):
+        read_method(f"a={one},{one}")
+
+
 def test_methods_of_one_label_are_refused(tmp_path):
     methods = [read_method(f"pair={results(tmp_path / name, 0.1)}") for name in ("one", "two")]
     with pytest.raises(ValueError, match="labels are 'pair', 'pair'; give each method one of its own"):
@@ -58,8 +93,8 @@ def test_methods_of_one_label_are_refused(tmp_path):
 
 def test_a_row_is_chosen_by_its_name(tmp_path):
     folder = results(tmp_path / "one", 0.1)
-    assert read_method(f"a={folder}").row["method"] == "ours, 5 steps"
-    assert read_method(f"a={folder}:cross-fade").row["method"] == "cross-fade"
+    assert read_method(f"a={folder}").rows[0]["method"] == "ours, 5 steps"
+    assert read_method(f"a={folder}:cross-fade").rows[0]["method"] == "cross-fade"
     with pytest.raises(ValueError, match="no row 'RIFE'; it has cross-fade, ours, 5 steps"):
         read_method(f"a={folder}:RIFE")
 

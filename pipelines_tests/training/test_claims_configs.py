@@ -56,10 +56,11 @@ def test_full_attention_differs_from_identity_attention_in_nothing_else():
     assert full.model_copy(update=same) == identity
 
 
-def test_the_constant_ratio_differs_from_the_falling_one_in_the_ratio_alone():
-    falling, constant = config("falling_ratio"), config("constant_ratio")
-    first = falling.stages[0].reference_ratio
-    assert [stage.model_copy(update={"reference_ratio": first}) for stage in falling.stages] == constant.stages
+def test_constant_ratios_differ_from_the_falling_one_in_the_ratio_alone():
+    falling = config("falling_ratio")
+    for name, stage in (("constant_ratio", 0), ("low_ratio", -1)):
+        kept = {"reference_ratio": falling.stages[stage].reference_ratio}
+        assert [stage.model_copy(update=kept) for stage in falling.stages] == config(name).stages
     ratios = [stage.reference_ratio for stage in falling.stages]
     assert ratios == sorted(ratios, reverse=True) and len(set(ratios)) == 3
 

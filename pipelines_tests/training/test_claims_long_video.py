@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training.claims import long_video
@@ -76,6 +77,20 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
     another = next(row for row in extended["rows"] if row["name"] == long_video.ANOTHER)
     assert another["motion"] == pytest.approx(1, abs=1e-6) and another["ssim"] < 0.9
     assert [(block["first"], block["last"], len(block["motion"])) for block in far["blocks"]] == [(1, 4, 2), (5, 6, 2)]
+
+    # What is told of a block is of its own frames, relative to the true clips'.
+    length = 7
+    kept = [
+        load_file(path)["frames"] for path in (tmp_path / "kept").rglob("*.safetensors") if "frames" in load_file(path)
+    ]
+    (video,) = [frames.float() / 255 for frames in kept if frames.shape[1] == length]
+    truth = long_video.load_windows(arguments[1], SIZE, 5, 2, per_clip=1).frames
+    for block in far["blocks"]:
+        steps = (video[:, block["first"] : block["last"] + 1] - video[:, block["first"] - 1 : block["last"]]).abs()
+        true = (truth[:, 1:] - truth[:, :-1]).abs().mean().item()
+        assert block["motion"] == pytest.approx((steps.mean(dim=(1, 2, 3, 4)) / true).tolist(), rel=1e-2)
+    assert far["blocks"][0]["motion"] != pytest.approx(far["blocks"][1]["motion"], rel=1e-2)
+    assert far["blocks"][0]["sharpness"] != pytest.approx(far["blocks"][1]["sharpness"], rel=1e-3)
 
     assert "| 4 apart, ours, level 2 |" in (tmp_path / "results.md").read_text()
     filled = page.read_text().split(": begin -->\n")[1:]

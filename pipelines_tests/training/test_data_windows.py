@@ -11,7 +11,7 @@ from training.data.buckets import Bucket, Sampling
 from training.data.manifest import Entry, make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
-from training.data.windows import LatentWindows, PixelWindows, Windows
+from training.data.windows import LatentWindows, PixelWindows, Windows, _weighted
 from training.randomness import step_generator
 
 
@@ -46,6 +46,12 @@ def run(windows, sampling, step, rows=range(4), batch_size=4):
     place, generators = rows_of(step, rows, batch_size)
     draws = windows.draw(sampling, place, generators)
     return draws, windows.batch(draws, generators)
+
+
+def test_strides_come_as_often_as_their_weights_say():
+    assert [_weighted(MIXTURE, share).stride for share in (0, 0.29, 0.31, 0.99)] == [1, 1, 2, 2]
+    uneven = Sampling("stage", (SQUARE,), strides=((3, 1.0), (1, 0.0), (2, 4.0)))  # in any order, of any sum
+    assert [_weighted(uneven, share).stride for share in (0, 0.79, 0.81, 0.99)] == [2, 2, 3, 3]
 
 
 def test_cache_and_pixels_give_the_same_windows(folder):

@@ -18,11 +18,12 @@ from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from pipelines_tests.training.test_evaluation_frechet import has_efficientnet
 from training import evaluate
 from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
+from training.evaluation.frechet import Features, frechet_distance
 from training.evaluation.kept import Kept
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
 from training.evaluation.variants import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
-from training.evaluation.windows import Windows, load_windows
+from training.evaluation.windows import Windows, load_windows, to_bytes
 from training.metrics import score_windows, summarize
 
 
@@ -82,6 +83,52 @@ class Painted:
             raise KeyboardInterrupt
         self.batches.append((seed, first))
         return (windows + 0.1 * (seed + 1)).clamp(0, 1)
+
+
+class MeanDifference(torch.nn.Module):
+    """In place of LPIPS."""
+
+    sources = {"weights": "0" * 64}
+
+    def forward(self, frames, truth):
+        return (frames - truth).abs().flatten(1).mean(dim=1)
+
+
+def test_networks_are_asked_about_the_painted_frames_and_whole_windows(clips, tmp_path):
+    windows = load_windows(clips, SIZE, num_frames=5, stride=1, per_clip=3)
+    assert len(windows.frames) * 3 > 16  # more painted frames than are asked about at once
+    brighter = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0]).view(5, 1, 1, 1)
+
+    def paint(frames, given, first, seed):
+        return (frames * 0.6 + brighter + 0.05 * seed).clamp(0, 1)
+
+    def colours(frames):  # (batch, 3, height, width) to (batch, 3)
+        return frames.mean(dim=(-2, -1))
+
+    def colours_over_time(videos):  # (batch, frames, 3, height, width) to (batch, 3): the first frame counts, too
+        return colours(videos)[:, 0] - colours(videos)[:, -2]
+
+    features = {
+        "fd_efficientnet_lite0": Features("frame", colours, {"colours": "1" * 64}),
+        "fd_window": Features("window", colours_over_time, {"colours": "2" * 64}),
+    }
+    networks = Networks({"alex": MeanDifference(), "vgg": MeanDifference()}, features)
+    variant = Variant("ours, bright", OURS, {"method": "bright"}, (0, 1), [(0, 4), (4, len(windows.frames))], paint)
+    (row,), _, _ = Evaluation(windows, [0, 4], networks, Kept(tmp_path)).run([variant])
+
+    truth = to_bytes(windows.frames).float() / 255
+    each = [to_bytes(paint(truth, None, 0, seed)).float() / 255 for seed in (0, 1)]
+    distances = torch.stack([(frames - truth).abs().mean(dim=(2, 3, 4)) for frames in each]).mean(dim=0)
+    for suffix in ("", "_vgg"):
+        assert row["windows"][f"mid_lpips{suffix}"] == pytest.approx(distances[:, 2].tolist(), abs=1e-5)
+        assert row["windows"][f"lpips{suffix}"] == pytest.approx(distances[:, 1:4].mean(dim=1).tolist(), abs=1e-5)
+    for column, of in (
+        ("fd_efficientnet_lite0", lambda video: colours(video[:, 1:4].flatten(0, 1))),
+        ("fd_window", colours_over_time),
+    ):
+        expected = [frechet_distance(of(frames), of(truth)) for frames in each]
+        assert expected[0] > 1e-3 and row["seeds"][column] == pytest.approx(expected, rel=1e-3)
+        assert row[column] == pytest.approx(sum(expected) / 2, rel=1e-3)
 
 
 def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_path, capsys):

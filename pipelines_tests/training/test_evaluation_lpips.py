@@ -85,6 +85,18 @@ def test_the_distance_is_that_of_torchmetrics_on_the_same_features(trunk):
     torch.testing.assert_close(network(one, other), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_trunks_are_the_published_ones():
+    """Of Krizhevsky's "One weird trick" as torchvision has it, and of VGG16: output channels, kernel, stride, padding."""
+    alex = [(64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)]
+    vgg = [(width, 3, 1, 1) for width in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)]
+    for trunk, expected in (("alex", alex), ("vgg", vgg)):
+        found = [
+            (c.out_channels, *(each[0] for each in (c.kernel_size, c.stride, c.padding)))
+            for c in Lpips(trunk).convolutions
+        ]
+        assert found == expected
+
+
 def _slices_by_hand(network, trunk, hidden):
     """The layers of torchvision's `features` at which its slices end."""
     c, relu, pool = network.convolutions, torch.relu, nn.functional.max_pool2d

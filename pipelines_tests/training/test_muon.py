@@ -30,6 +30,29 @@ def test_an_update_has_the_size_that_adamw_rates_are_made_for():
     assert (parameter * parameter.grad).sum() < 0  # downhill
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
+def test_several_steps_are_those_of_torchs_own_muon():
+    """Nesterov momentum, decay apart from the gradient, and the size of an update; its orthogonalization is in bfloat16."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((24, 8), (8, 24), (16, 16))]
+    ours, theirs = ([torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    optimizers = (
+        Muon(ours, lr=0.05, weight_decay=0.3),
+        torch.optim.Muon(
+            theirs, lr=0.05, weight_decay=0.3, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"
+        ),
+    )
+    for _ in range(4):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, before in zip(ours, theirs, start):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=0)
+        assert (one - before).abs().mean() > 2e-2
+
+
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="matrices only"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
@@ -67,3 +90,5 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
     assert [len(group["params"]) for group in adamw.param_groups] == [1, 2]
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
     assert len(make_optimizers(model, OptimizerConfig(), 1e-3)) == 1
+    (alone,) = make_optimizers(model, OptimizerConfig(beta1=0.8, beta2=0.7), 1e-3)
+    assert all(group["betas"] == (0.8, 0.7) and group["lr"] == 1e-3 for group in alone.param_groups)

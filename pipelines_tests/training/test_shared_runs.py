@@ -66,7 +66,9 @@ def assert_same_tensors(folder: Path, reference: Path) -> None:
         ours, theirs = tensors(folder, name), tensors(reference, name)
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
-            torch.testing.assert_close(ours[key], tensor, atol=0.1 * LEARNING_RATE, rtol=1e-4, msg=f"{name} {key}")
+            # Moments are as small as gradients are: against the largest of each, not against a step.
+            atol = 1e-2 * tensor.abs().max().item() if name == "optimizer" else 0.1 * LEARNING_RATE
+            torch.testing.assert_close(ours[key], tensor, atol=atol, rtol=1e-4, msg=f"{name} {key}")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,8 @@ def runs(tmp_path_factory) -> Path:
     run(
         {"folder": str(folder / "one"), **ONE},
         {"folder": str(folder / "fsdp"), **FSDP},
-        {"folder": str(folder / "in-turn"), **DDP, "until": 4},  # within the joint stage: there are moments to hand on
+        # Within the joint stage, where there are moments to hand on; each process sums its part up in two.
+        {"folder": str(folder / "in-turn"), **DDP, "until": 4, "config": {"stage": {"gradient_accumulation": 2}}},
         {"folder": str(folder / "in-turn"), **FSDP, "until": 5},
         {"folder": str(folder / "in-turn"), **ONE},
     )

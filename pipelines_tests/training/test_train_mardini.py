@@ -1,10 +1,12 @@
 """The trainer on three clips of noise: stages, losses, resuming, the exported pipeline."""
 
 import atexit
+import copy
 import functools
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline, MarDiniScheduler
+from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
 from diffusers_mardini.models.embeddings import patchify
+from diffusers_mardini.presets import load_preset
 from pipelines_tests.training.clip_files import noise, write_clip
 from training import saved_state
 from training.checkpoint import list_checkpoints, load_checkpoint
@@ -28,13 +31,15 @@ from training.curriculum import (
     learning_rate_factor,
     sampling_of,
 )
-from training.heldout import _parts, heldout_losses, patterns
+from training.heldout import NOISE_LEVELS, _parts, heldout_losses, patterns
 from training.heldout_windows import HeldoutWindows
+from training.learner import Learner
 from training.loop import Run, Stopped
+from training.models import make_scheduler
 from training.monitor import TIMES
 from training.randomness import step_generator
 from training.run_data import prepare_data
-from training.step import MarDiniTrainingModel, masked_mse
+from training.step import MarDiniTrainingModel, diffusion_loss, masked_mse
 from training.stopping import StopRequest
 
 
@@ -146,6 +151,10 @@ def test_all_stages_run_and_end_in_a_pipeline_that_loads(tmp_path):
     ]  # fmt: skip
     assert [r["global_step"] for r in log] == list(range(1, 9)) and log[-1]["windows_seen"] == 16
     assert {"planner_loss", "diffusion_loss"} <= log[-1].keys() and "diffusion_loss" not in log[0]
+    stages = make_config().stages
+    expected = [s.learning_rate * learning_rate_factor(s)(step) for s in stages for step in range(s.steps)]
+    assert [line["learning_rate"] for line in log] == pytest.approx(expected) and len(set(expected)) > 1
+    assert all(line["loss"] == pytest.approx(line["diffusion_loss"] + 0.5 * line["planner_loss"]) for line in log[5:])
     heldout = [r["heldout"] for r in records(tmp_path) if "heldout" in r]
     assert {"planner", "diffusion/0.95", "diffusion_unplanned/0.95"} <= heldout[-1].keys()
     for part in ("planner", "diffusion"):
@@ -243,6 +252,26 @@ def test_what_shaped_a_checkpoint_cannot_change_behind_its_back(tmp_path):
     assert records(tmp_path)[-1]["global_step"] == 6
 
 
+def test_a_run_does_not_go_on_with_another_autoencoder(tmp_path, monkeypatch):
+    make_run(tmp_path).train(stop_after="planner")
+    other = copy.deepcopy(make_vae())
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    monkeypatch.setattr("pipelines_tests.training.test_train_mardini.make_vae", lambda: other)
+    with pytest.raises(ValueError, match="(?s)another configuration.*vae: '[0-9a-f]+' then, '[0-9a-f]+' now"):
+        make_run(tmp_path).train()
+    make_run(tmp_path, allow_change=["vae"]).train(stop_after="transformer")
+    assert records(tmp_path)[-1]["global_step"] == 5
+
+
+def test_a_checkpoint_that_does_not_tell_its_autoencoder_goes_on(tmp_path):
+    run = make_run(tmp_path)
+    run.saved.frozen = {}
+    run.train(stop_after="planner")
+    make_run(tmp_path).train(stop_after="transformer")
+    assert "vae" in load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]).state["shaped_by"]
+
+
 def test_a_key_that_a_checkpoint_is_older_than_counts_as_its_default(tmp_path, monkeypatch):
     def before_crops(config, stages):
         return {key: value for key, value in shaping_fields(config, stages).items() if not key.endswith("off_centre")}
@@ -281,6 +310,23 @@ def test_a_run_cannot_stop_after_a_stage_that_is_past(tmp_path):
     with pytest.raises(ValueError, match="is to stop after 'planner', but stands in 'transformer', which comes later"):
         make_run(tmp_path).train(stop_after="planner", on_accepted=lambda: pytest.fail("it began"))
     assert len(records(tmp_path)) == lines
+
+
+def test_a_step_goes_no_further_than_the_clipped_gradient(tmp_path):
+    run = make_run(tmp_path)
+    stage, config = run.config.stages[2], run.config.optimizer.model_copy(update={"max_grad_norm": 0.5})
+    learner = Learner(run._stage_model(stage), config, stage.learning_rate, run.accelerator)
+    learner.optimizers = [torch.optim.SGD(learner.model.parameters(), lr=1.0)]
+    for size, expected in ((100.0, 0.5), (1e-5, 1e-5)):
+        before = [p.detach().clone() for p in learner.model.parameters()]
+        number = sum(p.numel() for p in learner.model.parameters())
+        for parameter in learner.model.parameters():
+            parameter.grad = torch.full_like(parameter, size / number**0.5)
+        norm = learner.grad_norm()
+        assert norm.item() == pytest.approx(size, rel=1e-4)
+        learner.step(norm)
+        moved = torch.stack([(p - b).norm() for p, b in zip(learner.model.parameters(), before)]).norm().item()
+        assert moved == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_request_to_stop_saves_at_the_next_step_and_the_run_goes_on_from_there(tmp_path):
@@ -366,8 +412,18 @@ def test_a_clip_that_is_not_finite_is_named(tmp_path):
 def test_after_several_in_a_row_the_run_goes_back_once_with_other_draws(tmp_path, monkeypatch):
     config = make_config(max_skipped_steps=2)
     run = make_run(tmp_path, config)
-    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={6, 7}))
+    exploding, drawn = explode(run, steps={6, 7}), {}
+
+    def forward(self, batch):
+        if torch.is_grad_enabled():  # not of held-out windows
+            drawn.setdefault(run.global_step, []).append(batch)
+        return exploding(self, batch)
+
+    monkeypatch.setattr(MarDiniTrainingModel, "forward", forward)
     run.train()
+    for step in (6, 7):
+        before, after = drawn[step]
+        assert not torch.equal(before.noise, after.noise) and not torch.equal(before.timesteps, after.timesteps)
     assert run.attempt == 1 and records(tmp_path)[-1]["global_step"] == 8
     assert sorted(p.name for p in (tmp_path / "nonfinite").iterdir()) == [
         "step-00000007-attempt-0.json", "step-00000008-attempt-0.json",
@@ -384,11 +440,19 @@ def test_when_going_back_does_not_help_the_run_stops_and_its_checkpoint_stays(tm
     assert checkpoint.state["global_step"] == 6 and all(torch.isfinite(t).all() for t in checkpoint.weights.values())
 
 
+def randomize(model: torch.nn.Module) -> None:
+    """New models end their branches in zeros, so that a planning signal, for one, would change nothing."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+
 def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
     batch = draw_batch(stage, sampling_of(run.config, stage), run.train_data, 1000, rows())
-    torch.nn.init.normal_(run.transformer.proj_out.weight, std=0.1)
+    batch = replace(batch, planning_signals_mask=torch.tensor([True, False]))  # a window without its plan among them
+    randomize(run.transformer)
     losses = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(batch)
 
     masked = ~batch.reference_mask
@@ -406,12 +470,16 @@ def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     torch.testing.assert_close(losses["diffusion_loss"], diffusion)
     torch.testing.assert_close(losses["planner_loss"], reconstruction)
     torch.testing.assert_close(losses["loss"], diffusion + 0.5 * reconstruction)
+    both = replace(batch, planning_signals_mask=torch.tensor([True, True]))
+    planned = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(both)
+    assert not torch.isclose(planned["diffusion_loss"], diffusion, rtol=1e-4)
 
 
 def test_heldout_losses_are_those_of_the_training_module(tmp_path):
     run = make_run(tmp_path)
     stage, config = run.config.stages[2], run.config
     windows = run._heldout(stage, config.validation_windows)
+    randomize(run.transformer)
     arguments = (run.planner, run.head, run.transformer, run.scheduler)
     losses = heldout_losses(*arguments, windows, stage, config.seed, run.accelerator)
     module = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler)
@@ -429,6 +497,15 @@ def test_heldout_losses_are_those_of_the_training_module(tmp_path):
         assert losses[f"planner/{pattern}"] == round(each[0]["planner_loss"].item(), 5)
         assert losses[f"diffusion/{pattern}"] == round(sum(e["diffusion_loss"].item() for e in each) / 2, 5)
     assert losses["planner"] == losses["planner/task/interpolation"]
+    mask = masks["task/interpolation"]
+    ends = replace(batches[0], reference_mask=mask, num_masked_frames=int((~mask[0]).sum()))
+    for share in NOISE_LEVELS:
+        noisy = replace(ends, timesteps=torch.full((2,), round(1000 * share)))
+        with torch.no_grad():
+            planned = module(noisy)["diffusion_loss"].item()
+            unplanned = diffusion_loss(run.transformer, run.scheduler, noisy, None).item()
+        assert losses[f"diffusion/{share}"] == round(planned, 5) and abs(planned - unplanned) > 1e-4
+    assert losses["diffusion_unplanned/0.95"] == round(unplanned, 5)  # the last of the levels
 
 
 def test_heldout_losses_are_the_same_in_batches_of_any_size(tmp_path):
@@ -560,7 +637,28 @@ def test_timesteps_are_stratified_and_shifted_towards_noise():
     plain = torch.cat([draw_timesteps(1000, 1.0, rows(i, count=10)) for i in range(20)])
     assert all(sorted((plain[i : i + 10] // 100).tolist()) == list(range(10)) for i in range(0, 200, 10))
     shifted = torch.cat([draw_timesteps(1000, 1.5, rows(i, count=10)) for i in range(20)])
-    assert shifted.float().mean() > plain.float().mean() + 50 and shifted.max() <= 999
+    # u to s u / (1 + (s - 1) u); whole timesteps are the u of `plain` rounded down
+    low, high = (1.5 * u / (1 + 0.5 * u) for u in (plain / 1000, (plain + 1) / 1000))
+    assert ((shifted >= (1000 * low).floor()) & (shifted <= 1000 * high)).all() and shifted.max() <= 999
+    assert shifted.float().mean() > plain.float().mean() + 50
+
+
+def test_a_batch_has_its_stages_noise_levels_and_drops_its_share_of_the_plans():
+    config = make_config()
+    data, sampling = make_data(), sampling_of(config, config.stages[2])
+
+    def drawn(**fields) -> Batch:
+        stage = config.stages[2].model_copy(update=fields)
+        return draw_batch(stage, sampling, data, 1000, rows(count=64))
+
+    for shift in (1.0, 2.0):
+        assert torch.equal(drawn(timestep_shift=shift).timesteps, draw_timesteps(1000, shift, rows(count=64)))
+    assert not torch.equal(drawn(timestep_shift=1.0).timesteps, drawn(timestep_shift=2.0).timesteps)
+    kept = {share: drawn(planning_dropout=share).planning_signals_mask for share in (0.0, 0.3, 0.6, 1.0)}
+    assert kept[0.0].all() and not kept[1.0].any()
+    for share in (0.3, 0.6):
+        assert (~kept[share]).float().mean().item() == pytest.approx(share, abs=0.15)
+    assert (kept[0.3] | ~kept[0.6]).all()  # the same draws
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
@@ -572,10 +670,15 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     assert factor(60) == pytest.approx(0.75) and factor(110) == pytest.approx(0.5)
 
 
-def test_the_scheduler_of_the_run_is_the_presets():
-    config = make_config(scheduler={"beta_schedule": "linear"})
-    assert config.scheduler == {"beta_schedule": "linear"}
-    assert MarDiniScheduler(**config.scheduler).config.prediction_type == "v_prediction"
+def test_the_scheduler_of_the_run_is_the_presets_with_what_the_run_says():
+    preset = load_preset(make_config().preset)["scheduler"]
+    scheduler = make_scheduler(make_config(scheduler={"beta_schedule": "linear", "num_train_timesteps": 500}))
+    expected = {**preset, "beta_schedule": "linear", "num_train_timesteps": 500}
+    assert preset and {key: scheduler.config[key] for key in expected} == expected
+    assert len(scheduler.alphas_cumprod) == 500 and scheduler.alphas_cumprod[-1] == 0
+    plain = make_scheduler(make_config())
+    assert {key: plain.config[key] for key in preset} == preset
+    assert not torch.equal(plain.alphas_cumprod[::2], scheduler.alphas_cumprod)
 
 
 def test_a_batch_moves_all_of_its_tensors():

@@ -179,7 +179,7 @@ def build_latent_cache(
         ValueError: if no clip is left, or the moments of a clip are not finite.
     """
     settings = {
-        "vae": _hash_module(vae),
+        "vae": fingerprint(vae),
         "size": list(size),
         "planner_downscale": planner_downscale,
         "crop": CROP_POLICY,
@@ -424,7 +424,8 @@ def _write_json(path: Path, value: object) -> None:
     os.replace(temporary, path)
 
 
-def _hash_module(module: torch.nn.Module) -> str:
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of a model's configuration and weights: who encodes, whatever the folder is called."""
     config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):

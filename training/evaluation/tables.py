@@ -60,13 +60,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], intervals: Sequence[str] =
     return "\n".join(lines) + "\n"
 
 
-def spread_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Standard deviation over the seeds, of rows that have several; empty where none has."""
+def spread_table(rows: Sequence[Mapping[str, Any]], over: str = "seeds") -> str:
+    """Standard deviation over the seeds, or what else `over` names, of rows that have several; empty where none has."""
     rows = [row for row in rows if row["spread"]]
     if not rows:
         return ""
     columns = present_columns(rows)
-    lines = ["| standard deviation over seeds | " + " | ".join(COLUMNS[c] for c in columns) + " |"]
+    lines = [f"| standard deviation over {over} | " + " | ".join(COLUMNS[c] for c in columns) + " |"]
     lines.append("|---|" + "---|" * len(columns))
     for row in rows:
         cells = [f"{row['spread'][column]:.{DIGITS.get(column, 3) + 1}f}" for column in columns]

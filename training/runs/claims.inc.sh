@@ -1,6 +1,7 @@
 # Read by the scripts of the claims (table_2.sh and others), not run: the clips that they share, and how one run is trained and scored.
 # The pages' tables have LPIPS and FD columns: install their networks before (docs/evaluation.md), or the pages are left as they are.
-# CARRACING: where the clips are or will be; SCORES: where evaluations are kept; PICTURES: where charts go.
+# CARRACING: where the clips are or will be; SCORES: where evaluations are kept; PICTURES: where charts go; SEEDS: of the
+# trainings, each script has those of its page.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CARRACING="${CARRACING:-runs/data/carracing}"
@@ -17,4 +18,9 @@ train() {  # a configuration of training/configs/claims, the name of its run, an
 }
 score() {  # name of the result, pipeline, and what else
     "$PYTHON" -m training.evaluate "$2" "$CARRACING/val" --steps 25 -o "$SCORES/$1" "${@:3}"
+}
+each() {  # what begins with $1 and ends with a seed, for all seeds, as the programs take them: with commas between
+    local names=() seed
+    for seed in $SEEDS; do names+=("$1-$seed"); done
+    (IFS=,; echo "${names[*]}")
 }

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# The whole curriculum against its last stage alone, at equal cost. For docs/results/curriculum.md.
+# The whole curriculum against its last stage alone, at equal cost, two seeds each. For docs/results/curriculum.md.
 # Typed again after an interruption it goes on where it stopped.
+SEEDS="${SEEDS:-1 2}"
 source "$(dirname "$0")/claims.inc.sh"
-train pair pair
-train direct direct
+for seed in $SEEDS; do
+    for run in pair direct; do
+        train "$run" "$run-$seed" seed="$seed"
+        for task in interpolation image-to-video; do
+            score "curriculum/$run-$task-$seed" "runs/claims-$run-$seed/pipeline" --task "$task"
+        done
+    done
+done
 for task in interpolation image-to-video; do
-    score "curriculum/pair-$task" runs/claims-pair/pipeline --task "$task"
-    score "curriculum/direct-$task" runs/claims-direct/pipeline --task "$task"
-    "$PYTHON" -m training.claims.compare "curriculum=$SCORES/curriculum/pair-$task" "last stage alone=$SCORES/curriculum/direct-$task" \
+    "$PYTHON" -m training.claims.compare "curriculum=$(each "$SCORES/curriculum/pair-$task")" "last stage alone=$(each "$SCORES/curriculum/direct-$task")" \
         -o "$SCORES/curriculum/$task" --page docs/results/curriculum.md "$task"
 done
-"$PYTHON" -m training.claims.curves "curriculum=runs/claims-pair" "last stage alone=runs/claims-direct" \
+"$PYTHON" -m training.claims.curves "curriculum=$(each runs/claims-pair)" "last stage alone=$(each runs/claims-direct)" \
     --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/curriculum.png"

@@ -18,6 +18,7 @@ from .lora_files import (
     COMPONENTS,
     LoraDescription,
     check_fit,
+    check_swap,
     in_peft_form,
     local_lora_file,
     read_description,
@@ -123,6 +124,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 )
             check_fit(models[name], name, part, description.base_model)
         adapter_name = self._checked_adapter_name(adapter_name, hotswap, list(parts))
+        if hotswap:
+            for name, part in parts.items():
+                check_swap(models[name], name, part, adapter_name)
         self._remember_trainable(list(parts))
 
         done = []
@@ -248,6 +252,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """Takes all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
         self._refuse_wrapped_models()
         super().unload_lora_weights()
+        self._merged_adapters.clear()  # what is fused stays in the weights, but no adapter is left to take it out by
         self._clean_up()
 
     def fuse_lora(

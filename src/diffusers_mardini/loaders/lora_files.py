@@ -188,6 +188,17 @@ def check_fit(model: torch.nn.Module, component: str, part: dict[str, torch.Tens
             )
 
 
+def check_swap(model: torch.nn.Module, component: str, part: dict[str, torch.Tensor], adapter_name: str) -> None:
+    """Raises `ValueError` where an adapter changes layers that the one in whose place it is put does not."""
+    paths = sorted({name.partition(".lora_")[0] for name in part})
+    new = [path for path in paths if adapter_name not in getattr(model.get_submodule(path), "lora_A", {})]
+    if new:
+        raise ValueError(
+            f"cannot swap the adapter {adapter_name!r}: the new one changes {len(new)} layers of the {component} that it does not, such as "
+            f"`{new[0]}`; load it under a name of its own, without `hotswap`"
+        )
+
+
 def _with_prefix(items: Mapping[str, Any], component: str) -> dict[str, Any]:
     prefix = f"{component}."
     return {name.removeprefix(prefix): value for name, value in items.items() if name.startswith(prefix)}

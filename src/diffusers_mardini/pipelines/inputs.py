@@ -268,9 +268,13 @@ def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frame
     if frame_indices is None:
         places = list(range(num_given))
     else:
-        if isinstance(frame_indices, (str, int)):
+        try:
+            given = None if isinstance(frame_indices, str) else list(frame_indices)
+        except TypeError:  # a number, whatever its kind
+            given = None
+        if given is None:
             raise ValueError(f"`frame_indices` is {frame_indices!r}; give a list with one place per frame of `video`")
-        places = [whole_number(place, "frame_indices", least=0) for place in frame_indices]
+        places = [whole_number(place, "frame_indices", least=0) for place in given]
         if len(places) != num_given:
             raise ValueError(
                 f"`frame_indices` names {len(places)} places, but `video` has {num_given} frames; give one for each"

@@ -274,7 +274,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                     f"`num_inference_steps` is {steps}, but the scheduler has "
                     f"{self.scheduler.config.num_train_timesteps} noise levels; lower it"
                 )
-        elif np.ndim(options.timesteps) != 1:
+        elif not _are_numbers(options.timesteps):
             raise ValueError(f"`timesteps` is {options.timesteps!r}; give a list of noise levels, falling")
         for name, value in (("guidance_scale", options.guidance_scale), ("eta", options.eta)):
             is_number = isinstance(value, Real) and not isinstance(value, bool)
@@ -512,6 +512,14 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             )
         self.scheduler.set_timesteps(timesteps=options.timesteps, device=device)
         return len(options.timesteps)
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a list, an array or a tensor of finite numbers."""
+    try:
+        return np.ndim(values) == 1 and all(math.isfinite(value) for value in values)
+    except (TypeError, ValueError):
+        return False
 
 
 def _writes_to(tensor: torch.Tensor) -> int | None:

@@ -24,7 +24,7 @@ class SamplingOptions:
     generator: torch.Generator | list[torch.Generator] | None = None
     attention_kwargs: dict[str, Any] | None = None
     callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     use_window_state: bool = True
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class SamplingOptions:
         """Names of the tensors that the callback gets; diffusers' callback classes bring their own."""
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             return list(self.callback_on_step_end.tensor_inputs)
-        return list(self.callback_on_step_end_tensor_inputs)
+        return list(self.callback_on_step_end_tensor_inputs or ())
 
     def guidance_for(self, frame_indices: Sequence[int]) -> float:
         """The guidance scale: what the caller said, or else what the task asks for (Sec. 3)."""

@@ -46,8 +46,9 @@ class WindowVelocities:
         transformer._reset_stateful_cache()  # the last window's features are not this one's
 
     def forget(self) -> None:
-        """To be called when the plan or the weights have changed: states are made anew at the next evaluation."""
+        """To be called when the plan or the weights have changed: states, and what diffusers' caches keep, are made anew at the next evaluation."""
         self._states.clear()
+        self.transformer._reset_stateful_cache()
 
     def __call__(
         self,

@@ -337,7 +337,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         total = self.config.num_train_timesteps
         if not given:
             raise ValueError("`timesteps` is empty; give at least one noise level")
-        if any(level != int(level) for level in given):
+        if not all(math.isfinite(level) and level == int(level) for level in map(float, given)):
             raise ValueError(f"`timesteps` must be whole numbers, got {given}")
         if any(after >= before for before, after in zip(given, given[1:])):
             raise ValueError(f"`timesteps` must fall strictly from noisy to clean, got {given}")
