@@ -27,6 +27,6 @@ set_side_by_side all "transformer alone=$alone" "planner alone=$SCORES/table-2/p
 set_side_by_side pairs "small planner + transformer=$pair" "large planner + transformer=$large"
 set_side_by_side unplanned "transformer alone=$alone" "small planner + transformer, without its plan=$pair:$unplanned"
 set_side_by_side equal-diffusion "transformer alone, 500 steps=$(each "$SCORES/table-2/transformer-alone-500"):$unplanned" \
-    "small planner + transformer=$pair"
+    "small planner + transformer=$pair" "large planner + transformer=$large"
 "$PYTHON" -m training.claims.curves "transformer alone=$(each runs/claims-transformer-alone)" "small planner + transformer=$(each runs/claims-pair)" \
     "large planner + transformer=$(each runs/claims-large-pair)" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"
