@@ -22,8 +22,9 @@ set_side_by_side() {  # block of the page, and methods
 alone="$(each "$SCORES/table-2/transformer-alone"):$unplanned"
 pair="$(each "$SCORES/table-2/pair")"
 large="$(each "$SCORES/table-2/large-pair")"
-set_side_by_side all "transformer alone=$alone" "planner alone=$SCORES/table-2/planner-alone-$first" "small planner + transformer=$pair" \
-    "large planner + transformer=$large"
+set_side_by_side all "transformer alone=$alone" "small planner + transformer=$pair" "large planner + transformer=$large"
+set_side_by_side planner-alone "transformer alone=$SCORES/table-2/transformer-alone-$first:$unplanned" \
+    "planner alone=$SCORES/table-2/planner-alone-$first"
 set_side_by_side pairs "small planner + transformer=$pair" "large planner + transformer=$large"
 set_side_by_side unplanned "transformer alone=$alone" "small planner + transformer, without its plan=$pair:$unplanned"
 set_side_by_side equal-diffusion "transformer alone, 500 steps=$(each "$SCORES/table-2/transformer-alone-500"):$unplanned" \
