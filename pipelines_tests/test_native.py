@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files
-from pipelines_tests.loaders.test_lora import save_adapter
+from pipelines_tests.loaders.adapters import save_adapter
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
