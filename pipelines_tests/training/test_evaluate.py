@@ -217,10 +217,11 @@ def test_everything_that_matters_is_in_the_key(windows, tmp_path):
             Sampling(),
             Sampling(steps=(3,)),
             Sampling(guidance_scale=2.0),
+            Sampling(timestep_shift=0.5),
             Sampling(schedulers=("DDIMScheduler",)),
         )
     ]
-    assert len({json.dumps(key[1]) for key in keys}) == 12
+    assert len({json.dumps(key[1]) for key in keys}) == 15
 
 
 def test_training_clips_are_known_by_their_files(clips, tmp_path):

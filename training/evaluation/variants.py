@@ -64,6 +64,7 @@ class Sampling:
         steps: numbers of steps.
         schedulers: names of diffusers' schedulers; "" is the checkpoint's own.
         guidance_scale: `None` is the pipeline's own choice for the task.
+        timestep_shift: of the noise levels, see `shifted_timesteps`; 1 leaves them to the scheduler.
         seeds: one sample for each.
         batch_size: most windows painted together (`batches`).
         plan_changes: a row with each of them, of the first scheduler and number of steps.
@@ -73,6 +74,7 @@ class Sampling:
     steps: tuple[int, ...] = (25,)
     schedulers: tuple[str, ...] = ("",)
     guidance_scale: float | None = None
+    timestep_shift: float = 1.0
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 8
     plan_changes: tuple[PlanChange, ...] = ()
@@ -160,13 +162,17 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
             **model,
             **({} if adapter is None else {"checkpoint": adapted}),
             **sampling_key(scheduler or pipe.scheduler, steps, sampling.guidance_scale, scheduler_name),
+            # Only where there is one: what was kept before there could be is still found.
+            **({} if sampling.timestep_shift == 1 else {"timestep_shift": sampling.timestep_shift}),
             "planning": "own" if change is None else change.key,
         }
 
         def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale)
+                return paint_batch(
+                    pipe, windows, given, steps, seed, first, change, sampling.guidance_scale, sampling.timestep_shift
+                )
 
         planned = ours_label(steps, scheduler_name)
         label = ours_label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
