@@ -36,7 +36,7 @@ from .evaluation.rife import MODEL as RIFE_MODEL
 from .evaluation.rife import check_rife, rife_is_installed
 from .evaluation.scores import Evaluation, Networks
 from .evaluation.tables import markdown_table, write_results, write_sheets
-from .evaluation.variants import Sampling, TrainingClips, baselines, model_key, ours, ours_label
+from .evaluation.variants import Sampling, TrainingClips, baselines, model_key, ours
 from .evaluation.windows import TASKS, given_indices, load_windows
 
 
@@ -184,7 +184,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     painted_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
     facts |= {"command": command, "painted_by": painted_by, "networks": networks.sources, "not_measured": missing}
     write_results(options.output, facts, rows, differences, windows)
-    shown = ours_label(options.steps[0], scheduler=options.scheduler[0])
+    shown = sampling.label(options.steps[0], options.scheduler[0])
     sheets = write_sheets(options.output, windows, painted, options.task, shown, options.sheets)
     print("\n" + markdown_table(rows))
     print(f"Wrote results.json, results.csv, results.md and {len(sheets)} contact sheets to {options.output}")

@@ -89,3 +89,33 @@ def test_a_contact_sheet_keeps_every_pixel(folder):
         checkpoints.main([str(folder), "--picture", f"robot={folder / 'small.png'}"])
     small = Image.open(folder / "small.png")
     assert small.mode == "RGB" and small.tobytes() == sheet.tobytes()
+
+
+def other_sampling(folder, **changed):
+    """Beside `laps`, the same windows sampled in another way, with the `changed` facts."""
+    results = {**read_results(folder / "laps"), **changed}
+    results["rows"] = [row("copy", "baseline", 0.3, 20.0), row("ours, 25 steps, guidance 2", "ours", 0.45, 25.0)]
+    (folder / "guided").mkdir()
+    (folder / "guided/results.json").write_text(json.dumps(results))
+
+
+def test_a_short_table_may_hold_ours_sampled_in_another_way(folder):
+    other_sampling(folder)
+    page = folder / "page.md"
+    for only in ([], ["--only", "guided"], ["--only", "laps"]):
+        page.write_text("<!-- laps + guided, short: begin -->\n<!-- laps + guided, short: end -->\n")
+        checkpoints.main([str(folder), str(page), *only])
+        found = [line.split(" | ")[0].strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
+        assert found[2:] == ["copy", "flow", "autoencoder", "ours, 25 steps", "ours, 25 steps, guidance 2"]
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [({"stride": 3}, "stride"), ({"seeds": [0]}, "seeds"), ({"painted_by": {"checkpoint": "b"}}, "painted_by")],
+)
+def test_results_of_other_windows_seeds_or_weights_share_no_table(folder, changed, told):
+    other_sampling(folder, **changed)
+    page = folder / "page.md"
+    page.write_text("<!-- laps + guided, short: begin -->\n<!-- laps + guided, short: end -->\n")
+    with pytest.raises(SystemExit, match=told):
+        checkpoints.main([str(folder), str(page)])

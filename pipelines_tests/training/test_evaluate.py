@@ -20,6 +20,7 @@ from training import evaluate
 from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
 from training.evaluation.frechet import Features, frechet_distance
 from training.evaluation.kept import Kept
+from training.evaluation.plan_changes import OTHER
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
 from training.evaluation.variants import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
@@ -224,6 +225,15 @@ def test_everything_that_matters_is_in_the_key(windows, tmp_path):
     assert len({json.dumps(key[1]) for key in keys}) == 15
 
 
+def test_rows_are_called_by_what_is_not_left_to_the_pipeline():
+    assert Sampling().label(1) == "ours, 1 step"
+    assert Sampling(guidance_scale=1.0).label(25, "DDIMScheduler") == "ours, 25 steps, DDIMScheduler, guidance 1"
+    assert (
+        Sampling(guidance_scale=3.5, timestep_shift=0.1).label(5) == "ours, 5 steps, guidance 3.5, timestep shift 0.1"
+    )
+    assert Sampling().label(25, change=OTHER) == f"ours, 25 steps{OTHER.suffix}"
+
+
 def test_training_clips_are_known_by_their_files(clips, tmp_path):
     (tmp_path / "a.mp4").write_bytes((clips / "clip_0.mp4").read_bytes())
     key = TrainingClips(tmp_path, SIZE, 2).key()
@@ -259,8 +269,8 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
     record = json.loads((tmp_path / "results.json").read_text())
     methods = [row["method"] for row in record["rows"]]
     assert methods[0] == "copy of the nearest given frame" and methods[-2:] == [
-        "ours, 2 steps, UniPCMultistepScheduler",
-        "ours, 2 steps, DDIMScheduler",
+        "ours, 2 steps, UniPCMultistepScheduler, guidance 1",
+        "ours, 2 steps, DDIMScheduler, guidance 1",
     ]
     assert record["rows"][0]["motion"] == 0 and record["fps"] == 5
 

@@ -3,7 +3,7 @@
     python -m training.claims.checkpoints outputs/results docs/results/checkpoints.md README.md
 
 A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
-of few columns. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
+of few columns, and `racing-stride-2 + racing-shifted, short` also ours of the other folder, sampled in another way. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
 or, as in `figure-5-carracing/planning_0.png=...`, another one.
 """
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
 from ..evaluation.variants import BASELINE, OURS
+from .compare import differing
 from .page import block_names, fill
 
 
@@ -96,6 +97,20 @@ def short(results: dict[str, Any]) -> str:
     return f"{how(results)}\n\n{markdown_table(rows)}"
 
 
+def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first results, and of the others the rows of ours.
+
+    Raises:
+        ValueError: if they are of other windows, seeds or weights.
+    """
+    first, *others = several
+    for other in others:
+        apart = differing(first, other) + [key for key in ("painted_by", "seeds") if first.get(key) != other.get(key)]
+        if apart:
+            raise ValueError(f"results that are to share a table differ in {', '.join(apart)}; evaluate them alike")
+    return {**first, "rows": first["rows"] + [row for other in others for row in other["rows"] if row["kind"] == OURS]}
+
+
 def write_picture(sheet: Path, path: Path) -> Path:
     """A contact sheet as it was drawn, as small as PNG makes it.
 
@@ -112,14 +127,14 @@ def write_picture(sheet: Path, path: Path) -> Path:
 
 def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Path, str, str]]:
     """What goes into which block of which page."""
-    blocks = [(page, name, name.removesuffix(", short")) for page in pages for name in block_names(page)]
-    known = {result for _, _, result in blocks}
+    blocks = [(page, name, name.removesuffix(", short").split(" + ")) for page in pages for name in block_names(page)]
+    known = {result for _, _, results in blocks for result in results}
     if unknown := set(only or ()) - known:
         raise ValueError(f"no page has a block for {', '.join(sorted(unknown))}; they have {', '.join(sorted(known))}")
     texts = []
-    for page, name, result in blocks:
-        if only is None or result in only:
-            results = read_results(folder / result)
+    for page, name, found in blocks:
+        if only is None or set(found) & set(only):
+            results = joined([read_results(folder / result) for result in found])
             texts.append((page, name, short(results) if name.endswith(", short") else whole(results)))
     return texts
 

@@ -20,7 +20,7 @@ from ..evaluation.kept import Kept
 from ..evaluation.plan_changes import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
 from ..evaluation.scores import Evaluation
 from ..evaluation.tables import difference_table, markdown_table, write_results
-from ..evaluation.variants import Sampling, baselines, model_key, ours, ours_label
+from ..evaluation.variants import Sampling, baselines, model_key, ours
 from ..evaluation.windows import TASKS, given_indices, load_windows
 from .options import add_options, facts, load_lpips, load_pipeline
 from .page import fill_all
@@ -54,7 +54,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         evaluation = Evaluation(windows, given, networks, Kept(options.output / "kept"))
         rows, differences, _ = evaluation.run(variants)
 
-    own = ours_label(options.steps)
+    own = sampling.label(options.steps)
     paired = [found for found in differences if found["method"] == own]
     told = facts(options, command, model_key(pipe)["checkpoint"])
     told |= {"networks": networks.sources, "not_measured": missing}

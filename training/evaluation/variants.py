@@ -80,6 +80,13 @@ class Sampling:
     plan_changes: tuple[PlanChange, ...] = ()
     adapter: str | None = None
 
+    def label(self, steps: int, scheduler: str = "", change: PlanChange | None = None) -> str:
+        """What a row is called: by what it does not leave to the pipeline."""
+        parts = [f"ours, {steps} step{'s' if steps != 1 else ''}", scheduler]
+        parts.append("" if self.guidance_scale is None else f"guidance {self.guidance_scale:g}")
+        parts.append("" if self.timestep_shift == 1 else f"timestep shift {self.timestep_shift:g}")
+        return ", ".join(filter(None, parts)) + (change.suffix if change is not None else "")
+
 
 @dataclass(frozen=True)
 class TrainingClips:
@@ -174,8 +181,8 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
                     pipe, windows, given, steps, seed, first, change, sampling.guidance_scale, sampling.timestep_shift
                 )
 
-        planned = ours_label(steps, scheduler_name)
-        label = ours_label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
+        planned = sampling.label(steps, scheduler_name)
+        label = sampling.label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
         variants.append(Variant(label, OURS, key, sampling.seeds, parts, paint, planned if change is not None else ""))
 
     for scheduler_name in sampling.schedulers:
@@ -204,8 +211,3 @@ def sampling_key(
         "guidance_scale": guidance_scale,
         "versions": [diffusers_mardini.__version__, diffusers.__version__, torch.__version__],
     }
-
-
-def ours_label(steps: int, scheduler: str = "", change: PlanChange | None = None) -> str:
-    name = f", {scheduler}" if scheduler else ""
-    return f"ours, {steps} step{'s' if steps != 1 else ''}{name}{change.suffix if change is not None else ''}"
