@@ -283,6 +283,7 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--sha256", "other.pth=00"], "'other.pth', which no metric reads"),
         (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
+        (["--timestep-shift", "0"], "`shift` is 0.0; give a positive number"),
         (["--fps", "60"], "60 frames per second"),
         (["--rife", "rife-v2.3"], "RIFE needs the package|does not paint any time"),
     ],

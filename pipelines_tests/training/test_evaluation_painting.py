@@ -17,6 +17,7 @@ from training.evaluation.painting import (
     weights_digest,
 )
 from training.evaluation.plan_changes import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
+from training.evaluation.variants import Sampling, ours
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,8 @@ def test_guidance_runs_the_transformer_twice(windows):
 
 def test_a_shift_paints_at_the_levels_that_it_says(windows):
     pipe = tiny_pipeline()
-    shifted = paint_batch(pipe, windows[:1], [0, 4], steps=4, timestep_shift=0.25)
+    *_, variant = ours(pipe, ["a.mp4"], Sampling(steps=(4,), timestep_shift=0.25))
+    shifted = variant.paint(windows[:1], [0, 4], 0, 0)
     assert pipe.scheduler.timesteps.tolist() == shifted_timesteps(4, 0.25) != [999, 749, 499, 249]
     evenly = paint_batch(pipe, windows[:1], [0, 4], steps=4)
     assert pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]

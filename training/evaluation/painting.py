@@ -11,7 +11,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
-from diffusers_mardini.schedulers import shifted_timesteps
 
 from .plan_changes import OTHER, PlanChange, PlanContext
 
@@ -95,7 +94,7 @@ def paint_batch(
     first: int = 0,
     plan_change: PlanChange | None = None,
     guidance_scale: float | None = None,
-    timestep_shift: float = 1.0,
+    timesteps: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Paints a batch once from its given frames.
 
@@ -111,7 +110,7 @@ def paint_batch(
         first: the number of the first window.
         plan_change: what the transformer meets instead of the plan.
         guidance_scale: `None` is the pipeline's own choice for the task.
-        timestep_shift: of the noise levels, see `shifted_timesteps`; 1 leaves them to the scheduler.
+        timesteps: the noise levels of the steps; `None` leaves them to the scheduler.
 
     Returns:
         Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
@@ -121,9 +120,6 @@ def paint_batch(
         for stream in (0, PLAN_SEED)
     )
     context = PlanContext(pipe.transformer.unconditional_planning_signal, given, plan_generators)
-    timesteps = None
-    if timestep_shift != 1:
-        timesteps = shifted_timesteps(steps, timestep_shift, pipe.scheduler.config.num_train_timesteps)
     with plan_changed(pipe, plan_change, context):
         frames = pipe(
             video=windows[:, list(given)],

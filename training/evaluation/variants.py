@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
-from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini import MarDiniPipeline, shifted_timesteps
 
 from ..adapter import adapter_loaded
 from ..baselines import best_match, copy_nearest, cross_fade, flow_warp
@@ -143,7 +143,7 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
         sampling: how it paints.
 
     Raises:
-        ValueError: if an adapter cannot be loaded, or there is no other clip whose plan could be taken.
+        ValueError: if an adapter cannot be loaded, noise levels cannot be shifted so, or there is no other clip whose plan could be taken.
     """
     parts = batches(len(clips), sampling.batch_size, batch_of_others(clips) if OTHER in sampling.plan_changes else 1)
     adapted = None
@@ -164,6 +164,9 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
 
     def add(steps: int, scheduler_name: str, change: PlanChange | None = None, adapter: str | None = None) -> None:
         scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
+        levels = None
+        if sampling.timestep_shift != 1:
+            levels = shifted_timesteps(steps, sampling.timestep_shift, pipe.scheduler.config.num_train_timesteps)
         key = {
             "method": "ours",
             **model,
@@ -177,9 +180,7 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
         def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return paint_batch(
-                    pipe, windows, given, steps, seed, first, change, sampling.guidance_scale, sampling.timestep_shift
-                )
+                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale, levels)
 
         planned = sampling.label(steps, scheduler_name)
         label = sampling.label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
