@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffusers_mardini import MarDiniScheduler, cli, hardware, shifted_timesteps
+from diffusers_mardini import cli, hardware
 from diffusers_mardini.video_io import read_images, read_video, write_video
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import tiny_pipeline
@@ -98,7 +98,6 @@ class Recorder:
 
     def __init__(self):
         self.calls = []
-        self.scheduler = MarDiniScheduler(num_train_timesteps=500)
 
     def _record(self, name, *args, **kwargs):
         self.calls.append((name, args, kwargs))
@@ -145,14 +144,12 @@ def test_what_is_asked_for_reaches_the_pipeline(tmp_path, monkeypatch, checkpoin
     recorder = Recorder()
     monkeypatch.setattr(cli, "load", lambda *_: recorder)
     code, text = run(
-        *arguments, "-o", "out.gif", "--steps", 11, "--guidance", 1.75, "--timestep-shift", 0.5, "--seed", 5,
-        "--checkpoint", checkpoint
-    )  # fmt: skip
+        *arguments, "-o", "out.gif", "--steps", 11, "--guidance", 1.75, "--seed", 5, "--checkpoint", checkpoint
+    )
     assert code == 0, text
     ((called, args, kwargs),) = recorder.calls
     assert called == name
     assert (kwargs["num_inference_steps"], kwargs["guidance_scale"]) == (11, 1.75)
-    assert kwargs["timesteps"] == shifted_timesteps(11, 0.5, num_train_timesteps=500)
     assert kwargs["generator"].initial_seed() == 5
 
     def told(value):
@@ -162,7 +159,7 @@ def test_what_is_asked_for_reaches_the_pipeline(tmp_path, monkeypatch, checkpoin
 
     found = {**dict(enumerate(args)), **kwargs}
     assert {key: told(found[key]) for key in expected} == expected
-    assert found.keys() - expected.keys() == {"num_inference_steps", "timesteps", "guidance_scale", "generator"}
+    assert found.keys() - expected.keys() == {"num_inference_steps", "guidance_scale", "generator"}
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(checkpoint, inputs, tmp_path):

@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from diffusers_mardini.schedulers import MarDiniScheduler, shifted_timesteps
+from diffusers_mardini.schedulers import MarDiniScheduler
 
 
 CLIP_SHAPE = (2, 3, 4, 8, 8)  # (batch, frames, channels, height, width)
@@ -426,35 +426,3 @@ def test_the_configuration_of_another_scheduler_means_what_it_meant_there():
     with pytest.raises(ValueError, match="`prediction_type` is 'epsilon', but MarDini predicts velocities"):
         MarDiniScheduler.from_config(DDIMScheduler().config)
     assert MarDiniScheduler.from_config(theirs.config, beta_schedule="squaredcos_cap_v2").config.clip_sample
-
-
-@pytest.mark.parametrize("count", [1, 2, 10, 25, 100, 999, 1000])
-def test_levels_shifted_by_one_are_the_trailing_ones(count):
-    scheduler = MarDiniScheduler()
-    scheduler.set_timesteps(count)
-    assert shifted_timesteps(count, 1.0) == scheduler.timesteps.tolist()
-
-
-@pytest.mark.parametrize("levels", [1000, 60])
-@pytest.mark.parametrize("shift", [0.001, 0.2, 0.5, 3.0, 1000.0])
-@pytest.mark.parametrize("count", [1, 4, 25, 60])
-def test_shifted_levels_fall_from_pure_noise_and_are_accepted(count, shift, levels):
-    found = shifted_timesteps(count, shift, num_train_timesteps=levels)
-    assert len(found) == count and found[0] == levels - 1
-    scheduler = MarDiniScheduler(num_train_timesteps=levels)
-    scheduler.set_timesteps(timesteps=found)  # refuses what does not fall, or is out of range
-    assert scheduler.timesteps.tolist() == found
-
-
-def test_a_small_shift_has_most_levels_at_little_noise_and_a_large_one_at_much():
-    assert shifted_timesteps(4, 0.25) == [999, 428, 199, 76]  # 3/7, 1/5 and 1/13 of all, less one
-    assert shifted_timesteps(4, 4.0) == [999, 922, 799, 570]  # 12/13, 4/5 and 4/7
-
-
-@pytest.mark.parametrize(
-    "arguments, told",
-    [((0, 0.5), "0 steps"), ((1001, 0.5), "1001 steps"), ((5, 0.0), "shift"), ((5, float("nan")), "shift")],
-)
-def test_impossible_shifts_are_refused(arguments, told):
-    with pytest.raises(ValueError, match=told):
-        shifted_timesteps(*arguments)

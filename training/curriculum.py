@@ -16,7 +16,6 @@ from diffusers_mardini.masking import (
     random_reference_mask,
     reference_mask_from_indices,
 )
-from diffusers_mardini.schedulers.timestep_shift import shift_times
 
 from .config import RunConfig, StageConfig
 from .data.buckets import Bucket, Sampling
@@ -135,7 +134,8 @@ def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.
     """`(count,)` integer timesteps, stratified: one from each of `total` equal parts of [0, 1), which steadies the loss."""
     strata = torch.randperm(draw.total, generator=draw.shared("timestep"))[draw.first : draw.first + draw.count]
     u = (strata + torch.cat([torch.rand(1, generator=row) for row in draw.rows("timestep")])) / draw.total
-    return (shift_times(u, shift) * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+    u = shift * u / (1 + (shift - 1) * u)
+    return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
 def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_timesteps: int, draw: Draw) -> Batch:

@@ -165,7 +165,6 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         tuple(options.steps),
         tuple(options.scheduler),
         options.guidance_scale,
-        options.timestep_shift,
         tuple(options.seeds),
         options.batch_size,
         tuple(change for change, wanted in plans.items() if wanted),
@@ -209,13 +208,6 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler", nargs="+", default=[""], metavar="NAME", help="of diffusers, made from_config; rows for each"
     )
     parser.add_argument("--guidance-scale", type=float, help="default: what the pipeline uses for the task")
-    parser.add_argument(
-        "--timestep-shift",
-        type=float,
-        default=1.0,
-        metavar="SHIFT",
-        help="below 1: fewer steps at high noise, more at low",
-    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; mean and spread are told")
     parser.add_argument("--batch-size", type=int, default=8, help="most windows painted together")
     parser.add_argument("--train-clips", type=Path, help="folder to look for the best match in; left out if not given")

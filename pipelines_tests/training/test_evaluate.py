@@ -218,19 +218,16 @@ def test_everything_that_matters_is_in_the_key(windows, tmp_path):
             Sampling(),
             Sampling(steps=(3,)),
             Sampling(guidance_scale=2.0),
-            Sampling(timestep_shift=0.5),
             Sampling(schedulers=("DDIMScheduler",)),
         )
     ]
-    assert len({json.dumps(key[1]) for key in keys}) == 15
+    assert len({json.dumps(key[1]) for key in keys}) == 12
 
 
 def test_rows_are_called_by_what_is_not_left_to_the_pipeline():
     assert Sampling().label(1) == "ours, 1 step"
     assert Sampling(guidance_scale=1.0).label(25, "DDIMScheduler") == "ours, 25 steps, DDIMScheduler, guidance 1"
-    assert (
-        Sampling(guidance_scale=3.5, timestep_shift=0.1).label(5) == "ours, 5 steps, guidance 3.5, timestep shift 0.1"
-    )
+    assert Sampling(guidance_scale=3.5).label(5) == "ours, 5 steps, guidance 3.5"
     assert Sampling().label(25, change=OTHER) == f"ours, 25 steps{OTHER.suffix}"
 
 
@@ -283,7 +280,6 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--sha256", "other.pth=00"], "'other.pth', which no metric reads"),
         (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
-        (["--timestep-shift", "0"], "`shift` is 0.0; give a positive number"),
         (["--fps", "60"], "60 frames per second"),
         (["--rife", "rife-v2.3"], "RIFE needs the package|does not paint any time"),
     ],

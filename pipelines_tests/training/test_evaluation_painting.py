@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from diffusers_mardini import MarDiniPipeline, shifted_timesteps
+from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
 from training.evaluation.painting import (
     batches,
@@ -17,7 +17,6 @@ from training.evaluation.painting import (
     weights_digest,
 )
 from training.evaluation.plan_changes import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
-from training.evaluation.variants import Sampling, ours
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +143,6 @@ def test_guidance_runs_the_transformer_twice(windows):
         for args, kwargs, _ in counter.inputs["transformer"]
     ]
     assert sum(rows) == 2 * 1 + 2 * 2
-
-
-def test_a_shift_paints_at_the_levels_that_it_says(windows):
-    pipe = tiny_pipeline()
-    *_, variant = ours(pipe, ["a.mp4"], Sampling(steps=(4,), timestep_shift=0.25))
-    shifted = variant.paint(windows[:1], [0, 4], 0, 0)
-    assert pipe.scheduler.timesteps.tolist() == shifted_timesteps(4, 0.25) != [999, 749, 499, 249]
-    evenly = paint_batch(pipe, windows[:1], [0, 4], steps=4)
-    assert pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]
-    assert (shifted[:, 1:4] - evenly[:, 1:4]).abs().max() > 1e-3
 
 
 def test_the_autoencoder_alone_returns_windows_in_range(pipe, windows):

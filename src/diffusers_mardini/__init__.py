@@ -19,7 +19,7 @@ from .models import (
 from .modular_pipelines import MarDiniBlocks, MarDiniModularPipeline
 from .pipelines import MarDiniPipeline, MarDiniPipelineOutput
 from .presets import list_presets, load_preset
-from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput, shifted_timesteps
+from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
 
 
 __version__ = "0.1.0.dev0"
@@ -42,7 +42,6 @@ __all__ = [
     "SchedulerMixin",
     "list_presets",
     "load_preset",
-    "shifted_timesteps",
 ]
 
 # A library that diffusers does not list is written to model_index.json by module path, and cannot be loaded from the

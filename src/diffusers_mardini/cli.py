@@ -22,7 +22,6 @@ from . import costs, hub
 from .cards import learned_size
 from .hardware import choose_device, choose_dtype
 from .pipelines.pipeline_mardini import MarDiniPipeline
-from .schedulers import shifted_timesteps
 from .video_io import check_writable, read_images, write_video
 
 
@@ -53,10 +52,6 @@ Size = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Denoising steps: fewer are faster and blurrier.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance on the planning signal. Else what suits the task.")]
-Shift = Annotated[
-    float,
-    typer.Option("--timestep-shift", help="Below 1 spends fewer steps on where things are, more on how they look."),
-]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same frames.")]
 Fps = Annotated[float | None, typer.Option(help="Frames per second of the result. Else as the input, or 8.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
@@ -74,7 +69,6 @@ def interpolate(
     size: Size = None,
     steps: Steps = 25,
     guidance: Guidance = None,
-    shift: Shift = 1.0,
     seed: Seed = 0,
     fps: Fps = None,
     device: Device = "auto",
@@ -92,10 +86,7 @@ def interpolate(
         pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
         first_frame, last_frame = map(fit, frames)
         result = pipe(
-            image=first_frame,
-            last_image=last_frame,
-            num_frames=num_frames,
-            **_sampling(pipe, steps, guidance, shift, seed),
+            image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
         )
         save(output, result.frames[0], fps or DEFAULT_FPS)
 
@@ -109,7 +100,6 @@ def animate(
     size: Size = None,
     steps: Steps = 25,
     guidance: Guidance = None,
-    shift: Shift = 1.0,
     seed: Seed = 0,
     fps: Fps = None,
     device: Device = "auto",
@@ -125,7 +115,7 @@ def animate(
         frame = _read_one(image)
         fit = fitted_to(target_size(checkpoint, size))
         pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
-        result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(pipe, steps, guidance, shift, seed))
+        result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or DEFAULT_FPS)
 
 
@@ -141,7 +131,6 @@ def expand(
     size: Size = None,
     steps: Steps = 25,
     guidance: Guidance = None,
-    shift: Shift = 1.0,
     seed: Seed = 0,
     fps: Fps = None,
     device: Device = "auto",
@@ -168,7 +157,7 @@ def expand(
             )
         task = f"Painting {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
         pipe = load(checkpoint, device, dtype, task)
-        result = pipe(video=frames, num_frames=num_frames, **_sampling(pipe, steps, guidance, shift, seed))
+        result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
 
@@ -182,7 +171,6 @@ def slow_motion(
     size: Size = None,
     steps: Steps = 25,
     guidance: Guidance = None,
-    shift: Shift = 1.0,
     seed: Seed = 0,
     fps: Fps = None,
     device: Device = "auto",
@@ -197,9 +185,7 @@ def slow_motion(
         check_output(output, force, fps)
         frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
         pipe = load(checkpoint, device, dtype, f"Slowing the {len(frames)} frames of {video} down {factor} times")
-        result = pipe.slow_motion(
-            frames, factor=factor, window=window, **_sampling(pipe, steps, guidance, shift, seed)
-        )
+        result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
 
@@ -214,7 +200,6 @@ def extend(
     size: Size = None,
     steps: Steps = 25,
     guidance: Guidance = None,
-    shift: Shift = 1.0,
     seed: Seed = 0,
     fps: Fps = None,
     device: Device = "auto",
@@ -230,11 +215,7 @@ def extend(
         frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
         pipe = load(checkpoint, device, dtype, f"Adding {num_new_frames} frames to the {len(frames)} of {video}")
         result = pipe.extend(
-            frames,
-            num_new_frames=num_new_frames,
-            window=window,
-            overlap=overlap,
-            **_sampling(pipe, steps, guidance, shift, seed),
+            frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
         )
         save(output, result.frames[0], fps or rate or DEFAULT_FPS)
 
@@ -409,11 +390,9 @@ def _read_one(path: Path) -> Image.Image:
     return frames[0]
 
 
-def _sampling(pipe: MarDiniPipeline, steps: int, guidance: float | None, shift: float, seed: int) -> dict:
-    levels = None if shift == 1 else shifted_timesteps(steps, shift, pipe.scheduler.config.num_train_timesteps)
+def _sampling(steps: int, guidance: float | None, seed: int) -> dict:
     return {
         "num_inference_steps": steps,
-        "timesteps": levels,
         "guidance_scale": guidance,
         "generator": torch.Generator().manual_seed(seed),
     }

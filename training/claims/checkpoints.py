@@ -3,7 +3,7 @@
     python -m training.claims.checkpoints outputs/results docs/results/checkpoints.md README.md
 
 A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
-of few columns, and `racing-stride-2 + racing-shifted, short` also ours of the other folder, sampled in another way. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
+of few columns, and `racing-stride-2 + racing-few-steps, short` also ours of the other folder, sampled in another way. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
 or, as in `figure-5-carracing/planning_0.png=...`, another one.
 """
 

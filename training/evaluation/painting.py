@@ -94,7 +94,6 @@ def paint_batch(
     first: int = 0,
     plan_change: PlanChange | None = None,
     guidance_scale: float | None = None,
-    timesteps: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Paints a batch once from its given frames.
 
@@ -110,7 +109,6 @@ def paint_batch(
         first: the number of the first window.
         plan_change: what the transformer meets instead of the plan.
         guidance_scale: `None` is the pipeline's own choice for the task.
-        timesteps: the noise levels of the steps; `None` leaves them to the scheduler.
 
     Returns:
         Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
@@ -126,7 +124,6 @@ def paint_batch(
             frame_indices=list(given),
             num_frames=windows.shape[1],
             num_inference_steps=steps,
-            timesteps=timesteps,
             guidance_scale=guidance_scale,
             generator=generators,
             output_type="pt",

@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
-from diffusers_mardini import MarDiniPipeline, shifted_timesteps
+from diffusers_mardini import MarDiniPipeline
 
 from ..adapter import adapter_loaded
 from ..baselines import best_match, copy_nearest, cross_fade, flow_warp
@@ -64,7 +64,6 @@ class Sampling:
         steps: numbers of steps.
         schedulers: names of diffusers' schedulers; "" is the checkpoint's own.
         guidance_scale: `None` is the pipeline's own choice for the task.
-        timestep_shift: of the noise levels, see `shifted_timesteps`; 1 leaves them to the scheduler.
         seeds: one sample for each.
         batch_size: most windows painted together (`batches`).
         plan_changes: a row with each of them, of the first scheduler and number of steps.
@@ -74,7 +73,6 @@ class Sampling:
     steps: tuple[int, ...] = (25,)
     schedulers: tuple[str, ...] = ("",)
     guidance_scale: float | None = None
-    timestep_shift: float = 1.0
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 8
     plan_changes: tuple[PlanChange, ...] = ()
@@ -84,7 +82,6 @@ class Sampling:
         """What a row is called: by what it does not leave to the pipeline."""
         parts = [f"ours, {steps} step{'s' if steps != 1 else ''}", scheduler]
         parts.append("" if self.guidance_scale is None else f"guidance {self.guidance_scale:g}")
-        parts.append("" if self.timestep_shift == 1 else f"timestep shift {self.timestep_shift:g}")
         return ", ".join(filter(None, parts)) + (change.suffix if change is not None else "")
 
 
@@ -143,7 +140,7 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
         sampling: how it paints.
 
     Raises:
-        ValueError: if an adapter cannot be loaded, noise levels cannot be shifted so, or there is no other clip whose plan could be taken.
+        ValueError: if an adapter cannot be loaded, or there is no other clip whose plan could be taken.
     """
     parts = batches(len(clips), sampling.batch_size, batch_of_others(clips) if OTHER in sampling.plan_changes else 1)
     adapted = None
@@ -164,23 +161,18 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
 
     def add(steps: int, scheduler_name: str, change: PlanChange | None = None, adapter: str | None = None) -> None:
         scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
-        levels = None
-        if sampling.timestep_shift != 1:
-            levels = shifted_timesteps(steps, sampling.timestep_shift, pipe.scheduler.config.num_train_timesteps)
         key = {
             "method": "ours",
             **model,
             **({} if adapter is None else {"checkpoint": adapted}),
             **sampling_key(scheduler or pipe.scheduler, steps, sampling.guidance_scale, scheduler_name),
-            # Only where there is one: what was kept before there could be is still found.
-            **({} if sampling.timestep_shift == 1 else {"timestep_shift": sampling.timestep_shift}),
             "planning": "own" if change is None else change.key,
         }
 
         def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale, levels)
+                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale)
 
         planned = sampling.label(steps, scheduler_name)
         label = sampling.label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)

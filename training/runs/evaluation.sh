@@ -21,10 +21,8 @@ score carracing "${carracing[@]}" --stride 2
 score racing-stride-3 "${racing[@]}" --stride 3
 # Sampled in other ways.
 score racing-guidance-2 "${racing[@]}" --stride 2 --guidance-scale 2
-score racing-shift "${racing[@]}" --stride 2 --timestep-shift 0.1
-score racing-shifted "${racing[@]}" --stride 2 --guidance-scale 3 --timestep-shift 0.1
-score racing-shifted-stride-3 "${racing[@]}" --stride 3 --guidance-scale 3 --timestep-shift 0.1
-score carracing-shifted "${carracing[@]}" --stride 2 --timestep-shift 0.1
+score racing-few-steps "${racing[@]}" --stride 2 --guidance-scale 3 --steps 10 5
+score racing-few-steps-stride-3 "${racing[@]}" --stride 3 --guidance-scale 3 --steps 10 5
 for task in image-to-video expansion; do
     score "racing-$task" "${racing[@]}" --stride 2 --task "$task"
     score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"

@@ -15,8 +15,6 @@ export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_T
 "$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
     --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-robot
 "$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
-    --steps 25 10 --timestep-shift 0.2 -o outputs/evaluation-robot-shifted
-"$PYTHON" -m training.evaluate runs/tiny-robot/pipeline $DATA/val --train-clips $DATA/train --stride 4 \
     --task image-to-video --steps 25 -o outputs/evaluation-robot-image-to-video
 rows() {  # LABEL=FOLDER:METHOD for each of the rows of an evaluation
     for row in "${@:2}"; do methods+=("$row=$1:$row"); done
@@ -24,9 +22,7 @@ rows() {  # LABEL=FOLDER:METHOD for each of the rows of an evaluation
 simple=("copy of the nearest given frame" "best match among training windows" "autoencoder alone (ceiling)")
 methods=()
 rows outputs/evaluation-robot "ours, 25 steps" "ours, 10 steps" "ours, 5 steps" "ours, 1 step" "ours, 25 steps, planning signal dropped" \
-    "ours, 25 steps, plan of another window"
-rows outputs/evaluation-robot-shifted "ours, 25 steps, timestep shift 0.2" "ours, 10 steps, timestep shift 0.2"
-rows outputs/evaluation-robot "cross-fade" "DIS optical flow" "${simple[@]}"
+    "ours, 25 steps, plan of another window" "cross-fade" "DIS optical flow" "${simple[@]}"
 "$PYTHON" -m training.claims.compare "${methods[@]}" -o outputs/evaluation-robot --page docs/results/robot.md interpolation
 methods=()
 rows outputs/evaluation-robot-image-to-video "ours, 25 steps" "${simple[@]}"
