@@ -119,3 +119,11 @@ def test_results_of_other_windows_seeds_or_weights_share_no_table(folder, change
     page.write_text("<!-- laps + guided, short: begin -->\n<!-- laps + guided, short: end -->\n")
     with pytest.raises(SystemExit, match=told):
         checkpoints.main([str(folder), str(page)])
+
+
+def test_only_a_short_table_is_of_several_results(folder):
+    other_sampling(folder)
+    page = folder / "page.md"
+    page.write_text("<!-- laps + guided: begin -->\n<!-- laps + guided: end -->\n")
+    with pytest.raises(SystemExit, match="call it 'laps . guided, short'"):
+        checkpoints.main([str(folder), str(page)])

@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 
 from training.claims import steps
+from training.evaluation.plan_changes import DROPPED
+from training.evaluation.variants import Sampling
 
 
 def results(rows, **changed):
@@ -44,6 +46,18 @@ def test_rows_of_several_results_become_one_table_and_a_curve_for_each_solver(tw
     ssim, motion = steps.panels(steps.read_rows(two))
     assert [(point.x, point.y, point.low) for point in ssim.curves["DDIM"]] == [(1, 0.9, 0.89), (25, 0.8, 0.79)]
     assert list(motion.curves) == ["DDIM", "UniPC"] and ssim.ticks == [1, 25]
+
+
+def test_rows_that_name_their_guidance_are_read(two):
+    """As `training.evaluate` calls them."""
+    guided = Sampling(guidance_scale=2.5)
+    for folder, scheduler in zip(two, ("", "UniPCMultistepScheduler"), strict=True):
+        named = [row(guided.label(10, scheduler), 0.8), row(guided.label(10, scheduler, DROPPED), 0.1)]
+        (folder / "results.json").write_text(results(named, guidance_scale=2.5))
+    assert {key: found["mid_ssim"] for key, found in steps.read_rows(two).items()} == {
+        ("DDIM", 10): 0.8,
+        ("UniPC", 10): 0.8,
+    }
 
 
 def test_results_of_other_windows_are_refused(two):

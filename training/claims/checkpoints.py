@@ -127,7 +127,15 @@ def write_picture(sheet: Path, path: Path) -> Path:
 
 def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Path, str, str]]:
     """What goes into which block of which page."""
-    blocks = [(page, name, name.removesuffix(", short").split(" + ")) for page in pages for name in block_names(page)]
+    blocks = []
+    for page in pages:
+        for name in block_names(page):
+            found = name.removesuffix(", short").split(" + ")
+            if len(found) > 1 and not name.endswith(", short"):
+                raise ValueError(
+                    f"block {name!r} of {page}: only short tables are of several results; call it '{name}, short'"
+                )
+            blocks.append((page, name, found))
     known = {result for _, _, results in blocks for result in results}
     if unknown := set(only or ()) - known:
         raise ValueError(f"no page has a block for {', '.join(sorted(unknown))}; they have {', '.join(sorted(known))}")

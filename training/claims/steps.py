@@ -50,7 +50,7 @@ def read_rows(paths: Sequence[Path]) -> Rows:
             )
         windows = scored
         for row in results["rows"]:
-            found = re.fullmatch(r"ours, (\d+) steps?(?:, (\w+))?", row["method"])
+            found = re.fullmatch(r"ours, (\d+) steps?(?:, (\w+))?(?:, guidance [^,]+)?", row["method"])
             if row["kind"] == OURS and found:
                 solver = found[2] or ""
                 key = SOLVERS.get(solver, solver), int(found[1])
