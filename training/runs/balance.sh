@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Where a fixed number of parameters does most, in the planner or in the transformer. For docs/results/balance.md.
+# Where a fixed number of parameters does most, in the planner or in the transformer, two seeds each. For docs/results/balance.md.
 # Typed again after an interruption it goes on where it stopped.
-SEEDS="${SEEDS:-0}"
+SEEDS="${SEEDS:-1 2}"
 source "$(dirname "$0")/claims.inc.sh"
 for seed in $SEEDS; do
     train pair "pair-$seed" seed="$seed"

@@ -9,15 +9,29 @@ RACING="${RACING:-}"
 OUT="${OUT:-outputs/results/figure-5}"
 read -ra SEEDS <<< "${SEEDS:-0}"
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-compare() {  # name of the result and of its block, checkpoint, held-out clips
-    "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --no-planning --wrong-planning --sheets 2 -o "$OUT-$1"
-    "$PYTHON" -m training.claims.compare "with the plan=$OUT-$1:ours, 25 steps" \
-        "planning signal dropped=$OUT-$1:ours, 25 steps, planning signal dropped" \
-        "plan of another window=$OUT-$1:ours, 25 steps, plan of another window" "cross-fade=$OUT-$1:cross-fade" \
-        "DIS optical flow=$OUT-$1:DIS optical flow" "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" \
-        -o "$OUT-$1" --page docs/results/figure_5.md "$1"
+paint() {  # name of the result, checkpoint, held-out clips, and what else
+    "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --sheets 2 -o "$OUT-$1" "${@:4}"
 }
-compare carracing mardini-tiny-carracing "$CARRACING/val"
-if [ -n "$RACING" ]; then compare racing mardini-tiny-racing "$RACING/val"; fi
+compare() {  # name of the result and of its block, its planned row, and methods beside it
+    "$PYTHON" -m training.claims.compare "with the plan=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
+        "plan of another window=$OUT-$1:$2, plan of another window" "${@:3}" \
+        "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" -o "$OUT-$1" --page docs/results/figure_5.md "$1"
+}
+between() {  # name, checkpoint, held-out clips: both ends given
+    paint "$@" --no-planning --wrong-planning
+    compare "$1" "ours, 25 steps" "cross-fade=$OUT-$1:cross-fade" "DIS optical flow=$OUT-$1:DIS optical flow"
+}
+onwards() {  # the same with the first frame alone: without guidance, and with the guidance that the pipeline takes
+    local name="$1-image-to-video"
+    paint "$name" "${@:2}" --task image-to-video --guidance-scale 1 --no-planning --wrong-planning
+    paint "$name-guided" "${@:2}" --task image-to-video
+    compare "$name" "ours, 25 steps, guidance 1" "with the plan, guidance 2.5=$OUT-$name-guided:ours, 25 steps" \
+        "copy of the given frame=$OUT-$name:copy of the nearest given frame"
+}
+for way in between onwards; do
+    "$way" carracing mardini-tiny-carracing "$CARRACING/val"
+    if [ -n "$RACING" ]; then "$way" racing mardini-tiny-racing "$RACING/val"; fi
+done
 "$PYTHON" -m training.claims.checkpoints "$(dirname "$OUT")" \
-    --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png"
+    --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png" \
+    "$(basename "$OUT")-carracing-image-to-video/planning_0.png=docs/images/results/figure_5_image_to_video.png"
