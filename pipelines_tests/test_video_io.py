@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_mardini import video_io
+from diffusers_mardini.video import reading, writing
+from diffusers_mardini.video.reading import _nearest
 from diffusers_mardini.video_io import (
-    _nearest,
     check_writable,
     iterate_frames,
     natural_key,
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(video_io.os, "replace", fails)
+    monkeypatch.setattr(writing.os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
         write_video(path, moving_square(3), fps=8)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -182,7 +182,7 @@ def test_a_place_where_nothing_can_be_written_is_known_before(tmp_path, monkeypa
     with pytest.raises(ValueError, match="is a link to"):
         check_writable(tmp_path / "link", 8)
     check_writable(tmp_path / "new/folder/clip.mp4", 8)
-    monkeypatch.setattr(video_io.os, "access", lambda *_: False)
+    monkeypatch.setattr(writing.os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="is write-protected"):
         check_writable(tmp_path / "new/folder/clip.mp4", 8)
 
@@ -377,7 +377,7 @@ def test_sound_alone_is_no_video(tmp_path):
 def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(tmp_path, monkeypatch):
     path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
     decoded = []
-    monkeypatch.setattr(video_io, "_nearest", lambda frames, *a, **k: real(counted(frames), *a, **k))
+    monkeypatch.setattr(reading, "_nearest", lambda frames, *a, **k: real(counted(frames), *a, **k))
     real = _nearest
 
     def counted(frames):
@@ -391,9 +391,9 @@ def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(t
 
 def test_only_the_frames_wanted_are_kept_of_a_long_video(tmp_path, monkeypatch):
     path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
-    converted, real = [], video_io._upright
+    converted, real = [], reading.upright
     monkeypatch.setattr(
-        video_io, "_upright", lambda frame, stream: (converted.append(frame.time), real(frame, stream))[1]
+        reading, "upright", lambda frame, stream: (converted.append(frame.time), real(frame, stream))[1]
     )
     assert read_frames(path, [0.0, 1.2, 2.36]).shape[0] == 3
     assert converted == [0.0, 1.2, 2.36]
