@@ -36,6 +36,7 @@ from .identity_attention import (
     masked_frame_index,
     rotary_embedding_at,
 )
+from .latent_stem import LatentHead, LatentResidualBlock, LatentStem
 from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
@@ -143,6 +144,10 @@ class MarDiniTransformer3DModel(
             Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero at
             the start. A velocity is in part linear in the noised latents, and a narrow model then need not carry them
             through its layers.
+        stem_channels (`int`, defaults to `0`):
+            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the trunk
+            (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
+        stem_blocks (`int`, defaults to `2`): Residual blocks on each side, where there are such convolutions.
         identity_attention (`bool`, defaults to `True`):
             `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with: nothing of a
             window can then be computed once for all steps. The parameters are the same.
@@ -153,7 +158,7 @@ class MarDiniTransformer3DModel(
     _no_split_modules = ["MarDiniTransformerBlock"]
     _repeated_blocks = ["MarDiniTransformerBlock"]
     _skip_layerwise_casting_patterns = [
-        "patch_embed", "time_embed", "planning_embed", "norm", "next_token", "unconditional_planning_signal"
+        "patch_embed", "time_embed", "planning_embed", "stem", "head", "norm", "next_token", "unconditional_planning_signal"
     ]  # fmt: skip
     _keep_in_fp32_modules = ["norm2", "norm3", "norm_q", "norm_k"]
     # Every process has a share of each frame's tokens: attention at one place over all frames, and to the plan, stays within it.
@@ -180,6 +185,8 @@ class MarDiniTransformer3DModel(
         rope_theta: float = 10000.0,
         rope_max_frequency: float = 1.0,
         latent_skip: bool = False,
+        stem_channels: int = 0,
+        stem_blocks: int = 2,
         identity_attention: bool = True,
         eps: float = 1e-6,
     ):
@@ -188,7 +195,9 @@ class MarDiniTransformer3DModel(
             raise ValueError(f"`attention_head_dim` is {attention_head_dim}; it must be divisible by 4")
         _check_temporal_attention(temporal_attention)
         dim = num_attention_heads * attention_head_dim
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        patch_channels = (stem_channels or in_channels) * patch_size**2
+        self.stem = LatentStem(in_channels, stem_channels, stem_blocks, dim, eps) if stem_channels else None
+        self.patch_embed = nn.Linear(patch_channels, dim)
         self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.next_tokens = NextTokens()
         self.unconditional_planning_signal = nn.Parameter(torch.randn(planning_dim) * 0.02)
@@ -212,7 +221,8 @@ class MarDiniTransformer3DModel(
         )
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.out_modulation = nn.Linear(dim, 2 * dim)
-        self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, patch_channels)
+        self.head = LatentHead(stem_channels, in_channels, stem_blocks, dim, eps) if stem_channels else None
         self.skip_gain = nn.Linear(dim, in_channels) if latent_skip else None
         self.gradient_checkpointing = False
         self._initialize_weights()
@@ -231,6 +241,12 @@ class MarDiniTransformer3DModel(
         for layer in (self.out_modulation, self.proj_out, self.skip_gain):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            if isinstance(module, LatentResidualBlock):
+                nn.init.zeros_(module.modulation.weight)
+        if self.head is not None:
+            nn.init.zeros_(self.head.conv_out.weight)
+            nn.init.zeros_(self.head.conv_out.bias)
 
     def set_temporal_attention(self, temporal_attention: str) -> None:
         """Swaps `"spatiotemporal"` for `"temporal"` attention or back, keeping all weights (Sec. 2.4.2, Fig. 4)."""
@@ -325,7 +341,7 @@ class MarDiniTransformer3DModel(
         temb = nn.functional.silu(temb)  # (batch, frames, 1, dim)
 
         # 2. Tokens: every row of patches ends with [NEXT].
-        tokens, rows, columns = self._embed_patches(hidden_states)
+        tokens, rows, columns, features = self._embed_patches(hidden_states, temb)
 
         # 3. Places, and which frames ask across frames.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
@@ -344,7 +360,7 @@ class MarDiniTransformer3DModel(
                 tokens = block(tokens, *arguments)
 
         # 5. Velocity.
-        sample = self._velocity(tokens, temb, rows, hidden_states)
+        sample = self._velocity(tokens, temb, rows, hidden_states, features)
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
@@ -370,13 +386,12 @@ class MarDiniTransformer3DModel(
                 f"`num_masked_frames`, 1 to {frames - 1} (got {num_masked_frames}), or call without `return_window_state`"
             )
         masked, references = frame_indices(reference_mask, num_masked_frames)
-        tokens, rows, columns = self._embed_patches(frames_at(hidden_states, references))
-
         pooled_plan = self._pool_plan(planning_tokens)  # (batch, frames, 1, dim)
-        clean = torch.zeros(batch, 1, device=tokens.device)
-        temb = self._embed_timestep(clean, tokens.dtype)  # (batch, 1, 1, dim)
+        clean = torch.zeros(batch, 1, device=hidden_states.device)
+        temb = self._embed_timestep(clean, hidden_states.dtype)  # (batch, 1, 1, dim)
         planning_temb = nn.functional.silu(temb + frames_at(pooled_plan, references))
         temb = nn.functional.silu(temb)
+        tokens, rows, columns, _ = self._embed_patches(frames_at(hidden_states, references), temb)
 
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
@@ -420,12 +435,12 @@ class MarDiniTransformer3DModel(
         temb = self._embed_timestep(timestep, hidden_states.dtype)  # (batch, masked frames, 1, dim)
         planning_temb = nn.functional.silu(temb + state.pooled_plan)
         temb = nn.functional.silu(temb)
-        tokens, rows, _ = self._embed_patches(hidden_states)
+        tokens, rows, _, features = self._embed_patches(hidden_states, temb)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(
                 tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state
             )  # fmt: skip
-        return self._velocity(tokens, temb, rows, hidden_states)
+        return self._velocity(tokens, temb, rows, hidden_states, features)
 
     def _embed_timestep(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(batch, frames)` to `(batch, frames, 1, dim)`."""
@@ -435,20 +450,31 @@ class MarDiniTransformer3DModel(
         """`(batch, frames, planning tokens, planning_dim)` to `(batch, frames, 1, dim)`."""
         return self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
 
-    def _embed_patches(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-        """Latents to tokens `(batch, frames, rows * (columns + 1), dim)`, and rows and columns of patches."""
-        patches = patchify(hidden_states, self.config.patch_size)
+    def _embed_patches(
+        self, hidden_states: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, int, int, torch.Tensor | None]:
+        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of patches, and
+        the features of the stem, where there is one."""
+        features = None if self.stem is None else self.stem(hidden_states, temb)
+        patches = patchify(hidden_states if features is None else features, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
-        return self.next_tokens(self.patch_embed(patches), self.next_token), rows, columns
+        return self.next_tokens(self.patch_embed(patches), self.next_token), rows, columns, features
 
     def _velocity(
-        self, tokens: torch.Tensor, temb: torch.Tensor, rows: int, hidden_states: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        temb: torch.Tensor,
+        rows: int,
+        hidden_states: torch.Tensor,
+        features: torch.Tensor | None,
     ) -> torch.Tensor:
         """The last layers: tokens of the last block to velocities of the shape of `hidden_states`, the noised latents."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
         tokens = torch.addcmul(shift, self.norm_out(tokens), 1 + scale)
         patches = self.proj_out(remove_next_tokens(tokens, rows))
         sample = unpatchify(patches, self.config.patch_size)  # (batch, frames, channels, height, width)
+        if self.head is not None:
+            sample = self.head(sample, features, temb)
         if self.skip_gain is not None:
             gain = self.skip_gain(temb)[:, :, 0, :, None, None]  # (batch, frames, channels, 1, 1)
             sample = sample + gain * hidden_states
