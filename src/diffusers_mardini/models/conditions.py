@@ -50,18 +50,18 @@ class Condition:
 
     def __str__(self) -> str:
         """Describe it in a line, for errors: `action: 2 channels (steering -1 to 1, gas 0 to 1), in shares`."""
-        channels = [self.channel(i) for i in range(self.channels)] if self.names or self._ranges_differ else []
         text = f"{self.name}: {self.channels} channel{'' if self.channels == 1 else 's'}"
-        if channels:
-            text += f" ({', '.join(channels)})"
-        elif self.ranges is not None:
-            text += ", {:g} to {:g}".format(*self.ranges[0])
+        if self._ranges_differ:
+            text += f" ({', '.join(f'{self.channel(i)} {_span(pair)}' for i, pair in enumerate(self.ranges))})"
+        elif self.names:
+            text += f" ({', '.join(self.names)})"
+        if self.ranges is not None and not self._ranges_differ:
+            text += f", {_span(self.ranges[0])}"
         return text + (f", in {self.unit}" if self.unit else "")
 
     def channel(self, i: int) -> str:
-        """Name a channel, with its range where it has one."""
-        name = self.names[i] if self.names else f"channel {i}"
-        return name if self.ranges is None else "{} {:g} to {:g}".format(name, *self.ranges[i])
+        """Name a channel."""
+        return self.names[i] if self.names else f"channel {i}"
 
     @property
     def _ranges_differ(self) -> bool:
@@ -139,6 +139,10 @@ def _read_condition(name: str, channels: Any, info: Mapping[str, Any]) -> Condit
 def _is_range(value: Any) -> bool:
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2
     return is_pair and all(isinstance(v, Real) and math.isfinite(v) for v in value) and value[0] < value[1]
+
+
+def _span(pair: tuple[float, float]) -> str:
+    return "{:g} to {:g}".format(*pair)
 
 
 def _scale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -301,8 +301,8 @@ class MarDiniTransformer3DModel(
                 Returns the state of the window instead of a velocity. Needs `num_masked_frames`; what stands at masked frames is
                 not read, nor is `timestep`.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
-                What each frame is told, reference or masked; NaN in all channels of a frame that is told nothing. Leave
-                them out of the unconditional pass of guidance, like `planning_signals`.
+                What each frame is told, reference or masked; NaN in all channels of a frame that is told nothing.
+                Leave them out of the unconditional pass of guidance, like `planning_signals`.
 
         Returns:
             `Transformer2DModelOutput` with `sample` of the shape of `hidden_states`; what stands at reference frames has no
@@ -315,8 +315,8 @@ class MarDiniTransformer3DModel(
             given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions)
             if return_window_state or any(argument is not None for argument in given):
                 raise ValueError(
-                    "`window_state` holds the plan, the masks and the conditions of its window; give none of them again, "
-                    "nor `return_window_state`"
+                    "`window_state` holds the plan, the masks and the conditions of its window; give none of them "
+                    "again, nor `return_window_state`"
                 )
             sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
