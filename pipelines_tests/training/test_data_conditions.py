@@ -6,9 +6,11 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from diffusers_mardini.models.conditions import Condition
+from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video_io import write_video
 from training.config import ConditionConfig
-from training.data.conditions import ClipConditions, motion, over_intervals, rates, read_table
+from training.data.conditions import ClipConditions, motion, rates, read_table
 from training.data.manifest import make_manifest
 from training.data.sources import open_source
 
@@ -26,21 +28,21 @@ def clip_with(folder, rows, name="a", frames=12):
     return source, make_manifest(source, folder.parent / "manifest.jsonl", 1).ok[0]
 
 
+def cut(values, places, interval="mean"):
+    known = {"x": Condition("x", 1, interval=interval)}
+    return conditions_at({"x": torch.tensor(values)[None, :, None]}, known, places)["x"][0, :, 0]
+
+
 def test_an_action_is_the_mean_over_the_interval_that_leads_to_its_frame():
-    values = np.arange(12, dtype=float)[:, None]
-    assert over_intervals(values, [2, 5, 8], "mean")[:, 0].tolist() == [1.0, 4.0, 7.0]  # 0..2, 3..5, 6..8
-    assert over_intervals(values, [0, 3], "mean")[:, 0].tolist() == [0.0, 2.0]  # cut off at the beginning of the clip
-    assert over_intervals(values, [4, 5], "sum")[:, 0].tolist() == [4.0, 5.0]
-    assert over_intervals(values, [1, 3], "sum")[:, 0].tolist() == [1.0, 5.0]
+    values = [float(i) for i in range(12)]
+    assert cut(values, [2, 5, 8]).tolist() == [1.0, 4.0, 7.0]  # 0..2, 3..5, 6..8
+    assert cut(values, [0, 3]).tolist() == [0.0, 2.0]  # cut off at the beginning of the clip
+    assert cut(values, [4, 5], "sum").tolist() == [4.0, 5.0]
+    assert cut(values, [1, 3], "sum").tolist() == [1.0, 5.0]
 
 
 def test_a_frame_that_comes_twice_keeps_its_own_value():
-    assert over_intervals(np.arange(5.0)[:, None], [2, 3, 3], "mean")[:, 0].tolist() == [2.0, 3.0, 3.0]
-
-
-def test_what_is_not_known_within_an_interval_is_not_known_of_it():
-    values = np.array([[0.0], [np.nan], [2.0], [3.0]])
-    assert np.isnan(over_intervals(values, [0, 2, 3], "mean")[:, 0]).tolist() == [False, True, False]
+    assert cut([0.0, 1.0, 2.0, 3.0, 4.0], [2, 3, 3]).tolist() == [2.0, 3.0, 3.0]
 
 
 def test_rates_are_seconds_and_the_first_frame_has_none():

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_mardini.models.conditions import read_config
+from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video.errors import named_file_errors
 from training.config import ConditionConfig
 from training.data.manifest import Entry
@@ -31,6 +33,7 @@ class ClipConditions:
 
     def __init__(self, source: Source, conditions: Mapping[str, ConditionConfig]):
         self.source, self.conditions = source, dict(conditions)
+        self.known = read_config(*model_arguments(conditions).values())
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def why_absent(self, entry: Entry) -> str | None:
@@ -58,10 +61,9 @@ class ClipConditions:
         for name, condition in self.conditions.items():
             if condition.columns:
                 columns = self._table(entry)
-                values = np.stack(
-                    [columns[column] for column in condition.columns], axis=1
-                )  # (frames of the clip, channels)
-                found[name] = torch.from_numpy(over_intervals(values, frames, condition.interval))
+                values = np.stack([columns[column] for column in condition.columns], axis=1)
+                clip = {name: torch.from_numpy(values)[None]}  # (1, frames of the clip, channels)
+                found[name] = conditions_at(clip, self.known, list(frames))[name][0]
             elif condition.derive == "rate":
                 found[name] = rates(entry.times(frames))
             else:
@@ -88,6 +90,14 @@ class ClipConditions:
         return columns
 
 
+def model_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
+    """Return what planner and transformer are built with to take these conditions."""
+    return {
+        "conditions": {name: condition.channels for name, condition in conditions.items()} or None,
+        "condition_info": {name: condition.info for name, condition in conditions.items()} or None,
+    }
+
+
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Read columns of numbers, float32 `(rows,)`; an empty cell is NaN: not known.
 
@@ -108,25 +118,6 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
                 f"column {endless[0]} holds a value that is not finite; leave a cell empty where nothing is known"
             )
         return values
-
-
-def over_intervals(values: np.ndarray, frames: Sequence[int], interval: str) -> np.ndarray:
-    """Return for each frame of a window what happened since the frame before it (SPEC: an action leads to its frame).
-
-    Args:
-        values: of all frames of the clip, `(frames of the clip, channels)`; NaN is not known, and makes its interval not known.
-        frames: indices of the window's frames, rising.
-        interval: `"mean"` of the skipped frames and the frame itself, or their `"sum"`.
-
-    Returns:
-        float32 `(frames, channels)`. The interval of the first frame is as long as that of the second.
-    """
-    step = frames[1] - frames[0] if len(frames) > 1 else 1
-    ends = [frames[0] - step, *frames]
-    reduce = np.mean if interval == "mean" else np.sum
-    return np.stack([
-        reduce(values[max(0, min(before + 1, frame)) : frame + 1], axis=0) for before, frame in zip(ends, frames)
-    ]).astype(np.float32)  # fmt: skip
 
 
 def rates(times: np.ndarray) -> torch.Tensor:

@@ -94,10 +94,12 @@ def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places
 
     Values belong to the interval that leads to their frame. A window that skips frames has longer intervals: its
     values are the mean over the interval, or the sum where the configuration says so; absent frames do not count. The
-    interval of the window's first frame is as long as the next one. Places behind the last frame have its values.
+    interval of the window's first frame is as long as the next one; a frame that comes twice keeps its values. Places behind the last frame have its values.
     """
     first = max(0, 2 * places[0] - places[1] + 1)
-    intervals = [(first, places[0] + 1)] + [(before + 1, place + 1) for before, place in zip(places, places[1:])]
+    intervals = [(first, places[0] + 1)] + [
+        (min(before + 1, place), place + 1) for before, place in zip(places, places[1:])
+    ]
     cut = {}
     for name, values in conditions.items():
         last = values.shape[1] - 1
