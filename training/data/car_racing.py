@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 
 
 FPS = 25  # the simulator makes 50 steps a second; every second one is kept
