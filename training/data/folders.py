@@ -111,15 +111,15 @@ class Listing:
             used: paths that metadata name; of pictures, the folders that are clips.
         """
         others = {suffix: [key for key in keys if key not in used] for suffix, keys in self.others.items()}
-        counts = sorted(((len(keys), suffix, keys) for suffix, keys in others.items() if keys), reverse=True)
-        told = [f"{count} {suffix or 'without a suffix'} ({_examples(keys, 1)})" for count, suffix, keys in counts]
+        counts = sorted(((-len(keys), suffix, keys) for suffix, keys in others.items() if keys))
+        told = [f"{-count} {suffix or 'without a suffix'} ({_examples(keys, 1)})" for count, suffix, keys in counts]
         pictures = {key: count for key, count in self.pictures.items() if key not in used}
         archives = [key for key in self.archives if key not in used]
         hidden = "1 hidden file or folder" if self.hidden == 1 else f"{self.hidden} hidden files or folders"
         lines = {
             f"not clips: {', '.join(told[:8])}" + (f" and {len(told) - 8} other suffixes" if told[8:] else ""): told,
-            f"not clips: {sum(pictures.values())} pictures in {_examples([key or '.' for key in pictures])}": pictures,
-            f"archives, which are not opened here: {_examples(archives)}; unpack them": archives,
+            f"pictures that are no clips: {sum(pictures.values())}, in {_examples([key or '.' for key in pictures])}": pictures,
+            f"archives that are not opened: {_examples(archives)}; unpack them, or give .tar shards as a source": archives,
             f"passed over: {hidden}": self.hidden,
             f"empty folders: {_examples(self.empty)}": self.empty,
             f"links to folders that are listed already: {_examples(self.linked_again)}": self.linked_again,
@@ -139,7 +139,7 @@ class Listing:
 
 def list_folder(folder: str | os.PathLike) -> Listing:
     """List what lies in a folder and the folders in it; what cannot be read is left out with its reason."""
-    listing = Listing(os.path.abspath(folder))
+    listing = Listing(os.fspath(folder))
     above = {str(path) for path in Path(os.path.realpath(folder)).parents}
     waiting, links = deque([""]), deque()
     while waiting or links:

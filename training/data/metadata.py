@@ -36,9 +36,7 @@ class Metadata:
         """Tell what of the file is not used."""
         if not self.repeated:
             return ()
-        return (
-            f"{self.repeated} rows of {self.path.name} name a clip that an earlier row names; each clip is used once",
-        )
+        return (f"rows of {self.path.name} that name a clip again: {self.repeated}; each clip is used once",)
 
 
 def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -66,7 +64,7 @@ def read_metadata(listing: Listing) -> Metadata | None:
     text, rows, repeated = _text(path), {}, 0
     for number, row in _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text):
         name = row.get("file_name")
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or "\0" in name or not is_utf8(name):
             raise _unusable(path, number, row)
         key = _key(name, listing)
         if key is None:
@@ -178,9 +176,7 @@ def _key(name: str, listing: Listing) -> str | None:
 
 
 def _relative(name: str, listing: Listing) -> str | None:
-    if not is_utf8(name) or "\0" in name:
-        return None
-    folder, base = os.path.split(os.path.normpath(os.path.join(listing.root, name)))
+    folder, base = os.path.split(os.path.normpath(os.path.join(os.path.abspath(listing.root), name)))
     real = os.path.realpath(folder)
     if real in listing.folders:
         return "/".join(filter(None, (listing.folders[real], base)))

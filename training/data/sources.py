@@ -19,6 +19,9 @@ from training.data.folders import METADATA_FILES, Listing, list_folder, natural_
 from training.data.metadata import read_metadata
 
 
+_READ_ERRORS = (*FILE_ERRORS, tarfile.TarError)
+
+
 class Source(Protocol):
     """What a manifest, the latent cache and training from pixels ask of a source."""
 
@@ -71,7 +74,7 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
         return WebdatasetShards(spec, listing)
     metadata = read_metadata(listing)
     if metadata is not None:
-        of_pictures = (folder / next(iter(metadata.rows))).is_dir()
+        of_pictures = os.path.isdir(folder / next(iter(metadata.rows)))
         return PictureFolders(folder, fps, listing) if of_pictures else VideoFolder(folder, listing)
     if listing.videos:
         return VideoFolder(folder, listing)
@@ -80,6 +83,7 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     raise ValueError(
         f"folder '{spec}' holds no clips; accepted are videos ({', '.join(VIDEO_SUFFIXES)}), folders of pictures "
         f"({', '.join(PICTURE_SUFFIXES)}) and .tar shards{listing.summary()}"
+        + ("; the pictures of a clip lie in a folder of their own within it" if listing.pictures else "")
     )
 
 
@@ -271,7 +275,8 @@ class WebdatasetShards:
         return self._inside.left_out | self._listing.left_out | dict.fromkeys(self._listing.videos, reason)
 
     def notes(self) -> tuple[str, ...]:
-        return self._inside.notes() + (() if self._listing is None else self._listing.notes(self._listing.shards))
+        inside = tuple(f"in the shards, {note}" for note in self._inside.notes())
+        return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
 
 class DatasetVideos:
@@ -294,9 +299,9 @@ class DatasetVideos:
             listing = list_folder(name) if Path(name).is_dir() else None
             if listing is not None and listing.videos:
                 self._listing = listing
-                dataset = _load_dataset(spec, "videofolder", data_dir=name, **arguments)
+                dataset = _load_dataset(spec, "videofolder", listing, data_dir=name, **arguments)
             else:  # on the Hub, or a folder of parquet or .tar files
-                dataset = _load_dataset(spec, name, **arguments)
+                dataset = _load_dataset(spec, name, listing, **arguments)
         columns = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, datasets.Video)]
         if len(columns) != 1:
             raise ValueError(f"'{spec}' must have one column of videos, it has {columns}")
@@ -357,13 +362,15 @@ class DatasetVideos:
 
     def _stream(self) -> Iterator[dict]:
         """Yields the rows of a stream file by file, so that one that is broken does not take the others with it."""
+        import datasets
+
         parts = self._dataset.num_shards
         for part in range(parts):
             try:
                 yield from self._dataset.shard(parts, part) if parts > 1 else self._dataset
             except (ConnectionError, TimeoutError):  # the files are not to blame
                 raise
-            except FILE_ERRORS as error:
+            except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
                 self._broken[f"file {part + 1} of {parts}"] = (
                     f"its rows, or the rest of them, cannot be read ({sentence(error)})"
                 )
@@ -389,14 +396,21 @@ class DatasetVideos:
         return () if self._listing is None else self._listing.notes()
 
 
-def _load_dataset(spec: str, name: str, **arguments):
+def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):
+    """Load a dataset; what `datasets` raises gets the names of the files that are to blame, which it rarely says."""
     import datasets
 
     try:
         return datasets.load_dataset(name, **arguments)
-    except (*FILE_ERRORS, datasets.exceptions.DatasetsError) as error:
-        causes = ": ".join(sentence(each) for each in (error, error.__cause__) if each is not None)
-        raise ValueError(f"'{spec}' cannot be loaded by `datasets` ({causes}){_unreadable_tables(name)}") from error
+    except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+        found = [sentence(each) for each in (error, error.__cause__) if each is not None]
+        if listing is not None:
+            found += [f"{key}: {reason}" for key, reason in list(_damaged(listing).items())[:5]]
+            try:
+                read_metadata(listing)
+            except ValueError as metadata_error:
+                found.append(sentence(metadata_error))
+        raise ValueError(f"'{spec}' cannot be loaded by `datasets`: {'; '.join(found)}") from error
 
 
 def _shards(spec: str) -> list[Path]:
@@ -417,28 +431,30 @@ def _members(shard: Path) -> tuple[list[tarfile.TarInfo], str]:
         with open(shard, "rb") as file:  # what cannot be taken for a header ends the reading without an error
             file.seek(end)
             rest = file.read(1 << 16)
-    except (tarfile.TarError, *FILE_ERRORS) as error:
+    except _READ_ERRORS as error:
         return members, f"it is no whole, uncompressed .tar shard ({sentence(error)}); write it again"
     if rest.strip(b"\0"):
-        return members, f"what follows its first {end} bytes cannot be read as a .tar shard; write it again"
+        return (
+            members,
+            f"what follows its first {end} bytes is damaged, or another archive, and is not read; write it again",
+        )
     return members, ""
 
 
-def _unreadable_tables(name: str) -> str:
-    """Name the parquet files of a folder that cannot be read: what `datasets` says of one does not name it."""
+def _damaged(listing: Listing) -> dict[str, str]:
+    """Return the files of a folder that `datasets` cannot read, each with the reason."""
     import pyarrow.parquet
 
-    broken = []
-    for path in sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else ():
+    found = dict(listing.left_out)
+    for key in listing.others.get(".parquet", ()):
         try:
-            pyarrow.parquet.ParquetFile(path).close()
-        except FILE_ERRORS:
-            broken.append(str(path))
-    return (
-        f"; these are no whole parquet files: {', '.join(broken[:5])}; delete them or write them again"
-        if broken
-        else ""
-    )
+            pyarrow.parquet.ParquetFile(Path(listing.root, key)).close()
+        except _READ_ERRORS as error:
+            found[shown(key)] = f"it is no whole parquet file ({sentence(error)}); delete it, or write it again"
+    for key in listing.archives:
+        if key.lower().endswith(".tar") and (damage := _members(Path(listing.root, key))[1]):
+            found[shown(key)] = damage
+    return found
 
 
 def _existing(path: Path) -> Path:
