@@ -18,7 +18,8 @@ from training.data.failures import is_utf8, reason_lines, shown
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _ARCHIVES = (".tar", ".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-_SIDECARS = (".txt", ".json", ".caption", ".srt", ".vtt")  # with the name of a clip: its caption, not worth a word
+# With the name of a clip, its captions and its table of conditions: not worth a word.
+_SIDECARS = (".txt", ".json", ".caption", ".srt", ".vtt", ".csv", ".parquet")
 _UNFINISHED = re.compile(r"\.(part|partial|temp|tmp|download|crdownload)$", re.IGNORECASE)
 _METADATA = (".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -62,7 +63,7 @@ class Listing:
 
         Args:
             key: path of the file.
-            clips: paths of clips without their suffix; a text with the path of one is its caption.
+            clips: paths of clips without their suffix; a text or table with the path of one belongs to it.
             why_not: reason for which the file cannot be a clip, whatever it is called.
         """
         folder, _, name = key.rpartition("/")
