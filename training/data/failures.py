@@ -76,16 +76,19 @@ class FailedClips:
             "reason": reason,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+        start = "" if self._text()[-1:] in ("", "\n") else "\n"  # after half a line
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")  # one short write, which processes do not mix up
+            file.write(start + json.dumps(record) + "\n")  # one short write, which processes do not mix up
 
     def _known(self) -> set[tuple[str, str]]:
         known = set()
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        for line in text.splitlines():
+        for line in self._text().splitlines():
             with contextlib.suppress(
                 ValueError, LookupError, TypeError
             ):  # a full disk, or a power cut, left half a line
                 record = json.loads(line)
                 known.add((record["source"], record["clip"]))
         return known
+
+    def _text(self) -> str:
+        return self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
