@@ -99,7 +99,7 @@ def open_clips(config: RunConfig, spec: str) -> Source:
 
 
 def read_clips(config: RunConfig, source: Source) -> Manifest:
-    """What decoding says of every clip of a source, on all cores, as far as it is not known yet; `ValueError` if there is none.
+    """Decode what is not known yet of a source, on all cores; `ValueError` if it has no clips.
 
     What the source passes over, as being no clip, is printed.
     """

@@ -30,7 +30,8 @@ from training.data.windows import PixelWindows
 ERRORS = [
     ValueError("bad"), OSError("bad"), EOFError("bad"), SyntaxError("bad"), TypeError("bad"), IndexError("bad"),
     OverflowError("bad"), NotImplementedError("bad"), MemoryError(), struct.error("bad"), zlib.error("bad"),
-    Image.DecompressionBombError("bad"), av.error.InvalidDataError(1, "bad"), UnicodeDecodeError("utf-8", b"", 0, 0, "bad"),
+    Image.DecompressionBombError("bad"), av.error.InvalidDataError(1, "bad"),
+    UnicodeDecodeError("utf-8", b"", 0, 0, "bad"),
 ]  # fmt: skip
 SAMPLING = Sampling("stage", (Bucket(16, 16, 3),), strides=((1, 1.0),))
 
@@ -196,7 +197,8 @@ def test_of_a_damaged_shard_the_members_before_the_damage_are_used(folder, tmp_p
     last = write_shard(shard, {"a.mp4": data, "b.mp4": data})
     whole = shard.read_bytes()
     shard.write_bytes({
-        "cut off": whole[: last + 100], "garbage": whole[: last - 512] + b"\7" * 512 + whole[last:], "appended": whole + whole,
+        "cut off": whole[: last + 100], "garbage": whole[: last - 512] + b"\7" * 512 + whole[last:],
+        "appended": whole + whole,
         "compressed": zlib.compress(whole), "empty": b"",
     }[damage])  # fmt: skip
     found = census(open_source(tmp_path / "shards"), tmp_path)

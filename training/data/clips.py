@@ -65,7 +65,7 @@ class Clips:
 
 
 def list_clips(folder: str | Path) -> list[Path]:
-    """List the video files of a folder and the folders in it, in natural order; with metadata, exactly those that they name.
+    """List the videos of a folder and the folders in it, in natural order; with metadata, exactly those that they name.
 
     What is passed over is printed, once in a process.
 

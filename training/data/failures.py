@@ -36,7 +36,7 @@ def sentence(error: BaseException) -> str:
 
 
 def reason_lines(left_out: Mapping[str, str], of_one_reason: int = 10, most: int = 100) -> list[str]:
-    """Return a line for each clip left out, with its reason; where there are very many, some of them, and how many there are more."""
+    """Return a line for each clip left out, with its reason; where there are very many, some are named, the rest counted."""
     lines, seen, more = [], Counter(), Counter()
     for key, reason in left_out.items():
         seen[reason] += 1
@@ -67,7 +67,8 @@ class FailedClips:
         if (source, clip) in self._known():
             return
         print(
-            f"clip '{shown(clip)}' of '{shown(source)}' can't be read; other clips take its place from here on: {reason}",
+            f"clip '{shown(clip)}' of '{shown(source)}' can't be read; other clips take its place from here on: "
+            f"{reason}",
             flush=True,
         )
         record = {

@@ -1,6 +1,7 @@
 """What lies in a folder that is given as a source: videos, folders of pictures, and everything that is passed over.
 
-Only names are looked at here. Which of them a source uses is decided in `sources.py`; rows of metadata are read in `metadata.py`.
+Only names are looked at here. Which of them a source uses is decided in `sources.py`; metadata are read in
+`metadata.py`.
 """
 
 import os
@@ -26,7 +27,7 @@ _METADATA = (".jsonl", ".csv", ".tsv", ".parquet")
 
 @dataclass
 class Listing:
-    """The names in a folder, and in the folders in it. Links to folders are followed; every real folder is listed once.
+    """The names in a folder and the folders in it. Links to folders are followed; every real folder is listed once.
 
     Attributes:
         root: the folder.
@@ -96,7 +97,7 @@ class Listing:
 
     @cached_property
     def folded(self) -> dict[str, str]:
-        """The same paths by what Windows and macOS compare: without case, in one of Unicode's ways to write an accent."""
+        """The same paths as Windows and macOS compare them: without case, accents in one way of Unicode."""
         return {unicodedata.normalize("NFC", key).casefold(): key for key in self.known}
 
     @property
@@ -117,16 +118,22 @@ class Listing:
         pictures = {key: count for key, count in self.pictures.items() if key not in used}
         archives = [key for key in self.archives if key not in used]
         hidden = "1 hidden file or folder" if self.hidden == 1 else f"{self.hidden} hidden files or folders"
-        lines = {
-            f"not clips: {', '.join(told[:8])}" + (f" and {len(told) - 8} other suffixes" if told[8:] else ""): told,
-            f"pictures that are no clips: {sum(pictures.values())}, in {_examples([key or '.' for key in pictures])}": pictures,
-            f"archives that are not opened: {_examples(archives)}; unpack them, or give .tar shards as a source": archives,
-            f"passed over: {hidden}": self.hidden,
-            f"empty folders: {_examples(self.empty)}": self.empty,
-            f"links to folders that are listed already: {_examples(self.linked_again)}": self.linked_again,
-            f"not read: {_examples(self.metadata)}; only {' or '.join(METADATA_FILES)} of the folder itself counts": self.metadata,
-        }  # fmt: skip
-        return tuple(line for line, there in lines.items() if there)
+        more = f" and {len(told) - 8} other suffixes" if told[8:] else ""
+        where = _examples([key or "." for key in pictures])
+        only = " or ".join(METADATA_FILES)
+        lines = (
+            (told, f"not clips: {', '.join(told[:8])}{more}"),
+            (pictures, f"pictures that are no clips: {sum(pictures.values())}, in {where}"),
+            (
+                archives,
+                f"archives that are not opened: {_examples(archives)}; unpack them, or give .tar shards as a source",
+            ),
+            (self.hidden, f"passed over: {hidden}"),
+            (self.empty, f"empty folders: {_examples(self.empty)}"),
+            (self.linked_again, f"links to folders that are listed already: {_examples(self.linked_again)}"),
+            (self.metadata, f"not read: {_examples(self.metadata)}; only {only} of the folder itself counts"),
+        )
+        return tuple(line for there, line in lines if there)
 
     def passed_over(self, used: Container[str] = ()) -> tuple[str, ...]:
         """Tell everything that is passed over, what is left out with a reason first."""
@@ -161,15 +168,15 @@ def list_folder(folder: str | os.PathLike) -> Listing:
             listing.empty.append(key)
         names = [(entry, f"{key}/{entry.name}" if key else entry.name) for entry in entries if entry.name[0] != "."]
         listing.hidden += len(entries) - len(names)
-        files = []
+        files, clips = [], set()  # a caption has the name of its video, or of its folder of pictures
         for entry, inner in names:
             if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(inner)
-            else:
-                files.append((entry, inner))
-        # A caption has the name of its video, or of its folder of pictures.
-        clips = {os.path.splitext(inner)[0] for _, inner in files if inner.lower().endswith(VIDEO_SUFFIXES)}
-        clips.update(waiting)
+                clips.add(inner)
+                continue
+            files.append((entry, inner))
+            if inner.lower().endswith(VIDEO_SUFFIXES):
+                clips.add(os.path.splitext(inner)[0])
         for entry, inner in files:
             listing.add(inner, clips, _why_not(entry))
     listing.videos.sort(key=natural_path_key)

@@ -103,7 +103,7 @@ class LatentCache:
         """Moments of some frames of a clip, in the stored type.
 
         Raises:
-            ValueError: if the cache does not hold them; `ClipError` if its files have been damaged since it was opened.
+            ValueError: if the cache does not hold them; `ClipError` if its files were damaged since it was opened.
         """
         if view not in self.views:
             raise ValueError(
@@ -129,7 +129,8 @@ class LatentCache:
         for size in _SIZES:
             if not parts.get((size, "mean"), {}).keys() >= set(indices.tolist()):
                 raise ClipError(
-                    f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is made anew"
+                    f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is "
+                    "made anew"
                 )
         for (size, kind), rows in parts.items():
             # Chunks of a clip may be points while others are not.

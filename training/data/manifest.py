@@ -88,7 +88,7 @@ class Manifest:
         return tuple(entry for entry in self.entries if entry.status != "ok")
 
     def census(self) -> str:
-        """What there is, in plain lines: counts, rates, sizes, lengths, the clips left out with their reasons, and what is no clip.
+        """Tell what there is in plain lines: counts, rates, sizes, the clips left out with their reasons, what is no clip.
 
         Where very many clips are left out, some are named and the others counted; the file has them all.
         """
@@ -198,7 +198,7 @@ def _header(spec: str) -> dict:
 
 
 def _start(pool: ThreadPoolExecutor, source: Source, key: str, old: Entry | None) -> Entry | Future:
-    """Opens here, since streams are read in order, and decodes in the pool; what is known of an unchanged clip stays."""
+    """Open here, since streams are read in order, and decode in the pool; what is known of an unchanged clip stays."""
     stamp = None
     try:
         stamp = source.stamp(key)
@@ -228,7 +228,8 @@ def _probe(key: str, opened: Path | bytes, fps: float | None, stamp: str | None,
 
 
 def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
-    # Memory, a disk or a permission may be back the next time, though the file has not changed: no stamp, no memory of it.
+    # Memory, a disk or a permission may be back the next time, though the file has not changed: without a stamp, the
+    # clip is tried again.
     passing = any(isinstance(each, (MemoryError, OSError)) for each in (error, error.__cause__))
     return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
 

@@ -51,7 +51,8 @@ def read_metadata(listing: Listing) -> Metadata | None:
     """Read the metadata of a folder, `None` where there are none.
 
     Raises:
-        ValueError: if both files are there, or the file cannot be read, has a row that names no clip of the folder, or no row.
+        ValueError: if both files are there, or the file cannot be read, names nothing, or has a row without a usable
+            file_name.
     """
     found = [
         path for name in METADATA_FILES if os.path.lexists(path := Path(listing.root, name)) and not path.is_dir()
@@ -105,7 +106,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
             row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"line {number} of '{path}' must be a JSON object with a file_name ({sentence(error)}), got {line[:80]!r}"
+                f"line {number} of '{path}' must be a JSON object with a file_name ({sentence(error)}), "
+                f"got {line[:80]!r}"
             ) from error
         if not isinstance(row, dict):
             raise _unusable(path, number, row)
@@ -125,7 +127,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
                 continue
             if "file_name" not in columns:
                 raise ValueError(
-                    f"must have a file_name, but the columns are {columns}; name one of them file_name, and put commas between them"
+                    f"must have a file_name, but the columns are {columns}; name one of them file_name, and put "
+                    "commas between them"
                 )
             if len(values) > len(columns):
                 raise ValueError(
@@ -157,8 +160,8 @@ def _unusable(path: Path, number: int, row: Any) -> ValueError:
 def _key(name: str, listing: Listing) -> str | None:
     """Return the path within the folder by which the listing knows a clip, `None` if the name leads out of the folder.
 
-    A name may be given as a full path, with `./`, with the backslashes of Windows, or with blanks around it. A clip that is not there
-    keeps its name, so that the census can tell.
+    A name may be a full path, begin with `./`, have the backslashes of Windows, or blanks around it. A clip that is not
+    there keeps its name, so that the census can tell.
     """
     if name in listing.known:
         return name

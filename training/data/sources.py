@@ -40,10 +40,10 @@ class Source(Protocol):
         """Frames per second of a folder of pictures, `None` for videos, which say it themselves."""
 
     def left_out(self) -> dict[str, str]:
-        """Clips that are there and not among `keys`, each with the reason; complete when `keys` has come to its end."""
+        """Return clips that are there and not among `keys`, with the reason; complete when `keys` has come to its end."""
 
     def notes(self) -> tuple[str, ...]:
-        """What else is passed over, in lines for the census."""
+        """Tell what else is passed over, in lines for the census."""
 
 
 def open_source(spec: str | Path, fps: float | None = None) -> Source:
@@ -170,7 +170,7 @@ class PictureFolders(VideoFolder):
             rate = math.nan
         if not 0 < rate < math.inf:
             raise ValueError(
-                f"'{self._metadata.path}' gives clip '{key}' fps {given!r}; give a positive number of frames per second"
+                f"'{self._metadata.path}' gives clip '{key}' fps {given!r}; give a positive number, frames per second"
             )
         return rate
 
@@ -385,8 +385,8 @@ class DatasetVideos:
         if self._listing is None:
             return self._broken
         reason = (
-            "`datasets` does not list it: it is of another split, behind a link, not named in the metadata, or of a format that "
-            "`datasets` does not know; give the folder itself as the source"
+            "`datasets` does not list it: it is of another split, behind a link, not named in the metadata, or of a format "
+            "that `datasets` does not know; give the folder itself as the source"
         )
         real = {key: os.path.realpath(os.path.join(self._listing.root, key)) for key in self._listing.videos}
         unlisted = {key: reason for key, path in real.items() if path not in self._opened}
