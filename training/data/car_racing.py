@@ -19,7 +19,7 @@ import numpy as np
 from diffusers_mardini.video_io import write_video
 from training.data.car_racing_drivers import WARM_UP_STEPS, Driver, Road, VariedDriver
 from training.data.car_racing_pixel_driver import PixelDriver
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 
 
 STEPS_PER_FRAME = 2

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
 from training.data.buckets import Bucket, Census, Sampling, assign
 from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
-from training.data.latents import LatentCache, Moments, build_latent_cache, encode_frames
+from training.data.failures import sentence, shown
+from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames
 from training.data.manifest import Entry
 from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.sources import Source
@@ -228,7 +230,7 @@ class Windows:
             if draw.clip not in self.failures:
                 try:
                     return draw, self._read(self._by_key[draw.clip], draw)
-                except (ValueError, OSError) as error:
+                except ClipError as error:
                     self.failures[draw.clip] = str(error)
                     self.on_failure(draw.clip, str(error))
             draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.view)
@@ -239,7 +241,7 @@ class Windows:
 
     def _print_failure(self, clip: str, reason: str) -> None:
         print(
-            f"clip '{clip}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
+            f"clip '{shown(clip)}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
             f"far): {reason}"
         )
 
@@ -352,18 +354,22 @@ class PixelWindows(Windows):
                 self._pending.pop(draw, None)
 
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
-        with self._opening:
-            if self.source.stamp(entry.key) != entry.stamp:
-                raise ValueError("the file has changed or gone since the manifest was made")
-            opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
-        return draw.view.of(read_frames(opened, entry.times(draw.frames), fps), *draw.bucket.size)
+        try:
+            with self._opening:
+                if self.source.stamp(entry.key) != entry.stamp:
+                    raise ValueError("the file has changed or gone since the manifest was made")
+                opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
+            frames = read_frames(opened, entry.times(draw.frames), fps)
+        except FILE_ERRORS as error:
+            raise ClipError(sentence(error)) from error
+        return draw.view.of(frames, *draw.bucket.size)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
         pending = self._pending.pop(draw, None)
         frames = self._decode(entry, draw) if pending is None else pending.result()
         moments = encode_frames(self.vae, frames, self.planner_downscale)
         if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
-            raise ValueError("its latents are not finite; run the autoencoder in float32")
+            raise ClipError("its latents are not finite; run the autoencoder in float32")
         return moments
 
 
