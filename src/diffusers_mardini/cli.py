@@ -336,9 +336,8 @@ def load(checkpoint: str | None, device: str, dtype: str, task: str) -> MarDiniP
     print(f"{task}, with {checkpoint} on {place} in {str(data_type).removeprefix('torch.')} ({why})", flush=True)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    with named_file_errors(f"'{checkpoint}'", "a checkpoint"):
-        pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type)
-    pipe.to(place)
+    with _checkpoint_errors(checkpoint):
+        pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
     pipe.set_progress_bar_config(disable=None)  # silent where there is no terminal
     return pipe
 
@@ -357,7 +356,7 @@ def check_output(output: Path, force: bool, fps: float | None, size: tuple[int, 
 def parse_size(size: str) -> tuple[int, int]:
     """`"64"` to (64, 64), `"96x64"` to (96, 64): width, height."""
     parts = size.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise ValueError(f'the size is {size!r}; write "64" for a square or "96x64" for width x height in pixels')
     return int(parts[0]), int(parts[-1])
 
@@ -367,10 +366,10 @@ def target_size(checkpoint: str | None, size: str | None) -> tuple[int, int]:
     if size is not None:
         return parse_size(size)
     checkpoint = resolve_checkpoint(checkpoint)
-    with named_file_errors(f"'{checkpoint}'", "a checkpoint"):
+    with _checkpoint_errors(checkpoint):
         _, class_name = MarDiniPipeline.load_config(checkpoint)["vae"]
         learned = learned_size(class_name, _VaeConfig.load_config(checkpoint, subfolder="vae"))
-    if learned is None:
+    if not isinstance(learned, int) or learned < 1:
         raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
     return learned, learned
 
@@ -413,7 +412,10 @@ def save(output: Path, frames: Sequence[Image.Image], fps: float, force: bool) -
     try:
         write_video(output, frames, fps, overwrite=force)
     except (ValueError, OSError) as error:
-        kept = keep_frames(output, frames, fps)
+        try:
+            kept = keep_frames(output, frames, fps)
+        except (ValueError, OSError):
+            raise error from None
         raise ValueError(f"{error}; the finished frames were kept in '{kept}'") from error
     print(f"Wrote {len(frames)} frames of {frames[0].width}x{frames[0].height} to {output}")
 
@@ -458,6 +460,11 @@ def _exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _checkpoint_errors(checkpoint: str) -> contextlib.AbstractContextManager:
+    where = "" if os.path.isdir(checkpoint) else " (no folder here, so taken for a Hub id)"
+    return named_file_errors(f"'{checkpoint}'{where}", "a checkpoint")
 
 
 def _first_line(error: BaseException) -> str:

@@ -50,13 +50,14 @@ def real_place(path: Path, is_folder: bool) -> Path:
         raise ValueError(f"'{path}' is a folder; give the name of a file")
     there = nearest_folder(place)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ValueError(f"cannot write '{path}': '{there}' is {'write-protected' if there.is_dir() else 'a file'}")
+        obstacle = "write-protected" if there.is_dir() else "a file" if there.exists() else "a link to nothing"
+        raise ValueError(f"cannot write '{path}': '{there}' is {obstacle}")
     return place
 
 
 def nearest_folder(place: Path) -> Path:
-    """Return the nearest of the folders around a place that is there already."""
-    return next((folder for folder in place.absolute().parents if folder.exists()), place)
+    """Return the nearest of the folders around a place that is there already; what stands in its stead, where one does."""
+    return next((folder for folder in place.absolute().parents if os.path.lexists(folder)), place)
 
 
 @contextlib.contextmanager

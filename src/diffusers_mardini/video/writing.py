@@ -103,9 +103,11 @@ def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | 
         _check_size(path, *size)
     place = place.absolute()
     there = nearest_folder(place)
+    tiny = np.zeros((2, 16, 16, 3), np.uint8)
+    tiny[1] = 255  # equal ones would become one in a gif, held for twice as long
     try:
         with _named_write_errors(path), unfinished(there) as room:
-            _write(room / "clip", path.suffix.lower(), np.zeros((2, 16, 16, 3), np.uint8), fps, crf=18)
+            _write(room / "clip", path.suffix.lower(), tiny, fps, crf=18)
             named = room / "named" / place.relative_to(there)  # asks the file system whether it has such names
             named.parent.mkdir(parents=True)
             os.replace(room / "clip", named)
