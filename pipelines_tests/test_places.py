@@ -194,3 +194,17 @@ def test_nothing_unfinished_looks_like_a_clip_or_a_picture(tmp_path, monkeypatch
         write_video(tmp_path / f"folder of {name[0]}" / name, FRAMES, 8)
         assert seen == []
         shutil.rmtree(tmp_path / f"folder of {name[0]}")
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
+    folder, replace = write_video(tmp_path / "out", FRAMES, 8), os.replace
+
+    def fails_once(source, target):
+        if Path(source).name == "clip":
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(OSError, match="disk full"):
+        write_video(folder, FRAMES[:1], 8)
+    assert names(folder) == ["frame_00000.png", "frame_00001.png"] and names(tmp_path) == ["out"]

@@ -192,7 +192,7 @@ def slow_motion(
         check_count("--factor", factor, 2)
         frames, rate = read_clip(video, begin(output, force, fps, checkpoint, size, seed), output, force, fps)
         total = (len(frames) - 1) * factor + 1
-        check_count("frames of the result, after --factor, would be", total)
+        check_count(f"--factor is {factor}, so that the number of frames", total)
         task = f"Slowing the {len(frames)} frames of {video} down {factor} times, to {total}"
         pipe = load(checkpoint, device, dtype, task)
         result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))

@@ -22,7 +22,7 @@ except ImportError:  # Windows, where the open file of a living process cannot b
 
 
 UNFINISHED = ".part"
-_MACHINE = hashlib.sha1(platform.node().encode(errors="replace")).hexdigest()[:8]
+_MACHINE = hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
 _ROOM = re.compile(rf"\.([0-9a-f]{{8}})-[0-9a-f]{{8}}{re.escape(UNFINISHED)}")
 _DAY = 24 * 60 * 60
 
@@ -83,9 +83,15 @@ def publish(finished: Path, place: Path, overwrite: bool) -> None:
         FileExistsError: where something stands and `overwrite` is false, even if it came a moment ago.
     """
     if overwrite:
-        if finished.is_dir() and place.is_dir():
-            os.replace(place, finished.with_name("replaced"))
-        os.replace(finished, place)
+        old = finished.with_name("replaced")
+        if finished.is_dir() and place.is_dir():  # a folder takes the place of an empty one only
+            os.replace(place, old)
+        try:
+            os.replace(finished, place)
+        except OSError:
+            if old.exists():
+                os.replace(old, place)
+            raise
     elif os.name == "nt":
         os.rename(finished, place)  # fails where something stands
     elif finished.is_dir():
