@@ -1,4 +1,4 @@
-"""Nothing is sampled in vain: what cannot be written is known before a model runs, and what was sampled is not lost."""
+"""Nothing is sampled in vain: what cannot be written is known before a model runs, and what was made is not lost."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def animate(output, *options) -> tuple[int, str]:
         ("out.mp4", ["--size", "0"], "the size is '0'"),
         ("out.mp4", ["--size", "16400x16"], "at most 16384 pixels"),
         ("out.gif", ["--size", "9" * 400], "the size is '999"),
-        ("out.mp4", ["--seed", 2**64], "--seed is 18446744073709551616; give a number from -9223372036854775808 to 1844"),
+        ("out.mp4", ["--seed", 2**64], "--seed is 18446744073709551616; give a number from -922337203685477"),
         ("out.mp4", ["--seed", -(2**63) - 1], "--seed is -9223372036854775809"),
         ("out.mp4", ["--num-frames", 0], "--num-frames is 0; give 2 to"),
         ("out.mp4", ["--num-frames", 10**30], "--num-frames is 1000"),

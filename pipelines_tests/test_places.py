@@ -1,4 +1,4 @@
-"""Results take the places they were given, replace nothing that they should not, and leave nothing unfinished behind."""
+"""Results take the places they were given, replace nothing that they should not, and leave nothing unfinished."""
 
 import os
 import shutil
@@ -148,7 +148,8 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write_and_what_a_livi
         "import runpy, sys; from pathlib import Path\n"
         f"unfinished = runpy.run_path({places.__file__!r})['unfinished']\n"
         "with unfinished(Path(sys.argv[1])) as room:\n"
-        "    (room / 'clip').mkdir(); (room / 'clip/frame_00000.png.part').touch(); print(room.name, flush=True); sys.stdin.read()"
+        "    (room / 'clip').mkdir(); (room / 'clip/frame_00000.png.part').touch()\n"
+        "    print(room.name, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,7 +1,7 @@
 """`mardini`: the tasks of the pipeline from the command line.
 
-Every command says first what it will do and last where the result lies, and checks everything that can be checked before a model
-runs. Sizes and costs of models are counted in `costs.py`, uploads checked and sent in `hub.py`.
+Every command says first what it will do and last where the result lies, and checks everything that can be checked
+before a model runs. Sizes and costs of models are counted in `costs.py`, uploads checked and sent in `hub.py`.
 """
 
 import contextlib
@@ -438,8 +438,8 @@ def plain_errors() -> Iterator[None]:
         except Exception as error:
             if is_lack_of_memory(error):
                 told = (
-                    f"there is too little memory ({_first_line(error)}); ask for fewer frames, a smaller --size or --dtype "
-                    "bfloat16. `mardini info` counts what a model needs, and docs/install.md says what else saves memory"
+                    f"there is too little memory ({_first_line(error)}); ask for fewer frames, a smaller --size or "
+                    "--dtype bfloat16. `mardini info` counts what a model needs, docs/install.md says what else helps"
                 )
             elif isinstance(error, (ValueError, OSError)):
                 told = str(error) or type(error).__name__

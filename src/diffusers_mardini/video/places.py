@@ -56,7 +56,7 @@ def real_place(path: Path, is_folder: bool) -> Path:
 
 
 def nearest_folder(place: Path) -> Path:
-    """Return the nearest of the folders around a place that is there already; what stands in its stead, where one does."""
+    """Return the nearest of the folders around a place that is there already, or what stands in its stead."""
     return next((folder for folder in place.absolute().parents if os.path.lexists(folder)), place)
 
 
@@ -64,8 +64,8 @@ def nearest_folder(place: Path) -> Path:
 def unfinished(folder: Path) -> Iterator[Path]:
     """Yield a new hidden folder within `folder` for what is unfinished; it is removed at the end, whatever happens.
 
-    What killed processes left there is removed first. A process that lives holds a lock on its own, so that others leave
-    it alone. The name doesn't depend on the result's, so that no legal name becomes too long.
+    What killed processes left there is removed first. A process that lives holds a lock on its own, so that others
+    leave it alone. The name doesn't depend on the result's, so that no legal name becomes too long.
     """
     _remove_abandoned(folder)
     room, lock = _claim(folder)
@@ -136,7 +136,7 @@ def _claim(folder: Path) -> tuple:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove rooms whose process is dead: their lock is free. Locks of other machines may be invisible, so a day is waited."""
+    """Remove rooms whose lock is free: their process is dead. Locks of other machines may not show; they get a day."""
     for name in os.listdir(folder) if os.access(folder, os.R_OK) else ():
         room, found = folder / name, _ROOM.fullmatch(name)
         if found is None:

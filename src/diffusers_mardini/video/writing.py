@@ -43,18 +43,18 @@ def write_video(
     crf: int = 18,
     overwrite: bool = True,
 ) -> Path:
-    """Write frames as `.mp4` (H.264, yuv420p, BT.709 as its tags say), as `.gif`, or, without a suffix, as a folder of PNG.
+    """Write frames as `.mp4` (H.264, yuv420p, tagged BT.709), as `.gif`, or, without a suffix, as a folder of PNG.
 
-    The result appears whole or not at all: it is written in a hidden folder beside `path` and then renamed. What a killed
-    process left there is removed by the next call.
+    The result appears whole or not at all: it is written in a hidden folder beside `path` and then renamed. What a
+    killed process left there is removed by the next call.
 
     Args:
-        path: where to. An existing file is replaced, that to which a link points; an existing folder only where it holds
-            nothing but pictures that this function wrote, as their metadata say.
+        path: where to. An existing file is replaced, or the file to which a link points; an existing folder only
+            where it holds nothing but pictures that this function wrote, as their metadata say.
         frames: PIL images (anything that can be iterated), or `uint8` shaped `(frames, height, width, 3)` (array or
             tensor). For mp4 an odd side gets its last row or column repeated, since yuv420p needs even sides.
-        fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to hundredths
-            of a second, and equal neighbours become one frame that is held.
+        fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to
+            hundredths of a second, and equal neighbours become one frame that is held.
         crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
         overwrite: whether to replace what exists. If not, it is left alone even where it appears while this writes.
 
@@ -93,9 +93,9 @@ def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | 
         size: width and height, where they are known.
 
     Raises:
-        ValueError: on an unknown suffix, a rate or a size that the format does not have, a name or a place where nothing
-            can be written, a folder in the way of a file, or, in the way of a folder of PNG, a link, a file or a folder
-            that holds anything else.
+        ValueError: on an unknown suffix, a rate or a size that the format does not have, a name or a place where
+            nothing can be written, a folder in the way of a file, or, in the way of a folder of PNG, a link, a file or
+            a folder that holds anything else.
     """
     path = Path(path)
     place, fps = _checked(path, fps)
@@ -294,7 +294,7 @@ def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: float) -> None:
 
 
 def _rate(fps: float) -> Fraction:
-    """Frames per second as a fraction of moderate numbers; below 1 the seconds of a frame are rounded, not the rate."""
+    """Frames per second as a fraction of moderate numbers; below 1 the seconds of a frame are rounded instead."""
     if fps >= 1:
         return Fraction(fps).limit_denominator(1001)
     return 1 / (1 / Fraction(fps)).limit_denominator(1001)
@@ -309,7 +309,8 @@ def _write_gif(path: Path, array: np.ndarray, fps: float) -> None:
         first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     except (OverflowError, struct.error) as error:
         raise ValueError(
-            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, and equal frames are held for longer; write .mp4"
+            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, and equal frames are held for longer; "
+            "write .mp4"
         ) from error
 
 
