@@ -279,12 +279,11 @@ class ConditionsMixin:
         known = self.config.get("conditions") or {}
         unknown = sorted(set(conditions or {}) - set(known))
         if unknown:
-            has = (
-                f"takes {', '.join(map(str, read_config(known, self.config.condition_info).values()))}"
-                if known
-                else "has none"
+            takes = "; ".join(str(condition) for condition in read_config(known, self.config.condition_info).values())
+            raise ValueError(
+                f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} takes {takes or 'none'}; leave out "
+                "what it does not take"
             )
-            raise ValueError(f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} {has}")
         if self.condition_embedder is None:
             return None
         for name, values in (conditions or {}).items():
