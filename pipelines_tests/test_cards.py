@@ -133,7 +133,8 @@ def test_a_card_of_an_adapter_names_its_base_model():
 @pytest.mark.parametrize("fact, heading", [("data", "## Data"), ("metrics", "## Scores"), ("limits", "## Limits"),
                                            ("stages", "## Training"), ("parameters", "## Parameters"),
                                            ("license", "license:"), ("command", "## Command"), ("hours", "hours"),
-                                           ("hardware", "trained on"), ("conditions", "## Conditions"), ("samples", "widget"), ("size", "height="),
+                                           ("conditions", "## Conditions"),
+                                           ("hardware", "trained on"), ("samples", "widget"), ("size", "height="),
                                            ("num_frames", "num_frames")])  # fmt: skip
 def test_an_unknown_fact_leaves_out_its_section(fact, heading):
     assert heading in render_model_card(FULL)

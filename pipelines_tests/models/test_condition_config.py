@@ -1,4 +1,4 @@
-"""Conditions in the configuration of a model: read, refused, saved, loaded, and added to a checkpoint that has none."""
+"""Conditions in the configuration of a model: read, refused, saved, loaded, and added to a checkpoint without."""
 
 import json
 

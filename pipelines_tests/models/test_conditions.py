@@ -1,4 +1,4 @@
-"""What frames are told reaches both models, changes nothing until it is learned, and leaves reference frames on their own."""
+"""What frames are told reaches both models, changes nothing until learned, and leaves reference frames on their own."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ INFO = {"action": {"range": [[-1, 1], [0, 1], [0, 1]]}, "rate": {"range": [0.04,
 def make_planner(**overrides):
     torch.manual_seed(0)
     sizes = {
-        "in_channels": 4, "patch_size": 1, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 32,
-        "rope_theta": 100.0,
+        "in_channels": 4, "patch_size": 1, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8,
+        "mlp_dim": 32, "rope_theta": 100.0,
     }  # fmt: skip
     planner = MarDiniPlannerTransformer3DModel(**{**sizes, **overrides})
     for name, parameter in planner.named_parameters():
@@ -268,7 +268,7 @@ def test_embeddings_of_conditions_are_not_cast_with_other_layers():
 
 ERRORS = {
     "an unknown name": ({"speed": torch.zeros(2, 5, 1)}, r"has speed, but this MarDini\w+ takes action: 3 channels"),
-    "other channels": ({"action": torch.zeros(2, 5, 2)}, r"\(2, 5, 2\); expected \(2, 5, 3\) \(batch, frames, channels\)"),
+    "other channels": ({"action": torch.zeros(2, 5, 2)}, r"\(2, 5, 2\); expected \(2, 5, 3\) \(batch, frames"),
     "other frames": ({"rate": torch.zeros(2, 4, 1)}, r"`conditions\['rate'\]` has shape \(2, 4, 1\)"),
     "no batch": ({"action": torch.zeros(5, 3)}, r"has shape \(5, 3\)"),
 }  # fmt: skip

@@ -21,7 +21,8 @@ def modular_of(pipe, names=None):
 
 def arguments(**kwargs):
     return {
-        "video": clip(2, 2), "num_frames": 5, "num_inference_steps": 2, "output_type": "latent", "generator": seeded(), **kwargs
+        "video": clip(2, 2), "num_frames": 5, "num_inference_steps": 2, "output_type": "latent",
+        "generator": seeded(), **kwargs,
     }  # fmt: skip
 
 
