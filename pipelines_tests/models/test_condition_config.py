@@ -75,6 +75,8 @@ def test_a_checkpoint_with_conditions_gains_more_and_keeps_what_it_learned(tmp_p
         torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
         with pytest.raises(ValueError, match=r"`conditions\['action'\]` is 2, but this model has .* with 3 channels"):
             more.add_conditions({"action": 2})
+        with pytest.raises(ValueError, match="give a mapping of names to numbers of channels"):
+            type(model).from_pretrained(tmp_path, conditions=["motion"])
 
 
 BAD = {

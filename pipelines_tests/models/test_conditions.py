@@ -1,4 +1,4 @@
-"""What frames are told reaches both models, changes nothing until learned, and leaves reference frames on their own."""
+"""What frames are told reaches both models, changes nothing until learned, and leaves references on their own."""
 
 import pytest
 import torch

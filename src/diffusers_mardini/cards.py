@@ -129,7 +129,8 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     """What a saved pipeline, or the folder of LoRA weights, says about itself.
 
     Of a pipeline: the number of parameters of each component, from the headers of its files, the size that our own
-    autoencoder was trained at, and the conditions of its models. Of LoRA weights: the parameters of each part, and rank, alpha and targets where they were saved.
+    autoencoder was trained at, and the conditions of its models. Of LoRA weights: the parameters of each
+    part, and rank, alpha and targets where they were saved.
 
     Raises:
         ValueError: if the folder is neither, or a file of weights is damaged.
