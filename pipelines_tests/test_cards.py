@@ -42,6 +42,7 @@ FULL = {
         {"file": "sheet.png", "caption": "Frames 0 and 8 given"},
         {"file": "clip.mp4", "caption": "One: window"},
     ],
+    "conditions": [{"condition": "action", "channels": "3", "unit": "shares"}],
     "parameters": {"planner": 1000, "transformer": 234},
     "data": "Squares that move.",
     "stages": [{"stage": "joint", "steps": 10}, {"stage": "swap", "steps": 5}],
@@ -86,6 +87,7 @@ def test_every_known_fact_is_on_the_card():
         "# mardini-test\n",
         "A model for tests.",
         "Trained on windows of 9 frames of 64x64 pixels.",
+        "| action | 3 | shares |",
         "| planner | 1,000 |",
         "| together | 1,234 |",
         "Squares that move.",
@@ -131,6 +133,7 @@ def test_a_card_of_an_adapter_names_its_base_model():
 @pytest.mark.parametrize("fact, heading", [("data", "## Data"), ("metrics", "## Scores"), ("limits", "## Limits"),
                                            ("stages", "## Training"), ("parameters", "## Parameters"),
                                            ("license", "license:"), ("command", "## Command"), ("hours", "hours"),
+                                           ("conditions", "## Conditions"),
                                            ("hardware", "trained on"), ("samples", "widget"), ("size", "height="),
                                            ("num_frames", "num_frames")])  # fmt: skip
 def test_an_unknown_fact_leaves_out_its_section(fact, heading):
@@ -175,6 +178,28 @@ def test_what_a_pipelines_folder_tells(tmp_path):
     path = write_model_card(folder, {"num_frames": 9})
     assert path == folder / "README.md" and "# tiny\n" in path.read_text()
     assert f"| planner | {counts['planner']:,} |" in path.read_text()
+
+
+def test_a_card_lists_what_frames_may_be_told(tmp_path):
+    pipe = tiny_pipeline()
+    action = {"names": ["steering", "gas"], "range": [[-1, 1], [0, 1]], "description": "the mean over an interval"}
+    pipe.planner.add_conditions({"action": 2, "motion": 1}, {"action": action})
+    pipe.transformer.add_conditions(
+        {"action": 2, "rate": 1}, {"action": action, "rate": {"range": [0.04, 0.16], "unit": "s"}}
+    )
+    pipe.save_pretrained(tmp_path)
+    assert read_facts(tmp_path)["conditions"] == [
+        {
+            "condition": "action",
+            "channels": "2 (steering, gas)",
+            "range": "-1 to 1, 0 to 1",
+            "what it says": "the mean over an interval",
+        },
+        {"condition": "motion", "channels": "1"},
+        {"condition": "rate", "channels": "1", "range": "0.04 to 0.16", "unit": "s"},
+    ]
+    card = card_of_folder(tmp_path, {})
+    assert '`pipe(..., conditions={"name": array})`' in card and "| rate | 1 | 0.04 to 0.16 |" in card
 
 
 def test_the_size_in_the_config_of_another_autoencoder_is_no_fact(tmp_path):

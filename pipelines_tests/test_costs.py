@@ -36,3 +36,16 @@ def test_the_multiple_of_sizes_is_that_of_the_pipeline(downscale, patch_size, mu
     pipe = tiny_pipeline(planner_downscale=downscale)
     pipe.transformer.register_to_config(patch_size=patch_size)
     assert pipe.size_multiple == multiple
+
+
+def test_conditions_are_counted():
+    told = configs()
+    for part in ("planner", "transformer"):
+        told[part]["conditions"] = {"action": 3}
+    plain, counted = (
+        {cost.name: cost for cost in count_costs(c, 3, 64, 64, 2, torch.float32)} for c in (configs(), told)
+    )
+    layers = 27 * 128 + 128 + 128 * 16 + 16 + 16  # features to hidden, hidden to width, the null
+    for part in ("planner", "transformer"):
+        assert counted[part].parameters == plain[part].parameters + layers
+    assert counted["references"].operations > plain["references"].operations

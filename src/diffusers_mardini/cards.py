@@ -29,6 +29,7 @@ FACTS = {
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
     "adapter": "list of dicts, one for each part that LoRA weights adapt",
+    "conditions": "list of dicts, one for each condition that frames may be told",
     "data": "text: what it was trained on, where it comes from, what was held out",
     "stages": "list of dicts, one for each stage of the training",
     "hardware": "text: what it was trained on, as recorded",
@@ -40,7 +41,7 @@ FACTS = {
     "citation": "text: what else should be cited, e.g. the data",
 }
 _KINDS = {
-    **dict.fromkeys(("samples", "adapter", "stages", "metrics", "limits"), list | tuple),
+    **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "limits"), list | tuple),
     **dict.fromkeys(("num_frames", "size"), int),
     "parameters": Mapping,
     "hours": int | float,
@@ -127,8 +128,9 @@ def write_model_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Pat
 def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     """What a saved pipeline, or the folder of LoRA weights, says about itself.
 
-    Of a pipeline: the number of parameters of each component, from the headers of its files, and the size that our own
-    autoencoder was trained at. Of LoRA weights: the parameters of each part, and rank, alpha and targets where they were saved.
+    Of a pipeline: the number of parameters of each component, from the headers of its files, the size that our own
+    autoencoder was trained at, and the conditions of its models. Of LoRA weights: the parameters of each
+    part, and rank, alpha and targets where they were saved.
 
     Raises:
         ValueError: if the folder is neither, or a file of weights is damaged.
@@ -203,7 +205,7 @@ def _as_text(key: str, value: Any) -> str:
     if key == "parameters":
         total = sum(value.values())
         return markdown_table([{"part": k, "parameters": f"{v:,}"} for k, v in {**value, "together": total}.items()])
-    if key in ("stages", "metrics", "adapter"):
+    if key in ("stages", "metrics", "adapter", "conditions"):
         return markdown_table(value)
     if key == "samples":
         return "\n\n".join(map(_sample, value))
@@ -256,7 +258,29 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
         size = learned_size(index["vae"][1], json.loads(config.read_text(encoding="utf-8")))
         if size is not None:
             facts["size"] = size
-    return facts
+    conditions = _conditions(folder)
+    return facts | ({"conditions": conditions} if conditions else {})
+
+
+def _conditions(folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each condition that planner or transformer takes, from their configurations."""
+    rows = {}
+    for part in ("planner", "transformer"):
+        path = folder / part / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name, channels in (config.get("conditions") or {}).items():
+            info = (config.get("condition_info") or {}).get(name) or {}
+            ranges = info.get("range") or []
+            pairs = ranges if ranges and isinstance(ranges[0], list) else [ranges] if ranges else []
+            row = {
+                "condition": name,
+                "channels": f"{channels} ({', '.join(info['names'])})" if info.get("names") else str(channels),
+                "range": ", ".join("{:g} to {:g}".format(*pair) for pair in pairs),
+                "unit": info.get("unit"),
+                "what it says": info.get("description"),
+            }
+            rows[name] = {key: value for key, value in row.items() if value}
+    return [rows[name] for name in sorted(rows)]
 
 
 def _adapter_facts(path: Path) -> dict[str, Any]:

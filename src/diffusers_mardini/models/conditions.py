@@ -222,9 +222,9 @@ class ConditionsMixin:
         """Load a model, see [`~ModelMixin.from_pretrained`]; `conditions` are added to those of the checkpoint, see
         `add_conditions`."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if conditions is not None:
+        if conditions is not None or condition_info is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
-            model.add_conditions(conditions, condition_info)
+            model.add_conditions({} if conditions is None else conditions, condition_info)
         return loaded
 
     def add_conditions(
@@ -239,6 +239,7 @@ class ConditionsMixin:
         Raises:
             ValueError: if the model has one of them with another number of channels, or one cannot be used.
         """
+        read_config(conditions, None)
         had = self.config.get("conditions") or {}
         for name, channels in conditions.items():
             if had.get(name, channels) != channels:
@@ -279,12 +280,11 @@ class ConditionsMixin:
         known = self.config.get("conditions") or {}
         unknown = sorted(set(conditions or {}) - set(known))
         if unknown:
-            has = (
-                f"takes {', '.join(map(str, read_config(known, self.config.condition_info).values()))}"
-                if known
-                else "has none"
+            takes = "; ".join(str(condition) for condition in read_config(known, self.config.condition_info).values())
+            raise ValueError(
+                f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} takes {takes or 'none'}; leave "
+                "out what it does not take"
             )
-            raise ValueError(f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} {has}")
         if self.condition_embedder is None:
             return None
         for name, values in (conditions or {}).items():

@@ -126,9 +126,9 @@ def _read_values(values: Any, condition: Condition, batch_size: int, num_frames:
     if not fits:
         frames = " or ".join(map(str, lengths))
         raise ValueError(
-            f"`conditions[{condition.name!r}]` has shape {tuple(tensor.shape)}; give ({frames}, {condition.channels}), "
-            f"a row for each frame, or ({batch_size}, {frames}, {condition.channels}), a table for each video. It is "
-            f"{condition}"
+            f"`conditions[{condition.name!r}]` has shape {tuple(tensor.shape)}; give ({frames}, {condition.channels})"
+            f", a row for each frame, or ({batch_size}, {frames}, {condition.channels}), a table for each video. It "
+            f"is {condition}"
         )
     tensor = tensor.expand(batch_size, -1, -1)  # (batch, frames, channels)
     _check_values(tensor, condition)

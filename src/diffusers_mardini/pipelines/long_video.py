@@ -84,8 +84,8 @@ class LongVideoMixin:
                 The first noise of a window does not depend on it; that of later steps (`eta` above 0) does.
             conditions (`dict`, *optional*):
                 What the frames of the result are told, `((n - 1) * factor + 1, channels)`. Where a window skips
-                frames, it is told the mean over the interval, or the sum for conditions whose configuration says so; a sum
-                may be beyond the range that the checkpoint learned.
+                frames, it is told the mean over the interval, or the sum for conditions whose configuration says so; a
+                sum may be beyond the range that the checkpoint learned.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
             and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames of the window it fell in
             hold noise, and those of later ones the autoencoder's picture of latents of zero.

@@ -15,7 +15,7 @@ from ..models.window_state import MarDiniWindowState
 
 
 class ConditionRows(dict[str, torch.Tensor]):
-    """Conditions by name, of both branches of guidance; FasterCache takes them apart by `chunk`, as it does tensors."""
+    """Conditions by name, of both branches of guidance; FasterCache takes them apart by `chunk`, like tensors."""
 
     @classmethod
     def of_both_branches(cls, conditions: dict[str, torch.Tensor]) -> "ConditionRows":
