@@ -41,7 +41,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
     """Load, mix, fuse, swap and save LoRA adapters of the planner and the transformer.
 
     What is reported active is what runs, over both models. While an adapter is fused, whatever changes adapters raises
-    `ValueError`, except `unfuse_lora` and `unload_lora_weights`. Inherited from diffusers as it is: `enable_lora_hotswap`.
+    `ValueError`, except `unfuse_lora` and `unload_lora_weights`. Inherited from diffusers as it is:
+    `enable_lora_hotswap`.
     """
 
     _lora_loadable_modules = list(COMPONENTS)
@@ -101,19 +102,21 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         low_cpu_mem_usage: bool = True,
         **file_arguments: Any,
     ) -> None:
-        """Add an adapter to the planner, the transformer or both, whichever the file holds, and make it the only active one.
+        """Add an adapter to the planner, the transformer or both, as its file has it; it is the only active one.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
-            adapter_name: what `set_adapters` will call it, without points; by default `default_0`, `default_1` and so on.
-            hotswap: puts the new weights where those of the adapter `adapter_name` are, at their full strength and without
-                changing the model, so that a compiled one is not compiled anew. `enable_lora_hotswap` first, where ranks differ.
+            adapter_name: what `set_adapters` will call it, without points; by default `default_0`, `default_1` and so
+                on.
+            hotswap: puts the new weights where those of the adapter `adapter_name` are, at their full strength and
+                without changing the model, so that a compiled one is not compiled anew. `enable_lora_hotswap` first,
+                where ranks differ.
             low_cpu_mem_usage: makes no random weights before loading.
             file_arguments: those of `lora_state_dict`.
 
         Raises:
-            ValueError: for files and names that cannot be used, for an adapter of which any tensor does not fit, and while an
-                adapter is fused; before a model is changed.
+            ValueError: for files and names that cannot be used, for an adapter of which any tensor does not fit, and
+                while an adapter is fused; before a model is changed.
         """
         tensors, description = read_lora(pretrained_model_name_or_path_or_dict, **file_arguments)
         models = self._lora_models()
@@ -150,6 +153,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         if not hotswap:
             for name in models.keys() - parts.keys():  # half of another adapter would go on running there
                 activate(models[name], [adapter_name])
+                models[name].enable_lora()
 
     def _checked_parts(
         self, tensors: dict[str, torch.Tensor], description: LoraDescription
@@ -161,19 +165,20 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             return check_fit(models[component], component, part, config, description.base_model)
 
         # One model's file, which does not name it, has one configuration, which does not either.
-        nameless = {name: config for name, config in adapters.items() if name not in COMPONENTS}
-        only = next(iter(nameless.values())) if len(adapters) == len(nameless) == 1 else None
+        only = next(iter(adapters.values())) if len(adapters) == 1 and not adapters.keys() & set(COMPONENTS) else None
         parts = by_component(tensors, models, lambda component, part: check(component, part, only))
         for name in parts:
             if name not in models:
                 raise ValueError(
-                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after `load_components()` "
-                    "where one of its blocks uses it"
+                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after "
+                    "`load_components()` where one of its blocks uses it"
                 )
-        if nameless and (only is None or len(parts) != 1 or any(name.split(".")[0] in COMPONENTS for name in tensors)):
+        if len(parts) != 1 or any(name.split(".")[0] in COMPONENTS for name in tensors):
+            only = None
+        if only is None and adapters.keys() - parts.keys():
             raise ValueError(
-                f"the header of the LoRA has a configuration for {', '.join(map(repr, adapters))}, and tensors for {' and '.join(parts)}; both must "
-                "name the same models"
+                f"the header of the LoRA has a configuration for {', '.join(map(repr, adapters))}, and tensors for "
+                f"{' and '.join(parts)}; both must name the same models"
             )
         return parts, {name: check(name, part, only or adapters.get(name)) for name, part in parts.items()}
 
@@ -238,12 +243,12 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """Make adapters active, each with a weight, or with one per component: `{"planner": 0.5, "transformer": 1}`.
 
         Args:
-            adapter_names: which; all others are inactive from now on, in both models.
+            adapter_names: which; all others are inactive from now on, in both models. None of them with `[]`.
             adapter_weights: one for all or a list with one for each; 1 where it is not given.
 
         Raises:
-            ValueError: for names that are not loaded, for components that have no adapters, for weights that are no finite numbers,
-                while an adapter is fused, and where a model is wrapped by `torch.compile(model)`.
+            ValueError: for names that are not loaded, for components that have no adapters, for weights that are no
+                finite numbers, while an adapter is fused, and where a model is wrapped by `torch.compile(model)`.
         """
         self._refuse_wrapped_models()
         self._refuse_fused()
@@ -259,6 +264,10 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                     unknown = sorted(weight.keys() - set(COMPONENTS))
                     raise ValueError(f"`adapter_weights` names {unknown}; components are {', '.join(COMPONENTS)}")
         _check_weights(adapter_weights)
+        if not adapter_names:  # which diffusers' own takes for an error
+            for model in self._lora_models().values():
+                activate(model, [])
+            return
         super().set_adapters(adapter_names, adapter_weights)
 
     def get_active_adapters(self) -> list[str]:
@@ -288,7 +297,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         super().enable_lora()
 
     def set_lora_device(self, adapter_names: list[str] | str, device: torch.device | str | int) -> None:
-        """Move adapters to a device, see [`~LoraBaseMixin.set_lora_device`]; refused while one is fused, and needed where it is."""
+        """Move adapters to a device, see [`~LoraBaseMixin.set_lora_device`]; refused while one is fused."""
         self._refuse_fused()
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         refuse_unknown(adapter_names, self._all_adapters())
@@ -300,7 +309,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         If none is left that is active, the first of the others is from now on, in both models.
 
         Raises:
-            ValueError: for names that are not loaded, and while an adapter is fused into the weights, which would stay there.
+            ValueError: for names that are not loaded, and while an adapter is fused into the weights, which would stay
+                there.
         """
         self._refuse_wrapped_models()
         self._refuse_fused()
@@ -308,7 +318,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         refuse_unknown(names, self._all_adapters())
         models = list(self._lora_models().values())
         left = after_deletion(models, names)
-        if left and not set(left).intersection(self.get_active_adapters()):
+        if not {name for model in models for name in chosen_adapters(model)}.issuperset(left):
             logger.warning(f"The active adapters were deleted; {left[0]!r} is active now")
         for model in models:
             own = [name for name in names if name in loaded_adapters(model)]
@@ -349,11 +359,12 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             adapter_names: all active ones unless given. Others of these components do not run until `unfuse_lora`.
 
         Raises:
-            ValueError: for names that are not loaded, where none is active, for what is fused already, and for adapters that could not be
-                taken out again; before the weights change.
+            ValueError: for names that are not loaded, where none is active, for what is fused already, and for
+                adapters that could not be taken out again; before the weights change.
         """
         models = self._chosen_models(components)
-        refuse_fused({name for model in models for name in fused_adapters(model)})
+        if any(model.is_fused for model in models):
+            self._refuse_fused()
         names = names_to_fuse(models, adapter_names)
         finite_number(lora_scale, "`lora_scale`")
         for model in models:
@@ -370,7 +381,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             raise
 
     def unfuse_lora(self, components: list[str] | str | None = None) -> None:
-        """Take fused adapters out of the weights, up to the rounding of one sum and difference; strengths are what they were, to the bit.
+        """Take fused adapters out of the weights.
+
+        Weights are equal to before up to the rounding of one sum and difference, strengths to the bit.
 
         Raises:
             ValueError: if nothing is fused.
@@ -380,6 +393,10 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             raise ValueError("there is nothing to unfuse: no adapter is fused into the weights")
         for model in models:
             model.unfuse_lora()
+        if not self.fused_loras:  # others rested while it was fused
+            for model in self._lora_models().values():
+                if model.is_fused:
+                    model.unfuse_lora()
 
     def _chosen_models(self, components: list[str] | str | None) -> list[torch.nn.Module]:
         """Return the models of `components`, all for None.
@@ -393,7 +410,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         chosen = list(models) if components is None else list(dict.fromkeys(components))
         if not chosen or not models.keys() >= set(chosen):
             raise ValueError(
-                f"`components` is {components}; this pipeline can have adapters in {' and '.join(models) or 'no model'}"
+                f"`components` is {components}; this pipeline can have adapters in "
+                f"{' and '.join(models) or 'no model'}"
             )
         return [models[name] for name in chosen]
 
@@ -406,17 +424,21 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         refuse_loaded(self.get_list_adapters())
 
     def _lora_models(self) -> dict[str, torch.nn.Module]:
-        """Return planner and transformer, as far as the pipeline has them: a modular one may have one of them or none."""
+        """Return planner and transformer, as far as the pipeline has them: a modular one may have none."""
         models = {part: getattr(self, part, None) for part in COMPONENTS}
         return {part: model for part, model in models.items() if model is not None}
 
     def _refuse_wrapped_models(self) -> None:
-        """Raise `ValueError` for a model in the wrapper of `torch.compile(model)`: diffusers loads adapters through it, and then finds none."""
+        """Raise `ValueError` for a model in the wrapper of `torch.compile(model)`.
+
+        diffusers loads adapters through it, and then finds none.
+        """
         for part, model in self._lora_models().items():
             if hasattr(model, "_orig_mod"):  # asked so, because importing the wrapper's class takes seconds
                 raise ValueError(
-                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; compile it in place, "
-                    f"`pipe.{part}.compile()`, or its blocks, `pipe.{part}.compile_repeated_blocks()`"
+                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; "
+                    f"compile it in place, `pipe.{part}.compile()`, or its blocks, "
+                    f"`pipe.{part}.compile_repeated_blocks()`"
                 )
 
     def _checked_adapter_name(self, name: str | None, hotswap: bool, parts: list[str]) -> str:
@@ -426,8 +448,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             owners = [part for part in COMPONENTS if name in loaded.get(part, [])]
             if owners != parts:
                 raise ValueError(
-                    f"cannot swap the adapter {name!r}: it changes {' and '.join(owners) or 'nothing, it is not loaded'}"
-                    f", and the new one {' and '.join(parts) or 'nothing'}; both must change the same models"
+                    f"cannot swap the adapter {name!r}: it changes "
+                    f"{' and '.join(owners) or 'nothing, it is not loaded'}, and the new one "
+                    f"{' and '.join(parts) or 'nothing'}; both must change the same models"
                 )
             return name
         if name is None:

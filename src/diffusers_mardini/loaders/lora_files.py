@@ -31,8 +31,8 @@ class LoraDescription:
 
     Args:
         adapters: for each component that the file adapts, the arguments of peft's `LoraConfig`: `r`, `lora_alpha`,
-            `target_modules`, `use_dora` and so on. Empty for files that were saved without; under `""` where the file was
-            saved from one model alone and does not name it.
+            `target_modules`, `use_dora` and so on. Empty for files that were saved without; under `""` where the file
+            was saved from one model alone and does not name it.
         base_model: the folder or Hub id of the pipeline that the adapter was trained on, where it is known.
         training_config: how it was trained, where it is known.
     """
@@ -113,7 +113,7 @@ def read_lora(
             return_file_metadata=True,
             **hub_arguments,
         )
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{file or source} cannot be read as a LoRA in safetensors ({error})") from error
     description = read_description(header, str(file or source))
     if not description.adapters and any(name.startswith("base_model.") for name in tensors):
@@ -142,7 +142,7 @@ def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescr
 def _peft_config(
     source: str | os.PathLike, file: Path | None, subfolder: str | None, hub_arguments: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the configuration that peft's own `save_pretrained` writes beside the weights, None where there is none."""
+    """Return the configuration that peft writes beside the weights that it saves, `None` where there is none."""
     from peft import LoraConfig, PeftConfig
 
     if file is not None:

@@ -62,8 +62,8 @@ def check_fit(
         base_model: what the adapter was trained on, for the message.
 
     Raises:
-        ValueError: if a layer is missing here or has another size, if not every layer has both matrices of one rank, or if
-            values or configuration cannot be used.
+        ValueError: if a layer is missing here or has another size, if not every layer has both matrices of one rank,
+            or if values or configuration cannot be used.
     """
     hint = f" It was trained on {base_model}." if base_model else ""
     layers = adaptable_layers(model)
@@ -107,7 +107,8 @@ def _check_layer(component: str, path: str, layer: torch.nn.Module, own: dict[st
     for end, other in ((A, B), (B, A)):
         if end not in own:
             raise ValueError(
-                f"the LoRA has `{component}.{path}.{next(iter(own))}` but no `{end}` for that layer; it needs {A} and {B}"
+                f"the LoRA has `{component}.{path}.{next(iter(own))}` but no `{end}` for that layer; it needs {A} and "
+                f"{B}"
             )
         if own[end].ndim != 2:
             raise ValueError(
@@ -116,24 +117,25 @@ def _check_layer(component: str, path: str, layer: torch.nn.Module, own: dict[st
     for end, side, axis in ((A, "in_features", 1), (B, "out_features", 0)):
         if own[end].shape[axis] != getattr(layer, side):
             raise ValueError(
-                f"the adapter was made for another {component}: `{path}` has {side} of {own[end].shape[axis]} there and "
-                f"{getattr(layer, side)} here; load the base model that it was made for.{hint}"
+                f"the adapter was made for another {component}: `{path}` has {side} of {own[end].shape[axis]} there "
+                f"and {getattr(layer, side)} here; load the base model that it was made for.{hint}"
             )
     ranks = own[A].shape[0], own[B].shape[1]
     if ranks[0] != ranks[1] or not ranks[0]:
         raise ValueError(
-            f"`{path}` of the {component} has a matrix A of rank {ranks[0]} and a matrix B of rank {ranks[1]} in the LoRA; both need one rank of "
-            "1 or more"
+            f"`{path}` of the {component} has a matrix A of rank {ranks[0]} and a matrix B of rank {ranks[1]} in the "
+            "LoRA; both need one rank of 1 or more"
         )
     for end in (LENGTHS, BIAS):
         if end in own and own[end].shape != (layer.out_features,):
             raise ValueError(
-                f"`{component}.{path}.{end}` of the LoRA has the shape {tuple(own[end].shape)}; expected ({layer.out_features},)"
+                f"`{component}.{path}.{end}` of the LoRA has the shape {tuple(own[end].shape)}; expected "
+                f"({layer.out_features},)"
             )
 
 
 def _check_config(component: str, tensors: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]) -> None:
-    """Raise `ValueError` if the configuration in a file contradicts its tensors, or asks for what is no LoRA of layers."""
+    """Raise `ValueError` if a configuration contradicts the tensors, or asks for what is no LoRA of layers."""
     from peft import LoraConfig
 
     where = f"the configuration of the {component}'s adapter"
@@ -148,8 +150,8 @@ def _check_config(component: str, tensors: dict[str, dict[str, torch.Tensor]], c
         raise ValueError(f"{where} has `{asked[0]}`; only adapters of linear layers are loaded")
     if str(lora.init_lora_weights).startswith(_CHANGING_INITS):
         raise ValueError(
-            f"{where} has `init_lora_weights={lora.init_lora_weights!r}`, which changes the model's own weights; save it as a plain LoRA with peft's "
-            "`path_initial_model_for_weight_conversion`"
+            f"{where} has `init_lora_weights={lora.init_lora_weights!r}`, which changes the model's own weights; "
+            "save it as a plain LoRA with peft's `path_initial_model_for_weight_conversion`"
         )
     for key, end in (("use_dora", LENGTHS), ("lora_bias", BIAS)):
         having = all(end in own for own in tensors.values())
@@ -178,14 +180,14 @@ def _rank_and_alpha(lora: Any, path: str) -> tuple[int, float]:
 def check_swap(
     model: torch.nn.Module, component: str, part: dict[str, torch.Tensor], config: dict[str, Any], adapter_name: str
 ) -> None:
-    """Raise `ValueError` where an adapter changes layers that the one in whose place it is put does not, or is of another kind."""
+    """Raise `ValueError` if an adapter changes other layers than the one that it replaces, or is of another kind."""
     layers = adaptable_layers(model)
     paths = sorted({name.partition(".lora_")[0] for name in part})
     new = [path for path in paths if adapter_name not in getattr(layers[path], "lora_A", {})]
     if new:
         raise ValueError(
-            f"cannot swap the adapter {adapter_name!r}: the new one changes {len(new)} layers of the {component} that it does not, such as "
-            f"`{new[0]}`; load it under a name of its own, without `hotswap`"
+            f"cannot swap the adapter {adapter_name!r}: the new one changes {len(new)} layers of the {component} "
+            f"that it does not, such as `{new[0]}`; load it under a name of its own, without `hotswap`"
         )
     old = model.peft_config[adapter_name]
     kinds = {key: (bool(getattr(old, key)), bool(config.get(key))) for key in ("use_dora", "use_rslora", "lora_bias")}
@@ -201,7 +203,10 @@ def check_swap(
 def settle_swap(
     model: torch.nn.Module, part: dict[str, torch.Tensor], config: dict[str, Any], adapter_name: str
 ) -> None:
-    """Give swapped layers their rank and alpha: peft keeps the old ones, from which `set_adapters` would reckon the new strength."""
+    """Give swapped layers their rank and alpha.
+
+    peft keeps the old ones, from which `set_adapters` would reckon the new strength.
+    """
     from peft import LoraConfig
 
     lora = LoraConfig(**config)
@@ -220,7 +225,7 @@ def settle_swap(
 
 
 def refuse_not_finite(model: torch.nn.Module, names: list[str]) -> None:
-    """Raise `ValueError` if an adapter holds NaN or infinity: fused, it could not be taken out of the weights again."""
+    """Raise `ValueError` if an adapter holds NaN or infinity: fused, it could not be taken out again."""
     for layer in adapter_layers(model):
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector"):
             for name in names:

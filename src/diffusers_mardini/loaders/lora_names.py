@@ -1,7 +1,7 @@
 """Names of the tensors of a LoRA: those of peft, diffusers and other trainers, and which model they mean.
 
-First the ends of the names are brought into peft's form (`in_peft_form`), then what is before them into layers of the planner
-and the transformer (`by_component`). A file is understood whole or refused.
+First the ends of the names are brought into peft's form (`in_peft_form`), then what is before them into layers of the
+planner and the transformer (`by_component`). A file is understood whole or refused.
 """
 
 import re
@@ -15,9 +15,9 @@ from .lora_fit import adaptable_layers
 
 COMPONENTS = ("planner", "transformer")
 ACCEPTED = (
-    "accepted are `planner.<layer>.lora_A.weight`, `transformer.<layer>.lora_B.weight` and so on; the same without the model's name, or "
-    "with `diffusion_model.` or peft's `base_model.model.` before it, if the layers fit one of the models only; and kohya's "
-    "`lora_unet_<layer, joined by _>.lora_down.weight`"
+    "accepted are `planner.<layer>.lora_A.weight`, `transformer.<layer>.lora_B.weight` and so on; the same without "
+    "the model's name, or with `diffusion_model.` or peft's `base_model.model.` before it, if the layers fit one of "
+    "the models only; and kohya's `lora_unet_<layer, joined by _>.lora_down.weight`"
 )
 # Names of the two matrices in files of other trainers, and peft's.
 _PEFT_NAMES = {
@@ -35,16 +35,18 @@ _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", 
 
 
 def in_peft_form(tensors: dict[str, torch.Tensor], told_alpha: bool) -> dict[str, torch.Tensor]:
-    """Return the tensors under peft's names: `…lora_A.weight`, `…lora_B.weight`, `…lora_B.bias`, `…lora_magnitude_vector`.
+    """Return the tensors under peft's names, which end in `lora_A.weight`, `lora_B.weight` and so on.
 
-    Where a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that a scale of 1 is meant.
+    Where a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that a scale of
+    1 is meant.
 
     Args:
         tensors: by name.
         told_alpha: whether the header tells alpha.
 
     Raises:
-        ValueError: for names that are not understood, for two adapters, and for an alpha that is told twice or belongs to no layer.
+        ValueError: for names that are not understood, for two adapters, and for an alpha that is told twice or belongs
+            to no layer.
     """
     if not tensors:
         raise ValueError("the LoRA holds no tensors")
@@ -71,7 +73,8 @@ def in_peft_form(tensors: dict[str, torch.Tensor], told_alpha: bool) -> dict[str
         )
     if alphas and told_alpha:
         raise ValueError(
-            f"the LoRA tells alpha twice, in its header and as a tensor, `{next(iter(alphas))}{_ALPHA}`; remove one of them"
+            f"the LoRA tells alpha twice, in its header and as a tensor, `{next(iter(alphas))}{_ALPHA}`; remove one "
+            "of them"
         )
     for layer, alpha in alphas.items():
         _multiply_by_alpha(renamed, layer, alpha)
@@ -79,7 +82,7 @@ def in_peft_form(tensors: dict[str, torch.Tensor], told_alpha: bool) -> dict[str
 
 
 def _end_of(name: str) -> tuple[str, str, str | None] | None:
-    """Split the name of a tensor into its layer, what it is of the layer, and the name of the adapter, if that is in it."""
+    """Split a name into the layer, the end in peft's form, and the name of the adapter, if that is in it."""
     old = next((old for old in _PEFT_NAMES if name.endswith(old)), "")
     name = name.removesuffix(old) + _PEFT_NAMES.get(old, "")
     if match := _LENGTHS.fullmatch(name):
@@ -94,7 +97,8 @@ def _refuse_strange(strange: list[str], total: int) -> None:
     no_lora = [name for name in strange if "lora" not in name]
     if no_lora:
         raise ValueError(
-            f"this is no LoRA: {len(no_lora)} of its {total} tensors have names without `lora`, such as {no_lora[0]}; {ACCEPTED}"
+            f"this is no LoRA: {len(no_lora)} of its {total} tensors have names without `lora`, such as {no_lora[0]}; "
+            f"{ACCEPTED}"
         )
     if strange:
         raise ValueError(
@@ -133,14 +137,15 @@ def by_component(
     unwrapped = {_unwrapped(name): tensor for name, tensor in sorted(tensors.items())}
     if len(unwrapped) < len(tensors):
         raise ValueError(
-            "the LoRA has tensors that differ only in what is before the layer's name, such as `module.`; give one of each"
+            "the LoRA has tensors that differ only in what is before the layer's name, such as `module.`; give one of "
+            "each"
         )
     native = [name for name in unwrapped if name.split(".")[0] in COMPONENTS]
     if native and len(native) < len(unwrapped):
         other = next(name for name in unwrapped if name not in native)
         raise ValueError(
-            f"{len(unwrapped) - len(native)} of the {len(unwrapped)} tensors of the LoRA belong to neither planner nor transformer, such as "
-            f"`{other}`; nothing is loaded of a file that fits in part"
+            f"{len(unwrapped) - len(native)} of the {len(unwrapped)} tensors of the LoRA belong to neither planner "
+            f"nor transformer, such as `{other}`; nothing is loaded of a file that fits in part"
         )
     if native:
         return _grouped((*name.split(".", 1), tensor) for name, tensor in unwrapped.items())
@@ -148,7 +153,8 @@ def by_component(
     for name in unwrapped:
         if not any(name in names for names in found.values()):
             raise ValueError(
-                f"the LoRA's tensor `{name}` is of no layer of {' or '.join(models) or 'a model that is loaded'}; {ACCEPTED}"
+                f"the LoRA's tensor `{name}` is of no layer of {' or '.join(models) or 'a model that is loaded'}; "
+                f"{ACCEPTED}"
             )
     owners = {name: [part for part, names in found.items() if name in names] for name in unwrapped}
     if all(len(parts) == 1 for parts in owners.values()):
@@ -178,8 +184,8 @@ def _the_one_that_fits(
     example = next(iter(tensors))
     if len(fitting) > 1:
         raise ValueError(
-            f"the LoRA's names, such as `{example}`, do not tell which model it is for, and it fits {' and '.join(fitting)}; "
-            "put `planner.` or `transformer.` before each name"
+            f"the LoRA's names, such as `{example}`, do not tell which model it is for, and it fits "
+            f"{' and '.join(fitting)}; put `planner.` or `transformer.` before each name"
         )
     if not fitting:
         raise ValueError(f"the LoRA, with names such as `{example}`, fits no model ({'; '.join(reasons)}); {ACCEPTED}")

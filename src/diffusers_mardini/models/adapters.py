@@ -1,7 +1,7 @@
 """Adapters within one model: they come, go and are fused, and the model's own weights stay whole.
 
-Both models have this in the place of diffusers' `PeftAdapterMixin`. Files, names and the pipeline's view of both models are
-`loaders/`; the weight of adapters during one call is `lora_scale.py`.
+Both models have this in the place of diffusers' `PeftAdapterMixin`. Files, names and the pipeline's view of both
+models are `loaders/`; the weight of adapters during one call is `lora_scale.py`.
 """
 
 import functools
@@ -57,7 +57,10 @@ def activate(model: torch.nn.Module, names: Iterable[str]) -> None:
 
 
 def after_deletion(models: list[torch.nn.Module], names: Iterable[str]) -> list[str]:
-    """Return the adapters that run once `names` are deleted: the others of those that run now or else, as in peft, the first left."""
+    """Return the adapters that run once `names` are deleted.
+
+    They are the others of those that run now or, as in peft, the first that is left.
+    """
     names = set(names)
     chosen = list(dict.fromkeys(name for model in models for name in chosen_adapters(model)))
     left = [name for name in chosen if name not in names]
@@ -67,12 +70,12 @@ def after_deletion(models: list[torch.nn.Module], names: Iterable[str]) -> list[
 
 
 def refuse_fused(fused: Iterable[str]) -> None:
-    """Raise `ValueError` if there are fused adapters: what is changed now could not be taken out of the weights again."""
+    """Raise `ValueError` if adapters are fused: what is changed now could not be taken out of the weights again."""
     names = sorted(fused)
     if names:
         raise ValueError(
-            f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'} fused into the weights; call `unfuse_lora()` first (what is fused "
-            "stays in the weights for good with `unload_lora_weights()`)"
+            f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'} fused into the weights; call "
+            "`unfuse_lora()` first (what is fused stays in the weights for good with `unload_lora_weights()`)"
         )
 
 
@@ -86,8 +89,8 @@ def refuse_loaded(adapters: dict[str, list[str]]) -> None:
     if loaded:
         raise ValueError(
             f"LoRA adapters are loaded: {'; '.join(loaded)}. Save them by themselves with `save_lora_weights`, and "
-            "the pipeline or model after `unload_lora_weights()`, or after `fuse_lora()` and `unload_lora_weights()` to "
-            "keep them in it"
+            "the pipeline or model after `unload_lora_weights()`, or after `fuse_lora()` and "
+            "`unload_lora_weights()` to keep them in it"
         )
 
 
@@ -96,8 +99,8 @@ def require_safetensors(name: str | os.PathLike) -> None:
     name = Path(name).name
     if Path(name).suffix.lower() in PICKLES:
         raise ValueError(
-            f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SAFETENSORS} is "
-            "read and written. Convert a file of your own with "
+            f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only "
+            f"{SAFETENSORS} is read and written. Convert a file of your own with "
             "`safetensors.torch.save_file(torch.load(file, weights_only=True), 'pytorch_lora_weights.safetensors')`"
         )
     if not name.endswith(SAFETENSORS):
@@ -113,8 +116,8 @@ def check_adapter_name(name: Any) -> str:
     if isinstance(name, str) and name and "." not in name and not hasattr(torch.nn.ModuleDict(), name):
         return name
     raise ValueError(
-        f"`adapter_name` is {name!r}; expected text without a point that is no method of torch's module dictionaries, such as `keys`; for "
-        f"example {'lora_' + re.sub('[^A-Za-z0-9]+', '_', str(name)).strip('_')!r}"
+        f"`adapter_name` is {name!r}; expected text without a point that is no method of torch's module "
+        f"dictionaries, such as `keys`; for example {'lora_' + re.sub('[^A-Za-z0-9]+', '_', str(name)).strip('_')!r}"
     )
 
 
@@ -169,10 +172,10 @@ def _unless_fused(method: Callable) -> Callable:
 
 
 class MarDiniAdapterMixin(PeftAdapterMixin):
-    """Stands before `ModelMixin`, whose `save_pretrained` it guards.
+    """Keep a model whole while it has adapters. Stands before `ModelMixin`, whose `save_pretrained` it guards.
 
-    While an adapter is fused, whatever changes adapters raises `ValueError`; `unfuse_lora` gives back the strengths from before. With
-    the last adapter, the model is what it was before the first, bit for bit.
+    While an adapter is fused, whatever changes adapters raises `ValueError`; `unfuse_lora` gives back the strengths
+    from before. With the last adapter, the model is what it was before the first, bit for bit.
     """
 
     _before_fusing: AdapterState | None = None
@@ -201,9 +204,9 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Load an adapter whole or not at all, see [`~PeftAdapterMixin.load_lora_adapter`]; it is the only one that runs.
+        """Load an adapter whole or not at all; it is the only one that runs.
 
-        The pipeline's `load_lora_weights` also checks whether it fits.
+        See [`~PeftAdapterMixin.load_lora_adapter`]. The pipeline's `load_lora_weights` also checks whether it fits.
 
         Raises:
             ValueError: for a pickle, a name that cannot be used, missing matrices, and while an adapter is fused.
@@ -218,7 +221,11 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         name = check_adapter_name(get_adapter_name(self) if name is None else name)
         if hotswap:
             before = AdapterState(self, tensors=True)
-            super().load_lora_adapter(source, prefix, hotswap, adapter_name=name, **kwargs)
+            try:
+                super().load_lora_adapter(source, prefix, hotswap, adapter_name=name, **kwargs)
+            except Exception:
+                before.restore()
+                raise
             # peft fills those of all adapters with zeros whose tensors have the name anywhere in theirs.
             before.restore_tensors(but_for=name)
             return
@@ -256,8 +263,8 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         ]  # fmt: skip
         if empty:
             raise ValueError(
-                f"the adapter has no values for {len(empty)} of its matrices, such as `{empty[0]}`; both matrices of every layer must be given, "
-                "named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`"
+                f"the adapter has no values for {len(empty)} of its matrices, such as `{empty[0]}`; both matrices of "
+                "every layer must be given, named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`"
             )
 
     def save_lora_adapter(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -301,9 +308,10 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         """
         self._fuse(names_to_fuse([self], adapter_names), lora_scale, safe_fusing)
 
-    @_unless_fused
     def _fuse(self, names: list[str], lora_scale: float, safe_fusing: bool) -> None:
         """Fuse those of `names` that the model has; without one, let none run until `unfuse_lora`."""
+        if self.is_fused:
+            refuse_fused(fused_adapters(self) or {"another adapter"})
         lora_scale = finite_number(lora_scale, "`lora_scale`")
         self._before_fusing = AdapterState(self)
         try:
@@ -371,8 +379,8 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
     def _restore_trainable(self) -> None:
         """Let require gradients what did before the first adapter.
 
-        peft freezes all weights of a model that it adapts, and torch multiplies frozen weights by another kernel: without
-        this, results after unloading differ in the last bit.
+        peft freezes all weights of a model that it adapts, and torch multiplies frozen weights by another kernel:
+        without this, results after unloading differ in the last bit.
         """
         if loaded_adapters(self):
             return
@@ -388,7 +396,8 @@ def refuse_unknown(names: list[str], loaded: Iterable[str]) -> None:
     unknown = [name for name in names if name not in loaded]
     if unknown:
         raise ValueError(
-            f"{', '.join(map(repr, unknown))} not in the list of present adapters: {', '.join(map(repr, loaded)) or 'none is loaded'}"
+            f"{', '.join(map(repr, unknown))} not in the list of present adapters: "
+            f"{', '.join(map(repr, loaded)) or 'none is loaded'}"
         )
     if len(set(names)) < len(names):
         raise ValueError(f"an adapter is named twice: {', '.join(map(repr, names))}")
@@ -421,8 +430,8 @@ def _refuse_inexact(layer: torch.nn.Module, names: list[str]) -> None:
     dora = [name for name in own if name in lengths]
     if dora and len(own) > 1:
         raise ValueError(
-            f"{', '.join(map(repr, own))} cannot be fused together, because {dora[0]!r} is a DoRA, which scales the weights that it finds; fuse it "
-            "alone, or let the adapters run without fusing"
+            f"{', '.join(map(repr, own))} cannot be fused together, because {dora[0]!r} is a DoRA, which scales the "
+            "weights that it finds; fuse it alone, or let the adapters run without fusing"
         )
     if any((lengths[name].weight == 0).any() for name in dora):
         raise ValueError(f"{dora[0]!r} is a DoRA with lengths of 0, which cannot be taken out of the weights again")

@@ -1,7 +1,7 @@
 """The weight of LoRA layers during one call of a model: `attention_kwargs={"scale": s}`.
 
-Both models use it. diffusers' own decorator divides by the scale afterwards and, after a scale of 0, sets every weight to 1,
-so that what `set_adapters` had chosen is lost; here all weights are put back as they were, to the bit.
+Both models use it. diffusers' own decorator divides by the scale afterwards and, after a scale of 0, sets every weight
+to 1, so that what `set_adapters` had chosen is lost; here all weights are put back as they were, to the bit.
 """
 
 import functools
@@ -51,8 +51,8 @@ def finite_number(value: Any, name: str) -> float:
 def scales_lora(forward: Callable) -> Callable:
     """Decorate `forward`: multiply the weights of all active adapters by `attention_kwargs["scale"]` meanwhile.
 
-    It raises `ValueError` for a scale that is no finite number, and for one other than 1 where that cannot be: with gradient
-    checkpointing, and of adapters that are fused.
+    It raises `ValueError` for a scale that is no finite number, and for one other than 1 where that cannot be: with
+    gradient checkpointing, and of adapters that are fused.
     """
     position = list(inspect.signature(forward).parameters).index("attention_kwargs") - 1  # without `self`
 
@@ -63,15 +63,15 @@ def scales_lora(forward: Callable) -> Callable:
             return forward(self, *args, **kwargs)
         if self.gradient_checkpointing and torch.is_grad_enabled():
             raise ValueError(
-                f"`attention_kwargs` scales LoRA layers by {scale}, but with gradient checkpointing blocks run again when the scale has been "
-                "put back; choose the weight with `set_adapters` instead"
+                f"`attention_kwargs` scales LoRA layers by {scale}, but with gradient checkpointing blocks run again "
+                "when the scale has been put back; choose the weight with `set_adapters` instead"
             )
         # Known by what they have, so that peft need not be there to be asked.
         layers = [module for module in self.modules() if hasattr(module, "scale_layer")]
         if any(layer.merged_adapters for layer in layers):
             raise ValueError(
-                f"`attention_kwargs` scales LoRA layers by {scale}, but adapters are fused into the weights, which have one scale; choose it with "
-                "`fuse_lora(lora_scale=...)`, or call `unfuse_lora()` first"
+                f"`attention_kwargs` scales LoRA layers by {scale}, but adapters are fused into the weights, which "
+                "have one scale; choose it with `fuse_lora(lora_scale=...)`, or call `unfuse_lora()` first"
             )
         before = [copy_scaling(layer) for layer in layers]
         try:
