@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .config import RunConfig
 from .data.buckets import Census, Sampling
+from .data.failures import shown
 from .data.manifest import Manifest, default_path, make_manifest
 from .data.order import num_starts
 from .data.sources import Source, open_source
@@ -98,5 +99,11 @@ def open_clips(config: RunConfig, spec: str) -> Source:
 
 
 def read_clips(config: RunConfig, source: Source) -> Manifest:
-    """What decoding says of every clip of a source, on all cores, as far as it is not known yet; `ValueError` if there is none."""
-    return make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)
+    """Decode what is not known yet of a source, on all cores; `ValueError` if it has no clips.
+
+    What the source passes over, as being no clip, is printed.
+    """
+    manifest = make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)
+    if manifest.notes:
+        print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
+    return manifest

@@ -33,6 +33,66 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ConditionConfig(_Strict):
+    """One condition: what both models are told about each frame (ours, not the paper's)."""
+
+    columns: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Columns of the table beside each clip, `<clip>.csv` or `<clip>.parquet`, a row for each frame; or give `derive`.",
+    )
+    derive: Literal["rate", "motion"] | None = Field(
+        None,
+        description="`rate`: seconds since the frame before in the window; `motion`: mean absolute difference of the latents to it.",
+    )
+    range: list[tuple[float, float]] = Field(
+        min_length=1,
+        description="Lowest and highest value of each channel, scaled to -1 and 1; one pair for all channels, or one for each.",
+    )
+    unit: str = Field("", description="Unit of the values, for errors and cards.")
+    interval: Literal["mean", "sum"] = Field(
+        "mean",
+        description="How the values of frames that a window skips become one: their mean (actions), or their sum.",
+    )
+    drop: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Share of windows that are told nothing of it; raising it helps sampling without.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.columns is None) == (self.derive is None):
+            raise ValueError("give `columns` of the tables beside the clips, or `derive`, and not both")
+        if len(self.range) not in (1, self.channels):
+            raise ValueError(
+                f"range has {len(self.range)} pairs for {self.channels} channels; give one pair, or one for each"
+            )
+        for low, high in self.range:
+            if not low < high:
+                raise ValueError(f"range has [{low}, {high}]; the lowest value must be below the highest")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Numbers that each frame has."""
+        return len(self.columns) if self.columns else 1
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the models' configuration says of it (`condition_info`)."""
+        pairs = [list(pair) for pair in self.range] * (self.channels if len(self.range) == 1 else 1)
+        description = {
+            "rate": "seconds since the frame before in the window",
+            "motion": "mean absolute difference of the latents to the frame before in the window",
+            None: "from a table beside each clip; belongs to the interval that leads to its frame",
+        }[self.derive]
+        names = {"names": list(self.columns)} if self.columns else {}
+        interval = "sum" if self.derive == "rate" else self.interval
+        return {**names, "unit": self.unit, "range": pairs, "interval": interval, "description": description}
+
+
 class DataConfig(_Strict):
     """Clips and how they are read."""
 
@@ -58,6 +118,10 @@ class DataConfig(_Strict):
         le=1,
         description="Share of windows mirrored left to right; above 0 the latent cache is twice as large. Leave it at 0 where left and right differ.",
     )
+    conditions: dict[str, ConditionConfig] = Field(
+        {},
+        description="What the models are told about each frame, by name, such as `action`; see below. None: the paper's models.",
+    )
     from_pixels: bool = Field(
         False,
         description="Decode and encode windows when they are drawn, instead of keeping the latents of all frames: no disk, slower steps.",
@@ -71,6 +135,15 @@ class DataConfig(_Strict):
         Path("runs/manifests"), description="Where it is kept what decoding said of every clip; shared by all runs."
     )
     cache: Path = Field(Path("runs/latents"), description="Where latents are kept between runs.")
+
+    @model_validator(mode="after")
+    def _told_what_is_shown(self):
+        if self.flip > 0 and any(condition.columns for condition in self.conditions.values()):
+            raise ValueError(
+                "flip mirrors windows, and what the tables beside the clips say would stay as it is: a turn to the left would be shown "
+                "as one to the right; set flip to 0"
+            )
+        return self
 
 
 class TaskMixture(_Strict):
@@ -460,6 +533,7 @@ class RunConfig(_Strict):
 MODELS: dict[str, type[BaseModel]] = {
     "": RunConfig,
     "data.": DataConfig,
+    "data.conditions.<name>.": ConditionConfig,
     "optimizer.": OptimizerConfig,
     "lora.": AdapterConfig,
     "stages.<name>.": StageConfig,

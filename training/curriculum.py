@@ -4,8 +4,8 @@ Pure functions of a stage and a `Draw`; which clip and which frames a window has
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -73,6 +73,7 @@ class Batch:
         timesteps: `(batch,)` integers.
         planning_signals_mask: `(batch,)` bool, False where the planning signal is dropped.
         windows: where each row was cut out, in words, for reports.
+        conditions: what each frame is told, `(batch, frames, channels)` by name, NaN where it is told nothing.
     """
 
     latents: torch.Tensor
@@ -83,6 +84,7 @@ class Batch:
     timesteps: torch.Tensor
     planning_signals_mask: torch.Tensor
     windows: tuple[str, ...] = ()
+    conditions: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """On `device`; the host does not wait for what is `pinned`."""
@@ -93,7 +95,8 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return replace(self, **{k: change(v) for k, v in vars(self).items() if torch.is_tensor(v)})
+        changed = {k: change(v) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **changed, conditions={k: change(v) for k, v in self.conditions.items()})
 
 
 def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:
@@ -146,6 +149,7 @@ def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_
     """
     windows = data.draw(sampling, draw.places(), draw.rows("window"))
     latents, planner_latents = data.batch(windows, draw.rows("latents"))  # clips that broke are replaced in `windows`
+    conditions = data.conditions(windows, latents)
     reference_mask = draw_reference_mask(stage, latents.shape[1], draw)
     kept = torch.cat([torch.rand(1, generator=row) for row in draw.rows("dropout")]) >= stage.planning_dropout
     return Batch(
@@ -157,7 +161,26 @@ def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_
         timesteps=draw_timesteps(num_train_timesteps, stage.timestep_shift, draw),
         planning_signals_mask=kept,
         windows=tuple(map(str, windows)),
+        conditions=drop_conditions(conditions, data.condition_drops, kept, draw),
     )
+
+
+def drop_conditions(
+    conditions: dict[str, torch.Tensor], drops: Mapping[str, float], kept: torch.Tensor, draw: Draw
+) -> dict[str, torch.Tensor]:
+    """Leave conditions out at random, whole rows of each: both models learn to do without them, one by one and all together.
+
+    Args:
+        conditions: `(count, frames, channels)` by name.
+        drops: share of the rows that are told nothing of it, by name.
+        kept: `(count,)`; rows whose planning signal is dropped are told nothing at all, as in guidance.
+        draw: the rows.
+    """
+    told = {}
+    for name, values in conditions.items():
+        chosen = torch.cat([torch.rand(1, generator=row) for row in draw.rows(f"condition {name}")]) >= drops[name]
+        told[name] = values.masked_fill(~(chosen & kept)[:, None, None], torch.nan)
+    return told
 
 
 def learning_rate_factor(stage: StageConfig) -> Callable[[int], float]:

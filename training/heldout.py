@@ -83,6 +83,7 @@ def heldout_losses(
         batch = Batch(
             latents[rows], windows.planner_latents[rows], mask[numbers][rows], int((~mask[0]).sum()), noise[rows],
             torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), dtype=torch.bool),
+            conditions={name: values[rows] for name, values in windows.conditions.items()},
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
             signals = plan(planner, batch) if plans else None
@@ -93,7 +94,9 @@ def heldout_losses(
                 loss = diffusion_loss(transformer, scheduler, noisy, signals)
                 add(diffusion_losses, (pattern, share), loss, counted)
             if plans and paints and pattern == given_ends:
-                noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(0.95, scheduler)))
+                noisy = replace(
+                    batch, timesteps=torch.full_like(batch.timesteps, _timestep(0.95, scheduler)), conditions={}
+                )
                 add(unplanned_losses, pattern, diffusion_loss(transformer, scheduler, noisy, None), counted)
 
     found = [*planner_losses.values(), *diffusion_losses.values(), *unplanned_losses.values()]

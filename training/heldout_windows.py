@@ -3,7 +3,7 @@
 `heldout.py` computes their losses, `painting.py` fills in their frames, `quality.py` scores them, `samples.py` draws them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +24,7 @@ class HeldoutWindows:
         numbers: of the windows, out of `range(total)`; their noise and masks follow from them.
         total: windows that were chosen, of which these may be one process's share.
         counted: how many of these count; the others are there because every process needs one.
+        conditions: what each frame is told, `(windows, frames, channels)` by name.
     """
 
     latents: torch.Tensor
@@ -33,6 +34,7 @@ class HeldoutWindows:
     numbers: tuple[int, ...]
     total: int
     counted: int
+    conditions: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def heldout_windows(
@@ -48,5 +50,6 @@ def heldout_windows(
     generators = [step_generator(seed, "heldout", "latents", number) for number in present]
     latents, planner_latents = data.batch(mine, generators)
     return HeldoutWindows(
-        latents, planner_latents, tuple(map(str, mine)), data.fps(mine[0]), tuple(present), len(draws), len(numbers)
-    )
+        latents, planner_latents, tuple(map(str, mine)), data.fps(mine[0]), tuple(present), len(draws), len(numbers),
+        data.conditions(mine, latents),
+    )  # fmt: skip

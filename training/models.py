@@ -18,6 +18,7 @@ from diffusers_mardini.presets import load_preset
 
 from .adapter import add_adapter, load_arguments
 from .config import RunConfig
+from .data.conditions import model_arguments
 from .ema import AveragedWeights
 from .sharding import gather
 from .step import PlannerReconstructionHead
@@ -52,7 +53,10 @@ def make_models(config: RunConfig) -> torch.nn.ModuleDict:
 def _new_models(config: RunConfig) -> torch.nn.ModuleDict:
     preset = load_preset(config.preset)
     torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
-    models = {name: model_class(**{**preset[name], **getattr(config, name)}) for name, model_class in CLASSES.items()}
+    told = model_arguments(config.data.conditions)
+    models = {
+        name: model_class(**{**preset[name], **told, **getattr(config, name)}) for name, model_class in CLASSES.items()
+    }
     if config.init_from is not None:
         start_from(config.init_from, models)
     planner = models["planner"].config
@@ -79,20 +83,27 @@ def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
     Raises:
         ValueError: if their sizes differ.
     """
+
+    def gained(key: str) -> bool:
+        """Whether a weight belongs to a condition, which starts without effect where the pipeline has none."""
+        return key.startswith("condition_embedder.")
+
     for name, model in models.items():
         weights = CLASSES[name].from_pretrained(pipeline, subfolder=name).state_dict()
         own = model.state_dict()
         differing = sorted(
             k
             for k in own.keys() | weights.keys()
-            if k not in own or k not in weights or own[k].shape != weights[k].shape
+            if k not in own
+            or (k not in weights and not gained(k))
+            or (k in weights and own[k].shape != weights[k].shape)
         )
         if differing:
             raise ValueError(
                 f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
                 f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
             )
-        model.load_state_dict(weights)
+        model.load_state_dict({**{k: own[k] for k in own if k not in weights}, **weights})
 
 
 def export_pipeline(

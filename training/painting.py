@@ -5,7 +5,8 @@ learns what one learns that does not.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from accelerate import Accelerator
@@ -51,6 +52,7 @@ class Painter:
         given: Sequence[int],
         numbers: Sequence[int],
         stage: StageConfig,
+        conditions: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Fills in all frames but the given ones, with guidance as the pipeline's default has it.
 
@@ -61,6 +63,7 @@ class Painter:
             given: positions of the frames that are shown.
             numbers: of the windows, `(windows,)`: each has a noise of its own.
             stage: must train the transformer.
+            conditions: what each frame is told, `(windows, frames, channels)` by name.
 
         Returns:
             Clean latents `(windows, frames, channels, height, width)`.
@@ -77,25 +80,37 @@ class Painter:
                     for row in rows.tolist()
                 ]
             )
+            told = {name: values[rows] for name, values in conditions.items()}
             with self.accelerator.autocast():
                 signals = None
                 if not alone:
-                    signals = self.pipe.plan(planner_latents[rows][:, given].to(device), given, latents.shape[1])
+                    low = planner_latents[rows][:, given].to(device)
+                    signals = self.pipe.plan(low, given, latents.shape[1], conditions=told)
                 noise = self.pipe.prepare_latents(tuple(noise.shape), latents=noise)
                 references = latents[rows][:, given].to(device)
                 with self.pipe.progress_bar(total=self.steps) as bar:
-                    painted.append(self.pipe.denoise(noise, references, given, signals, options, bar))
+                    painted.append(self.pipe.denoise(noise, references, given, signals, options, bar, told))
         return torch.cat(painted)
 
     @torch.no_grad()
-    def reconstruct(self, planner_latents: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
+    def reconstruct(
+        self,
+        planner_latents: torch.Tensor,
+        given: Sequence[int],
+        conditions: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> torch.Tensor:
         """Low-resolution windows `(windows, frames, channels, h, w)` as the planner and its head fill them in (Sec. 2.4.1)."""
         windows, frames = planner_latents.shape[:2]
         planner_latents = planner_latents.to(self.accelerator.device)
         mask = reference_mask_from_indices(given, frames, windows, planner_latents.device)
         planner = self.pipe.planner
         with self.accelerator.autocast():
-            signals = planner(planner_latents, mask, num_masked_frames=frames - len(given)).planning_signals
+            signals = planner(
+                planner_latents,
+                mask,
+                num_masked_frames=frames - len(given),
+                conditions={name: values.to(planner_latents.device) for name, values in conditions.items()} or None,
+            ).planning_signals
             filled = unpatchify(self.head(signals), planner.config.patch_size)
         return torch.where(mask[:, :, None, None, None], planner_latents, filled.float())
 

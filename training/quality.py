@@ -33,7 +33,8 @@ def heldout_quality(painter: Painter, windows: HeldoutWindows, stage: StageConfi
     first = accelerator.process_index * share
     mine = [min(number, count - 1) for number in range(first, first + share)]
     latents = windows.latents[mine]
-    painted = painter.decode(painter.paint(latents, windows.planner_latents[mine], given, mine, stage))
+    told = {name: values[mine] for name, values in windows.conditions.items()}
+    painted = painter.decode(painter.paint(latents, windows.planner_latents[mine], given, mine, stage, told))
     scores = score_windows(painted, painter.decode(latents), given)
     names = list(scores)
     stacked = torch.stack([scores[name] for name in names], dim=1).to(accelerator.device)  # (share, scores)

@@ -18,6 +18,7 @@ from .census import StageCensus, open_clips, read_clips
 from .config import RunConfig
 from .curriculum import heldout_sampling, sampling_of
 from .data.buckets import Sampling, assign
+from .data.conditions import ClipConditions
 from .data.failures import FailedClips
 from .data.manifest import Entry, default_path, read_manifest, write_manifest
 from .data.sources import Source
@@ -134,14 +135,15 @@ def _windows(
     config: RunConfig, source: Source, entries: tuple[Entry, ...], samplings: list[Sampling], vae: torch.nn.Module,
     accelerator: Accelerator,
 ) -> Windows:  # fmt: skip
+    clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
     if config.data.from_pixels:
         sizes = sorted({bucket.size for sampling in samplings for bucket in sampling.buckets})
         threads = max(1, config.data.workers)
-        return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads)
+        return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads, clip_conditions)
     return LatentWindows.build(
         source, entries, samplings, vae, config.data.planner_downscale,
         config.data.cache / default_path(source.spec).stem, accelerator.process_index, accelerator.num_processes,
-        accelerator.wait_for_everyone,
+        accelerator.wait_for_everyone, clip_conditions,
     )  # fmt: skip
 
 

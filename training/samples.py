@@ -38,10 +38,15 @@ def draw_samples(
     told = {}
     for task, given in tasks(windows.latents.shape[1]).items():
         if low:
-            latents = painter.reconstruct(windows.planner_latents, given)
+            latents = painter.reconstruct(windows.planner_latents, given, windows.conditions)
         else:
             latents = painter.paint(
-                windows.latents, windows.planner_latents, given, range(len(windows.latents)), stage
+                windows.latents,
+                windows.planner_latents,
+                given,
+                range(len(windows.latents)),
+                stage,
+                windows.conditions,
             )
         painted = painter.decode(latents)
         label = "reconstructed" if low else "generated"

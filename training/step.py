@@ -58,7 +58,10 @@ class MarDiniTrainingModel(nn.Module):
 def plan(planner: nn.Module, batch: Batch) -> torch.Tensor:
     """The planning signals of a batch, `(batch, frames, rows, columns, planning_dim)`."""
     return planner(
-        batch.planner_latents, batch.reference_mask, num_masked_frames=batch.num_masked_frames
+        batch.planner_latents,
+        batch.reference_mask,
+        num_masked_frames=batch.num_masked_frames,
+        conditions=batch.conditions or None,
     ).planning_signals
 
 
@@ -85,6 +88,7 @@ def diffusion_loss(
         batch.reference_mask,
         num_masked_frames=batch.num_masked_frames,
         planning_signals_mask=None if planning_signals is None else batch.planning_signals_mask,
+        conditions=batch.conditions or None,
     ).sample
     target = scheduler.get_velocity(batch.latents, batch.noise, timesteps)
     return masked_mse(velocity, target, masked)

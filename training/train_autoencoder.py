@@ -15,6 +15,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,10 @@ class AutoencoderTrainingConfig(BaseModel):
     planner_downscale: int = Field(2, ge=1, description="How much smaller the planner's frames are; trained too.")
     planner_share: float = Field(0.25, ge=0, lt=1, description="Share of a batch that is of the planner's size.")
 
+    patch: Literal[2, 4, 8, 16] = Field(
+        8,
+        description="Side in pixels of a patch, one latent each; smaller ones are sharper, and more of them have to be predicted.",
+    )
     latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
     width: int = Field(96, ge=8, description="Channels of the residual convolutions.")
     encoder_blocks: int = Field(1, ge=0, description="Residual blocks of the encoder.")
@@ -201,7 +206,7 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
 
     vae = AutoencoderPatchBasis(
         latent_channels=config.latent_channels,
-        block_out_channels=(config.width,) * 4,
+        block_out_channels=(config.width,) * config.patch.bit_length(),  # an entry for each halving, and one more
         encoder_blocks=config.encoder_blocks,
         decoder_blocks=config.decoder_blocks,
         sample_size=config.size,

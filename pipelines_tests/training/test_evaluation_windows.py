@@ -6,7 +6,7 @@ import torch
 
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 from training.evaluation import windows
 from training.evaluation.windows import (
     clip_step,

@@ -81,6 +81,14 @@ def test_zero_steps_keep_the_linear_basis(config):
     assert vae.decoder_residual.conv_out.weight.abs().max() == 0
 
 
+def test_smaller_patches_make_more_latents_of_the_same_pictures(config):
+    vae = run(config.model_copy(update={"steps": 0, "patch": 4}))
+    assert vae.spatial_compression_ratio == 4
+    coarse = json.loads((config.output / "training.json").read_text())["linear"]["psnr"]
+    run(config.model_copy(update={"steps": 0, "patch": 8}))
+    assert coarse > json.loads((config.output / "training.json").read_text())["linear"]["psnr"]
+
+
 def test_measured_quality_is_that_of_the_error():
     class OffBy(AutoencoderPatchBasis):
         def forward(self, sample):

@@ -1,12 +1,14 @@
 """`mardini`: the tasks of the pipeline from the command line.
 
-Every command says first what it will do and last where the result lies. Sizes and costs of models are counted in `costs.py`, uploads
-checked and sent in `hub.py`.
+Every command says first what it will do and last where the result lies, and checks everything that can be checked
+before a model runs. Sizes and costs of models are counted in `costs.py`, uploads checked and sent in `hub.py`.
 """
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,13 +22,18 @@ from PIL import Image, ImageOps
 
 from . import costs, hub
 from .cards import learned_size
-from .hardware import choose_device, choose_dtype
+from .hardware import choose_device, choose_dtype, is_lack_of_memory
 from .pipelines.pipeline_mardini import MarDiniPipeline
+from .video.errors import named_file_errors
+from .video.reading import has_sound
+from .video.writing import keep_frames
 from .video_io import check_writable, read_images, write_video
 
 
 DEFAULT_CHECKPOINT = Path("checkpoints/mardini-tiny-carracing")
 DEFAULT_FPS = 8
+MOST_FRAMES = 2**31 - 1  # what counts them has 32 bits in places
+SEEDS = -(2**63), 2**64 - 1  # what torch's generators take
 
 app = typer.Typer(
     name="mardini",
@@ -80,15 +87,15 @@ def interpolate(
     Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
     """
     with plain_errors():
-        check_output(output, force, fps)
+        check_count("--num-frames", num_frames, 3)
+        fit = fitted_to(begin(output, force, fps, checkpoint, size, seed))
         frames = [_read_one(first), _read_one(last)]
-        fit = fitted_to(target_size(checkpoint, size))
         pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
         first_frame, last_frame = map(fit, frames)
         result = pipe(
             image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
         )
-        save(output, result.frames[0], fps or DEFAULT_FPS)
+        save(output, result.frames[0], fps or DEFAULT_FPS, force)
 
 
 @app.command()
@@ -111,12 +118,12 @@ def animate(
     Example: mardini animate a.png -o moving.gif --seed 3
     """
     with plain_errors():
-        check_output(output, force, fps)
+        check_count("--num-frames", num_frames, 2)
+        fit = fitted_to(begin(output, force, fps, checkpoint, size, seed))
         frame = _read_one(image)
-        fit = fitted_to(target_size(checkpoint, size))
         pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
         result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or DEFAULT_FPS)
+        save(output, result.frames[0], fps or DEFAULT_FPS, force)
 
 
 @app.command()
@@ -142,8 +149,8 @@ def expand(
     Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --num-frames 9
     """
     with plain_errors():
-        check_output(output, force, fps)
-        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
+        check_count("--num-frames", num_frames, 2)
+        frames, rate = read_clip(video, begin(output, force, fps, checkpoint, size, seed), output, force, fps)
         if use_frames is not None:
             if not 1 <= use_frames <= len(frames):
                 raise ValueError(
@@ -158,7 +165,7 @@ def expand(
         task = f"Painting {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
         pipe = load(checkpoint, device, dtype, task)
         result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS, force)
 
 
 @app.command()
@@ -182,11 +189,14 @@ def slow_motion(
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """
     with plain_errors():
-        check_output(output, force, fps)
-        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
-        pipe = load(checkpoint, device, dtype, f"Slowing the {len(frames)} frames of {video} down {factor} times")
+        check_count("--factor", factor, 2)
+        frames, rate = read_clip(video, begin(output, force, fps, checkpoint, size, seed), output, force, fps)
+        total = (len(frames) - 1) * factor + 1
+        check_count(f"--factor is {factor}, so that the number of frames", total)
+        task = f"Slowing the {len(frames)} frames of {video} down {factor} times, to {total}"
+        pipe = load(checkpoint, device, dtype, task)
         result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
-        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS, force)
 
 
 @app.command()
@@ -211,13 +221,14 @@ def extend(
     Example: mardini extend clip.mp4 -o longer.mp4 --num-new-frames 32
     """
     with plain_errors():
-        check_output(output, force, fps)
-        frames, rate = read_clip(video, target_size(checkpoint, size), output, force, fps)
-        pipe = load(checkpoint, device, dtype, f"Adding {num_new_frames} frames to the {len(frames)} of {video}")
+        check_count("--num-new-frames", num_new_frames)
+        frames, rate = read_clip(video, begin(output, force, fps, checkpoint, size, seed), output, force, fps)
+        task = f"Adding {num_new_frames} frames to the {len(frames)} of {video}"
+        pipe = load(checkpoint, device, dtype, task)
         result = pipe.extend(
             frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
         )
-        save(output, result.frames[0], fps or rate or DEFAULT_FPS)
+        save(output, result.frames[0], fps or rate or DEFAULT_FPS, force)
 
 
 @app.command()
@@ -273,16 +284,42 @@ def push(
         print(f"Sent {len(upload.files) + 1} files: {address}")
 
 
-def resolve_checkpoint(checkpoint: str | None) -> str:
-    """What was given, else the environment variable MARDINI_CHECKPOINT, else the one in the checkout.
+def begin(
+    output: Path, force: bool, fps: float | None, checkpoint: str | None, size: str | None, seed: int
+) -> tuple[int, int]:
+    """Check what all tasks have in common, before anything is read; return the width and height to work at.
 
     Raises:
-        ValueError: if none of the three is there.
+        ValueError: where one of them cannot be used.
     """
+    check_output(output, force, fps)
+    if not SEEDS[0] <= seed <= SEEDS[1]:
+        raise ValueError(f"--seed is {seed}; give a number from {SEEDS[0]} to {SEEDS[1]} (2**64 - 1)")
+    resolve_checkpoint(checkpoint)
+    width_and_height = target_size(checkpoint, size)
+    check_output(output, force, fps, width_and_height)
+    return width_and_height
+
+
+def check_count(what: str, number: int, least: int = 1) -> None:
+    """Refuse numbers of frames that are too small to do anything, or that nothing can count.
+
+    Raises:
+        ValueError: of both.
+    """
+    if not least <= number <= MOST_FRAMES:
+        raise ValueError(f"{what} is {number}; give {least} to {MOST_FRAMES}")
+
+
+def resolve_checkpoint(checkpoint: str | None) -> str:
+    """Return what was given, else the environment variable MARDINI_CHECKPOINT, else the one in the checkout.
+
+    Raises:
+        ValueError: if none of the three is there, or what was given can only be a folder and there is none.
+    """
+    checkpoint = checkpoint or os.environ.get("MARDINI_CHECKPOINT")
     if checkpoint:
-        return checkpoint
-    if os.environ.get("MARDINI_CHECKPOINT"):
-        return os.environ["MARDINI_CHECKPOINT"]
+        return _folder_or_hub_id(os.path.expanduser(checkpoint))
     if (DEFAULT_CHECKPOINT / "model_index.json").is_file():
         return str(DEFAULT_CHECKPOINT)
     raise ValueError(
@@ -292,25 +329,26 @@ def resolve_checkpoint(checkpoint: str | None) -> str:
 
 
 def load(checkpoint: str | None, device: str, dtype: str, task: str) -> MarDiniPipeline:
-    """Says what will be done with what, and loads the pipeline."""
+    """Say what will be done with what, and load the pipeline."""
     checkpoint = resolve_checkpoint(checkpoint)
     place = choose_device(device)
     data_type, why = choose_dtype(dtype, place)
     print(f"{task}, with {checkpoint} on {place} in {str(data_type).removeprefix('torch.')} ({why})", flush=True)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
+    with _checkpoint_errors(checkpoint):
+        pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
     pipe.set_progress_bar_config(disable=None)  # silent where there is no terminal
     return pipe
 
 
-def check_output(output: Path, force: bool, fps: float | None) -> None:
-    """Refuses an output that cannot be written, before anything is computed.
+def check_output(output: Path, force: bool, fps: float | None, size: tuple[int, int] | None = None) -> None:
+    """Refuse an output that cannot be written, before anything is computed.
 
     Raises:
         ValueError: as `check_writable` does, or where something stands already and `force` was not given.
     """
-    check_writable(output, DEFAULT_FPS if fps is None else fps)
+    check_writable(output, DEFAULT_FPS if fps is None else fps, size)
     if output.exists() and not force:
         raise ValueError(f"the output {output} exists; give another name, or --force to replace it")
 
@@ -318,7 +356,7 @@ def check_output(output: Path, force: bool, fps: float | None) -> None:
 def parse_size(size: str) -> tuple[int, int]:
     """`"64"` to (64, 64), `"96x64"` to (96, 64): width, height."""
     parts = size.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise ValueError(f'the size is {size!r}; write "64" for a square or "96x64" for width x height in pixels')
     return int(parts[0]), int(parts[-1])
 
@@ -328,9 +366,10 @@ def target_size(checkpoint: str | None, size: str | None) -> tuple[int, int]:
     if size is not None:
         return parse_size(size)
     checkpoint = resolve_checkpoint(checkpoint)
-    _, class_name = MarDiniPipeline.load_config(checkpoint)["vae"]
-    learned = learned_size(class_name, _VaeConfig.load_config(checkpoint, subfolder="vae"))
-    if learned is None:
+    with _checkpoint_errors(checkpoint):
+        _, class_name = MarDiniPipeline.load_config(checkpoint)["vae"]
+        learned = learned_size(class_name, _VaeConfig.load_config(checkpoint, subfolder="vae"))
+    if not isinstance(learned, int) or learned < 1:
         raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
     return learned, learned
 
@@ -352,33 +391,107 @@ def fitted_to(size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
 def read_clip(
     video: Path, size: tuple[int, int], output: Path, force: bool, fps: float | None
 ) -> tuple[list[Image.Image], float | None]:
-    """Frames of a video or a folder of pictures, each made small as it is decoded, and their rate; asks whether `output` can have it."""
+    """Return the frames of a video or a folder of pictures, each made small as it is decoded, and their rate.
+
+    Says where sound is lost, and refuses an output that cannot have this rate.
+    """
     print(f"Reading {video}", flush=True)
     frames, rate = read_images(video, fitted_to(size))
-    check_output(output, force, fps or rate)
+    if has_sound(video):
+        print(f"{video} has sound; the result will have none", flush=True)
+    check_output(output, force, fps or rate, size)
     return frames, rate
 
 
-def save(output: Path, frames: Sequence[Image.Image], fps: float) -> None:
-    """Writes the frames and says where."""
-    write_video(output, frames, fps)
+def save(output: Path, frames: Sequence[Image.Image], fps: float, force: bool) -> None:
+    """Write the frames and say where; where that fails after all, keep them elsewhere.
+
+    Raises:
+        ValueError: which says why they were not written to `output`, and where they are.
+    """
+    try:
+        write_video(output, frames, fps, overwrite=force)
+    except (ValueError, OSError) as error:
+        try:
+            kept = keep_frames(output, frames, fps)
+        except (ValueError, OSError):
+            raise error from None
+        raise ValueError(f"{error}; the finished frames were kept in '{kept}'") from error
     print(f"Wrote {len(frames)} frames of {frames[0].width}x{frames[0].height} to {output}")
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Shows what a user can mend (`ValueError`, a missing file) as one line, without a traceback."""
+    """Show what a user can mend (`ValueError`, `OSError`, too little memory) as one line, without a traceback.
+
+    An interruption and SIGTERM end the command in order, so that nothing unfinished stays on the disk.
+    """
+    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that the terminal lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with _exit_on_sigterm():
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from error
+        except Exception as error:
+            if is_lack_of_memory(error):
+                told = (
+                    f"there is too little memory ({_first_line(error)}); ask for fewer frames, a smaller --size or "
+                    "--dtype bfloat16. `mardini info` counts what a model needs, docs/install.md says what else helps"
+                )
+            elif isinstance(error, (ValueError, OSError)):
+                told = str(error) or type(error).__name__
+            else:
+                raise
+            typer.echo(f"error: {told}", err=True)
+            raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exit that runs every `finally`; by default it kills at once."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _checkpoint_errors(checkpoint: str) -> contextlib.AbstractContextManager:
+    where = "" if os.path.isdir(checkpoint) else " (no folder here, so taken for a Hub id)"
+    return named_file_errors(f"'{checkpoint}'{where}", "a checkpoint")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _VaeConfig(ConfigMixin):
     """Reads the configuration of any autoencoder, from a folder or the Hub."""
 
     config_name = "config.json"
+
+
+def _folder_or_hub_id(checkpoint: str) -> str:
+    """The same, unless it can only be a folder of this machine and is none: the Hub's answer would mislead."""
+    path = Path(checkpoint)
+    if path.is_file():
+        raise ValueError(
+            f"'{checkpoint}' is a file; give the folder of a saved pipeline, which holds model_index.json"
+        )
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"folder '{checkpoint}' holds no model_index.json, so it is no saved pipeline")
+    elif path.is_absolute() or checkpoint.startswith((".", "~")) or len(path.parts) > 2 or "\\" in checkpoint:
+        raise ValueError(
+            f"there is no folder '{checkpoint}'; give the folder of a saved pipeline, or a Hub id (owner/name)"
+        )
+    return checkpoint
 
 
 def _read_one(path: Path) -> Image.Image:

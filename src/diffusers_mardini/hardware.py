@@ -1,9 +1,16 @@
-"""Which device and which number format to run on, where the user does not say."""
+"""Which device and which number format to run on, where the user does not say, and whether memory was too little."""
 
 import torch
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_MEMORY = (  # how torch calls it on a CPU, on MPS and in libraries of CUDA, where it has no class of its own
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "STATUS_ALLOC_FAILED",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -17,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # "meta" has tensors, but no numbers in them
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
@@ -48,4 +55,15 @@ def has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, says that memory could not be had."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY):
+            return True
+        error = error.__cause__
     return False

@@ -5,25 +5,25 @@ aspect ratio, and beside the centre. Decoding itself is the business of `diffuse
 are made by `latents.py`.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import VIDEO_SUFFIXES, natural_key, read_video
+from training.data.failures import reason_lines, sentence, shown
+from training.data.folders import list_folder
+from training.data.metadata import read_metadata
 
 
 CROP_POLICY = "centre of the aspect ratio, PIL bicubic"
 # Where a crop lies along the side that is longer than it: 0 is its beginning, 1 its end.
 CENTRE, OFF_CENTRE = 0.5, (0.0, 0.25, 0.75, 1.0)
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True, order=True)
@@ -64,46 +64,10 @@ class Clips:
     skipped: dict[str, str]
 
 
-def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `metadata.jsonl`, whole or not at all: a folder that has one is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "metadata.jsonl.part"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(folder / "metadata.jsonl")
-
-
-def read_metadata(folder: Path) -> dict[str, dict]:
-    """The rows of `metadata.jsonl` or `metadata.csv` by `file_name`; empty where there is neither.
-
-    Raises:
-        ValueError: if both are there, or a row names no file or is not JSON.
-    """
-    found = [Path(folder) / name for name in METADATA_FILES if (Path(folder) / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"folder '{folder}' has {' and '.join(METADATA_FILES)}; keep one of them")
-    if not found:
-        return {}
-    (path,) = found
-    text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first column
-    if path.suffix == ".csv":
-        lines = [(number, row, str(row)) for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)]
-    else:
-        lines = [(number, None, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = {}
-    for number, row, line in lines:
-        try:
-            row = json.loads(line) if row is None else row
-            if not row["file_name"]:
-                raise KeyError("file_name")
-            rows[row["file_name"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            wanted = "have a file_name" if path.suffix == ".csv" else "be a JSON object with a file_name"
-            raise ValueError(f"line {number} of '{path}' must {wanted}, got {line[:80]!r}") from error
-    return rows
-
-
 def list_clips(folder: str | Path) -> list[Path]:
-    """Video files of a folder in natural order; with a `metadata.jsonl`, exactly those that it names.
+    """List the videos of a folder and the folders in it, in natural order; with metadata, exactly those that they name.
+
+    What is passed over is printed, once in a process.
 
     Raises:
         ValueError: if the folder is missing or has no clips.
@@ -111,14 +75,21 @@ def list_clips(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder of clips at '{folder}'")
-    rows = read_metadata(folder)
-    if rows:
-        paths = [folder / name for name in rows]
-    else:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not paths:
-        raise ValueError(f"folder '{folder}' holds no clips; accepted are {', '.join(VIDEO_SUFFIXES)}")
-    return sorted(paths, key=natural_key)
+    listing = list_folder(folder)
+    metadata = read_metadata(listing)
+    names = listing.videos if metadata is None else list(metadata.rows)
+    if not names:
+        raise ValueError(
+            f"folder '{folder}' holds no clips; accepted are {', '.join(VIDEO_SUFFIXES)}{listing.summary()}"
+        )
+    _tell(str(folder), listing.passed_over(() if metadata is None else metadata.rows))
+    return sorted((folder / name for name in names), key=natural_key)
+
+
+@cache
+def _tell(folder: str, passed_over: tuple[str, ...]) -> None:
+    if passed_over:
+        print("\n  ".join([f"passed over in '{shown(folder)}':", *passed_over]))
 
 
 def square(frames: np.ndarray, size: int) -> torch.Tensor:
@@ -170,14 +141,13 @@ def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Ite
         name = path.relative_to(folder).as_posix()
         try:
             frames, fps = load_clip(path, size)
-        except ValueError as error:
-            skipped[name] = str(error)
+        except FILE_ERRORS as error:
+            skipped[name] = sentence(error)
             continue
         yield name, frames, fps
     if skipped:
         print(f"{len(skipped)} of {len(paths)} clips of '{folder}' were left out:")
-        for skipped_name, reason in skipped.items():
-            print(f"  {skipped_name}: {reason}")
+        print("\n".join(f"  {line}" for line in reason_lines(skipped)))
     if len(skipped) == len(paths):
         raise ValueError(f"none of the {len(paths)} clips of '{folder}' can be read; the reasons stand above")
 

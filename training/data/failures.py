@@ -1,9 +1,52 @@
-"""Clips that could not be read in mid-run, told once and kept with the run; what is read in their place is decided in `windows.py`."""
+"""Clips that could not be read: how their reasons are told, and those that fail in mid-run, kept with the run.
+
+What is read in their place is decided in `windows.py`.
+"""
 
 import contextlib
 import json
+import re
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+
+
+def shown(text: str) -> str:
+    r"""Return a name as a line of UTF-8 can hold it: other bytes as `\xff`, control characters as `\n`."""
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) & 0xFF:02x}", text)
+    text = re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name of the file system can be written to a file of UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def sentence(error: BaseException) -> str:
+    """Return what an error says as one line."""
+    if isinstance(error, MemoryError):
+        return "there was too little memory to read it"
+    return shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def reason_lines(left_out: Mapping[str, str], of_one_reason: int = 10, most: int = 100) -> list[str]:
+    """Return a line for each clip left out, with its reason; where there are very many, some are named, the rest counted."""
+    lines, seen, more = [], Counter(), Counter()
+    for key, reason in left_out.items():
+        seen[reason] += 1
+        if seen[reason] > of_one_reason or len(lines) == most:
+            more[reason] += 1
+        else:
+            lines.append(f"{shown(key)}: {reason}")
+    lines += [f"and {count:,} more: {reason}" for reason, count in more.most_common(10)]
+    rest = sum(more.values()) - sum(count for _, count in more.most_common(10))
+    return [*lines, f"and {rest:,} more, for other reasons"] if rest else lines
 
 
 class FailedClips:
@@ -24,7 +67,9 @@ class FailedClips:
         if (source, clip) in self._known():
             return
         print(
-            f"clip '{clip}' of '{source}' can't be read; other clips take its place from here on: {reason}", flush=True
+            f"clip '{shown(clip)}' of '{shown(source)}' can't be read; other clips take its place from here on: "
+            f"{reason}",
+            flush=True,
         )
         record = {
             "source": source,
@@ -32,13 +77,19 @@ class FailedClips:
             "reason": reason,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+        start = "" if self._text()[-1:] in ("", "\n") else "\n"  # after half a line
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")  # one short write, which processes do not mix up
+            file.write(start + json.dumps(record) + "\n")  # one short write, which processes do not mix up
 
     def _known(self) -> set[tuple[str, str]]:
         known = set()
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # a full disk may have cut a line short
+        for line in self._text().splitlines():
+            with contextlib.suppress(
+                ValueError, LookupError, TypeError
+            ):  # a full disk, or a power cut, left half a line
                 record = json.loads(line)
                 known.add((record["source"], record["clip"]))
         return known
+
+    def _text(self) -> str:
+        return self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""

@@ -7,7 +7,8 @@ Stored are the moments of the autoencoder's posterior, so that each epoch sample
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_mardini.latents import downscale_video, encode_moments
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
+from training.data.failures import reason_lines, sentence
 from training.data.manifest import Entry
 from training.data.sources import Source
 
@@ -27,6 +30,10 @@ FRAME_POLICY = "every frame, upright"
 # A deviation of exp(-10) = 5e-5 is below the resolution of the means in float16: such a posterior is a point.
 _POINT_LOGVAR = -20.0
 _SIZES = ("latents", "planner_latents")
+
+
+class ClipError(ValueError):
+    """A clip that cannot be read, or not any more: it is left out, while other errors end the build or the run."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +82,18 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.folder = folder
-        self.size: tuple[int, int] = tuple(index["settings"]["size"])
-        settings = index["settings"]
-        self.views = frozenset(
-            View(crop, flip)
-            for crop in settings.get("crops", [CENTRE])
-            for flip in ((False, True) if settings["flips"] else (False,))
-        )
-        self.left_out: dict[str, str] = index["left_out"]
-        self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
+        with _damage(folder / "index.json"):
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            settings = index["settings"]
+            self.size: tuple[int, int] = tuple(settings["size"])
+            self.views = frozenset(
+                View(crop, flip)
+                for crop in settings.get("crops", [CENTRE])
+                for flip in ((False, True) if settings["flips"] else (False,))
+            )
+            self.left_out: dict[str, str] = dict(index["left_out"])
+            self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
@@ -95,7 +103,7 @@ class LatentCache:
         """Moments of some frames of a clip, in the stored type.
 
         Raises:
-            ValueError: if the cache does not hold them, or its files have been damaged since it was opened.
+            ValueError: if the cache does not hold them; `ClipError` if its files were damaged since it was opened.
         """
         if view not in self.views:
             raise ValueError(
@@ -118,6 +126,12 @@ class LatentCache:
                     if tensor is not None:
                         parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
         found = {}
+        for size in _SIZES:
+            if not parts.get((size, "mean"), {}).keys() >= set(indices.tolist()):
+                raise ClipError(
+                    f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is "
+                    "made anew"
+                )
         for (size, kind), rows in parts.items():
             # Chunks of a clip may be points while others are not.
             found[size, kind] = torch.stack(
@@ -136,8 +150,8 @@ class LatentCache:
             if name not in names:
                 return None
             return file.get_slice(name)[low - chunk.offset : high - chunk.offset]
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"'{path}' cannot be read ({error}); delete it, and it is made anew") from error
+        except (SafetensorError, *FILE_ERRORS) as error:
+            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
 
 
 def build_latent_cache(
@@ -209,7 +223,7 @@ def build_latent_cache(
     for entry in missing:
         try:
             _encode_clip(source, entry, vae, size, planner_downscale, views, batch_size, writer)
-        except _ClipError as error:
+        except ClipError as error:
             writer.abandon()
             left_out[entry.key] = str(error)
     writer.flush()
@@ -236,10 +250,6 @@ class _Chunk:
     offset: int
     first: int
     end: int
-
-
-class _ClipError(ValueError):
-    """A clip that cannot be read; other errors end the build."""
 
 
 def _encode_clip(
@@ -273,7 +283,7 @@ def _encode_clip(
     if batch:
         encode()
     if done != entry.num_frames:
-        raise _ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
+        raise ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
     writer.end()
 
 
@@ -288,8 +298,8 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
             raise ValueError("the file has changed since the manifest was made")
         for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key)):
             yield frame
-    except (ValueError, OSError) as error:
-        raise _ClipError(str(error)) from error
+    except FILE_ERRORS as error:
+        raise ClipError(sentence(error)) from error
 
 
 class _ShardWriter:
@@ -372,8 +382,10 @@ def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
     for path in sorted(folder.glob("shard-*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:  # refuses a file of another length than its header says
-                header = json.loads(file.metadata()["chunks"])
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError):
+                header = [
+                    (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
+                ]
+        except (SafetensorError, *FILE_ERRORS):
             damaged.append(path)
             continue
         for number, (sha, first, count, total) in enumerate(header):
@@ -403,16 +415,27 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
     left_out = {}
     for rank in range(world):
         file = folder / f"left-out-{rank}.json"
-        left_out |= json.loads(file.read_text(encoding="utf-8"))
+        with _damage(file):
+            left_out |= json.loads(file.read_text(encoding="utf-8"))
         file.unlink()
     for path in folder.glob(".shard-*.part"):  # of a build that was killed
         path.unlink()
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
-        for key, reason in left_out.items():
-            print(f"  {key}: {reason}")
+        print("\n".join(f"  {line}" for line in reason_lines(left_out)))
     clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in known.items()}
     _write_json(folder / "index.json", {"settings": settings, "left_out": left_out, "clips": clips})
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Makes a sentence of what reading a file of the cache raises, with the file's name and what to do."""
+    try:
+        yield
+    except FILE_ERRORS as error:
+        raise ValueError(
+            f"'{path}' is damaged ({sentence(error)}); delete the folder '{path.parent}', and it is made anew"
+        ) from error
 
 
 def _write_json(path: Path, value: object) -> None:

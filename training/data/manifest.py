@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, probe_video
+from training.data.failures import reason_lines, sentence, shown
 from training.data.sources import Source, open_source
 
 
@@ -69,11 +71,13 @@ class Manifest:
         source: what `open_source` was given.
         entries: usable clips and those left out.
         path: the file.
+        notes: what else the source passes over, in lines for the census; not in the file.
     """
 
     source: str
     entries: tuple[Entry, ...]
     path: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> tuple[Entry, ...]:
@@ -84,9 +88,12 @@ class Manifest:
         return tuple(entry for entry in self.entries if entry.status != "ok")
 
     def census(self) -> str:
-        """What there is, in plain lines: counts, rates, sizes, lengths, and every clip left out with its reason."""
+        """Tell what there is in plain lines: counts, rates, sizes, the clips left out with their reasons, what is no clip.
+
+        Where very many clips are left out, some are named and the others counted; the file has them all.
+        """
         ok, left_out = self.ok, self.left_out
-        lines = [f"{len(ok)} of {len(self.entries)} clips of '{self.source}' can be used"]
+        lines = [f"{len(ok)} of {len(self.entries)} clips of '{shown(self.source)}' can be used"]
         if ok:
             frames = [entry.num_frames for entry in ok]
             seconds = sum(entry.duration for entry in ok)
@@ -99,8 +106,8 @@ class Manifest:
             ]
         if left_out:
             lines.append(f"{len(left_out)} left out:")
-            lines += [f"  {entry.key}: {entry.reason}" for entry in left_out]
-        return "\n".join(lines)
+            lines += [f"  {line}" for line in reason_lines({entry.key: entry.reason for entry in left_out})]
+        return "\n".join([*lines, *self.notes])
 
 
 def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
@@ -108,7 +115,7 @@ def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
     spec = str(spec)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(spec).name)
     where = str(Path(spec).resolve()) if Path(spec).exists() else spec
-    return folder / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl"
+    return folder / f"{name}-{hashlib.sha256(where.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}.jsonl"
 
 
 def make_manifest(source: Source, path: str | Path | None = None, workers: int = 1) -> Manifest:
@@ -149,23 +156,18 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
             entries.append(first)
 
         for key in source.keys():
-            stamp = source.stamp(key)
-            old = known.get(key)
-            if old is not None and stamp is not None and old.stamp == stamp:
-                waiting.append(old)
-            else:
-                waiting.append(_start(pool, source, key, stamp, old))
+            waiting.append(_start(pool, source, key, known.get(key)))
             while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
                 take()
         while waiting:
             take()
-    entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.unnamed().items()]
+    entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
     if entries != list(_read_lines(path, header)):
         _write_lines(path, header, entries)
     unfinished.unlink(missing_ok=True)
-    return Manifest(source.spec, tuple(entries), path)
+    return Manifest(source.spec, tuple(entries), path, source.notes())
 
 
 def read_manifest(source: Source, path: Path) -> Manifest | None:
@@ -176,14 +178,14 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
     """
     if not path.is_file():
         return None
-    # Not `splitlines`: a name may hold characters that it takes for the end of a line, such as U+2028.
-    first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     try:
+        # Not `splitlines`: a name may hold characters that it takes for the end of a line, such as U+2028.
+        first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if json.loads(first) != _header(source.spec):
             return None
         return Manifest(source.spec, tuple(Entry.model_validate_json(line) for line in lines), path)
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"'{path}' is damaged ({_sentence(error)}); delete it, and it is made anew") from error
+    except ValueError as error:  # of its encoding, of JSON or of an entry
+        raise ValueError(f"'{path}' is damaged ({sentence(error)}); delete it, and it is made anew") from error
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -195,12 +197,16 @@ def _header(spec: str) -> dict:
     return {"manifest": _VERSION, "source": spec, "decoder": decoder_version()}
 
 
-def _start(pool: ThreadPoolExecutor, source: Source, key: str, stamp: str | None, old: Entry | None) -> Entry | Future:
-    """Opens here, since streams are read in order, and decodes in the pool."""
+def _start(pool: ThreadPoolExecutor, source: Source, key: str, old: Entry | None) -> Entry | Future:
+    """Open here, since streams are read in order, and decode in the pool; what is known of an unchanged clip stays."""
+    stamp = None
     try:
+        stamp = source.stamp(key)
+        if old is not None and stamp is not None and old.stamp == stamp:
+            return old
         opened, fps = source.open(key), source.fps(key)
-    except (ValueError, OSError) as error:
-        return Entry(key=key, status="left out", reason=_sentence(error), stamp=stamp)
+    except FILE_ERRORS as error:
+        return _left_out(key, stamp, error)
     return pool.submit(_probe, key, opened, fps, stamp, old)
 
 
@@ -212,13 +218,20 @@ def _probe(key: str, opened: Path | bytes, fps: float | None, stamp: str | None,
         if size == 0:
             raise ValueError("the file is empty (0 bytes)")
         facts = probe_video(opened, fps)
-    except (ValueError, OSError) as error:
-        return Entry(key=key, status="left out", reason=_sentence(error), stamp=stamp)
+    except FILE_ERRORS as error:
+        return _left_out(key, stamp, error)
     return Entry(
         key=key, status="ok", stamp=stamp, sha256=sha256, size=size, num_frames=facts.num_frames, fps=facts.fps,
         width=facts.width, height=facts.height, start=facts.start, duration=facts.duration, codec=facts.codec,
         timestamps=None if facts.timestamps is None else tuple(round(float(time), 6) for time in facts.timestamps),
     )  # fmt: skip
+
+
+def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
+    # Memory, a disk or a permission may be back the next time, though the file has not changed: without a stamp, the
+    # clip is tried again.
+    passing = any(isinstance(each, (MemoryError, OSError)) for each in (error, error.__cause__))
+    return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
 
 
 def _hash(opened: Path | bytes) -> tuple[str, int]:
@@ -229,7 +242,7 @@ def _hash(opened: Path | bytes) -> tuple[str, int]:
     files = sorted(file for file in opened.iterdir() if file.is_file()) if opened.is_dir() else [opened]
     for file in files:
         if opened.is_dir():
-            digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
+            digest.update(f"{file.name}\n{file.stat().st_size}\n".encode("utf-8", "surrogatepass"))
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -241,14 +254,14 @@ def _read_lines(path: Path, header: dict) -> Iterable[Entry]:
     """Entries of a file with the same header; none where it is absent, damaged, or made by another decoder."""
     if not path.is_file():
         return
-    first, *lines = path.read_text(encoding="utf-8").split("\n")
     try:
+        first, *lines = path.read_text(encoding="utf-8").split("\n")
         if json.loads(first) != header:
             return
         for line in lines[:-1]:  # what follows the last line break is a line that a kill cut short
             yield Entry.model_validate_json(line)
-    except (json.JSONDecodeError, ValidationError) as error:
-        print(f"'{path}' is damaged after some lines and is made anew from there ({_sentence(error)})")
+    except ValueError as error:  # of its encoding, of JSON or of an entry
+        print(f"'{path}' is damaged after some lines and is made anew from there ({sentence(error)})")
 
 
 def _write_lines(path: Path, header: dict, entries: Iterable[Entry]) -> None:
@@ -259,10 +272,6 @@ def _write_lines(path: Path, header: dict, entries: Iterable[Entry]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _counts(values: Iterable[str], most: int = 8) -> str:
@@ -283,8 +292,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         manifest = make_manifest(open_source(arguments.source, arguments.fps), arguments.output, arguments.workers)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(shown(str(error)), file=sys.stderr)
         return 2
     print(manifest.census())
     print(f"the manifest lies in {manifest.path}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 
 
 FPS = 10

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from diffusers_mardini.video_io import read_video
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 from training.data.prepare_laps import motion
 
 

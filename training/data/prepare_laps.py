@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import write_metadata
+from training.data.metadata import write_metadata
 
 
 FPS = 20

@@ -5,13 +5,21 @@ A source lists keys and opens them; it never decodes. What decoding says of each
 """
 
 import hashlib
+import math
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, natural_key
-from training.data.clips import METADATA_FILES, read_metadata
+from diffusers_mardini.video.errors import FILE_ERRORS
+from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from training.data.failures import sentence, shown
+from training.data.folders import METADATA_FILES, Listing, list_folder, natural_path_key
+from training.data.metadata import read_metadata
+
+
+_READ_ERRORS = (*FILE_ERRORS, tarfile.TarError)
 
 
 class Source(Protocol):
@@ -31,8 +39,11 @@ class Source(Protocol):
     def fps(self, key: str) -> float | None:
         """Frames per second of a folder of pictures, `None` for videos, which say it themselves."""
 
-    def unnamed(self) -> dict[str, str]:
-        """Clips that are there and not among `keys`, each with the reason."""
+    def left_out(self) -> dict[str, str]:
+        """Return clips that are there and not among `keys`, with the reason; complete when `keys` has come to its end."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Tell what else is passed over, in lines for the census."""
 
 
 def open_source(spec: str | Path, fps: float | None = None) -> Source:
@@ -58,18 +69,21 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
             f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar shards, "
             "a shard, or datasets:NAME"
         )
-    if any(folder.glob("*.tar")):
-        return WebdatasetShards(spec)
-    if read_metadata(folder):
-        named = folder / next(iter(read_metadata(folder)))
-        return PictureFolders(folder, fps) if named.is_dir() else VideoFolder(folder)
-    if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*")):
-        return VideoFolder(folder)
-    if any(_holds_pictures(path) for path in folder.rglob("*")):
-        return PictureFolders(folder, fps)
+    listing = list_folder(folder)
+    if listing.shards:
+        return WebdatasetShards(spec, listing)
+    metadata = read_metadata(listing)
+    if metadata is not None:
+        of_pictures = os.path.isdir(folder / next(iter(metadata.rows)))
+        return PictureFolders(folder, fps, listing) if of_pictures else VideoFolder(folder, listing)
+    if listing.videos:
+        return VideoFolder(folder, listing)
+    if listing.picture_folders:
+        return PictureFolders(folder, fps, listing)
     raise ValueError(
         f"folder '{spec}' holds no clips; accepted are videos ({', '.join(VIDEO_SUFFIXES)}), folders of pictures "
-        f"({', '.join(PICTURE_SUFFIXES)}) and .tar shards"
+        f"({', '.join(PICTURE_SUFFIXES)}) and .tar shards{listing.summary()}"
+        + ("; the pictures of a clip lie in a folder of their own within it" if listing.pictures else "")
     )
 
 
@@ -86,28 +100,45 @@ class VideoFolder:
     With a `metadata.jsonl` or `metadata.csv`, exactly those that it names.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, listing: Listing | None = None):
+        """`listing` is what lies in the folder, if that is known already."""
         self.folder = Path(folder)
         self.spec = str(folder)
-        self._rows = read_metadata(self.folder)
-        there = (path for path in self.folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        self._there = sorted(_relative(there, self.folder), key=_natural_path_key)
+        self._listing = list_folder(folder) if listing is None else listing
+        self._metadata = read_metadata(self._listing)
+        self._rows = {} if self._metadata is None else self._metadata.rows
+
+    @property
+    def _there(self) -> list[str]:
+        """Everything that is there and can be a clip of this kind."""
+        return self._listing.videos
 
     def keys(self) -> Iterator[str]:
-        yield from sorted(self._rows, key=_natural_path_key) if self._rows else self._there
+        yield from self._there if self._metadata is None else sorted(self._rows, key=natural_path_key)
 
     def open(self, key: str) -> Path:
-        return _existing(self.folder / key)
+        path = _existing(self.folder / key)
+        if path.is_dir():
+            raise ValueError(
+                f"'{path}' is a folder, and this is a source of videos; make folders of pictures a source of their own"
+            )
+        return path
 
     def stamp(self, key: str) -> str | None:
         path = self.folder / key
         return _stat_stamp(path) if path.exists() else None
 
-    def fps(self, key: str) -> None:
+    def fps(self, key: str) -> float | None:
         return None
 
-    def unnamed(self) -> dict[str, str]:
-        return _not_named(self._there, self._rows)
+    def left_out(self) -> dict[str, str]:
+        unnamed = [key for key in self._there if self._metadata is not None and key not in self._rows]
+        reason = f"not named in {' or '.join(METADATA_FILES)}"
+        others = {key: why for key, why in self._listing.left_out.items() if key not in self._rows}
+        return {key: reason for key in unnamed} | others
+
+    def notes(self) -> tuple[str, ...]:
+        return self._listing.notes(self._rows) + (() if self._metadata is None else self._metadata.notes)
 
 
 class PictureFolders(VideoFolder):
@@ -116,60 +147,103 @@ class PictureFolders(VideoFolder):
     Frames per second come from `fps` of the metadata's rows, else from the argument.
     """
 
-    def __init__(self, folder: str | Path, fps: float | None = None):
-        self.folder = Path(folder)
-        self.spec = str(folder)
+    def __init__(self, folder: str | Path, fps: float | None = None, listing: Listing | None = None):
+        super().__init__(folder, listing)
         self._fps = fps
-        self._rows = read_metadata(self.folder)
-        there = (path for path in self.folder.rglob("*") if _holds_pictures(path))
-        self._there = sorted(_relative(there, self.folder), key=_natural_path_key)
-        if fps is None and not all("fps" in self._rows.get(key, {}) for key in self.keys()):
+        self._rates = {
+            key: self._rate(key, row["fps"]) for key, row in self._rows.items() if row.get("fps") not in (None, "")
+        }
+        if fps is None and not all(key in self._rates for key in self.keys()):
             raise ValueError(
                 f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a run's "
                 "`data.picture_fps`, or --fps), or a metadata.jsonl with file_name (the folder) and fps"
             )
 
+    @property
+    def _there(self) -> list[str]:
+        return self._listing.picture_folders
+
+    def _rate(self, key: str, given: object) -> float:
+        try:
+            rate = float(given) if isinstance(given, (int, float, str)) and not isinstance(given, bool) else math.nan
+        except (ValueError, OverflowError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise ValueError(
+                f"'{self._metadata.path}' gives clip '{key}' fps {given!r}; give a positive number, frames per second"
+            )
+        return rate
+
+    def open(self, key: str) -> Path:
+        return _existing(self.folder / key)
+
     def stamp(self, key: str) -> str | None:
         path = self.folder / key
         if not path.is_dir():
             return None
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+        files = (file for file in path.iterdir() if not file.name.startswith("."))
+        files = sorted(file for file in files if file.suffix.lower() in PICTURE_SUFFIXES)
         text = "".join(f"{file.name} {_stat_stamp(file)}\n" for file in files)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def fps(self, key: str) -> float | None:
-        fps = self._rows.get(key, {}).get("fps", self._fps)
-        return None if fps is None else float(fps)
+        return self._rates.get(key, self._fps)
+
+    def left_out(self) -> dict[str, str]:
+        reason = "a video beside folders of pictures; make videos a source of their own"
+        return super().left_out() | {key: reason for key in self._listing.videos if key not in self._rows}
+
+    def notes(self) -> tuple[str, ...]:
+        clips = self._there if self._metadata is None else [*self._there, *self._rows]
+        return self._listing.notes(frozenset(clips)) + (() if self._metadata is None else self._metadata.notes)
 
 
 class WebdatasetShards:
     """Video members of tar shards, read in place: keys are `shard.tar/member.mp4`.
 
     Other members (captions, metadata) are no clips. The shards are local and uncompressed, so that any clip can be read by
-    itself.
+    itself. Of a damaged shard the members before the damage are used.
     """
 
-    def __init__(self, spec: str | Path):
+    def __init__(self, spec: str | Path, listing: Listing | None = None):
+        """`listing` is what lies in the folder of shards, if `spec` is one and that is known already."""
         self.spec = str(spec)
+        self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
+        if self._listing is None:
+            shards = _shards(self.spec)
+        else:
+            shards = [Path(spec) / name for name in self._listing.shards]
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
-        for shard in _shards(self.spec):
-            try:
-                with tarfile.open(_existing(shard), "r:") as tar:
-                    for member in tar:
-                        if member.isfile() and Path(member.name).suffix.lower() in VIDEO_SUFFIXES:
-                            key = f"{shard.name}/{member.name}"
-                            if key in self._members:
-                                raise ValueError(
-                                    f"'{key}' is there twice, in '{self._members[key][0]}' and in '{shard}'; give shards and members "
-                                    "names of their own"
-                                )
-                            self._members[key] = (shard, member.offset_data, member.size)
-            except tarfile.TarError as error:
-                raise ValueError(
-                    f"'{shard}' is no whole, uncompressed .tar shard ({error}); write it again"
-                ) from error
+        self._inside = Listing(self.spec)  # what of the shards is passed over
+        for shard in shards:
+            self._add(_existing(shard))
         if not self._members:
-            raise ValueError(f"the shards of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)})")
+            raise ValueError(
+                f"the shards of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)}){self._inside.summary()}"
+            )
+
+    def _add(self, shard: Path) -> None:
+        members, damage = _members(shard)
+        if damage:
+            self._inside.left_out[shown(shard.name)] = damage
+        keys = [f"{shard.name}/{member.name}" for member in members]
+        clips = {os.path.splitext(key)[0] for key in keys if key.lower().endswith(VIDEO_SUFFIXES)}
+        size = shard.stat().st_size
+        for key, member in zip(keys, members):
+            if any(part.startswith(".") for part in Path(key).parts):
+                self._inside.hidden += 1
+                continue
+            if key in self._members:
+                raise ValueError(
+                    f"'{key}' is there twice, in '{self._members[key][0]}' and in '{shard}'; give shards and members "
+                    "names of their own"
+                )
+            why_not = "" if member.isfile() else "it is a link in the shard; put the file itself there"
+            if member.offset_data + member.size > size:
+                why_not = "the shard ends within it"
+            self._inside.add(key, clips, why_not)
+            if self._inside.videos and self._inside.videos[-1] == key:
+                self._members[key] = (shard, member.offset_data, member.size)
 
     def keys(self) -> Iterator[str]:
         yield from self._members
@@ -180,7 +254,10 @@ class WebdatasetShards:
         shard, offset, length = self._members[key]
         with open(_existing(shard), "rb") as file:
             file.seek(offset)
-            return file.read(length)
+            data = file.read(length)
+        if len(data) < length:
+            raise ValueError(f"'{shard}' ends within '{key}'; it has changed since it was opened")
+        return data
 
     def stamp(self, key: str) -> str | None:
         if key not in self._members or not self._members[key][0].exists():
@@ -191,8 +268,15 @@ class WebdatasetShards:
     def fps(self, key: str) -> None:
         return None
 
-    def unnamed(self) -> dict[str, str]:
-        return {}
+    def left_out(self) -> dict[str, str]:
+        if self._listing is None:
+            return self._inside.left_out
+        reason = "beside .tar shards, which are the clips of this folder; give videos a folder of their own"
+        return self._inside.left_out | self._listing.left_out | dict.fromkeys(self._listing.videos, reason)
+
+    def notes(self) -> tuple[str, ...]:
+        inside = tuple(f"in the shards, {note}" for note in self._inside.notes())
+        return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
 
 class DatasetVideos:
@@ -208,13 +292,16 @@ class DatasetVideos:
         import datasets
 
         self.spec = spec
+        self._listing: Listing | None = None  # of a local folder of videos
         if dataset is None:
             name, _, split = spec.partition(":")[2].partition("#")
             arguments = {"split": split or "train", "streaming": streaming}
-            if Path(name).is_dir() and any(path.suffix.lower() in VIDEO_SUFFIXES for path in Path(name).rglob("*")):
-                dataset = datasets.load_dataset("videofolder", data_dir=name, **arguments)
+            listing = list_folder(name) if Path(name).is_dir() else None
+            if listing is not None and listing.videos:
+                self._listing = listing
+                dataset = _load_dataset(spec, "videofolder", listing, data_dir=name, **arguments)
             else:  # on the Hub, or a folder of parquet or .tar files
-                dataset = datasets.load_dataset(name, **arguments)
+                dataset = _load_dataset(spec, name, listing, **arguments)
         columns = [name for name, feature in (dataset.features or {}).items() if isinstance(feature, datasets.Video)]
         if len(columns) != 1:
             raise ValueError(f"'{spec}' must have one column of videos, it has {columns}")
@@ -224,6 +311,8 @@ class DatasetVideos:
         self._rows: Iterator | None = None  # of a stream
         self._next = 0
         self._last: dict | None = None  # the row before `_next`
+        self._opened: set[str] = set()  # real paths of the files that rows name
+        self._broken: dict[str, str] = {}  # parts of a stream, with the reason
 
     def keys(self) -> Iterator[str]:
         index = 0
@@ -237,15 +326,18 @@ class DatasetVideos:
             raise ValueError(f"{key} of '{self.spec}' holds no video")
         if video["bytes"] is not None:
             return video["bytes"]
-        if Path(video["path"]).is_file():
+        if os.path.isfile(video["path"]):
+            self._opened.add(os.path.realpath(video["path"]))
             return Path(video["path"])
         import fsspec  # hf://, https:// and members of archives, as streamed datasets name them
 
         try:
             with fsspec.open(video["path"], "rb") as file:
                 return file.read()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"'{video['path']}' ({key} of '{self.spec}') cannot be read ({error})") from error
+        except FILE_ERRORS as error:
+            raise ValueError(
+                f"'{video['path']}' ({key} of '{self.spec}') cannot be read ({sentence(error)})"
+            ) from error
 
     def _has(self, index: int) -> bool:
         return self._read_to(index) if self._streamed else index < len(self._dataset)
@@ -259,7 +351,7 @@ class DatasetVideos:
     def _read_to(self, index: int) -> bool:
         """Makes a row of a stream the last one that was read; whether there is such a row."""
         if self._rows is None or index < self._next - 1:
-            self._rows, self._next, self._last = iter(self._dataset), 0, None
+            self._rows, self._next, self._last = self._stream(), 0, None
         while self._next <= index:
             try:
                 self._last = next(self._rows)
@@ -268,47 +360,111 @@ class DatasetVideos:
             self._next += 1
         return True
 
+    def _stream(self) -> Iterator[dict]:
+        """Yields the rows of a stream file by file, so that one that is broken does not take the others with it."""
+        import datasets
+
+        parts = self._dataset.num_shards
+        for part in range(parts):
+            try:
+                yield from self._dataset.shard(parts, part) if parts > 1 else self._dataset
+            except (ConnectionError, TimeoutError):  # the files are not to blame
+                raise
+            except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+                self._broken[f"file {part + 1} of {parts}"] = (
+                    f"its rows, or the rest of them, cannot be read ({sentence(error)})"
+                )
+
     def stamp(self, key: str) -> None:
         return None
 
     def fps(self, key: str) -> None:
         return None
 
-    def unnamed(self) -> dict[str, str]:
-        return {}
+    def left_out(self) -> dict[str, str]:
+        if self._listing is None:
+            return self._broken
+        reason = (
+            "`datasets` does not list it: it is of another split, behind a link, not named in the metadata, or of a format "
+            "that `datasets` does not know; give the folder itself as the source"
+        )
+        real = {key: os.path.realpath(os.path.join(self._listing.root, key)) for key in self._listing.videos}
+        unlisted = {key: reason for key, path in real.items() if path not in self._opened}
+        return self._broken | self._listing.left_out | unlisted
+
+    def notes(self) -> tuple[str, ...]:
+        return () if self._listing is None else self._listing.notes()
+
+
+def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):
+    """Load a dataset; what `datasets` raises gets the names of the files that are to blame, which it rarely says."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, **arguments)
+    except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+        found = [sentence(each) for each in (error, error.__cause__) if each is not None]
+        if listing is not None:
+            found += [f"{key}: {reason}" for key, reason in list(_damaged(listing).items())[:5]]
+            try:
+                read_metadata(listing)
+            except ValueError as metadata_error:
+                found.append(sentence(metadata_error))
+        raise ValueError(f"'{spec}' cannot be loaded by `datasets`: {'; '.join(found)}") from error
 
 
 def _shards(spec: str) -> list[Path]:
-    if Path(spec).is_dir():
-        return sorted(Path(spec).glob("*.tar"), key=natural_key)
     from webdataset.shardlists import expand_urls  # the usual braces: train-{000..009}.tar
 
     return [Path(url) for url in expand_urls(spec)]
 
 
-def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir())
+def _members(shard: Path) -> tuple[list[tarfile.TarInfo], str]:
+    """Return the files in a shard up to its end or to its first damage, and what is wrong with it, or ""."""
+    members: list[tarfile.TarInfo] = []
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isdir():
+                    members.append(member)
+            end = tar.offset
+        with open(shard, "rb") as file:  # what cannot be taken for a header ends the reading without an error
+            file.seek(end)
+            rest = file.read(1 << 16)
+    except _READ_ERRORS as error:
+        return members, f"it is no whole, uncompressed .tar shard ({sentence(error)}); write it again"
+    if rest.strip(b"\0"):
+        return (
+            members,
+            f"what follows its first {end} bytes is damaged, or another archive, and is not read; write it again",
+        )
+    return members, ""
 
 
-def _relative(paths: Iterator[Path], folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in paths]
+def _damaged(listing: Listing) -> dict[str, str]:
+    """Return the files of a folder that `datasets` cannot read, each with the reason."""
+    import pyarrow.parquet
 
-
-def _natural_path_key(key: str) -> list:
-    return [natural_key(part) for part in Path(key).parts]
+    found = dict(listing.left_out)
+    for key in listing.others.get(".parquet", ()):
+        try:
+            pyarrow.parquet.ParquetFile(Path(listing.root, key)).close()
+        except _READ_ERRORS as error:
+            found[shown(key)] = f"it is no whole parquet file ({sentence(error)}); delete it, or write it again"
+    for key in listing.archives:
+        if key.lower().endswith(".tar") and (damage := _members(Path(listing.root, key))[1]):
+            found[shown(key)] = damage
+    return found
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"there is nothing at '{path}'")
+    if not os.path.isfile(path) and not os.path.isdir(path):  # to open a pipe would wait for ever
+        raise ValueError(f"'{path}' is neither a file nor a folder")
     return path
 
 
 def _stat_stamp(path: Path) -> str:
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def _not_named(there: list[str], rows: dict[str, dict]) -> dict[str, str]:
-    reason = f"not named in {' or '.join(METADATA_FILES)}"
-    return {key: reason for key in there if rows and key not in rows}

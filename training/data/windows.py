@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
 from training.data.buckets import Bucket, Census, Sampling, assign
 from training.data.clips import CENTRE, OFF_CENTRE, View
-from training.data.latents import LatentCache, Moments, build_latent_cache, encode_frames
+from training.data.conditions import ClipConditions
+from training.data.failures import sentence, shown
+from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames
 from training.data.manifest import Entry
 from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.sources import Source
@@ -67,7 +70,13 @@ class Windows:
         on_failure: called once with the key and the reason of each of these clips.
     """
 
-    def __init__(self, entries: Iterable[Entry], sizes: Iterable[tuple[int, int]]):
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        sizes: Iterable[tuple[int, int]],
+        clip_conditions: ClipConditions | None = None,
+    ):
+        self.clip_conditions = clip_conditions
         self.entries = tuple(entries)
         self.sizes = tuple(sizes)
         self.failures: dict[str, str] = {}
@@ -181,6 +190,27 @@ class Windows:
         latents, planner_latents = zip(*samples, strict=True)
         return torch.stack(latents), torch.stack(planner_latents)
 
+    @property
+    def condition_drops(self) -> dict[str, float]:
+        """Share of the rows that training tells nothing of a condition, by name."""
+        told = {} if self.clip_conditions is None else self.clip_conditions.conditions
+        return {name: condition.drop for name, condition in told.items()}
+
+    def conditions(self, draws: Sequence[WindowDraw], latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what windows that `batch` returned are told, `(batch, frames, channels)` by name; empty where nothing is.
+
+        Args:
+            draws: as `batch` left them.
+            latents: the first of what it returned.
+        """
+        if self.clip_conditions is None:
+            return {}
+        rows = [
+            self.clip_conditions.of(self._by_key[draw.clip], draw.frames, window)
+            for draw, window in zip(draws, latents)
+        ]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
     def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, view: View) -> WindowDraw:
         clips, rates, shuffled = vars(self._orders[order]).values()
         number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
@@ -200,7 +230,7 @@ class Windows:
             if draw.clip not in self.failures:
                 try:
                     return draw, self._read(self._by_key[draw.clip], draw)
-                except (ValueError, OSError) as error:
+                except ClipError as error:
                     self.failures[draw.clip] = str(error)
                     self.on_failure(draw.clip, str(error))
             draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.view)
@@ -211,12 +241,12 @@ class Windows:
 
     def _print_failure(self, clip: str, reason: str) -> None:
         print(
-            f"clip '{clip}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
+            f"clip '{shown(clip)}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
             f"far): {reason}"
         )
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
-        return None
+        return None if self.clip_conditions is None else self.clip_conditions.why_absent(entry)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
         raise NotImplementedError
@@ -230,8 +260,9 @@ class LatentWindows(Windows):
         entries: Iterable[Entry],
         caches: Mapping[tuple[int, int], LatentCache],
         sizes: Iterable[tuple[int, int]] | None = None,
+        clip_conditions: ClipConditions | None = None,
     ):
-        super().__init__(entries, caches if sizes is None else sizes)
+        super().__init__(entries, caches if sizes is None else sizes, clip_conditions)
         self.caches = dict(caches)
 
     @classmethod
@@ -246,6 +277,7 @@ class LatentWindows(Windows):
         rank: int = 0,
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
+        clip_conditions: ClipConditions | None = None,
     ) -> "LatentWindows":
         """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
         entries, samplings = tuple(entries), tuple(samplings)
@@ -272,11 +304,13 @@ class LatentWindows(Windows):
             for size, clips in sorted(needed.items())
             if clips
         }
-        return cls(entries, caches, sorted(needed))
+        return cls(entries, caches, sorted(needed), clip_conditions)
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
         cache = self.caches[bucket.size]
-        return None if entry in cache else cache.left_out.get(entry.key, "the latent cache does not hold it")
+        if entry not in cache:
+            return cache.left_out.get(entry.key, "the latent cache does not hold it")
+        return super()._why_absent(entry, bucket)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
         return self.caches[draw.bucket.size].read(entry, draw.frames, draw.view)
@@ -296,8 +330,9 @@ class PixelWindows(Windows):
         vae: torch.nn.Module,
         planner_downscale: int,
         workers: int = 2,
+        clip_conditions: ClipConditions | None = None,
     ):
-        super().__init__(entries, sizes)
+        super().__init__(entries, sizes, clip_conditions)
         self.source, self.vae, self.planner_downscale = source, vae, planner_downscale
         self._pool = ThreadPoolExecutor(max(1, workers))
         self._opening = threading.Lock()  # streams are read in order, by one at a time
@@ -319,18 +354,22 @@ class PixelWindows(Windows):
                 self._pending.pop(draw, None)
 
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
-        with self._opening:
-            if self.source.stamp(entry.key) != entry.stamp:
-                raise ValueError("the file has changed or gone since the manifest was made")
-            opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
-        return draw.view.of(read_frames(opened, entry.times(draw.frames), fps), *draw.bucket.size)
+        try:
+            with self._opening:
+                if self.source.stamp(entry.key) != entry.stamp:
+                    raise ValueError("the file has changed or gone since the manifest was made")
+                opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
+            frames = read_frames(opened, entry.times(draw.frames), fps)
+        except FILE_ERRORS as error:
+            raise ClipError(sentence(error)) from error
+        return draw.view.of(frames, *draw.bucket.size)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
         pending = self._pending.pop(draw, None)
         frames = self._decode(entry, draw) if pending is None else pending.result()
         moments = encode_frames(self.vae, frames, self.planner_downscale)
         if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
-            raise ValueError("its latents are not finite; run the autoencoder in float32")
+            raise ClipError("its latents are not finite; run the autoencoder in float32")
         return moments
 
 

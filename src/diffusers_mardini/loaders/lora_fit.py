@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import torch
+from diffusers.utils.peft_utils import get_peft_kwargs
 
 from ..models.adapters import adapter_layers
 
@@ -31,18 +32,9 @@ def adaptable_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 def plain_config(part: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return a configuration with a scale of 1 for every layer, for a file that has none."""
-    ranks = {name.removesuffix(f".{A}"): tensor.shape[0] for name, tensor in part.items() if name.endswith(f".{A}")}
-    rank = max(ranks.values(), key=list(ranks.values()).count)
-    others = {f"^{re.escape(layer)}": own for layer, own in ranks.items() if own != rank}
-    return {
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": others,
-        "alpha_pattern": dict(others),
-        "target_modules": list(ranks),
-        "use_dora": any(name.endswith(LENGTHS) for name in part),
-        "lora_bias": any(name.endswith(BIAS) for name in part),
-    }
+    # As diffusers has it for a file without one.
+    ranks = {f"^{name}": tensor.shape[1] for name, tensor in part.items() if name.endswith(B)}
+    return get_peft_kwargs(ranks, None, part)
 
 
 def check_fit(

@@ -17,6 +17,7 @@ CROSS = (r"^transformer_blocks\..*\.cross_attn$",)
 # What has a row for each branch of guidance, when both are rows of one call.
 BATCHED_ARGUMENTS = (
     "hidden_states", "timestep", "planning_signals", "reference_mask", "planning_signals_mask", "window_state",
+    "conditions",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
+from .conditions import ConditionsMixin, register_changes
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
@@ -37,6 +38,7 @@ from .identity_attention import (
     masked_frame_index,
     rotary_embedding_at,
 )
+from .latent_stem import LatentHead, LatentResidualBlock, LatentStem
 from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
@@ -121,7 +123,7 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
-    MarDiniAdapterMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The light diffusion model of MarDini (Sec. 2.3): predicts the velocity of the masked frames of a window.
@@ -144,17 +146,25 @@ class MarDiniTransformer3DModel(
             Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero at
             the start. A velocity is in part linear in the noised latents, and a narrow model then need not carry them
             through its layers.
+        stem_channels (`int`, defaults to `0`):
+            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the trunk
+            (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
+        stem_blocks (`int`, defaults to `2`): Residual blocks on each side, where there are such convolutions.
         identity_attention (`bool`, defaults to `True`):
             `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with: nothing of a
             window can then be computed once for all steps. The parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
+        conditions (`dict`, *optional*):
+            Ours: what each frame may be told, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
+        condition_info (`dict`, *optional*): Names of the channels, unit, range and more of each condition.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MarDiniTransformerBlock"]
     _repeated_blocks = ["MarDiniTransformerBlock"]
     _skip_layerwise_casting_patterns = [
-        "patch_embed", "time_embed", "planning_embed", "norm", "next_token", "unconditional_planning_signal"
+        "patch_embed", "time_embed", "planning_embed", "stem", "head", "norm", "next_token", "unconditional_planning_signal",
+        "condition_embedder",
     ]  # fmt: skip
     _keep_in_fp32_modules = ["norm2", "norm3", "norm_q", "norm_k"]
     # Every process has a share of each frame's tokens: attention at one place over all frames, and to the plan, stays within it.
@@ -181,15 +191,21 @@ class MarDiniTransformer3DModel(
         rope_theta: float = 10000.0,
         rope_max_frequency: float = 1.0,
         latent_skip: bool = False,
+        stem_channels: int = 0,
+        stem_blocks: int = 2,
         identity_attention: bool = True,
         eps: float = 1e-6,
+        conditions: dict[str, int] | None = None,
+        condition_info: dict[str, dict[str, Any]] | None = None,
     ):
         super().__init__()
         if attention_head_dim % 4:
             raise ValueError(f"`attention_head_dim` is {attention_head_dim}; it must be divisible by 4")
         _check_temporal_attention(temporal_attention)
         dim = num_attention_heads * attention_head_dim
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        patch_channels = (stem_channels or in_channels) * patch_size**2
+        self.stem = LatentStem(in_channels, stem_channels, stem_blocks, dim, eps) if stem_channels else None
+        self.patch_embed = nn.Linear(patch_channels, dim)
         self.next_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.next_tokens = NextTokens()
         self.unconditional_planning_signal = nn.Parameter(torch.randn(planning_dim) * 0.02)
@@ -213,10 +229,13 @@ class MarDiniTransformer3DModel(
         )
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.out_modulation = nn.Linear(dim, 2 * dim)
-        self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, patch_channels)
+        self.head = LatentHead(stem_channels, in_channels, stem_blocks, dim, eps) if stem_channels else None
         self.skip_gain = nn.Linear(dim, in_channels) if latent_skip else None
         self.gradient_checkpointing = False
         self._initialize_weights()
+        # Last, so that a seed gives all other weights as it does without conditions.
+        self.condition_embedder = self._make_conditions(conditions, condition_info)
 
     def _initialize_weights(self):
         for module in self.modules():
@@ -232,17 +251,19 @@ class MarDiniTransformer3DModel(
         for layer in (self.out_modulation, self.proj_out, self.skip_gain):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            if isinstance(module, LatentResidualBlock):
+                nn.init.zeros_(module.modulation.weight)
+        if self.head is not None:
+            nn.init.zeros_(self.head.conv_out.weight)
+            nn.init.zeros_(self.head.conv_out.bias)
 
     def set_temporal_attention(self, temporal_attention: str) -> None:
         """Swaps `"spatiotemporal"` for `"temporal"` attention or back, keeping all weights (Sec. 2.4.2, Fig. 4)."""
         _check_temporal_attention(temporal_attention)
         for block in self.transformer_blocks:
             block.temporal_attn.kind = temporal_attention
-        self.register_to_config(temporal_attention=temporal_attention)
-        # `from_config` leaves out what is listed as a default.
-        defaults = self.config.get("_use_default_values")
-        if defaults is not None:
-            defaults[:] = [key for key in defaults if key != "temporal_attention"]
+        register_changes(self, temporal_attention=temporal_attention)
 
     def enable_cache(self, config: Any) -> None:
         """Reuses features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
@@ -261,6 +282,7 @@ class MarDiniTransformer3DModel(
         return_dict: bool = True,
         window_state: MarDiniWindowState | None = None,
         return_window_state: bool = False,
+        conditions: dict[str, torch.Tensor | None] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor] | MarDiniWindowState:
         r"""
         Predicts the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
@@ -290,10 +312,14 @@ class MarDiniTransformer3DModel(
             return_dict (`bool`, defaults to `True`): Whether to return a `Transformer2DModelOutput` or a tuple.
             window_state (`MarDiniWindowState`, *optional*):
                 What an earlier call returned for this window. `hidden_states` are then the noised latents of its masked frames,
-                in order, `(batch, masked frames, channels, height, width)`, and the plan and the masks are not given again.
+                in order, `(batch, masked frames, channels, height, width)`; the plan, the masks and the conditions are
+                not given again.
             return_window_state (`bool`, defaults to `False`):
                 Returns the state of the window instead of a velocity. Needs `num_masked_frames`; what stands at masked frames is
                 not read, nor is `timestep`.
+            conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
+                What each frame is told, reference or masked; NaN in all channels of a frame that is told nothing.
+                Leave them out of the unconditional pass of guidance, like `planning_signals`.
 
         Returns:
             `Transformer2DModelOutput` with `sample` of the shape of `hidden_states`; what stands at reference frames has no
@@ -303,11 +329,11 @@ class MarDiniTransformer3DModel(
             ValueError: where shapes, dtypes or the patch size do not fit, or arguments exclude each other.
         """
         if window_state is not None:
-            given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask)
+            given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions)
             if return_window_state or any(argument is not None for argument in given):
                 raise ValueError(
-                    "`window_state` holds the plan and the masks of its window; give neither of them again, nor "
-                    "`return_window_state`"
+                    "`window_state` holds the plan, the masks and the conditions of its window; give none of them "
+                    "again, nor `return_window_state`"
                 )
             sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -315,18 +341,21 @@ class MarDiniTransformer3DModel(
             raise ValueError("`reference_mask` is missing; give it, or the `window_state` of an earlier call")
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
         planning_tokens, *planner_grid = self._planning_tokens(hidden_states, planning_signals, planning_signals_mask)
-        if return_window_state:
-            return self._window_state(hidden_states, planning_tokens, planner_grid, reference_mask, num_masked_frames)
         frames = hidden_states.shape[1]
+        condition_emb = self._embed_conditions(conditions, hidden_states, frames)  # (batch, frames, 1, dim), or None
+        if return_window_state:
+            return self._window_state(
+                hidden_states, planning_tokens, planner_grid, reference_mask, num_masked_frames, condition_emb
+            )
 
-        # 1. Conditions: timestep 0 at reference frames (they are clean), and the planning signal pooled over each frame.
+        # 1. Modulation: timestep 0 at reference frames (they are clean), conditions, and the frame's pooled plan.
         timestep = _per_frame_timestep(timestep, *reference_mask.shape, reference_mask.device)
-        temb = self._embed_timestep(timestep.masked_fill(reference_mask, 0), hidden_states.dtype)
+        temb = self._embed_timestep(timestep.masked_fill(reference_mask, 0), hidden_states.dtype, condition_emb)
         planning_temb = nn.functional.silu(temb + self._pool_plan(planning_tokens))  # (batch, frames, 1, dim)
         temb = nn.functional.silu(temb)  # (batch, frames, 1, dim)
 
         # 2. Tokens: every row of patches ends with [NEXT].
-        tokens, rows, columns = self._embed_patches(hidden_states)
+        tokens, rows, columns, features = self._embed_patches(hidden_states, temb)
 
         # 3. Places, and which frames ask across frames.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
@@ -345,7 +374,7 @@ class MarDiniTransformer3DModel(
                 tokens = block(tokens, *arguments)
 
         # 5. Velocity.
-        sample = self._velocity(tokens, temb, rows, hidden_states)
+        sample = self._velocity(tokens, temb, rows, hidden_states, features)
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
@@ -357,6 +386,7 @@ class MarDiniTransformer3DModel(
         planner_grid: list[int],
         reference_mask: torch.Tensor,
         num_masked_frames: int | None,
+        condition_emb: torch.Tensor | None,
     ) -> MarDiniWindowState:
         """Runs the reference frames alone through all blocks."""
         if not self.config.identity_attention:
@@ -371,13 +401,17 @@ class MarDiniTransformer3DModel(
                 f"`num_masked_frames`, 1 to {frames - 1} (got {num_masked_frames}), or call without `return_window_state`"
             )
         masked, references = frame_indices(reference_mask, num_masked_frames)
-        tokens, rows, columns = self._embed_patches(frames_at(hidden_states, references))
-
         pooled_plan = self._pool_plan(planning_tokens)  # (batch, frames, 1, dim)
-        clean = torch.zeros(batch, 1, device=tokens.device)
-        temb = self._embed_timestep(clean, tokens.dtype)  # (batch, 1, 1, dim)
+        clean = torch.zeros(batch, 1, device=hidden_states.device)
+        reference_condition_emb, masked_condition_emb = None, None
+        if condition_emb is not None:
+            reference_condition_emb, masked_condition_emb = (frames_at(condition_emb, i) for i in (references, masked))
+        temb = self._embed_timestep(
+            clean, hidden_states.dtype, reference_condition_emb
+        )  # (batch, 1 or references, 1, dim)
         planning_temb = nn.functional.silu(temb + frames_at(pooled_plan, references))
         temb = nn.functional.silu(temb)
+        tokens, rows, columns, _ = self._embed_patches(frames_at(hidden_states, references), temb)
 
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
@@ -397,6 +431,7 @@ class MarDiniTransformer3DModel(
             query_rotary_emb=cross_rotary_emb[:2],
             temporal_attention=self.config.temporal_attention,
             size=(rows, columns),
+            condition_emb=masked_condition_emb,
         )
 
     def _denoise_masked_frames(
@@ -418,38 +453,54 @@ class MarDiniTransformer3DModel(
                 f"this one has {len(self.transformer_blocks)} and {self.config.temporal_attention}: make it anew"
             )
         timestep = _per_frame_timestep(timestep, *expected[:2], hidden_states.device)
-        temb = self._embed_timestep(timestep, hidden_states.dtype)  # (batch, masked frames, 1, dim)
+        temb = self._embed_timestep(
+            timestep, hidden_states.dtype, state.condition_emb
+        )  # (batch, masked frames, 1, dim)
         planning_temb = nn.functional.silu(temb + state.pooled_plan)
         temb = nn.functional.silu(temb)
-        tokens, rows, _ = self._embed_patches(hidden_states)
+        tokens, rows, _, features = self._embed_patches(hidden_states, temb)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(
                 tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state
             )  # fmt: skip
-        return self._velocity(tokens, temb, rows, hidden_states)
+        return self._velocity(tokens, temb, rows, hidden_states, features)
 
-    def _embed_timestep(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`(batch, frames)` to `(batch, frames, 1, dim)`."""
-        return self.time_embed(self.time_proj(timestep.flatten()).to(dtype)).unflatten(0, timestep.shape)[:, :, None]
+    def _embed_timestep(
+        self, timestep: torch.Tensor, dtype: torch.dtype, condition_emb: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embed timesteps `(batch, frames)`, and add what the frames are told: `(batch, frames, 1, dim)`."""
+        temb = self.time_embed(self.time_proj(timestep.flatten()).to(dtype)).unflatten(0, timestep.shape)[:, :, None]
+        return temb if condition_emb is None else temb + condition_emb
 
     def _pool_plan(self, planning_tokens: torch.Tensor) -> torch.Tensor:
         """`(batch, frames, planning tokens, planning_dim)` to `(batch, frames, 1, dim)`."""
         return self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
 
-    def _embed_patches(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-        """Latents to tokens `(batch, frames, rows * (columns + 1), dim)`, and rows and columns of patches."""
-        patches = patchify(hidden_states, self.config.patch_size)
+    def _embed_patches(
+        self, hidden_states: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, int, int, torch.Tensor | None]:
+        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of patches, and
+        the features of the stem, where there is one."""
+        features = None if self.stem is None else self.stem(hidden_states, temb)
+        patches = patchify(hidden_states if features is None else features, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
-        return self.next_tokens(self.patch_embed(patches), self.next_token), rows, columns
+        return self.next_tokens(self.patch_embed(patches), self.next_token), rows, columns, features
 
     def _velocity(
-        self, tokens: torch.Tensor, temb: torch.Tensor, rows: int, hidden_states: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        temb: torch.Tensor,
+        rows: int,
+        hidden_states: torch.Tensor,
+        features: torch.Tensor | None,
     ) -> torch.Tensor:
         """The last layers: tokens of the last block to velocities of the shape of `hidden_states`, the noised latents."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
         tokens = torch.addcmul(shift, self.norm_out(tokens), 1 + scale)
         patches = self.proj_out(remove_next_tokens(tokens, rows))
         sample = unpatchify(patches, self.config.patch_size)  # (batch, frames, channels, height, width)
+        if self.head is not None:
+            sample = self.head(sample, features, temb)
         if self.skip_gain is not None:
             gain = self.skip_gain(temb)[:, :, 0, :, None, None]  # (batch, frames, channels, 1, 1)
             sample = sample + gain * hidden_states

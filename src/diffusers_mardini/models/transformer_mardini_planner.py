@@ -20,6 +20,7 @@ from torch import nn
 
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
+from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
 from .lora_scale import scales_lora
@@ -74,7 +75,7 @@ class MarDiniPlannerTransformerBlock(nn.Module):
 
 
 class MarDiniPlannerTransformer3DModel(
-    MarDiniAdapterMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The planning model of MarDini (Sec. 2.2): a masked autoregressive transformer over a low-resolution window.
@@ -94,12 +95,15 @@ class MarDiniPlannerTransformer3DModel(
             `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with. The
             parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
+        conditions (`dict`, *optional*):
+            Ours: what each frame may be told, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
+        condition_info (`dict`, *optional*): Names of the channels, unit, range and more of each condition.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MarDiniPlannerTransformerBlock"]
     _repeated_blocks = ["MarDiniPlannerTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "mask_token", "next_token"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "mask_token", "next_token", "condition_embedder"]
     _keep_in_fp32_modules = ["norm1", "norm2", "norm3", "norm_q", "norm_k", "norm_out"]
     _cp_plan = {
         "next_tokens": {0: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True)},
@@ -120,6 +124,8 @@ class MarDiniPlannerTransformer3DModel(
         rope_max_frequency: float = 1.0,
         identity_attention: bool = True,
         eps: float = 1e-6,
+        conditions: dict[str, int] | None = None,
+        condition_info: dict[str, dict[str, Any]] | None = None,
     ):
         super().__init__()
         if attention_head_dim % 4:
@@ -139,6 +145,8 @@ class MarDiniPlannerTransformer3DModel(
         self.norm_out = FP32RMSNorm(dim, eps)
         self.gradient_checkpointing = False
         self._initialize_weights()
+        # Last, so that a seed gives all other weights as it does without conditions.
+        self.condition_embedder = self._make_conditions(conditions, condition_info)
 
     def _initialize_weights(self):
         for module in self.modules():
@@ -159,6 +167,7 @@ class MarDiniPlannerTransformer3DModel(
         num_masked_frames: int | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        conditions: dict[str, torch.Tensor | None] | None = None,
     ) -> MarDiniPlannerOutput | tuple[torch.Tensor]:
         r"""
         Plans a window.
@@ -172,12 +181,14 @@ class MarDiniPlannerTransformer3DModel(
                 (the caller vouches for it). `None` for rows that keep different numbers of frames.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `MarDiniPlannerOutput` or a tuple.
+            conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
+                What each frame is told, masked or not; NaN in all channels of a frame that is told nothing.
 
         Returns:
             `MarDiniPlannerOutput` with `planning_signals` of shape `(batch, frames, rows, columns, channels)`.
 
         Raises:
-            ValueError: where shapes, the mask's dtype or the patch size do not fit.
+            ValueError: where shapes, the mask's dtype, the patch size or the names of conditions do not fit.
         """
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
         is_reference = reference_mask[:, :, None, None, None]
@@ -189,6 +200,9 @@ class MarDiniPlannerTransformer3DModel(
         patches = self.patch_embed(patches)  # (batch, frames, rows, columns, dim)
         patches = torch.where(is_reference, patches, self.mask_token.to(patches.dtype))
         tokens = self.next_tokens(patches, self.next_token)  # (batch, frames, rows * (columns + 1), dim)
+        condition_emb = self._embed_conditions(conditions, hidden_states, frames)  # (batch, frames, 1, dim), or None
+        if condition_emb is not None:
+            tokens = tokens + condition_emb
 
         # 2. Places, and which frames ask.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)

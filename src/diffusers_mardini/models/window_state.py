@@ -34,8 +34,8 @@ class MarDiniBlockState:
 class MarDiniWindowState:
     """Everything about a window that no step changes, for its masked frames to be denoised alone.
 
-    It holds for one set of reference latents, one plan and one set of weights (LoRA scales included): when one of them changes, make
-    another. Under guidance each branch has its own.
+    It holds for one set of reference latents, one plan, one set of conditions and one set of weights (LoRA scales
+    included): when one of them changes, make another. Under guidance each branch has its own.
 
     Attributes:
         blocks: a `MarDiniBlockState` for each block.
@@ -44,6 +44,7 @@ class MarDiniWindowState:
         query_rotary_emb: `(cos, sin)` of the queries of the cross-attention, each `(tokens, 1, head_dim)`.
         temporal_attention: the kind it was made for.
         size: rows and columns of patches of a frame.
+        condition_emb: `(batch, masked frames, 1, dim)`: each frame's conditions, embedded; `None` for a model without.
     """
 
     blocks: tuple[MarDiniBlockState, ...]
@@ -52,6 +53,7 @@ class MarDiniWindowState:
     query_rotary_emb: tuple[torch.Tensor, torch.Tensor]
     temporal_attention: str
     size: tuple[int, int]
+    condition_emb: torch.Tensor | None = None
 
     @property
     def batch_size(self) -> int:

@@ -1,11 +1,13 @@
 """Blocks before the denoising: how is sampled, checked before a model runs, and the noise that it starts from."""
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
+from ..pipelines.conditions import read_conditions
 from ..pipelines.inputs import whole_number
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..pipelines.sampling_options import SamplingOptions
@@ -39,6 +41,12 @@ NOISE = InputParam(
     "latents", type_hint=torch.Tensor, description="The noise itself, (videos, num_frames, channels, h, w)."
 )
 
+CONDITIONS = InputParam(
+    "conditions",
+    type_hint=dict[str, Any],
+    description="What the frames are told, by name; (num_frames, channels) each.",
+)
+
 
 class MarDiniSamplingOptionsStep(MarDiniBlock):
     """Checks how the window is to be sampled, before any model runs."""
@@ -54,6 +62,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             NUM_VIDEOS,
             NOISE,
             InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+            CONDITIONS,
         ]
 
     @property
@@ -63,6 +72,9 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             OutputParam(
                 "latents_shape", type_hint=tuple[int, ...], description="(videos, num_frames, channels, h, w)."
             ),
+            OutputParam(
+                "conditions", type_hint=dict[str, torch.Tensor], description="(batch, num_frames, channels) each."
+            ),
         ]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
@@ -71,6 +83,9 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
         shape = pipe._latents_shape(batch * per_row, block_state.num_frames, height, width)
         pipe.check_inputs(options, batch * per_row, block_state.output_type, block_state.latents, shape)
+        block_state.conditions = read_conditions(
+            block_state.conditions, pipe.conditions, batch, block_state.num_frames
+        )
         pipe._set_timesteps(options)
         pipe._reset_call()
         block_state.sampling_options = options
@@ -93,6 +108,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
             InputParam(
                 "planning_signals", required=True, type_hint=torch.Tensor, description="A row for each of the batch."
             ),
+            CONDITIONS,
             NUM_VIDEOS,
             NOISE,
         ]
@@ -103,12 +119,17 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
             OutputParam("latents", type_hint=torch.Tensor, description="The noise at the scheduler's first level."),
             OutputParam("reference_latents", type_hint=torch.Tensor, description="A row for each video."),
             OutputParam("planning_signals", type_hint=torch.Tensor, description="A row for each video."),
+            OutputParam("conditions", type_hint=dict[str, torch.Tensor], description="A row for each video."),
         ]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         for name in ("reference_latents", "planning_signals"):
             rows = getattr(block_state, name)
             setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))
+        block_state.conditions = {
+            name: rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0)
+            for name, rows in (block_state.conditions or {}).items()
+        }
         block_state.latents = pipe.prepare_latents(
             block_state.latents_shape, block_state.sampling_options.generator, block_state.latents
         )

@@ -40,6 +40,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
             InputParam("planning_signals", required=True, type_hint=Tensor, description="A row for each video."),
             InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="How to sample."),
+            InputParam("conditions", type_hint=dict[str, Tensor], description="A row for each video."),
         ]
 
     @property
@@ -60,5 +61,6 @@ class MarDiniDenoiseStep(MarDiniBlock):
                 block_state.planning_signals,
                 block_state.sampling_options,
                 progress_bar,
+                block_state.conditions,
             )
         pipe.maybe_free_model_hooks()  # drops what caches have kept

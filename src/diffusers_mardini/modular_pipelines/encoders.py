@@ -59,6 +59,7 @@ class MarDiniPlannerStep(MarDiniBlock):
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
             InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
             InputParam("attention_kwargs", type_hint=dict[str, Any], description='`{"scale": s}` scales LoRA layers.'),
+            InputParam("conditions", type_hint=dict[str, Tensor], description="(batch, num_frames, channels) each."),
         ]
 
     @property
@@ -75,4 +76,5 @@ class MarDiniPlannerStep(MarDiniBlock):
             block_state.given_indices,
             block_state.num_frames,
             block_state.attention_kwargs,
+            block_state.conditions,
         )

@@ -4,7 +4,7 @@ Both keep latents, not pixels, from window to window: a given frame is encoded o
 not drift. Windows that do not wait for each other may run as rows of one batch. One window is sampled by `pipeline_mardini.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 
 from ..latents import decode_latents
 from ..masking import interpolation_indices, leading_indices
+from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, whole_number
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
@@ -64,6 +65,7 @@ class LongVideoMixin:
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
+        conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Puts `factor - 1` frames between every two neighbours, by interpolating again and again (Fig. 11).
@@ -80,6 +82,10 @@ class LongVideoMixin:
             window_batch_size (`int`, defaults to `1`):
                 Most windows that run at once, as rows of one batch: more use an accelerator better and take more memory.
                 The first noise of a window does not depend on it; that of later steps (`eta` above 0) does.
+            conditions (`dict`, *optional*):
+                What the frames of the result are told, `((n - 1) * factor + 1, channels)`. Where a window skips
+                frames, it is told the mean over the interval, or the sum for conditions whose configuration says so; a sum
+                may be beyond the range that the checkpoint learned.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
             and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames of the window it fell in
             hold noise, and those of later ones the autoencoder's picture of latents of zero.
@@ -104,7 +110,8 @@ class LongVideoMixin:
         num_frames = (num_given - 1) * factor + 1
         batches = batch_windows(slow_motion_windows(num_given, factor, window), window_batch_size)
         places = list(range(0, num_frames, factor))
-        latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size)
+        conditions = read_conditions(conditions, self.conditions, len(pixels), num_frames)
+        latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size, conditions)
         frames = self.decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -130,6 +137,7 @@ class LongVideoMixin:
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
+        conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Continues a clip window by window, each led by the last frames of the one before.
@@ -141,6 +149,9 @@ class LongVideoMixin:
             overlap (`int`, defaults to half of `window`):
                 How many known frames lead each window, less than `window`. More keep the motion steadier and take
                 longer. A shorter `video` leads the first window with the frames it has.
+            conditions (`dict`, *optional*):
+                What the frames are told, `(len(video) + num_new_frames, channels)`, or `(num_new_frames, channels)` to
+                leave the given ones untold. Surplus frames are told the same as the last one.
             The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
             and the callback is called in every window. After an interruption, frames of the window it fell in hold noise, and those of later
             ones the autoencoder's picture of latents of zero.
@@ -170,7 +181,10 @@ class LongVideoMixin:
         windows = extension_windows(num_given, num_new_frames, window, overlap)
         num_frames = windows[-1].places[-1] + 1  # whole windows: the last may make more than was asked for
         batches = [[window] for window in windows]  # each waits for the one before
-        latents = self._run_windows(pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size)
+        conditions = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
+        latents = self._run_windows(
+            pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size, conditions
+        )
         frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -206,6 +220,7 @@ class LongVideoMixin:
         batches: list[list[Window]],
         options: SamplingOptions,
         decode_chunk_size: int,
+        conditions: Conditions,
     ) -> torch.Tensor:
         """Fills a video window by window.
 
@@ -216,6 +231,7 @@ class LongVideoMixin:
             batches: the windows in the order they run; those of a batch run at once and have the same known frames.
             options: how each is sampled.
             decode_chunk_size: most frames that the VAE takes at once.
+            conditions: of the video, what `read_conditions` returned.
 
         Returns:
             Latents of the video, `(batch, num_frames, channels, h, w)`.
@@ -240,9 +256,11 @@ class LongVideoMixin:
                 known, length = windows[0].known, len(windows[0].places)
                 known_places = [[window.places[i] for i in known] for window in windows]
                 # Rows of one window after those of another: (windows * videos, ...).
+                parts = [conditions_at(conditions, self.conditions, window.places) for window in windows]
+                window_conditions = {name: torch.cat([part[name] for part in parts]) for name in conditions}
                 planning_signals = self.plan(
                     torch.cat([low_latents[:, places] for places in known_places]), known, length,
-                    options.attention_kwargs,
+                    options.attention_kwargs, window_conditions,
                 )  # fmt: skip
                 shape = (videos, length, *latents.shape[2:])
                 noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
@@ -250,7 +268,9 @@ class LongVideoMixin:
                 batch_options = options
                 if isinstance(options.generator, list):
                     batch_options = replace(options, generator=options.generator * len(windows))
-                made = self.denoise(noise, references, known, planning_signals, batch_options, progress_bar)
+                made = self.denoise(
+                    noise, references, known, planning_signals, batch_options, progress_bar, window_conditions
+                )
                 for window, rows in zip(windows, made.split(videos)):
                     latents[:, window.places] = rows
                 # The planner sees generated frames as it sees given ones: made smaller as pictures, then encoded.

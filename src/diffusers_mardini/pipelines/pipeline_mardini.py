@@ -6,7 +6,7 @@ users hand in is checked in `inputs.py`.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from ..latents import decode_latents, downscale_video, encode_video
 from ..loaders import MarDiniLoraLoaderMixin
 from ..masking import reference_mask_from_indices
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
+from ..models.conditions import Condition
 from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
+from .conditions import Conditions, conditions_for, known_conditions, read_conditions
 from .inputs import read_given_frames, to_pixels, whole_number
 from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
 from .pipeline_output import MarDiniPipelineOutput
@@ -96,6 +98,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         )
 
     @property
+    def conditions(self) -> dict[str, Condition]:
+        """What the argument `conditions` may hold: the conditions of planner and transformer, by name."""
+        return known_conditions(self.transformer, self.planner)
+
+    @property
     def guidance_scale(self) -> float | None:
         """How far the velocity is moved away from the unconditional one; 1 is not at all. A callback may change
         `_guidance_scale` between steps."""
@@ -148,6 +155,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
+        conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Fills in the frames of one window that are not given.
@@ -171,9 +179,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 100 give one that does, or `timesteps`.
             timesteps: Noise levels to visit, falling, instead of `num_inference_steps`.
             guidance_scale (`float`, *optional*):
-                Weight of classifier-free guidance on the planning signals. By default 2.5 where only leading frames
-                are given and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores the
-                planner.
+                Weight of classifier-free guidance on plan and conditions together. By default 2.5 where only leading
+                frames are given and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores
+                the planner and the conditions.
             eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that take it; 0 is deterministic.
             num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from one plan.
             generator: Source of the noise; a list has one per generated video.
@@ -193,6 +201,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 Computes once per window what no step changes: all states of the given frames and the keys and values of the plan
                 (`models/window_state.py`). `False` runs the whole window through the transformer at every step; the same
                 but for rounding, and slower.
+            conditions (`dict`, *optional*):
+                What the frames are told, by name, such as `{"action": array}`: values `(num_frames, channels)` for all
+                videos or `(batch, num_frames, channels)`, given frames included. The values of a frame belong to the
+                interval that leads to it. NaN in all channels leaves a frame untold. `pipe.conditions` lists what this
+                checkpoint takes.
 
         Examples:
 
@@ -221,6 +234,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         num_videos = given.batch_size * whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
         latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
         self.check_inputs(options, num_videos, output_type, latents, latents_shape)
+        conditions = read_conditions(conditions, self.conditions, given.batch_size, given.num_frames)
         num_steps = self._set_timesteps(options)
         self._reset_call()
 
@@ -230,16 +244,23 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         low_references = self.encode_low_frames(pixels, decode_chunk_size)
 
         # 3. Plan
-        planning_signals = self.plan(low_references, given.frame_indices, given.num_frames, attention_kwargs)
+        planning_signals = self.plan(
+            low_references, given.frame_indices, given.num_frames, attention_kwargs, conditions
+        )
 
         # 4. Prepare
         references = references.repeat_interleave(num_videos_per_prompt, dim=0)
         planning_signals = planning_signals.repeat_interleave(num_videos_per_prompt, dim=0)
+        conditions = {
+            name: values.repeat_interleave(num_videos_per_prompt, dim=0) for name, values in conditions.items()
+        }
         noise = self.prepare_latents(latents_shape, options.generator, latents)
 
         # 5. Denoise
         with self.progress_bar(total=num_steps) as progress_bar:
-            latents = self.denoise(noise, references, given.frame_indices, planning_signals, options, progress_bar)
+            latents = self.denoise(
+                noise, references, given.frame_indices, planning_signals, options, progress_bar, conditions
+            )
 
         # 6. Decode
         frames = self.decode(latents, output_type, decode_chunk_size)
@@ -338,6 +359,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         frame_indices: Sequence[int],
         num_frames: int,
         attention_kwargs: dict[str, Any] | None = None,
+        conditions: Conditions | None = None,
     ) -> torch.Tensor:
         """Runs the planner on one window (Sec. 2.2).
 
@@ -346,6 +368,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             frame_indices: their places.
             num_frames: frames of the window.
             attention_kwargs: given to the planner.
+            conditions: what `read_conditions` returned for the window.
 
         Returns:
             Planning signals `(batch, num_frames, rows, columns, planning_dim)`.
@@ -359,12 +382,14 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         for hook in getattr(self, "_all_hooks", []):
             if hook.model is not self.planner:
                 hook.offload()
+        conditions = conditions_for(conditions, self.planner, device)
         return self.planner(
             window.to(self.planner.dtype),
             reference_mask_from_indices(frame_indices, num_frames, batch, device),
             num_masked_frames=num_frames - num_given,
             attention_kwargs=attention_kwargs,
             return_dict=False,
+            **({"conditions": conditions} if conditions else {}),
         )[0]
 
     def prepare_latents(
@@ -387,6 +412,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         planning_signals: torch.Tensor,
         options: SamplingOptions,
         progress_bar: Any,
+        conditions: Conditions | None = None,
     ) -> torch.Tensor:
         """Samples one window (Sec. 3). Only masked frames are noised and stepped.
 
@@ -397,6 +423,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             planning_signals: what `plan` made of them, one row per video.
             options: how to sample.
             progress_bar: is moved on by one for every step.
+            conditions: what `read_conditions` returned for the window, one row per video.
 
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
@@ -410,8 +437,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
         velocities = self._velocities = WindowVelocities(
-            self.transformer, clean, list(frame_indices), options.attention_kwargs, options.use_window_state
-        )
+            self.transformer, clean, list(frame_indices), options.attention_kwargs, options.use_window_state,
+            conditions_for(conditions, self.transformer, device),
+        )  # fmt: skip
         masked = velocities.masked
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs

@@ -14,6 +14,19 @@ from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.window_state import MarDiniWindowState
 
 
+class ConditionRows(dict[str, torch.Tensor]):
+    """Conditions by name, of both branches of guidance; FasterCache takes them apart by `chunk`, as it does tensors."""
+
+    @classmethod
+    def of_both_branches(cls, conditions: dict[str, torch.Tensor]) -> "ConditionRows":
+        """Return rows without values, for the unconditional branch, above those of `conditions`."""
+        return cls({name: torch.cat([torch.full_like(rows, torch.nan), rows]) for name, rows in conditions.items()})
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple["ConditionRows", ...]:
+        parts = {name: values.chunk(chunks, dim) for name, values in self.items()}
+        return tuple(ConditionRows({name: part[i] for name, part in parts.items()}) for i in range(chunks))
+
+
 class WindowVelocities:
     """Evaluates the transformer on one window.
 
@@ -24,6 +37,8 @@ class WindowVelocities:
         attention_kwargs: given to the model.
         use_window_state: computes what no step changes once, instead of the whole window at every step. The same but for rounding.
             A transformer without identity attention has nothing of that kind, and is always given the whole window.
+        conditions: what the frames are told, `(videos, frames, channels)` each. In the unconditional branch no frame
+            is told anything, so that guidance weighs plan and conditions together.
     """
 
     def __init__(
@@ -33,6 +48,7 @@ class WindowVelocities:
         frame_indices: list[int],
         attention_kwargs: dict[str, Any] | None,
         use_window_state: bool = True,
+        conditions: dict[str, torch.Tensor] | None = None,
     ):
         videos, frames = clean.shape[:2]
         self.transformer = transformer
@@ -40,6 +56,7 @@ class WindowVelocities:
         self.masked = torch.tensor([i for i in range(frames) if i not in set(frame_indices)], device=clean.device)
         self.reference_mask = reference_mask_from_indices(frame_indices, frames, videos, clean.device)
         self.attention_kwargs = attention_kwargs
+        self.conditions = conditions or {}
         self.use_window_state = use_window_state and transformer.config.identity_attention
         self._states: dict[str, MarDiniWindowState] = {}
         self._was_guided: bool | None = None
@@ -69,7 +86,7 @@ class WindowVelocities:
             step_index, num_steps: for diffusers' caches.
 
         Returns:
-            Velocities shaped as `noisy`, in float32: with the plan, and without (`None` where it is not wanted).
+            Velocities shaped as `noisy`, in float32: with plan and conditions, and without (`None` if not wanted).
         """
         joined = self._cache_joins_branches
         if guided != self._was_guided and self._was_guided is not None and joined:
@@ -80,7 +97,8 @@ class WindowVelocities:
                 )
             self.transformer._reset_stateful_cache()  # a callback changed the number of rows that are cached
         self._was_guided = guided
-        plans: dict[str, dict[str, torch.Tensor | None]] = {"cond": {"planning_signals": planning_signals}}
+        told = {"conditions": self.conditions} if self.conditions else {}
+        plans: dict[str, dict[str, Any]] = {"cond": {"planning_signals": planning_signals, **told}}
         if guided and not joined:
             plans["uncond"] = {"planning_signals": None}
         elif guided:
@@ -88,6 +106,8 @@ class WindowVelocities:
             # Unconditional rows first, as FasterCache has it.
             mask = rows >= len(noisy)
             plans = {"both": {"planning_signals": torch.cat([planning_signals] * 2), "planning_signals_mask": mask}}
+            if told:
+                plans["both"]["conditions"] = ConditionRows.of_both_branches(self.conditions)
         else:
             cache = self.transformer._cache_config
             if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
@@ -110,7 +130,7 @@ class WindowVelocities:
         branch: str,
         noisy: torch.Tensor,
         timestep: torch.Tensor,
-        plan: dict[str, torch.Tensor | None],
+        plan: dict[str, Any],
         context: dict[str, int],
     ) -> torch.Tensor:
         """The velocity of the masked frames in one branch, or in both, one below the other."""
@@ -127,7 +147,7 @@ class WindowVelocities:
             velocity = self.transformer(noisy.to(dtype), timestep, **arguments, return_dict=False)[0].float()
         return velocity if self.use_window_state else velocity.index_select(1, self.masked)
 
-    def _window(self, branch: str, plan: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _window(self, branch: str, plan: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Clean latents of the window and what the model is told about it, with the rows of the branch."""
         repeats = self._repeats(branch)
         arguments = {
@@ -138,7 +158,7 @@ class WindowVelocities:
         }
         return self.clean.repeat(repeats, 1, 1, 1, 1), arguments
 
-    def _make_states(self, plans: dict[str, dict[str, torch.Tensor | None]]) -> None:
+    def _make_states(self, plans: dict[str, dict[str, Any]]) -> None:
         if not plans:
             return
         # diffusers' caches count and keep every call of the layers they hook; these are no steps.

@@ -24,6 +24,7 @@ FILE_ERRORS = (
     EOFError,
     SyntaxError,  # Pillow, of a damaged PNG, TIFF or EXIF
     TypeError,
+    AttributeError,  # diffusers, of JSON that holds a list where it looks for keys
     LookupError,
     ArithmeticError,
     NotImplementedError,
@@ -52,5 +53,5 @@ def named_file_errors(label: str, wanted: str) -> Iterator[None]:
     except UnreadableFileError:
         raise
     except FILE_ERRORS as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__  # some libraries break lines
         raise UnreadableFileError(f"{label} cannot be read as {wanted} ({reason})") from error

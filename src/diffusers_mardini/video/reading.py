@@ -297,3 +297,14 @@ def _probe_pictures(folder: Path, fps: float | None) -> VideoFacts:
             raise ValueError(f"folder '{folder}' has pictures of {size} and, '{file.name}', of {(height, width)}")
         size = height, width
     return VideoFacts(len(files), fps, *size, 0.0, len(files) / fps, files[0].suffix.lower().lstrip("."), None)
+
+
+def has_sound(path: str | os.PathLike) -> bool:
+    """Return whether a file has sound; `False` where it is no video or sound file."""
+    if Path(path).is_dir():
+        return False
+    try:
+        with av.open(f"file:{Path(path).absolute()}", metadata_errors="replace") as container:
+            return bool(container.streams.audio)
+    except (av.error.FFmpegError, OSError):
+        return False

@@ -1,147 +1,326 @@
 """Clips into files: mp4, gif, or a folder of PNG; whole or not at all."""
 
+import contextlib
 import math
 import os
 import re
-import shutil
-from collections.abc import Sequence
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ..pictures import to_rgb
+from .errors import FILE_ERRORS
+from .places import UNFINISHED, nearest_folder, publish, real_place, spare_names, unfinished
 
 
 WRITABLE = "`.mp4`, `.gif` or no suffix (a folder of PNG)"
+ACCEPTED_FRAMES = "PIL images, or uint8 shaped (frames, height, width, 3)"
 MAX_GIF_FPS = 50  # viewers show frames of less than two hundredths of a second for longer
+MAX_GIF_SECONDS = 655  # of one picture: a gif counts hundredths of a second with 16 bits
+MAX_MP4_FPS = 1_000_000
+MAX_MP4_SECONDS = 1_000_000  # of one picture
+MAX_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # the first is libx264's
 WRITER = "diffusers_mardini"  # in the metadata of the PNG that `write_video` writes, by which it knows them again
+BT709, LIMITED = (
+    1,
+    1,
+)  # FFmpeg's numbers: the first of its matrices, primaries and transfers alike; the second of its ranges
 
 
 def write_video(
     path: str | os.PathLike,
-    frames: Sequence[Image.Image] | np.ndarray,
+    frames: Iterable[Image.Image] | np.ndarray | torch.Tensor,
     fps: float,
     crf: int = 18,
+    overwrite: bool = True,
 ) -> Path:
-    """Writes frames as `.mp4` (H.264, yuv420p), as `.gif`, or, where `path` has no suffix, as a folder of PNG.
+    """Write frames as `.mp4` (H.264, yuv420p, tagged BT.709), as `.gif`, or, without a suffix, as a folder of PNG.
 
-    The result appears whole or not at all: it is written under a temporary name beside `path` and then renamed.
+    The result appears whole or not at all: it is written in a hidden folder beside `path` and then renamed. What a
+    killed process left there is removed by the next call.
 
     Args:
-        path: where to; an existing file is replaced, an existing folder only where it holds nothing but pictures
-            that this function wrote, as their metadata say.
-        frames: PIL images, or `uint8` shaped `(frames, height, width, 3)` (array or tensor). For mp4 an odd side gets
-            its last row or column repeated, since yuv420p needs even sides.
-        fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to hundredths of a second, and
-            equal neighbours become one frame that is held.
+        path: where to. An existing file is replaced, or the file to which a link points; an existing folder only
+            where it holds nothing but pictures that this function wrote, as their metadata say.
+        frames: PIL images (anything that can be iterated), or `uint8` shaped `(frames, height, width, 3)` (array or
+            tensor). For mp4 an odd side gets its last row or column repeated, since yuv420p needs even sides.
+        fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to
+            hundredths of a second, and equal neighbours become one frame that is held.
         crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
+        overwrite: whether to replace what exists. If not, it is left alone even where it appears while this writes.
 
     Raises:
-        ValueError: on an unknown suffix, no frames, frames of different sizes, a rate that is not positive, or where something
-            else stands (`check_writable`).
+        ValueError: on an unknown suffix, no frames, frames of different sizes, a rate that cannot be written, or where
+            something else stands (`check_writable`).
+        OSError: where the disk is full or fails.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    check_writable(path, fps)
-    if not 0 <= crf <= 51:
-        raise ValueError(f"crf must be between 0 and 51, got {crf}")
+    place, fps = _checked(path, fps)
+    if not isinstance(crf, Real) or not 0 <= crf <= 51:
+        raise ValueError(f"crf must be between 0 and 51, got {crf!r}")
     array = _as_array(frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{suffix}")
-    try:
-        if suffix == ".mp4":
-            _write_mp4(temporary, array, fps, crf)
-        elif suffix == ".gif":
-            first, *rest = [Image.fromarray(frame) for frame in array]
-            # Ends in hundredths of a second, so that roundings do not add up.
-            ends = [round(100 * (index + 1) / fps) for index in range(len(array))]
-            durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
-            first.save(temporary, save_all=True, append_images=rest, duration=durations, loop=0)
-        else:
-            temporary.mkdir()
-            written = PngInfo()
-            written.add_text("Software", WRITER)
-            for index, frame in enumerate(array):
-                Image.fromarray(frame).save(temporary / f"frame_{index:05d}.png", pnginfo=written)
-            check_writable(path, fps)  # it may have been filled meanwhile
-            if path.is_dir():
-                shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    _check_size(path, *array.shape[2:0:-1])
+    if not overwrite and place.exists():
+        raise ValueError(_exists(path))
+    with _named_write_errors(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(place.parent) as room:
+            finished = room / "clip"
+            _write(finished, path.suffix.lower(), array, fps, crf)
+            if not path.suffix and overwrite:
+                _refuse_foreign(path)  # it may have been filled meanwhile
+            try:
+                publish(finished, place, overwrite)
+            except FileExistsError as error:
+                raise ValueError(_exists(path)) from error
     return path
 
 
-def check_writable(path: str | os.PathLike, fps: float) -> None:
-    """Whether `write_video` can write there, and will lose nothing but what it wrote itself; for asking before frames are made.
+def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | None = None) -> None:
+    """Make sure that `write_video` can write there, before frames are made: writes two tiny ones and removes them.
+
+    Args:
+        path, fps: see `write_video`.
+        size: width and height, where they are known.
 
     Raises:
-        ValueError: on an unknown suffix, a rate that is not positive or too high for a gif, a place where nothing can be written, a folder in the
-            way of a file, or, in the way of a folder of PNG, a link, a file or a folder that holds anything else.
+        ValueError: on an unknown suffix, a rate or a size that the format does not have, a name or a place where
+            nothing can be written, a folder in the way of a file, or, in the way of a folder of PNG, a link, a file or
+            a folder that holds anything else.
     """
     path = Path(path)
+    place, fps = _checked(path, fps)
+    if size is not None:
+        _check_size(path, *size)
+    place = place.absolute()
+    there = nearest_folder(place)
+    tiny = np.zeros((2, 16, 16, 3), np.uint8)
+    tiny[1] = 255  # equal ones would become one in a gif, held for twice as long
+    try:
+        with _named_write_errors(path), unfinished(there) as room:
+            _write(room / "clip", path.suffix.lower(), tiny, fps, crf=18)
+            named = room / "named" / place.relative_to(there)  # asks the file system whether it has such names
+            named.parent.mkdir(parents=True)
+            os.replace(room / "clip", named)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
+def keep_frames(path: str | os.PathLike, frames: Iterable[Image.Image] | np.ndarray, fps: float) -> Path:
+    """Write frames that could not be written to `path` under a name that is free, and return it.
+
+    Beside `path` if possible, else in the folder for temporary files; as `path` asks for if possible, else as PNG.
+
+    Raises:
+        ValueError, OSError: if none of these can be written.
+    """
+    path, array = Path(path), _as_array(frames)
+    elsewhere = Path(tempfile.gettempdir(), path.name)
+    failure = ValueError(f"all names like '{path}' are taken")
+    for wanted in (path, path.with_suffix(""), elsewhere, elsewhere.with_suffix("")):
+        for name in spare_names(wanted):
+            if os.path.lexists(name):
+                continue
+            try:
+                return write_video(name, array, fps, overwrite=False)
+            except (ValueError, OSError) as error:
+                failure = error
+                if not name.exists():  # another number would not help
+                    break
+    raise failure
+
+
+def _checked(path: Path, fps: float) -> tuple[Path, float]:
+    """Where the result really goes and its rate, if nothing that is known without writing speaks against them."""
     suffix = path.suffix.lower()
-    if suffix not in ("", ".mp4", ".gif"):
-        raise ValueError(f"cannot write '{path}': the suffix '{suffix}' is unknown; use {WRITABLE}")
-    if not (fps > 0 and math.isfinite(fps)):
-        raise ValueError(f"fps must be positive, got {fps}")
+    if suffix not in ("", ".", ".mp4", ".gif"):
+        raise ValueError(f"cannot write '{path}': the suffix '{path.suffix}' is unknown; use {WRITABLE}")
+    if path.name.lower() in (".mp4", ".gif"):
+        raise ValueError(f"'{path}' is a suffix without a name; give a name such as 'out{path.name}'")
+    fps = _checked_rate(fps, suffix)
+    try:
+        place = real_place(path, is_folder=not suffix)
+        if not suffix:
+            _refuse_foreign(path)
+    except OSError as error:  # names that are too long, folders that may not be looked into
+        raise ValueError(f"cannot write '{path}': {error.strerror or error}") from error
+    return place, fps
+
+
+def _checked_rate(fps: float, suffix: str) -> float:
+    """The rate as a plain number, if files of this suffix can have it."""
+    if isinstance(fps, bool) or not isinstance(fps, Real):
+        raise ValueError(f"fps must be a number of frames per second, got {fps!r}")
+    try:
+        number = float(fps)
+    except OverflowError:
+        number = math.inf
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"fps must be positive, got {fps if math.isfinite(number) else number}")
+    fps = number
     if suffix == ".gif" and fps > MAX_GIF_FPS:
         raise ValueError(f"a gif shows at most {MAX_GIF_FPS} frames per second, got {fps:g}; write .mp4, or fewer")
-    there = next((folder for folder in path.absolute().parents if folder.exists()), path)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ValueError(f"cannot write '{path}': '{there}' is {'write-protected' if there.is_dir() else 'a file'}")
-    if suffix and path.is_dir():
-        raise ValueError(f"'{path}' is a folder; give the name of a file")
-    if not suffix and path.exists():
-        if path.is_symlink():
-            raise ValueError(f"'{path}' is a link to '{path.resolve()}'; give that itself")
-        if not path.is_dir() or not all(map(_is_ours, path.iterdir())):
-            raise ValueError(f"'{path}' exists and holds other files; give another output or empty it first")
+    if suffix == ".gif" and 1 / fps > MAX_GIF_SECONDS:
+        raise ValueError(
+            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, but {fps:g} frames per second hold it for "
+            f"{1 / fps:.6g}; write .mp4, or more frames per second"
+        )
+    if suffix == ".mp4" and not (fps <= MAX_MP4_FPS and 1 / fps <= MAX_MP4_SECONDS):
+        raise ValueError(
+            f"an mp4 has between {1 / MAX_MP4_SECONDS:f} and {MAX_MP4_FPS} frames per second, got {fps:g}"
+        )
+    return fps
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    most = MAX_SIDE[path.suffix.lower()]
+    if max(width, height) > most:
+        raise ValueError(f"cannot write '{path}': sides have at most {most} pixels there, got {width}x{height}")
+
+
+def _exists(path: Path) -> str:
+    return f"'{path}' exists by now and is left as it is"
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to replace what `write_video` did not write."""
+    if folder.exists() and not (folder.is_dir() and all(map(_is_ours, folder.iterdir()))):
+        raise ValueError(f"'{folder}' exists and holds other files; give another output or empty it first")
 
 
 def _is_ours(file: Path) -> bool:
     """Whether `write_video` wrote this picture of a folder."""
-    if not re.fullmatch(r"frame_\d{5}\.png", file.name):
+    if not re.fullmatch(r"frame_\d{5,}\.png", file.name):
         return False
     try:
         with Image.open(file) as image:
             return image.info.get("Software") == WRITER
-    except (UnidentifiedImageError, OSError):
+    except FILE_ERRORS:
         return False
 
 
-def _as_array(frames: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
-    if len(frames) == 0:
-        raise ValueError("there are no frames to write")
-    if isinstance(frames[0], Image.Image):
-        sizes = {frame.size for frame in frames}
+@contextlib.contextmanager
+def _named_write_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of FFmpeg and of the disk into `OSError` with the file's name."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise OSError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _as_array(frames: Iterable[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
+    """`uint8` shaped `(frames, height, width, 3)`."""
+    if isinstance(frames, (str, bytes, dict, Image.Image)) or not hasattr(frames, "__iter__"):
+        raise ValueError(f"frames must be {ACCEPTED_FRAMES}, got {type(frames).__name__}")
+    if not isinstance(frames, (np.ndarray, torch.Tensor)):
+        frames = list(frames)
+        if not frames:
+            raise ValueError("there are no frames to write")
+        if all(isinstance(frame, Image.Image) for frame in frames):
+            pictures = [to_rgb(frame) for frame in frames]
+        elif all(isinstance(frame, (np.ndarray, torch.Tensor)) for frame in frames):
+            pictures = [_numbers(frame) for frame in frames]
+        else:
+            kinds = sorted({type(frame).__name__ for frame in frames})
+            raise ValueError(f"all frames must be of one kind, {ACCEPTED_FRAMES}, got {', '.join(kinds)}")
+        sizes = {picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1] for picture in pictures}
         if len(sizes) > 1:
             raise ValueError(f"all frames of a video must have the same size, got (width, height) {sorted(sizes)}")
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
-    array = np.asarray(frames)
+        array = np.stack(list(map(np.asarray, pictures)))
+    else:
+        array = _numbers(frames)
+    if array.ndim and len(array) == 0:
+        raise ValueError("there are no frames to write")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
-        raise ValueError(
-            f"frames must be PIL images or uint8 shaped (frames, height, width, 3), got {array.dtype} shaped "
-            f"{tuple(array.shape)}"
-        )
+        raise ValueError(f"frames must be {ACCEPTED_FRAMES}, got {array.dtype} shaped {tuple(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"frames of {array.shape[2]}x{array.shape[1]} have no pixels")
     return array
 
 
-def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: int) -> None:
+def _numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array
+    if array.dtype != torch.uint8:  # numpy has no bfloat16, for one
+        raise ValueError(f"frames must be {ACCEPTED_FRAMES}, got {array.dtype} shaped {tuple(array.shape)}")
+    return array.detach().cpu().numpy()
+
+
+def _write(path: Path, suffix: str, array: np.ndarray, fps: float, crf: float) -> None:
+    if suffix == ".mp4":
+        _write_mp4(path, array, fps, crf)
+    elif suffix == ".gif":
+        _write_gif(path, array, fps)
+    else:
+        _write_pictures(path, array)
+
+
+def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: float) -> None:
     _, height, width, _ = array.shape
-    array = np.pad(array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with av.open(str(path), mode="w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = array.shape[1:3]
+    odd = (0, height % 2), (0, width % 2), (0, 0)
+    rate = _rate(fps)
+    options = {"movflags": "+faststart"}
+    # The usual clocks of the container count a slow frame with too few bits, and round the length of fast ones to 0.
+    if rate < Fraction(1, 1000):
+        options["video_track_timescale"] = str(rate.numerator)
+    if rate > 1000:
+        options["movie_timescale"] = str(rate.numerator)
+    # With a protocol before it, a path is a path, whatever colons it holds; the format does not depend on its name.
+    with av.open(f"file:{path.absolute()}", mode="w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "medium"}
+        context = stream.codec_context
         # One thread: the picture then does not depend on how many cores the machine has.
-        stream.codec_context.thread_count = 1
+        context.thread_count = 1
+        # Without tags players guess the matrix by the size, each in its own way.
+        context.colorspace, context.color_primaries, context.color_trc = BT709, BT709, BT709
+        context.color_range = LIMITED
         for frame in array:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
+
+
+def _rate(fps: float) -> Fraction:
+    """Frames per second as a fraction of moderate numbers; below 1 the seconds of a frame are rounded instead."""
+    if fps >= 1:
+        return Fraction(fps).limit_denominator(1001)
+    return 1 / (1 / Fraction(fps)).limit_denominator(1001)
+
+
+def _write_gif(path: Path, array: np.ndarray, fps: float) -> None:
+    first, *rest = [Image.fromarray(frame) for frame in array]
+    # Ends in hundredths of a second, so that roundings do not add up.
+    ends = [round(100 * (index + 1) / fps) for index in range(len(array))]
+    durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
+    try:
+        first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    except (OverflowError, struct.error) as error:
+        raise ValueError(
+            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, and equal frames are held for longer; "
+            "write .mp4"
+        ) from error
+
+
+def _write_pictures(folder: Path, array: np.ndarray) -> None:
+    folder.mkdir()
+    written = PngInfo()
+    written.add_text("Software", WRITER)
+    files = [folder / f"frame_{index:05d}.png" for index in range(len(array))]
+    # Unfinished ones have another suffix, so that nobody who looks for pictures takes them for a clip.
+    for file, frame in zip(files, array):
+        Image.fromarray(frame).save(f"{file}{UNFINISHED}", format="PNG", pnginfo=written)
+    for file in files:
+        os.replace(f"{file}{UNFINISHED}", file)

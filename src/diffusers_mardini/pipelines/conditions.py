@@ -1,0 +1,174 @@
+"""Reads and checks the conditions that a user hands in, and cuts them to windows.
+
+The models' configurations say what their conditions are (`models/conditions.py`). Everything here happens before any
+model runs. The result has one form: tensors `(batch, frames, channels)` by name, float32 on the CPU, NaN where absent.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models.conditions import Condition, read_config
+
+
+Conditions = dict[str, torch.Tensor]
+
+
+def known_conditions(*models: nn.Module | None) -> dict[str, Condition]:
+    """Return the conditions that any of the models takes, by name.
+
+    Raises:
+        ValueError: if two of them take different conditions under one name.
+    """
+    known: dict[str, Condition] = {}
+    for model in models:
+        config = getattr(model, "config", {})
+        for name, condition in read_config(config.get("conditions"), config.get("condition_info")).items():
+            other = known.setdefault(name, condition)
+            if (other.channels, other.ranges) != (condition.channels, condition.ranges):
+                raise ValueError(
+                    f"planner and transformer differ in a condition: one takes {other}, the other {condition}; use "
+                    "models that were trained together"
+                )
+    return known
+
+
+def read_conditions(
+    conditions: Mapping[str, Any] | None,
+    known: Mapping[str, Condition],
+    batch_size: int,
+    num_frames: int,
+    num_given: int = 0,
+) -> Conditions:
+    """Read the argument `conditions` of the pipeline's methods.
+
+    Args:
+        conditions: for each name an array `(num_frames, channels)` for all videos, or `(batch, num_frames, channels)`;
+            `(num_frames,)` will do where a condition has one channel. `None` is an absent condition.
+        known: what the models take.
+        batch_size: number of videos.
+        num_frames: how many frames the values are for.
+        num_given: of the `num_frames`, how many lead that may be left out, and then are absent.
+
+    Returns:
+        What was given, in one form: `(batch, num_frames, channels)`.
+
+    Raises:
+        ValueError: for unknown names, and values of another shape, kind or range.
+    """
+    if conditions is None:
+        return {}
+    if not isinstance(conditions, Mapping):
+        raise ValueError(
+            f"`conditions` is of type {type(conditions).__name__}; give a dictionary of names and arrays, such as "
+            f'{{"action": array}}, with a row for each of the {num_frames} frames'
+        )
+    unknown = [str(name) for name in conditions if name not in known]
+    if unknown and not known:
+        raise ValueError(
+            f"`conditions` has {', '.join(unknown)}, but the models of this pipeline take none; load a checkpoint "
+            "that was trained with conditions, or leave the argument out"
+        )
+    if unknown:
+        raise ValueError(
+            f"`conditions` has {', '.join(unknown)}, but this pipeline takes {'; '.join(map(str, known.values()))}"
+        )
+    return {
+        name: _read_values(values, known[name], batch_size, num_frames, num_given)
+        for name, values in conditions.items()
+        if values is not None
+    }
+
+
+def conditions_for(conditions: Conditions | None, model: nn.Module, device: torch.device) -> Conditions:
+    """Return those of the conditions that the model takes, on its device."""
+    takes = getattr(model, "config", {}).get("conditions") or {}
+    return {name: values.to(device) for name, values in (conditions or {}).items() if name in takes}
+
+
+def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places: list[int]) -> Conditions:
+    """Cut the conditions of a video to the frames at `places`: those of a window.
+
+    Values belong to the interval that leads to their frame. A window that skips frames has longer intervals: its
+    values are the mean over the interval, or the sum where the configuration says so; absent frames do not count. The
+    interval of the window's first frame is as long as the next one; a frame that comes twice keeps its values. Places behind the last frame have its values.
+    """
+    first = max(0, 2 * places[0] - places[1] + 1)
+    intervals = [(first, places[0] + 1)] + [
+        (min(before + 1, place), place + 1) for before, place in zip(places, places[1:])
+    ]
+    cut = {}
+    for name, values in conditions.items():
+        last = values.shape[1] - 1
+        rows = []
+        for i, (start, stop) in enumerate(intervals):
+            row = values[:, min(start, last) : min(stop, last + 1)].nanmean(dim=1)  # (batch, channels)
+            length = places[1] - places[0] if i == 0 else stop - start
+            rows.append(row * length if known[name].interval == "sum" else row)
+        cut[name] = torch.stack(rows, dim=1)  # (batch, places, channels)
+    return cut
+
+
+def _read_values(values: Any, condition: Condition, batch_size: int, num_frames: int, num_given: int) -> torch.Tensor:
+    tensor = _to_tensor(values, condition)
+    if condition.channels == 1 and tensor.ndim == 1:
+        tensor = tensor[:, None]
+    lengths = (num_frames, num_frames - num_given) if num_given else (num_frames,)
+    fits = (
+        tensor.ndim in (2, 3)
+        and tensor.shape[-1] == condition.channels
+        and tensor.shape[-2] in lengths
+        and (tensor.ndim == 2 or len(tensor) == batch_size)
+    )
+    if not fits:
+        frames = " or ".join(map(str, lengths))
+        raise ValueError(
+            f"`conditions[{condition.name!r}]` has shape {tuple(tensor.shape)}; give ({frames}, {condition.channels}), "
+            f"a row for each frame, or ({batch_size}, {frames}, {condition.channels}), a table for each video. It is "
+            f"{condition}"
+        )
+    tensor = tensor.expand(batch_size, -1, -1)  # (batch, frames, channels)
+    _check_values(tensor, condition)
+    absent = tensor.new_full((batch_size, num_frames - tensor.shape[1], condition.channels), torch.nan)
+    return torch.cat([absent, tensor], dim=1)
+
+
+def _to_tensor(values: Any, condition: Condition) -> torch.Tensor:
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        return values.detach().to("cpu", torch.float32)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"`conditions[{condition.name!r}]` ({type(values).__name__}) is no array of numbers; give a list of rows, "
+            f"an array or a tensor, with NaN where a frame has no values. It is {condition}"
+        )
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _check_values(values: torch.Tensor, condition: Condition) -> None:
+    """Raise `ValueError` for values that are infinite, out of their range, or absent in some channels only."""
+
+    def refuse(wrong: torch.Tensor, what: str) -> None:
+        if wrong.any():
+            video, frame, i = wrong.nonzero()[0].tolist()
+            value = values[video, frame, i].item()
+            where = f"frame {frame}" + (f" of video {video}" if len(values) > 1 else "")
+            raise ValueError(
+                f"`conditions[{condition.name!r}]` is {value:g} for {condition.channel(i)} in {where}; {what}. It is "
+                f"{condition}"
+            )
+
+    absent = values.isnan()
+    absent_in_some = absent & ~absent.all(dim=-1, keepdim=True)
+    refuse(absent_in_some, "give values in all channels, or NaN in all of them for a frame that is told nothing")
+    refuse(values.isinf(), "give finite numbers")
+    if condition.ranges is not None:
+        # Values at the ends of the range may be rounded.
+        beyond = condition.scaled(values).abs() > 1 + 1e-4
+        refuse(beyond, "give values within the range that the checkpoint learned, in its unit")

@@ -1,0 +1,168 @@
+"""Conditions of windows: what happened at each frame, from a table beside the clip or from the window itself (ours).
+
+The models embed them (`diffusers_mardini/models/conditions.py`); which ones a run has says `data.conditions` of its configuration.
+Values that are not known are NaN; leaving values out at random is the business of `training/curriculum.py`.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusers_mardini.models.conditions import read_config
+from diffusers_mardini.pipelines.conditions import conditions_at
+from diffusers_mardini.video.errors import named_file_errors
+from training.config import ConditionConfig
+from training.data.manifest import Entry
+from training.data.sources import Source
+
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+
+class ClipConditions:
+    """The conditions of the clips of one source.
+
+    Args:
+        source: has the clips; tables lie beside them, under the same name with the suffix `.csv` or `.parquet`.
+        conditions: by name, as the configuration has them.
+    """
+
+    def __init__(self, source: Source, conditions: Mapping[str, ConditionConfig]):
+        self.source, self.conditions = source, dict(conditions)
+        self.known = read_config(*model_arguments(conditions).values())
+        self._table = lru_cache(maxsize=4096)(self._read_table)
+
+    def why_absent(self, entry: Entry) -> str | None:
+        """Return why a clip cannot be used: its table is missing, damaged, or has another number of rows than the clip frames."""
+        if not any(condition.columns for condition in self.conditions.values()):
+            return None
+        try:
+            self._table(entry)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def of(self, entry: Entry, frames: Sequence[int], latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each condition of a window, float32 `(frames, channels)`.
+
+        Args:
+            entry: the clip.
+            frames: indices of the window's frames, rising.
+            latents: of these frames, `(frames, channels, height, width)`; motion is derived from them.
+
+        Raises:
+            ValueError: if the table of the clip cannot be used.
+        """
+        found = {}
+        for name, condition in self.conditions.items():
+            if condition.columns:
+                columns = self._table(entry)
+                values = np.stack([columns[column] for column in condition.columns], axis=1)
+                clip = {name: torch.from_numpy(values)[None]}  # (1, frames of the clip, channels)
+                found[name] = conditions_at(clip, self.known, list(frames))[name][0]
+            elif condition.derive == "rate":
+                found[name] = rates(entry.times(frames))
+            else:
+                found[name] = motion(latents)
+        return found
+
+    def _read_table(self, entry: Entry) -> dict[str, np.ndarray]:
+        clip = self.source.open(entry.key)
+        if not isinstance(clip, Path):
+            raise ValueError(
+                f"conditions are read from tables beside clips, and '{self.source.spec}' has no files of its own"
+            )
+        tables = [path for suffix in TABLE_SUFFIXES if (path := _beside(clip, suffix)).is_file()]
+        if len(tables) != 1:
+            names = " or ".join(_beside(clip, suffix).name for suffix in TABLE_SUFFIXES)
+            raise ValueError(f"'{clip.name}' has {len(tables)} tables of conditions beside it; give one, {names}")
+        wanted = [column for condition in self.conditions.values() for column in condition.columns or ()]
+        columns = read_table(tables[0], wanted)
+        rows = len(next(iter(columns.values())))
+        if rows != entry.num_frames:
+            raise ValueError(
+                f"'{tables[0]}' has {rows} rows and its clip {entry.num_frames} frames; give one row for each frame"
+            )
+        return columns
+
+
+def model_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
+    """Return what planner and transformer are built with to take these conditions."""
+    return {
+        "conditions": {name: condition.channels for name, condition in conditions.items()} or None,
+        "condition_info": {name: condition.info for name, condition in conditions.items()} or None,
+    }
+
+
+def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of numbers, float32 `(rows,)`; an empty cell is NaN: not known.
+
+    Raises:
+        ValueError: if the file is damaged, a column is missing, or a cell is no number.
+    """
+    with named_file_errors(f"'{path}'", "a table of conditions"):
+        table = _parquet_columns(path) if path.suffix == ".parquet" else _csv_columns(path)
+        missing = [column for column in columns if column not in table]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}; its columns are {', '.join(table)}")
+        values = {
+            column: np.array([_number(cell, column) for cell in table[column]], np.float32) for column in columns
+        }
+        endless = [column for column in columns if np.isinf(values[column]).any()]
+        if endless:
+            raise ValueError(
+                f"column {endless[0]} holds a value that is not finite; leave a cell empty where nothing is known"
+            )
+        return values
+
+
+def rates(times: np.ndarray) -> torch.Tensor:
+    """Return the seconds since the frame before, `(frames, 1)`; NaN at the first frame, which has none."""
+    return torch.from_numpy(np.diff(times, prepend=np.nan).astype(np.float32))[:, None]
+
+
+def motion(latents: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of the latents to those of the frame before, `(frames, 1)`; NaN at the first frame."""
+    difference = latents.diff(dim=0).abs().flatten(1).mean(dim=1)
+    return torch.cat([difference.new_full((1,), torch.nan), difference]).float()[:, None]
+
+
+def _beside(clip: Path, suffix: str) -> Path:
+    return clip.with_name(clip.name + suffix) if clip.is_dir() else clip.with_suffix(suffix)
+
+
+def _csv_columns(path: Path) -> dict[str, list]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = list(reader)
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has another number of cells than the first line has names")
+    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
+def _number(cell: float | str | None, column: str) -> float:
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return np.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        raise ValueError(f"column {column} holds {cell!r}, which is no number") from None
+
+
+def _parquet_columns(path: Path) -> dict[str, list]:
+    import pyarrow.parquet  # comes with `datasets`, and takes half a second to import
+
+    table = pyarrow.parquet.read_table(path)
+    columns = {}
+    for name in table.column_names:
+        values = table.column(name).to_pylist()
+        if values and isinstance(values[0], list):  # LeRobot keeps vectors in one column: action.0, action.1, ...
+            columns |= {f"{name}.{i}": [row[i] for row in values] for i in range(len(values[0]))}
+        else:
+            columns[name] = values
+    return columns
