@@ -72,6 +72,12 @@ class TestPipelineLora(PipelineConfig, LoraTesterMixin):
     def test_simple_inference_with_text_denoiser_lora_save_load(self):
         pass
 
+    @pytest.mark.skip(
+        reason="a LoRA of which no tensor fits is refused here, see pipelines_tests/loaders/test_lora_fit.py"
+    )
+    def test_logs_info_when_no_lora_keys_found(self):
+        pass
+
 
 class TestPipelineLoraMemory(PipelineConfig, LoraMemoryTesterMixin):
     denoiser_target_modules = TestPipelineLora.denoiser_target_modules

@@ -10,38 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
 from diffusers.utils.peft_utils import require_peft_backend
 
-from .lora_files import (
-    COMPONENTS,
-    LoraDescription,
-    check_fit,
-    check_swap,
-    in_peft_form,
-    local_lora_file,
-    read_description,
-    split_by_component,
-    write_lora_file,
+from ..models.adapters import (
+    AdapterState,
+    activate,
+    after_deletion,
+    are_disabled,
+    check_adapter_name,
+    chosen_adapters,
+    fused_adapters,
+    loaded_adapters,
+    names_to_fuse,
+    refuse_fused,
+    refuse_loaded,
+    refuse_unknown,
 )
+from ..models.lora_scale import finite_number
+from .lora_files import LoraDescription, read_lora, write_lora_file
+from .lora_fit import check_fit, check_swap, refuse_not_finite, settle_swap
+from .lora_names import COMPONENTS, by_component
 
 
 logger = logging.get_logger(__name__)
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-
 
 class MarDiniLoraLoaderMixin(LoraBaseMixin):
-    """Loads, mixes, fuses, swaps and saves LoRA adapters of the planner and the transformer.
+    """Load, mix, fuse, swap and save LoRA adapters of the planner and the transformer.
 
-    Inherited from diffusers as they are: `disable_lora`, `enable_lora`, `get_active_adapters`, `get_list_adapters`,
-    `set_lora_device`, `enable_lora_hotswap`.
+    What is reported active is what runs, over both models. While an adapter is fused, whatever changes adapters raises
+    `ValueError`, except `unfuse_lora` and `unload_lora_weights`. Inherited from diffusers as it is:
+    `enable_lora_hotswap`.
     """
 
     _lora_loadable_modules = list(COMPONENTS)
-    # Parameters of each model that required gradients before adapters were loaded, by name.
-    _trainable_before_lora: dict[str, set[str]] = {}
 
     @classmethod
     def lora_state_dict(
@@ -52,7 +56,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         return_lora_metadata: bool = False,
         **hub_arguments: Any,
     ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """Reads the tensors of a LoRA, and on request the arguments of its `LoraConfig`s, all prefixed by component.
+        """Return the tensors of a LoRA, and on request the arguments of its `LoraConfig`s, all prefixed by component.
+
+        Of a file that names no component, `load_lora_weights` finds it; here, names begin as they do in the file.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
@@ -64,13 +70,15 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: for pickles, unclear folders and tensors that belong to no LoRA.
         """
-        tensors, description = cls._read_lora(
+        tensors, description = read_lora(
             pretrained_model_name_or_path_or_dict, weight_name, subfolder, **hub_arguments
         )
         if not return_lora_metadata:
             return tensors
         metadata = {
-            f"{name}.{key}": value for name, keys in description.adapters.items() for key, value in keys.items()
+            f"{name}.{key}".lstrip("."): value
+            for name, keys in description.adapters.items()
+            for key, value in keys.items()
         }
         return tensors, metadata or None
 
@@ -82,8 +90,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         subfolder: str | None = None,
         **hub_arguments: Any,
     ) -> LoraDescription:
-        """Rank, alpha, targets, base model and training configuration of a LoRA file; see `lora_state_dict`."""
-        return cls._read_lora(pretrained_model_name_or_path, weight_name, subfolder, **hub_arguments)[1]
+        """Return rank, alpha, targets, base model and training configuration of a LoRA file; see `lora_state_dict`."""
+        return read_lora(pretrained_model_name_or_path, weight_name, subfolder, **hub_arguments)[1]
 
     @require_peft_backend
     def load_lora_weights(
@@ -94,62 +102,85 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         low_cpu_mem_usage: bool = True,
         **file_arguments: Any,
     ) -> None:
-        """Adds an adapter to the planner, the transformer or both, whichever the file holds, and makes it active.
+        """Add an adapter to the planner, the transformer or both, as its file has it; it is the only active one.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
-            adapter_name: what `set_adapters` will call it; by default `default_0`, `default_1` and so on.
-            hotswap: puts the new weights where those of the adapter `adapter_name` are, without changing the model,
-                so that a compiled one is not compiled anew. `enable_lora_hotswap` first, where ranks differ.
+            adapter_name: what `set_adapters` will call it, without points; by default `default_0`, `default_1` and so
+                on.
+            hotswap: puts the new weights where those of the adapter `adapter_name` are, at their full strength and
+                without changing the model, so that a compiled one is not compiled anew. `enable_lora_hotswap` first,
+                where ranks differ.
             low_cpu_mem_usage: makes no random weights before loading.
             file_arguments: those of `lora_state_dict`.
 
         Raises:
-            ValueError: for files and names that cannot be used, before a model is changed.
+            ValueError: for files and names that cannot be used, for an adapter of which any tensor does not fit, and
+                while an adapter is fused; before a model is changed.
         """
-        tensors, description = self._read_lora(pretrained_model_name_or_path_or_dict, **file_arguments)
-        parts = split_by_component(tensors)
-        unused = [name for name in tensors if name.split(".")[0] not in COMPONENTS]
-        if unused:
-            logger.warning(
-                f"{len(unused)} tensors of the LoRA were not used, because their names begin with neither "
-                f"{' nor '.join(COMPONENTS)}: {', '.join(unused[:3])}"
-            )
+        tensors, description = read_lora(pretrained_model_name_or_path_or_dict, **file_arguments)
         models = self._lora_models()
-        for name, part in parts.items():
-            if name not in models:
-                raise ValueError(
-                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after `load_components()` "
-                    "where one of its blocks uses it"
-                )
-            check_fit(models[name], name, part, description.base_model)
+        parts, configs = self._checked_parts(tensors, description)
         adapter_name = self._checked_adapter_name(adapter_name, hotswap, list(parts))
+        self._refuse_fused()
         if hotswap:
             for name, part in parts.items():
-                check_swap(models[name], name, part, adapter_name)
-        self._remember_trainable(list(parts))
+                check_swap(models[name], name, part, configs[name], adapter_name)
 
+        before = {name: AdapterState(model, tensors=hotswap) for name, model in models.items()}
         done = []
         try:
             for name, part in parts.items():
-                getattr(self, name).load_lora_adapter(
+                models[name].load_lora_adapter(
                     part,
                     prefix=None,
                     adapter_name=adapter_name,
                     hotswap=hotswap,
                     low_cpu_mem_usage=low_cpu_mem_usage,
-                    metadata=copy.deepcopy(description.adapters.get(name)),
+                    metadata=copy.deepcopy(configs[name]),
                     _pipeline=self,
                 )
-                # New layers are in training mode, in which one that was trained with dropout would drop here, too.
-                getattr(self, name).train(getattr(self, name).training)
                 done.append(name)
+                if hotswap:
+                    settle_swap(models[name], part, configs[name], adapter_name)
         except Exception:
             if not hotswap:  # half an adapter is none
                 for name in done:
-                    getattr(self, name).delete_adapters(adapter_name)
-                self._clean_up()
+                    models[name].delete_adapters(adapter_name)
+            for state in before.values():
+                state.restore()
             raise
+        if not hotswap:
+            for name in models.keys() - parts.keys():  # half of another adapter would go on running there
+                activate(models[name], [adapter_name])
+                models[name].enable_lora()
+
+    def _checked_parts(
+        self, tensors: dict[str, torch.Tensor], description: LoraDescription
+    ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, dict[str, Any]]]:
+        """Return tensors and configurations by component, once all of them are known to fit."""
+        models, adapters = self._lora_models(), description.adapters
+
+        def check(component: str, part: dict[str, torch.Tensor], config: dict[str, Any] | None) -> dict[str, Any]:
+            return check_fit(models[component], component, part, config, description.base_model)
+
+        # One model's file, which does not name it, has one configuration, which does not either.
+        only = next(iter(adapters.values())) if len(adapters) == 1 and not adapters.keys() & set(COMPONENTS) else None
+        parts = by_component(tensors, models, lambda component, part: check(component, part, only))
+        for name in parts:
+            if name not in models:
+                raise ValueError(
+                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after "
+                    "`load_components()` where one of its blocks uses it"
+                )
+        if len(parts) != 1 or any(name.split(".")[0] in COMPONENTS for name in tensors):
+            only = None
+        if only is None and adapters.keys() - parts.keys():
+            raise ValueError(
+                f"the header of the LoRA has a configuration for {', '.join(map(repr, adapters))}, and tensors for "
+                f"{' and '.join(parts)}; both must name the same models"
+            )
+        return parts, {name: check(name, part, only or adapters.get(name)) for name, part in parts.items()}
 
     @classmethod
     def save_lora_weights(
@@ -165,7 +196,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         base_model: str | None = None,
         training_config: dict[str, Any] | None = None,
     ) -> Path | None:
-        """Writes an adapter to one safetensors file.
+        """Write an adapter to one safetensors file.
 
         Args:
             save_directory: where to; made if it is missing.
@@ -209,17 +240,20 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         adapter_names: list[str] | str,
         adapter_weights: float | dict[str, float] | list[float | dict[str, float]] | None = None,
     ) -> None:
-        """Makes adapters active, each with a weight, or with one per component: `{"planner": 0.5, "transformer": 1}`.
+        """Make adapters active, each with a weight, or with one per component: `{"planner": 0.5, "transformer": 1}`.
 
         Args:
-            adapter_names: which; all others are inactive from now on.
+            adapter_names: which; all others are inactive from now on, in both models. None of them with `[]`.
             adapter_weights: one for all or a list with one for each; 1 where it is not given.
 
         Raises:
-            ValueError: for components that have no adapters, and where a model is wrapped by `torch.compile(model)`.
+            ValueError: for names that are not loaded, for components that have no adapters, for weights that are no
+                finite numbers, while an adapter is fused, and where a model is wrapped by `torch.compile(model)`.
         """
         self._refuse_wrapped_models()
-        adapter_names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self._refuse_fused()
+        adapter_names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        refuse_unknown(adapter_names, self._all_adapters())
         if isinstance(adapter_weights, dict) and len(adapter_names) > 1:
             # diffusers takes components out of the dictionary as it goes: one that is shared serves the first only.
             adapter_weights = [adapter_weights] * len(adapter_names)
@@ -229,168 +263,210 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 if isinstance(weight, dict) and weight.keys() - set(COMPONENTS):
                     unknown = sorted(weight.keys() - set(COMPONENTS))
                     raise ValueError(f"`adapter_weights` names {unknown}; components are {', '.join(COMPONENTS)}")
+        _check_weights(adapter_weights)
+        if not adapter_names:  # which diffusers' own takes for an error
+            for model in self._lora_models().values():
+                activate(model, [])
+            return
         super().set_adapters(adapter_names, adapter_weights)
 
+    def get_active_adapters(self) -> list[str]:
+        """Return the names of the adapters that run, in one of the models or both; none while they are disabled."""
+        models = [model for model in self._lora_models().values() if not are_disabled(model)]
+        # The longest list first: in the order in which `set_adapters` was given them.
+        lists = sorted(map(chosen_adapters, models), key=len, reverse=True)
+        return list(dict.fromkeys(name for names in lists for name in names))
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Return the names of the loaded adapters by component."""
+        loaded = {part: loaded_adapters(model) for part, model in self._lora_models().items()}
+        return {part: names for part, names in loaded.items() if names}
+
+    def _all_adapters(self) -> list[str]:
+        return [name for names in self.get_list_adapters().values() for name in names]
+
+    def disable_lora(self) -> None:
+        """Switch all adapters off until `enable_lora`; refused while one is fused, which would stay in the weights."""
+        self._refuse_wrapped_models()
+        self._refuse_fused()
+        super().disable_lora()
+
+    def enable_lora(self) -> None:
+        """Switch the adapters on again that were active before `disable_lora`."""
+        self._refuse_wrapped_models()
+        super().enable_lora()
+
+    def set_lora_device(self, adapter_names: list[str] | str, device: torch.device | str | int) -> None:
+        """Move adapters to a device, see [`~LoraBaseMixin.set_lora_device`]; refused while one is fused."""
+        self._refuse_fused()
+        adapter_names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        refuse_unknown(adapter_names, self._all_adapters())
+        super().set_lora_device(adapter_names, device)
+
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Takes adapters out of both models; with the last one, a model is what it was before the first.
+        """Take adapters out of both models; with the last one, a model is what it was before the first.
+
+        If none is left that is active, the first of the others is from now on, in both models.
 
         Raises:
-            ValueError: for one that is fused into the weights, which would stay there.
+            ValueError: for names that are not loaded, and while an adapter is fused into the weights, which would stay
+                there.
         """
         self._refuse_wrapped_models()
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        layers = [layer for model in self._lora_models().values() for layer in model.modules()]
-        fused = sorted(
-            {name for layer in layers for name in getattr(layer, "merged_adapters", ())}.intersection(names)
-        )
-        if fused:
-            raise ValueError(f"{', '.join(map(repr, fused))} is fused into the weights; call `unfuse_lora()` first")
-        super().delete_adapters(adapter_names)
-        self._clean_up()
+        self._refuse_fused()
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        refuse_unknown(names, self._all_adapters())
+        models = list(self._lora_models().values())
+        left = after_deletion(models, names)
+        if not {name for model in models for name in chosen_adapters(model)}.issuperset(left):
+            logger.warning(f"The active adapters were deleted; {left[0]!r} is active now")
+        for model in models:
+            own = [name for name in names if name in loaded_adapters(model)]
+            if own:
+                model.delete_adapters(own)
+            activate(model, left)
 
     def unload_lora_weights(self) -> None:
-        """Takes all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
+        """Take all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
         self._refuse_wrapped_models()
         super().unload_lora_weights()
-        self._merged_adapters.clear()  # what is fused stays in the weights, but no adapter is left to take it out by
-        self._clean_up()
+
+    @property
+    def fused_loras(self) -> set[str]:
+        """The names of the adapters that are added to the weights of one model or both."""
+        return {name for model in self._lora_models().values() for name in fused_adapters(model)}
+
+    @property
+    def num_fused_loras(self) -> int:
+        """The number of adapters that are added to the weights."""
+        return len(self.fused_loras)
 
     def fuse_lora(
         self,
-        components: list[str] | None = None,
+        components: list[str] | str | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
-        adapter_names: list[str] | None = None,
+        adapter_names: list[str] | str | None = None,
     ) -> None:
-        """Adds the active adapters to the weights, so that they cost no time; `unfuse_lora` takes them out again.
+        """Add adapters to the weights, so that they cost no time; `unfuse_lora` takes them out again.
 
         To keep them in for good: `fuse_lora`, `unload_lora_weights`, `save_pretrained`.
 
         Args:
             components: `["planner", "transformer"]` unless given.
-            lora_scale: a further weight.
-            safe_fusing: whether to look for NaN first.
-            adapter_names: which of the active ones; all unless given.
+            lora_scale: a further weight, while they are fused.
+            safe_fusing: whether to look for NaN in the sum first.
+            adapter_names: all active ones unless given. Others of these components do not run until `unfuse_lora`.
+
+        Raises:
+            ValueError: for names that are not loaded, where none is active, for what is fused already, and for
+                adapters that could not be taken out again; before the weights change.
+        """
+        models = self._chosen_models(components)
+        if any(model.is_fused for model in models):
+            self._refuse_fused()
+        names = names_to_fuse(models, adapter_names)
+        finite_number(lora_scale, "`lora_scale`")
+        for model in models:
+            refuse_not_finite(model, names)
+        done = []
+        try:
+            for model in models:
+                if loaded_adapters(model):
+                    model._fuse(names, lora_scale, safe_fusing)
+                    done.append(model)
+        except Exception:
+            for model in done:
+                model.unfuse_lora()
+            raise
+
+    def unfuse_lora(self, components: list[str] | str | None = None) -> None:
+        """Take fused adapters out of the weights.
+
+        Weights are equal to before up to the rounding of one sum and difference, strengths to the bit.
+
+        Raises:
+            ValueError: if nothing is fused.
+        """
+        models = [model for model in self._chosen_models(components) if model.is_fused]
+        if not models:
+            raise ValueError("there is nothing to unfuse: no adapter is fused into the weights")
+        for model in models:
+            model.unfuse_lora()
+        if not self.fused_loras:  # others rested while it was fused
+            for model in self._lora_models().values():
+                if model.is_fused:
+                    model.unfuse_lora()
+
+    def _chosen_models(self, components: list[str] | str | None) -> list[torch.nn.Module]:
+        """Return the models of `components`, all for None.
+
+        Raises:
+            ValueError: for other components, for none, and for models wrapped by `torch.compile(model)`.
         """
         self._refuse_wrapped_models()
-        components = list(self._lora_models()) if components is None else components
-        super().fuse_lora(components, lora_scale, safe_fusing, adapter_names)
+        models = self._lora_models()
+        components = [components] if isinstance(components, str) else components
+        chosen = list(models) if components is None else list(dict.fromkeys(components))
+        if not chosen or not models.keys() >= set(chosen):
+            raise ValueError(
+                f"`components` is {components}; this pipeline can have adapters in "
+                f"{' and '.join(models) or 'no model'}"
+            )
+        return [models[name] for name in chosen]
 
-    def unfuse_lora(self, components: list[str] | None = None) -> None:
-        """Takes fused adapters out of the weights: equal to before up to the rounding of one sum and difference."""
-        self._refuse_wrapped_models()
-        super().unfuse_lora(list(self._lora_models()) if components is None else components)
+    def _refuse_fused(self) -> None:
+        """Raise `ValueError` while an adapter is fused in one of the models."""
+        refuse_fused(self.fused_loras)
 
     def _refuse_loaded_adapters(self) -> None:
-        """Raises `ValueError` where adapters are loaded: a folder saved now would miss the weights they stand on."""
-        # Asked of the models: diffusers' `get_list_adapters` raises where peft is not installed.
-        adapters = {part: list(getattr(model, "peft_config", {})) for part, model in self._lora_models().items()}
-        loaded = [f"{', '.join(names)} ({part})" for part, names in adapters.items() if names]
-        if loaded:
-            raise ValueError(
-                f"LoRA adapters are loaded: {'; '.join(loaded)}. Save them by themselves with `save_lora_weights`, and "
-                "the pipeline after `unload_lora_weights()`, or after `fuse_lora()` and `unload_lora_weights()` to "
-                "keep them in it"
-            )
-
-    @classmethod
-    def _read_lora(
-        cls,
-        source: str | os.PathLike | dict[str, torch.Tensor],
-        weight_name: str | None = None,
-        subfolder: str | None = None,
-        use_safetensors: bool | None = None,
-        **hub_arguments: Any,
-    ) -> tuple[dict[str, torch.Tensor], LoraDescription]:
-        unknown = sorted(hub_arguments.keys() - set(HUB_ARGUMENTS))
-        if unknown:
-            raise ValueError(f"unknown arguments {unknown}; accepted are {', '.join(HUB_ARGUMENTS)}")
-        if use_safetensors is False:
-            raise ValueError("`use_safetensors=False` would unpickle a file; only .safetensors is read")
-        if not isinstance(source, dict):
-            file = local_lora_file(source, weight_name, subfolder)
-            if file is not None:
-                source, weight_name, subfolder = str(file), None, None
-        tensors, _, header = _fetch_state_dict(
-            source if isinstance(source, dict) else str(source),
-            weight_name=weight_name,
-            use_safetensors=True,
-            subfolder=subfolder,
-            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
-            allow_pickle=False,
-            return_file_metadata=True,
-            **{name: hub_arguments.get(name) for name in HUB_ARGUMENTS},
-        )
-        description = read_description(header)
-        tensors = in_peft_form(tensors, description)
-        strange = [name for name in tensors if "lora" not in name]
-        if strange:
-            raise ValueError(
-                f"this is no LoRA: {len(strange)} of its {len(tensors)} tensors have names without `lora`, such as "
-                f"{strange[0]}"
-            )
-        return tensors, description
+        """Raise `ValueError` where adapters are loaded: a folder saved now would miss the weights they stand on."""
+        refuse_loaded(self.get_list_adapters())
 
     def _lora_models(self) -> dict[str, torch.nn.Module]:
-        """Planner and transformer, as far as the pipeline has them: a modular one may have one of them or none."""
+        """Return planner and transformer, as far as the pipeline has them: a modular one may have none."""
         models = {part: getattr(self, part, None) for part in COMPONENTS}
         return {part: model for part, model in models.items() if model is not None}
 
     def _refuse_wrapped_models(self) -> None:
-        """Raises `ValueError` for a model in the wrapper of `torch.compile(model)`: diffusers loads adapters through it, and then finds none."""
+        """Raise `ValueError` for a model in the wrapper of `torch.compile(model)`.
+
+        diffusers loads adapters through it, and then finds none.
+        """
         for part, model in self._lora_models().items():
             if hasattr(model, "_orig_mod"):  # asked so, because importing the wrapper's class takes seconds
                 raise ValueError(
-                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; compile it in place, "
-                    f"`pipe.{part}.compile()`, or its blocks, `pipe.{part}.compile_repeated_blocks()`"
+                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; "
+                    f"compile it in place, `pipe.{part}.compile()`, or its blocks, "
+                    f"`pipe.{part}.compile_repeated_blocks()`"
                 )
 
-    def _remember_trainable(self, parts: list[str]) -> None:
-        for part in parts:
-            model = getattr(self, part)
-            if not getattr(model, "peft_config", None):
-                trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-                self._trainable_before_lora = {**self._trainable_before_lora, part: trainable}
-
-    def _clean_up(self) -> None:
-        """Makes models without adapters plain again: no wrapped layers, and gradients where they were.
-
-        peft freezes all weights of a model that it adapts, and torch multiplies frozen weights by another kernel: without
-        this, results after unloading differ in the last bit.
-        """
-        models = self._lora_models()
-        for part, model in models.items():
-            if getattr(model, "peft_config", None):
-                continue
-            if getattr(model, "_hf_peft_config_loaded", False) or part in self._trainable_before_lora:
-                model.unload_lora()
-            trainable = self._trainable_before_lora.get(part, set())
-            for name, parameter in model.named_parameters():
-                if name in trainable:
-                    parameter.requires_grad_(True)
-        self._trainable_before_lora = {
-            part: names
-            for part, names in self._trainable_before_lora.items()
-            if getattr(models.get(part), "peft_config", None)
-        }
-
     def _checked_adapter_name(self, name: str | None, hotswap: bool, parts: list[str]) -> str:
-        """The name of the adapter, one for both models."""
-        loaded = self.get_list_adapters()
-        taken = {name for names in loaded.values() for name in names}
+        """Return the name of the adapter, one for both models."""
+        loaded, taken = self.get_list_adapters(), self._all_adapters()
         if hotswap:
             owners = [part for part in COMPONENTS if name in loaded.get(part, [])]
             if owners != parts:
                 raise ValueError(
-                    f"cannot swap the adapter {name!r}: it changes {' and '.join(owners) or 'nothing, it is not loaded'}"
-                    f", and the new one {' and '.join(parts) or 'nothing'}; both must change the same models"
+                    f"cannot swap the adapter {name!r}: it changes "
+                    f"{' and '.join(owners) or 'nothing, it is not loaded'}, and the new one "
+                    f"{' and '.join(parts) or 'nothing'}; both must change the same models"
                 )
             return name
         if name is None:
             return next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
-        if name in taken:
+        if check_adapter_name(name) in taken:
             raise ValueError(
                 f"an adapter {name!r} is loaded already; choose another `adapter_name`, delete the old one with "
                 "`delete_adapters`, or put the new one in its place with `hotswap=True`"
             )
         return name
+
+
+def _check_weights(weights: Any) -> None:
+    """Raise `ValueError` if a weight of an adapter is no finite number; weights may lie in lists and dictionaries."""
+    if isinstance(weights, (list, tuple, dict)):
+        for weight in weights.values() if isinstance(weights, dict) else weights:
+            _check_weights(weight)
+    elif weights is not None:
+        finite_number(weights, "a weight in `adapter_weights`")

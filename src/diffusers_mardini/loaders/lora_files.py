@@ -2,41 +2,37 @@
 
 Tensors are named `planner.…` and `transformer.…`. The header holds the configuration of the adapter in the form that
 all diffusers loaders read, and under a key of ours where the adapter comes from. Putting adapters into models is
-`lora.py`'s.
+`lora.py`'s, and what names mean `lora_names.py`'s.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, _fetch_state_dict
+
+from ..models.adapters import PICKLES, SAFETENSORS, require_safetensors
+from .lora_names import in_peft_form
 
 
-COMPONENTS = ("planner", "transformer")
 DESCRIPTION_KEY = "mardini_lora"
-SUFFIX = ".safetensors"
-# Names of the two matrices in files of other trainers, and peft's.
-PEFT_NAMES = {
-    f".{prefix}{old}.weight": f".lora_{new}.weight"
-    for prefix in ("lora_", "lora.", "lora_linear_layer.")
-    for old, new in (("down", "A"), ("up", "B"))
-}
-ALPHA = ".alpha"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+PEFT_CONFIG = "adapter_config.json"  # beside the weights, where peft saved them
 
 
 @dataclass(frozen=True)
 class LoraDescription:
-    """What the header of a LoRA file tells.
+    """Hold what the header of a LoRA file tells.
 
     Args:
         adapters: for each component that the file adapts, the arguments of peft's `LoraConfig`: `r`, `lora_alpha`,
-            `target_modules`, `use_dora` and so on. Empty for files that were saved without.
+            `target_modules`, `use_dora` and so on. Empty for files that were saved without; under `""` where the file
+            was saved from one model alone and does not name it.
         base_model: the folder or Hub id of the pipeline that the adapter was trained on, where it is known.
         training_config: how it was trained, where it is known.
     """
@@ -49,7 +45,7 @@ class LoraDescription:
 def write_lora_file(
     folder: str | os.PathLike, weight_name: str | None, tensors: dict[str, torch.Tensor], description: LoraDescription
 ) -> Path:
-    """Writes `tensors` and their description; an older file of the same name is replaced at once or not at all.
+    """Write `tensors` and their description; an older file of the same name is replaced at once or not at all.
 
     Raises:
         ValueError: for a name that is not a safetensors file's, or a folder that is a file.
@@ -78,19 +74,97 @@ def write_lora_file(
     return folder / weight_name
 
 
-def read_description(metadata: Mapping[str, str] | None) -> LoraDescription:
-    """Reads the header of a LoRA file; tensors handed over in memory have none (`None`)."""
+def read_lora(
+    source: str | os.PathLike | dict[str, torch.Tensor],
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    use_safetensors: bool | None = None,
+    **hub_arguments: Any,
+) -> tuple[dict[str, torch.Tensor], LoraDescription]:
+    """Return the tensors of a LoRA, with names that end as peft's do, and what its header tells.
+
+    Args:
+        source: a folder, a file, an id on the Hub, or the tensors themselves.
+        weight_name: which file of a folder.
+        subfolder: where in the folder.
+        use_safetensors: as in diffusers; `False` is refused.
+        hub_arguments: those of `HUB_ARGUMENTS`.
+
+    Raises:
+        ValueError: for pickles, unclear folders, damaged files and tensors that belong to no LoRA.
+    """
+    unknown = sorted(hub_arguments.keys() - set(HUB_ARGUMENTS))
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown}; accepted are {', '.join(HUB_ARGUMENTS)}")
+    if use_safetensors is False:
+        raise ValueError("`use_safetensors=False` would unpickle a file; only .safetensors is read")
+    if isinstance(source, dict):
+        return in_peft_form(source, told_alpha=False), LoraDescription({})
+    file = local_lora_file(source, weight_name, subfolder)
+    hub_arguments = {name: hub_arguments.get(name) for name in HUB_ARGUMENTS}
+    try:
+        tensors, _, header = _fetch_state_dict(
+            str(source if file is None else file),
+            weight_name=weight_name if file is None else None,
+            use_safetensors=True,
+            subfolder=subfolder if file is None else None,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            allow_pickle=False,
+            return_file_metadata=True,
+            **hub_arguments,
+        )
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file or source} cannot be read as a LoRA in safetensors ({error})") from error
+    description = read_description(header, str(file or source))
+    if not description.adapters and any(name.startswith("base_model.") for name in tensors):
+        config = _peft_config(source, file, subfolder, hub_arguments)
+        description = replace(description, adapters={"": config} if config else {})
+    return in_peft_form(tensors, told_alpha=bool(description.adapters)), description
+
+
+def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescription:
+    """Return what the header of a LoRA file tells.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
     metadata = metadata or {}
-    config = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    adapters = {name: _with_prefix(config, name) for name in COMPONENTS}
-    return LoraDescription(
-        adapters={name: keys for name, keys in adapters.items() if keys},
-        **json.loads(metadata.get(DESCRIPTION_KEY, "{}")),
-    )
+    try:
+        adapters: dict[str, dict[str, Any]] = {}
+        for key, value in json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).items():
+            component, _, argument = key.rpartition(".")
+            adapters.setdefault(component, {})[argument] = value
+        return LoraDescription(adapters=adapters, **json.loads(metadata.get(DESCRIPTION_KEY, "{}")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the header of {file} cannot be read as that of a LoRA ({error})") from error
+
+
+def _peft_config(
+    source: str | os.PathLike, file: Path | None, subfolder: str | None, hub_arguments: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the configuration that peft writes beside the weights that it saves, `None` where there is none."""
+    from peft import LoraConfig, PeftConfig
+
+    if file is not None:
+        if not (file.parent / PEFT_CONFIG).is_file():
+            return None
+        source, subfolder, hub_arguments = file.parent, None, {}
+    try:
+        given = {name: value for name, value in hub_arguments.items() if value is not None}
+        config = PeftConfig.from_pretrained(str(source), subfolder=subfolder, **given)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        if file is None:
+            return None  # the Hub has none, as a rule
+        raise ValueError(
+            f"{file.parent / PEFT_CONFIG} cannot be read as the configuration of a LoRA ({error})"
+        ) from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{source} is an adapter of the kind {config.peft_type}; only LoRA is loaded")
+    return config.to_dict()
 
 
 def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder: str | None) -> Path | None:
-    """The safetensors file that a path on this machine means; `None` where it is none, but an id on the Hub.
+    """Return the safetensors file that a path on this machine means; `None` where it is none, but an id on the Hub.
 
     Raises:
         ValueError: for pickles, for a path that leads nowhere and for a folder that leaves open which file is meant.
@@ -98,18 +172,20 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
     if weight_name is not None:
         require_safetensors(weight_name)
     looks_local = str(path).startswith((".", "~"))
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         require_safetensors(path.name)
         return path
     if not path.exists() and (looks_local or path.is_absolute() or len(path.parts) > 2):  # an id is owner/name
-        raise ValueError(f"there is no {path}; give a folder, a {SUFFIX} file or an id on the Hub")
+        raise ValueError(f"there is no {path}; give a folder, a {SAFETENSORS} file or an id on the Hub")
     if not path.is_dir():
         return None
     folder = path / subfolder if subfolder else path
+    files = sorted(file.name for file in folder.glob(f"*{SAFETENSORS}"))
     if weight_name is not None:
+        if not (folder / weight_name).is_file():
+            raise ValueError(f"there is no {folder / weight_name}; the folder holds {', '.join(files) or 'no LoRA'}")
         return folder / weight_name
-    files = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
     if LORA_WEIGHT_NAME_SAFE in files:
         return folder / LORA_WEIGHT_NAME_SAFE
     if len(files) == 1:
@@ -117,91 +193,9 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
     if files:
         raise ValueError(f"{folder} holds {', '.join(files)}; choose one with `weight_name`")
     for file in sorted(folder.glob("*")):
-        if file.suffix in PICKLES:
+        if file.suffix.lower() in PICKLES:
             require_safetensors(file.name)
     raise ValueError(f"{folder} holds no LoRA; expected a file such as {LORA_WEIGHT_NAME_SAFE}")
-
-
-def require_safetensors(name: str) -> None:
-    """Raises `ValueError` for the name of a file that is not read or written, pickles above all."""
-    if Path(name).suffix in PICKLES:
-        raise ValueError(
-            f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SUFFIX} is "
-            "read and written. Convert a file of your own with "
-            f"`safetensors.torch.save_file(torch.load(file, weights_only=True), '{LORA_WEIGHT_NAME_SAFE}')`"
-        )
-    if not name.endswith(SUFFIX):
-        raise ValueError(f"{name} is no {SUFFIX} file; only these are read and written")
-
-
-def in_peft_form(tensors: dict[str, torch.Tensor], description: LoraDescription) -> dict[str, torch.Tensor]:
-    """The tensors under peft's names, `…lora_A.weight` and `…lora_B.weight`.
-
-    Where a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that a scale of 1 is meant.
-
-    Raises:
-        ValueError: where the header names an alpha, too, or one belongs to no layer.
-    """
-    renamed = {}
-    for name, tensor in tensors.items():
-        old = next((old for old in PEFT_NAMES if name.endswith(old)), "")
-        renamed[name.removesuffix(old) + PEFT_NAMES.get(old, "")] = tensor
-    alphas = {name.removesuffix(ALPHA): renamed.pop(name) for name in list(renamed) if name.endswith(ALPHA)}
-    if alphas and description.adapters:
-        raise ValueError(
-            f"the LoRA tells alpha twice, in its header and as a tensor, `{next(iter(alphas))}{ALPHA}`; remove one of them"
-        )
-    for layer, alpha in alphas.items():
-        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
-        if down not in renamed or up not in renamed or alpha.numel() != 1:
-            raise ValueError(
-                f"`{layer}{ALPHA}` of the LoRA is no number that belongs to a pair of matrices `{down}` and `{up}`"
-            )
-        renamed[up] = renamed[up] * (alpha.item() / len(renamed[down]))
-    return renamed
-
-
-def split_by_component(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors by component, under their names within it and in a fixed order; others are left out."""
-    parts = {name: _with_prefix(dict(sorted(tensors.items())), name) for name in COMPONENTS}
-    return {name: part for name, part in parts.items() if part}
-
-
-def check_fit(model: torch.nn.Module, component: str, part: dict[str, torch.Tensor], base_model: str | None) -> None:
-    """Raises `ValueError` where an adapter was made for a model of another shape; reads names and shapes only."""
-    hint = f" It was trained on {base_model}." if base_model else ""
-    for name, tensor in part.items():
-        path, _, rest = name.partition(".lora_")
-        try:
-            layer = model.get_submodule(path)
-        except AttributeError as error:
-            raise ValueError(
-                f"the adapter changes `{path}` of the {component}, but the {component} of this pipeline has no such "
-                f"layer; load the base model that it was made for.{hint}"
-            ) from error
-        side, axis = ("in_features", -1) if rest.startswith("A") else ("out_features", 0)
-        expected = getattr(layer, side, None)
-        if tensor.ndim == 2 and expected is not None and tensor.shape[axis] != expected:
-            raise ValueError(
-                f"the adapter was made for another {component}: `{path}` has {side} of {tensor.shape[axis]} there and "
-                f"{expected} here; load the base model that it was made for.{hint}"
-            )
-
-
-def check_swap(model: torch.nn.Module, component: str, part: dict[str, torch.Tensor], adapter_name: str) -> None:
-    """Raises `ValueError` where an adapter changes layers that the one in whose place it is put does not."""
-    paths = sorted({name.partition(".lora_")[0] for name in part})
-    new = [path for path in paths if adapter_name not in getattr(model.get_submodule(path), "lora_A", {})]
-    if new:
-        raise ValueError(
-            f"cannot swap the adapter {adapter_name!r}: the new one changes {len(new)} layers of the {component} that it does not, such as "
-            f"`{new[0]}`; load it under a name of its own, without `hotswap`"
-        )
-
-
-def _with_prefix(items: Mapping[str, Any], component: str) -> dict[str, Any]:
-    prefix = f"{component}."
-    return {name.removeprefix(prefix): value for name, value in items.items() if name.startswith(prefix)}
 
 
 def _to_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
@@ -18,6 +18,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from .adapters import MarDiniAdapterMixin
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
 from .conditions import ConditionsMixin, register_changes
@@ -122,7 +123,7 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
-    ConditionsMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The light diffusion model of MarDini (Sec. 2.3): predicts the velocity of the masked frames of a window.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
 from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
@@ -74,7 +75,7 @@ class MarDiniPlannerTransformerBlock(nn.Module):
 
 
 class MarDiniPlannerTransformer3DModel(
-    ConditionsMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The planning model of MarDini (Sec. 2.2): a masked autoregressive transformer over a low-resolution window.
