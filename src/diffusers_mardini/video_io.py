@@ -17,7 +17,10 @@ from .video.reading import (
 from .video.writing import MAX_GIF_FPS, check_writable, write_video
 
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv",
+    ".f4v", ".3gp", ".3g2", ".ogv", ".mxf", ".dv", ".y4m", ".apng",
+)  # fmt: skip
 
 __all__ = [
     "MAX_GIF_FPS",

@@ -34,23 +34,27 @@ FILE_ERRORS = (
     Image.DecompressionBombError,
     UnidentifiedImageError,
 )
+# Raised by Pillow's readers (AVIF) and PyAV's converters, too; not in the list above, because torch raises them when no file is at fault.
+READERS_ERRORS = (*FILE_ERRORS, RuntimeError, AttributeError, AssertionError)
 
 
 @contextmanager
-def named_file_errors(label: str, wanted: str) -> Iterator[None]:
+def named_file_errors(label: str, wanted: str, verb: str = "read") -> Iterator[None]:
     """Turns whatever reading a file raises into one sentence.
 
     Args:
         label: how to call the file, such as its quoted path.
         wanted: what it was read as: "a picture", "a video", "JSON".
+        verb: what cannot be done with it.
 
     Raises:
-        UnreadableFileError: for every error of `FILE_ERRORS`, except those that name the file already.
+        UnreadableFileError: for every error of `READERS_ERRORS`, except those that name the file already.
     """
     try:
         yield
     except UnreadableFileError:
         raise
-    except FILE_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise UnreadableFileError(f"{label} cannot be read as {wanted} ({reason})") from error
+    except READERS_ERRORS as error:
+        # FFmpeg's text would name the file once more, as FFmpeg knows it.
+        reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+        raise UnreadableFileError(f"{label} cannot be {verb} as {wanted} ({reason})") from error
