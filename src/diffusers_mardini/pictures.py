@@ -15,10 +15,10 @@ SAME_TO_THE_EYE = 2  # of 255: profiles of sRGB differ among each other by about
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Makes 8-bit sRGB of a picture as viewers show it: by its colour profile, and on white where it is transparent; 16-bit greys are scaled.
+    """Makes 8-bit sRGB of a picture as viewers show it: by its colour profile, on white, and 16-bit greys scaled.
 
-    PIL's own conversion cuts 16-bit greys off at 255, uncovers what lies under transparent pixels, and leaves the profile aside. Here one
-    that cannot be used is left aside with a warning.
+    PIL's own conversion cuts 16-bit greys off at 255, uncovers what lies under transparent pixels, and leaves the
+    profile aside. Here one that cannot be used is left aside with a warning.
 
     Raises:
         ValueError: of 32-bit whole numbers or fractions, whose range no file tells.

@@ -1,6 +1,6 @@
 """What the numbers of a decoded frame mean as colours, and the same picture as 8-bit sRGB on white.
 
-Knows the frame and what its stream is tagged with. Where the picture lies on the screen is the business of `upright.py`.
+Knows the frame and the tags of its stream. Where the picture lies on the screen is the business of `upright.py`.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ ROWS = 64  # are converted at once: the tables' results stay in the processor's 
 
 
 def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, tell: Callable[[str], None]) -> np.ndarray:
-    """Makes 8-bit sRGB of a frame as it is stored: by its matrix and range, tone-mapped if it is HDR, on white if it is transparent.
+    """Makes 8-bit sRGB of a stored frame: by its matrix and range, tone-mapped if HDR, on white if transparent.
 
     Args:
         frame: of any pixel format.
@@ -48,14 +48,16 @@ def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, tell: Callable[[s
     transparent, deep, yuv = _kind(frame.format.name)
     transfer, primaries = int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries)
     options = _matrix(frame, transfer, primaries) if yuv else {}
-    if transfer in (PQ, HLG):
+    is_hdr = transfer in (PQ, HLG)
+    if is_hdr:
         tell(
-            f"is HDR ({'PQ' if transfer == PQ else 'HLG'}); it is tone-mapped to SDR, where what is brighter than reference white "
-            f"({REFERENCE_WHITE} nits) is white"
+            f"is HDR ({'PQ' if transfer == PQ else 'HLG'}); it is tone-mapped to SDR, where all that is brighter than "
+            f"reference white ({REFERENCE_WHITE} nits) is white"
         )
         colours = frame.to_ndarray(format="rgb48le", **options)
         light = _hdr_light(transfer, DEEP_YUV_WHITE if yuv else 65535)
-        array = _by_light(colours, light, WIDE_PRIMARIES.get(primaries, BT2020_TO_BT709 if primaries == 2 else None), transfer == HLG)
+        to_bt709 = BT2020_TO_BT709 if primaries == UNSPECIFIED else WIDE_PRIMARIES.get(primaries)
+        array = _by_light(colours, light, to_bt709, transfer == HLG)
     else:
         if deep:
             options["interpolation"] = DEEP_INTERPOLATION
@@ -66,14 +68,14 @@ def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, tell: Callable[[s
         if primaries in WIDE_PRIMARIES:
             converted = _by_light(array[..., :3], _srgb_light(), WIDE_PRIMARIES[primaries], False)
             array = np.dstack([converted, array[..., 3]]) if transparent else converted
-    if transfer in (PQ, HLG) and transparent:
+    if is_hdr and transparent:
         array = np.dstack([array, frame.to_ndarray(format="rgba")[..., 3]])
     return _on_white(array, stream) if transparent else array
 
 
 @lru_cache(maxsize=64)
 def _kind(pixel_format: str) -> tuple[bool, bool, bool]:
-    """Whether a pixel format may be transparent, has more than 8 bits, and holds brightness and two colour differences."""
+    """Whether a pixel format may be transparent, has more than 8 bits, and is YUV."""
     kind = av.VideoFormat(pixel_format, 16, 16)
     components = kind.components
     transparent = kind.has_palette or any(component.is_alpha for component in components)
@@ -82,7 +84,7 @@ def _kind(pixel_format: str) -> tuple[bool, bool, bool]:
 
 
 def _matrix(frame: av.VideoFrame, transfer: int, primaries: int) -> dict[str, int]:
-    """Options by which swscale takes the right matrix: the tagged one, else what players take for the size (BT.709 of HD)."""
+    """Options by which swscale takes the right matrix: the tagged one, else that which players take for the size."""
     tagged = int(frame.colorspace)
     if tagged in UNREADABLE_MATRICES:
         raise ValueError(
@@ -109,9 +111,7 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _by_light(
-    array: np.ndarray, light: np.ndarray, to_bt709: tuple | None, system_gamma: bool
-) -> np.ndarray:
+def _by_light(array: np.ndarray, light: np.ndarray, to_bt709: tuple | None, system_gamma: bool) -> np.ndarray:
     """8-bit sRGB `(height, width, 3)` of whole numbers `array`.
 
     Args:
@@ -137,7 +137,7 @@ def _by_light(
 
 @lru_cache(maxsize=4)
 def _hdr_light(transfer: int, white: int) -> np.ndarray:
-    """Light of each 16-bit signal, of which `white` is 1: of the screen in reference whites for PQ, of the scene for HLG."""
+    """Light of each 16-bit signal up to `white`: for PQ of the screen in reference whites, for HLG of the scene."""
     signal = np.minimum(np.arange(65536) / white, 1.0)
     if transfer == PQ:
         power = signal ** (1 / 78.84375)
@@ -156,4 +156,5 @@ def _srgb_light() -> np.ndarray:
 @lru_cache(maxsize=1)
 def _srgb_encoded() -> np.ndarray:
     light = np.arange(65536) / 65535
-    return (255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)).round().astype(np.uint8)
+    signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return (255 * signal).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What FFmpeg does not pass on of a container: the crop that it asks for, and whether its bytes end where a whole file's do.
+"""What PyAV does not pass on of a container: the crop that it asks for, and whether its bytes end too early.
 
 Matroska and MP4 are trees of sized elements; only the few that are asked for are read.
 """
@@ -52,7 +52,7 @@ def ends_whole(file: io.IOBase) -> bool | None:
         file.seek(max(0, size - 64))
         return file.read().rstrip(b"\0").endswith(b";")
     if head[:1] == head[188:] == b"G":  # a transport stream is made of packets of 188 bytes
-        return size % 188 == 0
+        return False if size % 188 else None
     return None
 
 

@@ -1,7 +1,7 @@
 """What reading a file can raise, and the one place where it becomes a sentence with the file's name.
 
-PyAV, Pillow and Python's own readers raise errors of many kinds for a damaged file; a list of them in each place that reads
-would miss one somewhere. Writing is not covered: there an error is no fault of the file.
+PyAV, Pillow and Python's own readers raise errors of many kinds for a damaged file; a list of them in each place
+that reads would miss one somewhere. Writing is not covered: there an error is no fault of the file.
 """
 
 import struct
@@ -34,7 +34,8 @@ FILE_ERRORS = (
     Image.DecompressionBombError,
     UnidentifiedImageError,
 )
-# Raised by Pillow's readers (AVIF) and PyAV's converters, too; not in the list above, because torch raises them when no file is at fault.
+# Raised by Pillow's readers (AVIF) and PyAV's converters, too; not in the list above, because torch raises them when
+# no file is at fault.
 READERS_ERRORS = (*FILE_ERRORS, RuntimeError, AttributeError, AssertionError)
 
 

@@ -1,6 +1,7 @@
 """Videos as they are opened: which of several streams, which decoder, and frames made whole.
 
-What a container, a stream or a frame says beyond its numbers is asked here, in `upright.py` and in `colour.py`, and nowhere else.
+What a container, a stream or a frame says beyond its numbers is asked here, in `upright.py` and in `colour.py`, and
+nowhere else.
 """
 
 import io
@@ -68,8 +69,8 @@ class Film:
             raise self.error("is coded in a way that this PyAV cannot decode; encode it again as .mp4")
         if name.endswith("_pipe") or name == "image2":
             raise OnePictureError(f"{self.label} is one picture, not a video; give a video or a folder of pictures")
-        if self.is_picture and (len(films) > 1 or films[0].disposition & Disposition.dependent):
-            raise OnePictureError(f"{self.label} is one picture of several parts; save it as JPEG or PNG")
+        if self.is_picture and films[0].disposition & Disposition.dependent:
+            raise OnePictureError(f"{self.label} is one picture, made of {len(films)} tiles; save it as JPEG or PNG")
         return max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
 
     def tell(self, sentence: str) -> None:
@@ -106,19 +107,22 @@ class Film:
         Raises:
             UnreadableFileError: if the frames before had another size.
         """
-        size = self._screen.size(frame)
+        return self._same(self._screen.size(frame), frame)
+
+    def show(self, frame: av.VideoFrame) -> np.ndarray:
+        """A frame as it is seen: upright, with square pixels, `uint8` `(height, width, 3)`; checks as `size` does."""
+        with _decoding(self.label):
+            shown = self._screen.show(frame)
+        self._same(shown.shape[:2], frame)
+        return shown
+
+    def _same(self, size: tuple[int, int], frame: av.VideoFrame) -> tuple[int, int]:
         if self._size not in (None, size):
             raise self.error(
                 f"changes its size from {self._size} to {size} at {frame.time or 0:.2f} seconds; cut it there"
             )
         self._size = size
         return size
-
-    def show(self, frame: av.VideoFrame) -> np.ndarray:
-        """A frame as it is seen: upright, with square pixels, `uint8` `(height, width, 3)`; checks as `size` does."""
-        self.size(frame)
-        with _decoding(self.label):
-            return self._screen.show(frame)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decode = self._alpha_decoder() or self.stream.codec_context
@@ -192,9 +196,7 @@ def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iter
     """
     label = f"the video of {len(source)} bytes" if isinstance(source, bytes) else f"'{source}'"
     if not isinstance(source, bytes) and not Path(source).is_file():
-        raise UnreadableFileError(
-            f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else "")
-        )
+        raise UnreadableFileError(f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else ""))
     with _decoding(label):
         file = io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
     with file:
@@ -204,7 +206,7 @@ def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iter
                 file.name = f"video{Path(source).suffix}"
             crops, is_whole = video_crops(file), ends_whole(file)
             file.seek(0)
-            # Titles may be in any encoding. A list of other files (.m3u8, concat) is no video: it could name any place.
+            # Titles may be in any encoding. A list of other files (.m3u8, concat) is no video: it could name anything.
             options = {"protocol_whitelist": "none"}
             container = av.open(file, metadata_errors="ignore", container_options=options)
         with container:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -19,6 +19,7 @@ from .times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 
 logger = logging.get_logger(__name__)
 
+READING = 2  # raised when some files are read with other pixels or times than before
 # A last frame that stands for less is not held: encoders write a length of their own choice there. Gifs are exact.
 HELD_FROM = 0.1  # seconds
 
@@ -34,8 +35,8 @@ class VideoFacts:
         start: time of the first frame on the file's own clock, in seconds.
         duration: seconds from the first frame to the end of the last.
         codec: name of the decoder, `png` and the like for a folder of pictures.
-        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies within
-            a quarter of a frame of `start + i / fps`.
+        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies
+            within a quarter of a frame of `start + i / fps`.
     """
 
     num_frames: int
@@ -55,18 +56,18 @@ class _Decoded:
     Attributes:
         times: seconds of each on the file's own clock, `None` where it has none.
         damaged: indices of those that the decoder could not make whole.
-        last: seconds for which the last one stands, by its own account; 0 where it gives none.
+        final: the last one.
     """
 
-    times: list[float | None]
-    damaged: list[int]
-    last: float = 0.0
+    times: list[float | None] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    final: av.VideoFrame | None = None
 
     def add(self, frame: av.VideoFrame) -> None:
         if frame.is_corrupt:
             self.damaged.append(len(self.times))
-        self.times.append(None if frame.time is None else float(frame.time))
-        self.last = float((frame.duration or 0) * (frame.time_base or 0))
+        self.times.append(frame.time)
+        self.final = frame
 
     def first_unordered(self) -> int | None:
         """Index of the first frame without a time after that of the one before."""
@@ -78,7 +79,9 @@ class _Decoded:
 
 def decoder_version() -> str:
     """Name and version of what decodes, for fingerprints: another decoder may give other pixels, or other frames."""
-    return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    return (
+        f"reading {READING}, PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    )
 
 
 def read_video(
@@ -86,19 +89,22 @@ def read_video(
 ) -> tuple[np.ndarray, float]:
     """Decodes every frame of a video as a player shows it, evenly spaced.
 
-    Frames are upright, with square pixels, cropped as the container asks, in sRGB (HDR is tone-mapped), on white where they are transparent,
-    and deinterlaced. Where their times are uneven (screen recordings, phones, gifs that hold a frame) each is shown, as a player does, until
-    the next one's time: the clip gets the rate of most of its frames, or up to four times that where many stand for less, and held frames are
-    repeated, for at most 10 seconds and four times as many frames as there were (or 300). Warnings say so, and of how many frames a
-    cut-off file lacks.
+    Frames are upright, with square pixels, cropped as the container asks, in sRGB (HDR is tone-mapped), on white
+    where they are transparent, and deinterlaced.
+
+    Where their times are uneven (screen recordings, phones, gifs that hold a frame) each is shown until the next
+    one's time: the clip gets the rate of most of its frames, or up to four times that where many stand for less, and
+    held frames are repeated. A pause is filled for 10 seconds at most, and all pauses with at most four times as many
+    frames as there were, or 300. Warnings say so, and how many frames a cut-off file lacks.
 
     Args:
         path: a video file (anything FFmpeg decodes, gif included).
-        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same form. A long video of large
-            frames then never lies in memory whole.
+        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same
+            form. A long video of large frames then never lies in memory whole.
 
     Returns:
-        The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second: 8 for a gif of one frame, which has no rate.
+        The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second: 8 for a gif of one
+        frame, which has no rate.
 
     Raises:
         ValueError: if the file is missing, is not a video, cannot be decoded, changes its size, or holds no frame.
@@ -120,7 +126,7 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
     """
     if _is_folder(source):
         return _probe_pictures(Path(source), fps)
-    decoded, size = _Decoded([], []), None
+    decoded, size = _Decoded(), None
     with open_film(source) as film:
         for frame in film.frames():
             size = film.size(frame)
@@ -134,12 +140,11 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
         if missing := _what_is_missing(film, timestamps, rate):
             raise film.error(missing)
         _tell_damage(film, decoded)
-        last = _last_length(film, timestamps, decoded.last, rate)
+        last = _last_length(film, timestamps, decoded)
     even = even_rate(timestamps, rate or (PICTURE_FPS if len(timestamps) == 1 else 0.0))
     mean = even or mean_rate(timestamps)
-    duration = float(timestamps[-1] - timestamps[0]) + (last or 1 / mean)
-    if even is not None and last is None:
-        duration = len(timestamps) / even
+    span = float(timestamps[-1] - timestamps[0])
+    duration = span + last if last else len(timestamps) / even if even else span + 1 / mean
     return VideoFacts(
         len(timestamps), mean, *size, float(timestamps[0]), duration, codec, timestamps if even is None else None
     )
@@ -188,7 +193,8 @@ def read_frames(
         with open_film(source, repeated=True) as film:
             if head_start is not None:
                 try:
-                    film.container.seek(max(0, int((wanted[0] - head_start) / film.stream.time_base)), stream=film.stream)
+                    ticks = max(0, int((wanted[0] - head_start) / film.stream.time_base))
+                    film.container.seek(ticks, stream=film.stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
             frames = _nearest(film.frames(), film, wanted, at_start=head_start is None)
@@ -209,7 +215,8 @@ def read_images(
         prepare: what is kept of an image; see `read_video`.
 
     Returns:
-        RGB images (the same object where a frame is held), and the frames per second where the source says so (a video), else `None`.
+        RGB images (the same object where a frame is held), and the frames per second where the source says so (a
+        video), else `None`.
 
     Raises:
         ValueError: if nothing readable is there.
@@ -236,8 +243,8 @@ def has_sound(path: str | os.PathLike) -> bool:
 
 
 def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> tuple[list, float | None]:
-    """What `prepare` makes of the frames, at even times (a held one is the same object), and their rate; `None` for one frame without."""
-    frames, decoded = [], _Decoded([], [])
+    """What `prepare` makes of the frames, at even times, and their rate, if any; a held frame is the same object."""
+    frames, decoded = [], _Decoded()
     with open_film(path) as film:
         for frame in film.frames():
             frames.append(prepare(film.show(frame)))
@@ -249,7 +256,9 @@ def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> t
             return _spread(film, frames, decoded, fps)
     _tell_damage(film, decoded)
     if index is not None and decoded.times[index] is not None:
-        film.tell(f"has time stamps that do not increase (frame {index}); its frames are taken as {fps:.4g} per second")
+        film.tell(
+            f"has time stamps that do not increase (frame {index}); its frames are taken as {fps:.4g} per second"
+        )
     if fps <= 0 and len(frames) > 1:
         raise film.error("does not say how many frames it has per second; encode it again as .mp4")
     return frames, fps or None
@@ -262,10 +271,14 @@ def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[li
         film.tell(missing)
     else:
         _tell_damage(film, decoded)
-    even, last = even_rate(times, fps), _last_length(film, times, decoded.last, fps)
-    if even is not None and last is None:
+    even, last, exact = even_rate(times, fps), _last_length(film, times, decoded), _is_gif(film)
+    if even and exact and last < 0.75 / even:  # then all before it are held
+        even = None
+    if even and last < 1.5 / even:
         return frames, even
-    showing = spread(times, last or 0.0, even)
+    showing = spread(times, last, even, exact)
+    if np.array_equal(showing.order, np.arange(len(frames))):
+        return frames, showing.fps
     text = f"has frames at uneven times: {len(frames)} became {len(showing.order)}, at {showing.fps:.4g} per second"
     if showing.left_out:
         listed = ", ".join(map(str, showing.left_out[:10])) + (", ..." if len(showing.left_out) > 10 else "")
@@ -277,9 +290,9 @@ def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[li
 
 
 def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:
-    """A sentence without its subject where the file states a length well beyond its last frame, whose data it should hold."""
+    """A sentence, without its subject, where the file states that it ends well after its last frame."""
     count, stated = len(times), _stated_end(film)
-    if film.is_whole or (film.stream.frames and count >= film.stream.frames):
+    if _has_all(film, count):
         return None
     gap = float(np.diff(times).max()) if count > 1 else 1 / (rate or PICTURE_FPS)
     end = float(times[-1]) + gap
@@ -293,28 +306,35 @@ def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:
     )
 
 
-def _last_length(film: Film, times: np.ndarray, own: float, rate: float) -> float | None:
-    """Seconds for which the last frame is held; `None` where that is as long as the others."""
-    if len(times) < 2 or film.is_whole is False:
-        return None
-    usual, exact = usual_gap(times), film.container.format.name == "gif"
-    stated = _stated_end(film) - float(times[-1])
-    whole = film.is_whole or (film.stream.frames and len(times) >= film.stream.frames)
-    # A frame's own length is that of another one where frames are stored in another order than they are shown.
-    last = own if exact or not whole or stated <= 0 else stated
-    return last if last >= 1.5 * usual and (exact or last >= HELD_FROM) else None
+def _last_length(film: Film, times: np.ndarray, decoded: _Decoded) -> float:
+    """Seconds for which the last frame stands; 0 where that is as long as the others, or is not known."""
+    if _is_gif(film):
+        # Elsewhere its own length is that of another frame, where frames are stored in another order.
+        return float((decoded.final.duration or 0) * decoded.final.time_base)
+    last = _stated_end(film) - float(times[-1]) if len(times) > 1 and _has_all(film, len(times)) else 0.0
+    return last if last >= HELD_FROM and last >= 1.5 * usual_gap(np.diff(times)) else 0.0
+
+
+def _has_all(film: Film, count: int) -> bool:
+    """Whether nothing is missing for sure, `count` frames being decoded."""
+    return bool(film.is_whole or (film.stream.frames and count >= film.stream.frames))
+
+
+def _is_gif(film: Film) -> bool:
+    return film.container.format.name == "gif"
 
 
 def _tell_damage(film: Film, decoded: _Decoded) -> None:
     if decoded.damaged:
-        film.tell(f"is damaged: {len(decoded.damaged)} of {len(decoded.times)} frames, the first is {decoded.damaged[0]}, counted from 0")
+        count, first = len(decoded.damaged), decoded.damaged[0]
+        film.tell(f"is damaged in {count} of {len(decoded.times)} frames, first in frame {first}, counted from 0")
     if film.is_whole is False:
         film.tell("ends in the midst of its data, as a broken download does; how much is missing it does not tell")
 
 
 def _stated_rate(film: Film, count: int) -> float:
-    """Frames per second that the container states or FFmpeg guesses; 0 where neither does, or where there is but one frame to show."""
-    if count == 1 and (film.is_picture or film.container.format.name == "gif"):
+    """Frames per second that the container states or FFmpeg guesses; 0 where neither does, as of a single picture."""
+    if count == 1 and (film.is_picture or _is_gif(film)):
         return 0.0
     return float(film.stream.average_rate or film.stream.guessed_rate or 0)
 

@@ -49,38 +49,46 @@ def even_rate(timestamps: np.ndarray, stated: float) -> float | None:
     return None
 
 
-def usual_gap(timestamps: np.ndarray) -> float:
-    """Seconds between most frames: the mean of the gaps near the median, which alone would be as coarse as the file's clock."""
-    gaps = np.diff(timestamps)
-    median = np.median(gaps)
-    return float(gaps[np.abs(gaps - median) <= 0.25 * median].mean())
+def usual_gap(gaps: np.ndarray) -> float:
+    """Seconds between most frames: the mean of those near the middle one, which is as coarse as the clock."""
+    middle = np.sort(gaps)[(len(gaps) - 1) // 2]
+    return float(gaps[np.abs(gaps - middle) <= 0.25 * middle].mean())
 
 
-def spread(timestamps: np.ndarray, last: float, rate: float | None) -> Showing:
+def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool = False) -> Showing:
     """Shows each frame until the next one's time, as a player does, at even times.
 
     Args:
         timestamps: seconds of at least two frames, increasing.
-        last: seconds for which the last one stands.
-        rate: frames per second where the frames' times are even; else that of most frames, or a multiple of it where many
-            frames stand for less.
+        last: seconds for which the last one stands; 0 where that is not known.
+        rate: frames per second where the frames' times are even; `None` for that of most frames, or a multiple of it
+            where many frames stand for less.
+        exact: whether times are meant, as those of a gif are, and not measured: they are then kept where that can be.
     """
-    gap, starts, finer = (1 / rate, np.arange(len(timestamps)), 1) if rate is not None else _grid(timestamps)
-    # How many times each frame is shown. A frame that begins in the middle between two times belongs to the earlier one.
+    gap, starts, finer = (1 / rate, np.arange(len(timestamps)), 1) if rate else _grid(timestamps, last, exact)
+    # How many times each is shown. A frame that begins in the middle between two times belongs to the earlier one.
     counts = np.append(np.diff(starts), max(1, round(last / gap))).astype(np.int64)
     shown = np.minimum(counts, _longest_allowed(counts, gap, finer))
     return Showing(
         order=np.repeat(np.arange(len(timestamps)), shown),
-        fps=1 / gap if rate is None else rate,
+        fps=rate or 1 / gap,
         left_out=tuple(np.flatnonzero(counts == 0).tolist()),
         longest=float(counts.max() * gap),
         cut=float((counts - shown).sum() * gap),
     )
 
 
-def _grid(timestamps: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Seconds between even times, at which of them each frame begins, and how much finer than the usual gap they are."""
-    usual, fewest, best = usual_gap(timestamps), len(timestamps), None
+def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.ndarray, int]:
+    """Seconds between even times, at which of them each frame begins, and how much finer than usual they are."""
+    gaps = np.diff(timestamps)
+    if exact:
+        gaps = np.append(gaps, last or gaps[-1])
+        ends = np.append(0, np.cumsum(gaps))
+        for gap in (usual_gap(gaps), gaps.min()):
+            places = ends / gap
+            if np.abs(places - places.round()).max() < 0.25:
+                return gap, places[:-1].round(), max(1, round(usual_gap(gaps) / gap))
+    usual, fewest, best = usual_gap(gaps), len(timestamps), None
     for finer in range(1, FINEST_GRID + 1):
         gap = usual / finer
         starts = np.ceil((timestamps - timestamps[0]) / gap - 0.5 - 1e-6)

@@ -54,12 +54,15 @@ class Screen:
         return (slice(above, above + height), slice(left, left + width)), (height, width)
 
     def _square_pixels(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which stored pixels are square: DVD, DV and HDV store theirs narrower than they are shown."""
-        aspect = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio or 1
+        """Height and width at which stored pixels are square: DVD, DV and HDV store theirs narrower than shown."""
+        stated = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio
+        aspect = float(stated or 1)
         if not 1 / MOST_UNSQUARE <= aspect <= MOST_UNSQUARE:
-            self._tell(f"states pixels of {aspect.numerator}:{aspect.denominator}, which cannot be; they are taken for square")
-            aspect = 1
-        return height, max(1, round(width * float(aspect)))
+            self._tell(
+                f"states pixels of {stated.numerator}:{stated.denominator}, which cannot be; they are taken for square"
+            )
+            aspect = 1.0
+        return height, max(1, round(width * aspect))
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
