@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_mardini.video import reading, writing
+from diffusers_mardini.video import opening, reading, writing
 from diffusers_mardini.video.reading import _nearest
 from diffusers_mardini.video_io import (
     check_writable,
@@ -391,10 +391,8 @@ def test_long_videos_are_read_from_the_key_frame_before_the_first_frame_wanted(t
 
 def test_only_the_frames_wanted_are_kept_of_a_long_video(tmp_path, monkeypatch):
     path = write_timed(tmp_path / "clip.mp4", shades(60), list(range(0, 2400, 40)))
-    converted, real = [], reading.upright
-    monkeypatch.setattr(
-        reading, "upright", lambda frame, stream: (converted.append(frame.time), real(frame, stream))[1]
-    )
+    converted, real = [], opening.Film.show
+    monkeypatch.setattr(opening.Film, "show", lambda film, frame: (converted.append(frame.time), real(film, frame))[1])
     assert read_frames(path, [0.0, 1.2, 2.36]).shape[0] == 3
     assert converted == [0.0, 1.2, 2.36]
 

@@ -1,24 +1,81 @@
-"""Any PIL image as 8-bit RGB, which everything here works on."""
+"""Any PIL image as 8-bit sRGB, which everything here works on."""
+
+import io
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
-from PIL import Image
+from diffusers.utils import logging
+from PIL import Image, ImageCms
+
+
+logger = logging.get_logger(__name__)
+
+SAME_TO_THE_EYE = 2  # of 255: profiles of sRGB differ among each other by about 1
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Makes 8-bit RGB of a picture: 16-bit greys are scaled, and what is transparent lies on white, as viewers show it.
+    """Makes 8-bit sRGB of a picture as viewers show it: by its colour profile, on white, and 16-bit greys scaled.
 
-    PIL's own conversion cuts 16-bit greys off at 255, and uncovers what lies under transparent pixels.
+    PIL's own conversion cuts 16-bit greys off at 255, uncovers what lies under transparent pixels, and leaves the
+    profile aside. Here one that cannot be used is left aside with a warning.
 
     Raises:
         ValueError: of 32-bit whole numbers or fractions, whose range no file tells.
     """
+    profile, name = picture.info.get("icc_profile"), getattr(picture, "filename", "")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # PNG has no 32 bits
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise ValueError(
-            f"a picture of 32-bit values (mode {picture.mode!r}) does not say what is white; scale it to 0 to 255 and convert it to 'L' or 'RGB'"
+            f"a picture of 32-bit values (mode {picture.mode!r}) does not say what is white; scale it to 0 to 255 and "
+            "convert it to 'L' or 'RGB'"
         )
+    if profile:
+        picture = _by_profile(picture, profile, f"'{name}'" if name else "a picture")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    picture.info.pop("icc_profile", None)  # else whoever gets this would apply it again
+    return picture
+
+
+def _by_profile(picture: Image.Image, profile: bytes, label: str) -> Image.Image:
+    """A picture in sRGB, `RGB` or `RGBA`; itself where the profile is that of sRGB or cannot be used."""
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    colours = picture if picture.mode in ("L", "CMYK") else picture.convert("L" if picture.mode == "LA" else "RGB")
+    try:
+        kind = _colour_space(profile)
+        if colours.mode == "L" and kind == "RGB":
+            colours = colours.convert("RGB")
+        transform = _transform(profile, colours.mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError) as error:
+        logger.warning(f"{label} has a colour profile that cannot be used ({error}); its colours are taken for sRGB")
+        return picture
+    if transform is None:
+        return picture
+    converted = ImageCms.applyTransform(colours, transform)
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+@lru_cache(maxsize=32)
+def _colour_space(profile: bytes) -> str:
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of a profile to sRGB; `None` where that changes nothing."""
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
+    )
+    if mode == "CMYK":
+        return transform
+    shades = range(0, 256, 15)
+    colours = [(shade,) * 3 for shade in range(256)] if mode == "L" else list(product(shades, repeat=3))
+    probe = np.array(colours, np.uint8)[None]
+    changed = ImageCms.applyTransform(Image.fromarray(probe[..., 0] if mode == "L" else probe), transform)
+    return None if np.abs(np.asarray(changed).astype(int) - probe).max() <= SAME_TO_THE_EYE else transform

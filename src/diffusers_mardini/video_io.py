@@ -8,6 +8,7 @@ from .video.picture_files import PICTURE_SUFFIXES, natural_key
 from .video.reading import (
     VideoFacts,
     decoder_version,
+    has_sound,
     iterate_frames,
     probe_video,
     read_frames,
@@ -17,7 +18,10 @@ from .video.reading import (
 from .video.writing import MAX_GIF_FPS, check_writable, write_video
 
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv",
+    ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".mxf", ".dv", ".y4m", ".apng",
+)  # fmt: skip
 
 __all__ = [
     "MAX_GIF_FPS",
@@ -26,6 +30,7 @@ __all__ = [
     "VideoFacts",
     "check_writable",
     "decoder_version",
+    "has_sound",
     "iterate_frames",
     "natural_key",
     "probe_video",

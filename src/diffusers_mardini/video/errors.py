@@ -1,7 +1,7 @@
 """What reading a file can raise, and the one place where it becomes a sentence with the file's name.
 
-PyAV, Pillow and Python's own readers raise errors of many kinds for a damaged file; a list of them in each place that reads
-would miss one somewhere. Writing is not covered: there an error is no fault of the file.
+PyAV, Pillow and Python's own readers raise errors of many kinds for a damaged file; a list of them in each place
+that reads would miss one somewhere. Writing is not covered: there an error is no fault of the file.
 """
 
 import struct
@@ -35,23 +35,28 @@ FILE_ERRORS = (
     Image.DecompressionBombError,
     UnidentifiedImageError,
 )
+# Raised by Pillow's readers (AVIF) and PyAV's converters, too; not in the list above, because torch raises them when
+# no file is at fault.
+READERS_ERRORS = (*FILE_ERRORS, RuntimeError, AttributeError, AssertionError)
 
 
 @contextmanager
-def named_file_errors(label: str, wanted: str) -> Iterator[None]:
+def named_file_errors(label: str, wanted: str, verb: str = "read") -> Iterator[None]:
     """Turns whatever reading a file raises into one sentence.
 
     Args:
         label: how to call the file, such as its quoted path.
         wanted: what it was read as: "a picture", "a video", "JSON".
+        verb: what cannot be done with it.
 
     Raises:
-        UnreadableFileError: for every error of `FILE_ERRORS`, except those that name the file already.
+        UnreadableFileError: for every error of `READERS_ERRORS`, except those that name the file already.
     """
     try:
         yield
     except UnreadableFileError:
         raise
-    except FILE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__  # some libraries break lines
-        raise UnreadableFileError(f"{label} cannot be read as {wanted} ({reason})") from error
+    except READERS_ERRORS as error:
+        # FFmpeg's text would name the file once more, as FFmpeg knows it; some libraries break lines.
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise UnreadableFileError(f"{label} cannot be {verb} as {wanted} ({reason})") from error

@@ -2,36 +2,58 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..pictures import to_rgb
-from .errors import named_file_errors
+from .errors import FILE_ERRORS, named_file_errors
 
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm",
+    ".tga",
+)  # fmt: skip
 
 
-def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
-    """Sorting key for file names in which numbers count as numbers: `a2` before `a10`."""
-    parts = re.split(r"(\d+)", Path(path).name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in parts if part]
+def natural_key(path: str | os.PathLike) -> tuple:
+    """Sorting key for file names in which numbers count as numbers: `a2` before `a10`. No two names have the same."""
+    name = Path(path).name
+    # Other digits than these, such as a superscript, are text.
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    # A number by its length without leading zeros: names may have more digits than `int` takes.
+    numbers = [part.lstrip("0") if part[0] in "0123456789" else None for part in parts]
+    return (
+        [(1, 0, part.lower()) if number is None else (0, len(number), number) for part, number in zip(parts, numbers)],
+        name,
+    )
 
 
 def picture_files(folder: Path) -> list[Path]:
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_key)
+    """Pictures of a folder in natural order, without hidden ones such as the `._x.png` of macOS."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != "."]
     if not files:
         raise ValueError(f"folder '{folder}' holds no pictures; accepted are {', '.join(PICTURE_SUFFIXES)}")
-    return files
+    return sorted(files, key=natural_key)
 
 
 def read_picture(path: Path) -> Image.Image:
+    """A picture as it is seen: upright, RGB; damaged EXIF turns nothing."""
     if not path.is_file():
         raise ValueError(f"no picture at '{path}'")
-    with named_file_errors(f"'{path}'", "a picture"), Image.open(path) as image:
+    with named_file_errors(f"'{path}'", "a picture"), _opened(path) as image:
         # A telephone's JPEG may hold a preview or a map of depths beside the picture.
         if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"it holds {count} pictures; give it as .gif, .mp4 or a folder of pictures")
-        ImageOps.exif_transpose(image, in_place=True)
+        image.load()  # so that what is suppressed is no damage of the picture itself
+        with suppress(*FILE_ERRORS):
+            ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError as error:
+        raise ValueError("this Pillow does not know its kind; save it as JPEG or PNG") from error

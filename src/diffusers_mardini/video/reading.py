@@ -1,25 +1,27 @@
 """Clips out of files: every frame, those at some times, or only what there is to know of them."""
 
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
-from av.stream import Disposition
 from diffusers.utils import logging
 from PIL import Image
 
+from .errors import UnreadableFileError
+from .opening import Film, OnePictureError, open_film
 from .picture_files import PICTURE_SUFFIXES, picture_files, read_picture
-from .times import even_rate, mean_rate, spread
-from .upright import upright, upright_size
+from .times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 
 
 logger = logging.get_logger(__name__)
+
+READING = 2  # raised when some files are read with other pixels or times than before
+# A last frame that stands for less is not held: encoders write a length of their own choice there. Gifs are exact.
+HELD_FROM = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class VideoFacts:
         start: time of the first frame on the file's own clock, in seconds.
         duration: seconds from the first frame to the end of the last.
         codec: name of the decoder, `png` and the like for a folder of pictures.
-        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies within
-            a quarter of a frame of `start + i / fps`.
+        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies
+            within a quarter of a frame of `start + i / fps`.
     """
 
     num_frames: int
@@ -47,53 +49,68 @@ class VideoFacts:
     timestamps: np.ndarray | None
 
 
+@dataclass
+class _Decoded:
+    """What is known of the frames of a film when all were decoded.
+
+    Attributes:
+        times: seconds of each on the file's own clock, `None` where it has none.
+        damaged: indices of those that the decoder could not make whole.
+        final: the last one.
+    """
+
+    times: list[float | None] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    final: av.VideoFrame | None = None
+
+    def add(self, frame: av.VideoFrame) -> None:
+        if frame.is_corrupt:
+            self.damaged.append(len(self.times))
+        self.times.append(frame.time)
+        self.final = frame
+
+    def first_unordered(self) -> int | None:
+        """Index of the first frame without a time after that of the one before."""
+        for index, (before, time) in enumerate(zip([float("-inf"), *self.times], self.times)):
+            if before is None or time is None or time <= before:
+                return index
+        return None
+
+
 def decoder_version() -> str:
     """Name and version of what decodes, for fingerprints: another decoder may give other pixels, or other frames."""
-    return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    return (
+        f"reading {READING}, PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    )
 
 
 def read_video(
     path: str | os.PathLike, prepare: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[np.ndarray, float]:
-    """Decodes every frame of a video, upright, with square pixels and evenly spaced.
+    """Decodes every frame of a video as a player shows it, evenly spaced.
 
-    Where the frames' times are uneven (screen recordings, phones, gifs that hold a frame) each is shown, as a player does, until the
-    next one's time: the clip gets the rate of most of its frames, and held frames are repeated. A warning says so.
+    Frames are upright, with square pixels, cropped as the container asks, in sRGB (HDR is tone-mapped), on white
+    where they are transparent, and deinterlaced.
+
+    Where their times are uneven (screen recordings, phones, gifs that hold a frame) each is shown until the next
+    one's time: the clip gets the rate of most of its frames, or up to four times that where many stand for less, and
+    held frames are repeated. A pause is filled for 10 seconds at most, and all pauses with at most four times as many
+    frames as there were, or 300. Warnings say so, and how many frames a cut-off file lacks.
 
     Args:
         path: a video file (anything FFmpeg decodes, gif included).
-        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same form. A long video of large
-            frames then never lies in memory whole.
+        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same
+            form. A long video of large frames then never lies in memory whole.
 
     Returns:
-        The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second.
+        The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second: 8 for a gif of one
+        frame, which has no rate.
 
     Raises:
-        ValueError: if the file is missing, is not a video, is damaged, or holds no frame.
+        ValueError: if the file is missing, is not a video, cannot be decoded, changes its size, or holds no frame.
     """
-    frames, times, end = [], [], 0.0
-    with _open_video(Path(path)) as (container, stream, label):
-        for frame in container.decode(stream):
-            shown = upright(frame, stream)
-            frames.append(shown if prepare is None else prepare(shown))
-            times.append(frame.time)
-            end = float((frame.time or 0) + (frame.duration or 0) * (frame.time_base or 0))
-        fps = _stated_rate(stream)
-    if not frames:
-        raise ValueError(f"{label} holds no frame; it is damaged or empty")
-    if None not in times and all(first < second for first, second in zip(times, times[1:])):
-        even = even_rate(np.array(times, dtype=float), fps)
-        if even is None:
-            shown, fps = spread(np.array(times, dtype=float), end)
-            logger.warning(
-                f"{label} has frames at uneven times: {len(frames)} became {len(shown)}, at {fps:.4g} per second"
-            )
-            frames = [frames[index] for index in shown]
-        else:
-            fps = even
-    if fps <= 0:
-        raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
-    return np.stack(frames), fps
+    frames, fps = _read(path, prepare or (lambda frame: frame))
+    return np.stack(frames), fps or PICTURE_FPS
 
 
 def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> VideoFacts:
@@ -104,54 +121,47 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
         fps: frames per second of a folder of pictures, which does not say it itself.
 
     Raises:
-        ValueError: as `read_video` does, and if the frames change their size, have no increasing time stamps, or end well
+        ValueError: as `read_video` does, and if the frames have no increasing time stamps, or end well
             before the length that the file states (a truncated file).
     """
     if _is_folder(source):
         return _probe_pictures(Path(source), fps)
-    times, size = [], None
-    with _open_video(source) as (container, stream, label):
-        for frame in container.decode(stream):
-            shown = upright_size(frame, stream)
-            if size not in (None, shown):
-                raise ValueError(f"{label} changes its size from {size} to {shown} at frame {len(times)}")
-            if frame.time is None or (times and frame.time <= times[-1]):
-                raise ValueError(
-                    f"{label} has no increasing time stamps (frame {len(times)}); encode it again as .mp4"
-                )
-            size = shown
-            times.append(float(frame.time))
-        rate = _stated_rate(stream)
-        stated, codec = _stated_end(container, stream), stream.codec_context.name
-    if not times:
-        raise ValueError(f"{label} holds no frame; it is damaged or empty")
-    timestamps = np.array(times)
-    if len(times) == 1 and rate <= 0:
-        raise ValueError(f"{label} does not say how many frames it has per second; encode it again as .mp4")
-    gap = float(np.diff(timestamps).max()) if len(times) > 1 else 1 / rate
-    if stated - (times[-1] + gap) > 2.5 * gap:
-        raise ValueError(
-            f"{label} is truncated: it states {stated:.2f} seconds, but its {len(times)} frames end at {times[-1] + gap:.2f}"
-        )
-    even = even_rate(timestamps, rate)
-    if even is not None:
-        return VideoFacts(len(times), even, *size, times[0], len(times) / even, codec, None)
-    mean = mean_rate(timestamps)
-    return VideoFacts(len(times), mean, *size, times[0], times[-1] - times[0] + 1 / mean, codec, timestamps)
+    decoded, size = _Decoded(), None
+    with open_film(source) as film:
+        for frame in film.frames():
+            size = film.size(frame)
+            decoded.add(frame)
+        if not decoded.times:
+            raise film.error("holds no frame; it is damaged or empty")
+        if (index := decoded.first_unordered()) is not None:
+            raise film.error(f"has no increasing time stamps (frame {index}); encode it again as .mp4")
+        timestamps, codec = np.array(decoded.times), film.stream.codec_context.name
+        rate = _stated_rate(film, len(timestamps))
+        if missing := _what_is_missing(film, timestamps, rate):
+            raise film.error(missing)
+        _tell_damage(film, decoded)
+        last = _last_length(film, timestamps, decoded)
+    even = even_rate(timestamps, rate or (PICTURE_FPS if len(timestamps) == 1 else 0.0))
+    mean = even or mean_rate(timestamps)
+    span = float(timestamps[-1] - timestamps[0])
+    duration = span + last if last else len(timestamps) / even if even else span + 1 / mean
+    return VideoFacts(
+        len(timestamps), mean, *size, float(timestamps[0]), duration, codec, timestamps if even is None else None
+    )
 
 
 def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """Yields `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
-    Arguments and errors are those of `probe_video`, whose checks of the whole are not repeated.
+    Arguments, frames and errors are those of `probe_video`, whose checks of the whole are not repeated.
     """
     if _is_folder(source):
         for index, file in enumerate(picture_files(Path(source))):
             yield index / _positive(fps, source), np.asarray(read_picture(file))
         return
-    with _open_video(source) as (container, stream, _):
-        for frame in container.decode(stream):
-            yield float(frame.time), upright(frame, stream)
+    with open_film(source, repeated=True) as film:
+        for frame in film.frames():
+            yield _time(film, frame), film.show(frame)
 
 
 def read_frames(
@@ -180,16 +190,17 @@ def read_frames(
         return np.stack([np.asarray(read_picture(files[index])) for index in indices])
     # Key frames are found by decoding time, which may lie before the time of presentation: then seek further back.
     for head_start in (0.0, 2.0, None):
-        with _open_video(source) as (container, stream, label):
+        with open_film(source, repeated=True) as film:
             if head_start is not None:
                 try:
-                    container.seek(max(0, int((wanted[0] - head_start) / stream.time_base)), stream=stream)
+                    ticks = max(0, int((wanted[0] - head_start) / film.stream.time_base))
+                    film.container.seek(ticks, stream=film.stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
-            frames = _nearest(container.decode(stream), stream, wanted, at_start=head_start is None)
+            frames = _nearest(film.frames(), film, wanted, at_start=head_start is None)
         if frames is not None:
             return np.stack(frames)
-    raise ValueError(f"{label} ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
+    raise film.error(f"ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
 def read_images(
@@ -197,12 +208,15 @@ def read_images(
 ) -> tuple[list[Image.Image], float | None]:
     """Reads a picture, a folder of pictures (in natural order: 2 before 10) or a video as PIL images.
 
+    A file whose suffix is none of a picture's is taken for what it holds.
+
     Args:
         path: of what to read.
         prepare: what is kept of an image; see `read_video`.
 
     Returns:
-        RGB images, and the frames per second where the source says so (a video), else `None`.
+        RGB images (the same object where a frame is held), and the frames per second where the source says so (a
+        video), else `None`.
 
     Raises:
         ValueError: if nothing readable is there.
@@ -211,70 +225,160 @@ def read_images(
     prepare = prepare or (lambda image: image)
     if path.is_dir():
         return [prepare(read_picture(file)) for file in picture_files(path)], None
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return [prepare(read_picture(path))], None
-    frames, fps = read_video(path, lambda frame: np.asarray(prepare(Image.fromarray(frame))))
-    return [Image.fromarray(frame) for frame in frames], fps
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        try:
+            return _read(path, lambda frame: prepare(Image.fromarray(frame)))
+        except OnePictureError:
+            pass
+    return [prepare(read_picture(path))], None
 
 
-@contextmanager
-def _open_video(source: str | os.PathLike | bytes) -> Iterator[tuple]:
-    """The container, its first video stream, and how to call them in messages; FFmpeg's errors become `ValueError`."""
-    if isinstance(source, bytes):
-        label, opened = f"the video of {len(source)} bytes", io.BytesIO(source)
-    else:
-        label, opened = f"'{source}'", str(source)
-        if not Path(source).is_file():
-            raise ValueError(f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else ""))
+def has_sound(path: str | os.PathLike) -> bool:
+    """Whether a video file has sound beside its pictures; `False` of pictures, folders, and what cannot be read."""
     try:
-        with av.open(opened) as container:
-            # A sound file may carry a cover picture as a video stream.
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                raise ValueError(f"{label} has no video stream; give a video file such as .mp4 or .gif")
-            if container.format.name.endswith("_pipe") or container.format.name == "image2":
-                raise ValueError(f"{label} is one picture, not a video; give a video or a folder of pictures")
-            yield container, streams[0], label
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{label} cannot be decoded as a video ({error}); it is damaged or no video") from error
+        with open_film(path) as film:
+            return len(film.container.streams.audio) > 0
+    except UnreadableFileError:
+        return False
 
 
-def _stated_rate(stream: av.VideoStream) -> float:
-    """Frames per second that the container states or FFmpeg guesses; 0 where neither does."""
-    return float(stream.average_rate or stream.guessed_rate or 0)
+def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> tuple[list, float | None]:
+    """What `prepare` makes of the frames, at even times, and their rate, if any; a held frame is the same object."""
+    frames, decoded = [], _Decoded()
+    with open_film(path) as film:
+        for frame in film.frames():
+            frames.append(prepare(film.show(frame)))
+            decoded.add(frame)
+        if not frames:
+            raise film.error("holds no frame; it is damaged or empty")
+        fps = _stated_rate(film, len(frames))
+        if (index := decoded.first_unordered()) is None and len(frames) > 1:
+            return _spread(film, frames, decoded, fps)
+    _tell_damage(film, decoded)
+    if index is not None and decoded.times[index] is not None:
+        film.tell(
+            f"has time stamps that do not increase (frame {index}); its frames are taken as {fps:.4g} per second"
+        )
+    if fps <= 0 and len(frames) > 1:
+        raise film.error("does not say how many frames it has per second; encode it again as .mp4")
+    return frames, fps or None
+
+
+def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[list, float]:
+    """The frames at even times, and their rate; says what became of those that were not."""
+    times = np.array(decoded.times)
+    if missing := _what_is_missing(film, times, fps):
+        film.tell(missing)
+    else:
+        _tell_damage(film, decoded)
+    even, last, exact = even_rate(times, fps), _last_length(film, times, decoded), _is_gif(film)
+    if even and exact and last < 0.75 / even:  # then all before it are held
+        even = None
+    if even and last < 1.5 / even:
+        return frames, even
+    showing = spread(times, last, even, exact)
+    if np.array_equal(showing.order, np.arange(len(frames))):
+        return frames, showing.fps
+    text = f"has frames at uneven times: {len(frames)} became {len(showing.order)}, at {showing.fps:.4g} per second"
+    if showing.left_out:
+        listed = ", ".join(map(str, showing.left_out[:10])) + (", ..." if len(showing.left_out) > 10 else "")
+        text += f"; {len(showing.left_out)} that stand for too short were left out: {listed}, counted from 0"
+    if showing.cut > 0:
+        text += f"; pauses of up to {showing.longest:.1f} seconds were shortened, by {showing.cut:.1f} seconds in all"
+    film.tell(text)
+    return [frames[index] for index in showing.order], showing.fps
+
+
+def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:
+    """A sentence, without its subject, where the file states that it ends well after its last frame."""
+    count, stated = len(times), _stated_end(film)
+    if _has_all(film, count):
+        return None
+    gap = float(np.diff(times).max()) if count > 1 else 1 / (rate or PICTURE_FPS)
+    end = float(times[-1]) + gap
+    if stated - end <= 2.5 * gap:
+        return None
+    usual = float(np.median(np.diff(times))) if count > 1 else gap
+    expected = film.stream.frames or round((stated - times[0]) / usual)
+    return (
+        f"is truncated: it states {stated:.2f} seconds, but its {count} frames end at {end:.2f}; "
+        f"{count} of {expected} frames can be read"
+    )
+
+
+def _last_length(film: Film, times: np.ndarray, decoded: _Decoded) -> float:
+    """Seconds for which the last frame stands; 0 where that is as long as the others, or is not known."""
+    if _is_gif(film):
+        # Elsewhere its own length is that of another frame, where frames are stored in another order.
+        return float((decoded.final.duration or 0) * decoded.final.time_base)
+    last = _stated_end(film) - float(times[-1]) if len(times) > 1 and _has_all(film, len(times)) else 0.0
+    return last if last >= HELD_FROM and last >= 1.5 * usual_gap(np.diff(times)) else 0.0
+
+
+def _has_all(film: Film, count: int) -> bool:
+    """Whether nothing is missing for sure, `count` frames being decoded."""
+    return bool(film.is_whole or (film.stream.frames and count >= film.stream.frames))
+
+
+def _is_gif(film: Film) -> bool:
+    return film.container.format.name == "gif"
+
+
+def _tell_damage(film: Film, decoded: _Decoded) -> None:
+    if decoded.damaged:
+        count, first = len(decoded.damaged), decoded.damaged[0]
+        film.tell(f"is damaged in {count} of {len(decoded.times)} frames, first in frame {first}, counted from 0")
+    if film.is_whole is False:
+        film.tell("ends in the midst of its data, as a broken download does; how much is missing it does not tell")
+
+
+def _stated_rate(film: Film, count: int) -> float:
+    """Frames per second that the container states or FFmpeg guesses; 0 where neither does, as of a single picture."""
+    if count == 1 and (film.is_picture or _is_gif(film)):
+        return 0.0
+    return float(film.stream.average_rate or film.stream.guessed_rate or 0)
+
+
+def _time(film: Film, frame: av.VideoFrame) -> float:
+    if frame.time is None:  # a bare stream, or a container that broke since it was probed
+        raise film.error("has frames without time stamps; encode it again as .mp4")
+    return float(frame.time)
 
 
 def _nearest(
-    decoded: Iterator[av.VideoFrame], stream: av.VideoStream, wanted: list[float], at_start: bool
+    decoded: Iterator[av.VideoFrame], film: Film, wanted: list[float], at_start: bool
 ) -> list[np.ndarray] | None:
     """The frame nearest to each time, or `None` where the frames begin too late or end too early."""
-    found, before = [], None
+    found, before, first = [], None, True
     for frame in decoded:
-        if frame.time is None:  # a bare stream, or a container that broke since it was probed
-            raise ValueError("the video has frames without time stamps; encode it again as .mp4")
-        time = float(frame.time)
+        time = _time(film, frame)
         if before is None and time > wanted[0] + 1e-6 and not at_start:
             return None
         # All times up to the middle between two frames belong to the first of them.
         while before is not None and wanted[len(found)] <= (before.time + time) / 2:
-            found.append(upright(before, stream))
+            if first and film.is_interlaced and not at_start:
+                return None  # it was made whole without the frame before it, so otherwise than when all are decoded
+            found.append(film.show(before))
             if len(found) == len(wanted):
                 return found
         gap = time - before.time if before is not None else 0.0
-        before = frame
+        before, first = frame, before is None
     while before is not None and len(found) < len(wanted) and wanted[len(found)] <= before.time + max(gap, 1e-6):
-        found.append(upright(before, stream))
+        found.append(film.show(before))
     return found if len(found) == len(wanted) else None
 
 
-def _stated_end(container, stream) -> float:
+def _stated_end(film: Film) -> float:
     """Where the file says that the video ends, in seconds on its own clock; 0 where it does not."""
+    stream = film.stream
     if stream.duration:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     stated = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # as Matroska has it
     if stated:
         hours, minutes, seconds = map(float, stated.groups())
         return 3600 * hours + 60 * minutes + seconds
+    if film.container.format.name == "flv" and len(film.container.streams) == 1 and film.container.duration:
+        return film.container.duration / av.time_base
     return 0.0
 
 
@@ -297,14 +401,3 @@ def _probe_pictures(folder: Path, fps: float | None) -> VideoFacts:
             raise ValueError(f"folder '{folder}' has pictures of {size} and, '{file.name}', of {(height, width)}")
         size = height, width
     return VideoFacts(len(files), fps, *size, 0.0, len(files) / fps, files[0].suffix.lower().lstrip("."), None)
-
-
-def has_sound(path: str | os.PathLike) -> bool:
-    """Return whether a file has sound; `False` where it is no video or sound file."""
-    if Path(path).is_dir():
-        return False
-    try:
-        with av.open(f"file:{Path(path).absolute()}", metadata_errors="replace") as container:
-            return bool(container.streams.audio)
-    except (av.error.FFmpegError, OSError):
-        return False

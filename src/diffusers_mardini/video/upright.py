@@ -1,8 +1,68 @@
-"""What a decoded frame looks like on a screen: upright, with square pixels, 8-bit RGB."""
+"""What a decoded frame looks like on a screen: cropped, upright, with square pixels, 8-bit sRGB."""
+
+from collections.abc import Callable
 
 import av
 import numpy as np
 from PIL import Image
+
+from .colour import frame_to_rgb
+
+
+MOST_UNSQUARE = 16  # times as wide as high, or as high as wide; what says more is damaged
+
+
+class Screen:
+    """How the frames of one stream are shown.
+
+    Args:
+        stream: whose frames they are.
+        crop: rows and columns that the container hides: above, below, left, right.
+        tell: called with a sentence, without its subject, about what is lost or ignored.
+    """
+
+    def __init__(self, stream: av.VideoStream, crop: tuple[int, int, int, int], tell: Callable[[str], None]):
+        self._stream = stream
+        self._crop = crop
+        self._tell = tell
+
+    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Height and width of what `show` returns."""
+        size = self._square_pixels(*self._window(frame)[1])
+        return size[::-1] if _orientation(frame)[0] else size
+
+    def show(self, frame: av.VideoFrame) -> np.ndarray:
+        """A frame as `uint8` `(height, width, 3)` in memory of its own."""
+        window, stored = self._window(frame)
+        height, width = self._square_pixels(*stored)
+        array = frame_to_rgb(frame, self._stream, self._tell)[window]
+        if width != stored[1]:
+            array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+        swap, flip_rows, flip_columns = _orientation(frame)
+        array = array.swapaxes(0, 1) if swap else array
+        array = array[::-1] if flip_rows else array
+        return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)
+
+    def _window(self, frame: av.VideoFrame) -> tuple[tuple[slice, slice], tuple[int, int]]:
+        """Rows and columns that the container lets be seen, and how many they are."""
+        above, below, left, right = self._crop
+        height, width = frame.height - above - below, frame.width - left - right
+        if min(self._crop) < 0 or height < 1 or width < 1:
+            self._tell("asks for a crop of which nothing is left; it is ignored")
+            self._crop = (0, 0, 0, 0)
+            return self._window(frame)
+        return (slice(above, above + height), slice(left, left + width)), (height, width)
+
+    def _square_pixels(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which stored pixels are square: DVD, DV and HDV store theirs narrower than shown."""
+        stated = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio
+        aspect = float(stated or 1)
+        if not 1 / MOST_UNSQUARE <= aspect <= MOST_UNSQUARE:
+            self._tell(
+                f"states pixels of {stated.numerator}:{stated.denominator}, which cannot be; they are taken for square"
+            )
+            aspect = 1.0
+        return height, max(1, round(width * aspect))
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -15,25 +75,3 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
         return False, False, False
     a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5]
     return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
-
-
-def _square_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
-    """Height and width at which a stored frame has square pixels: DVD, DV and HDV store theirs narrower than they are shown."""
-    return frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1))
-
-
-def upright_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
-    """Height and width of what `upright` returns."""
-    size = _square_pixels(frame, stream)
-    return size[::-1] if _orientation(frame)[0] else size
-
-
-def upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
-    height, width = _square_pixels(frame, stream)
-    array = frame.to_ndarray(format="rgb24")
-    if width != frame.width:
-        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
-    swap, flip_rows, flip_columns = _orientation(frame)
-    array = array.swapaxes(0, 1) if swap else array
-    array = array[::-1] if flip_rows else array
-    return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)

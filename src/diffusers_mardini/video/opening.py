@@ -1,0 +1,218 @@
+"""Videos as they are opened: which of several streams, which decoder, and frames made whole.
+
+What a container, a stream or a frame says beyond its numbers is asked here, in `upright.py` and in `colour.py`, and
+nowhere else.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+from diffusers.utils import logging
+
+from .container_facts import NO_CROP, Crop, ends_whole, video_crops
+from .errors import UnreadableFileError, named_file_errors
+from .upright import Screen
+
+
+logger = logging.get_logger(__name__)
+
+# FFmpeg's own decoders of these drop the transparency.
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Covers of sound files, and previews.
+NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
+STILL_BRANDS = ("avif", "heic", "heix", "mif1", "mif2")  # of HEIF, which FFmpeg takes for a video of one frame
+
+_decoding = partial(named_file_errors, wanted="a video", verb="decoded")
+
+
+class OnePictureError(UnreadableFileError):
+    """A picture where a video was asked for."""
+
+
+class Film:
+    """The stream of an open video that is shown.
+
+    Attributes:
+        container: as PyAV opened it.
+        stream: the stream.
+        label: how to call the file in messages.
+        is_whole: whether its bytes end where a whole file's do; `None` where they do not tell.
+        is_picture: whether it is a still picture that FFmpeg reads as a video.
+        is_interlaced: whether a frame so far was made of two fields.
+    """
+
+    def __init__(self, container, label: str, crops: list[Crop], is_whole: bool | None, say: Callable[[str], None]):
+        self.container, self.label, self.is_whole = container, label, is_whole
+        self.is_picture = container.metadata.get("major_brand", "").strip() in STILL_BRANDS
+        self.is_interlaced = False
+        self._say, self._told, self._size = say, set(), None
+        self.stream = self._choose()
+        tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        crop = crops[tracks.index(self.stream)] if len(crops) == len(tracks) else NO_CROP
+        self._screen = Screen(self.stream, crop, self.tell)
+
+    def _choose(self) -> av.VideoStream:
+        """FFmpeg's rule: what is marked as default, then the largest, then the first."""
+        name = self.container.format.name
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & NO_FILM]
+        if not streams:
+            raise self.error("has no video stream; give a video file such as .mp4 or .gif")
+        films = [stream for stream in streams if stream.codec_context is not None]
+        if not films:
+            raise self.error("is coded in a way that this PyAV cannot decode; encode it again as .mp4")
+        if name.endswith("_pipe") or name == "image2":
+            raise OnePictureError(f"{self.label} is one picture, not a video; give a video or a folder of pictures")
+        if self.is_picture and films[0].disposition & Disposition.dependent:
+            raise OnePictureError(f"{self.label} is one picture, made of {len(films)} tiles; save it as JPEG or PNG")
+        return max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+
+    def tell(self, sentence: str) -> None:
+        """Warns once of something that is lost or ignored; `sentence` lacks its subject."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._say(f"{self.label} {sentence}")
+
+    def error(self, sentence: str) -> UnreadableFileError:
+        return UnreadableFileError(f"{self.label} {sentence}")
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Decodes from where the container stands; fields become whole pictures."""
+        weaver = None
+        for frame in self._decoded():
+            if weaver is None and frame.interlaced_frame:
+                self.is_interlaced = True
+                self.tell("is interlaced; its frames are made whole by interpolating lines")
+                weaver = Weaver()
+            if weaver is None:
+                yield frame
+                continue
+            with _decoding(self.label):
+                whole = weaver.push(frame)
+            yield from whole
+        if weaver is not None:
+            with _decoding(self.label):
+                whole = weaver.finish()
+            yield from whole
+
+    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Height and width of a frame as it is shown.
+
+        Raises:
+            UnreadableFileError: if the frames before had another size.
+        """
+        return self._same(self._screen.size(frame), frame)
+
+    def show(self, frame: av.VideoFrame) -> np.ndarray:
+        """A frame as it is seen: upright, with square pixels, `uint8` `(height, width, 3)`; checks as `size` does."""
+        with _decoding(self.label):
+            shown = self._screen.show(frame)
+        self._same(shown.shape[:2], frame)
+        return shown
+
+    def _same(self, size: tuple[int, int], frame: av.VideoFrame) -> tuple[int, int]:
+        if self._size not in (None, size):
+            raise self.error(
+                f"changes its size from {self._size} to {size} at {frame.time or 0:.2f} seconds; cut it there"
+            )
+        self._size = size
+        return size
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        decode = self._alpha_decoder() or self.stream.codec_context
+        frames = (frame for packet in self.container.demux(self.stream) for frame in decode.decode(packet))
+        while True:
+            with _decoding(self.label):  # not around `yield`: the errors of others are their own
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    def _alpha_decoder(self) -> av.VideoCodecContext | None:
+        """A decoder that keeps the transparency, where the file has it and the stream's own drops it."""
+        name = ALPHA_DECODERS.get(self.stream.codec_context.name)
+        stated = {key.lower(): value for key, value in self.stream.metadata.items()}
+        if name is None or stated.get("alpha_mode") != "1":
+            return None
+        try:
+            decoder = av.CodecContext.create(name, "r")
+        except ValueError:
+            self.tell(f"is transparent, which only the decoder {name} knows; this PyAV has none, so it lies on black")
+            return None
+        decoder.extradata = self.stream.codec_context.extradata
+        return decoder
+
+
+class Weaver:
+    """Makes whole frames of frames of two fields, as many as there were; others pass through."""
+
+    def __init__(self):
+        self._graph, self._kind = None, None
+
+    def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        kind, whole = (frame.width, frame.height, frame.format.name), []
+        if kind != self._kind:
+            whole, self._kind, self._graph = self.finish(), kind, av.filter.Graph()
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+            )
+            weave = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+            self._graph.link_nodes(source, weave, self._graph.add("buffersink")).configure()
+        self._graph.push(frame)
+        return whole + self._ready()
+
+    def finish(self) -> list[av.VideoFrame]:
+        """The last frames, which wait for ones after them."""
+        if self._graph is None:
+            return []
+        self._graph.push(None)
+        return self._ready()
+
+    def _ready(self) -> list[av.VideoFrame]:
+        frames = []
+        while True:
+            try:
+                frames.append(self._graph.pull())
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return frames
+
+
+@contextmanager
+def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iterator[Film]:
+    """Opens a video file or its bytes.
+
+    Args:
+        source: a path, whatever its name looks like, or the bytes of a file.
+        repeated: whether the same file is opened again and again; it is then warned of once in a process.
+
+    Raises:
+        UnreadableFileError: if nothing is there, or no video.
+    """
+    label = f"the video of {len(source)} bytes" if isinstance(source, bytes) else f"'{source}'"
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UnreadableFileError(f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else ""))
+    with _decoding(label):
+        file = io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
+    with file:
+        with _decoding(label):
+            if not isinstance(source, bytes):
+                # FFmpeg would take names such as "take:1.mp4" or "a%d.gif" for more than names.
+                file.name = f"video{Path(source).suffix}"
+            crops, is_whole = video_crops(file), ends_whole(file)
+            file.seek(0)
+            # Titles may be in any encoding. A list of other files (.m3u8, concat) is no video: it could name anything.
+            options = {"protocol_whitelist": "none"}
+            container = av.open(file, metadata_errors="ignore", container_options=options)
+        with container:
+            yield Film(container, label, crops, is_whole, _warn_once if repeated else logger.warning)
+
+
+@lru_cache(maxsize=4096)
+def _warn_once(text: str) -> None:
+    logger.warning(text)
