@@ -16,7 +16,8 @@ def hdr(path, signal: float, transfer: int, pix_fmt: str = "yuv420p10le", colour
     """Lossless HEVC in BT.2020 of one signal from 0 to 1 in all, or as many, channels."""
     frames = plain([round(65535 * signal * part) for part in colour], dtype=np.uint16)
     tags = {"color_primaries": 9, "color_trc": transfer, "colorspace": 9, "color_range": 1}
-    lossless = {"x265-params": "log-level=error:lossless=1"}
+    # One thread and no B-frames: with more, two frames now and then end in an error of the muxer.
+    lossless = {"x265-params": "log-level=error:lossless=1:bframes=0:frame-threads=1:pools=none"}
     return encode(path, frames, "libx265", "rgb48le", pix_fmt, options=lossless, tags=tags, matrix=9)
 
 
