@@ -69,8 +69,8 @@ def test_a_title_in_another_encoding_is_no_damage(tmp_path, suffix):
     "name, kind",
     [
         ("a.jfif", "jpeg"), ("a.jpe", "jpeg"), ("picture", "jpeg"), ("a.JPG_large", "jpeg"), ("a.ppm", "ppm"),
-        ("a.tga", "tga"), ("a.jp2", "jpeg2000"), ("a.avif", "avif"), ("a.mp4", "png"), ("a.gif", "png"), ("a.mkv", "webp"),
-        ("a.heic", "jpeg"),
+        ("a.tga", "tga"), ("a.jp2", "jpeg2000"), ("a.avif", "avif"), ("a.mp4", "png"), ("a.gif", "png"),
+        ("a.mkv", "webp"), ("a.heic", "jpeg"),
     ],
 )  # fmt: skip
 def test_a_picture_is_one_whatever_its_suffix(tmp_path, name, kind):

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from diffusers.utils import logging
 
 from .container_facts import NO_CROP, Crop, ends_whole, video_crops
-from .errors import UnreadableFileError, named_file_errors
+from .errors import READERS_ERRORS, UnreadableFileError, named_file_errors
 from .upright import Screen
 
 
@@ -111,8 +111,11 @@ class Film:
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
         """A frame as it is seen: upright, with square pixels, `uint8` `(height, width, 3)`; checks as `size` does."""
-        with _decoding(self.label):
+        try:
             shown = self._screen.show(frame)
+        except READERS_ERRORS:
+            with _decoding(self.label):
+                raise
         self._same(shown.shape[:2], frame)
         return shown
 
@@ -126,13 +129,9 @@ class Film:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decode = self._alpha_decoder() or self.stream.codec_context
-        frames = (frame for packet in self.container.demux(self.stream) for frame in decode.decode(packet))
-        while True:
-            with _decoding(self.label):  # not around `yield`: the errors of others are their own
-                frame = next(frames, None)
-            if frame is None:
-                return
-            yield frame
+        with _decoding(self.label):  # a generator sees no errors of those who use its frames
+            for packet in self.container.demux(self.stream):
+                yield from decode.decode(packet)
 
     def _alpha_decoder(self) -> av.VideoCodecContext | None:
         """A decoder that keeps the transparency, where the file has it and the stream's own drops it."""

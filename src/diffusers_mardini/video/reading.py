@@ -272,8 +272,10 @@ def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[li
     else:
         _tell_damage(film, decoded)
     even, last, exact = even_rate(times, fps), _last_length(film, times, decoded), _is_gif(film)
-    if even and exact and last < 0.75 / even:  # then all before it are held
-        even = None
+    if even and exact:
+        # A gif's times are rounded to hundredths. If its last frame stands for less than the others, these are held.
+        off = np.abs(times - times[0] - np.arange(len(times)) / even).max()
+        even = even if off <= 0.0101 and last >= 0.75 / even else None
     if even and last < 1.5 / even:
         return frames, even
     showing = spread(times, last, even, exact)

@@ -67,7 +67,7 @@ def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool 
     """
     gap, starts, finer = (1 / rate, np.arange(len(timestamps)), 1) if rate else _grid(timestamps, last, exact)
     # How many times each is shown. A frame that begins in the middle between two times belongs to the earlier one.
-    counts = np.append(np.diff(starts), max(1, round(last / gap))).astype(np.int64)
+    counts = np.append(np.diff(starts), max(1, round(last / gap)) if last else finer).astype(np.int64)
     shown = np.minimum(counts, _longest_allowed(counts, gap, finer))
     return Showing(
         order=np.repeat(np.arange(len(timestamps)), shown),
@@ -84,9 +84,9 @@ def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.n
     if exact:
         gaps = np.append(gaps, last or gaps[-1])
         ends = np.append(0, np.cumsum(gaps))
-        for gap in (usual_gap(gaps), gaps.min()):
+        for gap in (_common_gap(gaps, usual_gap(gaps)), _common_gap(gaps, gaps.min())):
             places = ends / gap
-            if np.abs(places - places.round()).max() < 0.25:
+            if np.abs(places - places.round()).max() < 0.3 and np.diff(places.round()).min() > 0:
                 return gap, places[:-1].round(), max(1, round(usual_gap(gaps) / gap))
     usual, fewest, best = usual_gap(gaps), len(timestamps), None
     for finer in range(1, FINEST_GRID + 1):
@@ -98,6 +98,15 @@ def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.n
         if left_out <= FEW * len(timestamps):
             break
     return best
+
+
+def _common_gap(gaps: np.ndarray, near: float) -> float:
+    """What all gaps are multiples of, but for rounding: each is counted by what the shorter ones tell."""
+    seconds, count = 0.0, 0
+    for gap in np.sort(gaps):
+        seconds, count = seconds + gap, count + max(1, round(gap / near))
+        near = seconds / count
+    return float(near)
 
 
 def _longest_allowed(counts: np.ndarray, gap: float, finer: int) -> int:
