@@ -16,10 +16,11 @@ import safetensors.torch
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 
+from ..weights import SUFFIX, is_pickle, pickle_refusal
+
 
 COMPONENTS = ("planner", "transformer")
 DESCRIPTION_KEY = "mardini_lora"
-SUFFIX = ".safetensors"
 # Names of the two matrices in files of other trainers, and peft's.
 PEFT_NAMES = {
     f".{prefix}{old}.weight": f".lora_{new}.weight"
@@ -27,7 +28,6 @@ PEFT_NAMES = {
     for old, new in (("down", "A"), ("up", "B"))
 }
 ALPHA = ".alpha"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,15 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
     if files:
         raise ValueError(f"{folder} holds {', '.join(files)}; choose one with `weight_name`")
     for file in sorted(folder.glob("*")):
-        if file.suffix in PICKLES:
+        if is_pickle(file.name):
             require_safetensors(file.name)
     raise ValueError(f"{folder} holds no LoRA; expected a file such as {LORA_WEIGHT_NAME_SAFE}")
 
 
 def require_safetensors(name: str) -> None:
     """Raises `ValueError` for the name of a file that is not read or written, pickles above all."""
-    if Path(name).suffix in PICKLES:
-        raise ValueError(
-            f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SUFFIX} is "
-            "read and written. Convert a file of your own with "
-            f"`safetensors.torch.save_file(torch.load(file, weights_only=True), '{LORA_WEIGHT_NAME_SAFE}')`"
-        )
+    if is_pickle(name):
+        raise ValueError(pickle_refusal(name, LORA_WEIGHT_NAME_SAFE))
     if not name.endswith(SUFFIX):
         raise ValueError(f"{name} is no {SUFFIX} file; only these are read and written")
 

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
@@ -36,6 +35,7 @@ from .identity_attention import (
     masked_frame_index,
     rotary_embedding_at,
 )
+from .loading import WholeModelMixin, WholeSingleFileMixin
 from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
@@ -120,7 +120,7 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    WholeModelMixin, ConfigMixin, PeftAdapterMixin, WholeSingleFileMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The light diffusion model of MarDini (Sec. 2.3): predicts the velocity of the masked frames of a window.
