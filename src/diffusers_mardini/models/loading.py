@@ -6,8 +6,10 @@ diffusers warns of what is missing, and leaves it empty; it falls back to pickle
 import os
 from typing import Any
 
+import torch
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import safe_open
 
 from ..weights import (
     SUFFIX,
@@ -68,8 +70,24 @@ class WholeSingleFileMixin(FromOriginalModelMixin):
             origin = str(origin)
             if is_pickle(origin.partition("?")[0]):
                 raise ValueError(pickle_refusal(origin, f"model{SUFFIX}"))
-        model = super().from_single_file(origin, **kwargs)
-        check_tensors(
-            "the tensors given" if isinstance(origin, dict) else origin, cls.__name__, empty_tensors(model), []
-        )
+        names = None  # of the tensors, where they can be asked for without reading them
+        if isinstance(origin, dict):
+            names = set(origin)
+        elif str(origin).endswith(SUFFIX) and os.path.isfile(origin):
+            with safe_open(origin, framework="numpy") as file:
+                names = set(file.keys())
+        label = "the dictionary of tensors" if isinstance(origin, dict) else origin
+        try:
+            model = super().from_single_file(origin, **kwargs)
+        except NotImplementedError as error:  # what was never filled cannot be moved
+            if names is None:
+                raise ValueError(
+                    f"{label} lacks tensors of {cls.__name__}; save or download it again ({error})"
+                ) from error
+            with torch.device("meta"):
+                model = cls.from_config(cls.load_config(kwargs.get("config"), subfolder=kwargs.get("subfolder")))
+        missing = empty_tensors(model)
+        if names is not None and not getattr(model, "is_quantized", False):
+            missing = model.state_dict().keys() - names
+        check_tensors(label, cls.__name__, missing, [])
         return model

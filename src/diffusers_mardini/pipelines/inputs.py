@@ -255,7 +255,7 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
     low, high = values.min().item(), values.max().item()
     if not (-1 - OVERSHOOT <= low and high <= 1 + OVERSHOOT):  # also true for NaN
         raise ValueError(
-            f"`{name}` holds values from {low:.7g} to {high:.7g}; floats must be finite and in [0, 1], or all of them in [-1, 1]: use "
+            f"`{name}` holds values from {low:.7g} to {high:.7g}; floats must be finite, and all of them in [-1, 1] or in [0, 1]: use "
             "`picture / 255` for 0 to 255, and clamp what overshoots"
         )
 

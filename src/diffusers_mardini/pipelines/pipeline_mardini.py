@@ -472,15 +472,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
 def _check_latents(latents: Any, shape: tuple[int, ...] | None, frame_indices: Sequence[int]) -> None:
     """Raises `ValueError` for noise that cannot be used; at the given frames anything may stand."""
-    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape or not latents.is_floating_point():
-        got = (
-            f"{tuple(latents.shape)} of {latents.dtype}"
-            if isinstance(latents, torch.Tensor)
-            else type(latents).__name__
-        )
-        raise ValueError(
-            f"`latents` is {got}; give a tensor shaped {shape} (videos, frames, channels, height, width) of floats"
-        )
+    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` is {got}; give a tensor shaped {shape} (videos, frames, channels, height, width)")
+    if not latents.is_floating_point():
+        raise ValueError(f"`latents` holds {latents.dtype}; give noise of unit variance as floats")
     masked = [i for i in range(shape[1]) if i not in set(frame_indices)]
     if not latents[:, masked].isfinite().all():
         raise ValueError("`latents` holds values that are not finite (nan or inf); give noise of unit variance")
