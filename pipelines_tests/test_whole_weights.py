@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import safetensors.torch
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from diffusers_mardini import (
     AutoencoderPatchBasis,
@@ -172,9 +174,6 @@ def test_single_files_that_are_pickles_are_refused(folder, tmp_path, monkeypatch
 
 @pytest.fixture
 def single_files(monkeypatch):
-    import diffusers
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
     for model_class in (MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel):
         monkeypatch.setitem(SINGLE_FILE_LOADABLE_CLASSES, model_class.__name__, {})
         monkeypatch.setattr(diffusers, model_class.__name__, model_class, raising=False)

@@ -344,7 +344,10 @@ def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
     # Shards of one set of weights have one name but for their numbers; those of a variant have another one.
     there: dict[str, dict[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
-        there.setdefault(_NUMBERS.sub("", path.name), {}).update(_shapes(path))
+        shapes = _shapes(path)
+        if not shapes:  # a damaged file, told of already
+            return []
+        there.setdefault(_NUMBERS.sub("", path.name), {}).update(shapes)
     problems = []
     for name, shapes in there.items():
         try:
@@ -361,7 +364,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError:  # told of already
+    except SafetensorError:
         return {}
 
 

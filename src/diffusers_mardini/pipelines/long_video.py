@@ -49,10 +49,10 @@ class Windows(Sequence):
 
     Args:
         make: begins a walk.
-        count: how many there are; otherwise they are counted by walking through them.
+        count: tells how many there are; otherwise they are counted by walking through them.
     """
 
-    def __init__(self, make: Callable[[], Iterator], count: int | None = None):
+    def __init__(self, make: Callable[[], Iterator], count: Callable[[], int] | None = None):
         self._make = make
         self._count = count
 
@@ -75,7 +75,7 @@ class Windows(Sequence):
 
     @cached_property
     def _length(self) -> int:
-        return sum(1 for _ in self) if self._count is None else self._count
+        return sum(1 for _ in self) if self._count is None else self._count()
 
 
 class LongVideoMixin:
@@ -209,7 +209,8 @@ class LongVideoMixin:
         num_given = pixels.shape[1]
         windows = extension_windows(num_given, num_new_frames, window, overlap)
         # All windows are whole, so that the last may make more than was asked for.
-        num_frames = num_given + window - min(overlap, num_given) + (len(windows) - 1) * (window - overlap)
+        first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
+        num_frames = num_given + first + later * (window - overlap)
         batches = batch_windows(windows, 1)  # each waits for the one before
         latents = self._run_windows(pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size)
         frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
@@ -341,23 +342,28 @@ def batch_windows(windows: Sequence[Window], most: int) -> Windows:
         if batch:
             yield batch
 
-    return Windows(make, len(windows) if most == 1 else None)
+    return Windows(make, windows.__len__ if most == 1 else None)
 
 
 def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> Windows:
     """The windows that continue a clip of `num_given` frames, each led by up to `overlap` known ones."""
-    first = window - min(overlap, num_given)  # new frames of the first window; every later one knows enough
-    count = 1 + max(0, -(-(num_new_frames - first) // (window - overlap)))
+    _, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
 
     def make() -> Iterator[Window]:
         num_known = num_given
-        for _ in range(count):
+        for _ in range(1 + later):
             num_leading = min(overlap, num_known)
             start = num_known - num_leading
             yield Window(list(range(start, start + window)), known=leading_indices(num_leading))
             num_known = start + window
 
-    return Windows(make, count)
+    return Windows(make, lambda: 1 + later)
+
+
+def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
+    """Frames that the first window of an extension makes, and the number of windows after it, which know `overlap` frames each."""
+    first = window - min(overlap, num_given)
+    return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
 
 
 def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:
