@@ -280,6 +280,45 @@ def test_generated_frames_are_decoded_where_the_autoencoder_is():
 
     pipe.vae.decode = decode
     # Nothing can be copied from meta tensors, so that the copy itself fails where it is asked for; before, none was.
-    with pytest.raises((RuntimeError, NotImplementedError), match="seen|out of meta tensor"):
+    with pytest.raises((RuntimeError, NotImplementedError), match="seen|meta tensor"):
         pipe.slow_motion(clip(2), factor=4, window=3, num_inference_steps=2, output_type="latent")
     assert asked in ([], ["cpu"])
+
+
+@pytest.mark.parametrize(
+    "given, new, window, overlap", [(1, 1, 2, 1), (3, 10, 5, 2), (9, 7, 9, 8), (2, 20, 9, 4), (1, 30, 9, 8)]
+)
+def test_windows_of_an_extension_are_counted_without_being_made(given, new, window, overlap):
+    windows = extension_windows(given, new, window, overlap)
+    assert len(windows) == sum(1 for _ in windows) == len(batch_windows(windows, 1))
+    last = list(windows)[-1]
+    assert windows[-1] == last and windows[0].known == list(range(min(given, overlap)))
+    assert last.places[-1] + 1 == given + window - min(overlap, given) + (len(windows) - 1) * (window - overlap)
+    with pytest.raises(IndexError):
+        windows[len(windows)]
+
+
+def test_windows_are_made_when_they_are_needed():
+    """A slip of the finger asks for a billion frames; nothing of that length is planned."""
+    assert len(extension_windows(9, 10**9, 9, 4)) == 2 * 10**8
+    windows = slow_motion_windows(9, 10**9, 9)
+    assert next(iter(windows)).places[1] == 125_000_000
+    assert len(next(iter(batch_windows(windows, 4)))) == 4
+
+
+def test_windows_may_be_walked_through_again_and_again():
+    windows = slow_motion_windows(5, 12, 5)
+    assert list(windows) == list(windows) and len(windows) == len(list(windows)) and windows[2:4] == list(windows)[2:4]
+    assert batch_windows(windows, 3) == batch_windows(list(windows), 3)
+
+
+@pytest.mark.parametrize(
+    "method, amount", [("extend", {"num_new_frames": 10**13}), ("slow_motion", {"factor": 10**13})]
+)
+@pytest.mark.parametrize("times", [1, 10**9])
+def test_more_frames_than_fit_into_memory_are_refused_before_any_model_runs(pipe, method, amount, times):
+    counter = CallCounter(pipe)
+    ((name, number),) = amount.items()
+    with pytest.raises(ValueError, match="frames asked for take .* GiB, which is more than there is; ask for fewer"):
+        getattr(pipe, method)(clip(2), **{name: number * times})
+    assert sum(counter.counts.values()) == 0

@@ -10,7 +10,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -299,7 +299,7 @@ def test_scale_and_shift_of_the_autoencoder_are_respected():
         UniPCMultistepScheduler,
         EulerDiscreteScheduler,
         EulerAncestralDiscreteScheduler,
-        HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler,
     ],
 )
 def test_other_schedulers_may_be_swapped_in(pipe, scheduler_class):
@@ -323,7 +323,7 @@ def test_a_perfect_transformer_recovers_the_clip_with_every_kind_of_scheduler(pi
     schedulers = [pipe.scheduler] + [
         # Far from zero terminal SNR, where Euler's huge sigmas cost precision.
         kind.from_config(pipe.scheduler.config, rescale_betas_zero_snr=False)
-        for kind in (EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler)
+        for kind in (EulerDiscreteScheduler, DPMSolverMultistepScheduler, KDPM2DiscreteScheduler)
     ]
 
     def oracle(module, args, kwargs, output):
@@ -473,7 +473,7 @@ def test_properties_tell_where_the_call_is(pipe):
 
 
 @pytest.mark.parametrize(
-    "scheduler_class, steps", [(None, 4), (HeunDiscreteScheduler, 4), (UniPCMultistepScheduler, 5)]
+    "scheduler_class, steps", [(None, 4), (KDPM2DiscreteScheduler, 4), (UniPCMultistepScheduler, 5)]
 )
 def test_the_progress_bar_counts_steps_to_the_end(pipe, monkeypatch, scheduler_class, steps):
     bars = []

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
+from diffusers import ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
@@ -19,8 +22,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from . import components
 from .cards import FACTS, card_metadata, card_of_folder, retarget_card
 from .checkpoint_format import LIBRARY, check_format, shims
+from .weights import check_tensors
 
 
 CARD = "README.md"
@@ -31,6 +36,7 @@ ALLOWED_NAMES = ("LICENSE", "NOTICE")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".lock", ".swp", ".bak")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_NUMBERS = re.compile(r"-\d{5}-of-\d{5}")
 _INDEX = re.compile(r"\.safetensors\.index(\.[^.]+)?\.json$")  # a variant's name stands before the suffix
 
 
@@ -286,7 +292,8 @@ def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
         if not (folder / component / wanted).exists():
             problems.append(f"{component}/{wanted}: is missing, and model_index.json names {component}")
         elif component != "scheduler":
-            problems += [f"{component}/{problem}" for problem in _missing_weights(folder / component)]
+            found = _missing_weights(folder / component) or _wrong_tensors(folder / component, value)
+            problems += [f"{component}/{problem}" for problem in found]
     return problems
 
 
@@ -309,7 +316,7 @@ def _missing_weights(folder: Path) -> list[str]:
             if shard not in there:
                 problems.append(f"{shard}: is missing, and {index} names it")
                 continue
-            lost = {tensor for tensor, place in weight_map.items() if place == shard} - _tensors(folder / shard)
+            lost = {tensor for tensor, place in weight_map.items() if place == shard} - _shapes(folder / shard).keys()
             if lost:
                 problems.append(f"{shard}: lacks {len(lost)} tensors that {index} says it holds, such as {min(lost)}")
     for name in weights:
@@ -318,12 +325,47 @@ def _missing_weights(folder: Path) -> list[str]:
     return problems
 
 
-def _tensors(path: Path) -> set[str]:
+def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
+    """Weights that lack tensors of the model that the configuration makes, have others, or some of another shape.
+
+    `kind` is what `model_index.json` says of the part. Quantized weights have names of their own, and are not looked at.
+    """
+    model_class = getattr(components if kind[0] == LIBRARY else diffusers, kind[1], None)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)) or "quantization_config" in config:
+        return []
+    try:
+        with torch.device("meta"):
+            wanted = {
+                name: tuple(tensor.shape) for name, tensor in model_class.from_config(config).state_dict().items()
+            }
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        return [f"config.json: no {kind[1]} can be made of it ({error})"]
+    # Shards of one set of weights have one name but for their numbers; those of a variant have another one.
+    there: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        shapes = _shapes(path)
+        if not shapes:  # a damaged file, told of already
+            return []
+        there.setdefault(_NUMBERS.sub("", path.name), {}).update(shapes)
+    problems = []
+    for name, shapes in there.items():
+        try:
+            check_tensors(f"{name}:", kind[1], wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys())
+        except ValueError as error:
+            problems.append(str(error))
+        odd = sorted(tensor for tensor in wanted.keys() & shapes.keys() if shapes[tensor] != wanted[tensor])
+        if odd:
+            problems.append(f"{name}: `{odd[0]}` is shaped {shapes[odd[0]]}, and {wanted[odd[0]]} by config.json")
+    return problems
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except SafetensorError:
-        return set()
+        return {}
 
 
 def _size(count: int) -> str:

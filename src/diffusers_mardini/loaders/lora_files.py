@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, _fetch_state_dict
 
-from ..models.adapters import PICKLES, SAFETENSORS, require_safetensors
+from ..models.adapters import require_safetensors
+from ..weights import SUFFIX, is_pickle
 from .lora_names import in_peft_form
 
 
@@ -177,11 +178,11 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
         require_safetensors(path.name)
         return path
     if not path.exists() and (looks_local or path.is_absolute() or len(path.parts) > 2):  # an id is owner/name
-        raise ValueError(f"there is no {path}; give a folder, a {SAFETENSORS} file or an id on the Hub")
+        raise ValueError(f"there is no {path}; give a folder, a {SUFFIX} file or an id on the Hub")
     if not path.is_dir():
         return None
     folder = path / subfolder if subfolder else path
-    files = sorted(file.name for file in folder.glob(f"*{SAFETENSORS}"))
+    files = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
     if weight_name is not None:
         if not (folder / weight_name).is_file():
             raise ValueError(f"there is no {folder / weight_name}; the folder holds {', '.join(files) or 'no LoRA'}")
@@ -193,7 +194,7 @@ def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder:
     if files:
         raise ValueError(f"{folder} holds {', '.join(files)}; choose one with `weight_name`")
     for file in sorted(folder.glob("*")):
-        if file.suffix.lower() in PICKLES:
+        if is_pickle(file.name):
             require_safetensors(file.name)
     raise ValueError(f"{folder} holds no LoRA; expected a file such as {LORA_WEIGHT_NAME_SAFE}")
 

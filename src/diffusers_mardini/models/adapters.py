@@ -16,11 +16,10 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.peft_utils import delete_adapter_layers, get_adapter_name
 
+from ..weights import SUFFIX, is_pickle, pickle_refusal
 from .lora_scale import copy_scaling, finite_number, put_back_scaling
 
 
-SAFETENSORS = ".safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _OWNER = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")  # the adapter that a parameter belongs to
 
 
@@ -97,14 +96,10 @@ def refuse_loaded(adapters: dict[str, list[str]]) -> None:
 def require_safetensors(name: str | os.PathLike) -> None:
     """Raise `ValueError` for the name of a file that is not read or written, pickles above all."""
     name = Path(name).name
-    if Path(name).suffix.lower() in PICKLES:
-        raise ValueError(
-            f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only "
-            f"{SAFETENSORS} is read and written. Convert a file of your own with "
-            "`safetensors.torch.save_file(torch.load(file, weights_only=True), 'pytorch_lora_weights.safetensors')`"
-        )
-    if not name.endswith(SAFETENSORS):
-        raise ValueError(f"{name} is no {SAFETENSORS} file; only these are read and written")
+    if is_pickle(name):
+        raise ValueError(pickle_refusal(name, "pytorch_lora_weights.safetensors"))
+    if not name.endswith(SUFFIX):
+        raise ValueError(f"{name} is no {SUFFIX} file; only these are read and written")
 
 
 def check_adapter_name(name: Any) -> str:

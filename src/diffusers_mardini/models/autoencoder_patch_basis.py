@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
+
+from .loading import WholeModelMixin
 
 
 # Logarithm of the posterior's variance: its standard deviation is 3e-7, so that a sample is the mode.
@@ -65,7 +66,7 @@ class PatchResidual(nn.Module):
         return self.conv_out(F.silu(hidden_states))
 
 
-class AutoencoderPatchBasis(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
     """Autoencoder whose latents are the coefficients of 8x8 patches in a linear basis, corrected by convolutions.
 
     Encoding projects each patch onto the basis and adds a convolutional residual of the neighbouring patches; decoding

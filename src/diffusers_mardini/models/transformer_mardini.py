@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .adapters import MarDiniAdapterMixin
@@ -39,6 +37,7 @@ from .identity_attention import (
     rotary_embedding_at,
 )
 from .latent_stem import LatentHead, LatentResidualBlock, LatentStem
+from .loading import WholeModelMixin, WholeSingleFileMixin
 from .lora_scale import scales_lora
 from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
@@ -123,7 +122,13 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
-    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin,
+    ConditionsMixin,
+    WholeModelMixin,
+    ConfigMixin,
+    WholeSingleFileMixin,
+    CacheMixin,
+    AttentionMixin,
 ):
     r"""
     The light diffusion model of MarDini (Sec. 2.3): predicts the velocity of the masked frames of a window.

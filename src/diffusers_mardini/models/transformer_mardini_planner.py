@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
@@ -23,6 +21,7 @@ from .attention import FP32RMSNorm, MarDiniAttention
 from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
+from .loading import WholeModelMixin, WholeSingleFileMixin
 from .lora_scale import scales_lora
 
 
@@ -75,7 +74,13 @@ class MarDiniPlannerTransformerBlock(nn.Module):
 
 
 class MarDiniPlannerTransformer3DModel(
-    MarDiniAdapterMixin, ConditionsMixin, ModelMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    MarDiniAdapterMixin,
+    ConditionsMixin,
+    WholeModelMixin,
+    ConfigMixin,
+    WholeSingleFileMixin,
+    CacheMixin,
+    AttentionMixin,
 ):
     r"""
     The planning model of MarDini (Sec. 2.2): a masked autoregressive transformer over a low-resolution window.

@@ -57,6 +57,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
     def inputs(self) -> list[InputParam]:
         return [
             InputParam("pixels", required=True, type_hint=torch.Tensor, description="The given frames."),
+            InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
             InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
             *SAMPLING_INPUTS,
             NUM_VIDEOS,
@@ -82,7 +83,9 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
         batch, _, _, height, width = block_state.pixels.shape
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
         shape = pipe._latents_shape(batch * per_row, block_state.num_frames, height, width)
-        pipe.check_inputs(options, batch * per_row, block_state.output_type, block_state.latents, shape)
+        pipe.check_inputs(
+            options, batch * per_row, block_state.output_type, block_state.latents, shape, block_state.given_indices
+        )
         block_state.conditions = read_conditions(
             block_state.conditions, pipe.conditions, batch, block_state.num_frames
         )

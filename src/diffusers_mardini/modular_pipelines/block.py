@@ -93,5 +93,8 @@ def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
         and all(getattr(made, name) is part for name, part in parts.items())
     )
     if not is_current:
+        before = made
         made = components._window_pipeline = MarDiniPipeline(**parts, planner_downscale=downscale)
+        if before is not None and before.transformer is made.transformer and before._noise_levels is not None:
+            made._noise_levels = before._noise_levels  # a scheduler that was put in has to mean the same by a timestep
     return made

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..pipelines.inputs import whole_number
 from ..pipelines.long_video import DECODE_CHUNK_SIZE
 from ..pipelines.pipeline_mardini import MarDiniPipeline
+from ..pipelines.sampling_options import check_attention_kwargs
 from .block import MarDiniBlock
 
 
@@ -71,6 +72,7 @@ class MarDiniPlannerStep(MarDiniBlock):
         ]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        check_attention_kwargs(block_state.attention_kwargs)
         block_state.planning_signals = pipe.plan(
             block_state.planner_latents,
             block_state.given_indices,

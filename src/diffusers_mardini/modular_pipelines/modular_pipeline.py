@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from diffusers import ModularPipeline, ModularPipelineBlocks
 from diffusers import __version__ as diffusers_version
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
 from ..checkpoint_format import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_VERSION, check_format
 from ..loaders import MarDiniLoraLoaderMixin
-from .block import window_pipeline
+from ..pipelines.one_call import one_call_at_a_time
+from ..weights import check_tensors, check_weight_files, empty_tensors, require_safetensors_argument
+from .block import PARTS, window_pipeline
 
 
 class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
@@ -70,6 +73,39 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
     def current_timestep(self) -> torch.Tensor | None:
         """The noise level of the step that runs, for caches that ask; `None` between calls."""
         return window_pipeline(self).current_timestep
+
+    @torch.no_grad()
+    @one_call_at_a_time
+    def __call__(
+        self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """Runs the blocks, see [`~ModularPipeline.__call__`]; raises `ValueError` while another call is at work."""
+        return super().__call__(state, output, **kwargs)
+
+    def load_components(
+        self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any
+    ) -> None:
+        """Loads the parts, see [`~ModularPipeline.load_components`].
+
+        Raises:
+            ValueError: if weights are no safetensors, or lack tensors. What else goes wrong with a part diffusers tells in a warning.
+        """
+        asked = kwargs.pop("use_safetensors", None)
+        require_safetensors_argument({"use_safetensors": asked})
+        for name, spec in self._component_specs.items():
+            folder = Path(spec.pretrained_model_name_or_path or "") / (spec.subfolder or "")
+            if (
+                spec.pretrained_model_name_or_path
+                and (names is None or name in names)
+                and (folder / "config.json").exists()
+            ):
+                check_weight_files(folder, kwargs.get("variant", spec.variant))
+        models = {name: True for name, kind in PARTS.items() if issubclass(kind, torch.nn.Module)}
+        before = dict(self.components)
+        super().load_components(names, workflow, use_safetensors=models, **kwargs)
+        for name, part in self.components.items():
+            if isinstance(part, torch.nn.Module) and part is not before.get(name):
+                check_tensors(name, type(part).__name__, empty_tensors(part), [])
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves all parts, see [`~ModularPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""

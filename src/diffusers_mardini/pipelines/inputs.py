@@ -5,7 +5,7 @@ What comes out is one form, `GivenFrames`; the models, noise and sampling are `p
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,22 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 
 from ..pictures import to_rgb
 
 
+logger = logging.get_logger(__name__)
+
 Picture = PIL.Image.Image | np.ndarray | torch.Tensor
 
 ACCEPTED_PICTURES = (
-    "PIL images, numpy arrays (height, width, 3) and torch tensors (3, height, width) are accepted, floats in [0, 1] "
-    "or uint8"
+    "PIL images, numpy arrays (height, width, channels) and torch tensors (channels, height, width) are accepted, of 1 channel (grey; its "
+    "axis may be left out), 2 (with transparency), 3 (RGB) or 4, floats in [0, 1] or [-1, 1] or uint8"
 )
+OVERSHOOT = 1e-3  # of floats beyond their range, which rounding makes: a quarter of a step of 8 bits; it is clamped
+SIGNED_BELOW = -0.1  # floats of [0, 1] that a sharp filter resized reach down to about this
 
 
 @dataclass(frozen=True)
@@ -153,14 +158,19 @@ def output_size(
 
 
 def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
-    """Makes one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1]."""
+    """Makes one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
+
+    Raises:
+        ValueError: for floats of which it cannot be told whether they are in [0, 1] or in [-1, 1].
+    """
+    signed = _are_signed(videos)
     clips = []
     for frames in videos:
         if isinstance(frames[0], PIL.Image.Image):
             frames = [to_rgb(frame) for frame in frames]
         else:
             # (frames, 3, given height, given width)
-            frames = torch.stack([_array_to_tensor(frame) for frame in frames])
+            frames = torch.stack([_array_to_tensor(frame, signed) for frame in frames])
             if frames.shape[-2:] != (height, width):
                 # The processor would take the nearest pixel of an array, and resizes only PIL images smoothly.
                 frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
@@ -202,7 +212,7 @@ def _split_clip(clip: Any) -> list[Picture]:
 
 def _is_picture(picture: Any) -> bool:
     if isinstance(picture, (np.ndarray, torch.Tensor)):
-        return picture.ndim == 3
+        return picture.ndim in (2, 3)
     return isinstance(picture, PIL.Image.Image)
 
 
@@ -232,35 +242,74 @@ def _check_pictures(videos: list[list[Any]], name: str) -> None:
 
 
 def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
-    channels = picture.shape[2] if isinstance(picture, np.ndarray) else picture.shape[0]
-    if channels != 3 or 0 in picture.shape:
+    if _num_channels(picture) not in (1, 2, 3, 4) or 0 in picture.shape:
         raise ValueError(f"`{name}` holds an array shaped {tuple(picture.shape)}; {ACCEPTED_PICTURES}")
-    # torch takes no negative strides, as of a flipped picture or one whose channels were turned round.
-    values = torch.as_tensor(np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture)
+    try:
+        values = _values(picture)
+    except TypeError:  # a kind of numbers that torch has not
+        values = None
+    if values is None or not (values.is_floating_point() or values.dtype == torch.uint8):
+        raise ValueError(f"`{name}` holds an array of {picture.dtype}; {ACCEPTED_PICTURES}")
     if values.dtype == torch.uint8:
         return
-    if not values.is_floating_point():
-        raise ValueError(f"`{name}` holds an array of {picture.dtype}; {ACCEPTED_PICTURES}")
     low, high = values.min().item(), values.max().item()
-    if not (0 <= low and high <= 1):  # also true for NaN
+    if not (-1 - OVERSHOOT <= low and high <= 1 + OVERSHOOT):  # also true for NaN
         raise ValueError(
-            f"`{name}` holds values from {low:.4g} to {high:.4g}; floats must be finite and in [0, 1]: use "
-            "`picture / 255` for 0 to 255, `picture / 2 + 0.5` for -1 to 1, and clamp what overshoots"
+            f"`{name}` holds values from {low:.7g} to {high:.7g}; floats must be finite, and all of them in [-1, 1] or in [0, 1]: use "
+            "`picture / 255` for 0 to 255, and clamp what overshoots"
         )
+
+
+def _are_signed(videos: list[list[Picture]]) -> bool:
+    """Whether the floats of a call are in [-1, 1] and not in [0, 1]: one below 0 says so of all, as in diffusers."""
+    arrays = [frame for frames in videos for frame in frames if not isinstance(frame, PIL.Image.Image)]
+    lows = [_values(array).min().item() for array in arrays if _values(array).is_floating_point()]
+    lowest = min(lows, default=0.0)
+    if SIGNED_BELOW < lowest < -OVERSHOOT:
+        raise ValueError(
+            f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1] or [0, 1] that overshot; use `picture.clip(0, 1)` for "
+            "the one, `picture / 2 + 0.5` for the other"
+        )
+    if lowest < -OVERSHOOT:
+        logger.warning(
+            f"The given pictures hold values down to {lowest:.4g}, and are therefore taken as [-1, 1], not as [0, 1]."
+        )
+    return lowest < -OVERSHOOT
+
+
+def _values(picture: np.ndarray | torch.Tensor) -> torch.Tensor:
+    # torch takes no negative strides, as of a flipped picture or one whose channels were turned round.
+    return torch.as_tensor(np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture)
+
+
+def _num_channels(picture: np.ndarray | torch.Tensor) -> int:
+    if picture.ndim == 2:
+        return 1
+    return picture.shape[2] if isinstance(picture, np.ndarray) else picture.shape[0]
 
 
 def _picture_size(picture: Picture) -> tuple[int, int]:
     """Height and width."""
     if isinstance(picture, PIL.Image.Image):
         return picture.height, picture.width
-    return tuple(picture.shape[:2]) if isinstance(picture, np.ndarray) else tuple(picture.shape[1:])
+    return tuple(picture.shape[:2]) if isinstance(picture, np.ndarray) else tuple(picture.shape[-2:])
 
 
-def _array_to_tensor(picture: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """`(3, height, width)`, float32 in [0, 1]."""
-    if isinstance(picture, np.ndarray):
-        picture = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-    return picture.float() / 255 if picture.dtype == torch.uint8 else picture.float()
+def _array_to_tensor(picture: np.ndarray | torch.Tensor, signed: bool) -> torch.Tensor:
+    """`(3, height, width)`, float32 in [0, 1]; `signed` tells that floats are in [-1, 1]."""
+    values = _values(picture)
+    if values.ndim == 2:
+        values = values[None]
+    elif isinstance(picture, np.ndarray):
+        values = values.permute(2, 0, 1)
+    if values.dtype == torch.uint8:
+        values = values.float() / 255
+    else:
+        values = (values.float() / 2 + 0.5 if signed else values.float()).clamp(0, 1)
+    if len(values) in (2, 4):  # what is transparent lies on white, as `to_rgb` has it
+        opaque = values[-1:]
+        values = values[:-1] * opaque + (1 - opaque)
+    return values.expand(3, -1, -1)
 
 
 def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frames: int) -> list[int]:
@@ -269,7 +318,9 @@ def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frame
         places = list(range(num_given))
     else:
         try:
-            given = None if isinstance(frame_indices, str) else list(frame_indices)
+            # Sets and dictionaries have no order, or one of their own.
+            unordered = isinstance(frame_indices, (str, bytes, Set, Mapping))
+            given = None if unordered else list(frame_indices)
         except TypeError:  # a number, whatever its kind
             given = None
         if given is None:

@@ -4,9 +4,11 @@ Both keep latents, not pixels, from window to window: a given frame is encoded o
 not drift. Windows that do not wait for each other may run as rows of one batch. One window is sampled by `pipeline_mardini.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ..latents import decode_latents
 from ..masking import interpolation_indices, leading_indices
 from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, whole_number
+from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
 
@@ -41,10 +44,46 @@ class Window:
         return [place for i, place in enumerate(self.places) if i not in set(self.known)]
 
 
+class Windows(Sequence):
+    """Windows, or batches of them, that are made anew whenever they are walked through, so that a slip of the finger that asks for a
+    billion frames costs no memory.
+
+    Args:
+        make: begins a walk.
+        count: tells how many there are; otherwise they are counted by walking through them.
+    """
+
+    def __init__(self, make: Callable[[], Iterator], count: Callable[[], int] | None = None):
+        self._make = make
+        self._count = count
+
+    def __iter__(self) -> Iterator:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        try:
+            return next(islice(self, index if index >= 0 else len(self) + index, None))
+        except (StopIteration, ValueError) as error:
+            raise IndexError(index) from error
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    @cached_property
+    def _length(self) -> int:
+        return sum(1 for _ in self) if self._count is None else self._count()
+
+
 class LongVideoMixin:
     """`slow_motion` and `extend` of `MarDiniPipeline`."""
 
     @torch.no_grad()
+    @one_call_at_a_time
     def slow_motion(
         self,
         video: Any,
@@ -117,6 +156,7 @@ class LongVideoMixin:
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
     @torch.no_grad()
+    @one_call_at_a_time
     def extend(
         self,
         video: Any,
@@ -179,8 +219,10 @@ class LongVideoMixin:
         pixels = self._check_long_video(video, height, width, options, output_type, least_frames=1)
         num_given = pixels.shape[1]
         windows = extension_windows(num_given, num_new_frames, window, overlap)
-        num_frames = windows[-1].places[-1] + 1  # whole windows: the last may make more than was asked for
-        batches = [[window] for window in windows]  # each waits for the one before
+        # All windows are whole, so that the last may make more than was asked for.
+        first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
+        num_frames = num_given + first + later * (window - overlap)
+        batches = batch_windows(windows, 1)  # each waits for the one before
         conditions = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
         latents = self._run_windows(
             pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size, conditions
@@ -217,7 +259,7 @@ class LongVideoMixin:
         pixels: torch.Tensor,
         given_places: list[int],
         num_frames: int,
-        batches: list[list[Window]],
+        batches: Sequence[list[Window]],
         options: SamplingOptions,
         decode_chunk_size: int,
         conditions: Conditions,
@@ -236,11 +278,12 @@ class LongVideoMixin:
         Returns:
             Latents of the video, `(batch, num_frames, channels, h, w)`.
         """
+        videos, _, _, height, width = pixels.shape
+        shape, factor = self._latents_shape(videos, num_frames, height, width), self.config.planner_downscale
+        latents = _empty_video(shape, self._execution_device)  # (videos, num_frames, channels, h, w)
+        low_latents = _empty_video((*shape[:3], shape[3] // factor, shape[4] // factor), self._execution_device)
         given = self.encode_frames(pixels, decode_chunk_size)
         low_given = self.encode_low_frames(pixels, decode_chunk_size)
-        videos = len(given)
-        latents = given.new_zeros(videos, num_frames, *given.shape[2:])  # (videos, num_frames, channels, h, w)
-        low_latents = given.new_zeros(videos, num_frames, *low_given.shape[2:])  # (..., h_low, w_low)
         latents[:, given_places], low_latents[:, given_places] = given, low_given
         last_use = {
             window.places[i]: number
@@ -284,61 +327,108 @@ class LongVideoMixin:
         return latents
 
 
-def slow_motion_windows(num_given: int, factor: int, window: int) -> list[Window]:
+def slow_motion_windows(num_given: int, factor: int, window: int) -> Windows:
     """The windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
 
     A window holds as many neighbouring gaps of one length as fit into `window` frames, because the models know windows
     of that length, and see more of the motion.
     """
-    windows = []
-    gaps = [(i * factor, (i + 1) * factor) for i in range(num_given - 1)]
-    while gaps:
-        finer = []
-        last_gap = None
-        for start, stop in gaps:
-            cuts = _cut(start, stop, window - 1)
-            is_next = last_gap is not None and last_gap == (2 * start - stop, start)
-            if is_next and len(windows[-1].places) + len(cuts) - 1 <= window:
-                places = windows[-1].places + cuts[1:]
-                windows[-1] = Window(places, known=[*windows[-1].known, len(places) - 1])
-            else:
-                windows.append(Window(cuts, known=interpolation_indices(len(cuts))))
-            finer += [(before, after) for before, after in pairwise(cuts) if after - before > 1]
-            last_gap = (start, stop)
-        gaps = finer
-    return windows
+
+    def make() -> Iterator[Window]:
+        level = 0
+        while next(_gaps(num_given, factor, window, level), None) is not None:
+            yield from _windows_of_level(_gaps(num_given, factor, window, level), window)
+            level += 1
+
+    return Windows(make)
 
 
-def batch_windows(windows: list[Window], most: int) -> list[list[Window]]:
+def batch_windows(windows: Sequence[Window], most: int) -> Windows:
     """Puts up to `most` windows that follow each other into one batch: of the same length, with the same known frames, and
     none that waits for another one of the batch."""
-    batches: list[list[Window]] = []
-    made: set[int] = set()  # by the last batch
-    for window in windows:
-        if (
-            batches
-            and len(batches[-1]) < most
-            and (len(window.places), window.known) == (len(batches[-1][0].places), batches[-1][0].known)
-            and made.isdisjoint(window.places[i] for i in window.known)
-        ):
-            batches[-1].append(window)
-        else:
-            batches.append([window])
-            made = set()
-        made.update(window.new_places)
-    return batches
+
+    def make() -> Iterator[list[Window]]:
+        batch: list[Window] = []
+        made: set[int] = set()  # by the batch
+        for window in windows:
+            fits = batch and (len(window.places), window.known) == (len(batch[0].places), batch[0].known)
+            if fits and len(batch) < most and made.isdisjoint(window.places[i] for i in window.known):
+                batch.append(window)
+            else:
+                if batch:
+                    yield batch
+                batch, made = [window], set()
+            made.update(window.new_places)
+        if batch:
+            yield batch
+
+    return Windows(make, windows.__len__ if most == 1 else None)
 
 
-def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> list[Window]:
+def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> Windows:
     """The windows that continue a clip of `num_given` frames, each led by up to `overlap` known ones."""
-    windows = []
-    num_known = num_given
-    while num_known < num_given + num_new_frames:
-        num_leading = min(overlap, num_known)
-        start = num_known - num_leading
-        windows.append(Window(list(range(start, start + window)), known=leading_indices(num_leading)))
-        num_known = start + window
-    return windows
+    _, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
+
+    def make() -> Iterator[Window]:
+        num_known = num_given
+        for _ in range(1 + later):
+            num_leading = min(overlap, num_known)
+            start = num_known - num_leading
+            yield Window(list(range(start, start + window)), known=leading_indices(num_leading))
+            num_known = start + window
+
+    return Windows(make, lambda: 1 + later)
+
+
+def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
+    """Frames that the first window of an extension makes, and the number of windows after it, which know `overlap` frames each."""
+    first = window - min(overlap, num_given)
+    return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
+
+
+def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:
+    """Fills gaps that follow each other, as many of one length in a window as fit."""
+    made: Window | None = None
+    last_gap = None
+    for start, stop in gaps:
+        cuts = _cut(start, stop, window - 1)
+        is_next = last_gap is not None and last_gap == (2 * start - stop, start)
+        if is_next and len(made.places) + len(cuts) - 1 <= window:
+            places = made.places + cuts[1:]
+            made = Window(places, known=[*made.known, len(places) - 1])
+        else:
+            if made is not None:
+                yield made
+            made = Window(cuts, known=interpolation_indices(len(cuts)))
+        last_gap = (start, stop)
+    if made is not None:
+        yield made
+
+
+def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring frames, both known before a level of windows, with others between them that are not; rising."""
+    if level == 0:
+        for i in range(num_given - 1):
+            yield i * factor, (i + 1) * factor
+        return
+    for start, stop in _gaps(num_given, factor, window, level - 1):
+        cuts = _cut(start, stop, window - 1)
+        yield from ((before, after) for before, after in pairwise(cuts) if after - before > 1)
+
+
+def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Zeros for the latents of a whole video, `(videos, frames, channels, h, w)`.
+
+    Raises:
+        ValueError: where they do not fit into memory.
+    """
+    try:
+        return torch.zeros(shape, dtype=torch.float32, device=device)
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:  # the last two of more than 64 bits count
+        raise ValueError(
+            f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is more than there is; ask "
+            "for fewer frames"
+        ) from error
 
 
 def _cut(start: int, stop: int, most_parts: int) -> list[int]:

@@ -4,10 +4,8 @@ A window is any number of frames of which some are given. Longer videos are buil
 users hand in is checked in `inputs.py`.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,13 @@ from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.conditions import Condition
 from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
+from ..schedulers.compatibility import accepted, check_sampling, check_scheduler, set_timesteps
 from .conditions import Conditions, conditions_for, known_conditions, read_conditions
 from .inputs import read_given_frames, to_pixels, whole_number
 from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
+from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
-from .sampling_options import SamplingOptions
+from .sampling_options import SamplingOptions, check_options, tensors_of_callback
 from .saving import SavingMixin
 from .velocities import WindowVelocities
 
@@ -64,7 +64,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         planner ([`MarDiniPlannerTransformer3DModel`]): Makes the planning signals, once per window.
         transformer ([`MarDiniTransformer3DModel`]): Predicts the velocity, at every step.
         scheduler ([`MarDiniScheduler`]):
-            The noise schedule; any diffusers scheduler with betas and `prediction_type="v_prediction"` will do.
+            The noise schedule. Another one of diffusers will do if it has the same betas and predicts velocities, as
+            `from_config(pipe.scheduler.config)` makes most of them; `schedulers/compatibility.py` tries it before each call.
         planner_downscale (`int`, defaults to `4`):
             How many times smaller than the output the frames are that the planner sees. It is part of the pipeline's configuration and of
             no component: `from_pipe` takes it over, `MarDiniPipeline(**pipe.components)` does not.
@@ -88,6 +89,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
         # Of the VAE's channels it is told nothing: what has as many it would take for latents, and pictures have three.
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+        # What the models mean by a timestep; a scheduler that is put in later has to mean the same.
+        self._noise_levels: torch.Tensor | None = getattr(self.scheduler, "alphas_cumprod", None)
         self._reset_call()
 
     @property
@@ -110,11 +113,13 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0
+        """Whether `guidance_scale` asks for the unconditional velocity, too; `False` before the first call."""
+        return self._guidance_scale is not None and self._guidance_scale != 1.0
 
     @property
     def num_timesteps(self) -> int:
-        """Number of model evaluations of the window: steps times the scheduler's order, nearly."""
+        """How often the window is evaluated and the callback called: the length of the scheduler's list of timesteps, in which a
+        scheduler of order 2 has most steps twice. Under guidance each evaluation is two calls of the transformer."""
         return self._num_timesteps
 
     @property
@@ -131,6 +136,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return self._interrupt
 
     @torch.no_grad()
+    @one_call_at_a_time
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
@@ -162,9 +168,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
-        images, numpy arrays `(height, width, 3)` or torch tensors `(3, height, width)`, arrays as floats in [0, 1] or
-        as uint8. The output holds all frames, the given ones as the VAE decodes them, so that they look like their
-        neighbours.
+        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`; grey ones may do without the
+        axis of channels, and what is transparent lies on white. Arrays hold uint8 or floats in [0, 1]; where floats
+        fall below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes them,
+        so that they look like their neighbours.
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -191,9 +198,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, to bound the memory.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
-            attention_kwargs (`dict`, *optional*): Given to both models; `{"scale": s}` scales LoRA layers.
+            attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers of both models; there is no other key.
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
-                of tensors it returns replaces ours. What it returns as `latents` after the last step is the result.
+                of tensors it returns replaces ours, and `None` changes nothing. What it returns as `latents` after the last step is the
+                result.
             callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
                 clean latents at the given frames, and `"planning_signals"`, which it may also write to. A callback that changes
                 weights or adapters calls `pipe.reset_window_states()`.
@@ -213,7 +221,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same.
 
         Raises:
-            ValueError: for every unusable argument, before any model runs.
+            ValueError: for every unusable argument, before any model runs; and if the models make values that are not finite.
         """
         # 1. Check
         given = read_given_frames(
@@ -231,9 +239,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             use_window_state=use_window_state,
         )
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
-        num_videos = given.batch_size * whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
+        num_videos_per_prompt = whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
+        num_videos = given.batch_size * num_videos_per_prompt
         latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
-        self.check_inputs(options, num_videos, output_type, latents, latents_shape)
+        self.check_inputs(options, num_videos, output_type, latents, latents_shape, given.frame_indices)
         conditions = read_conditions(conditions, self.conditions, given.batch_size, given.num_frames)
         num_steps = self._set_timesteps(options)
         self._reset_call()
@@ -274,64 +283,16 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         output_type: str,
         latents: torch.Tensor | None = None,
         latents_shape: tuple[int, ...] | None = None,
+        frame_indices: Sequence[int] = (),
     ) -> None:
         """Raises `ValueError` for sampling arguments that cannot be used; what frames are given is checked before."""
-        prediction_type = self.scheduler.config.get("prediction_type")
-        if prediction_type != "v_prediction":
-            raise ValueError(
-                f"the {type(self.scheduler).__name__} of this pipeline has prediction_type={prediction_type!r}, but "
-                "MarDini predicts velocities; make it with `from_config(pipe.scheduler.config)`, or with "
-                "`prediction_type='v_prediction'` where it has betas"
-            )
-        if "trained_betas" not in self.scheduler.config and "beta_schedule" not in self.scheduler.config:
-            raise ValueError(
-                f"the {type(self.scheduler).__name__} of this pipeline has no betas, and the transformer knows noise by their timesteps; "
-                "use `MarDiniScheduler`, or another scheduler that has some, such as `DPMSolverMultistepScheduler`"
-            )
-        if options.timesteps is None:
-            steps = whole_number(options.num_inference_steps, "num_inference_steps", least=1)
-            if steps > self.scheduler.config.num_train_timesteps:
-                raise ValueError(
-                    f"`num_inference_steps` is {steps}, but the scheduler has "
-                    f"{self.scheduler.config.num_train_timesteps} noise levels; lower it"
-                )
-        elif not _are_numbers(options.timesteps):
-            raise ValueError(f"`timesteps` is {options.timesteps!r}; give a list of noise levels, falling")
-        for name, value in (("guidance_scale", options.guidance_scale), ("eta", options.eta)):
-            is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if value is not None and not (is_number and math.isfinite(value)):
-                raise ValueError(f"`{name}` is {value!r}; give a finite number")
-        if options.eta is None or not 0 <= options.eta <= 1:
-            raise ValueError(f"`eta` is {options.eta}; give 0 (deterministic) to 1 (as much fresh noise as DDPM adds)")
-        if options.attention_kwargs is not None and not isinstance(options.attention_kwargs, dict):
-            raise ValueError(f"`attention_kwargs` is {options.attention_kwargs!r}; give a dictionary or `None`")
-        generators = options.generator if isinstance(options.generator, list) else [options.generator]
-        if isinstance(options.generator, list) and len(generators) != num_videos:
-            raise ValueError(
-                f"`generator` is a list of {len(generators)}, but {num_videos} videos are made (batch times "
-                "`num_videos_per_prompt`); give one generator for each, or a single one for all"
-            )
-        for generator in generators:
-            if generator is not None and not isinstance(generator, torch.Generator):
-                raise ValueError(
-                    f"`generator` holds something of type {type(generator).__name__}; give a `torch.Generator`, for "
-                    "instance `torch.Generator().manual_seed(0)`, or a list of them"
-                )
-        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != latents_shape):
-            got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ValueError(
-                f"`latents` is {got}; give a tensor shaped {latents_shape} (videos, frames, channels, height, width)"
-            )
+        check_scheduler(self.scheduler, self._noise_levels)
+        check_options(options, num_videos, self._callback_tensor_inputs, len(self.scheduler.alphas_cumprod))
+        check_sampling(self.scheduler, options.num_inference_steps, options.timesteps, options.eta)
+        if latents is not None:
+            _check_latents(latents, latents_shape, frame_indices)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
-        callback = options.callback_on_step_end
-        if callback is not None and not callable(callback):
-            raise ValueError(f"`callback_on_step_end` is of type {type(callback).__name__}; give a function")
-        unknown = [name for name in options.callback_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {unknown}; choose from {self._callback_tensor_inputs}"
-            )
 
     def encode_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
         """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1], on any device, to latents
@@ -432,7 +393,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         clean = torch.zeros_like(noise)
         clean[:, list(frame_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
         num_steps = self._set_timesteps(options)
-        step_kwargs = _accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
+        step_kwargs = accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
         timesteps = self.scheduler.timesteps
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
@@ -466,9 +427,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                     tensors = {"latents": latents, "planning_signals": planning_signals}
                     callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
                     before, version = planning_signals, _writes_to(planning_signals)
-                    callback_outputs = options.callback_on_step_end(self, i, t, callback_kwargs)
-                    latents = callback_outputs.pop("latents", latents)
-                    planning_signals = callback_outputs.pop("planning_signals", planning_signals)
+                    returned = tensors_of_callback(options.callback_on_step_end(self, i, t, callback_kwargs), tensors)
+                    latents, planning_signals = returned["latents"], returned["planning_signals"]
                     # States, and what caches keep with them, stay where it only looked.
                     written = "planning_signals" in options.callback_tensor_inputs and (
                         version is None or _writes_to(before) != version
@@ -483,6 +443,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                     progress_bar.update()
         finally:  # also where a callback raised: a window's states are large
             self._current_timestep = self._velocities = None
+        _check_finite(latents, "latents", self.transformer)  # once for a window: each time, a GPU is waited for
         return latents
 
     def reset_window_states(self) -> None:
@@ -502,6 +463,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         for chunk in latents.flatten(0, 1).split(chunk_size):
             chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
             frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
+            _check_finite(frames, "pictures", self.vae)
             finished.append(self.video_processor.postprocess(frames, output_type))
         if output_type == "pil":
             pictures = [picture for chunk in finished for picture in chunk]
@@ -511,8 +473,12 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return torch.cat(finished).unflatten(0, (videos, num_frames))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
+        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded, and to write pickles."""
         self._refuse_loaded_adapters()
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "`safe_serialization` is False, but weights are written as safetensors alone; leave it out"
+            )
         super().save_pretrained(save_directory, **kwargs)
 
     def _reset_call(self) -> None:
@@ -529,33 +495,31 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
     def _set_timesteps(self, options: SamplingOptions) -> int:
         """Sets the scheduler's noise levels and returns the number of steps."""
-        device = self._execution_device
-        if options.timesteps is None:
-            self.scheduler.set_timesteps(options.num_inference_steps, device=device)
-            return options.num_inference_steps
-        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            raise ValueError(
-                f"`timesteps` was given, but {type(self.scheduler).__name__} takes no levels of the caller's choice; "
-                "use `num_inference_steps`, or another scheduler such as `MarDiniScheduler`"
-            )
-        self.scheduler.set_timesteps(timesteps=options.timesteps, device=device)
-        return len(options.timesteps)
+        return set_timesteps(self.scheduler, options.num_inference_steps, options.timesteps, self._execution_device)
 
 
-def _are_numbers(values: Any) -> bool:
-    """Whether it is a list, an array or a tensor of finite numbers."""
-    try:
-        return np.ndim(values) == 1 and all(math.isfinite(value) for value in values)
-    except (TypeError, ValueError):
-        return False
+def _check_latents(latents: Any, shape: tuple[int, ...] | None, frame_indices: Sequence[int]) -> None:
+    """Raises `ValueError` for noise that cannot be used; at the given frames anything may stand."""
+    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` is {got}; give a tensor shaped {shape} (videos, frames, channels, height, width)")
+    if not latents.is_floating_point():
+        raise ValueError(f"`latents` holds {latents.dtype}; give noise of unit variance as floats")
+    masked = [i for i in range(shape[1]) if i not in set(frame_indices)]
+    if not latents[:, masked].isfinite().all():
+        raise ValueError("`latents` holds values that are not finite (nan or inf); give noise of unit variance")
+
+
+def _check_finite(values: torch.Tensor, name: str, model: torch.nn.Module) -> None:
+    """Raises `ValueError` where a model made nan or inf, which would become black pictures."""
+    if not values.isfinite().all():
+        raise ValueError(
+            f"the {name} that {type(model).__name__} made in {model.dtype} hold values that are not finite (nan or inf): weights are "
+            "damaged, an adapter or its scale is, or float16 is too narrow for them; load the pipeline with `dtype=torch.bfloat16` or "
+            "float32, or from another checkpoint"
+        )
 
 
 def _writes_to(tensor: torch.Tensor) -> int | None:
     """How often a tensor was written to; `None` under `torch.inference_mode`, which does not count."""
     return None if tensor.is_inference() else tensor._version
-
-
-def _accepted(function: Callable, **kwargs: Any) -> dict[str, Any]:
-    """Those of `kwargs` that `function` takes: not every scheduler has `eta` or draws noise."""
-    parameters = inspect.signature(function).parameters
-    return {name: value for name, value in kwargs.items() if name in parameters}

@@ -4,10 +4,13 @@ What such a folder is, and the code in it, is told by `checkpoint_format.py`; ch
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..checkpoint_format import (
     COMPONENT_SHIM,
@@ -20,6 +23,7 @@ from ..checkpoint_format import (
     shims,
 )
 from ..hub import check_repo_id, describe, plan_upload, push
+from ..weights import check_tensors, check_weight_files, empty_tensors, local_folder, require_safetensors_argument
 
 
 class SavingMixin:
@@ -29,6 +33,41 @@ class SavingMixin:
         """Writes `model_index.json`, and beside it what `DiffusionPipeline.from_pretrained` finds us through."""
         super().to_json_file(json_file_path)
         finish_saved_folder(Path(json_file_path))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Loads a pipeline from a folder or from the Hub, see [`~DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            ValueError: if there is no such folder, if weights in it are no safetensors, and if they lack tensors or have others.
+        """
+        kwargs = require_safetensors_argument(kwargs)
+        folder = local_folder(pretrained_model_name_or_path)
+        if folder is not None:
+            check_weights_of_parts(folder, kwargs)
+        try:
+            pipe = super().from_pretrained(str(folder or pretrained_model_name_or_path), **kwargs)
+        except OSError as error:
+            if folder is not None:
+                raise
+            raise OSError(
+                f"there is no folder {pretrained_model_name_or_path}, and from the Hub it could not be loaded: {error}"
+            ) from error
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name not in kwargs:
+                origin = f"{name} of {pretrained_model_name_or_path}"
+                check_tensors(origin, type(part).__name__, empty_tensors(part), [])
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Makes a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; the scheduler is shared, too, unless one is given."""
+        made = super().from_pipe(pipeline, **kwargs)
+        if made.transformer is getattr(
+            pipeline, "transformer", None
+        ):  # which knows noise by the timesteps that it was trained with
+            made._noise_levels = getattr(pipeline, "_noise_levels", made._noise_levels)
+        return made
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
@@ -76,6 +115,13 @@ class SavingMixin:
                 print(f"\nNothing was sent. `dry_run=False` sends this to {repo_id}.")
                 return None
             return push(upload, commit_message, private, token, create_pr)
+
+
+def check_weights_of_parts(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where weights of a saved pipeline would be unpickled; parts that `loading` hands in are not read."""
+    for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in loading):
+        if (part / "config.json").exists():
+            check_weight_files(part, loading.get("variant"))
 
 
 def finish_saved_folder(index_file: Path) -> None:

@@ -1,0 +1,93 @@
+"""Loading of our models: from safetensors alone, and every tensor of the file has its place in the model and every place its tensor.
+
+diffusers warns of what is missing, and leaves it empty; it falls back to pickles where there are no safetensors.
+"""
+
+import os
+from typing import Any
+
+import torch
+from diffusers.loaders import FromOriginalModelMixin
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import safe_open
+
+from ..weights import (
+    SUFFIX,
+    check_tensors,
+    check_weight_files,
+    empty_tensors,
+    is_pickle,
+    local_folder,
+    pickle_refusal,
+    require_safetensors_argument,
+)
+
+
+class WholeModelMixin(ModelMixin):
+    """`ModelMixin` of diffusers, whose `from_pretrained` refuses pickles and what is not whole."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Load a model from a folder or from the Hub, see [`~ModelMixin.from_pretrained`].
+
+        Raises:
+            ValueError: if there is no such folder, if its weights are no safetensors, and if they lack tensors of the model or have
+                others.
+        """
+        kwargs = require_safetensors_argument(kwargs)
+        folder = local_folder(pretrained_model_name_or_path)
+        if folder is not None:
+            pretrained_model_name_or_path = str(folder)
+            check_weight_files(folder / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
+        asked_for_report = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        # Of a quantized model the file holds tensors of other names; FlashPack gives no report.
+        unexpected = [] if getattr(model, "is_quantized", False) else report.get("unexpected_keys", [])
+        check_tensors(pretrained_model_name_or_path, cls.__name__, report.get("missing_keys", []), unexpected)
+        return (model, report) if asked_for_report else model
+
+    @classmethod
+    def _load_pretrained_model(cls, model: Any, state_dict: Any, resolved_model_file: list, *args: Any, **kwargs: Any):
+        # An index of shards may name any file; one from the Hub has not been seen before.
+        for file in resolved_model_file:
+            if not str(file).endswith(SUFFIX):
+                raise ValueError(f"the index of shards names {file}, but weights are read from {SUFFIX} alone")
+        return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+
+
+class WholeSingleFileMixin(FromOriginalModelMixin):
+    """`FromOriginalModelMixin` of diffusers, whose `from_single_file` refuses pickles and what is not whole."""
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any = None, **kwargs: Any) -> Any:
+        """Load a model from one file, safetensors or GGUF, see [`~FromOriginalModelMixin.from_single_file`].
+
+        Raises:
+            ValueError: if the file is a pickle, or lacks tensors of the model.
+        """
+        origin = pretrained_model_link_or_path_or_dict
+        if isinstance(origin, (str, os.PathLike)):
+            origin = str(origin)
+            if is_pickle(origin.partition("?")[0]):
+                raise ValueError(pickle_refusal(origin, f"model{SUFFIX}"))
+        names = None  # of the tensors, where they can be asked for without reading them
+        if isinstance(origin, dict):
+            names = set(origin)
+        elif str(origin).endswith(SUFFIX) and os.path.isfile(origin):
+            with safe_open(origin, framework="numpy") as file:
+                names = set(file.keys())
+        label = "the dictionary of tensors" if isinstance(origin, dict) else origin
+        try:
+            model = super().from_single_file(origin, **kwargs)
+        except NotImplementedError as error:  # what was never filled cannot be moved
+            if names is None:
+                raise ValueError(
+                    f"{label} lacks tensors of {cls.__name__}; save or download it again ({error})"
+                ) from error
+            with torch.device("meta"):
+                model = cls.from_config(cls.load_config(kwargs.get("config"), subfolder=kwargs.get("subfolder")))
+        missing = empty_tensors(model)
+        if names is not None and not getattr(model, "is_quantized", False):
+            missing = model.state_dict().keys() - names
+        check_tensors(label, cls.__name__, missing, [])
+        return model
