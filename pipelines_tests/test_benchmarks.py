@@ -281,10 +281,10 @@ def test_solvers_are_scored_beside_many_steps_of_ddim(checkpoint, tmp_path):
         ]
     )
     rows = {(row["solver"], row["steps"]): row for row in result["rows"]}
-    assert len(rows) == 1 + 2 * len(few_steps.SOLVERS)
+    assert len(rows) == 1 + 2 * (len(few_steps.SOLVERS) - 1)  # Heun's cannot start at pure noise
     assert rows["reference", 6]["to_reference"] is None
     assert rows["DDIM (ours)", 4]["to_reference"] > rows["DDIM (ours)", 2]["to_reference"]
-    assert (rows["UniPC 2", 4]["evaluations"], rows["Heun", 4]["evaluations"]) == (4, 7)
+    assert rows["UniPC 2", 4]["evaluations"] == 4 and ("Heun", 4) not in rows
     assert result["fewest_steps"]["DDIM (ours)"] == 4
 
 
