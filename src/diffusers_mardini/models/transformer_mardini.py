@@ -20,6 +20,7 @@ from torch import nn
 
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
+from .compiling import CompiledOverShapes, standalone
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
@@ -41,7 +42,7 @@ from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
 
 
-class MarDiniTransformerBlock(nn.Module):
+class MarDiniTransformerBlock(CompiledOverShapes):
     """AdaLN spatial attention, RMSNorm (spatio-)temporal identity attention, RMSNorm cross-attention to the planning signals,
     AdaLN MLP (Fig. 2, right).
 
@@ -120,7 +121,7 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    CompiledOverShapes, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The light diffusion model of MarDini (Sec. 2.3): predicts the velocity of the masked frames of a window.
@@ -337,6 +338,7 @@ class MarDiniTransformer3DModel(
         arguments = (
             planning_tokens, temb, planning_temb, rotary_emb, query_rotary_emb, key_rotary_emb, reference_mask, masked_index,
         )  # fmt: skip
+        tokens, arguments = standalone((tokens, arguments))
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -384,7 +386,7 @@ class MarDiniTransformer3DModel(
             frames_at(planning_tokens, references), temb, planning_temb,
             rotary_embedding_at(rotary_emb, references, batch), cross_rotary_emb[:2], cross_rotary_emb[2:],
         )  # fmt: skip
-        masked_planning_tokens = frames_at(planning_tokens, masked)
+        tokens, arguments, masked_planning_tokens = standalone((tokens, arguments, frames_at(planning_tokens, masked)))
         blocks = []
         for block in self.transformer_blocks:
             tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
@@ -392,7 +394,7 @@ class MarDiniTransformer3DModel(
         return MarDiniWindowState(
             blocks=tuple(blocks),
             pooled_plan=frames_at(pooled_plan, masked),
-            rotary_emb=rotary_embedding_at(rotary_emb, masked, batch),
+            rotary_emb=standalone(rotary_embedding_at(rotary_emb, masked, batch)),
             query_rotary_emb=cross_rotary_emb[:2],
             temporal_attention=self.config.temporal_attention,
             size=(rows, columns),
@@ -421,6 +423,7 @@ class MarDiniTransformer3DModel(
         planning_temb = nn.functional.silu(temb + state.pooled_plan)
         temb = nn.functional.silu(temb)
         tokens, rows, _ = self._embed_patches(hidden_states)
+        tokens = standalone(tokens)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(
                 tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state

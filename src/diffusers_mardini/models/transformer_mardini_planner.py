@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import FP32RMSNorm, MarDiniAttention
+from .compiling import CompiledOverShapes, standalone
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
 from .lora_scale import scales_lora
@@ -36,7 +37,7 @@ class MarDiniPlannerOutput(BaseOutput):
     planning_signals: torch.Tensor
 
 
-class MarDiniPlannerTransformerBlock(nn.Module):
+class MarDiniPlannerTransformerBlock(CompiledOverShapes):
     """RMSNorm, spatial attention, RMSNorm, spatio-temporal identity attention, RMSNorm, MLP (Fig. 2, left)."""
 
     def __init__(
@@ -73,7 +74,7 @@ class MarDiniPlannerTransformerBlock(nn.Module):
 
 
 class MarDiniPlannerTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    CompiledOverShapes, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The planning model of MarDini (Sec. 2.2): a masked autoregressive transformer over a low-resolution window.
@@ -194,6 +195,7 @@ class MarDiniPlannerTransformer3DModel(
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 3. Blocks.
+        tokens, reference_mask = standalone((tokens, reference_mask))
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, reference_mask, masked_index)
