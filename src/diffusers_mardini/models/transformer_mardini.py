@@ -335,10 +335,10 @@ class MarDiniTransformer3DModel(
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 4. Blocks.
+        tokens, reference_mask = standalone((tokens, reference_mask))
         arguments = (
             planning_tokens, temb, planning_temb, rotary_emb, query_rotary_emb, key_rotary_emb, reference_mask, masked_index,
         )  # fmt: skip
-        tokens, arguments = standalone((tokens, arguments))
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -487,7 +487,8 @@ class MarDiniTransformer3DModel(
             keep = planning_signals_mask[:, None, None, None, None]
             planning_signals = torch.where(keep, planning_signals, unconditional.to(planning_signals.dtype))
         _, _, planner_rows, planner_columns, _ = planning_signals.shape
-        return planning_signals.flatten(2, 3).to(hidden_states.dtype), planner_rows, planner_columns
+        tokens = planning_signals.flatten(2, 3).contiguous()  # the planner's output of one row of patches is not
+        return tokens.to(hidden_states.dtype), planner_rows, planner_columns
 
 
 def _per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:
