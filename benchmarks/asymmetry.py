@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel, load_preset
-from diffusers_mardini.costs import PeakMemory
+from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel, costs, load_preset
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import leading_indices, reference_mask_from_indices
-from training.step_costs import fused_attention
 
 from .long_video import peak_bytes
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
@@ -69,12 +66,8 @@ class Count:
 
 def _count(model: torch.nn.Module, dtype: torch.dtype, call: Callable[[torch.nn.Module], Any]) -> Count:
     torch.nn.Module.to(model, dtype)
-    with torch.no_grad(), fused_attention():
-        with FlopCounterMode(display=False) as counter:
-            call(model)
-        with PeakMemory() as memory:
-            call(model)
-    return Count(counter.get_total_flops(), sum(p.nbytes for p in model.parameters()), memory.peak)
+    _, operations, activations = costs.measure(lambda: call(model))
+    return Count(operations, sum(p.nbytes for p in model.parameters()), activations)
 
 
 def count_planner(arguments: dict[str, Any], side: int, dtype: torch.dtype) -> Count:

@@ -20,10 +20,9 @@ from diffusers_mardini import (
     MarDiniPipeline,
     MarDiniPlannerTransformer3DModel,
     MarDiniTransformer3DModel,
+    costs,
     load_preset,
 )
-from diffusers_mardini.costs import PeakMemory
-from training.step_costs import fused_attention
 
 from .long_video import peak_bytes
 from .sampling import CHECKPOINT
@@ -120,9 +119,7 @@ def count_modes(preset_name: str, size: int, decode_chunk_size: int) -> dict[str
 
 
 def _peak(call: Callable[[], Any]) -> int:
-    with torch.no_grad(), fused_attention(), PeakMemory() as memory:
-        call()
-    return memory.peak
+    return costs.measure(call)[2]
 
 
 def _bytes(module: torch.nn.Module) -> int:

@@ -4,10 +4,9 @@ The training module itself runs forward and backward, with one and with two bloc
 them follow by a straight line. `plan.py` puts the stages together.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, partial
 
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniScheduler, MarDiniTransformer3DModel
-from diffusers_mardini.costs import PeakMemory
+from diffusers_mardini.costs import PeakMemory, fused_attention
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
@@ -288,22 +287,6 @@ def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
         if part in shape.parts:
             total += (arguments[part].get("num_layers", 8) - 1) * (measure(*two) - one)
     return total
-
-
-@contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
-    """Meta tensors would take attention apart and keep its scores; devices run fused kernels, which keep no scores."""
-    original = nn.functional.scaled_dot_product_attention
-
-    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        assert attn_mask is None and not is_causal and not enable_gqa, "MarDini attends without a mask"
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scale)[0]
-
-    nn.functional.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        nn.functional.scaled_dot_product_attention = original
 
 
 def _on_meta(shape: Shape, layers: tuple[int, int]) -> tuple[MarDiniTrainingModel, Batch]:

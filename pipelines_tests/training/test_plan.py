@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
+from pipelines_tests.allocations import most_allocated
 from training.census import StageCensus, open_clips, read_clips
 from training.config import RunConfig
 from training.config_layers import load_config
@@ -143,6 +144,21 @@ def test_many_blocks_cost_what_one_and_two_blocks_foretell(checkpointing):
     shape = Shape.of(config, stage, masked_frames(stage)[1], checkpointing)
     peak = _count_bytes(shape, 4, 3, backward=True)
     assert peak <= count_activations(config, stage, checkpointing) <= 1.3 * peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_a_step_are_what_a_cpu_allocates(checkpointing):
+    """With fused attention, which a CPU runs in training where it is asked for; gradients of weights are let go as they come."""
+    config = make_config({"size": 128, "num_frames": 5})
+    shape = Shape.of(config, config.stages[0], masked_frames(config.stages[0])[1], checkpointing)
+    torch.manual_seed(0)
+    model, batch = shape.training_model(device="cpu"), shape.batch_of("cpu", torch.float32)
+    for part in (model.planner, model.transformer):
+        part.set_attention_backend("native")
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    allocated = most_allocated(lambda: model(batch)["loss"].backward())
+    assert count_activations(config, config.stages[0], checkpointing) == pytest.approx(allocated, rel=0.15)
 
 
 def test_operations_are_about_six_per_parameter_and_token():

@@ -3,16 +3,22 @@
 The counts are of one window with a first and a last frame given, batch of one, no guidance, sampled as the pipeline samples it: the
 given frames pass the transformer once ("references"), the others at every step. Operations are those of matrix products,
 attention and convolutions (torch's `FlopCounterMode`, a multiplication and an addition count as two).
+
+`measure` and what it is made of, `fused_attention` and `PeakMemory`, are the one way of counting: the plan of a training and the benchmarks
+use them too.
 """
 
+import contextlib
 import json
 import math
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,7 +40,7 @@ class Cost:
         operations: floating-point operations of one call.
         calls: how often it is called for one window.
         activation_bytes: most memory held by results at any moment of a call without gradients, weights not counted.
-            Attention scores are counted as stored; fused kernels do not store them and need less.
+            Attention scores are not among them, see `fused_attention`.
     """
 
     name: str
@@ -67,7 +73,7 @@ def report(
     costs = count_costs(configs, num_frames, height, width, steps, dtype)
     lines = [
         f"{num_frames} frames of {width}x{height}, planned at {width // configs['planner_downscale']}x"
-        f"{height // configs['planner_downscale']}",
+        f"{height // configs['planner_downscale']}; activations with fused attention, which stores no scores",
         f"{'part':<12} {'parameters':>12} {'weights':>10} {'operations':>13} {'calls':>6} {'together':>13} {'activations':>12}",
     ]
     for cost in costs:
@@ -130,7 +136,7 @@ def count_costs(
     if num_frames < 3:
         raise ValueError(f"a window of {num_frames} frames has none between the first and the last; give 3 or more")
     with torch.device("meta"):
-        parts: dict[str, torch.nn.Module] = {
+        parts: dict[str, nn.Module] = {
             "planner": MarDiniPlannerTransformer3DModel(**configs["planner"]),
             "transformer": MarDiniTransformer3DModel(**configs["transformer"]),
         }
@@ -166,6 +172,33 @@ def count_costs(
     return costs
 
 
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Lets attention on meta tensors compute as fused kernels do, which store no scores.
+
+    These are what diffusers' default backend, `scaled_dot_product_attention`, runs on GPUs, and on a CPU in the models' float32 sampling.
+    Without this, meta tensors would take attention apart into two products and keep the scores between them. That is still done, and
+    counted, where it happens on a device too: with a mask, and where only torch's `SDPBackend.MATH` is allowed. Not counted are the scores
+    that MPS stores, which has no fused kernel for whole sequences, and those of the plain products that `models/attention.py` makes on a CPU.
+
+    torch's function is replaced meanwhile, because modes do not reach blocks that are recomputed in a backward pass.
+    """
+    original = nn.functional.scaled_dot_product_attention
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        allowed = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
+        if query.device.type == "meta" and allowed and attn_mask is None and not enable_gqa:
+            flash = torch.ops.aten._scaled_dot_product_flash_attention
+            return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    nn.functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
+
+
 class PeakMemory(TorchDispatchMode):
     """Adds up the bytes of new results while they live, and keeps the largest sum (`peak`)."""
 
@@ -190,23 +223,29 @@ class PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
-def _measure(name: str, module: torch.nn.Module, dtype: torch.dtype, calls: int, call) -> tuple[Any, Cost]:
+def measure(call: Callable[[], Any]) -> tuple[Any, int, int]:
+    """Result of a call without gradients, its floating-point operations, and the most bytes of its results alive at any moment."""
+    with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+        result = call()
+    return result, counter.get_total_flops(), memory.peak
+
+
+def _measure(name: str, module: nn.Module, dtype: torch.dtype, calls: int, call) -> tuple[Any, Cost]:
     # ModelMixin's own `to` warns that some norms are better kept in float32, which does not matter for counting.
-    torch.nn.Module.to(module, dtype).requires_grad_(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, PeakMemory() as memory:
-        result = call(module)
+    nn.Module.to(module, dtype).requires_grad_(False)
+    result, operations, activation_bytes = measure(lambda: call(module))
     parameters = list(module.parameters())
     return result, Cost(
         name=name,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        operations=counter.get_total_flops(),
+        operations=operations,
         calls=calls,
-        activation_bytes=memory.peak,
+        activation_bytes=activation_bytes,
     )
 
 
-def _build_vae(config: dict[str, Any]) -> torch.nn.Module | None:
+def _build_vae(config: dict[str, Any]) -> nn.Module | None:
     config = dict(config)
     name = config.pop("class_name", None)
     if name == "AutoencoderPatchBasis":

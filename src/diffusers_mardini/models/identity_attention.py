@@ -8,6 +8,7 @@ can be used. `MarDiniDenseIdentityAttnProcessor` says the same with an explicit 
 import torch
 
 from .attention import MarDiniAttention, attend
+from .compiling import standalone
 
 
 TEMPORAL_ATTENTION_KINDS = ("temporal", "spatiotemporal")
@@ -31,7 +32,7 @@ def frame_indices(reference_mask: torch.Tensor, num_masked_frames: int) -> tuple
     batch, frames = reference_mask.shape
     order = reference_mask.to(torch.uint8).argsort(dim=1, stable=True)  # masked frames first
     order = order + torch.arange(batch, device=order.device)[:, None] * frames
-    return order[:, :num_masked_frames].flatten(), order[:, num_masked_frames:].flatten()
+    return standalone((order[:, :num_masked_frames].flatten(), order[:, num_masked_frames:].flatten()))
 
 
 def frames_at(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
+from .compiling import CompiledOverShapes, standalone
 from .conditions import ConditionsMixin, register_changes
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
@@ -43,7 +44,7 @@ from .transformer_mardini_planner import check_window
 from .window_state import MarDiniBlockState, MarDiniWindowState
 
 
-class MarDiniTransformerBlock(nn.Module):
+class MarDiniTransformerBlock(CompiledOverShapes):
     """AdaLN spatial attention, RMSNorm (spatio-)temporal identity attention, RMSNorm cross-attention to the planning signals,
     AdaLN MLP (Fig. 2, right).
 
@@ -122,6 +123,7 @@ class MarDiniTransformerBlock(nn.Module):
 
 
 class MarDiniTransformer3DModel(
+    CompiledOverShapes,
     MarDiniAdapterMixin,
     ConditionsMixin,
     WholeModelMixin,
@@ -369,6 +371,7 @@ class MarDiniTransformer3DModel(
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 4. Blocks.
+        tokens, reference_mask = standalone((tokens, reference_mask))
         arguments = (
             planning_tokens, temb, planning_temb, rotary_emb, query_rotary_emb, key_rotary_emb, reference_mask, masked_index,
         )  # fmt: skip
@@ -424,7 +427,7 @@ class MarDiniTransformer3DModel(
             frames_at(planning_tokens, references), temb, planning_temb,
             rotary_embedding_at(rotary_emb, references, batch), cross_rotary_emb[:2], cross_rotary_emb[2:],
         )  # fmt: skip
-        masked_planning_tokens = frames_at(planning_tokens, masked)
+        tokens, arguments, masked_planning_tokens = standalone((tokens, arguments, frames_at(planning_tokens, masked)))
         blocks = []
         for block in self.transformer_blocks:
             tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
@@ -432,7 +435,7 @@ class MarDiniTransformer3DModel(
         return MarDiniWindowState(
             blocks=tuple(blocks),
             pooled_plan=frames_at(pooled_plan, masked),
-            rotary_emb=rotary_embedding_at(rotary_emb, masked, batch),
+            rotary_emb=standalone(rotary_embedding_at(rotary_emb, masked, batch)),
             query_rotary_emb=cross_rotary_emb[:2],
             temporal_attention=self.config.temporal_attention,
             size=(rows, columns),
@@ -464,6 +467,7 @@ class MarDiniTransformer3DModel(
         planning_temb = nn.functional.silu(temb + state.pooled_plan)
         temb = nn.functional.silu(temb)
         tokens, rows, _, features = self._embed_patches(hidden_states, temb)
+        tokens = standalone(tokens)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(
                 tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state
@@ -541,7 +545,8 @@ class MarDiniTransformer3DModel(
             keep = planning_signals_mask[:, None, None, None, None]
             planning_signals = torch.where(keep, planning_signals, unconditional.to(planning_signals.dtype))
         _, _, planner_rows, planner_columns, _ = planning_signals.shape
-        return planning_signals.flatten(2, 3).to(hidden_states.dtype), planner_rows, planner_columns
+        tokens = planning_signals.flatten(2, 3).contiguous()  # the planner's output of one row of patches is not
+        return tokens.to(hidden_states.dtype), planner_rows, planner_columns
 
 
 def _per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
+from .compiling import CompiledOverShapes, standalone
 from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention, masked_frame_index
@@ -37,7 +38,7 @@ class MarDiniPlannerOutput(BaseOutput):
     planning_signals: torch.Tensor
 
 
-class MarDiniPlannerTransformerBlock(nn.Module):
+class MarDiniPlannerTransformerBlock(CompiledOverShapes):
     """RMSNorm, spatial attention, RMSNorm, spatio-temporal identity attention, RMSNorm, MLP (Fig. 2, left)."""
 
     def __init__(
@@ -74,6 +75,7 @@ class MarDiniPlannerTransformerBlock(nn.Module):
 
 
 class MarDiniPlannerTransformer3DModel(
+    CompiledOverShapes,
     MarDiniAdapterMixin,
     ConditionsMixin,
     WholeModelMixin,
@@ -214,6 +216,7 @@ class MarDiniPlannerTransformer3DModel(
         masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 3. Blocks.
+        tokens, reference_mask = standalone((tokens, reference_mask))
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, reference_mask, masked_index)
