@@ -18,19 +18,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, ValidationError
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.data.clips import load_clips
+from training.strict import StrictModel
+from training.yaml_files import load_yaml
 
 
-class AutoencoderTrainingConfig(BaseModel):
+class AutoencoderTrainingConfig(StrictModel):
     """What `training/train_autoencoder.py` is told."""
-
-    model_config = ConfigDict(extra="forbid")
 
     clips: Path = Field(description="Folder of training clips.")
     held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured there.")
@@ -64,15 +63,18 @@ class AutoencoderTrainingConfig(BaseModel):
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
     eval_frames: int = Field(448, ge=1, description="Held-out frames, evenly spaced, that are measured.")
     threads: int = Field(1, ge=1, description="CPU threads.")
-    seed: int = Field(0, description="Seed of everything random.")
+    seed: int = Field(0, ge=-(2**63), lt=2**64, description="Seed of everything random.")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AutoencoderTrainingConfig":
-        """Reads a YAML file; `ValueError` where a key is unknown or a value out of bounds."""
+        """Read a YAML file; `ValueError` with its name where a key is unknown or a value out of bounds."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"no config at '{path}'")
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        try:
+            return cls.model_validate(load_yaml(path))
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(str(path), error.errors()) from error
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def load_yaml(path: Path) -> dict:
         raise ValueError(f"{path} cannot be read: {error}") from error
     value, line = _parse(content, str(path))
     if not isinstance(value, dict):
-        kind = "nothing" if value is None else type(value).__name__
-        raise ValueError(f"{path}, line {line}: holds {kind}, not a mapping of keys, such as seed: 1")
+        kind = {list: "a list", str: "text", type(None): "nothing"}.get(type(value), repr(value))
+        raise ValueError(f"{path}, line {line}: holds {kind}; it has to be a mapping of keys, such as `seed: 1`")
     return value
 
 

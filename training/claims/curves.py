@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..chart import Panel, Point, draw
-from ..report import read_lines
+from ..records import read_lines
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}
