@@ -5,6 +5,7 @@ Clips get their buckets in `data/buckets.py`; what decoding said of them is in `
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .config import RunConfig
@@ -12,6 +13,7 @@ from .data.buckets import Census, Sampling
 from .data.manifest import Manifest, default_path, make_manifest
 from .data.order import num_starts
 from .data.sources import Source, open_source
+from .ownership import turn_to_write
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def open_clips(config: RunConfig, spec: str) -> Source:
     return open_source(spec, config.data.picture_fps)
 
 
-def read_clips(config: RunConfig, source: Source) -> Manifest:
-    """What decoding says of every clip of a source, on all cores, as far as it is not known yet; `ValueError` if there is none."""
-    return make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)
+def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
+    """What decoding says of every clip of a source, on all cores, as far as it is not known yet, one program at a time.
+
+    Args:
+        stop: asked after every clip that was decoded, for a reason to stop.
+
+    Raises:
+        ValueError: if there is no clip.
+        Stopped: if there was a reason to stop.
+    """
+    path = default_path(source.spec, config.data.manifests)
+    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
+        return make_manifest(source, path, os.cpu_count() or 1, stop)

@@ -92,7 +92,9 @@ class TaskMixture(StrictModel):
 class StageConfig(StrictModel):
     """One row of Fig. 4."""
 
-    name: Name = Field(description="Name of the stage, used in logs and checkpoints; its result lies in `stages/<name>`.")
+    name: Name = Field(
+        description="Name of the stage, used in logs and checkpoints; its result lies in `stages/<name>`."
+    )
     trains: Literal["planner", "transformer", "joint"] = Field(
         description="`planner`: reconstruction (Sec. 2.4.1); `transformer`: diffusion with the unconditional signal; `joint`."
     )
@@ -315,7 +317,7 @@ class RunConfig(StrictModel):
         0,
         ge=0,
         lt=2**64,
-        description="Everything random is a function of this seed, the stage, the step and the process."
+        description="Everything random is a function of this seed, the stage, the step and the process.",
     )
     data: DataConfig = Field(description="Clips and how they are read; see below.")
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")

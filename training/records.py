@@ -30,9 +30,7 @@ def read_lines(path: Path, keys: Mapping[str, type] = MappingProxyType({})) -> l
     return [record for _, record in whole_lines(path, keys)]
 
 
-def whole_lines(
-    path: Path, keys: Mapping[str, type] = MappingProxyType({})
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def whole_lines(path: Path, keys: Mapping[str, type] = MappingProxyType({})) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield each line that can be read, with its record; see `read_lines`."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, start=1):
@@ -81,6 +79,8 @@ def read_run_config(run: Path) -> RunConfig:
     """
     path = run / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME")
+        raise ValueError(
+            f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME"
+        )
     with named_file_errors(f"'{path}'", "a run's configuration"):
         return RunConfig.model_validate_json(path.read_bytes())

@@ -246,6 +246,7 @@ class LatentWindows(Windows):
         rank: int = 0,
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
+        stop: Callable[[], str | None] = lambda: None,
     ) -> "LatentWindows":
         """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
         entries, samplings = tuple(entries), tuple(samplings)
@@ -268,6 +269,7 @@ class LatentWindows(Windows):
                 rank=rank,
                 world=world,
                 wait=wait,
+                stop=stop,
             )
             for size, clips in sorted(needed.items())
             if clips
