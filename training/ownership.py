@@ -194,6 +194,8 @@ def _machine() -> str:
 
 def _is_alive(pid: Any, started: Any) -> bool:
     """Whether the process runs that had this number when it began: numbers are given again."""
+    if not isinstance(pid, int):
+        return False
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
