@@ -52,7 +52,9 @@ def test_the_last_good_checkpoint_stays_and_is_named(tmp_path):
     make_run(tmp_path, config).train(stop_after="planner")
     good = list_checkpoints(tmp_path / "checkpoints")
     stages = [*config.stages[:1], config.stages[1].model_copy(update={"learning_rate": 1e30}), config.stages[2]]
-    with pytest.raises(RunFailed, match=f"the last good checkpoint is {good[0]}, which goes on so with --allow-change"):
+    with pytest.raises(
+        RunFailed, match=f"the last good checkpoint is {good[0]}, which goes on so with --allow-change"
+    ):
         make_run(tmp_path, config.model_copy(update={"stages": stages})).train()
     assert list_checkpoints(tmp_path / "checkpoints") == good
     weights = load_checkpoint(good[0]).weights
@@ -63,7 +65,10 @@ def test_the_last_good_checkpoint_stays_and_is_named(tmp_path):
 
 
 def test_steps_left_out_in_a_row_are_counted_on_after_going_back(tmp_path, monkeypatch):
-    run = make_run(tmp_path, make_config(max_skipped_steps=3, checkpoint_every=3, data=data_fields(clips_folder(), validation=None)))
+    run = make_run(
+        tmp_path,
+        make_config(max_skipped_steps=3, checkpoint_every=3, data=data_fields(clips_folder(), validation=None)),
+    )
     # Left out are 5, 6, 7, the checkpoint at 6 among them; after going back the first step is left out again.
     monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={4, 5, 6}, attempts=(0, 1)))
     with pytest.raises(RunFailed, match="3 steps in a row were not finite.*again after going back"):
@@ -75,13 +80,20 @@ def test_weights_that_the_exported_type_cannot_hold_are_not_exported(tmp_path):
     run = make_run(tmp_path, one_stage(steps=1, save_dtype="float16"))
     with torch.no_grad():
         next(iter(run.ema.tensors.values())).fill_(7e4)  # float16 ends at 65504
-    with pytest.raises(RunFailed, match=r"weights \(as float16\) are not finite or absurdly large \(planner.*1 in all"):
+    with pytest.raises(
+        RunFailed, match=r"weights \(as float16\) are not finite or absurdly large \(planner.*1 in all"
+    ):
         run.export(tmp_path / "pipeline")
     assert not (tmp_path / "pipeline").exists()
 
 
 def test_what_is_absurd_is_told_by_name():
-    tensors = {"a": torch.ones(3), "b": torch.tensor([1.0, float("nan")]), "c": torch.tensor(-2e6), "d": torch.zeros(0)}
+    tensors = {
+        "a": torch.ones(3),
+        "b": torch.tensor([1.0, float("nan")]),
+        "c": torch.tensor(-2e6),
+        "d": torch.zeros(0),
+    }
     assert absurd_weights(tensors) == ["b", "c"] and absurd_weights({}) == []
     latents = [torch.ones(4), 2 * torch.ones(4)]  # zeros predict a velocity with an error of 5 at most
     losses = {"nan": float("nan"), "inf": float("inf"), "large": 501.0, "bad": 499.0}

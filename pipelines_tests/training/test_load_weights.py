@@ -23,7 +23,9 @@ def test_a_pickled_autoencoder_is_refused_with_the_way_to_convert_it(tmp_path, m
     vae, folder = make(), tmp_path / (subfolder or "")
     vae.save_pretrained(folder, safe_serialization=False)
     assert not list(folder.glob("*.safetensors"))
-    with pytest.raises(ValueError, match="(?s)not read, since they can run code.*convert it once: python -c") as refused:
+    with pytest.raises(
+        ValueError, match="(?s)not read, since they can run code.*convert it once: python -c"
+    ) as refused:
         load_vae(str(tmp_path), subfolder)
     program = str(refused.value).split('python -c "')[1].partition('"')[0]
     exec(program)  # what it says works

@@ -43,7 +43,9 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_owners_name_and_follows_it_when_it_is_dead(tmp_path, holder):
-    with pytest.raises(OwnedError, match=f"the run x is being written by process {holder.pid} on .*wait until it ends"):
+    with pytest.raises(
+        OwnedError, match=f"the run x is being written by process {holder.pid} on .*wait until it ends"
+    ):
         Owner(tmp_path / "lock.json", "the run x").__enter__()
     holder.kill()
     holder.wait()
@@ -56,7 +58,9 @@ def write_owner(path: Path, **changes) -> None:
     path.write_text(json.dumps({**ownership._this_process(), "since": "then", "id": "another", **changes}))
 
 
-@pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"started": 1.0}, {"pid": None}, {"pid": "x"}, {"started": None}])
+@pytest.mark.parametrize(
+    "changes", [{"pid": 2**22 + 1}, {"started": 1.0}, {"pid": None}, {"pid": "x"}, {"started": None}]
+)
 def test_an_owner_on_this_machine_is_dead_when_its_process_is(tmp_path, changes):
     write_owner(tmp_path / "lock.json", **changes)  # a number that was given again is another process's
     with Owner(tmp_path / "lock.json", "it"):
@@ -120,7 +124,10 @@ def test_one_of_many_follows_a_dead_owner(tmp_path):
 
 
 def test_who_waits_for_its_turn_is_told_and_hears_a_request_to_stop(tmp_path, holder, capsys):
-    with pytest.raises(Stopped, match="signal SIGTERM"), turn_to_write(tmp_path / "lock.json", "it", lambda: "signal SIGTERM"):
+    with (
+        pytest.raises(Stopped, match="signal SIGTERM"),
+        turn_to_write(tmp_path / "lock.json", "it", lambda: "signal SIGTERM"),
+    ):
         pass
     threading.Timer(0.3, holder.kill).start()
     with turn_to_write(tmp_path / "lock.json", "the cache"):
@@ -141,7 +148,9 @@ def test_a_run_that_is_being_trained_is_not_trained_a_second_time(tmp_path, monk
     write_owner(folder / "lock.json", pid=2**22 + 1)
     AutoencoderPatchBasis(block_out_channels=(8,) * 4).save_pretrained(tmp_path / "vae")
     train(config, runs=tmp_path / "runs", stop_after="planner")
-    assert not (folder / "lock.json").exists() and json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (
+        not (folder / "lock.json").exists() and json.loads((folder / "status.json").read_text())["state"] == "finished"
+    )
 
 
 def test_an_autoencoder_that_is_being_trained_is_not_trained_a_second_time(tmp_path):

@@ -11,7 +11,16 @@ from training.records import append_line, read_json, read_lines
 from training.report import write_report
 
 
-DAMAGED = [b"\0\0\0", b"\xff\xfe", b'{"global_step": 1, "sta', b"[1]", b"3", b"{}", b'{"global_step": "1", "stage": "a"}', b"null"]
+DAMAGED = [
+    b"\0\0\0",
+    b"\xff\xfe",
+    b'{"global_step": 1, "sta',
+    b"[1]",
+    b"3",
+    b"{}",
+    b'{"global_step": "1", "stage": "a"}',
+    b"null",
+]
 GOOD = {"global_step": 1, "stage": "planner", "step": 1, "windows_seen": 2}
 
 
@@ -59,7 +68,9 @@ def test_a_run_with_a_damaged_record_goes_on(tmp_path, capsys, line):
 
 def test_a_report_leaves_damaged_records_out_and_names_damaged_files(tmp_path, capsys):
     (tmp_path / "config.json").write_text(make_config().model_dump_json())
-    (tmp_path / "metrics.jsonl").write_bytes(b"\0\0\n" + json.dumps({**GOOD, "loss": 1.0, "planner_loss": 1.0}).encode() + b"\n")
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b"\0\0\n" + json.dumps({**GOOD, "loss": 1.0, "planner_loss": 1.0}).encode() + b"\n"
+    )
     (tmp_path / "starts.jsonl").write_bytes(b"{}\n")
     assert "Training losses" in write_report(tmp_path).read_text()
     told = capsys.readouterr().out

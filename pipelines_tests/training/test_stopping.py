@@ -43,7 +43,9 @@ def test_the_trainer_is_imported_where_a_signal_or_a_call_does_not_exist(tmp_pat
         "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in training.stopping.SIGNALS])\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert result.stdout == "None ['SIGTERM', 'SIGINT']\n", result.stderr[-2000:]
 
 

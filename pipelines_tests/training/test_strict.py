@@ -61,7 +61,13 @@ def test_what_is_no_number_or_no_switch_is_refused_with_its_key(base, override, 
 
 
 def test_numbers_are_read_as_they_are_written(base):
-    given = ["stages.a.learning_rate=3e-4", "stages.a.steps=1e3", "planner.eps=1e-6", "data.flip=1", "save_dtype=bfloat16"]
+    given = [
+        "stages.a.learning_rate=3e-4",
+        "stages.a.steps=1e3",
+        "planner.eps=1e-6",
+        "data.flip=1",
+        "save_dtype=bfloat16",
+    ]
     config = load_config(base, given)
     stage = config.stages[0]
     assert (stage.learning_rate, stage.steps, config.planner, config.data.flip) == (3e-4, 1000, {"eps": 1e-6}, 1.0)

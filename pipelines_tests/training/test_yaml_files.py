@@ -70,7 +70,9 @@ def test_a_parent_that_gives_a_key_twice_is_named_itself(tmp_path):
     with pytest.raises(ValueError, match="base.yaml: the key 'seed' is given twice, in line 2 and in line 3"):
         load_config(tmp_path / "child.yaml")
     with pytest.raises(ValueError, match="the override 'data={a: 1, a: 2}': the key 'a' is given twice"):
-        load_config(tmp_path / "other.yaml" if (tmp_path / "other.yaml").write_text("name: a") else "", ["data={a: 1, a: 2}"])
+        load_config(
+            tmp_path / "other.yaml" if (tmp_path / "other.yaml").write_text("name: a") else "", ["data={a: 1, a: 2}"]
+        )
 
 
 def test_numbers_are_those_of_yaml_1_2():
