@@ -12,6 +12,7 @@ import pytest
 from accelerate import Accelerator
 
 from diffusers_mardini import AutoencoderPatchBasis
+from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
 from training.checkpoint import _flush
 from training.data.latents import build_latent_cache
@@ -93,9 +94,17 @@ def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):
     with pytest.raises(Stopped, match="SIGTERM"):
         make_manifest(source, tmp_path / "m.jsonl", 1, StopsAfter(2))
     decoded = (tmp_path / ".m.jsonl.part").read_text().splitlines()
-    assert len(decoded) >= 3 and not (tmp_path / "m.jsonl").exists()  # a header and two clips
+    assert len(decoded) >= 2 and not (tmp_path / "m.jsonl").exists()  # a header and clips
     assert len(make_manifest(source, tmp_path / "m.jsonl").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
     make_manifest(source, tmp_path / "m.jsonl", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
+
+
+def test_clips_that_have_not_begun_are_not_decoded_after_a_signal(tmp_path):
+    for number in range(12):
+        write_clip(tmp_path / "clips" / f"{number}.mp4", noise(40, 64, 64, number), fps=20)
+    with pytest.raises(Stopped):  # asked while the first is decoded; eight wait behind it
+        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.jsonl", 2, StopsAfter(1))
+    assert 1 < len((tmp_path / ".m.jsonl.part").read_text().splitlines()) < 13
 
 
 def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsys):

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,7 @@ def make_manifest(
         source: see `sources.py`.
         path: the file, by default `default_path`.
         workers: threads that decode.
-        stop: asked after every clip that was decoded, for a reason to stop; what was decoded is kept for the next start.
+        stop: asked between clips, for a reason to stop; what was decoded is kept for the next start.
 
     Raises:
         ValueError: if the source holds no clips at all.
@@ -144,10 +144,19 @@ def make_manifest(
         waiting: deque[Entry | Future] = deque()
         file, stopping = None, []
 
+        def ask() -> None:
+            """Clips that have begun are decoded to their end."""
+            if not stopping and (reason := stop()):
+                stopping.append(reason)
+                pool.shutdown(wait=False, cancel_futures=True)
+
         def take() -> None:
             nonlocal file
             first = waiting.popleft()
             if isinstance(first, Future):
+                while not first.done():  # of a cancelled one `wait` would not say so
+                    wait([first], timeout=0.5)
+                    ask()
                 if first.cancelled():
                     return
                 first = first.result()
@@ -156,9 +165,7 @@ def make_manifest(
                     file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
                 file.write(first.model_dump_json(exclude_defaults=True) + "\n")
                 file.flush()
-                if not stopping and (reason := stop()):
-                    stopping.append(reason)
-                    pool.shutdown(wait=False, cancel_futures=True)
+                ask()
             entries.append(first)
 
         for key in source.keys():
