@@ -36,7 +36,8 @@ def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
         record: recorded facts, and `evaluation`, the command behind the scores.
 
     Raises:
-        ValueError: if the YAML file is no mapping, gives a key twice or a number that is none, or tells a fact that was recorded.
+        ValueError: if the YAML file is no mapping, gives a key twice or a number that is none, or tells a fact that
+            was recorded.
     """
     written = load_yaml(card)
     for key, value in written.items():

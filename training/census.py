@@ -100,10 +100,12 @@ def open_clips(config: RunConfig, spec: str) -> Source:
 
 
 def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
-    """What decoding says of every clip of a source, on all cores, as far as it is not known yet, one program at a time.
+    """Return what decoding says of every clip of a source, on all cores, as far as it is not known; one program at a time.
 
     Args:
-        stop: asked after every clip that was decoded, for a reason to stop.
+        config: says where the manifest lies.
+        source: of the clips.
+        stop: asked between clips, for a reason to stop.
 
     Raises:
         ValueError: if there is no clip.

@@ -112,8 +112,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     latest = folder / LATEST
     if latest.is_file():
         raise CheckpointError(
-            f"{latest} names {latest.read_text(errors='replace').strip()!r}, but {folder} holds no checkpoint; put it back, or delete {folder} "
-            "to begin anew"
+            f"{latest} names {latest.read_text(errors='replace').strip()!r}, but {folder} holds no checkpoint; put "
+            f"it back, or delete {folder} to begin anew"
         )
     return None
 
@@ -201,8 +201,7 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file is on the disk, or a folder's list of files, where the system can do that: Windows knows it for files only, opened
-    for writing."""
+    """Wait until a file or a folder's list of files is on the disk; Windows does so for files only, opened to write."""
     if path.is_dir():
         if os.name == "nt":
             return

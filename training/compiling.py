@@ -1,4 +1,5 @@
-"""Compiled blocks of a stage: dynamo counts what it compiles, and beyond its limit it would run the rest uncompiled without a word."""
+"""Compiled blocks of a stage: dynamo counts what it compiles, and beyond its limit it would run the rest uncompiled
+without a word."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ MAX_COMPILATIONS = 64
 
 @contextlib.contextmanager
 def blocks_of(stage: StageConfig) -> Iterator[None]:
-    """Run blocks compiled or eagerly within, as the stage says; what earlier stages compiled is forgotten and does not count.
+    """Run blocks compiled or eagerly within, as the stage says; what earlier stages compiled is forgotten and does
+    not count.
 
     Raises:
         RunFailed: if a block is compiled too often.
@@ -38,6 +40,7 @@ def blocks_of(stage: StageConfig) -> Iterator[None]:
             yield
     except FailOnRecompileLimitHit as error:
         raise RunFailed(
-            f"stage {stage.name!r}: a block was compiled {limits['recompile_limit']} times and would run uncompiled from here on; use fewer "
+            f"stage {stage.name!r}: a block was compiled {limits['recompile_limit']} times and would run uncompiled "
+            "from here on; use fewer "
             f"buckets, or go on with `stages.{stage.name}.compile=false --allow-change stages.{stage.name}.compile`"
         ) from error

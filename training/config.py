@@ -436,7 +436,8 @@ class RunConfig(StrictModel):
         names = [stage.name for stage in self.stages]
         if len({name.casefold() for name in names}) != len(names):
             raise ValueError(
-                f"stage names are {names}; each must be given once, and they must differ in more than capitals: they name folders"
+                f"stage names are {names}; each must be given once, and they must differ in more than capitals: they "
+                "name folders"
             )
         return self
 

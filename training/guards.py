@@ -1,7 +1,8 @@
 """Steps whose loss or gradient is not finite: left out, reported, and after several in a row the run goes back once.
 
-Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made it. What is kept
-is looked at as well: a run whose weights or held-out losses are no model's any more has failed, and saves and exports nothing.
+Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made
+it. What is kept is looked at as well: a run whose weights or losses are no model's any more has failed, and neither
+saves nor exports them.
 """
 
 import json
@@ -101,7 +102,8 @@ def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
 
 @torch.no_grad()
 def absurd_weights(tensors: Mapping[str, torch.Tensor], limit: float = MAX_WEIGHT) -> list[str]:
-    """Return the names of tensors that hold, in this process's shard, a value which is not finite or beyond `limit`."""
+    """Return the names of tensors that hold, in this process's shard, a value which is not finite or beyond
+    `limit`."""
     mine = {name: local(tensor) for name, tensor in tensors.items()}
     mine = {name: tensor for name, tensor in mine.items() if tensor.numel()}
     if not mine:

@@ -117,7 +117,8 @@ class Run:
         Raises:
             ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown or past.
             Stopped: if `stop` had a reason; the state is saved.
-            RunFailed: if steps are not finite again after the run went back to its last checkpoint, or what would be kept is no model's.
+            RunFailed: if steps are not finite again after the run went back to its last checkpoint, or what would be
+                kept is no model's.
         """
         stop = stop or StopRequest(self.folder)
         names = [stage.name for stage in self.config.stages]
@@ -287,7 +288,8 @@ class Run:
         windows = self._heldout(stage, config.validation_windows, shared=True)
         with self._averages():
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler, windows, stage, config.seed, self.accelerator
+                self.planner, self.head, self.transformer, self.scheduler, windows, stage, config.seed,
+                self.accelerator
             )  # fmt: skip
             hopeless = hopeless_losses(losses, (windows.latents, windows.planner_latents), finite_only=not last)
             losses = {name: json_number(value) for name, value in losses.items()}
@@ -315,7 +317,8 @@ class Run:
             good = None
         raise RunFailed(
             f"the run has blown up after {self.global_step} steps: {what} are not finite or absurdly large"
-            f"{f' ({found[0]}, {len(found)} in all)' if found else ''}; {consequence}. Lower `learning_rate` or raise `warmup_steps`; "
+            f"{f' ({found[0]}, {len(found)} in all)' if found else ''}; {consequence}. Lower `learning_rate` or "
+            "raise `warmup_steps`; "
             + (
                 f"the last good checkpoint is {good}, which goes on so with --allow-change"
                 if good

@@ -73,7 +73,8 @@ def how_to_convert(path: str, subfolder: str | None) -> str:
     """Say why pickled weights are not read, and how to turn those of a folder into safetensors."""
     file = f"{path}/{subfolder}/diffusion_pytorch_model" if subfolder else f"{path}/diffusion_pytorch_model"
     return (
-        "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it once: "
+        "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it "
+        "once: "
         'python -c "import torch; from safetensors.torch import save_file; '
         f"save_file(torch.load('{file}.bin', weights_only=True), '{file}.safetensors', {{'format': 'pt'}})\""
     )
@@ -90,12 +91,14 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> torch.nn.Module:
     except OSError as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or Hub id of "
+            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
+            "Hub id of "
             f"a pipeline. {how_to_convert(pipeline, name)}"
         ) from error
     if absent := [key for key, tensor in model.state_dict().items() if tensor.is_meta]:
         raise ValueError(
-            f"`init_from` is {pipeline!r}, whose {name} lacks {len(absent)} tensors, the first is {absent[0]!r}; get it again"
+            f"`init_from` is {pipeline!r}, whose {name} lacks {len(absent)} tensors, the first is {absent[0]!r}; get "
+            "it again"
         )
     return model
 

@@ -1,7 +1,8 @@
 """One process owns a folder that is written: a lock file says which, and for as long as it lives.
 
-Locks of the operating system are not to be trusted on network file systems, so the owner touches the file every few seconds instead. An owner on this machine
-is dead when its process is; one on another machine when the file was not touched for `SILENCE`.
+Locks of the operating system are not to be trusted on network file systems, so the owner touches the file every few
+seconds instead. An owner on this machine is dead when its process is; one on another machine when the file was not
+touched for `SILENCE`.
 """
 
 import contextlib
@@ -64,7 +65,8 @@ class Owner:
                 raise Stopped(reason)
             if not told:
                 print(
-                    f"waiting for process {owner.get('pid', '?')} on {owner.get('host', '?')}, which writes {self.what}"
+                    f"waiting for process {owner.get('pid', '?')} on {owner.get('host', '?')}, which writes "
+                    f"{self.what}"
                 )
             told = True
             time.sleep(1)
@@ -143,8 +145,9 @@ class Owner:
 
     def _refusal(self, owner: dict[str, Any]) -> str:
         return (
-            f"{self.what} is being written by process {owner.get('pid', '(unknown)')} on {owner.get('host', 'an unknown machine')}, since "
-            f"{owner.get('since', 'a moment ago')}; wait until it ends, or end it. A process that has died is followed at once on its own "
+            f"{self.what} is being written by process {owner.get('pid', '(unknown)')} on "
+            f"{owner.get('host', 'an unknown machine')}, since {owner.get('since', 'a moment ago')}; wait until it "
+            "ends, or end it. A process that has died is followed at once on its own "
             f"machine, after {SILENCE / 60:.0f} minutes without a sign of life elsewhere ({self.path})"
         )
 
@@ -165,7 +168,8 @@ class Owner:
 
 @contextlib.contextmanager
 def turn_to_write(path: Path, what: str, stop: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """Own what a lock file stands for, one process after the other; where nothing can be written there is nothing to wait for."""
+    """Own what a lock file stands for, one process after the other; where nothing can be written there is nothing to
+    wait for."""
     owner = Owner(path, what, wait=True, stop=stop)
     with contextlib.ExitStack() as held:
         try:
@@ -185,7 +189,8 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What processes that see each other's numbers have in common: the host and, on Linux, the space of these numbers (of a container)."""
+    """What processes that see each other's numbers have in common: the host and, on Linux, the space of these numbers
+    (of a container)."""
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
         return f"{socket.gethostname()} {Path('/etc/machine-id').read_text().strip()} {namespace}"

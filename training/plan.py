@@ -228,7 +228,8 @@ def notes(config: RunConfig) -> list[str]:
 def warmup_notes(config: RunConfig) -> list[str]:
     """One line for each stage that ends before its warm-up does; `config` has `steps`."""
     return [
-        f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; its learning rate never "
+        f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; its "
+        "learning rate never "
         f"reaches the peak, but {stage.steps / stage.warmup_steps:.1%} of it: lower `warmup_steps`"
         for stage in config.stages
         if stage.warmup_steps > stage.steps

@@ -29,7 +29,11 @@ from .card import facts_of, read_record
 from .config import RunConfig
 from .evaluation.painting import weights_digest
 from .evaluation.tables import COLUMNS, present_columns
-from .records import read_json, read_lines, read_run_config
+from .records import METRICS, read_json, read_lines, read_run_config
+
+
+# What a line of `starts.jsonl` says of the hardware.
+_START = {"processes": int, "threads": int, "device": str, "processor": str, "cores": int, "mixed_precision": str}
 
 
 def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
@@ -43,7 +47,7 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
         ValueError: if there is no record of a stage's end.
     """
     config = read_run_config(run)
-    records = _records(run)
+    records = read_lines(run / "metrics.jsonl", METRICS)
     known = {row["stage"]: row for row in earlier} if config.init_from is not None else {}
     rows, before = [], 0
     for stage in config.stages:
@@ -71,10 +75,10 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
 def resources_of(run: Path) -> dict[str, Any]:
     """`hardware` and `hours`, as far as the run recorded them: a missing file or number leaves the fact out."""
     facts: dict[str, Any] = {}
-    described = [_hardware(start) for start in read_lines(run / "starts.jsonl")]
+    described = [_hardware(start) for start in read_lines(run / "starts.jsonl", _START)]
     if described:
         facts["hardware"] = "; then ".join(dict.fromkeys(described))
-    records = _records(run)
+    records = read_lines(run / "metrics.jsonl")
     if records and all("seconds" in record for record in records):
         facts["hours"] = sum(record["seconds"] for record in records) / 3600
     return facts
@@ -111,7 +115,9 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     _check_painted_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
-    whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
+    whole = {row["stage"] for row in stages} <= {
+        record["stage"] for record in read_lines(run / "metrics.jsonl", METRICS)
+    }
     resources = resources_of(run) if whole else {}
     record = {"stages": stages, **resources, **scores_of(results)}
     if config.lora is not None and "base_model" not in facts_of(card, {}):
@@ -155,10 +161,6 @@ def _check_painted_by(config: RunConfig, finished: Path, results: Path) -> None:
         raise ValueError(
             f"{results} holds scores of other weights than {finished}: {how}, or give the results that are its own"
         )
-
-
-def _records(run: Path) -> list[dict[str, Any]]:
-    return read_lines(run / "metrics.jsonl")
 
 
 def _hardware(start: dict[str, Any]) -> str:

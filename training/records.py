@@ -1,4 +1,5 @@
-"""Reads what a run wrote about itself; a power cut or a full disk may have damaged it, and every message names the file.
+"""Reads what a run wrote about itself; a power cut or a full disk may have damaged it, and every message names the
+file.
 
 Lines are dropped one by one and told; a file that is one JSON value is an error as a whole.
 """

@@ -1,5 +1,7 @@
-"""When a run stops before its end: a signal, a file, or the time that was granted. It then saves at the next step, or after the clip that is
-being prepared."""
+"""When a run stops before its end: a signal, a file, or the time that was granted.
+
+It then saves at the next step or, while clips are prepared, keeps what is ready.
+"""
 
 import os
 import signal
@@ -22,8 +24,8 @@ class Stopped(Exception):
 class StopRequest:
     """Knows whether this process was asked to stop, and why.
 
-    Use as a context: the handlers are put back at its end. A second signal ends the process at once. Outside of the main thread, where
-    Python allows no handlers, signals are not heard.
+    Use as a context: the handlers are put back at its end. A second signal ends the process at once. Outside of the
+    main thread, where Python allows no handlers, signals are not heard.
 
     Args:
         folder: of the run; a file called `stop` in it is a request.

@@ -1,7 +1,7 @@
-"""What every configuration here refuses: switches and text for numbers, numbers that are not finite, names that are no names of folders.
+"""What every configuration refuses: switches or text for numbers, numbers that are not finite, names that are paths.
 
-pydantic alone takes `true` for 1, "5" for 5, and lets nan pass every bound. Which keys there are, and their bounds, is in the models
-themselves.
+pydantic alone takes `true` for 1 and "5" for 5, and lets nan pass every bound. Which keys there are, and their bounds,
+is in the models themselves.
 """
 
 import math

@@ -197,12 +197,14 @@ def check_trained(vae: AutoencoderPatchBasis, quality: Quality, mean: float, std
     """Look at what is going to be saved.
 
     Raises:
-        RunFailed: if it is no autoencoder: weights, quality or latents are not finite or absurdly large, or all latents are the same.
+        RunFailed: if it is no autoencoder: weights, quality or latents are not finite or absurdly large, or all
+            latents are the same.
     """
     absurd = absurd_weights(dict(vae.named_parameters()))
     if absurd or not all(map(math.isfinite, (*asdict(quality).values(), mean, std))):
         raise RunFailed(
-            f"the training has blown up: {absurd[0] if absurd else 'held-out quality or latents'} not finite or absurdly large; "
+            f"the training has blown up: {absurd[0] if absurd else 'held-out quality or latents'} not finite or "
+            "absurdly large; "
             "nothing is saved. Lower learning_rate or raise warmup_steps"
         )
     if not std > 0:
@@ -218,7 +220,8 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     """
     if config.warmup_steps > config.steps > 0:
         print(
-            f"note: the training ends after {config.steps} steps, within its warm-up of {config.warmup_steps}; its learning "
+            f"note: the training ends after {config.steps} steps, within its warm-up of {config.warmup_steps}; its "
+            "learning "
             f"rate never reaches the peak, but {config.steps / config.warmup_steps:.1%} of it: lower warmup_steps"
         )
     lock = config.output.with_name(f".{config.output.name}.lock.json")

@@ -1,7 +1,8 @@
 """Trains a MarDini by the curriculum of a YAML file: `accelerate launch -m training.train_mardini CONFIG`.
 
 Typing the same command again resumes from the newest checkpoint; `docs/training.md` tells the rest. Exit codes: 0 finished, 75 saved and
-stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed, or another process trains the run.
+stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed, or another process
+trains the run.
 """
 
 import argparse
@@ -40,7 +41,8 @@ from .zero import zero_problems
 
 
 def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
-    """Load an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository holds.
+    """Load an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository
+    holds.
 
     Raises:
         ValueError: if there is none, or one whose weights are pickled, damaged or not whole.
@@ -89,8 +91,8 @@ class RunStatus:
         self.global_step = int(newest.name.rpartition("-")[2]) if newest else 0
 
     def begin(self) -> None:
-        """The configuration goes on from the newest checkpoint. Called again after going back to it; before, a start that is refused
-        leaves a run's folder as it was."""
+        """Write configuration and start, once it is sure that the run goes on: a start that is refused leaves its folder
+        as it was. Called again after going back to the last checkpoint."""
         if self.begun:
             return
         self.begun = True
@@ -100,7 +102,7 @@ class RunStatus:
         self.tell("running")
 
     def tell(self, state: str, reason: str | None = None) -> None:
-        """Writes `status.json` and, at the end, the report."""
+        """Write `status.json` and, at the end, the report."""
         if self.accelerator.is_main_process:
             failed = len(FailedClips(self.folder / FAILED_CLIPS))
             status = {"state": state, "reason": reason, "global_step": self.global_step, "failed_clips": failed}
@@ -129,7 +131,8 @@ def train(
         allow_change: dotted keys of the configuration that may differ from what the checkpoint was trained with.
 
     Raises:
-        ValueError: on a configuration, checkpoint or clips that cannot be used, or while another process trains the run.
+        ValueError: on a configuration, checkpoint or clips that cannot be used, or while another process trains the
+            run.
         Stopped: if the run was asked to stop; its state is saved.
         RunFailed: if what was learned is no model; the last good checkpoint stays.
     """
@@ -177,9 +180,10 @@ def _train(run: Run, status: RunStatus, stop: StopRequest, start_at: str | None,
     config, accelerator = run.config, run.accelerator
     counts = {name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()}
     accelerator.print(
-        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on {accelerator.device}, "
-        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be trained: "
-        + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
+        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on "
+        f"{accelerator.device}, "
+        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be "
+        "trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
     )
     for note in warmup_notes(config):
         accelerator.print(f"note: {note}")

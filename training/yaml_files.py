@@ -49,7 +49,8 @@ class _Loader(yaml.SafeLoader):
             key, line = self.construct_object(key_node), key_node.start_mark.line + 1
             if key in lines:
                 raise ValueError(
-                    f"{self.label}: the key {key_node.value!r} is given twice, in line {lines[key]} and in line {line}; keep one of them"
+                    f"{self.label}: the key {key_node.value!r} is given twice, in line {lines[key]} and in line "
+                    f"{line}; keep one of them"
                 )
             lines[key] = line
         return node

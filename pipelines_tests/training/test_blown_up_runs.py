@@ -1,4 +1,5 @@
-"""Runs whose weights or losses are no model's any more: they fail, export nothing, and leave good checkpoints alone."""
+"""Runs whose weights or losses are no model's any more: they fail, export nothing, and leave good checkpoints
+alone."""
 
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, explode, make_config, make_run
+from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.guards import RunFailed, absurd_weights, hopeless_losses
 from training.step import MarDiniTrainingModel
@@ -62,6 +64,15 @@ def test_the_last_good_checkpoint_stays_and_is_named(tmp_path):
     assert not (tmp_path / "stages" / "transformer").exists()
     make_run(tmp_path, config).train(stop_after="transformer")  # it goes on as it was
     assert (tmp_path / "stages" / "transformer").is_dir()
+
+
+def test_an_adapter_that_has_blown_up_is_not_exported(tmp_path):
+    base = make_run(tmp_path / "base").export(tmp_path / "base" / "pipeline")
+    config = make_adapter_config(str(base), data=data_fields(clips_folder()))
+    stages = [config.stages[0].model_copy(update={"learning_rate": 1e30})]
+    with pytest.raises(RunFailed, match="has blown up after"):
+        make_run(tmp_path / "run", config.model_copy(update={"stages": stages})).train()
+    assert not (tmp_path / "run" / "adapter").exists() and not list_checkpoints(tmp_path / "run" / "checkpoints")
 
 
 def test_steps_left_out_in_a_row_are_counted_on_after_going_back(tmp_path, monkeypatch):

@@ -86,7 +86,8 @@ def test_signals_files_and_hours_are_reasons_to_stop(tmp_path):
 
 
 def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path):
-    """The command itself, with clips and an autoencoder of its own; `stop` lies in the folder while clips are prepared."""
+    """The command itself, with clips and an autoencoder of its own; `stop` lies in the folder while clips are
+    prepared."""
     AutoencoderPatchBasis().save_pretrained(tmp_path / "vae")
     config = make_config(data=data_fields(write_clips(tmp_path / "clips")), vae=str(tmp_path / "vae"))
     (tmp_path / "run.yaml").write_text(config.model_dump_json())  # JSON is YAML

@@ -41,7 +41,8 @@ def test_the_trainer_is_imported_where_a_signal_or_a_call_does_not_exist(tmp_pat
     program = (
         "import os, signal; del signal.SIGUSR1, os.fork\n"
         "import training.train_mardini, training.stopping; from pathlib import Path\n"
-        "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in training.stopping.SIGNALS])\n"
+        "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in "
+        "training.stopping.SIGNALS])\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     result = subprocess.run(

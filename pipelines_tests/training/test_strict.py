@@ -85,7 +85,8 @@ def test_a_written_configuration_can_be_read_as_json_and_as_yaml(base):
 
 
 @pytest.mark.parametrize("name", [
-    "", " ", "../../x", "a/b", "a\\b", "..", ".", ".hidden", "a.", "a ", " a", "con", "NUL", "nul.txt", "COM1", "a:b", "a\nb",
+    "", " ", "../../x", "a/b", "a\\b", "..", ".", ".hidden", "a.", "a ", " a", "con", "NUL", "nul.txt", "COM1", "a:b",
+    "a\nb",
     "a*", "a?", 'a"', "a" * 101, "ä" * 51, "/abs", "C:\\x",
 ])  # fmt: skip
 def test_a_name_is_no_path(base, name):
