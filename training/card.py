@@ -8,20 +8,24 @@ run and its evaluation recorded (stages, scores, hardware); `training.publish --
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffusers_mardini.cards import write_model_card
+
+from .records import read_json
+from .strict import check_kind
+from .yaml_files import load_yaml
+
+
+_NO_SWITCH = frozenset({int, float, str})  # no fact of a card is true or false
 
 
 def read_record(card: Path) -> dict[str, Any]:
     """What was kept beside the YAML file `card`; empty where nothing was."""
     path = card.with_suffix(".json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -32,11 +36,15 @@ def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
         record: recorded facts, and `evaluation`, the command behind the scores.
 
     Raises:
-        ValueError: if the YAML file is no mapping, or tells a fact that was recorded.
+        ValueError: if the YAML file is no mapping, gives a key twice or a number that is none, or tells a fact that
+            was recorded.
     """
-    written = yaml.safe_load(card.read_text(encoding="utf-8"))
-    if not isinstance(written, dict):
-        raise ValueError(f"{card} holds a {type(written).__name__}; it has to be a mapping of facts for the card")
+    written = load_yaml(card)
+    for key, value in written.items():
+        try:
+            check_kind(value, _NO_SWITCH)
+        except ValueError as error:
+            raise ValueError(f"{card}: {key}: {error}") from error
     twice = sorted(set(written) & set(record))
     if twice:
         raise ValueError(f"{card} tells {', '.join(twice)}, which the run recorded itself; take it out of the file")

@@ -5,6 +5,7 @@ Clips get their buckets in `data/buckets.py`; what decoding said of them is in `
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .config import RunConfig
@@ -13,6 +14,7 @@ from .data.failures import shown
 from .data.manifest import Manifest, default_path, make_manifest
 from .data.order import num_starts
 from .data.sources import Source, open_source
+from .ownership import turn_to_write
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,23 @@ def open_clips(config: RunConfig, spec: str) -> Source:
     return open_source(spec, config.data.picture_fps)
 
 
-def read_clips(config: RunConfig, source: Source) -> Manifest:
-    """Decode what is not known yet of a source, on all cores; `ValueError` if it has no clips.
+def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
+    """Return what decoding says of every clip of a source, on all cores, as far as it is not known; one program at a time.
 
     What the source passes over, as being no clip, is printed.
+
+    Args:
+        config: says where the manifest lies.
+        source: of the clips.
+        stop: asked between clips, for a reason to stop.
+
+    Raises:
+        ValueError: if there is no clip.
+        Stopped: if there was a reason to stop.
     """
-    manifest = make_manifest(source, default_path(source.spec, config.data.manifests), os.cpu_count() or 1)
+    path = default_path(source.spec, config.data.manifests)
+    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
+        manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
     if manifest.notes:
         print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
     return manifest

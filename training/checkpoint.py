@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,36 +112,44 @@ def newest_checkpoint(folder: Path) -> Path | None:
     latest = folder / LATEST
     if latest.is_file():
         raise CheckpointError(
-            f"{latest} names {latest.read_text().strip()!r}, but {folder} holds no checkpoint; put it back, or delete {folder} "
-            "to begin anew"
+            f"{latest} names {latest.read_text(errors='replace').strip()!r}, but {folder} holds no checkpoint; put "
+            f"it back, or delete {folder} to begin anew"
         )
     return None
 
 
-def load_checkpoint(path: Path, check_contents: bool = True) -> Checkpoint:
+def load_checkpoint(path: Path, check_contents: bool = True, needed: Iterable[str] = ()) -> Checkpoint:
     """Opens a checkpoint, every file checked against its recorded size and SHA-256; nothing is unpickled.
 
     Args:
         path: the checkpoint.
         check_contents: whether to read all files for their SHA-256; one process of many does.
+        needed: keys that the state must have.
 
     Raises:
         CheckpointError: if a file is missing, shorter or otherwise not what was written.
     """
     try:
-        state = json.loads((path / STATE).read_text())
+        state = json.loads((path / STATE).read_bytes())
         files, optimizers = state.pop("files"), state.pop("optimizers")
-    except (OSError, ValueError, KeyError) as error:
+        missing = [name for name in needed if name not in state]
+        files = {name: (expected["bytes"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(path, f"its {STATE} cannot be read ({error})") from error
-    for name, expected in files.items():
+    if missing:
+        raise _damaged(path, f"its {STATE} has no {', no '.join(missing)}")
+    for name, (size, sha256) in files.items():
         file = path / name
         if not file.is_file():
             raise _damaged(path, f"{name} is missing")
-        if file.stat().st_size != expected["bytes"]:
-            raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
-        if check_contents and _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {size}")
+        if check_contents and _sha256(file) != sha256:
             raise _damaged(path, f"the contents of {name} have changed since they were written")
-    tensors = [TensorFile(path / f"{name}.safetensors") for name in FILES]
+    try:
+        tensors = [TensorFile(path / f"{name}.safetensors") for name in FILES]
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, f"its tensors cannot be read ({error})") from error
     return Checkpoint(*tensors, optimizers, state)
 
 
@@ -193,9 +201,18 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file or a folder's list of files is on the disk; Windows does so for files only, opened to write."""
+    if path.is_dir():
+        if os.name == "nt":
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+    else:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems refuse folders
+            raise
     finally:
         os.close(descriptor)
 

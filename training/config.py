@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from diffusers_mardini.presets import list_presets, load_preset
+
+from .strict import Name, StrictModel
 
 
 # Two ways to say one thing: a stage gives one of each pair (of `size` and `buckets` at most one). A later layer (child file, override) that names one drops the other.
@@ -29,11 +31,7 @@ ALTERNATIVES = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ConditionConfig(_Strict):
+class ConditionConfig(StrictModel):
     """One condition: what both models are told about each frame (ours, not the paper's)."""
 
     columns: list[str] | None = Field(
@@ -93,7 +91,7 @@ class ConditionConfig(_Strict):
         return {**names, "unit": self.unit, "range": pairs, "interval": interval, "description": description}
 
 
-class DataConfig(_Strict):
+class DataConfig(StrictModel):
     """Clips and how they are read."""
 
     train: str = Field(
@@ -146,7 +144,7 @@ class DataConfig(_Strict):
         return self
 
 
-class TaskMixture(_Strict):
+class TaskMixture(StrictModel):
     """How often each masking pattern is drawn; one pattern per batch, so that all rows keep the same number of frames."""
 
     random: float = Field(
@@ -164,10 +162,12 @@ class TaskMixture(_Strict):
         return self
 
 
-class StageConfig(_Strict):
+class StageConfig(StrictModel):
     """One row of Fig. 4."""
 
-    name: str = Field(description="Name of the stage, used in logs and checkpoints.")
+    name: Name = Field(
+        description="Name of the stage, used in logs and checkpoints; its result lies in `stages/<name>`."
+    )
     trains: Literal["planner", "transformer", "joint"] = Field(
         description="`planner`: reconstruction (Sec. 2.4.1); `transformer`: diffusion with the unconditional signal; `joint`."
     )
@@ -324,7 +324,7 @@ class StageConfig(_Strict):
         return self.batch_size * self.gradient_accumulation * num_processes
 
 
-class OptimizerConfig(_Strict):
+class OptimizerConfig(StrictModel):
     """AdamW (Appendix B), or Muon on the matrices of the blocks, and the average of the weights."""
 
     name: Literal["adamw", "muon"] = Field(
@@ -340,7 +340,7 @@ class OptimizerConfig(_Strict):
     )
 
 
-class AdapterConfig(_Strict):
+class AdapterConfig(StrictModel):
     """LoRA weights to be trained on a pipeline whose own weights stay as they are (`training.train_mardini_lora`)."""
 
     targets: str = Field(
@@ -382,12 +382,15 @@ class AdapterConfig(_Strict):
         return self
 
 
-class RunConfig(_Strict):
+class RunConfig(StrictModel):
     """A whole run."""
 
-    name: str = Field(description="Name of the run; its folder is `runs/<name>`.")
+    name: Name = Field(description="Name of the run; its folder is `runs/<name>`.")
     seed: int = Field(
-        0, ge=0, description="Everything random is a function of this seed, the stage, the step and the process."
+        0,
+        ge=0,
+        lt=2**64,
+        description="Everything random is a function of this seed, the stage, the step and the process.",
     )
     data: DataConfig = Field(description="Clips and how they are read; see below.")
     vae: str = Field(description="Folder or Hub id of the autoencoder, loaded by `from_pretrained`.")
@@ -504,8 +507,11 @@ class RunConfig(_Strict):
     @model_validator(mode="after")
     def _unique_names(self):
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError(f"stage names are {names}; each must be given once")
+        if len({name.casefold() for name in names}) != len(names):
+            raise ValueError(
+                f"stage names are {names}; each must be given once, and they must differ in more than capitals: they "
+                "name folders"
+            )
         return self
 
     def for_processes(self, num_processes: int) -> "RunConfig":

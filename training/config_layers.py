@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from .config import ALTERNATIVES, MODELS, RunConfig
+from .yaml_files import load_yaml, parse_yaml
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,14 +49,7 @@ def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict
     if path.resolve() in [child.resolve() for child in children]:
         chain = " -> ".join(map(str, [*children, path]))
         raise ValueError(f"{path} extends itself: {chain}; take one `extends` out")
-    try:
-        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(layer, dict):
-        raise ValueError(
-            f"{path} holds {type(layer).__name__}, not a mapping of keys; see training/configs/ for examples"
-        )
+    layer = load_yaml(path)
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise ValueError(f"{path}: extends is {parent!r}; give the path of one file, relative to this one")
@@ -69,15 +62,7 @@ def _read_override(text: str) -> tuple[str, dict]:
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise ValueError(f"the override {text!r} is not of the form key=value, such as optimizer.ema_decay=0.99")
-    try:
-        layer = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of the override {text!r} is not YAML: {error}") from error
-    if isinstance(layer, str):
-        try:  # YAML reads 1e-3 as text
-            layer = float(layer)
-        except ValueError:
-            pass
+    layer = parse_yaml(value, f"the value of the override {text!r}")
     for name in reversed(keys):
         layer = {name: layer}
     return f"override {text}", layer
@@ -101,6 +86,8 @@ def _merge(target: dict, layer: dict, source: str) -> None:
 def _merge_stages(target: dict, value: Any, source: str) -> None:
     if isinstance(value, list) and all(isinstance(stage, dict) and "name" in stage for stage in value):
         names = [stage["name"] for stage in value]
+        if wrong := [name for name in names if isinstance(name, list | dict)]:
+            raise ValueError(f"{source}: the name of a stage is {wrong[0]!r}; give a word")
         if len(set(map(str, names))) != len(names):
             raise ValueError(f"{source}: stage names are {names}; each must be given once")
         target["stages"] = {stage["name"]: copy.deepcopy(stage) for stage in value}

@@ -26,7 +26,8 @@ what it costs, and what cannot work ([training.md](training.md)).
 - Overrides on the command line are dotted, with stages by name: `optimizer.ema_decay=0.99 stages.joint.steps=10`. Values are YAML.
 - Of {pairs} a stage gives one, and of `size` or `buckets` at most one. Naming one in a child file or an override drops the parent's other
   one.
-- Unknown keys are refused, and the nearest valid key is named. The configuration as it was resolved is saved with the run (`config.json`).
+- Unknown keys are refused, and the nearest valid key is named. A key that is given twice is refused with both lines, and so are switches, text,
+  nan and infinity in the place of numbers. Names of runs and stages become folders: they are no paths, and have at most 100 bytes. The configuration as it was resolved is saved with the run (`config.json`).
 """
 
 

@@ -1,6 +1,5 @@
 """What a run was started with and on: one line of `starts.jsonl` for each start, so that its report can say so."""
 
-import json
 import os
 import platform
 import subprocess
@@ -12,14 +11,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from .records import append_line
+
 
 PACKAGES = ("diffusers-mardini", "torch", "diffusers", "accelerate", "safetensors", "numpy", "av")
 
 
 def record_start(folder: Path, accelerator: Accelerator) -> None:
     """Appends this start to `starts.jsonl` in the run's folder."""
-    with open(folder / "starts.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(describe_start(accelerator)) + "\n")
+    append_line(folder / "starts.jsonl", describe_start(accelerator))
 
 
 def describe_start(accelerator: Accelerator) -> dict:

@@ -1,10 +1,13 @@
 """Steps whose loss or gradient is not finite: left out, reported, and after several in a row the run goes back once.
 
-Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made it.
+Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made
+it. What is kept is looked at as well: a run whose weights or losses are no model's any more has failed, and neither
+saves nor exports them.
 """
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +15,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .curriculum import Batch, Draw
-from .sharding import whole
+from .sharding import local, whole
+
+
+# No weight of a model that learns comes near: AdamW moves one by about the learning rate in a step.
+MAX_WEIGHT = 1e6
+# A loss is hopeless that is so many times that of a model which predicts zeros.
+MAX_LOSS = 100.0
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; says why, and what to do."""
 
 
 class RollBack(Exception):
@@ -85,6 +98,31 @@ def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
                     key = ".".join(filter(None, (name, child, part)))
                     norms[key] = json_number(float(torch.stack(grads).norm()))
     return norms
+
+
+@torch.no_grad()
+def absurd_weights(tensors: Mapping[str, torch.Tensor], limit: float = MAX_WEIGHT) -> list[str]:
+    """Return the names of tensors that hold, in this process's shard, a value which is not finite or beyond
+    `limit`."""
+    mine = {name: local(tensor) for name, tensor in tensors.items()}
+    mine = {name: tensor for name, tensor in mine.items() if tensor.numel()}
+    if not mine:
+        return []
+    largest = torch.stack(torch._foreach_norm(list(mine.values()), float("inf"))).float().tolist()
+    return [name for name, value in zip(mine, largest) if not value <= limit]
+
+
+def hopeless_losses(losses: Mapping[str, float], latents: Iterable[torch.Tensor], finite_only: bool) -> list[str]:
+    """Return the names of losses that no model has: not finite or, unless `finite_only`, beyond `MAX_LOSS`.
+
+    Args:
+        losses: mean squared errors of latents or velocities, by name.
+        latents: what they were measured on.
+        finite_only: whether a large loss is let pass.
+    """
+    zeros = 1 + max(float(each.float().square().mean()) for each in latents)  # v = alpha eps - sigma z
+    limit = math.inf if finite_only or not math.isfinite(zeros) else MAX_LOSS * zeros
+    return [name for name, value in losses.items() if not (math.isfinite(value) and value <= limit)]
 
 
 def json_number(value: float) -> float | str:

@@ -16,33 +16,41 @@ from accelerate import Accelerator
 
 from .adapter import export_adapter, fingerprints
 from .census import StageCensus
-from .checkpoint import clear_leftovers, newest_checkpoint
+from .checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
+from .compiling import blocks_of
 from .config import RunConfig, StageConfig
 from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
 from .data.latents import fingerprint
 from .data.loader import BatchLoader
 from .data.windows import Windows
 from .ema import AveragedWeights
-from .guards import NonFiniteGuard, RollBack, grad_norms, json_number
+from .guards import (
+    MAX_WEIGHT,
+    NonFiniteGuard,
+    RollBack,
+    RunFailed,
+    absurd_weights,
+    grad_norms,
+    hopeless_losses,
+    json_number,
+)
 from .heldout import heldout_losses
 from .heldout_windows import HeldoutWindows, heldout_windows
 from .learner import Learner
 from .models import export_pipeline, make_models, make_scheduler
 from .monitor import Monitor
+from .optimizers import learned
 from .painting import Painter
 from .quality import heldout_quality
 from .randomness import seeded_layers
+from .records import METRICS, whole_lines
 from .samples import draw_samples
 from .saved_state import Position, SavedState
 from .sharding import shard
 from .step import MarDiniTrainingModel
-from .stopping import StopRequest
+from .stopping import Stopped, StopRequest
 from .trackers import start_trackers, track, track_sheets
 from .zero import ZeroLearner, zero_plugin
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
 
 
 class Run:
@@ -109,7 +117,8 @@ class Run:
         Raises:
             ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown or past.
             Stopped: if `stop` had a reason; the state is saved.
-            RuntimeError: if steps are not finite again after the run went back to its last checkpoint.
+            RunFailed: if steps are not finite again after the run went back to its last checkpoint, or what would be
+                kept is no model's.
         """
         stop = stop or StopRequest(self.folder)
         names = [stage.name for stage in self.config.stages]
@@ -125,12 +134,12 @@ class Run:
                     return self._train_stages(stop, start_at, stop_after, on_accepted)
             except RollBack as error:
                 if self.attempt > 0:
-                    raise RuntimeError(
+                    raise RunFailed(
                         f"{error}, again after going back; look at the clips that they name, lower `learning_rate` or raise "
                         "`warmup_steps`. The last checkpoint is untouched"
                     ) from error
                 if newest_checkpoint(self.folder / "checkpoints") is None:
-                    raise RuntimeError(f"{error}, and there is no checkpoint to go back to") from error
+                    raise RunFailed(f"{error}, and there is no checkpoint to go back to") from error
                 self.accelerator.print(f"{error}; going back to the last checkpoint, once, with other draws")
                 self.accelerator.free_memory()
                 self.attempt = 1
@@ -150,10 +159,7 @@ class Run:
         start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         step = position.step
         for stage in self.config.stages[first : last + 1]:
-            with (
-                torch.compiler.set_stance("default" if stage.compile else "force_eager"),
-                self._load(stage, step) as loader,
-            ):
+            with blocks_of(stage), self._load(stage, step) as loader:
                 self._train_stage(stage, loader, stop)
             finished = self.export(self.folder / "stages" / stage.name)
             step = 0
@@ -222,8 +228,11 @@ class Run:
             last = step + 1 == stage.steps
             if self.global_step % config.log_every == 0 or last:
                 self._log(stage, step + 1, losses, grad_norm, learner.learning_rate)
+            if last and finite:
+                latents = [latents for batch in batches for latents in (batch.latents, batch.planner_latents)]
+                self._refuse(hopeless_losses({k: float(v) for k, v in losses.items()}, latents, False), "losses")
             if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
-                self._validate(stage, step + 1)
+                self._validate(stage, step + 1, last)
             if sample_every and (self.global_step % sample_every == 0 or last):
                 self._sample(stage, step + 1)
             if self.global_step % config.checkpoint_every == 0 or last or stopping:
@@ -274,16 +283,48 @@ class Run:
              "learning_rate": learning_rate, **self.monitor.times()}
         )  # fmt: skip
 
-    def _validate(self, stage: StageConfig, step: int) -> None:
+    def _validate(self, stage: StageConfig, step: int, last: bool) -> None:
         config = self.config
+        windows = self._heldout(stage, config.validation_windows, shared=True)
         with self._averages():
             losses = heldout_losses(
-                self.planner, self.head, self.transformer, self.scheduler,
-                self._heldout(stage, config.validation_windows, shared=True), stage, config.seed, self.accelerator,
+                self.planner, self.head, self.transformer, self.scheduler, windows, stage, config.seed,
+                self.accelerator
             )  # fmt: skip
-            if config.quality_windows:
+            hopeless = hopeless_losses(losses, (windows.latents, windows.planner_latents), finite_only=not last)
+            losses = {name: json_number(value) for name, value in losses.items()}
+            failed = self._on_any_process(bool(hopeless))
+            if config.quality_windows and not failed:
                 losses |= heldout_quality(self._painter(), self._heldout(stage, config.quality_windows), stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
+        if failed:
+            self._refuse(hopeless, "held-out losses")
+
+    def _on_any_process(self, mine: bool) -> bool:
+        return self.accelerator.reduce(torch.tensor(float(mine), device=self.accelerator.device), "sum").item() > 0
+
+    def _refuse(self, found: list[str], what: str, consequence: str = "nothing is exported") -> None:
+        """Ends the run on every process if something that it is judged by, or that it keeps, is no model's on any.
+
+        Raises:
+            RunFailed: if so.
+        """
+        if not self._on_any_process(bool(found)):
+            return
+        try:
+            good = newest_checkpoint(self.folder / "checkpoints")
+        except CheckpointError:
+            good = None
+        raise RunFailed(
+            f"the run has blown up after {self.global_step} steps: {what} are not finite or absurdly large"
+            f"{f' ({found[0]}, {len(found)} in all)' if found else ''}; {consequence}. Lower `learning_rate` or "
+            "raise `warmup_steps`; "
+            + (
+                f"the last good checkpoint is {good}, which goes on so with --allow-change"
+                if good
+                else "there is no checkpoint"
+            )
+        )
 
     def _sample(self, stage: StageConfig, step: int) -> None:
         with self._averages():
@@ -327,6 +368,8 @@ class Run:
         self.monitor.tell(record)
 
     def _save(self, stage: StageConfig, step: int, learner: Learner) -> None:
+        averages = {f"the average of {name}": tensor for name, tensor in self.ema.tensors.items()}
+        self._refuse(absurd_weights(learned(self.models) | averages), "weights", "they are not saved")
         skipped = (self.guard.skipped, self.guard.in_a_row)
         position = Position(stage.name, step, self.global_step, self.windows_seen, self.attempt, skipped)
         self.saved.save(position, learner)
@@ -335,8 +378,7 @@ class Run:
         position = self.saved.load(start_at)
         self.global_step, self.windows_seen = position.global_step, position.windows_seen
         self.attempt = max(self.attempt, position.attempt)
-        self.guard.skipped, in_a_row = position.skipped
-        self.guard.in_a_row = in_a_row if position.attempt == self.attempt else 0  # other draws: counted anew
+        self.guard.skipped, self.guard.in_a_row = position.skipped
         # Records of a run that was killed before its first checkpoint go as a whole, those of its start too.
         self._forget_records_after(self.global_step if self.windows_seen else -1)
         return position
@@ -345,15 +387,20 @@ class Run:
         """Steps that ran after the checkpoint run again; `metrics.jsonl` tells of each once."""
         path = self.folder / "metrics.jsonl"
         if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_step"] <= global_step]
+            kept = [line for line, record in whole_lines(path, METRICS) if record["global_step"] <= global_step]
             temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(kept))
+            temporary.write_bytes(b"".join(kept))
             temporary.replace(path)
 
     def export(self, folder: Path) -> Path:
         """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads, or an adapter as a folder that
-        `pipe.load_lora_weights` takes; whole or absent."""
+        `pipe.load_lora_weights` takes; whole or absent.
+
+        Raises:
+            RunFailed: if they are no model's, or too large for `save_dtype`.
+        """
+        limit = min(MAX_WEIGHT, torch.finfo(getattr(torch, self.config.save_dtype)).max)
+        self._refuse(absurd_weights(self.ema.tensors, limit), f"weights (as {self.config.save_dtype})")
         if self.config.lora is not None:
             return export_adapter(folder, self.config, self.models, self.ema, self.accelerator)
         return export_pipeline(folder, self.config, self.models, self.ema, self.vae, self.scheduler, self.accelerator)

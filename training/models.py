@@ -4,6 +4,7 @@ import copy
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -67,14 +68,43 @@ def _new_models(config: RunConfig) -> torch.nn.ModuleDict:
 
 def _adapted_models(config: RunConfig) -> torch.nn.ModuleDict:
     arguments = load_arguments(config.lora)
-    models = torch.nn.ModuleDict(
-        {
-            name: model_class.from_pretrained(config.init_from, subfolder=name, **arguments)
-            for name, model_class in CLASSES.items()
-        }
-    )
+    models = torch.nn.ModuleDict({name: _pretrained(name, config.init_from, **arguments) for name in CLASSES})
     add_adapter(models, config.lora, config.seed)
     return models
+
+
+def how_to_convert(path: str, subfolder: str | None) -> str:
+    """Say why pickled weights are not read, and how to turn those of a folder into safetensors."""
+    file = f"{path}/{subfolder}/diffusion_pytorch_model" if subfolder else f"{path}/diffusion_pytorch_model"
+    return (
+        "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it "
+        "once: "
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load('{file}.bin', weights_only=True), '{file}.safetensors', {{'format': 'pt'}})\""
+    )
+
+
+def _pretrained(name: str, pipeline: str, **arguments: Any) -> torch.nn.Module:
+    """Load planner or transformer of a trained pipeline.
+
+    Raises:
+        ValueError: if it is not there, or not whole.
+    """
+    try:
+        model = CLASSES[name].from_pretrained(pipeline, subfolder=name, use_safetensors=True, **arguments)
+    except OSError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
+            "Hub id of "
+            f"a pipeline. {how_to_convert(pipeline, name)}"
+        ) from error
+    if absent := [key for key, tensor in model.state_dict().items() if tensor.is_meta]:
+        raise ValueError(
+            f"`init_from` is {pipeline!r}, whose {name} lacks {len(absent)} tensors, the first is {absent[0]!r}; get "
+            "it again"
+        )
+    return model
 
 
 def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
@@ -89,7 +119,7 @@ def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
         return key.startswith("condition_embedder.")
 
     for name, model in models.items():
-        weights = CLASSES[name].from_pretrained(pipeline, subfolder=name).state_dict()
+        weights = _pretrained(name, pipeline).state_dict()
         own = model.state_dict()
         differing = sorted(
             k

@@ -222,12 +222,18 @@ def notes(config: RunConfig) -> list[str]:
         most = max(shape.num_frames for shape in config.by_bucket(stage))
         if most > meant_for:
             found.append(f"stage {stage.name!r} has {most} frames; preset {config.preset} is meant for {meant_for}")
-        if stage.warmup_steps >= stage.steps:
-            found.append(
-                f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; "
-                "its learning rate never reaches the peak"
-            )
-    return found
+    return found + warmup_notes(config)
+
+
+def warmup_notes(config: RunConfig) -> list[str]:
+    """One line for each stage that ends before its warm-up does; `config` has `steps`."""
+    return [
+        f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; its "
+        "learning rate never "
+        f"reaches the peak, but {stage.steps / stage.warmup_steps:.1%} of it: lower `warmup_steps`"
+        for stage in config.stages
+        if stage.warmup_steps > stage.steps
+    ]
 
 
 def make_plan(

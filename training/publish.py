@@ -29,7 +29,11 @@ from .card import facts_of, read_record
 from .config import RunConfig
 from .evaluation.painting import weights_digest
 from .evaluation.tables import COLUMNS, present_columns
-from .report import read_lines
+from .records import METRICS, read_json, read_lines, read_run_config
+
+
+# What a line of `starts.jsonl` says of the hardware.
+_START = {"processes": int, "threads": int, "device": str, "processor": str, "cores": int, "mixed_precision": str}
 
 
 def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
@@ -42,8 +46,8 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
     Raises:
         ValueError: if there is no record of a stage's end.
     """
-    config = _config(run)
-    records = _records(run)
+    config = read_run_config(run)
+    records = read_lines(run / "metrics.jsonl", METRICS)
     known = {row["stage"]: row for row in earlier} if config.init_from is not None else {}
     rows, before = [], 0
     for stage in config.stages:
@@ -71,11 +75,10 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
 def resources_of(run: Path) -> dict[str, Any]:
     """`hardware` and `hours`, as far as the run recorded them: a missing file or number leaves the fact out."""
     facts: dict[str, Any] = {}
-    starts = run / "starts.jsonl"
-    if starts.is_file():
-        described = [_hardware(json.loads(line)) for line in starts.read_text(encoding="utf-8").splitlines()]
+    described = [_hardware(start) for start in read_lines(run / "starts.jsonl", _START)]
+    if described:
         facts["hardware"] = "; then ".join(dict.fromkeys(described))
-    records = _records(run)
+    records = read_lines(run / "metrics.jsonl")
     if records and all("seconds" in record for record in records):
         facts["hours"] = sum(record["seconds"] for record in records) / 3600
     return facts
@@ -83,7 +86,7 @@ def resources_of(run: Path) -> dict[str, Any]:
 
 def scores_of(results: Path) -> dict[str, Any]:
     """`metrics`, the rows of `results.json` for the card, and `evaluation`, the command that made them."""
-    record = json.loads(results.read_text(encoding="utf-8"))
+    record = read_json(results, ("rows", "command"))
     columns = present_columns(record["rows"])
     rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in columns}} for row in record["rows"]]
     return {"metrics": rows, "evaluation": record["command"]}
@@ -103,7 +106,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         ValueError: if the run is not finished, `output` holds something else than its kind, a sample is not there, or the scores are of
             other weights than the run's.
     """
-    config = _config(run)
+    config = read_run_config(run)
     kind, mark = ("pipeline", "model_index.json") if config.lora is None else ("adapter", LORA_WEIGHT_NAME_SAFE)
     if not (run / kind / mark).is_file():
         raise ValueError(f"{run} has no finished {kind}; type its training command again until it ends")
@@ -112,7 +115,9 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     _check_painted_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
-    whole = {row["stage"] for row in stages} <= {record["stage"] for record in _records(run)}
+    whole = {row["stage"] for row in stages} <= {
+        record["stage"] for record in read_lines(run / "metrics.jsonl", METRICS)
+    }
     resources = resources_of(run) if whole else {}
     record = {"stages": stages, **resources, **scores_of(results)}
     if config.lora is not None and "base_model" not in facts_of(card, {}):
@@ -139,7 +144,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
 
 def _check_painted_by(config: RunConfig, finished: Path, results: Path) -> None:
     """That scores are of these weights; results from before that was written down are taken as they are."""
-    told = json.loads(results.read_text(encoding="utf-8")).get("painted_by")
+    told = read_json(results).get("painted_by")
     if told is None:
         return
     dtype = DTYPES[told["dtype"].removeprefix("torch.")]
@@ -156,19 +161,6 @@ def _check_painted_by(config: RunConfig, finished: Path, results: Path) -> None:
         raise ValueError(
             f"{results} holds scores of other weights than {finished}: {how}, or give the results that are its own"
         )
-
-
-def _config(run: Path) -> RunConfig:
-    path = run / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME"
-        )
-    return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def _records(run: Path) -> list[dict[str, Any]]:
-    return read_lines(run / "metrics.jsonl")
 
 
 def _hardware(start: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ again at any time, also of a run that was killed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from .chart import Panel, Point, draw
 from .config import RunConfig
 from .quality import SCORES
+from .records import METRICS, read_json, read_lines, read_run_config
 
 
 CURVES = Path("report")  # folder of the pictures, within the run's
@@ -26,10 +26,9 @@ def write_report(run: Path) -> Path:
     Raises:
         ValueError: if the folder is no run's.
     """
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no config.json; give runs/NAME")
-    config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    starts, records = read_lines(run / "starts.jsonl"), read_lines(run / "metrics.jsonl")
+    config = read_run_config(run)
+    starts = read_lines(run / "starts.jsonl", {"time": str, "processes": int})
+    records = read_lines(run / "metrics.jsonl", METRICS)
     if starts:
         config = config.for_processes(starts[-1]["processes"])
     sections = (
@@ -55,7 +54,7 @@ def write_report(run: Path) -> Path:
 def _state(run: Path, starts: list[dict]) -> list[str]:
     if not (run / "status.json").is_file():
         return ["**Never begun**: there is no status.json."]
-    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    status = read_json(run / "status.json", ("state", "global_step", "time"))
     lines = [f"**{status['state'].capitalize()}** at step {status['global_step']}, {status['time']}."]
     if status["state"] == "running":
         lines[0] += " Where nothing runs any more, the run was killed; the same command goes on with it."
@@ -156,7 +155,8 @@ def _timings(config: RunConfig, records: list[dict]) -> list[str]:
 
 
 def _left_out(run: Path) -> list[str]:
-    reports = [json.loads(path.read_text()) for path in sorted((run / "nonfinite").glob("*.json"))]
+    keys = ("global_step", "stage", "attempt", "grad_norm", "processes")
+    reports = [read_json(path, keys) for path in sorted((run / "nonfinite").glob("*.json"))]
     if not reports:
         return ["No step was left out as not finite."]
     rows = [
@@ -209,15 +209,6 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON lines file; a killed run may leave half of one at its end."""
-    if not path.is_file():
-        return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 `train_mardini.py` calls it. What windows are drawn from them is in `curriculum.py`.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -23,6 +24,12 @@ from .data.failures import FailedClips
 from .data.manifest import Entry, default_path, read_manifest, write_manifest
 from .data.sources import Source
 from .data.windows import LatentWindows, PixelWindows, Windows
+from .ownership import turn_to_write
+from .records import read_json
+from .stopping import Stopped
+
+
+FAILED_CLIPS = "failed_clips.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,12 @@ class RunData:
 
 
 def prepare_data(
-    config: RunConfig, vae: torch.nn.Module, folder: Path, accelerator: Accelerator, resumes: bool = False
+    config: RunConfig,
+    vae: torch.nn.Module,
+    folder: Path,
+    accelerator: Accelerator,
+    resumes: bool = False,
+    stop: Callable[[], str | None] = lambda: None,
 ) -> RunData:
     """Reads what there is, refuses stages without clips, encodes, and tells the census; every process of a run calls this.
 
@@ -45,9 +57,11 @@ def prepare_data(
         folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips as they were when the run began, and
             `census.json`.
         resumes: go on with the clips as they were then, so that the same windows are drawn whatever has happened to the source since.
+        stop: asked between clips, for a reason to stop.
 
     Raises:
         ValueError: if a source or a stage has no clips.
+        Stopped: on every process, if there was a reason to stop; what was decoded and encoded is kept.
     """
     # 1. What there is, and what is asked of it
     uses = {"train": sampling_of, "validation": heldout_sampling}
@@ -56,14 +70,14 @@ def prepare_data(
     sources, entries = {}, {}
     for name, spec in specs.items():
         kept = folder / f"clips-{name}.jsonl"
-        sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes)
+        sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes, stop)
     _refuse_stages_without_clips(samplings, entries)
 
     # 2. Windows, encoded beforehand or when they are drawn
     vae.to(accelerator.device)
-    failed, windows = FailedClips(folder / "failed_clips.jsonl"), {}
+    failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
-        windows[name] = _windows(config, sources[name], entries[name], samplings[name], vae, accelerator)
+        windows[name] = _windows(config, sources[name], entries[name], samplings[name], vae, accelerator, stop)
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
         vae.to("cpu")  # the device belongs to what is trained
@@ -84,7 +98,7 @@ def prepare_data(
 
 
 def _clips(
-    config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool
+    config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool, stop: Callable[[], str | None]
 ) -> tuple[Source, tuple[Entry, ...]]:
     """A source and its clips: those that the run keeps or, where it has none yet, what the main process finds."""
     source = open_clips(config, spec)
@@ -94,19 +108,19 @@ def _clips(
             if read_manifest(source, kept) is not None:
                 return
             print(f"'{kept}' is of another source or another decoder than this run's, and is made anew")
-        write_manifest(read_clips(config, source), kept)
+        write_manifest(read_clips(config, source, stop), kept)
 
-    _on_main_process(find, accelerator)
+    on_main_process(find, accelerator)
     return source, read_manifest(source, kept).entries
 
 
-def _on_main_process(make: Callable[[], None], accelerator: Accelerator) -> None:
+def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> None:
     """Runs on the main process while the others wait; all raise what it raises, so that none waits for one that has failed."""
-    failure: list[ValueError | OSError | None] = [None]
+    failure: list[ValueError | OSError | Stopped | None] = [None]
     if accelerator.is_main_process:
         try:
             make()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, Stopped) as error:
             failure = [error]
     broadcast_object_list(failure)
     if failure[0] is not None:
@@ -133,18 +147,21 @@ def _refuse_stages_without_clips(samplings: dict[str, list[Sampling]], entries: 
 
 def _windows(
     config: RunConfig, source: Source, entries: tuple[Entry, ...], samplings: list[Sampling], vae: torch.nn.Module,
-    accelerator: Accelerator,
+    accelerator: Accelerator, stop: Callable[[], str | None],
 ) -> Windows:  # fmt: skip
     clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
     if config.data.from_pixels:
         sizes = sorted({bucket.size for sampling in samplings for bucket in sampling.buckets})
         threads = max(1, config.data.workers)
         return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads, clip_conditions)
-    return LatentWindows.build(
-        source, entries, samplings, vae, config.data.planner_downscale,
-        config.data.cache / default_path(source.spec).stem, accelerator.process_index, accelerator.num_processes,
-        accelerator.wait_for_everyone, clip_conditions,
-    )  # fmt: skip
+    cache = config.data.cache / default_path(source.spec).stem
+    turn = turn_to_write(cache / "lock.json", f"the latent cache {cache}", stop)
+    with contextlib.ExitStack() as held:
+        on_main_process(lambda: held.enter_context(turn), accelerator)
+        return LatentWindows.build(
+            source, entries, samplings, vae, config.data.planner_downscale, cache, accelerator.process_index,
+            accelerator.num_processes, accelerator.wait_for_everyone, clip_conditions, stop,
+        )  # fmt: skip
 
 
 def _tell(
@@ -162,7 +179,12 @@ def _tell(
         for name, stages in censuses.items()
     }
     records = json.loads(json.dumps(records))  # tuples are lists from here on, as in the file
-    before = json.loads(path.read_text(encoding="utf-8")) if resumes and path.is_file() else {}
+    before = {}
+    if resumes and path.is_file():
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            print(f"note: {error}; it is made anew, and what has changed since the run began is not told")
     for name, record in before.items():
         for stage, census in record["stages"].items():
             if census != records.get(name, {}).get("stages", {}).get(stage, census):

@@ -5,7 +5,7 @@ one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -37,6 +37,9 @@ class Position:
     windows_seen: int = 0
     attempt: int = 0
     skipped: tuple[int, int] = (0, 0)
+
+
+_STATE = (*(field.name for field in fields(Position)), "ema_steps", "shaped_by")
 
 
 class SavedState:
@@ -123,8 +126,8 @@ class SavedState:
         self._put_in_place(checkpoint)
         self._loaded = checkpoint
         self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
-        fields = {name: state[name] for name in ("stage", "step", "global_step", "windows_seen", "attempt")}
-        return Position(**fields, skipped=tuple(state["skipped"]))
+        position = {field.name: state[field.name] for field in fields(Position)}
+        return Position(**{**position, "skipped": tuple(position["skipped"])})
 
     def load_optimizers(self, learner: Learner) -> None:
         """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
@@ -137,7 +140,7 @@ class SavedState:
         failure: list[CheckpointError | None] = [None]
         checkpoint = None
         try:
-            checkpoint = load_checkpoint(path, check_contents=self.accelerator.is_main_process)
+            checkpoint = load_checkpoint(path, self.accelerator.is_main_process, _STATE)
         except CheckpointError as error:
             failure = [error]
         self._fail_together(failure)
@@ -192,7 +195,7 @@ class SavedState:
         """What the weights at this stage depend on; later stages may still be edited."""
         names = [stage.name for stage in self.config.stages]
         passed = self.config.stages[: names.index(stage_name) + 1]
-        fields = shaping_fields(self.config, [stage.name for stage in passed])
-        fields["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
-        fields |= self.frozen
-        return fields | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}
+        shaped = shaping_fields(self.config, [stage.name for stage in passed])
+        shaped["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
+        shaped |= self.frozen
+        return shaped | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

@@ -1,20 +1,31 @@
-"""When a run stops before its end: a signal, a file, or the time that was granted. It then saves at the next step."""
+"""When a run stops before its end: a signal, a file, or the time that was granted.
+
+It then saves at the next step or, while clips are prepared, keeps what is ready.
+"""
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 
 STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command goes on with it
 STOP_FILE = "stop"
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a cluster's preemption, Ctrl-C, Slurm's warning
+# A cluster's preemption, Ctrl-C, Slurm's warning, Ctrl-Break; not every system has all of them.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
 
 
 class StopRequest:
     """Knows whether this process was asked to stop, and why.
 
-    Use as a context: the handlers are put back at its end. A second signal ends the process at once.
+    Use as a context: the handlers are put back at its end. A second signal ends the process at once. Outside of the
+    main thread, where Python allows no handlers, signals are not heard.
 
     Args:
         folder: of the run; a file called `stop` in it is a request.
@@ -29,12 +40,13 @@ class StopRequest:
         self._previous: dict = {}
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that is not Python's
 
     @property
     def reason(self) -> str | None:

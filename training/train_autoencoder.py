@@ -19,19 +19,20 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, ValidationError
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.data.clips import load_clips
+from training.guards import RunFailed, absurd_weights
+from training.ownership import Owner
+from training.strict import StrictModel
+from training.yaml_files import load_yaml
 
 
-class AutoencoderTrainingConfig(BaseModel):
+class AutoencoderTrainingConfig(StrictModel):
     """What `training/train_autoencoder.py` is told."""
-
-    model_config = ConfigDict(extra="forbid")
 
     clips: Path = Field(description="Folder of training clips.")
     held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured there.")
@@ -69,15 +70,18 @@ class AutoencoderTrainingConfig(BaseModel):
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
     eval_frames: int = Field(448, ge=1, description="Held-out frames, evenly spaced, that are measured.")
     threads: int = Field(1, ge=1, description="CPU threads.")
-    seed: int = Field(0, description="Seed of everything random.")
+    seed: int = Field(0, ge=-(2**63), lt=2**64, description="Seed of everything random.")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AutoencoderTrainingConfig":
-        """Reads a YAML file; `ValueError` where a key is unknown or a value out of bounds."""
+        """Read a YAML file; `ValueError` with its name where a key is unknown or a value out of bounds."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"no config at '{path}'")
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        try:
+            return cls.model_validate(load_yaml(path))
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(str(path), error.errors()) from error
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,43 @@ def save(vae: AutoencoderPatchBasis, output: Path, record: dict) -> None:
         temporary.rename(output)
 
 
+def check_trained(vae: AutoencoderPatchBasis, quality: Quality, mean: float, std: float) -> None:
+    """Look at what is going to be saved.
+
+    Raises:
+        RunFailed: if it is no autoencoder: weights, quality or latents are not finite or absurdly large, or all
+            latents are the same.
+    """
+    absurd = absurd_weights(dict(vae.named_parameters()))
+    if absurd or not all(map(math.isfinite, (*asdict(quality).values(), mean, std))):
+        raise RunFailed(
+            f"the training has blown up: {absurd[0] if absurd else 'held-out quality or latents'} not finite or "
+            "absurdly large; "
+            "nothing is saved. Lower learning_rate or raise warmup_steps"
+        )
+    if not std > 0:
+        raise RunFailed("all latents are the same, as of clips of one colour; nothing is saved. Look at the clips")
+
+
 def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
-    """Fits, trains, measures and saves; returns the autoencoder."""
+    """Fits, trains, measures and saves; returns the autoencoder.
+
+    Raises:
+        ValueError: if clips cannot be used, the loss is not finite, or another process writes `output`.
+        RunFailed: if what was learned is no autoencoder.
+    """
+    if config.warmup_steps > config.steps > 0:
+        print(
+            f"note: the training ends after {config.steps} steps, within its warm-up of {config.warmup_steps}; its "
+            "learning "
+            f"rate never reaches the peak, but {config.steps / config.warmup_steps:.1%} of it: lower warmup_steps"
+        )
+    lock = config.output.with_name(f".{config.output.name}.lock.json")
+    with Owner(lock, f"the autoencoder {config.output}"):
+        return _run(config)
+
+
+def _run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     started = time.monotonic()
@@ -221,6 +260,7 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     minutes = (time.monotonic() - started) / 60
     after = measure(vae, held_out, config.planner_downscale)
     mean, std, channel_std = latent_statistics(vae, some)
+    check_trained(vae, after, mean, std)
     vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
     record = {
         "config": config.model_dump(mode="json"),
@@ -240,7 +280,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
     try:
         run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
-    except ValueError as error:
+    except (ValueError, OSError, RunFailed) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -1,10 +1,12 @@
 """Trains a MarDini by the curriculum of a YAML file: `accelerate launch -m training.train_mardini CONFIG`.
 
 Typing the same command again resumes from the newest checkpoint; `docs/training.md` tells the rest. Exit codes: 0 finished, 75 saved and
-stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed.
+stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed, or another process
+trains the run.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, ModelMixin
 
 from diffusers_mardini import AutoencoderPatchBasis
@@ -21,25 +24,93 @@ from .adapter import refuse_shards
 from .checkpoint import newest_checkpoint
 from .config import RunConfig
 from .config_layers import load_config
+from .data.failures import FailedClips
 from .environment import record_start
-from .loop import Run, Stopped
+from .guards import RunFailed
+from .loop import Run
+from .models import how_to_convert
 from .optimizers import learned
-from .plan import problems
+from .ownership import Owner
+from .plan import problems, warmup_notes
 from .report import write_report
-from .run_data import prepare_data
+from .run_data import FAILED_CLIPS, on_main_process, prepare_data
 from .sharding import make_accelerator
-from .stopping import STOPPED, StopRequest
+from .stopping import STOPPED, Stopped, StopRequest
 from .trackers import finish_trackers, tracker_arguments
 from .zero import zero_problems
 
 
 def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
-    """Loads an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository holds."""
-    name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder)["_class_name"]
+    """Load an `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, whichever the folder or Hub repository
+    holds.
+
+    Raises:
+        ValueError: if there is none, or one whose weights are pickled, damaged or not whole.
+    """
+    where = f"`vae` is {path!r}" + (f" with `vae_subfolder` {subfolder!r}" if subfolder else "")
+    if (Path(path).is_absolute() or path.startswith((".", "~"))) and not Path(path).is_dir():
+        raise ValueError(f"{where}, and there is no such folder; give that of an autoencoder, or a Hub id")
+    try:
+        name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder).get("_class_name")
+    except OSError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
     vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
     if vae_class is None:
         raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
-    return vae_class.from_pretrained(path, subfolder=subfolder).eval().requires_grad_(False)
+    try:
+        vae = vae_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
+    except OSError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{where}, whose weights cannot be read as safetensors ({said}). {how_to_convert(path, subfolder)}"
+        ) from error
+    if absent := [name for name, tensor in vae.state_dict().items() if tensor.is_meta]:
+        raise ValueError(
+            f"{where}, whose weights lack {len(absent)} tensors, the first is {absent[0]!r}; get it again"
+        )
+    return vae.eval().requires_grad_(False)
+
+
+class RunStatus:
+    """What a run's folder says of its state, to whoever watches it from outside: launchers do not pass on exit codes.
+
+    Args:
+        folder: of the run.
+        given: its configuration, for any number of processes.
+        accelerator: its main process writes.
+    """
+
+    def __init__(self, folder: Path, given: RunConfig, accelerator: Accelerator):
+        self.folder = folder
+        self.given = given
+        self.accelerator = accelerator
+        self.begun = False
+        newest = newest_checkpoint(folder / "checkpoints")
+        self.resumes = newest is not None
+        self.global_step = int(newest.name.rpartition("-")[2]) if newest else 0
+
+    def begin(self) -> None:
+        """Write configuration and start, once it is sure that the run goes on: a start that is refused leaves its folder
+        as it was. Called again after going back to the last checkpoint."""
+        if self.begun:
+            return
+        self.begun = True
+        if self.accelerator.is_main_process:
+            write_whole(self.folder / "config.json", self.given.model_dump_json(indent=2))
+            record_start(self.folder, self.accelerator)
+        self.tell("running")
+
+    def tell(self, state: str, reason: str | None = None) -> None:
+        """Write `status.json` and, at the end, the report."""
+        if self.accelerator.is_main_process:
+            failed = len(FailedClips(self.folder / FAILED_CLIPS))
+            status = {"state": state, "reason": reason, "global_step": self.global_step, "failed_clips": failed}
+            write_status(self.folder, status)
+        if state != "running":
+            finish_trackers(self.accelerator)
+            if self.accelerator.is_main_process and (self.folder / "config.json").is_file():
+                report(self.folder)
 
 
 def train(
@@ -60,8 +131,10 @@ def train(
         allow_change: dotted keys of the configuration that may differ from what the checkpoint was trained with.
 
     Raises:
-        ValueError: on a configuration, checkpoint or clips that cannot be used.
+        ValueError: on a configuration, checkpoint or clips that cannot be used, or while another process trains the
+            run.
         Stopped: if the run was asked to stop; its state is saved.
+        RunFailed: if what was learned is no model; the last good checkpoint stays.
     """
     folder = runs / config.name
     if resume == "never" and newest_checkpoint(folder / "checkpoints") is not None:
@@ -72,78 +145,61 @@ def train(
         config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
     )
     accelerator = make_accelerator(use_bf16, deepspeed=True, **tracker_arguments(config.trackers, folder))
-    resolved = config.for_processes(accelerator.num_processes)
-    if found := [*problems(resolved), *zero_problems(accelerator, config.optimizer)]:
+    given, config = config, config.for_processes(accelerator.num_processes)
+    if found := [*problems(config), *zero_problems(accelerator, config.optimizer)]:
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-    given, config = config, resolved
     if config.lora is not None:
         refuse_shards(accelerator)
-    with StopRequest(folder, config.max_hours) as stop:
+    with contextlib.ExitStack() as held:
+        owner = Owner(folder / "lock.json", f"the run {folder}")
+        on_main_process(lambda: held.enter_context(owner), accelerator)
+        stop = held.enter_context(StopRequest(folder, config.max_hours))
         vae = load_vae(config.vae, config.vae_subfolder)
-        resumes = newest_checkpoint(folder / "checkpoints") is not None
-        data = prepare_data(config, vae, folder, accelerator, resumes)
-        run = Run(config, accelerator, vae, data.train, data.validation, folder, allow_change)
-        parameters = {
-            name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()
-        }
-        accelerator.print(
-            f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on {accelerator.device}, "
-            f"{'bf16 autocast' if use_bf16 else 'float32'}, million parameters to be trained: "
-            + ", ".join(f"{name} {count:.2f}" for name, count in parameters.items())
-        )
-
-        begun = False
-
-        def begin() -> None:
-            """Called again after going back to the last checkpoint; a start that is refused leaves a run's folder as it was."""
-            nonlocal begun
-            if begun:
-                return
-            begun = True
-            if accelerator.is_main_process:
-                write_whole(folder / "config.json", given.model_dump_json(indent=2))  # for any number of processes
-                record_start(folder, accelerator)
-            tell("running")
-
-        def tell(state: str, reason: str | None = None) -> None:
-            if accelerator.is_main_process:
-                write_status(
-                    folder,
-                    {
-                        "state": state,
-                        "reason": reason,
-                        "global_step": run.global_step,
-                        "failed_clips": len(data.failed),
-                    },
-                )
-            if state != "running":
-                finish_trackers(accelerator)
-                if accelerator.is_main_process:
-                    report(folder)
-
+        status = RunStatus(folder, given, accelerator)
         try:
-            result = run.train(stop, start_at, stop_after, begin)
+            data = prepare_data(config, vae, folder, accelerator, status.resumes, lambda: stop.reason)
+            run = Run(config, accelerator, vae, data.train, data.validation, folder, allow_change)
+            result = _train(run, status, stop, start_at, stop_after)
         except Stopped as stopped:
             if accelerator.is_main_process:
                 stop.done()
-            tell("stopped", str(stopped))
+            status.tell("stopped", str(stopped))
             raise
-        except Exception as error:
-            if begun or not resumes:
-                tell("failed", f"{type(error).__name__}: {error}")
-            else:
-                finish_trackers(accelerator)
-            raise
-        tell("finished")
-        if run.guard.skipped:
-            accelerator.print(f"{run.guard.skipped} step(s) were not finite and left out; see {run.guard.folder}")
-        if len(data.failed):
-            accelerator.print(
-                f"{len(data.failed)} clip(s) broke during the run and were replaced; see {data.failed.path}"
-            )
+    if run.guard.skipped:
+        accelerator.print(f"{run.guard.skipped} step(s) were not finite and left out; see {run.guard.folder}")
+    if len(data.failed):
+        accelerator.print(f"{len(data.failed)} clip(s) broke during the run and were replaced; see {data.failed.path}")
+    for note in warmup_notes(config):
+        accelerator.print(f"note: {note}")
     accelerator.print(f"the finished {'pipeline' if config.lora is None else 'adapter'} lies in {result}")
+    return result
+
+
+def _train(run: Run, status: RunStatus, stop: StopRequest, start_at: str | None, stop_after: str | None) -> Path:
+    """Says what is going to be done, does it, and keeps the run's status."""
+    config, accelerator = run.config, run.accelerator
+    counts = {name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()}
+    accelerator.print(
+        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on "
+        f"{accelerator.device}, "
+        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be "
+        "trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
+    )
+    for note in warmup_notes(config):
+        accelerator.print(f"note: {note}")
+    try:
+        result = run.train(stop, start_at, stop_after, status.begin)
+    except Exception as error:
+        status.global_step = run.global_step
+        if isinstance(error, Stopped):
+            pass  # told where preparations are stopped as well
+        elif status.begun or not status.resumes:
+            status.tell("failed", f"{type(error).__name__}: {error}")
+        else:
+            finish_trackers(accelerator)
+        raise
+    status.global_step = run.global_step
+    status.tell("finished")
     return result
 
 
@@ -158,7 +214,7 @@ def report(folder: Path) -> None:
 
 
 def write_status(folder: Path, status: dict) -> None:
-    """Writes `status.json`, for whoever watches a run from outside: launchers do not pass on exit codes."""
+    """Writes `status.json`."""
     told = {**status, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     write_whole(folder / "status.json", json.dumps(told) + "\n")
 
@@ -213,7 +269,7 @@ def run_command(description: str, adapter: bool, arguments: Sequence[str] | None
     except Stopped as stopped:
         print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")
         sys.exit(STOPPED)
-    except ValueError as error:
+    except (ValueError, OSError, RunFailed) as error:
         sys.exit(f"error: {error}")
 
 

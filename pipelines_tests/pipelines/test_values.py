@@ -166,7 +166,7 @@ def test_places_that_cannot_be_used_are_named(pipe, counter, value):
         {"callback_on_step_end_tensor_inputs": ()},
         {"use_window_state": np.bool_(True)},
     ],
-    ids=str,
+    ids=lambda given: ", ".join(given),
 )
 def test_values_of_other_kinds_that_say_the_same_mean_the_same(pipe, kwargs):
     common = {"image": clip(1)[0], "num_frames": 4, "num_inference_steps": 2, "output_type": "latent"}
@@ -175,7 +175,9 @@ def test_values_of_other_kinds_that_say_the_same_mean_the_same(pipe, kwargs):
 
 
 @pytest.mark.parametrize(
-    "places", [(0, 4), range(0, 5, 4), np.array([0, 4]), torch.tensor([0, 4]), iter([0, 4])], ids=repr
+    "places",
+    [(0, 4), range(0, 5, 4), np.array([0, 4]), torch.tensor([0, 4]), iter([0, 4])],
+    ids=lambda places: type(places).__name__,
 )
 def test_places_may_come_in_every_ordered_form(pipe, places):
     kwargs = {"video": clip(2), "num_frames": 5, "num_inference_steps": 1, "output_type": "latent"}

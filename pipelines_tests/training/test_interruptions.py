@@ -86,7 +86,8 @@ def test_signals_files_and_hours_are_reasons_to_stop(tmp_path):
 
 
 def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path):
-    """The command itself, with clips and an autoencoder of its own; `stop` lies in the folder before the first step."""
+    """The command itself, with clips and an autoencoder of its own; `stop` lies in the folder while clips are
+    prepared."""
     AutoencoderPatchBasis().save_pretrained(tmp_path / "vae")
     config = make_config(data=data_fields(write_clips(tmp_path / "clips")), vae=str(tmp_path / "vae"))
     (tmp_path / "run.yaml").write_text(config.model_dump_json())  # JSON is YAML
@@ -103,7 +104,7 @@ def test_the_program_says_that_it_stopped_and_goes_on_when_typed_again(tmp_path)
     stopped = launch()
     assert stopped.returncode == 75 and "the same command goes on" in stopped.stdout, stopped.stderr[-2000:]
     status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "stopped" and status["global_step"] == 1 and not (folder / "stop").exists()
+    assert status["state"] == "stopped" and status["global_step"] == 0 and not (folder / "stop").exists()
     finished = launch()
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..chart import Panel, Point, draw
-from ..report import read_lines
+from ..records import read_lines
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}
@@ -37,7 +37,7 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
     kind, colon, name = value.partition(":")
     if not colon or kind not in KINDS:
         raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
-    records = read_lines(run / "metrics.jsonl")
+    records = read_lines(run / "metrics.jsonl", {"windows_seen": int})
     if not records:
         raise ValueError(f"there is nothing in {run / 'metrics.jsonl'}; train the run first")
     if kind == "heldout":
@@ -70,7 +70,10 @@ def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]
 
 def stage_ends(run: Path) -> dict[str, int]:
     """Windows seen at the end of each stage of a run."""
-    return {record["stage"]: record["windows_seen"] for record in read_lines(run / "metrics.jsonl")}
+    return {
+        record["stage"]: record["windows_seen"]
+        for record in read_lines(run / "metrics.jsonl", {"stage": str, "windows_seen": int})
+    }
 
 
 def title_of(value: str) -> str:

@@ -24,6 +24,7 @@ from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.failures import reason_lines, sentence
 from training.data.manifest import Entry
 from training.data.sources import Source
+from training.stopping import Stopped
 
 
 FRAME_POLICY = "every frame, upright"
@@ -79,6 +80,7 @@ class LatentCache:
         size: height and width of the frames in pixels.
         views: what of the frames it holds.
         left_out: clips that could not be encoded, with the reason.
+        stopped: why the processes that made it stopped before its end; `None` if they did not.
     """
 
     def __init__(self, folder: Path):
@@ -93,6 +95,7 @@ class LatentCache:
                 for flip in ((False, True) if settings["flips"] else (False,))
             )
             self.left_out: dict[str, str] = dict(index["left_out"])
+            self.stopped: str | None = index.get("stopped")
             self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
@@ -168,6 +171,7 @@ def build_latent_cache(
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
+    stop: Callable[[], str | None] = lambda: None,
 ) -> LatentCache:
     """Encodes the clips that the cache does not hold yet, and opens it. Every process of a run calls this.
 
@@ -188,9 +192,11 @@ def build_latent_cache(
         shard_bytes: a shard is written when it is that large.
         rank, world: this process encodes the clips `rank`, `rank + world`, ...
         wait: returns when all processes have called it, such as `accelerator.wait_for_everyone`.
+        stop: asked after every batch, for a reason to stop; clips that are done by then are kept for the next start.
 
     Raises:
         ValueError: if no clip is left, or the moments of a clip are not finite.
+        Stopped: on every process, if one of them had a reason to stop.
     """
     settings = {
         "vae": fingerprint(vae),
@@ -219,20 +225,26 @@ def build_latent_cache(
             return cache  # nothing is new and nothing is written, so that many processes may read
     if missing:
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
-    writer, left_out = _ShardWriter(folder, rank, shard_bytes, dtype), {}
+    writer, left_out, stopped = _ShardWriter(folder, rank, shard_bytes, dtype), {}, None
     for entry in missing:
         try:
-            _encode_clip(source, entry, vae, size, planner_downscale, views, batch_size, writer)
+            _encode_clip(source, entry, vae, size, planner_downscale, views, batch_size, writer, stop)
         except ClipError as error:
             writer.abandon()
             left_out[entry.key] = str(error)
+        except Stopped as error:
+            writer.abandon()
+            stopped = str(error)
+            break
     writer.flush()
-    _write_json(folder / f"left-out-{rank}.json", left_out)
+    _write_json(folder / f"left-out-{rank}.json", {"left_out": left_out, "stopped": stopped})
     wait()
     if rank == 0:
         _write_index(folder, settings, world)
     wait()
     cache = LatentCache(folder)
+    if cache.stopped is not None:
+        raise Stopped(cache.stopped)
     if not any(entry in cache for entry in entries):
         raise ValueError(
             f"none of the {len(entries)} clips of '{source.spec}' could be encoded; the first reason: "
@@ -254,7 +266,7 @@ class _Chunk:
 
 def _encode_clip(
     source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int,
-    views: Sequence[View], batch_size: int, writer: "_ShardWriter",
+    views: Sequence[View], batch_size: int, writer: "_ShardWriter", stop: Callable[[], str | None],
 ) -> None:  # fmt: skip
     """Streams a clip through the autoencoder; a clip that fails leaves nothing in the shard that is being filled."""
     done, batch = 0, []
@@ -273,6 +285,8 @@ def _encode_clip(
         writer.add(done, {name: tensor for name, tensor in tensors.items() if tensor is not None})
         done += len(batch)
         batch.clear()
+        if done < entry.num_frames and (reason := stop()):
+            raise Stopped(reason)
 
     frames = _frames(source, entry)
     for frame in frames:
@@ -285,6 +299,8 @@ def _encode_clip(
     if done != entry.num_frames:
         raise ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
     writer.end()
+    if reason := stop():
+        raise Stopped(reason)
 
 
 def _suffix(view: View) -> str:
@@ -366,7 +382,7 @@ class _ShardWriter:
         temporary = path.with_name(f".{path.name}.part")
         try:
             save_file(tensors, temporary, metadata={"chunks": json.dumps(header)})
-            with open(temporary, "rb") as file:
+            with open(temporary, "rb+") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
@@ -412,11 +428,13 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
     for path in damaged:
         print(f"'{path}' is damaged and was deleted; its clips are encoded again")
         path.unlink()
-    left_out = {}
+    left_out, reasons = {}, []
     for rank in range(world):
         file = folder / f"left-out-{rank}.json"
         with _damage(file):
-            left_out |= json.loads(file.read_text(encoding="utf-8"))
+            told = json.loads(file.read_text(encoding="utf-8"))
+            left_out |= told["left_out"]
+            reasons += [told["stopped"]] if told["stopped"] else []
         file.unlink()
     for path in folder.glob(".shard-*.part"):  # of a build that was killed
         path.unlink()
@@ -424,7 +442,8 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))
     clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in known.items()}
-    _write_json(folder / "index.json", {"settings": settings, "left_out": left_out, "clips": clips})
+    index = {"settings": settings, "left_out": left_out, "clips": clips}
+    _write_json(folder / "index.json", index | ({"stopped": reasons[0]} if reasons else {}))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, probe_video
 from training.data.failures import reason_lines, sentence, shown
 from training.data.sources import Source, open_source
+from training.stopping import Stopped
 
 
 MANIFESTS = Path("runs/manifests")
@@ -118,7 +119,12 @@ def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
     return folder / f"{name}-{hashlib.sha256(where.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}.jsonl"
 
 
-def make_manifest(source: Source, path: str | Path | None = None, workers: int = 1) -> Manifest:
+def make_manifest(
+    source: Source,
+    path: str | Path | None = None,
+    workers: int = 1,
+    stop: Callable[[], str | None] = lambda: None,
+) -> Manifest:
     """Decodes every clip of a source that is not in the file yet, or has changed since, and writes the file.
 
     A killed run goes on where it stood; the file itself is whole or absent. Entries made by another version of the decoder
@@ -128,9 +134,11 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
         source: see `sources.py`.
         path: the file, by default `default_path`.
         workers: threads that decode.
+        stop: asked between clips, for a reason to stop; what was decoded is kept for the next start.
 
     Raises:
         ValueError: if the source holds no clips at all.
+        Stopped: if there was a reason to stop.
     """
     path = default_path(source.spec) if path is None else Path(path)
     header = _header(source.spec)
@@ -141,26 +149,42 @@ def make_manifest(source: Source, path: str | Path | None = None, workers: int =
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
         waiting: deque[Entry | Future] = deque()
-        file = None
+        file, stopping = None, []
+
+        def ask() -> None:
+            """Clips that have begun are decoded to their end."""
+            if not stopping and (reason := stop()):
+                stopping.append(reason)
+                pool.shutdown(wait=False, cancel_futures=True)
 
         def take() -> None:
             nonlocal file
             first = waiting.popleft()
             if isinstance(first, Future):
+                while not first.done():  # of a cancelled one `wait` would not say so
+                    wait([first], timeout=0.5)
+                    ask()
+                if first.cancelled():
+                    return
                 first = first.result()
                 if file is None:  # where nothing is new nothing is written, so that many processes may read
                     _write_lines(unfinished, header, known.values())
                     file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
                 file.write(first.model_dump_json(exclude_defaults=True) + "\n")
                 file.flush()
+                ask()
             entries.append(first)
 
         for key in source.keys():
+            if stopping:
+                break
             waiting.append(_start(pool, source, key, known.get(key)))
             while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
                 take()
         while waiting:
             take()
+    if stopping:
+        raise Stopped(stopping[0])
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")

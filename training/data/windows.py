@@ -278,6 +278,7 @@ class LatentWindows(Windows):
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
         clip_conditions: ClipConditions | None = None,
+        stop: Callable[[], str | None] = lambda: None,
     ) -> "LatentWindows":
         """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
         entries, samplings = tuple(entries), tuple(samplings)
@@ -300,6 +301,7 @@ class LatentWindows(Windows):
                 rank=rank,
                 world=world,
                 wait=wait,
+                stop=stop,
             )
             for size, clips in sorted(needed.items())
             if clips

@@ -1,0 +1,163 @@
+"""Requests to stop, on every system and while clips are prepared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from diffusers_mardini import AutoencoderPatchBasis
+from pipelines_tests.training.clip_files import noise, write_clip
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
+from training.checkpoint import _flush
+from training.data.latents import build_latent_cache
+from training.data.manifest import make_manifest
+from training.data.sources import open_source
+from training.run_data import prepare_data
+from training.stopping import SIGNALS, Stopped, StopRequest
+from training.train_mardini import train
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StopsAfter:
+    """A reason to stop from the `calls`-th question on."""
+
+    def __init__(self, calls: int):
+        self.calls = calls
+
+    def __call__(self) -> str | None:
+        self.calls -= 1
+        return "signal SIGTERM" if self.calls <= 0 else None
+
+
+def test_the_trainer_is_imported_where_a_signal_or_a_call_does_not_exist(tmp_path):
+    program = (
+        "import os, signal; del signal.SIGUSR1, os.fork\n"
+        "import training.train_mardini, training.stopping; from pathlib import Path\n"
+        "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in "
+        "training.stopping.SIGNALS])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout == "None ['SIGTERM', 'SIGINT']\n", result.stderr[-2000:]
+
+
+def test_signals_are_not_asked_for_outside_of_the_main_thread(tmp_path):
+    reasons = []
+
+    def work():
+        with StopRequest(tmp_path) as stop:
+            (tmp_path / "stop").touch()
+            reasons.append(stop.reason)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert reasons == [f"the file {tmp_path / 'stop'}"]
+
+
+def test_a_handler_that_is_not_pythons_can_be_put_back(tmp_path):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with StopRequest(tmp_path) as stop:
+        stop._previous[SIGNALS[0]] = None  # as `signal.signal` says of a handler in C
+    assert signal.getsignal(SIGNALS[0]) == signal.SIG_DFL
+    signal.signal(SIGNALS[0], before[SIGNALS[0]])
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_folders_need_not_be_flushed_where_the_system_cannot(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"1")
+    for name in ("nt", os.name):
+        monkeypatch.setattr(os, "name", name)
+        _flush(tmp_path), _flush(tmp_path / "file")
+        monkeypatch.undo()
+
+    def refuse(_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    _flush(tmp_path)  # as on some network file systems
+    with pytest.raises(OSError):
+        _flush(tmp_path / "file")
+
+
+def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):
+    source = open_source(write_clips(tmp_path / "clips"))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        make_manifest(source, tmp_path / "m.jsonl", 1, StopsAfter(2))
+    decoded = (tmp_path / ".m.jsonl.part").read_text().splitlines()
+    assert len(decoded) >= 2 and not (tmp_path / "m.jsonl").exists()  # a header and clips
+    assert len(make_manifest(source, tmp_path / "m.jsonl").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
+    make_manifest(source, tmp_path / "m.jsonl", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
+
+
+def test_clips_that_have_not_begun_are_not_decoded_after_a_signal(tmp_path):
+    for number in range(12):
+        write_clip(tmp_path / "clips" / f"{number}.mp4", noise(40, 64, 64, number), fps=20)
+    with pytest.raises(Stopped):  # asked while the first is decoded; eight wait behind it
+        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.jsonl", 2, StopsAfter(1))
+    assert 1 < len((tmp_path / ".m.jsonl.part").read_text().splitlines()) < 13
+
+
+def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsys):
+    source = open_source(write_clips(tmp_path / "clips"))
+    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
+    with pytest.raises(Stopped, match="SIGTERM"):
+        build_latent_cache(*arguments, stop=StopsAfter(2))
+    capsys.readouterr()
+    cache = build_latent_cache(*arguments, stop=lambda: None)
+    assert "encoding 1 of 3 clips" in capsys.readouterr().out and all(entry in cache for entry in entries)
+    assert build_latent_cache(*arguments, stop=StopsAfter(0)).stopped is None
+
+
+def test_a_clip_that_is_being_encoded_is_given_up(tmp_path, capsys):
+    source = open_source(write_clips(tmp_path / "clips"))
+    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
+    with pytest.raises(Stopped):
+        build_latent_cache(*arguments, batch_size=4, stop=StopsAfter(2))  # of three batches
+    capsys.readouterr()
+    assert all(entry in build_latent_cache(*arguments, batch_size=4) for entry in entries)
+    assert "encoding 3 of 3 clips" in capsys.readouterr().out
+
+
+def test_preparations_hear_the_file_and_the_hours(tmp_path):
+    config = make_config(data=data_fields(write_clips(tmp_path / "clips")))
+    request = StopRequest(tmp_path, max_hours=1e-12)
+    with pytest.raises(Stopped, match="max_hours"):
+        prepare_data(config, make_vae(), tmp_path, Accelerator(cpu=True), stop=lambda: request.reason)
+    (tmp_path / "stop").touch()
+    request = StopRequest(tmp_path)
+    with pytest.raises(Stopped, match="the file"):
+        prepare_data(config, make_vae(), tmp_path, Accelerator(cpu=True), stop=lambda: request.reason)
+    request.done()
+    prepare_data(config, make_vae(), tmp_path, Accelerator(cpu=True), stop=lambda: request.reason)
+
+
+def test_a_run_that_is_stopped_while_clips_are_prepared_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AutoencoderPatchBasis(block_out_channels=(8,) * 4).save_pretrained(tmp_path / "vae")
+    config = make_config(data=data_fields(write_clips(tmp_path / "clips")), vae=str(tmp_path / "vae"), trackers=[])
+    folder, starts = tmp_path / "runs" / "test", 0
+    folder.mkdir(parents=True)
+    while True:  # a clip a start, or more
+        (folder / "stop").touch()
+        with pytest.raises(Stopped, match="the file"):
+            train(config, runs=tmp_path / "runs")
+        assert not (folder / "stop").exists() and not (folder / "lock.json").exists()
+        status = json.loads((folder / "status.json").read_text())
+        assert (status["state"], status["failed_clips"]) == ("stopped", 0) and "the file" in status["reason"]
+        starts += 1
+        if status["global_step"]:
+            break
+    assert 2 < starts < 10
