@@ -56,7 +56,7 @@ def test_all_stages_of_a_run_are_compiled(tmp_path, monkeypatch):
 
 
 def test_a_stage_that_would_go_on_uncompiled_fails_and_says_so(monkeypatch):
-    monkeypatch.setattr(compiling, "MAX_COMPILATIONS", 1)
+    monkeypatch.setattr(compiling, "MOST_GRAPHS", 1)
     double = torch.compile(lambda tensor: tensor * 2, backend="eager", dynamic=False)
     told = "stage 'stage-0': a block was compiled 1 times.*stages.stage-0.compile=false --allow-change"
     with pytest.raises(RunFailed, match=told), compiling.blocks_of(make_stages(True).stages[0]):
