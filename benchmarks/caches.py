@@ -27,7 +27,7 @@ from diffusers import (
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device
 from training.evaluate import TASKS, generate, given_indices, load_windows
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 
 PLAIN = "none"

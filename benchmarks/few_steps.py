@@ -21,7 +21,7 @@ from diffusers import (
 from diffusers_mardini import MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from training.evaluate import TASKS, generate, given_indices, load_windows
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 from .timing import describe_machine, write_json
 

@@ -18,7 +18,7 @@ from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel,
 from diffusers_mardini.loaders import allow_single_files, layers_to_keep
 from diffusers_mardini.masking import reference_mask_from_indices
 from training.evaluate import generate, given_indices, load_windows
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 
 MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from diffusers_mardini.hardware import has_bfloat16_units
-from training.environment import processor_name
+from training.monitoring.environment import processor_name
 
 
 @dataclass(frozen=True)

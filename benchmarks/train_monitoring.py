@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from diffusers_mardini import AutoencoderPatchBasis
-from training.config import RunConfig
-from training.data.moving_shapes import record
+from training.config.schema import RunConfig
+from training.data.recipes.moving_shapes import record
 from training.loop import Run
-from training.run_data import prepare_data
-from training.step_costs import uses_bfloat16
-from training.trackers import finish_trackers, tracker_arguments
+from training.data.preparation import prepare_data
+from training.costs import uses_bfloat16
+from training.monitoring.trackers import finish_trackers, tracker_arguments
 
 from .train_step import make_config
 

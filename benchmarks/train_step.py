@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
-from training.config import RunConfig
-from training.optimizers import make_optimizers
-from training.step_costs import Shape
+from training.config.schema import RunConfig
+from training.engine.optimizers import make_optimizers
+from training.costs import Shape
 
 from .products import products_alone, record_products
 from .timing import alternate, synchronize

@@ -13,12 +13,12 @@ from pathlib import Path
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import write_video
-from training.baselines import copy_nearest, cross_fade
-from training.contact_sheet import contact_sheet, side_by_side
+from training.evaluation.baselines import copy_nearest, cross_fade
+from training.figures.contact_sheets import contact_sheet, side_by_side
 from training.data.clips import load_clip
-from training.evaluation.painting import generate
+from training.evaluation.sampling import generate
 from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 
 ROOT = Path(__file__).resolve().parent.parent

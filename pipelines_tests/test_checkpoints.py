@@ -7,11 +7,11 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import card_metadata, markdown_table, render_model_card
-from training.baselines import cross_fade
+from training.evaluation.baselines import cross_fade
 from training.card import facts_of, read_record
-from training.evaluation.painting import generate
+from training.evaluation.sampling import generate
 from training.evaluation.windows import load_windows
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 
 ROOT = Path(__file__).resolve().parent.parent

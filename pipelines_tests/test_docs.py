@@ -14,7 +14,7 @@ from diffusers_mardini import cli
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import clip
 from training import card
-from training.claims.page import block_names
+from training.reproduction.pages import block_names
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,13 +79,13 @@ def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
             page = command[command.index("--page") + 1]
             blocks = block_names(ROOT / page)
             assert blocks, page
-            if command[1] == "training.claims.compare":  # the others know the names of their blocks themselves
+            if command[1] == "training.reproduction.comparison":  # the others know the names of their blocks themselves
                 name = command[command.index("--page") + 2]
                 assert name in blocks or f"{name}, differences" in blocks, f"{page} has no block {name!r}"
             filled += 1
     assert filled
     for command in commands:  # what is compared was scored before
-        if command[1] == "training.claims.compare":
+        if command[1] == "training.reproduction.comparison":
             scored = {word for other in commands for flag, word in zip(other, other[1:]) if flag == "-o"}
             for method in command[2 : command.index("-o")]:
                 folders = method.partition("=")[2].partition(":")[0].split(",")

@@ -14,9 +14,9 @@ from typing import Any
 
 from diffusers_mardini.cards import write_model_card
 
-from .records import read_json
-from .strict import check_kind
-from .yaml_files import load_yaml
+from training.monitoring.records import read_json
+from training.config.strict import check_kind
+from training.config.yaml_files import load_yaml
 
 
 _NO_SWITCH = frozenset({int, float, str})  # no fact of a card is true or false

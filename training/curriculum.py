@@ -17,11 +17,11 @@ from diffusers_mardini.masking import (
     reference_mask_from_indices,
 )
 
-from .config import RunConfig, StageConfig
-from .data.buckets import Bucket, Sampling
-from .data.order import StepRows
-from .data.windows import Windows
-from .randomness import step_generator
+from training.config.schema import RunConfig, StageConfig
+from training.data.buckets import Bucket, Sampling
+from training.data.order import StepRows
+from training.data.windows import Windows
+from training.randomness import step_generator
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 
-from .evaluation.frechet import (
+from training.evaluation.networks.frechet import (
     EFFICIENTNET,
     I3D,
     INCEPTION,
@@ -28,16 +28,16 @@ from .evaluation.frechet import (
     load_fid,
     load_fvd,
 )
-from .evaluation.kept import Kept
-from .evaluation.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
-from .evaluation.painting import ADAPTED, generate
-from .evaluation.plan_changes import DROPPED, OTHER
-from .evaluation.rife import MODEL as RIFE_MODEL
-from .evaluation.rife import check_rife, rife_is_installed
-from .evaluation.scores import Evaluation, Networks
-from .evaluation.tables import markdown_table, write_results, write_sheets
-from .evaluation.variants import Sampling, TrainingClips, baselines, model_key, ours
-from .evaluation.windows import TASKS, given_indices, load_windows
+from training.evaluation.finished_parts import Kept
+from training.evaluation.networks.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
+from training.evaluation.sampling import ADAPTED, generate
+from training.evaluation.altered_signals import DROPPED, OTHER
+from training.evaluation.networks.rife import MODEL as RIFE_MODEL
+from training.evaluation.networks.rife import check_rife, rife_is_installed
+from training.evaluation.scores import Evaluation, Networks
+from training.evaluation.tables import markdown_table, write_results, write_sheets
+from training.evaluation.methods import Sampling, TrainingClips, baselines, model_key, ours
+from training.evaluation.windows import TASKS, given_indices, load_windows
 
 
 # What other programs import from here.

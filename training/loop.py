@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from .adapter import export_adapter, fingerprints
-from .census import StageCensus
-from .checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
-from .compiling import blocks_of
-from .config import RunConfig, StageConfig
-from .curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
-from .data.latents import fingerprint
-from .data.loader import BatchLoader
-from .data.windows import Windows
-from .ema import AveragedWeights
-from .guards import (
+from training.engine.adapter import export_adapter, fingerprints
+from training.data.census import StageCensus
+from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
+from training.engine.compiling import blocks_of
+from training.config.schema import RunConfig, StageConfig
+from training.curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
+from training.data.latents import fingerprint
+from training.data.loader import BatchLoader
+from training.data.windows import Windows
+from training.engine.ema import AveragedWeights
+from training.engine.guards import (
     MAX_WEIGHT,
     NonFiniteGuard,
     RollBack,
@@ -34,23 +34,23 @@ from .guards import (
     hopeless_losses,
     json_number,
 )
-from .heldout import heldout_losses
-from .heldout_windows import HeldoutWindows, heldout_windows
-from .learner import Learner
-from .models import export_pipeline, make_models, make_scheduler
-from .monitor import Monitor
-from .optimizers import learned
-from .painting import Painter
-from .quality import heldout_quality
-from .randomness import seeded_layers
-from .records import METRICS, whole_lines
-from .samples import draw_samples
-from .saved_state import Position, SavedState
-from .sharding import shard
-from .step import MarDiniTrainingModel
-from .stopping import Stopped, StopRequest
-from .trackers import start_trackers, track, track_sheets
-from .zero import ZeroLearner, zero_plugin
+from training.monitoring.heldout_losses import heldout_losses
+from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
+from training.engine.gradient_steps import Learner
+from training.engine.models import export_pipeline, make_models, make_scheduler
+from training.monitoring.panel import Monitor
+from training.engine.optimizers import learned
+from training.monitoring.heldout_sampling import Painter
+from training.monitoring.heldout_scores import heldout_quality
+from training.randomness import seeded_layers
+from training.monitoring.records import METRICS, whole_lines
+from training.monitoring.samples import draw_samples
+from training.engine.resuming import Position, SavedState
+from training.engine.sharding import shard
+from training.losses import MarDiniTrainingModel
+from training.stopping import Stopped, StopRequest
+from training.monitoring.trackers import start_trackers, track, track_sheets
+from training.zero import ZeroLearner, zero_plugin
 
 
 class Run:

@@ -19,15 +19,15 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.presets import load_preset
 
-from .adapter import base_arguments, summary
-from .census import StageCensus, open_clips, read_clips
-from .config import RunConfig, StageConfig
-from .config_layers import load_config
-from .curriculum import sampling_of
-from .data.buckets import Census, assign, size_multiple
-from .data.sources import is_there
-from .optimizers import make_optimizers
-from .step_costs import (
+from training.engine.adapter import base_arguments, summary
+from training.data.census import StageCensus, open_clips, read_clips
+from training.config.schema import RunConfig, StageConfig
+from training.config.layers import load_config
+from training.curriculum import sampling_of
+from training.data.buckets import Census, assign, size_multiple
+from training.data.sources import is_there
+from training.engine.optimizers import make_optimizers
+from training.costs import (
     VAE_FACTOR,
     Memory,
     Shape,

@@ -24,12 +24,12 @@ from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
 from diffusers_mardini.pipelines.saving import finish_saved_folder
 
-from .adapter import adapter_loaded
-from .card import facts_of, read_record
-from .config import RunConfig
-from .evaluation.painting import weights_digest
-from .evaluation.tables import COLUMNS, present_columns
-from .records import METRICS, read_json, read_lines, read_run_config
+from training.engine.adapter import adapter_loaded
+from training.card import facts_of, read_record
+from training.config.schema import RunConfig
+from training.evaluation.sampling import weights_digest
+from training.evaluation.tables import COLUMNS, present_columns
+from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
 
 
 # What a line of `starts.jsonl` says of the hardware.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from .chart import Panel, Point, draw
-from .config import RunConfig
-from .quality import SCORES
-from .records import METRICS, read_json, read_lines, read_run_config
+from training.figures.charts import Panel, Point, draw
+from training.config.schema import RunConfig
+from training.monitoring.heldout_scores import SCORES
+from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
 
 
 CURVES = Path("report")  # folder of the pictures, within the run's

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .train_mardini import run_command
+from training.train_mardini import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

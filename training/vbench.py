@@ -25,11 +25,11 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
 
-from .data.clips import fit
-from .evaluation.consistency import CLIP, DINO, Consistency, mean_over_frames
-from .evaluation.painting import paint_batch, weights_digest
-from .evaluation.variants import sampling_key
-from .evaluation.windows import digest_of
+from training.data.clips import fit
+from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
+from training.evaluation.sampling import paint_batch, weights_digest
+from training.evaluation.methods import sampling_key
+from training.evaluation.windows import digest_of
 
 
 IMAGES = (".jpg", ".jpeg", ".png")  # what VBench's custom_input looks for

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 
-from .config import OptimizerConfig
-from .learner import Learner
-from .optimizers import make_optimizers
-from .step import MarDiniTrainingModel
+from training.config.schema import OptimizerConfig
+from training.engine.gradient_steps import Learner
+from training.engine.optimizers import make_optimizers
+from training.losses import MarDiniTrainingModel
 
 
 VERSION = "0.19.6"

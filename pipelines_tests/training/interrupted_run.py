@@ -20,7 +20,7 @@ import torch
 from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
-from training.checkpoint import list_checkpoints
+from training.engine.checkpoint import list_checkpoints
 
 
 def start(folder: Path, processes: int, base: Path | None) -> list[int]:

@@ -19,7 +19,7 @@ from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, explode, make_config, make_run
 from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
 from training.loop import Run, Stopped
-from training.step import MarDiniTrainingModel
+from training.losses import MarDiniTrainingModel
 from training.stopping import StopRequest
 
 

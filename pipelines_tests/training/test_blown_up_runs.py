@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, explode, make_config, make_run
 from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.guards import RunFailed, absurd_weights, hopeless_losses
-from training.step import MarDiniTrainingModel
+from training.engine.checkpoint import list_checkpoints, load_checkpoint
+from training.engine.guards import RunFailed, absurd_weights, hopeless_losses
+from training.losses import MarDiniTrainingModel
 from training.train_autoencoder import AutoencoderTrainingConfig
 from training.train_autoencoder import run as train_autoencoder
 from training.train_mardini import run_command

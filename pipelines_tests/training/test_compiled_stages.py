@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from training.config import RunConfig
-from training.step import MarDiniTrainingModel
-from training.step_costs import Shape
+from training.config.schema import RunConfig
+from training.losses import MarDiniTrainingModel
+from training.costs import Shape
 
 
 SIZE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16}

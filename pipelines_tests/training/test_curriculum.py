@@ -5,7 +5,7 @@ import torch
 
 from diffusers_mardini.presets import load_preset
 from pipelines_tests.training.test_train_mardini import make_config, make_data, rows
-from training.config import StageConfig
+from training.config.schema import StageConfig
 from training.curriculum import (
     Batch,
     draw_batch,
@@ -14,7 +14,7 @@ from training.curriculum import (
     learning_rate_factor,
     sampling_of,
 )
-from training.models import make_scheduler
+from training.engine.models import make_scheduler
 
 
 def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwise():

@@ -15,17 +15,17 @@ from PIL import Image
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
-from pipelines_tests.training.test_evaluation_frechet import has_efficientnet
+from pipelines_tests.training.evaluation.networks.test_frechet import has_efficientnet
 from training import evaluate
-from training.contact_sheet import GIVEN_COLOUR, contact_sheet, side_by_side
-from training.evaluation.frechet import Features, frechet_distance
-from training.evaluation.kept import Kept
-from training.evaluation.plan_changes import OTHER
+from training.figures.contact_sheets import GIVEN_COLOUR, contact_sheet, side_by_side
+from training.evaluation.networks.frechet import Features, frechet_distance
+from training.evaluation.finished_parts import Kept
+from training.evaluation.altered_signals import OTHER
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
-from training.evaluation.variants import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
+from training.evaluation.methods import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
 from training.evaluation.windows import Windows, load_windows, to_bytes
-from training.metrics import score_windows, summarize
+from training.evaluation.metrics import score_windows, summarize
 
 
 NOTHING = Networks({}, {})

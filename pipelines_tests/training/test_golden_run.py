@@ -8,8 +8,8 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from training import train_autoencoder
-from training.config_layers import load_config
-from training.data.moving_shapes import draw_clip, record
+from training.config.layers import load_config
+from training.data.recipes.moving_shapes import draw_clip, record
 from training.loop import Stopped
 from training.train_mardini import train
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, write_clips
-from training.checkpoint import list_checkpoints
-from training.monitor import TIMES
+from training.engine.checkpoint import list_checkpoints
+from training.monitoring.panel import TIMES
 from training.stopping import StopRequest
 
 

@@ -8,13 +8,13 @@ import torch
 
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.allocations import most_allocated
-from training.census import StageCensus, open_clips, read_clips
-from training.config import RunConfig
-from training.config_layers import load_config
+from training.data.census import StageCensus, open_clips, read_clips
+from training.config.schema import RunConfig
+from training.config.layers import load_config
 from training.curriculum import sampling_of
 from training.data.buckets import assign
 from training.plan import main, make_plan, notes, problems, render
-from training.step_costs import (
+from training.costs import (
     Shape,
     _by_layers,
     _count_bytes,

@@ -15,10 +15,10 @@ from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
-from training.adapter import adapter_loaded
+from training.engine.adapter import adapter_loaded
 from training.card import facts_of, read_record
 from training.evaluation.tables import COLUMNS
-from training.evaluation.variants import model_key
+from training.evaluation.methods import model_key
 from training.publish import publish, resources_of, stages_of
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.test_train_mardini import clips_folder
-from training.checkpoint import list_checkpoints
-from training.monitor import TIMES
+from training.engine.checkpoint import list_checkpoints
+from training.monitoring.panel import TIMES
 
 
 ROOT = Path(__file__).resolve().parents[2]

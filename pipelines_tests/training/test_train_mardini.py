@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
 from diffusers_mardini.models.embeddings import patchify
 from pipelines_tests.training.clip_files import noise, write_clip
-from training import saved_state
-from training.checkpoint import list_checkpoints, load_checkpoint
-from training.config import RunConfig, shaping_fields
+from training.engine import resuming as saved_state
+from training.engine.checkpoint import list_checkpoints, load_checkpoint
+from training.config.schema import RunConfig, shaping_fields
 from training.curriculum import (
     Batch,
     Draw,
@@ -28,14 +28,14 @@ from training.curriculum import (
     learning_rate_factor,
     sampling_of,
 )
-from training.heldout import NOISE_LEVELS, _parts, heldout_losses, patterns
-from training.heldout_windows import HeldoutWindows
-from training.learner import Learner
+from training.monitoring.heldout_losses import NOISE_LEVELS, _parts, heldout_losses, patterns
+from training.monitoring.heldout_windows import HeldoutWindows
+from training.engine.gradient_steps import Learner
 from training.loop import Run, Stopped
-from training.monitor import TIMES
+from training.monitoring.panel import TIMES
 from training.randomness import step_generator
-from training.run_data import prepare_data
-from training.step import MarDiniTrainingModel, diffusion_loss, masked_mse
+from training.data.preparation import prepare_data
+from training.losses import MarDiniTrainingModel, diffusion_loss, masked_mse
 from training.stopping import StopRequest
 
 

@@ -20,18 +20,19 @@ from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.test_interruptions import ROOT, run_with_kills
 from pipelines_tests.training.test_shared_runs import run as run_shared
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_run, records
-from training import train_mardini, train_mardini_lora
-from training.adapter import TARGETS, add_adapter, fingerprints, matched_layers, refuse_shards, summary
-from training.checkpoint import list_checkpoints
-from training.config import AdapterConfig, RunConfig
+from training import train_mardini
+from training import train_mardini_lora
+from training.engine.adapter import TARGETS, add_adapter, fingerprints, matched_layers, refuse_shards, summary
+from training.engine.checkpoint import list_checkpoints
+from training.config.schema import AdapterConfig, RunConfig
 from training.loop import Run, Stopped
-from training.models import make_models
-from training.monitor import TIMES
-from training.optimizers import learned
+from training.engine.models import make_models
+from training.monitoring.panel import TIMES
+from training.engine.optimizers import learned
 from training.plan import main as plan_main
 from training.plan import problems
-from training.sharding import make_accelerator
-from training.step_costs import count_memory, count_operations, count_parameters
+from training.engine.sharding import make_accelerator
+from training.costs import count_memory, count_operations, count_parameters
 
 
 LORA = {"targets": "both-attention", "rank": 2}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusers_mardini.video_io import read_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
-from pipelines_tests.training.test_evaluation_consistency import tiny_networks
+from pipelines_tests.training.evaluation.networks.test_consistency import tiny_networks
 from training import vbench
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..metrics import RATIOS
+from training.evaluation.metrics import RATIOS
 
 
 RESAMPLES = 2000

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..metrics import generated_indices, middle_index, score_windows, summarize
-from .frechet import Features, frechet_distance
-from .intervals import Bootstrap
-from .kept import Kept
-from .lpips import Lpips
-from .variants import BASELINE, OURS, Variant
-from .windows import Windows, to_bytes
+from training.evaluation.metrics import generated_indices, middle_index, score_windows, summarize
+from training.evaluation.networks.frechet import Features, frechet_distance
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.finished_parts import Kept
+from training.evaluation.networks.lpips import Lpips
+from training.evaluation.methods import BASELINE, OURS, Variant
+from training.evaluation.windows import Windows, to_bytes
 
 
 FORMAT = 2  # of what is kept: raised where the frames or the scores of the same key become others

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..contact_sheet import contact_sheet
-from .painting import ADAPTED
-from .plan_changes import DROPPED, OTHER
-from .windows import Windows, given_indices
+from training.figures.contact_sheets import contact_sheet
+from training.evaluation.sampling import ADAPTED
+from training.evaluation.altered_signals import DROPPED, OTHER
+from training.evaluation.windows import Windows, given_indices
 
 
 # In the order of the table; a column that no row has is left out.

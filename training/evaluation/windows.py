@@ -10,8 +10,8 @@ import torch
 
 from diffusers_mardini.masking import interpolation_indices, leading_indices
 
-from ..data.clips import list_clips, load_clip
-from ..data.order import SAME_RATE
+from training.data.clips import list_clips, load_clip
+from training.data.order import SAME_RATE
 
 
 TASKS = ("interpolation", "image-to-video", "expansion")

@@ -11,7 +11,7 @@ for seed in $SEEDS; do
         score "balance/$run-$seed" "runs/claims-$run-$seed/pipeline" --no-planning
     done
 done
-"$PYTHON" -m training.claims.compare "37% in the planner=$(each "$SCORES/table-2/pair")" "71% in the planner=$(each "$SCORES/balance/planner-heavy")" \
+"$PYTHON" -m training.reproduction.comparison "37% in the planner=$(each "$SCORES/table-2/pair")" "71% in the planner=$(each "$SCORES/balance/planner-heavy")" \
     "5% in the planner=$(each "$SCORES/balance/transformer-heavy")" -o "$SCORES/balance" --page docs/results/balance.md all
-"$PYTHON" -m training.claims.curves "37% in the planner=$(each runs/claims-pair)" "71%=$(each runs/claims-planner-heavy)" \
+"$PYTHON" -m training.reproduction.curves "37% in the planner=$(each runs/claims-pair)" "71%=$(each runs/claims-planner-heavy)" \
     "5%=$(each runs/claims-transformer-heavy)" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/balance.png"

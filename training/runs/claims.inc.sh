@@ -9,11 +9,11 @@ SCORES="${SCORES:-outputs/results}"
 PICTURES="${PICTURES:-docs/images/results}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=true
 export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000
-[ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+[ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 
-train() {  # a configuration of training/configs/claims, the name of its run, and overrides; a run that has ended trains nothing, and is refused where its configuration has changed
-    "$PYTHON" -m training.train_mardini "training/configs/claims/$1.yaml" name="claims-$2" \
+train() {  # a configuration of training/configs/reproduction, the name of its run, and overrides; a run that has ended trains nothing, and is refused where its configuration has changed
+    "$PYTHON" -m training.train_mardini "training/configs/reproduction/$1.yaml" name="claims-$2" \
         data.train="$CARRACING/train-500" data.validation="$CARRACING/val" "${@:3}"
 }
 score() {  # name of the result, pipeline, and what else

@@ -12,8 +12,8 @@ for seed in $SEEDS; do
     done
 done
 for task in interpolation image-to-video; do
-    "$PYTHON" -m training.claims.compare "curriculum=$(each "$SCORES/curriculum/pair-$task")" "last stage alone=$(each "$SCORES/curriculum/direct-$task")" \
+    "$PYTHON" -m training.reproduction.comparison "curriculum=$(each "$SCORES/curriculum/pair-$task")" "last stage alone=$(each "$SCORES/curriculum/direct-$task")" \
         -o "$SCORES/curriculum/$task" --page docs/results/curriculum.md "$task"
 done
-"$PYTHON" -m training.claims.curves "curriculum=$(each runs/claims-pair)" "last stage alone=$(each runs/claims-direct)" --log \
+"$PYTHON" -m training.reproduction.curves "curriculum=$(each runs/claims-pair)" "last stage alone=$(each runs/claims-direct)" --log \
     --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/curriculum.png"

@@ -6,13 +6,13 @@ PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
 CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/degraded-plan}"
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-"$PYTHON" -m training.claims.degraded_plan "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --page docs/results/degraded_plan.md "$@"
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+"$PYTHON" -m training.reproduction.degraded_signals "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --page docs/results/degraded_plan.md "$@"
 cp "$OUT/chart.png" docs/images/results/degraded_plan.png
 # Against no plan at all: what is left of its use.
 against=("no plan=$OUT:ours, 25 steps, planning signal dropped" "noise, 4 times=$OUT:ours, 25 steps, plan with noise 4 times its deviation")
 against+=("90% of the tokens dropped=$OUT:ours, 25 steps, 90% of the plan's tokens dropped")
 for side in 2 4; do against+=("means of ${side}x$side tokens=$OUT:ours, 25 steps, plan of means of ${side}x$side tokens"); done
 against+=("plan of another window=$OUT:ours, 25 steps, plan of another window")
-"$PYTHON" -m training.claims.compare "${against[@]}" -o "$OUT" --page docs/results/degraded_plan.md "no plan"
+"$PYTHON" -m training.reproduction.comparison "${against[@]}" -o "$OUT" --page docs/results/degraded_plan.md "no plan"
 

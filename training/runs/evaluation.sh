@@ -8,8 +8,8 @@ RACING="${RACING:-runs/data/rc_racing}"
 CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results}"
 # The best match among the first 500 of the 3,200 training tracks.
-[ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+[ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 read -ra SEEDS <<< "${SEEDS:-0 1 2 3}"
 score() {  # name of the result, checkpoint, training clips, held-out clips, and what else
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$4" --train-clips "$3" --steps 25 --seeds "${SEEDS[@]}" -o "$OUT/$1" "${@:5}"

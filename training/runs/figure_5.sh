@@ -8,12 +8,12 @@ CARRACING="${CARRACING:-runs/data/carracing}"
 RACING="${RACING:-}"
 OUT="${OUT:-outputs/results/figure-5}"
 read -ra SEEDS <<< "${SEEDS:-0}"
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 paint() {  # name of the result, checkpoint, held-out clips, and what else
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --sheets 2 -o "$OUT-$1" "${@:4}"
 }
 compare() {  # name of the result and of its block, its planned row, and methods beside it
-    "$PYTHON" -m training.claims.compare "with the plan=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
+    "$PYTHON" -m training.reproduction.comparison "with the plan=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
         "plan of another window=$OUT-$1:$2, plan of another window" "${@:3}" \
         "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" -o "$OUT-$1" --page docs/results/figure_5.md "$1"
 }
@@ -32,6 +32,6 @@ for way in between onwards; do
     "$way" carracing mardini-tiny-carracing "$CARRACING/val"
     if [ -n "$RACING" ]; then "$way" racing mardini-tiny-racing "$RACING/val"; fi
 done
-"$PYTHON" -m training.claims.checkpoints "$(dirname "$OUT")" \
+"$PYTHON" -m training.reproduction.carried_models "$(dirname "$OUT")" \
     --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png" \
     "$(basename "$OUT")-carracing-image-to-video/planning_0.png=docs/images/results/figure_5_image_to_video.png"

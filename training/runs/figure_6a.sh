@@ -6,11 +6,11 @@ PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
 CARRACING="${CARRACING:-runs/data/carracing}"
 OUT="${OUT:-outputs/results/figure-6a}"
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
+[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 1 2 5 10 25 50 100 -o "$OUT-ddim"
 "$PYTHON" -m training.evaluate "$CHECKPOINT" "$CARRACING/val" --steps 1 2 5 10 25 50 100 \
     --scheduler DPMSolverMultistepScheduler UniPCMultistepScheduler -o "$OUT-solvers"
-"$PYTHON" -m training.claims.steps "$OUT-ddim" "$OUT-solvers" -o docs/images/results/figure_6a.png \
+"$PYTHON" -m training.reproduction.figure_6a "$OUT-ddim" "$OUT-solvers" -o docs/images/results/figure_6a.png \
     --page docs/results/figure_6a.md
 # Against the paper's choice, window by window: fewer and more steps, then the solvers.
 against=("DDIM, 25 steps=$OUT-ddim:ours, 25 steps" "DDIM, 1 step=$OUT-ddim:ours, 1 step")
@@ -19,4 +19,4 @@ for count in "1 step" "2 steps" "5 steps" "10 steps" "25 steps" "50 steps" "100 
     against+=("DPM-Solver++, $count=$OUT-solvers:ours, $count, DPMSolverMultistepScheduler")
     against+=("UniPC, $count=$OUT-solvers:ours, $count, UniPCMultistepScheduler")
 done
-"$PYTHON" -m training.claims.compare "${against[@]}" -o "$OUT" --page docs/results/figure_6a.md "25 steps of DDIM"
+"$PYTHON" -m training.reproduction.comparison "${against[@]}" -o "$OUT" --page docs/results/figure_6a.md "25 steps of DDIM"

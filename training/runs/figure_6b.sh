@@ -13,10 +13,10 @@ for seed in $SEEDS; do
     done
 done
 for task in interpolation image-to-video; do
-    "$PYTHON" -m training.claims.compare "falling ratio=$(each "$SCORES/figure-6b/falling-ratio-$task")" \
+    "$PYTHON" -m training.reproduction.comparison "falling ratio=$(each "$SCORES/figure-6b/falling-ratio-$task")" \
         "high ratio=$(each "$SCORES/figure-6b/constant-ratio-$task")" "low ratio=$(each "$SCORES/figure-6b/low-ratio-$task")" \
         -o "$SCORES/figure-6b/$task" --page docs/results/figure_6b.md "$task"
 done
-"$PYTHON" -m training.claims.curves "falling ratio=$(each runs/claims-falling-ratio)" "high ratio=$(each runs/claims-constant-ratio)" \
+"$PYTHON" -m training.reproduction.curves "falling ratio=$(each runs/claims-falling-ratio)" "high ratio=$(each runs/claims-constant-ratio)" \
     "low ratio=$(each runs/claims-low-ratio)" --stages \
     --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/figure_6b.png"

@@ -13,10 +13,10 @@ for seed in $SEEDS; do
         score "$folder/$run-$seed" "runs/claims-$run$variant-$seed/pipeline"
     done
 done
-"$PYTHON" -m training.claims.curves "identity attention=$(each "runs/claims-identity-attention$variant")" \
+"$PYTHON" -m training.reproduction.curves "identity attention=$(each "runs/claims-identity-attention$variant")" \
     "full attention=$(each "runs/claims-full-attention$variant")" --log --every 4 \
     --values loss:diffusion_loss heldout:diffusion/0.4 heldout:diffusion/0.8 -o "${chart:-$PICTURES/figure_6c.png}"
 page=(--page docs/results/figure_6c.md all)
 [ -z "$variant" ] || page=()
-"$PYTHON" -m training.claims.compare "identity attention=$(each "$SCORES/$folder/identity-attention")" \
+"$PYTHON" -m training.reproduction.comparison "identity attention=$(each "$SCORES/$folder/identity-attention")" \
     "full attention=$(each "$SCORES/$folder/full-attention")" -o "$SCORES/$folder" ${page[@]+"${page[@]}"}

@@ -4,8 +4,8 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/carracing-desert
-[ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/train --clips 40 --first-seed 200000 --palette desert
-[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/val --clips 12 --first-seed 300000 --palette desert
+[ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.car_racing $DATA/train --clips 40 --first-seed 200000 --palette desert
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.car_racing $DATA/val --clips 12 --first-seed 300000 --palette desert
 # Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
 export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000

@@ -4,8 +4,8 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/carracing
-[ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/train --clips 3200 --first-seed 0
-[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.car_racing $DATA/val --clips 24 --first-seed 100000
+[ -f $DATA/train/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.car_racing $DATA/train --clips 3200 --first-seed 0
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.car_racing $DATA/val --clips 24 --first-seed 100000
 [ -f runs/autoencoder-carracing/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
 # Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true

@@ -5,7 +5,7 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/rc_racing
-[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.prepare_laps "${1:?give the folder of a checkout of criscola/donkeycar}" $DATA
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.laps "${1:?give the folder of a checkout of criscola/donkeycar}" $DATA
 [ -f runs/autoencoder-racing/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-racing.yaml
 # Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true

@@ -5,7 +5,7 @@
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/robot_droid
-[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.prepare_droid "${1:?give the folder of a checkout of droid-dataset/droid-dataset.github.io}" $DATA
+[ -f $DATA/val/metadata.jsonl ] || "$PYTHON" -m training.data.recipes.droid "${1:?give the folder of a checkout of droid-dataset/droid-dataset.github.io}" $DATA
 [ -f runs/autoencoder-robot/config.json ] || "$PYTHON" -m training.train_autoencoder training/configs/autoencoder-robot.yaml
 # Two one-thread processes use two cores best; the allocator keeps large tensors instead of returning them (docs/training.md).
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
@@ -23,9 +23,9 @@ simple=("copy of the nearest given frame" "best match among training windows" "a
 methods=()
 rows outputs/evaluation-robot "ours, 25 steps" "ours, 10 steps" "ours, 5 steps" "ours, 1 step" "ours, 25 steps, planning signal dropped" \
     "ours, 25 steps, plan of another window" "cross-fade" "DIS optical flow" "${simple[@]}"
-"$PYTHON" -m training.claims.compare "${methods[@]}" -o outputs/evaluation-robot --page docs/results/robot.md interpolation
+"$PYTHON" -m training.reproduction.comparison "${methods[@]}" -o outputs/evaluation-robot --page docs/results/robot.md interpolation
 methods=()
 rows outputs/evaluation-robot-image-to-video "ours, 25 steps" "${simple[@]}"
-"$PYTHON" -m training.claims.compare "${methods[@]}" -o outputs/evaluation-robot-image-to-video --page docs/results/robot.md image-to-video
+"$PYTHON" -m training.reproduction.comparison "${methods[@]}" -o outputs/evaluation-robot-image-to-video --page docs/results/robot.md image-to-video
 "$PYTHON" -m training.publish runs/tiny-robot training/runs/mardini-tiny-robot.yaml outputs/evaluation-robot/results.json \
     -o outputs/mardini-tiny-robot

@@ -7,7 +7,7 @@ source "$(dirname "$0")/claims.inc.sh"
 unplanned="ours, 25 steps, planning signal dropped"
 first="${SEEDS%% *}"
 train planner_alone "planner-alone-$first" seed="$first"
-"$PYTHON" -m training.claims.planner_alone "runs/claims-planner-alone-$first" "$CARRACING/val" -o "$SCORES/table-2/planner-alone-$first"
+"$PYTHON" -m training.reproduction.planner_alone "runs/claims-planner-alone-$first" "$CARRACING/val" -o "$SCORES/table-2/planner-alone-$first"
 for seed in $SEEDS; do
     for run in transformer-alone pair large-pair; do
         train "${run//-/_}" "$run-$seed" seed="$seed"
@@ -17,7 +17,7 @@ for seed in $SEEDS; do
     score "table-2/transformer-alone-500-$seed" "runs/claims-transformer-alone-500-$seed/pipeline" --no-planning
 done
 set_side_by_side() {  # block of the page, and methods
-    "$PYTHON" -m training.claims.compare "${@:2}" -o "$SCORES/table-2/$1" --page docs/results/table_2.md "$1"
+    "$PYTHON" -m training.reproduction.comparison "${@:2}" -o "$SCORES/table-2/$1" --page docs/results/table_2.md "$1"
 }
 alone="$(each "$SCORES/table-2/transformer-alone"):$unplanned"
 pair="$(each "$SCORES/table-2/pair")"
@@ -29,5 +29,5 @@ set_side_by_side pairs "small planner + transformer=$pair" "large planner + tran
 set_side_by_side unplanned "transformer alone=$alone" "small planner + transformer, without its plan=$pair:$unplanned"
 set_side_by_side equal-diffusion "transformer alone, 500 steps=$(each "$SCORES/table-2/transformer-alone-500"):$unplanned" \
     "small planner + transformer=$pair" "large planner + transformer=$large"
-"$PYTHON" -m training.claims.curves "transformer alone=$(each runs/claims-transformer-alone)" "small planner + transformer=$(each runs/claims-pair)" \
+"$PYTHON" -m training.reproduction.curves "transformer alone=$(each runs/claims-transformer-alone)" "small planner + transformer=$(each runs/claims-pair)" \
     "large planner + transformer=$(each runs/claims-large-pair)" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/table_2.png"

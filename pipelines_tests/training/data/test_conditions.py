@@ -1,0 +1,115 @@
+"""What a window says of its frames: tables beside clips, intervals, rates and motion."""
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from diffusers_mardini.models.conditions import Condition
+from diffusers_mardini.pipelines.conditions import conditions_at
+from diffusers_mardini.video_io import write_video
+from training.config.schema import ConditionConfig
+from training.data.conditions import ClipConditions, motion, rates, read_table
+from training.data.manifest import make_manifest
+from training.data.sources import open_source
+
+
+ACTION = ConditionConfig(columns=["steer", "gas"], range=[(-1, 1), (0, 1)])
+
+
+def clip_with(folder, rows, name="a", frames=12):
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 255, (frames, 16, 16, 3), dtype=np.uint8)
+    write_video(folder / f"{name}.mp4", noise, 10)
+    if rows is not None:
+        (folder / f"{name}.csv").write_text("steer,gas,other\n" + "".join(f"{s},{g},x\n" for s, g in rows))
+    source = open_source(folder)
+    return source, make_manifest(source, folder.parent / "manifest.jsonl", 1).ok[0]
+
+
+def cut(values, places, interval="mean"):
+    known = {"x": Condition("x", 1, interval=interval)}
+    return conditions_at({"x": torch.tensor(values)[None, :, None]}, known, places)["x"][0, :, 0]
+
+
+def test_an_action_is_the_mean_over_the_interval_that_leads_to_its_frame():
+    values = [float(i) for i in range(12)]
+    assert cut(values, [2, 5, 8]).tolist() == [1.0, 4.0, 7.0]  # 0..2, 3..5, 6..8
+    assert cut(values, [0, 3]).tolist() == [0.0, 2.0]  # cut off at the beginning of the clip
+    assert cut(values, [4, 5], "sum").tolist() == [4.0, 5.0]
+    assert cut(values, [1, 3], "sum").tolist() == [1.0, 5.0]
+
+
+def test_a_frame_that_comes_twice_keeps_its_own_value():
+    assert cut([0.0, 1.0, 2.0, 3.0, 4.0], [2, 3, 3]).tolist() == [2.0, 3.0, 3.0]
+
+
+def test_rates_are_seconds_and_the_first_frame_has_none():
+    assert rates(np.array([1.0, 1.5, 1.75])).tolist()[1:] == [[0.5], [0.25]]
+    assert rates(np.array([1.0, 1.5])).isnan().tolist() == [[True], [False]]
+
+
+def test_motion_is_the_difference_of_neighbouring_latents():
+    latents = torch.stack([torch.zeros(2, 3, 3), torch.ones(2, 3, 3), torch.full((2, 3, 3), 0.5)])
+    assert motion(latents)[1:].tolist() == [[1.0], [0.5]] and motion(latents)[0].isnan()
+
+
+def test_a_window_is_told_what_the_table_beside_its_clip_says(tmp_path):
+    source, entry = clip_with(tmp_path / "clips", [(i / 100, 0.5) for i in range(12)])
+    told = ClipConditions(source, {"action": ACTION, "rate": ConditionConfig(derive="rate", range=[(0.05, 0.5)])})
+    assert told.why_absent(entry) is None
+    found = told.of(entry, (1, 3, 5), torch.zeros(3, 4, 2, 2))
+    torch.testing.assert_close(found["action"], torch.tensor([[0.005, 0.5], [0.025, 0.5], [0.045, 0.5]]))
+    torch.testing.assert_close(found["rate"][1:], torch.full((2, 1), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "0 tables of conditions beside it; give one, a.csv or a.parquet"),
+        ([(0, 0)] * 11, "11 rows and its clip 12 frames"),
+        ([(0, "fast")] * 12, "column gas holds 'fast', which is no number"),
+        ([(0, "inf")] * 12, "not finite"),
+    ],
+)
+def test_a_clip_whose_table_cannot_be_used_says_why(tmp_path, rows, said):
+    source, entry = clip_with(tmp_path / "clips", rows)
+    assert said in ClipConditions(source, {"action": ACTION}).why_absent(entry)
+
+
+def test_a_missing_column_names_those_that_are_there(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="t.csv.*no column c; its columns are a, b"):
+        read_table(tmp_path / "t.csv", ["a", "c"])
+
+
+def test_an_empty_cell_is_not_known(tmp_path):
+    (tmp_path / "t.csv").write_text("\ufeffa\n1\n\n2\n", encoding="utf-8")  # csv passes over empty lines
+    assert read_table(tmp_path / "t.csv", ["a"])["a"].tolist() == [1.0, 2.0]
+    (tmp_path / "t.csv").write_text("a,b\n1,\n")
+    assert np.isnan(read_table(tmp_path / "t.csv", ["b"])["b"]).all()
+
+
+def test_parquet_is_read_and_its_vectors_are_columns(tmp_path):
+    table = pyarrow.table({"speed": [1.0, 2.0], "action": [[0.0, 0.1], [1.0, 1.1]]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", ["action.1", "speed"])
+    assert found["action.1"].tolist() == pytest.approx([0.1, 1.1]) and found["speed"].tolist() == [1.0, 2.0]
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="t.parquet"):
+        read_table(tmp_path / "t.parquet", ["a"])
+
+
+def test_a_condition_has_one_origin_and_a_range_for_its_channels():
+    for wrong in (
+        {"range": [(0, 1)]},
+        {"columns": ["a"], "derive": "rate", "range": [(0, 1)]},
+        {"columns": ["a", "b", "c"], "range": [(0, 1), (0, 1)]},
+        {"columns": ["a"], "range": [(1, 0)]},
+    ):
+        with pytest.raises(ValueError):
+            ConditionConfig(**wrong)

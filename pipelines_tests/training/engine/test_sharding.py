@@ -1,0 +1,240 @@
+"""What accelerate's configurations say, and what the trainer makes of it; the runs themselves are in `test_shared_runs.py`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
+from diffusers_mardini.video_io import write_video
+from pipelines_tests.training.test_train_mardini import make_config
+from training.config.schema import OptimizerConfig
+from training.engine.ema import AveragedWeights
+from training.engine.optimizers import make_optimizers
+from training.engine.sharding import _unsupported, make_accelerator, sharding_plugin
+from training.zero import _problems, engine_settings, zero_plugin, zero_problems
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "training/configs/accelerate").glob("*.yaml"))
+KINDS = {
+    "single": (DistributedType.NO, 1),
+    "cpu2": (DistributedType.MULTI_GPU, 2),
+    "ddp": (DistributedType.MULTI_GPU, 8),
+    "fsdp2": (DistributedType.FSDP, 8),
+    "fsdp2_keep_parameters": (DistributedType.FSDP, 8),
+    "deepspeed_zero2": (DistributedType.DEEPSPEED, 8),
+}
+
+
+def launcher_arguments(config: Path):
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(config), "-m", "training.train_mardini", "c.yaml"]
+    )
+    return _validate_launch_command(arguments)[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_accelerate_configuration_loads_and_says_what_the_launcher_knows(path):
+    config = load_config_from_file(str(path))
+    assert (config.distributed_type, config.num_processes) == KINDS[path.stem]
+    assert path.read_text().startswith("# ") and config.mixed_precision is None  # precision is the run's
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    file = yaml.safe_load(path.read_text())
+    given = file.get("fsdp_config", {}) | file.get("deepspeed_config", {})
+    assert given.keys() <= known.keys()
+    arguments = launcher_arguments(path)
+    assert arguments.num_processes == KINDS[path.stem][1] and arguments.use_fsdp == path.stem.startswith("fsdp2")
+    assert arguments.use_deepspeed == path.stem.startswith("deepspeed")
+    assert arguments.multi_gpu == (
+        path.stem in ("cpu2", "ddp")
+    )  # the launcher starts several processes for this or FSDP only
+
+
+def test_all_configurations_are_named_in_the_docs():
+    text = (ROOT / "docs/training.md").read_text()
+    assert KINDS.keys() == {path.stem for path in CONFIGS}
+    assert all(f"{path.name}" in text for path in CONFIGS)
+
+
+@pytest.mark.parametrize("name, reshards", [("fsdp2", True), ("fsdp2_keep_parameters", False)])
+def test_what_the_launcher_hands_on_is_what_the_trainer_honours(name, reshards, monkeypatch):
+    for key, value in prepare_multi_gpu_env(
+        launcher_arguments(ROOT / f"training/configs/accelerate/{name}.yaml")
+    ).items():
+        if key.startswith(("FSDP", "ACCELERATE_USE")):
+            monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is reshards and _unsupported(plugin) == []
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: 1; set it to 2"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "activation_checkpointing.*gradient_checkpointing: true"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "offload_params"),
+        ("FSDP_IGNORED_MODULES", "head", "ignored_modules"),
+    ],
+)
+def test_settings_of_fsdp_that_the_trainer_does_not_honour_are_named(variable, value, message, monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(variable, value)
+    (problem,) = _unsupported(FullyShardedDataParallelPlugin())
+    assert re.search(message, problem)
+
+
+def zero_settings(monkeypatch, **changes: str) -> DeepSpeedPlugin:
+    """accelerate's plugin as the trainer finds it, started with deepspeed_zero2.yaml and some changed variables."""
+    arguments = launcher_arguments(ROOT / "training/configs/accelerate/deepspeed_zero2.yaml")
+    arguments.deepspeed_fields_from_accelerate_config = "zero_stage"  # as `launch_command` adds it
+    for key, value in {**prepare_deepspeed_cmd_env(arguments)[1], **changes}.items():
+        if key.startswith("ACCELERATE_"):
+            monkeypatch.setenv(key, value)
+    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
+    return DeepSpeedPlugin()
+
+
+def test_what_the_launcher_hands_on_of_deepspeed_is_what_the_trainer_honours(monkeypatch):
+    plugin = zero_settings(monkeypatch)
+    assert plugin.zero_stage == 2
+    found = _problems(plugin, OptimizerConfig())
+    assert [problem.split(";")[0] for problem in found] == (
+        [] if find_spec("deepspeed") else ["deepspeed is not installed"]
+    )
+    settings = engine_settings(plugin.zero_stage, OptimizerConfig(max_grad_norm=0.5), bf16=True)
+    assert settings["zero_optimization"]["stage"] == 2 and settings["gradient_clipping"] == 0.5
+    assert settings["torch_autocast"]["enabled"] and not {"bf16", "fp16", "optimizer", "scheduler"} & settings.keys()
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "zero_stage: 3; use .*fsdp2.yaml"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0", "zero_stage: 0; set it to 1 or 2"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "gradient_clipping.*optimizer.max_grad_norm"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps.*`gradient_accumulation`"),
+    ],
+)
+def test_settings_of_deepspeed_that_the_trainer_does_not_honour_are_named(variable, value, message, monkeypatch):
+    plugin = zero_settings(monkeypatch, **{variable: value})
+    (problem,) = [text for text in _problems(plugin, OptimizerConfig()) if "not installed" not in text]
+    assert re.search(message, problem)
+
+
+def test_settings_of_deepspeed_in_a_file_of_its_own_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    file = {
+        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "ds.json"),
+    }
+    plugin = zero_settings(monkeypatch, **file)
+    assert any("deepspeed_config_file; leave it out" in text for text in _problems(plugin, OptimizerConfig()))
+
+
+def test_muon_under_deepspeed_is_refused_with_the_way_out(monkeypatch):
+    found = _problems(zero_settings(monkeypatch), OptimizerConfig(name="muon"))
+    assert re.search("needs whole matrices.*set adamw, or use .*fsdp2.yaml", found[-1])
+
+
+def test_accelerate_is_not_told_of_deepspeed_and_one_process_shares_nothing(monkeypatch):
+    zero_settings(monkeypatch)
+    with pytest.raises(ValueError, match="this program does not train under DeepSpeed"):
+        make_accelerator(False)
+    accelerator = make_accelerator(False, deepspeed=True)
+    assert accelerator.distributed_type == DistributedType.NO
+    assert zero_plugin(accelerator) is None and zero_problems(accelerator, OptimizerConfig(name="muon")) == []
+    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
+    Accelerator(cpu=True)  # this process is one, whatever the environment says afterwards
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="started 2 processes, but this one sees 1.*ACCELERATE_USE_CPU=true"):
+        make_accelerator(False)
+
+
+def test_one_process_has_nothing_to_shard(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert sharding_plugin(Accelerator(cpu=True)) is None
+
+
+def test_the_fused_kernel_of_adamw_steps_as_the_plain_one():
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(7, 5) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    (fused,) = make_optimizers(models[0], OptimizerConfig(), 1e-2)
+    groups = [{**g, "params": list(p)} for g, p in zip(fused.param_groups, ([models[1].weight], [models[1].bias]))]
+    plain = torch.optim.AdamW([{**group, "fused": False} for group in groups])
+    assert all(group["fused"] for group in fused.param_groups) and not any(g["fused"] for g in plain.param_groups)
+    for _ in range(5):
+        batch = torch.randn(3, 7)
+        for model, optimizer in zip(models, (fused, plain)):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_averages_follow_the_weights_as_in_diffusers_and_can_stand_in_for_them():
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    ours, theirs = AveragedWeights(model, 0.9), EMAModel(model.parameters(), decay=0.9, foreach=True)
+    for _ in range(15):  # beyond the warm-up's (1 + n) / (10 + n), which reaches 0.6 here
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ours.update()
+        theirs.step(model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(ours.tensors.values(), theirs.shadow_params))
+    weights = [parameter.clone() for parameter in model.parameters()]
+    with ours.swapped():
+        assert all(torch.equal(p, average) for p, average in zip(model.parameters(), theirs.shadow_params))
+    assert all(torch.equal(p, weight) for p, weight in zip(model.parameters(), weights))
+    assert all(torch.equal(a, b) for a, b in zip(ours.tensors.values(), theirs.shadow_params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cpu2", "fsdp2"])
+def test_accelerate_launch_starts_two_processes_on_the_cpu_that_train_together(name, tmp_path):
+    """The documented command, with clips and an autoencoder of its own."""
+    torch.manual_seed(0)
+    for index in range(2):
+        frames = torch.randint(0, 255, (12, 32, 32, 3), dtype=torch.uint8).numpy()
+        write_video(tmp_path / "clips" / f"{index}.mp4", frames, 10)
+    AutoencoderPatchBasis().save_pretrained(tmp_path / "vae")
+    config = make_config(
+        data={"train": str(tmp_path / "clips"), "size": 32, "cache": str(tmp_path / "cache")},
+        vae=str(tmp_path / "vae"),
+    )
+    (tmp_path / "run.yaml").write_text(config.model_dump_json())  # JSON is YAML
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"training/configs/accelerate/{name}.yaml"),
+            "--num_processes", "2", "-m", "training.train_mardini", str(tmp_path / "run.yaml"),
+        ],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 process(es)" in result.stdout
+    folder = tmp_path / "runs" / "test"
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["windows_seen"] == 8 * 2 * 2  # steps, windows, processes
+    assert MarDiniPipeline.from_pretrained(folder / "pipeline").config.planner_downscale == 2

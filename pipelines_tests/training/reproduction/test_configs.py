@@ -1,0 +1,76 @@
+"""The comparisons of docs/results/ are fair: what must be equal is, by their configurations."""
+
+from pathlib import Path
+
+import pytest
+
+from training.config.layers import load_config
+from training.plan import make_plan
+from training.costs import whole_models
+
+
+CONFIGS = Path("training/configs/reproduction")
+
+
+def config(name):
+    """Without compiled blocks, and without the run that it goes on from, which is not there."""
+    found = load_config(CONFIGS / f"{name}.yaml").for_processes(1)
+    stages = [stage.model_copy(update={"compile": False}) for stage in found.stages]
+    return found.model_copy(update={"stages": stages, "init_from": None})
+
+
+def windows(name):
+    return sum(stage.steps * stage.batch_size for stage in config(name).stages)
+
+
+def parameters(name):
+    models = whole_models(config(name))
+    return sum(p.numel() for part in ("planner", "transformer") for p in models[part].parameters())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_all_see_the_same_clips_through_the_same_autoencoder_at_the_same_pace(name):
+    found, pair = config(name), config("pair")
+    assert (found.data.train, found.data.validation, found.data.size, found.vae, found.seed) == (
+        pair.data.train, pair.data.validation, pair.data.size, pair.vae, pair.seed
+    )  # fmt: skip
+    assert {stage.num_frames for stage in found.stages} == {9} and all(s.strides == {2: 1.0} for s in found.stages)
+
+
+def test_the_models_of_table_2_see_equally_many_windows():
+    names = ("pair", "large_pair", "planner_alone", "transformer_alone")
+    assert {windows(name) for name in names} == {14_000}
+
+
+def test_the_large_pair_differs_by_its_planner_alone():
+    small, large = config("pair"), config("large_pair")
+    assert small.stages == large.stages and small.optimizer == large.optimizer
+    assert {**small.transformer, "planning_dim": 256} == large.transformer
+
+
+def test_full_attention_differs_from_identity_attention_in_nothing_else():
+    identity, full = config("identity_attention"), config("full_attention")
+    unlike = {"identity_attention": False}
+    assert full.planner == {**identity.planner, **unlike} and full.transformer == {**identity.transformer, **unlike}
+    same = {"planner": identity.planner, "transformer": identity.transformer}
+    assert full.model_copy(update=same) == identity
+
+
+def test_constant_ratios_differ_from_the_falling_one_in_the_ratio_alone():
+    falling = config("falling_ratio")
+    for name, stage in (("constant_ratio", 0), ("low_ratio", -1)):
+        kept = {"reference_ratio": falling.stages[stage].reference_ratio}
+        assert [stage.model_copy(update=kept) for stage in falling.stages] == config(name).stages
+    ratios = [stage.reference_ratio for stage in falling.stages]
+    assert ratios == sorted(ratios, reverse=True) and len(set(ratios)) == 3
+
+
+def test_the_balanced_sizes_have_equally_many_parameters():
+    counts = [parameters(name) for name in ("pair", "planner_heavy", "transformer_heavy")]
+    assert max(counts) < 1.01 * min(counts)
+
+
+def test_the_last_stage_alone_costs_what_the_curriculum_does():
+    plans = [make_plan(config(name), 1, "single", with_data=False) for name in ("pair", "direct")]
+    cost = [sum(stage.operations for stage in plan.stages) for plan in plans]
+    assert cost[1] == pytest.approx(cost[0], rel=0.01)

@@ -1,0 +1,122 @@
+"""Which clips a stage uses, and why it leaves the others out, in numbers: printed by `plan.py`, kept by a run as `census.json`.
+
+Clips get their buckets in `data/buckets.py`; what decoding said of them is in `data/manifest.py`.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.config.schema import RunConfig
+from training.data.buckets import Census, Sampling
+from training.data.failures import shown
+from training.data.manifest import Manifest, default_path, make_manifest
+from training.data.order import num_starts
+from training.data.sources import Source, open_source
+from training.locks import turn_to_write
+
+
+@dataclass(frozen=True)
+class BucketCensus:
+    """One bucket: its shape, its clips, those of them that it enlarges, and its share of the stage's batches."""
+
+    height: int
+    width: int
+    frames: int
+    clips: int
+    enlarged: int
+    share: float
+
+
+@dataclass(frozen=True)
+class StageCensus:
+    """What a stage finds in a source.
+
+    Attributes:
+        buckets: those of the stage, empty ones too.
+        windows: how many different windows there are, by the distance of their frames ("stride 2", "8 frames per second").
+        left_out: reasons by clip.
+    """
+
+    buckets: tuple[BucketCensus, ...]
+    windows: dict[str, int]
+    left_out: dict[str, str]
+
+    @classmethod
+    def of(cls, census: Census, sampling: Sampling, batch: int) -> "StageCensus":
+        """Counts where the clips went; `batch` is the number of windows of a step, of all processes."""
+        batches = [math.ceil(len(clips) / batch) for clips in census.clips]
+        buckets = tuple(
+            BucketCensus(
+                *bucket.size,
+                bucket.frames,
+                len(clips),
+                sum(entry.height < bucket.height or entry.width < bucket.width for entry in clips),
+                number / max(1, sum(batches)),
+            )
+            for bucket, clips, number in zip(census.buckets, census.clips, batches)
+        )
+        windows = {
+            str(rate): sum(
+                num_starts(entry, bucket.frames, rate)
+                for bucket, clips in zip(census.buckets, census.clips)
+                for entry in clips
+            )
+            for rate in sampling.rates
+        }
+        return cls(buckets, windows, census.left_out)
+
+    @property
+    def clips(self) -> int:
+        return sum(bucket.clips for bucket in self.buckets)
+
+    def lines(self, seen: int | None = None, most_reasons: int | None = None) -> list[str]:
+        """In words.
+
+        Args:
+            seen: windows that the stage draws; told as passes over the windows that there are.
+            most_reasons: how many of the clips left out are named; all of them unless given.
+        """
+        windows = ", ".join(f"{count:,} windows at {rate}" for rate, count in self.windows.items())
+        most = max(self.windows.values())
+        passes = f", each seen {seen / most:.3g} times" if seen and most else ""
+        lines = [f"{self.clips:,} clips, {windows}{passes}; left out: {len(self.left_out):,}"]
+        for bucket in self.buckets:
+            enlarged = f", {bucket.enlarged:,} of them enlarged" if bucket.enlarged else ""
+            lines.append(
+                f"  {bucket.height}x{bucket.width}, {bucket.frames} frames: {bucket.clips:,} clips{enlarged}, "
+                f"{bucket.share:.0%} of the batches"
+            )
+        reasons = list(self.left_out.items())
+        lines += [f"  {clip}: {reason}" for clip, reason in reasons[:most_reasons]]
+        if most_reasons is not None and len(reasons) > most_reasons:
+            lines.append(f"  and {len(reasons) - most_reasons:,} more")
+        return lines
+
+
+def open_clips(config: RunConfig, spec: str) -> Source:
+    """A source of the run, `data.train` or `data.validation`; `ValueError` if nothing of the kind is there."""
+    return open_source(spec, config.data.picture_fps)
+
+
+def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
+    """Return what decoding says of every clip of a source, on all cores, as far as it is not known; one program at a time.
+
+    What the source passes over, as being no clip, is printed.
+
+    Args:
+        config: says where the manifest lies.
+        source: of the clips.
+        stop: asked between clips, for a reason to stop.
+
+    Raises:
+        ValueError: if there is no clip.
+        Stopped: if there was a reason to stop.
+    """
+    path = default_path(source.spec, config.data.manifests)
+    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
+        manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
+    if manifest.notes:
+        print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
+    return manifest

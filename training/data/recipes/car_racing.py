@@ -1,0 +1,225 @@
+"""Unlimited driving clips that anyone can make: Gymnasium's CarRacing-v3, seeded tracks, a scripted driver.
+
+    python -m training.data.recipes.car_racing OUT --clips 600 --first-seed 0
+
+writes a folder of mp4, the actions beside each, and `metadata.jsonl`. `--drivers varied` drives at all speeds and leaves the
+road, too, for models that are told how to drive. `--palette desert` paints road and grass otherwise: the same tracks as another domain, to adapt a model
+to. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a folder back is the business of `training/data/clips.py`.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from diffusers_mardini.video_io import write_video
+from training.data.recipes.car_racing_drivers import WARM_UP_STEPS, Driver, Road, VariedDriver
+from training.data.recipes.car_racing_pixel_driver import PixelDriver
+from training.data.metadata import write_metadata
+
+
+STEPS_PER_FRAME = 2
+FPS = 25  # the simulator makes 50 steps a second
+ROWS = 84  # of 96: below them the simulator draws its score bar
+MAX_ATTEMPTS = 12
+ACTION_NAMES = ("steering", "gas", "brake")  # in [-1, 1], [0, 1] and [0, 1]; columns of the file beside each clip
+DRIVERS = {"careful": Driver, "varied": VariedDriver, "pixels": PixelDriver}
+SOURCE = "gymnasium CarRacing-v3 (training/data/recipes/car_racing.py)"
+LICENSE = "own recording of Gymnasium (MIT)"
+
+# Road, ground and the squares of grass on it, in RGB up to 255, as Gymnasium's attributes are called; the first are its own colours.
+PALETTES = {
+    "meadow": {"road_color": (102, 102, 102), "bg_color": (102, 204, 102), "grass_color": (102, 230, 102)},
+    "desert": {"road_color": (92, 66, 60), "bg_color": (214, 178, 118), "grass_color": (236, 202, 140)},
+}
+
+
+def drive(env, seed: int, num_frames: int, kind: type = Driver) -> tuple[np.ndarray, np.ndarray, Driver, int]:
+    """Drive one clip on the track of `seed`, trying other drivers of a kind on it until one does not give up.
+
+    Returns:
+        Frames, `uint8` shaped `(num_frames, 84, 96, 3)`; actions, `(num_frames, 3)`, each the mean of what was done in the
+        interval that leads to its frame; the driver; and how many attempts it took.
+
+    Raises:
+        ValueError: if all of `MAX_ATTEMPTS` drivers give up.
+    """
+    rng = np.random.default_rng(seed)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        driver = kind.draw(rng)
+        driven = _attempt(env, seed, driver, rng, num_frames)
+        if driven is not None:
+            return *driven, driver, attempt
+    raise ValueError(f"seed {seed}: none of {MAX_ATTEMPTS} drivers stayed on the road")
+
+
+def _attempt(
+    env, seed: int, driver: Driver, rng: np.random.Generator, num_frames: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    from gymnasium.envs.box2d.car_dynamics import Car
+
+    env.drawn = False
+    env.reset(seed=seed)
+    start = int(driver.start * len(env.track)) % len(env.track)
+    # The simulator always starts at the same place of a lap; laps would then be seen from their first corner only.
+    env.car.destroy()
+    env.car = Car(env.world, *env.track[start][1:4])
+
+    hands = driver.at_wheel(Road(env.track, start), rng)
+    sees = getattr(hands, "needs_pictures", False)
+    frames, actions = [], []  # of the steps that are kept; of all steps
+    for step in range(WARM_UP_STEPS + STEPS_PER_FRAME * num_frames):
+        action = hands.act(env.car.hull, step)
+        if action is None:
+            return None
+        kept = step >= WARM_UP_STEPS and (step - WARM_UP_STEPS) % STEPS_PER_FRAME == 0
+        env.drawn = kept or sees
+        observation, _, terminated, truncated, _ = env.step(np.array(action, dtype=np.float32))
+        if terminated or truncated:
+            return None
+        actions.append(action)
+        if sees:
+            hands.picture = observation
+        if kept:
+            frames.append(observation[:ROWS])
+    leading = np.array(actions)[
+        WARM_UP_STEPS - STEPS_PER_FRAME + 1 :
+    ]  # the first interval begins a frame before the clip
+    leading = leading[: STEPS_PER_FRAME * num_frames].reshape(num_frames, STEPS_PER_FRAME, len(ACTION_NAMES))
+    return np.stack(frames), leading.mean(axis=1)
+
+
+def _make_env(palette: str):
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        from gymnasium.envs.box2d.car_racing import CarRacing
+    except ImportError as error:
+        raise SystemExit(
+            f"CarRacing needs Gymnasium with Box2D ({error}); install the extra: pip install -e '.[sim]'"
+        ) from error
+
+    class SparselyDrawnCarRacing(CarRacing):
+        """CarRacing-v3 that draws only the steps that are kept: drawing is nine tenths of its time."""
+
+        drawn = True
+
+        def _render(self, mode):
+            return super()._render(mode) if self.drawn else None
+
+    env = SparselyDrawnCarRacing(continuous=True)
+    for name, color in PALETTES[palette].items():
+        setattr(env, name, np.array(color))
+    return env
+
+
+_ENV = None  # one simulator for each worker process; a process records in one palette
+
+
+def _record(job: tuple[int, int, Path, str, str]) -> dict:
+    global _ENV
+    seed, num_frames, folder, palette, drivers = job
+    _ENV = _ENV or _make_env(palette)
+    name = f"carracing_{seed:06d}.mp4"
+    try:
+        frames, actions, driver, attempts = drive(_ENV, seed, num_frames, DRIVERS[drivers])
+    except ValueError as error:
+        return {"file_name": name, "skipped": str(error)}
+    write_video(folder / name, frames, FPS, crf=10)
+    _write_actions((folder / name).with_suffix(".csv"), actions)
+    return {
+        "file_name": name,
+        "seed": seed,
+        "fps": FPS,
+        "num_frames": num_frames,
+        "width": frames.shape[2],
+        "height": frames.shape[1],
+        "drivers": drivers,
+        "driver": asdict(driver),
+        "attempts": attempts,
+        "palette": palette,
+        "source": SOURCE,
+        "license": LICENSE,
+    }
+
+
+def _write_actions(path: Path, actions: np.ndarray) -> None:
+    """Write the actions beside a clip, one line for each frame."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(ACTION_NAMES)
+        writer.writerows([f"{value:.4g}" for value in row] for row in actions.tolist())
+
+
+def record(
+    folder: Path,
+    clips: int,
+    first_seed: int,
+    num_frames: int,
+    workers: int,
+    palette: str = "meadow",
+    drivers: str = "careful",
+) -> list[dict]:
+    """Record clips with the seeds `first_seed …` into `folder`, each with its actions in a CSV beside it; return the lines of
+    `metadata.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "metadata.jsonl").exists():
+        raise SystemExit(f"'{folder}' already holds recorded clips; give another folder or delete it first")
+    jobs = [(seed, num_frames, folder, palette, drivers) for seed in range(first_seed, first_seed + clips)]
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _Here() as pool:
+        for row in pool.imap(_record, jobs):
+            rows.append(row)
+            if len(rows) % 50 == 0:
+                print(f"{len(rows)} of {clips} clips", flush=True)
+    skipped = [row for row in rows if "skipped" in row]
+    rows = [row for row in rows if "skipped" not in row]
+    for row in skipped:
+        print(f"left out {row['file_name']}: {row['skipped']}")
+    write_metadata(folder, rows)
+    print(f"{len(rows)} clips ({len(skipped)} left out) lie in {folder}")
+    return rows
+
+
+class _Here:
+    """A pool of no processes."""
+
+    imap = staticmethod(map)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--clips", type=int, default=600)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=64, help="frames of each clip, 25 a second")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--palette", choices=PALETTES, default="meadow", help="colours of road and grass")
+    parser.add_argument(
+        "--drivers", choices=DRIVERS, default="careful",
+        help="careful stays on the road; varied drives at all speeds and leaves it; pixels sees only the picture, for tests",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    record(
+        arguments.out,
+        arguments.clips,
+        arguments.first_seed,
+        arguments.frames,
+        arguments.workers,
+        arguments.palette,
+        arguments.drivers,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""LoRA weights on the models of a trained pipeline: which layers they change, how they get there, and the folder they become.
+
+A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and whatever a run learns, averages and keeps in its
+checkpoints are the parameters that are not (`optimizers.learned`). Loading the result is `diffusers_mardini.loaders`'.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from diffusers_mardini import (
+    MarDiniPipeline,
+    MarDiniPlannerTransformer3DModel,
+    MarDiniScheduler,
+    MarDiniTransformer3DModel,
+)
+
+from training.config.schema import AdapterConfig, RunConfig, shaping_fields
+from training.engine.ema import AveragedWeights
+from training.engine.optimizers import learned
+from training.engine.sharding import gather, sharding_plugin
+from training.zero import zero_plugin
+
+
+ADAPTER = "default"  # peft's name of the adapter within the models
+PARTS = ("planner", "transformer")
+_LAYERS = {
+    "attention": r"transformer_blocks\.\d+\.\w*attn\.(to_q|to_k|to_v|to_out\.0)",
+    "linear": r"transformer_blocks\.\d+\..+",
+}
+# Named sets of layers, as regular expressions for `<part>.<name within it>`; only linear layers are ever adapted.
+TARGETS = {
+    f"{part}-{kind}": rf"{name}\.{layers}"
+    for part, name in (("planner", "planner"), ("transformer", "transformer"), ("both", "(planner|transformer)"))
+    for kind, layers in _LAYERS.items()
+}
+QUANTIZED = {"int8": "Int8WeightOnlyConfig"}  # `base_dtype` to the name of torchao's own configuration
+
+
+def base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of planner, transformer and scheduler of a trained pipeline, and `pipeline`, its own settings.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return {part: dict(arguments) for part, arguments in _base_arguments(str(pipeline)).items()}
+
+
+@cache
+def _base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
+    try:
+        configs = {
+            "planner": MarDiniPlannerTransformer3DModel.load_config(pipeline, subfolder="planner"),
+            "transformer": MarDiniTransformer3DModel.load_config(pipeline, subfolder="transformer"),
+            "scheduler": MarDiniScheduler.load_config(pipeline, subfolder="scheduler"),
+            "pipeline": MarDiniPipeline.load_config(pipeline),
+        }
+    except OSError as error:
+        raise ValueError(
+            f"`init_from` is {pipeline!r}, where no pipeline can be read ({' '.join(str(error).split())[:200]}); give the folder or Hub id of "
+            "one, such as checkpoints/mardini-tiny-carracing"
+        ) from error
+    return {part: {k: v for k, v in config.items() if not k.startswith("_")} for part, config in configs.items()}
+
+
+def matched_layers(models: Mapping[str, nn.Module], targets: str) -> dict[str, list[str]]:
+    """Names of the linear layers that are adapted, by part; parts without one are left out.
+
+    Args:
+        models: `planner` and `transformer`.
+        targets: a key of `TARGETS`, or a regular expression for whole names that begin with the part's.
+
+    Raises:
+        ValueError: if there is none, with the nearest names.
+    """
+    linear = [
+        (part, name)
+        for part in PARTS
+        for name, module in models[part].named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    pattern = re.compile(TARGETS.get(targets, targets))
+    matched: dict[str, list[str]] = {}
+    for part, name in linear:
+        if pattern.fullmatch(f"{part}.{name}"):
+            matched.setdefault(part, []).append(name)
+    if not matched:
+        near = _nearest(targets, [f"{part}.{name}" for part, name in linear])
+        raise ValueError(
+            f"lora.targets is {targets!r}, which is no linear layer's whole name; the nearest are {', '.join(near)}. Named sets are "
+            f"{', '.join(TARGETS)}"
+        )
+    return matched
+
+
+def _nearest(targets: str, layers: list[str]) -> list[str]:
+    """Named sets like `targets` or, for a pattern of names, a layer for each of the nearest last parts of a name."""
+    if "." not in targets:
+        return difflib.get_close_matches(targets, TARGETS, n=3, cutoff=0)
+    ends = {name.rpartition(".")[2] if not name.endswith(".0") else "to_out.0": name for name in reversed(layers)}
+    last = re.sub(r"[^\w]", "", re.split(r"\.[*+]?", targets)[-1])
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=3, cutoff=0)]
+
+
+def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
+    """Freezes `planner` and `transformer` and gives their matched layers new LoRA weights in float32, the same on every process.
+
+    Raises:
+        ValueError: if no layer matches.
+    """
+    from peft import LoraConfig
+
+    matched = matched_layers(models, lora.targets)  # before anything is changed
+    models.requires_grad_(False)
+    torch.manual_seed(seed)  # initialization only
+    for part, names in matched.items():
+        models[part].add_adapter(
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=names, lora_dropout=lora.dropout,
+                use_rslora=lora.rslora, use_dora=lora.dora,
+            ),
+            adapter_name=ADAPTER,
+        )  # fmt: skip
+    for parameter in learned(models).values():
+        parameter.data = parameter.data.float()  # peft follows the base's dtype, in which small steps are lost
+    models.train()  # `from_pretrained` switches dropout off
+
+
+def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
+    """What `from_pretrained` needs to hold frozen weights as `base_dtype` says.
+
+    Raises:
+        ValueError: if torchao has to be installed first.
+    """
+    if lora.base_dtype not in QUANTIZED:
+        return {"torch_dtype": torch.float32 if lora.base_dtype == "float32" else torch.bfloat16}
+    try:
+        import torchao.quantization
+    except ImportError as error:
+        raise ValueError(
+            f"lora.base_dtype is {lora.base_dtype}, which needs torchao ({error}); `pip install torchao`, or set it to bf16"
+        ) from error
+    from diffusers import TorchAoConfig
+
+    quantization = TorchAoConfig(getattr(torchao.quantization, QUANTIZED[lora.base_dtype])())
+    return {"torch_dtype": torch.bfloat16, "quantization_config": quantization}
+
+
+def refuse_shards(accelerator: Accelerator) -> None:
+    """Raises `ValueError` where processes would share the weights: an adapter's are few, and the frozen ones are not sharded here."""
+    if sharding_plugin(accelerator) is not None or zero_plugin(accelerator) is not None:
+        raise ValueError(
+            "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or cpu2.yaml) instead of "
+            "FSDP or DeepSpeed, and lora.base_dtype bf16 or int8 where the weights do not fit"
+        )
+
+
+def fingerprints(models: nn.ModuleDict) -> dict[str, str]:
+    """SHA-256 of the frozen weights by `init_from.<model>`: an adapter is only what it is on top of these."""
+    found = {}
+    for part, model in models.items():
+        digest = hashlib.sha256()
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                tensor = parameter.data  # quantized ones are of a class of their own, with several tensors inside
+                tensor = tensor if type(tensor) is torch.Tensor else tensor.dequantize()
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found[f"init_from.{part}"] = digest.hexdigest()[:16]
+    return found
+
+
+def export_adapter(
+    folder: Path, config: RunConfig, models: nn.ModuleDict, averages: AveragedWeights, accelerator: Accelerator
+) -> Path:
+    """Saves the averaged adapter as a folder that `pipe.load_lora_weights` takes; whole or absent.
+
+    Every process must call it; the main one writes.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    tensors = gather(averages.tensors, accelerator)
+    if accelerator.is_main_process:
+        arguments: dict[str, Any] = {}
+        for part in PARTS:
+            if ADAPTER in getattr(models[part], "peft_config", {}):
+                own = {
+                    name.removeprefix(f"{part}."): tensor.to(getattr(torch, config.save_dtype))
+                    for name, tensor in tensors.items()
+                    if name.startswith(f"{part}.")
+                }
+                arguments[f"{part}_lora_layers"] = get_peft_model_state_dict(models[part], own, ADAPTER)
+                arguments[f"{part}_lora_adapter_metadata"] = models[part].peft_config[ADAPTER].to_dict()
+        temporary = folder.with_name(f".{folder.name}.partial")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        MarDiniPipeline.save_lora_weights(
+            temporary,
+            **arguments,
+            base_model=config.init_from,
+            training_config=shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+@contextlib.contextmanager
+def adapter_loaded(pipe: MarDiniPipeline, folder: str | Path) -> Iterator[None]:
+    """Within, the pipeline has the adapter of a folder or Hub id; afterwards it is what it was, bit for bit."""
+    pipe.load_lora_weights(str(folder))
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
+
+
+def summary(names: list[str]) -> list[str]:
+    """Names of layers with equal ones of several blocks as one: `transformer_blocks.0-5.attn.to_q`."""
+    blocks: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        before, number, after = re.fullmatch(r"(?:(.*?)\.(\d+)\.)?(.*)", name).groups()
+        blocks.setdefault((before or "", after), []).extend([int(number)] if number else [])
+    told = []
+    for (before, after), numbers in blocks.items():
+        runs = f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else "".join(map(str, numbers))
+        whole = len(numbers) <= 1 or len(numbers) == max(numbers) - min(numbers) + 1
+        told.append(".".join(filter(None, (before, runs if whole else ",".join(map(str, numbers)), after))))
+    return told

@@ -1,0 +1,201 @@
+"""Between a run and its checkpoints: what is saved, gathered from all processes, and what a resumed run may differ in.
+
+A checkpoint holds whole tensors, whichever way the processes shared them: one made by two processes under FSDP2 is read by
+one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from training.config.schema import RunConfig, StageConfig, default_of, shaping_fields
+from training.engine.ema import AveragedWeights
+from training.engine.gradient_steps import Learner
+from training.engine.optimizers import learned
+from training.engine.sharding import gather, sharded_like
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Args:
+        stage, step: the stage's name and how many of its steps are done.
+        global_step, windows_seen: over all stages.
+        attempt: how often the run has gone back.
+        skipped: steps that were left out as not finite: in all, and in a row.
+    """
+
+    stage: str
+    step: int
+    global_step: int = 0
+    windows_seen: int = 0
+    attempt: int = 0
+    skipped: tuple[int, int] = (0, 0)
+
+
+_STATE = (*(field.name for field in fields(Position)), "ema_steps", "shaped_by")
+
+
+class SavedState:
+    """The checkpoints of a run.
+
+    Args:
+        config: the run, resolved for its processes.
+        accelerator: the processes; all call every method.
+        models: planner, transformer and head, sharded or not; frozen weights are not saved.
+        averages: of their weights.
+        folder: of the checkpoints.
+        windows_per_step: of a stage, over all processes.
+        allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
+        frozen: fingerprints of weights that are used and not saved, by key of the configuration: they have to be the same when a run goes on.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        models: torch.nn.ModuleDict,
+        averages: AveragedWeights,
+        folder: Path,
+        windows_per_step: Callable[[StageConfig], int],
+        allow_change: Sequence[str] = (),
+        frozen: Mapping[str, str] | None = None,
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.models = models
+        self.averages = averages
+        self.folder = folder
+        self.windows_per_step = windows_per_step
+        self.allow_change = allow_change
+        self.frozen = frozen or {}
+        self._loaded: Checkpoint | None = None  # until its optimizers are made
+
+    def save(self, position: Position, learner: Learner) -> None:
+        """Writes a checkpoint; the main process holds whole copies of weights, averages and moments in memory for it.
+
+        Raises:
+            CheckpointError: on every process, if the main one cannot write it.
+        """
+        moments, rest = learner.state()
+        checkpoint = Checkpoint(
+            gather(learned(self.models), self.accelerator),
+            gather(self.averages.tensors, self.accelerator),
+            moments,
+            rest,
+            {**asdict(position), "ema_steps": self.averages.updates, "shaped_by": self._shaped_by(position.stage)},
+        )
+        failure: list[CheckpointError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints)
+            except CheckpointError as error:
+                failure = [error]
+        self._fail_together(failure)
+
+    def load(self, start_at: str | None) -> Position:
+        """Puts weights and averages of the newest checkpoint in place; `load_optimizers` does so with the rest, once they are made.
+
+        Returns:
+            where it stands; without a checkpoint, the beginning of `start_at` or of the first stage.
+
+        Raises:
+            ValueError: if the checkpoint was trained with another configuration, or `start_at` does not fit it.
+            CheckpointError: if it is damaged.
+        """
+        stages = self.config.stages
+        names = [stage.name for stage in stages]
+        path = newest_checkpoint(self.folder)
+        if path is None:
+            if start_at is not None and self.config.init_from is None and start_at != names[0]:
+                raise ValueError(
+                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
+                    "the folder stages/<name> of another run"
+                )
+            first = names.index(start_at) if start_at else 0
+            return Position(names[first], 0, sum(stage.steps for stage in stages[:first]))
+        checkpoint = self._read(path)
+        state = checkpoint.state
+        self._check_configuration(path, state, names, start_at)
+        self._put_in_place(checkpoint)
+        self._loaded = checkpoint
+        self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
+        position = {field.name: state[field.name] for field in fields(Position)}
+        return Position(**{**position, "skipped": tuple(position["skipped"])})
+
+    def load_optimizers(self, learner: Learner) -> None:
+        """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
+        if self._loaded is not None:
+            learner.load_state(self._loaded.moments, self._loaded.optimizers)
+            self._loaded = None
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Every process reads what it needs; the main one reads all, to check it."""
+        failure: list[CheckpointError | None] = [None]
+        checkpoint = None
+        try:
+            checkpoint = load_checkpoint(path, self.accelerator.is_main_process, _STATE)
+        except CheckpointError as error:
+            failure = [error]
+        self._fail_together(failure)
+        return checkpoint
+
+    def _fail_together(self, failure: list[CheckpointError | None]) -> None:
+        """Raises the main process's failure on all, so that no process waits for one that has failed."""
+        mine = failure[0]
+        broadcast_object_list(failure)
+        if (error := failure[0] or mine) is not None:
+            raise error
+
+    def _check_configuration(self, path: Path, state: dict, names: list[str], start_at: str | None) -> None:
+        if state["stage"] not in names:
+            raise ValueError(
+                f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
+                "use the configuration it was trained with, or another `name` for a new run"
+            )
+        if start_at is not None and names.index(state["stage"]) < names.index(start_at):
+            raise ValueError(
+                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
+                "another `name` and `init_from`"
+            )
+        now = self._shaped_by(state["stage"])
+        # A key that there was not yet when the checkpoint was written had its default.
+        then = {key: default_of(key) for key in now} | state["shaped_by"]
+        if then["mixed_precision"] == "auto":  # of a checkpoint that did not yet tell what that was
+            then["mixed_precision"] = now["mixed_precision"]
+        if "vae" not in state["shaped_by"]:  # of a checkpoint that did not yet tell it
+            then["vae"] = now.get("vae")
+        changed = [
+            f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
+            for key in sorted(then)
+            if now.get(key) != then[key] and key not in self.allow_change
+        ]
+        if changed:
+            raise ValueError(
+                "\n".join(
+                    [f"{path} was trained with another configuration:", *changed,
+                     "put these back, use another `name` for a new run, or accept them by name with --allow-change"]
+                )
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def _put_in_place(self, checkpoint: Checkpoint) -> None:
+        for name, parameter in learned(self.models).items():
+            parameter.copy_(sharded_like(checkpoint.weights[name], parameter))
+            self.averages.tensors[name].copy_(sharded_like(checkpoint.averages[name], parameter))
+        self.averages.updates = checkpoint.state["ema_steps"]
+
+    def _shaped_by(self, stage_name: str) -> dict:
+        """What the weights at this stage depend on; later stages may still be edited."""
+        names = [stage.name for stage in self.config.stages]
+        passed = self.config.stages[: names.index(stage_name) + 1]
+        shaped = shaping_fields(self.config, [stage.name for stage in passed])
+        shaped["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
+        shaped |= self.frozen
+        return shaped | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

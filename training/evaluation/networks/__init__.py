@@ -1,0 +1,1 @@
+"""Published networks that scores ask: LPIPS, Fréchet distances, VBench's consistencies, RIFE."""

@@ -1,0 +1,1 @@
+"""Pictures: charts with intervals, and contact sheets to judge by eye."""

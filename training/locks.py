@@ -1,0 +1,210 @@
+"""One process owns a folder that is written: a lock file says which, and for as long as it lives.
+
+Locks of the operating system are not to be trusted on network file systems, so the owner touches the file every few
+seconds instead. An owner on this machine is dead when its process is; one on another machine when the file was not
+touched for `SILENCE`.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from training.stopping import Stopped
+
+
+BEAT = 15.0  # seconds between two touches
+SILENCE = 300.0  # seconds without one, after which an owner on another machine is taken for dead
+
+
+class OwnedError(ValueError):
+    """Another process that lives owns what is to be written; says which."""
+
+
+class Owner:
+    """Own what a lock file stands for, within a `with`; whoever died without giving it back is followed.
+
+    Args:
+        path: the lock file; its folder is made.
+        what: is owned, in words.
+        wait: whether to wait until it is free instead of refusing.
+        stop: asked while waiting, for a reason to stop.
+
+    Raises:
+        OwnedError: if another process owns it, and it is not waited for.
+        Stopped: if there was a reason to stop.
+    """
+
+    def __init__(self, path: Path, what: str, wait: bool = False, stop: Callable[[], str | None] = lambda: None):
+        self.path = path
+        self.what = what
+        self.wait = wait
+        self.stop = stop
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._mine = json.dumps(
+            {**_this_process(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "id": uuid.uuid4().hex}
+        )
+
+    def __enter__(self) -> "Owner":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        told = False
+        while not self._take():
+            owner = self._read()
+            if not self.wait:
+                raise OwnedError(self._refusal(owner))
+            if reason := self.stop():
+                raise Stopped(reason)
+            if not told:
+                print(
+                    f"waiting for process {owner.get('pid', '?')} on {owner.get('host', '?')}, which writes "
+                    f"{self.what}"
+                )
+            told = True
+            time.sleep(1)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._read_text() == self._mine:
+            self.path.unlink(missing_ok=True)
+
+    def _take(self) -> bool:
+        """Whether this process owns it now."""
+        if self._create(self.path):
+            return True
+        if not self._is_dead():
+            return False
+        # One process at a time follows a dead one, or the second would take it from the first.
+        turn = self.path.with_name(f"{self.path.name}.turn")
+        if not self._create(turn):
+            with contextlib.suppress(OSError):
+                if self._age(turn) > SILENCE:  # of a process that died within the next lines
+                    turn.unlink()
+            return False
+        try:
+            if not self._is_dead():
+                return False
+            self.path.unlink(missing_ok=True)
+            return self._create(self.path)
+        finally:
+            turn.unlink(missing_ok=True)
+
+    def _create(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except (FileExistsError, PermissionError) as error:
+            if path.exists():  # Windows calls a file that is being deleted a matter of permission
+                return False
+            raise error
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(self._mine)
+        return True
+
+    def _is_dead(self) -> bool:
+        owner, me = self._read(), _this_process()
+        if owner.get("machine") == me["machine"]:
+            return not _is_alive(owner.get("pid"), owner.get("started"))
+        with contextlib.suppress(OSError):
+            return self._age(self.path) > SILENCE
+        return False
+
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched, by the clock of its file system, which other machines touch it by."""
+        probe = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - path.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _read_text(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+
+    def _read(self) -> dict[str, Any]:
+        """What the owner wrote; empty while it has not written yet."""
+        try:
+            owner = json.loads(self._read_text())
+        except ValueError:
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    def _refusal(self, owner: dict[str, Any]) -> str:
+        return (
+            f"{self.what} is being written by process {owner.get('pid', '(unknown)')} on "
+            f"{owner.get('host', 'an unknown machine')}, since {owner.get('since', 'a moment ago')}; wait until it "
+            "ends, or end it. A process that has died is followed at once on its own "
+            f"machine, after {SILENCE / 60:.0f} minutes without a sign of life elsewhere ({self.path})"
+        )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            found = self._read_text()
+            if found == self._mine:
+                with contextlib.suppress(OSError):  # a file system that is away for a while
+                    os.utime(self.path)
+            elif not found:  # deleted by hand
+                with contextlib.suppress(OSError):
+                    self._create(self.path)
+            elif '"id"' in found:
+                # This process was stopped for so long that another took it for dead; two may not write.
+                print(f"{self._refusal(self._read())}; this process ends without writing anything more", flush=True)
+                os._exit(1)
+
+
+@contextlib.contextmanager
+def turn_to_write(path: Path, what: str, stop: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Own what a lock file stands for, one process after the other; where nothing can be written there is nothing to
+    wait for."""
+    owner = Owner(path, what, wait=True, stop=stop)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(owner)
+        except OSError:
+            pass
+        yield
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+        "machine": _machine(),
+    }
+
+
+def _machine() -> str:
+    """What processes that see each other's numbers have in common: the host and, on Linux, the space of these numbers
+    (of a container)."""
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        return f"{socket.gethostname()} {Path('/etc/machine-id').read_text().strip()} {namespace}"
+    return f"{socket.gethostname()} {uuid.getnode():x}"
+
+
+def _is_alive(pid: Any, started: Any) -> bool:
+    """Whether the process runs that had this number when it began: numbers are given again."""
+    if not isinstance(pid, int):
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except (psutil.NoSuchProcess, TypeError, ValueError):
+        return False

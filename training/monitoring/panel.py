@@ -1,0 +1,286 @@
+"""What a run shows while it trains: a live panel on a terminal, plain lines elsewhere, and the times of `metrics.jsonl`.
+
+Nothing here waits for the device: losses are shown when the loop has read them for a line of `metrics.jsonl`, and times are those of
+a loop that waits for every step anyway, to ask whether it is finite.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from training.config.schema import RunConfig, StageConfig
+from training.monitoring.device_speed import measure_peak
+from training.monitoring.heldout_scores import SCORES
+from training.costs import count_operations, count_tokens, uses_bfloat16
+
+
+T = TypeVar("T")
+
+# What a line of `metrics.jsonl` says of time, and two runs of the same configuration differ in.
+TIMES = ("windows_per_second", "seconds", "waiting_seconds")
+
+MODELS = ("planner", "transformer")
+LINE_SECONDS = 10.0  # between two plain lines
+COUNT_AFTER_SECONDS = 10.0  # a shorter stage would spend more on the counting of its operations than on its steps
+
+
+@dataclass
+class _Speed:
+    """Of the steps between two lines of losses."""
+
+    windows: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+
+
+class Monitor:
+    """Follows a run; use it as a context, so that the terminal is left in order.
+
+    Args:
+        config: the run, in `steps` and `batch_size`.
+        accelerator: only its main process shows anything.
+        shares: of the batches of a stage, by bucket, where a stage has several; equal shares unless given.
+        console: where to; by default the standard output. It decides between the panel and lines.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        shares: Mapping[str, Sequence[float]] | None = None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.shares = shares or {}
+        self.console = console or Console()
+        self.clock = clock
+        self.live: Live | None = None
+        self.operations: dict[str, float] = {}  # of a step on this process, by stage, once counted
+        self.peak: float | None = None
+        self.losses: dict = {}
+        self.heldout: dict = {}
+        self.last_line = float("-inf")
+        self.refresh_seconds = 1.0  # between two drawings of the panel
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def begin_stage(self, stage: StageConfig, first_step: int, windows_per_step: int) -> None:
+        """A stage begins, or goes on, at `first_step`; `windows_per_step` counts all processes."""
+        self.stage = stage
+        self.first_step = self.step_number = first_step
+        self.windows_per_step = windows_per_step
+        self.began = self.line_at = self.refreshed = self.clock()
+        self.now, self.shown = _Speed(), _Speed()
+        self.losses = {}
+        self.tokens = {
+            name: self._mean(stage, lambda shape: count_tokens(self.config, shape)[name]) for name in MODELS
+        }
+        if self.accelerator.is_main_process and self.live is None and shows_panel(self.console):
+            self.live = Live(console=self.console, auto_refresh=False)
+            self.live.start()
+        self._refresh()
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; a step begins when the next one is asked for, and waits until it is there."""
+        batches = iter(batches)
+        while True:
+            self.step_began = self.clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.now.waiting += self.clock() - self.step_began
+            yield batch
+
+    def step(self) -> None:
+        """A step has ended; what follows until the next one (lines, held-out losses, checkpoints) does not count as its time."""
+        now = self.clock()
+        self.now.seconds += now - self.step_began
+        self.now.steps += 1
+        self.now.windows += self.windows_per_step
+        self.step_number += 1
+        if self.live is not None and now - self.refreshed >= self.refresh_seconds:
+            self._refresh()
+
+    def times(self) -> dict[str, float]:
+        """What a line of losses says of the steps since the last such line; `lap` gives the rest of `TIMES`."""
+        speed, self.shown, self.now = self.now, self.now, _Speed()
+        return {
+            "windows_per_second": round(speed.windows / speed.seconds, 3) if speed.seconds else 0.0,
+            "waiting_seconds": round(speed.waiting, 4),
+        }
+
+    def lap(self) -> float:
+        """Seconds since the last line of `metrics.jsonl`, or since the stage's begin."""
+        now = self.clock()
+        seconds, self.line_at = now - self.line_at, now
+        return round(seconds, 4)
+
+    def tell(self, record: dict) -> None:
+        """Shows a line of `metrics.jsonl`."""
+        if not self.accelerator.is_main_process:
+            return
+        if "heldout" in record:
+            self.heldout = record["heldout"]
+        elif "loss" in record:
+            self.losses = record
+            if not self.operations and self.clock() - self.began >= COUNT_AFTER_SECONDS:
+                self._count()
+        if self.live is not None:
+            self._refresh()
+        elif "heldout" in record or ("loss" in record and self._line_is_due()):
+            self._print(self.line("heldout" in record))
+
+    def reading(self) -> dict[str, str]:
+        """What there is to see, by label."""
+        speed, stage = self.shown, self.stage
+        per_second = speed.windows / speed.seconds if speed.seconds else None
+        tokens = {name: count for name, count in self.tokens.items() if count}
+        names = [each.name for each in self.config.stages]
+        stage_left, run_left = self._time_left()
+        return {
+            "stage": f"{names.index(stage.name) + 1} of {len(names)}: {stage.name}",
+            "step": f"{self.step_number:,} of {stage.steps:,}",
+            "loss": _number(self.losses.get("loss"), ".4f"),
+            "learning rate": _number(self.losses.get("learning_rate"), ".2e"),
+            "gradient norm": _number(self.losses.get("grad_norm"), ".3f"),
+            "clips/s": _number(per_second, ",.2f"),
+            **{f"{name} tokens/s": _number(per_second and per_second * count, ",.0f") for name, count in tokens.items()},
+            "waiting for data": _number(speed.seconds and speed.waiting / speed.seconds, ".1%"),
+            "of measured peak": _number(self._share_of_peak(), ".1%"),
+            "memory": f"{memory_in_use(self.accelerator.device) / 2**30:.2f} GiB",
+            "left of the stage": _duration(stage_left),
+            "left of the run": _duration(run_left),
+            "held out": _heldout(self.heldout),
+        }  # fmt: skip
+
+    def line(self, heldout: bool = False) -> str:
+        """The same in one line."""
+        reading = self.reading()
+        start = f"stage {reading['stage']}, step {reading['step']}"
+        if heldout:
+            return f"{start}: held out {reading['held out']}"
+        short = {"learning rate": "lr", "gradient norm": "grad norm", "waiting for data": "waiting"}
+        rest = {k: v for k, v in reading.items() if k not in ("stage", "step", "held out") and v != "–"}
+        return f"{start}: " + ", ".join(f"{short.get(label, label)} {value}" for label, value in rest.items())
+
+    def panel(self) -> Panel:
+        grid = Table.grid(padding=(0, 2))
+        reading = list(self.reading().items())
+        *pairs, (heldout_label, heldout) = reading
+        half = -(-len(pairs) // 2)
+        for left, right in zip(pairs[:half], [*pairs[half:], ("", "")]):
+            grid.add_row(Text(left[0], "dim"), Text(left[1]), Text(right[0], "dim"), Text(right[1]))
+        whole = Table.grid()
+        whole.add_row(grid)
+        whole.add_row(Text.assemble((heldout_label, "dim"), "  ", heldout))
+        return Panel(whole, title=Text(self.config.name), expand=False)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _refresh(self) -> None:
+        if self.live is not None:
+            self.live.update(self.panel(), refresh=True)
+            self.refreshed = self.clock()
+
+    def _line_is_due(self) -> bool:
+        now = self.clock()
+        if now - self.last_line < LINE_SECONDS and self.step_number < self.stage.steps:
+            return False
+        self.last_line = now
+        return True
+
+    def _count(self) -> None:
+        """Counts the operations of all stages and measures the peak, once: seconds, also for the models of the paper."""
+        self.operations = {
+            stage.name: self._mean(stage, lambda shape: count_operations(self.config, shape))
+            for stage in self.config.stages
+        }
+        dtype = torch.bfloat16 if uses_bfloat16(self.config) else torch.float32
+        self.peak, how = measure_peak(self.accelerator.device, dtype)
+        self._print(f"peak measured here: {how}")
+
+    def _mean(self, stage: StageConfig, count: Callable[[StageConfig], float]) -> float:
+        """Of what a batch of each bucket of a stage counts, by the buckets' shares of the batches."""
+        shapes = self.config.by_bucket(stage)
+        shares = self.shares.get(stage.name) or [1 / len(shapes)] * len(shapes)
+        return sum(share * count(shape) for share, shape in zip(shares, shapes, strict=True))
+
+    def _share_of_peak(self) -> float | None:
+        if self.peak is None or not self.shown.seconds:
+            return None
+        return self.operations[self.stage.name] * self.shown.steps / self.shown.seconds / self.peak
+
+    def _time_left(self) -> tuple[float | None, float | None]:
+        """Seconds of the stage and of the run, by this stage's pace, held-out losses and checkpoints included; later stages are
+        taken to need as much longer as they have more operations."""
+        done = self.step_number - self.first_step
+        if not done:
+            return None, None
+        pace = (self.clock() - self.began) / done
+        stage_left = pace * (self.stage.steps - self.step_number)
+        names = [stage.name for stage in self.config.stages]
+        later = self.config.stages[names.index(self.stage.name) + 1 :]
+        if later and not self.operations:
+            return stage_left, None
+        ratios = (stage.steps * self.operations[stage.name] / self.operations[self.stage.name] for stage in later)
+        return stage_left, stage_left + pace * sum(ratios)
+
+
+def shows_panel(console: Console) -> bool:
+    """Whether somebody watches: a terminal that moves its cursor, and no continuous integration."""
+    return (
+        console.is_terminal and not console.is_dumb_terminal and os.environ.get("CI", "").lower() in ("", "0", "false")
+    )
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, else what this process holds of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def _number(value: float | str | None, form: str) -> str:
+    """The number in a format, its name where it is not finite, a dash where there is none."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _heldout(losses: dict) -> str:
+    """The scores, where there are any, else the first of the losses."""
+    shown = {name: losses[f"quality/{name}"] for name in SCORES if f"quality/{name}" in losses} or dict(
+        list(losses.items())[:1]
+    )
+    return ", ".join(f"{name} {_number(value, '.3f')}" for name, value in shown.items()) or "–"

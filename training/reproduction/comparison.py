@@ -1,0 +1,198 @@
+"""Sets methods of several evaluations side by side, as far as they scored the same windows.
+
+    python -m training.reproduction.comparison "small pair=outputs/pair" "large pair=outputs/large-pair:ours, 25 steps" -o outputs/table-2
+
+A method is named by a label, the folder of `training.evaluate`'s results and, after a colon, which of its rows; without one, the first row of ours.
+Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of the same method with other seeds: their scores are averaged window by
+window, and the standard deviation over trainings is told. Writes a table, and every method's difference to the first, window by window, with 95%
+intervals by bootstrap over clips, below it that of each pair of trainings, in the order given, where both have equally many: as `comparison.md` and, with `--page PAGE NAME`,
+into the block `NAME` of a page, or the differences alone into `NAME, differences` (`page.py`). The intervals do not hold the chance of a training.
+Scores of single windows are means over the seeds that each evaluation was told.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.scores import paired_difference
+from training.evaluation.tables import (
+    COLUMNS,
+    difference_table,
+    markdown_table,
+    present_columns,
+    read_results,
+    spread_table,
+)
+from training.evaluation.methods import OURS
+from training.evaluation.metrics import summarize
+from training.reproduction.pages import fill_all
+
+
+# Facts of results.json that two evaluations of the same windows share.
+SETTING = ("task", "size", "num_frames", "stride", "fps", "windows_digest")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of an evaluation, or of several of other trainings.
+
+    Attributes:
+        label: what it is called here.
+        rows: of `results.json`, one of each training.
+        windows: clip and start of each that was scored.
+        setting: what was scored, as far as it can make pixels differ: task, size, frames and pace of the windows, and their digest.
+    """
+
+    label: str
+    rows: tuple[dict[str, Any], ...]
+    windows: list[dict[str, Any]]
+    setting: dict[str, Any]
+
+    @property
+    def each(self) -> list[dict[str, torch.Tensor]]:
+        """Of each training and window, float64 `(windows,)` by name, as far as all trainings have them."""
+        names = [name for name in self.rows[0]["windows"] if all(name in row["windows"] for row in self.rows)]
+        return [{name: torch.tensor(row["windows"][name], dtype=torch.float64) for name in names} for row in self.rows]
+
+    @property
+    def scores(self) -> dict[str, torch.Tensor]:
+        """The mean over trainings of each window, float64 `(windows,)` by name."""
+        return {name: torch.stack([scores[name] for scores in self.each]).mean(dim=0) for name in self.each[0]}
+
+    def row(self, bootstrap: Bootstrap) -> dict[str, Any]:
+        """The line of the table: as it was measured, or of several trainings the means, with the deviation between them as `spread`."""
+        if len(self.rows) == 1:
+            return {**self.rows[0], "method": self.label, "spread": {}}
+        mean = self.scores
+        values = {name: [row[name] for row in self.rows] for name in present_columns(self.rows)}
+        return {
+            "method": self.label,
+            **{name: sum(found) / len(found) for name, found in values.items()},
+            "intervals": {name: bootstrap.interval(mean, name) for name in summarize(mean)},
+            "spread": {name: torch.tensor(found, dtype=torch.float64).std().item() for name, found in values.items()},
+        }
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Which of `SETTING` differ; results from before there was a digest have none, which is no difference."""
+    digests = (one.get("windows_digest"), other.get("windows_digest"))
+    return [
+        name
+        for name in SETTING
+        if one.get(name) != other.get(name) and not (name == "windows_digest" and None in digests)
+    ]
+
+
+def read_method(text: str) -> Method:
+    """`LABEL=FOLDER`, `LABEL=FOLDER,FOLDER` or either with `:METHOD` behind it.
+
+    Raises:
+        ValueError: if there are no results, or none of that method; if trainings of one method did not score the same windows, or are one.
+    """
+    label, equals, rest = text.partition("=")
+    folders, _, wanted = rest.partition(":")
+    if not equals or not label or not all(folders.split(",")):
+        raise ValueError(f"{text!r} is not of the form LABEL=FOLDER[,FOLDER] or LABEL=FOLDER[,FOLDER]:METHOD")
+    if len(set(folders.split(","))) < len(folders.split(",")):
+        raise ValueError(f"{text!r} names a folder twice; give each training once")
+    trainings = [_read_training(label, folder, wanted) for folder in folders.split(",")]
+    for training in trainings[1:]:
+        _refuse_other_windows(trainings[0], training)
+    return Method(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
+
+
+def _read_training(label: str, folder: str, wanted: str) -> Method:
+    results = read_results(Path(folder))
+    rows = results["rows"]
+    found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
+    if not found:
+        raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
+    return Method(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
+
+
+def _refuse_other_windows(first: Method, method: Method) -> None:
+    if method.windows != first.windows or differing(first.setting, method.setting):
+        told = [
+            f"{m.label!r} scored {len(m.windows)} windows ({', '.join(f'{k} {v}' for k, v in m.setting.items())})"
+            for m in (first, method)
+        ]
+        raise ValueError(
+            f"{' and '.join(told)}, which are others; evaluate both with the same clips, size, stride, windows per clip and task"
+        )
+
+
+def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the table, and differences of every method to the first.
+
+    Raises:
+        ValueError: if two did not score the same windows, or have the same label.
+    """
+    first = methods[0]
+    labels = [method.label for method in methods]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"the labels are {', '.join(map(repr, labels))}; give each method one of its own")
+    for method in methods[1:]:
+        _refuse_other_windows(first, method)
+    bootstrap = Bootstrap([window["clip"] for window in first.windows])
+    differences = []
+    for method in methods[1:]:
+        scores = {method.label: method.scores, first.label: first.scores}
+        differences.append(paired_difference(method.label, first.label, scores, bootstrap))
+        if len(method.rows) == len(first.rows) > 1:
+            for number, (one, two) in enumerate(zip(method.each, first.each, strict=True), start=1):
+                scores = {method.label: one, first.label: two}
+                of_training = paired_difference(method.label, first.label, scores, bootstrap)
+                differences.append(of_training | {"than": f"{first.label}, training {number}"})
+    return [method.row(bootstrap) for method in methods], differences
+
+
+def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
+    """Both tables in markdown."""
+    parts = [
+        markdown_table(rows),
+        spread_table(rows, "trainings"),
+        f"Paired differences to {rows[0]['method']} on the same windows:" if differences else "",
+        difference_table(differences),
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.reproduction.comparison", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "methods", nargs="+", metavar="LABEL=FOLDER[,FOLDER...][:METHOD]", help="the first is compared with"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for comparison.md")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        rows, differences = compare([read_method(text) for text in options.methods])
+        quoted = " ".join(f'"{text}"' if " " in text else text for text in given)
+        options.output.mkdir(parents=True, exist_ok=True)
+        text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences)}"
+        (options.output / "comparison.md").write_text(text, encoding="utf-8")
+        if options.page:
+            page, name = options.page
+            fill_all(
+                Path(page), {name: tables(rows, differences), f"{name}, differences": difference_table(differences)}
+            )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(markdown_table(rows))
+    shown = present_columns(rows)
+    if left_out := [
+        name for column, name in COLUMNS.items() if column not in shown and any(column in row for row in rows)
+    ]:
+        print(f"left out, since not all were measured so: {', '.join(left_out)}")
+    print(f"Wrote {options.output / 'comparison.md'}")
+
+
+if __name__ == "__main__":
+    main()

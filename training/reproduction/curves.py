@@ -1,0 +1,142 @@
+"""Curves of several runs in one picture, those of different seeds together as their mean and range.
+
+    python -m training.reproduction.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
+        "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
+
+Reads what the trainer wrote, `metrics.jsonl`: values of `heldout:` are told as they stand, those of `loss:`, which are single steps, as means over
+`--every` lines. Prints the last value of every curve.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from training.figures.charts import Panel, Point, draw
+from training.monitoring.records import read_lines
+
+
+KINDS = {"heldout": "held-out loss", "loss": "training loss"}
+
+
+def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
+    """`(windows seen, value)` of a run.
+
+    Args:
+        run: its folder.
+        value: `heldout:NAME` or `loss:NAME`.
+        every: lines of `loss:` that one point is the mean of.
+
+    Returns:
+        Means of what is finite; where nothing of a point is, it is left out.
+
+    Raises:
+        ValueError: if the run has no such value.
+    """
+    if every < 1:
+        raise ValueError(f"a point is the mean of {every} lines; give at least 1")
+    kind, colon, name = value.partition(":")
+    if not colon or kind not in KINDS:
+        raise ValueError(f"value {value!r} is neither heldout:NAME nor loss:NAME")
+    records = read_lines(run / "metrics.jsonl", {"windows_seen": int})
+    if not records:
+        raise ValueError(f"there is nothing in {run / 'metrics.jsonl'}; train the run first")
+    if kind == "heldout":
+        told = [(r["windows_seen"], r["heldout"][name]) for r in records if name in r.get("heldout", {})]
+        every = 1
+    else:
+        told = [(r["windows_seen"], r[name]) for r in records if name in r]
+    # Grouped before what is not finite is left out, so that the points of every run of a curve stand at the same places.
+    groups = [told[i : i + every] for i in range(0, len(told), every)]
+    finite = [(group[-1][0], [found for _, found in group if isinstance(found, (int, float))]) for group in groups]
+    points = [(seen, sum(found) / len(found)) for seen, found in finite if found]
+    if not points:
+        raise ValueError(f"{run / 'metrics.jsonl'} tells no {value}")
+    return points
+
+
+def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
+    """Curves of the same places as one, with their lowest and highest values; places that not all have are left out."""
+    by_place = [dict(curve) for curve in curves]
+    places = sorted(set.intersection(*(set(curve) for curve in by_place)))
+    if not places:
+        raise ValueError("the runs of one curve have no place in common; they must have the same stages and batches")
+    found = {place: [curve[place] for curve in by_place] for place in places}
+    several = len(curves) > 1
+    return [
+        Point(place, sum(v) / len(v), min(v) if several else None, max(v) if several else None)
+        for place, v in found.items()
+    ]
+
+
+def stage_ends(run: Path) -> dict[str, int]:
+    """Windows seen at the end of each stage of a run."""
+    return {
+        record["stage"]: record["windows_seen"]
+        for record in read_lines(run / "metrics.jsonl", {"stage": str, "windows_seen": int})
+    }
+
+
+def title_of(value: str) -> str:
+    """What a value is, in words: the names are those of `training/monitoring/heldout_losses.py` and of the trainer's lines."""
+    kind, _, name = value.partition(":")
+    family, _, rest = name.partition("/")
+    if kind == "loss":
+        return {"diffusion_loss": "velocity, all tasks", "planner_loss": "reconstruction, all tasks"}.get(name, name)
+    what = {
+        "planner": "reconstruction",
+        "diffusion": "velocity",
+        "diffusion_unplanned": "velocity without a plan",
+    }.get(family)
+    if what is None:
+        return name
+    if rest.startswith("task/"):
+        return f"{what}, {rest.removeprefix('task/')}"
+    if rest.startswith("masked/"):
+        return f"{what}, {rest.removeprefix('masked/')} frames painted"
+    return f"{what}, interpolation" + (f", t = {rest}" if rest else "")
+
+
+def panel_of(
+    value: str, runs: Mapping[str, Sequence[Path]], every: int, log_y: bool, marks: Mapping[str, float]
+) -> Panel:
+    curves = {
+        label: mean_and_range([read_curve(run, value, every) for run in folders]) for label, folders in runs.items()
+    }
+    return Panel(title_of(value), "windows seen", KINDS[value.partition(":")[0]], curves, log_y=log_y, marks=marks)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.reproduction.curves", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "runs", nargs="+", metavar="LABEL=RUN[,RUN...]", help="a curve, of one run or of several seeds"
+    )
+    parser.add_argument("--values", nargs="+", required=True, metavar="KIND:NAME", help="a panel each")
+    parser.add_argument("--every", type=int, default=5, help="lines of training losses that a point is the mean of")
+    parser.add_argument("--log", action="store_true", help="logarithmic heights")
+    parser.add_argument("--stages", action="store_true", help="mark where the stages of the first run end")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG")
+    options = parser.parse_args(arguments)
+    try:
+        runs = {}
+        for text in options.runs:
+            label, equals, folders = text.partition("=")
+            if not equals or not folders:
+                raise ValueError(f"{text!r} is not of the form LABEL=RUN[,RUN...]")
+            if label in runs:
+                raise ValueError(f"two curves are called {label!r}; give each a name of its own, or one all its runs")
+            runs[label] = [Path(folder) for folder in folders.split(",")]
+        marks = stage_ends(next(iter(runs.values()))[0]) if options.stages else {}
+        panels = [panel_of(value, runs, options.every, options.log, marks) for value in options.values]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    draw(options.output, panels)
+    for panel, value in zip(panels, options.values, strict=True):
+        for label, points in panel.curves.items():
+            last = points[-1]
+            spread = "" if last.low is None else f" ({last.low:.4f} to {last.high:.4f})"
+            print(f"{value.partition(':')[2]}, {label}: {last.y:.4f}{spread} after {last.x:,} windows")
+    print(f"Wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Fig. 6a: quality against the number of steps, a curve for each solver.
+
+    python -m training.reproduction.figure_6a outputs/results/figure-6a-ddim outputs/results/figure-6a-solvers \
+        -o docs/images/results/figure_6a.png --page docs/results/figure_6a.md
+
+Draws rows of `training.evaluate --steps ... --scheduler ...` of the same windows, and writes their table into the block `table` of a page.
+Differences with their intervals: `compare.py`.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.figures.charts import Panel, Point, draw
+from training.evaluation.tables import COLUMNS, DIGITS, read_results
+from training.evaluation.methods import OURS
+from training.reproduction.comparison import SETTING, differing
+from training.reproduction.pages import fill
+
+
+SOLVERS = {"": "DDIM", "DPMSolverMultistepScheduler": "DPM-Solver++", "UniPCMultistepScheduler": "UniPC"}
+TABLE = ("mid_ssim", "mid_lpips", "fd_efficientnet_lite0", "fd_window", "motion", "sharpness")
+DRAWN = {
+    "mid_ssim": "higher is better",
+    "mid_lpips": "lower is better",
+    "fd_efficientnet_lite0": "lower is better",
+    "motion": "1 is the true clips'",
+}
+
+# A row by solver and number of steps.
+Rows = dict[tuple[str, int], dict[str, Any]]
+
+
+def read_rows(paths: Sequence[Path]) -> Rows:
+    """Ours, sampled with its own planning signal, of several results.
+
+    Raises:
+        ValueError: if the results are not of the same windows, weights and guidance, two have the same row, or none of them has one.
+    """
+    rows, windows = {}, None
+    same = ("checkpoint", "painted_by", "guidance_scale", "seeds", "windows")
+    for path in paths:
+        results = read_results(path)
+        scored = {key: results.get(key) for key in (*same, *SETTING)}
+        if windows is not None and (any(windows[key] != scored[key] for key in same) or differing(windows, scored)):
+            raise ValueError(
+                f"{path} has other windows, seeds, task, guidance, checkpoint or weights than {paths[0]}; evaluate both alike"
+            )
+        windows = scored
+        for row in results["rows"]:
+            found = re.fullmatch(r"ours, (\d+) steps?(?:, (\w+))?(?:, guidance [^,]+)?", row["method"])
+            if row["kind"] == OURS and found:
+                solver = found[2] or ""
+                key = SOLVERS.get(solver, solver), int(found[1])
+                if key in rows:
+                    raise ValueError(f"{key[0]} with {key[1]} steps is in two of the results; leave it out of {path}")
+                rows[key] = row
+    if not rows:
+        raise ValueError(f"no row of ours in {', '.join(map(str, paths))}; run training.evaluate with --steps")
+    return dict(sorted(rows.items(), key=lambda item: (list(SOLVERS.values()) + [item[0][0]]).index(item[0][0])))
+
+
+def table(rows: Rows) -> str:
+    """In markdown, with 95% intervals of what has some; Fréchet distances are of whole sets."""
+    columns = [column for column in TABLE if all(column in row for row in rows.values())]
+    lines = [
+        "| solver | steps | " + " | ".join(COLUMNS[column] for column in columns) + " |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
+    for (solver, steps), row in rows.items():
+        cells = []
+        for column in columns:
+            digits = DIGITS.get(column, 3)
+            low_high = row["intervals"].get(column)
+            cells.append(
+                f"{row[column]:.{digits}f}"
+                + (f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else "")
+            )
+        lines.append(f"| {solver} | {steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def panels(rows: Rows) -> list[Panel]:
+    """One for each of the scores that are drawn and that all rows have."""
+    solvers = dict.fromkeys(solver for solver, _ in rows)
+    ticks = sorted({steps for _, steps in rows})
+    result = []
+    for column, reading in DRAWN.items():
+        if all(column in row for row in rows.values()):
+            curves = {
+                solver: [
+                    Point(steps, row[column], *row["intervals"].get(column, (None, None)))
+                    for (name, steps), row in sorted(rows.items(), key=lambda item: item[0][1])
+                    if name == solver
+                ]
+                for solver in solvers
+            }
+            result.append(
+                Panel(f"{COLUMNS[column]}: {reading}", "steps", COLUMNS[column], curves, log_x=True, ticks=ticks)
+            )
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.reproduction.figure_6a", description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="FOLDER", help="of results of training.evaluate")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the picture, PNG")
+    parser.add_argument("--page", type=Path, help="whose block `table` is filled")
+    options = parser.parse_args(arguments)
+    try:
+        rows = read_rows(options.results)
+        print(table(rows))
+        print(f"Wrote {draw(options.output, panels(rows))}")
+        if options.page:
+            fill(options.page, "table", table(rows))
+            print(f"Filled {options.page}")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Scores of every single frame of painted videos, and their means over groups of frames.
+
+Windows as a whole are scored by `evaluation/scores.py`; videos that are longer are looked at frame by frame, because how far a frame lies
+from the given ones is the question.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.networks.lpips import Lpips
+from training.evaluation.metrics import motion_steps, score_frames, summarize
+
+
+Scores = dict[str, torch.Tensor]
+
+
+def score_each_frame(frames: torch.Tensor, truth: torch.Tensor, network: Lpips | None) -> Scores:
+    """Scores of videos, frame by frame.
+
+    Args:
+        frames: painted, in [0, 1], `(videos, frames, 3, height, width)`.
+        truth: the real ones, same shape.
+        network: of LPIPS; `None` leaves it out.
+
+    Returns:
+        Float tensors `(videos, frames)`: those of `score_frames`, `lpips`, and `motion` and `true_motion`, the step from the frame before (0
+        at the first).
+    """
+    scores = score_frames(frames, truth)
+    for name, videos in (("motion", frames), ("true_motion", truth)):
+        scores[name] = torch.nn.functional.pad(motion_steps(videos), (1, 0))
+    if network is not None:
+        pairs = zip(frames.flatten(0, 1).split(16), truth.flatten(0, 1).split(16))
+        scores["lpips"] = torch.cat([network(one, other) for one, other in pairs]).view(frames.shape[:2])
+    return scores
+
+
+def over(scores: Sequence[Scores], places: Sequence[int]) -> Scores:
+    """Means over some frames, and over the seeds that `scores` has one entry for: `(videos,)` by name."""
+    return {name: torch.stack([each[name][:, list(places)] for each in scores]).mean(dim=(0, 2)) for name in scores[0]}
+
+
+def row(
+    method: str, kind: str, scores: Mapping[str, torch.Tensor], bootstrap: Bootstrap, **labels: Any
+) -> dict[str, Any]:
+    """One row of a table, as `tables.markdown_table` takes it, from scores `(videos,)`."""
+    means = summarize(dict(scores))
+    intervals = {name: bootstrap.interval(scores, name) for name in means}
+    return {"method": method, "kind": kind, **labels, **means, "intervals": intervals}
