@@ -1,6 +1,6 @@
 """What diffusers' caches save, and what they cost in quality, on a trained checkpoint: `python -m benchmarks.caches CHECKPOINT CLIPS`.
 
-All sides paint the same windows from the same noise, in turn, and are compared by medians. Scores against the true clips reward blur; each result is
+All sides sample the same windows from the same noise, in turn, and are compared by medians. Scores against the true clips reward blur; each result is
 therefore also held against that without a cache. MagCache's ratios are calibrated on the last clip, which is not measured.
 """
 

@@ -76,7 +76,7 @@ SETTINGS = {
 
 
 def compare(
-    paint: Callable[[SchedulerMixin, int], Any],
+    sample: Callable[[SchedulerMixin, int], Any],
     config: dict[str, Any],
     solvers: dict[str, Solver],
     steps: Sequence[int],
@@ -84,18 +84,18 @@ def compare(
     given: Sequence[int],
     reference_steps: int,
 ) -> list[dict[str, Any]]:
-    """Paints by every solver with every number of steps, the checkpoint's own with `reference_steps` first.
+    """Samples by every solver with every number of steps, the checkpoint's own with `reference_steps` first.
 
     Args:
-        paint: frames `(windows, frames, 3, height, width)` in [0, 1] by a scheduler in a number of steps, from the same noise.
+        sample: frames `(windows, frames, 3, height, width)` in [0, 1] by a scheduler in a number of steps, from the same noise.
         config: of the checkpoint's scheduler.
         truth: the true frames.
         given: positions of the frames that are shown.
 
     Returns:
-        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the painted frames against the first row's.
+        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the sampled frames against the first row's.
     """
-    reference = paint(MarDiniScheduler.from_config(config), reference_steps)
+    reference = sample(MarDiniScheduler.from_config(config), reference_steps)
     rows = []
 
     def add(name: str, count: int, scheduler: SchedulerMixin, frames: Any) -> None:
@@ -118,7 +118,7 @@ def compare(
         for count in steps:
             scheduler = solver.build(config)
             try:
-                frames = paint(scheduler, count)
+                frames = sample(scheduler, count)
             except ValueError as error:  # the pipeline refuses what would not arrive
                 print(f"{name:<44} {count:>5} refused: {error}", flush=True)
                 continue
@@ -162,14 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = given_indices(options.task, options.num_frames)
     print(f"{options.task}, {len(truth)} windows, {dtype} on {device} ({why})")
 
-    def paint(scheduler: SchedulerMixin, count: int):
+    def sample(scheduler: SchedulerMixin, count: int):
         pipe.scheduler = scheduler
         return generate(pipe, truth, given, count)
 
     config = pipe.scheduler.config
     solvers = SETTINGS if options.settings else SOLVERS
     steps = sorted(options.steps)
-    rows = compare(paint, config, solvers, steps, truth, given, options.reference_steps)
+    rows = compare(sample, config, solvers, steps, truth, given, options.reference_steps)
     result = {
         "machine": describe_machine(device),
         "checkpoint": Path(options.checkpoint).name,

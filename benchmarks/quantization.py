@@ -1,6 +1,6 @@
 """What quantization takes and costs, and which layers it harms: `python -m benchmarks.quantization CHECKPOINT CLIPS`.
 
-Every form paints the same windows from the same noise as float32 weights do, and is held against those; 60 dB is the most that is counted. Forms whose package is not installed are left out, and named.
+Every form samples the same windows from the same noise as float32 weights do, and is held against those; 60 dB is the most that is counted. Forms whose package is not installed are left out, and named.
 """
 
 import argparse

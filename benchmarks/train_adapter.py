@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
-from training.engine.adapter import base_arguments
 from training.config.schema import RunConfig
+from training.costs import Shape, count_operations
+from training.engine.adapter import base_arguments
 from training.engine.models import make_models, make_scheduler
 from training.engine.optimizers import learned, make_optimizers
 from training.losses import MarDiniTrainingModel
-from training.costs import Shape, count_operations
 
 
 FORMS = {

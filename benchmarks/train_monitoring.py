@@ -18,10 +18,10 @@ from rich.console import Console
 
 from diffusers_mardini import AutoencoderPatchBasis
 from training.config.schema import RunConfig
+from training.costs import uses_bfloat16
+from training.data.preparation import prepare_data
 from training.data.recipes.moving_shapes import record
 from training.loop import Run
-from training.data.preparation import prepare_data
-from training.costs import uses_bfloat16
 from training.monitoring.trackers import finish_trackers, tracker_arguments
 
 from .train_step import make_config

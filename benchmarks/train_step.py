@@ -14,8 +14,8 @@ import torch
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from training.config.schema import RunConfig
-from training.engine.optimizers import make_optimizers
 from training.costs import Shape
+from training.engine.optimizers import make_optimizers
 
 from .products import products_alone, record_products
 from .timing import alternate, synchronize

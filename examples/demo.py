@@ -1,4 +1,4 @@
-"""`make demo`: paints frames into real clips with a checkpoint, and shows truth, ours and a simple method side by side.
+"""`make demo`: samples frames into real clips with a checkpoint, and shows truth, ours and a simple method side by side.
 
     python -m examples.demo --clips examples/clips --checkpoint checkpoints/mardini-tiny-carracing
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import write_video
-from training.evaluation.baselines import copy_nearest, cross_fade
-from training.figures.contact_sheets import contact_sheet, side_by_side
 from training.data.clips import load_clip
+from training.evaluation.baselines import copy_nearest, cross_fade
+from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
 from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
-from training.evaluation.metrics import score_windows, summarize
+from training.figures.contact_sheets import contact_sheet, side_by_side
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     device = choose_device("auto")
     dtype, why = choose_dtype("auto", device)
-    print(f"Painting frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
+    print(f"Sampling frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
     print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
     try:
         windows = load_windows(
@@ -54,16 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_task(
     pipe: MarDiniPipeline, windows: Windows, task: str, steps: int, seed: int, fps: float, output: Path
 ) -> dict[str, dict[str, float]]:
-    """Paints, scores and draws one task; returns the scores of each method and prints them."""
+    """Samples, scores and draws one task; returns the scores of each method and prints them."""
     truth = windows.frames
     given = given_indices(task, truth.shape[1])
     start = time.perf_counter()
-    painted = {"ours": generate(pipe, truth, given, steps, seed)}
+    sampled = {"ours": generate(pipe, truth, given, steps, seed)}
     seconds = (time.perf_counter() - start) / len(truth)
-    painted["copy"] = copy_nearest(truth, given)
+    sampled["copy"] = copy_nearest(truth, given)
     simple = "copy"
     if max(given) == truth.shape[1] - 1:  # with frames on both sides
-        painted["cross-fade"] = cross_fade(truth, given)
+        sampled["cross-fade"] = cross_fade(truth, given)
         simple = "cross-fade"
 
     print(f"\n{task}: frames {', '.join(map(str, given))} of {truth.shape[1]} given, {seconds:.1f} s a clip")
@@ -71,13 +71,13 @@ def run_task(
         f"  {'':<12}{'mid PSNR':>10}{'mid SSIM':>10}{'motion':>10}{'sharpness':>11}   (motion and sharpness: truth = 1)"
     )
     scores = {}
-    for method, frames in painted.items():
+    for method, frames in sampled.items():
         scores[method] = summarize(score_windows(frames, truth, given))
         psnr, ssim, motion, sharpness = (scores[method][name] for name in SHOWN)
         print(f"  {method:<12}{psnr:>7.2f} dB{ssim:>10.3f}{motion:>10.2f}{sharpness:>11.2f}")
 
     groups = [
-        (clip, {"truth": truth[i], "ours": painted["ours"][i], simple: painted[simple][i]})
+        (clip, {"truth": truth[i], "ours": sampled["ours"][i], simple: sampled[simple][i]})
         for i, clip in enumerate(windows.clips)
     ]
     sheet = output / f"{task}.png"

@@ -1,4 +1,4 @@
-"""On a GPU, where there is one: what is painted there is what the CPU paints, wherever the weights wait meanwhile."""
+"""On a GPU, where there is one: what is sampled there is what the CPU samples, wherever the weights wait meanwhile."""
 
 import pytest
 import torch
@@ -24,13 +24,13 @@ def expected():
 
 
 @pytest.mark.parametrize("use_window_state", [True, False])
-def test_a_gpu_paints_what_the_cpu_does(expected, use_window_state):
+def test_a_gpu_samples_what_the_cpu_does(expected, use_window_state):
     pipe = tiny_pipeline().to(DEVICE)
     torch.testing.assert_close(run(pipe, use_window_state=use_window_state), expected, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential", "group"])
-def test_offloaded_parts_paint_the_same_and_wait_on_the_cpu(expected, offload):
+def test_offloaded_parts_sample_the_same_and_wait_on_the_cpu(expected, offload):
     pipe = tiny_pipeline()
     if offload == "group":
         pipe.enable_group_offload(onload_device=torch.device(DEVICE), offload_type="leaf_level")
@@ -49,7 +49,7 @@ def test_half_precision_stays_near(expected, dtype):
     assert frames.isfinite().all() and (frames - expected).abs().mean() < 0.01
 
 
-def test_long_videos_are_painted_there_too():
+def test_long_videos_are_sampled_there_too():
     frames = clip(3)
     results = [
         pipe.slow_motion(frames, factor=2, window=3, num_inference_steps=2, output_type="pt", generator=seeded()).frames.cpu()

@@ -7,11 +7,11 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import card_metadata, markdown_table, render_model_card
-from training.evaluation.baselines import cross_fade
 from training.card import facts_of, read_record
+from training.evaluation.baselines import cross_fade
+from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
 from training.evaluation.windows import load_windows
-from training.evaluation.metrics import score_windows, summarize
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def test_what_a_carried_card_repeats_is_kept_where_it_can_be_made_again_from(fol
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
-def test_the_carracing_checkpoint_paints_better_than_a_cross_fade_and_with_the_motion_of_the_game():
+def test_the_carracing_checkpoint_samples_better_than_a_cross_fade_and_with_the_motion_of_the_game():
     pipe = MarDiniPipeline.from_pretrained(ROOT / "checkpoints/mardini-tiny-carracing")
     pipe.set_progress_bar_config(disable=True)
     windows = load_windows(ROOT / "examples/clips", size=64, num_frames=9, stride=2, per_clip=2).frames

@@ -56,7 +56,7 @@ def test_interpolation_writes_an_mp4_and_says_where(checkpoint, inputs, tmp_path
                      "--checkpoint", checkpoint, *QUICK)  # fmt: skip
     assert code == 0, text
     lines = text.splitlines()
-    assert lines[0].startswith("Painting 3 frames between") and "float32" in lines[0]
+    assert lines[0].startswith("Sampling 3 frames between") and "float32" in lines[0]
     assert lines[-1] == f"Wrote 5 frames of {SIZE}x{SIZE} to {output}"
     frames, fps = read_video(output)
     assert frames.shape == (5, SIZE, SIZE, 3) and fps == 8
@@ -192,7 +192,7 @@ def test_an_existing_output_is_replaced_only_with_force(checkpoint, inputs, tmp_
         (["-o", "new", "--fps", "inf"], "fps must be positive, got inf"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_anything_is_painted(inputs, tmp_path, monkeypatch, options, message):
+def test_what_cannot_be_written_is_refused_before_anything_is_sampled(inputs, tmp_path, monkeypatch, options, message):
     shutil.copy(inputs / "a.png", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("a model was loaded"))
@@ -207,7 +207,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_painted(inputs, tm
 
 
 @pytest.mark.parametrize("command", ("expand", "slow-motion", "extend"))
-def test_a_gif_too_fast_for_its_clip_is_refused_before_anything_is_painted(inputs, tmp_path, monkeypatch, command):
+def test_a_gif_too_fast_for_its_clip_is_refused_before_anything_is_sampled(inputs, tmp_path, monkeypatch, command):
     write_video(tmp_path / "fast.mp4", np.zeros((4, 32, 32, 3), np.uint8), 60)
     monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("a model was loaded"))
     code, text = run(command, tmp_path / "fast.mp4", "-o", tmp_path / "out.gif", "--size", 32)

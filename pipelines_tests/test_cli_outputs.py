@@ -114,7 +114,7 @@ def test_an_output_that_is_a_link_is_asked_for_and_kept(here):
 
 @pytest.mark.parametrize("force", (False, True))
 @pytest.mark.parametrize("name", ("o.mp4", "o.gif", "o"))
-def test_what_appears_while_frames_are_painted_is_left_alone_and_they_are_kept(here, monkeypatch, name, force):
+def test_what_appears_while_frames_are_sampled_is_left_alone_and_they_are_kept(here, monkeypatch, name, force):
     def last_moment(*arguments, **options):
         taken = Path(name)
         if force or not taken.suffix:  # with --force a file would be replaced, as asked for

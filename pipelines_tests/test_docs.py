@@ -79,7 +79,9 @@ def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
             page = command[command.index("--page") + 1]
             blocks = block_names(ROOT / page)
             assert blocks, page
-            if command[1] == "training.reproduction.comparison":  # the others know the names of their blocks themselves
+            if (
+                command[1] == "training.reproduction.comparison"
+            ):  # the others know the names of their blocks themselves
                 name = command[command.index("--page") + 2]
                 assert name in blocks or f"{name}, differences" in blocks, f"{page} has no block {name!r}"
             filled += 1
@@ -93,7 +95,7 @@ def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
-def test_the_lines_of_the_readme_paint(tmp_path, monkeypatch):
+def test_the_lines_of_the_readme_sample(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints/mardini-tiny-carracing"
 BOTH = ("planner", "transformer")
 GIVEN = [0, 8]
-# What a step rounds is amplified by the next: of 5 steps, in dB of PSNR to the frames that float32 weights paint.
+# What a step rounds is amplified by the next: of 5 steps, in dB of PSNR to the frames that float32 weights sample.
 NEAR = {"torchao": 45.0, "quanto": 45.0, "Q8_0": 45.0, "Q4_0": 28.0}
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="the checkpoint is not here")
@@ -66,7 +66,7 @@ def plain() -> MarDiniPipeline:
 
 @pytest.fixture(scope="module")
 def base(plain, window) -> torch.Tensor:
-    return paint(plain, window)
+    return sample(plain, window)
 
 
 @pytest.fixture(
@@ -77,7 +77,7 @@ def small(request) -> tuple[str, MarDiniPipeline]:
     return request.param, quantized(request.param)
 
 
-def paint(pipe, window) -> torch.Tensor:
+def sample(pipe, window) -> torch.Tensor:
     return pipe(
         video=window[0, GIVEN], frame_indices=GIVEN, num_frames=9, num_inference_steps=5, output_type="pt", generator=seeded()
     ).frames[:, 1:8]  # fmt: skip
@@ -90,10 +90,10 @@ def decibels(frames: torch.Tensor, reference: torch.Tensor) -> float:
 # On the fly
 
 
-def test_eight_bits_paint_nearly_the_same(small, window, base):
+def test_eight_bits_sample_nearly_the_same(small, window, base):
     kind, pipe = small
     assert pipe.planner.is_quantized and pipe.transformer.is_quantized
-    frames = paint(pipe, window)
+    frames = sample(pipe, window)
     assert not torch.equal(frames, base)
     assert decibels(frames, base) > NEAR[kind]
 
@@ -125,7 +125,7 @@ def test_it_is_saved_as_safetensors_and_loaded_again(small, window, plain, tmp_p
     assert size < 0.28 * stored_bytes(plain.transformer)
     again = load(tmp_path)  # the configuration is in the folder
     assert again.planner.is_quantized and again.transformer.is_quantized
-    assert torch.equal(paint(again, window), paint(pipe, window))
+    assert torch.equal(sample(again, window), sample(pipe, window))
 
 
 @needs("torchao")
@@ -138,7 +138,7 @@ def test_one_model_alone_is_quantized(window, base):
         dtype=torch.float32,
     )
     assert pipe.transformer.is_quantized and not getattr(pipe.planner, "is_quantized", False)
-    assert decibels(paint(pipe, window), base) > NEAR["torchao"]
+    assert decibels(sample(pipe, window), base) > NEAR["torchao"]
 
 
 def test_quantizing_the_layers_of_latents_does_harm(plain, window, base):
@@ -150,7 +150,7 @@ def test_quantizing_the_layers_of_latents_does_harm(plain, window, base):
             weight = pipe.transformer.get_parameter(f"{name}.weight")
             step = weight.detach().abs().amax(dim=1, keepdim=True) / 7
             weight.data = (weight.detach() / step).round() * step
-        return decibels(paint(pipe, window), base), sum(
+        return decibels(sample(pipe, window), base), sum(
             pipe.transformer.get_parameter(f"{name}.weight").numel() for name in names
         )
 
@@ -187,15 +187,15 @@ def adapter(tmp_path_factory):
 
 def test_adapters_work_on_a_quantized_base(small, window, base, adapter):
     kind, pipe = small
-    alone = paint(pipe, window)
+    alone = sample(pipe, window)
     full = load(CHECKPOINT)
     full.load_lora_weights(adapter)
-    adapted = paint(full, window)
+    adapted = sample(full, window)
     assert decibels(adapted, base) < NEAR[kind] - 10  # the adapter does more than quantizing
     pipe.load_lora_weights(adapter)
-    assert decibels(paint(pipe, window), adapted) > NEAR[kind] - 10
+    assert decibels(sample(pipe, window), adapted) > NEAR[kind] - 10
     pipe.unload_lora_weights()
-    assert torch.equal(paint(pipe, window), alone)
+    assert torch.equal(sample(pipe, window), alone)
 
 
 # GGUF
@@ -231,7 +231,7 @@ def test_gguf_files_of_both_models_are_loaded(plain, window, base, tmp_path, sin
             weight = getattr(plain, name).get_parameter(f"{key}.weight")
             assert torch.equal(model.get_parameter(f"{key}.weight"), weight)
         setattr(pipe, name, model)
-    assert decibels(paint(pipe, window), base) > NEAR[kind]
+    assert decibels(sample(pipe, window), base) > NEAR[kind]
 
 
 @needs("gguf")

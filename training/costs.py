@@ -20,10 +20,9 @@ from diffusers_mardini.hardware import choose_device, has_bfloat16_units
 from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
 from diffusers_mardini.presets import load_preset
-
-from training.engine.adapter import add_adapter, base_arguments, matched_layers
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.curriculum import Batch
+from training.engine.adapter import add_adapter, base_arguments, matched_layers
 from training.engine.optimizers import learned, learns_by_muon
 from training.losses import MarDiniTrainingModel, PlannerReconstructionHead
 

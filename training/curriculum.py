@@ -16,7 +16,6 @@ from diffusers_mardini.masking import (
     random_reference_mask,
     reference_mask_from_indices,
 )
-
 from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import Bucket, Sampling
 from training.data.order import StepRows
@@ -99,7 +98,7 @@ class Batch:
         return replace(self, **changed, conditions={k: change(v) for k, v in self.conditions.items()})
 
 
-def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:
+def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
     """What a stage asks of the clips it trains on."""
     shapes = config.by_bucket(stage)
     return Sampling(
@@ -112,9 +111,9 @@ def sampling_of(config: RunConfig, stage: StageConfig) -> Sampling:
     )
 
 
-def heldout_sampling(config: RunConfig, stage: StageConfig) -> Sampling:
+def heldout_window_request(config: RunConfig, stage: StageConfig) -> Sampling:
     """What a stage's held-out losses ask of the clips: its first bucket, its most frequent stride, the centre, nothing mirrored."""
-    drawn = sampling_of(config, stage)
+    drawn = window_request(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
     return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
 

@@ -17,7 +17,9 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-
+from training.evaluation.altered_signals import DROPPED, OTHER
+from training.evaluation.finished_parts import Kept
+from training.evaluation.methods import Sampling, TrainingClips, baselines, model_key, ours
 from training.evaluation.networks.frechet import (
     EFFICIENTNET,
     I3D,
@@ -28,15 +30,12 @@ from training.evaluation.networks.frechet import (
     load_fid,
     load_fvd,
 )
-from training.evaluation.finished_parts import Kept
 from training.evaluation.networks.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
-from training.evaluation.sampling import ADAPTED, generate
-from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.networks.rife import MODEL as RIFE_MODEL
 from training.evaluation.networks.rife import check_rife, rife_is_installed
+from training.evaluation.sampling import ADAPTED, generate
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import markdown_table, write_results, write_sheets
-from training.evaluation.methods import Sampling, TrainingClips, baselines, model_key, ours
 from training.evaluation.windows import TASKS, given_indices, load_windows
 
 
@@ -125,7 +124,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {options.num_frames} frames of {options.size} pixels, "
         f"{pace}; {dtype} on {device} ({why})"
     )
-    # 1. Check: what cannot be had is said before anything is painted
+    # 1. Check: what cannot be had is said before anything is sampled
     digests = dict(text.partition("=")[::2] for text in options.sha256)
     for name, digest in digests.items():
         if not digest:
@@ -173,18 +172,18 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     count = len(windows.frames)
     variants = baselines(count, given, options.num_frames, train, rife_model) + ours(pipe, windows.clips, sampling)
 
-    # 4. Paint and score
+    # 4. Sample and score
     with torch.no_grad():
-        rows, differences, painted = Evaluation(windows, given, networks, Kept(options.output / "kept")).run(variants)
+        rows, differences, sampled = Evaluation(windows, given, networks, Kept(options.output / "kept")).run(variants)
 
     # 5. Tell
     facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     adapted = next((v.key["checkpoint"] for v in variants if v.method.endswith(ADAPTED)), None)
-    painted_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
-    facts |= {"command": command, "painted_by": painted_by, "networks": networks.sources, "not_measured": missing}
+    sampled_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
+    facts |= {"command": command, "sampled_by": sampled_by, "networks": networks.sources, "not_measured": missing}
     write_results(options.output, facts, rows, differences, windows)
     shown = sampling.label(options.steps[0], options.scheduler[0])
-    sheets = write_sheets(options.output, windows, painted, options.task, shown, options.sheets)
+    sheets = write_sheets(options.output, windows, sampled, options.task, shown, options.sheets)
     print("\n" + markdown_table(rows))
     print(f"Wrote results.json, results.csv, results.md and {len(sheets)} contact sheets to {options.output}")
 
@@ -209,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--guidance-scale", type=float, help="default: what the pipeline uses for the task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; mean and spread are told")
-    parser.add_argument("--batch-size", type=int, default=8, help="most windows painted together")
+    parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
     parser.add_argument("--train-clips", type=Path, help="folder to look for the best match in; left out if not given")
     parser.add_argument("--no-planning", action="store_true", help="a row with the unconditional planning signal")
     parser.add_argument("--wrong-planning", action="store_true", help="a row with the plan of another window")

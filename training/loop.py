@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from training.engine.adapter import export_adapter, fingerprints
-from training.data.census import StageCensus
-from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
-from training.engine.compiling import blocks_of
 from training.config.schema import RunConfig, StageConfig
-from training.curriculum import Batch, Draw, draw_batch, heldout_sampling, learning_rate_factor, sampling_of
+from training.curriculum import Batch, Draw, draw_batch, heldout_window_request, learning_rate_factor, window_request
+from training.data.census import StageCensus
 from training.data.latents import fingerprint
 from training.data.loader import BatchLoader
 from training.data.windows import Windows
+from training.engine.adapter import export_adapter, fingerprints
+from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
+from training.engine.compiling import blocks_of
 from training.engine.ema import AveragedWeights
+from training.engine.gradient_steps import Learner
 from training.engine.guards import (
     MAX_WEIGHT,
     NonFiniteGuard,
@@ -34,22 +35,21 @@ from training.engine.guards import (
     hopeless_losses,
     json_number,
 )
-from training.monitoring.heldout_losses import heldout_losses
-from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
-from training.engine.gradient_steps import Learner
 from training.engine.models import export_pipeline, make_models, make_scheduler
-from training.monitoring.panel import Monitor
 from training.engine.optimizers import learned
-from training.monitoring.heldout_sampling import Painter
-from training.monitoring.heldout_scores import heldout_quality
-from training.randomness import seeded_layers
-from training.monitoring.records import METRICS, whole_lines
-from training.monitoring.samples import draw_samples
 from training.engine.resuming import Position, SavedState
 from training.engine.sharding import shard
 from training.losses import MarDiniTrainingModel
-from training.stopping import Stopped, StopRequest
+from training.monitoring.heldout_losses import heldout_losses
+from training.monitoring.heldout_sampler import HeldoutSampler
+from training.monitoring.heldout_scores import heldout_quality
+from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
+from training.monitoring.panel import Monitor
+from training.monitoring.records import METRICS, whole_lines
+from training.monitoring.samples import draw_samples
 from training.monitoring.trackers import start_trackers, track, track_sheets
+from training.randomness import seeded_layers
+from training.stopping import Stopped, StopRequest
 from training.zero import ZeroLearner, zero_plugin
 
 
@@ -168,7 +168,7 @@ class Run:
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """What this process draws in the steps of a stage from `first_step` on, one batch for each accumulated part."""
-        sampling, parts = sampling_of(self.config, stage), range(stage.gradient_accumulation)
+        sampling, parts = window_request(self.config, stage), range(stage.gradient_accumulation)
         timesteps, on_gpu = self.scheduler.config.num_train_timesteps, self.accelerator.device.type == "cuda"
 
         def draw_step(step: int) -> list[tuple[Draw, Batch]]:
@@ -262,7 +262,7 @@ class Run:
 
     def _shares(self, stage: StageConfig) -> list[float]:
         """Of the stage's batches, by bucket."""
-        sampling = sampling_of(self.config, stage)
+        sampling = window_request(self.config, stage)
         census = StageCensus.of(self.train_data.census(sampling), sampling, self._rows(stage))
         return [bucket.share for bucket in census.buckets]
 
@@ -295,7 +295,7 @@ class Run:
             losses = {name: json_number(value) for name, value in losses.items()}
             failed = self._on_any_process(bool(hopeless))
             if config.quality_windows and not failed:
-                losses |= heldout_quality(self._painter(), self._heldout(stage, config.quality_windows), stage)
+                losses |= heldout_quality(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
         if failed:
             self._refuse(hopeless, "held-out losses")
@@ -329,7 +329,7 @@ class Run:
     def _sample(self, stage: StageConfig, step: int) -> None:
         with self._averages():
             windows = self._heldout(stage, self.config.sample_windows)
-            told = draw_samples(self._painter(), windows, stage, self.global_step, self.folder)
+            told = draw_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": told})
         track_sheets(
             self.accelerator, {task: self.folder / each["sheet"] for task, each in told.items()}, self.global_step
@@ -337,7 +337,7 @@ class Run:
 
     def _heldout(self, stage: StageConfig, count: int, shared: bool = False) -> HeldoutWindows:
         """Windows that the stage holds out, read (or decoded and encoded) once for all its evaluations; `shared`: this process's."""
-        sampling, seed = heldout_sampling(self.config, stage), self.config.seed
+        sampling, seed = heldout_window_request(self.config, stage), self.config.seed
         share = (self.accelerator.process_index, self.accelerator.num_processes) if shared else (0, 1)
         return self._read_heldout(self.validation_data, sampling, count, seed, *share)
 
@@ -350,9 +350,9 @@ class Run:
             yield
         self.models.train()
 
-    def _painter(self) -> Painter:
+    def _heldout_sampler(self) -> HeldoutSampler:
         config = self.config
-        return Painter(
+        return HeldoutSampler(
             self.vae, self.planner, self.head, self.transformer, self.scheduler, config.data.planner_downscale,
             config.sample_steps, config.seed, self.accelerator,
         )  # fmt: skip

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from diffusers_mardini.models.embeddings import patchify
-
 from training.curriculum import Batch
 
 

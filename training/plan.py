@@ -18,15 +18,8 @@ import torch
 
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.presets import load_preset
-
-from training.engine.adapter import base_arguments, summary
-from training.data.census import StageCensus, open_clips, read_clips
-from training.config.schema import RunConfig, StageConfig
 from training.config.layers import load_config
-from training.curriculum import sampling_of
-from training.data.buckets import Census, assign, size_multiple
-from training.data.sources import is_there
-from training.engine.optimizers import make_optimizers
+from training.config.schema import RunConfig, StageConfig
 from training.costs import (
     VAE_FACTOR,
     Memory,
@@ -42,6 +35,12 @@ from training.costs import (
     trained_parts,
     uses_bfloat16,
 )
+from training.curriculum import window_request
+from training.data.buckets import Census, assign, size_multiple
+from training.data.census import StageCensus, open_clips, read_clips
+from training.data.sources import is_there
+from training.engine.adapter import base_arguments, summary
+from training.engine.optimizers import make_optimizers
 
 
 PARALLELISMS = ("single", "ddp", "fsdp")
@@ -261,7 +260,7 @@ def make_plan(
     for stage in config.stages:
         census = None
         if entries is not None:
-            sampling = sampling_of(config, stage)
+            sampling = window_request(config, stage)
             censuses.append(assign(entries, sampling))
             census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
             if not census.clips:
@@ -375,7 +374,7 @@ def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], sh
         return disk
     channels = model_arguments(config)["transformer"].get("in_channels", 16)
     low = config.data.planner_downscale
-    copies = len({view for stage in config.stages for view in sampling_of(config, stage).views})
+    copies = len({view for stage in config.stages for view in window_request(config, stage).views})
     per_frame = {
         (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
         for h, w in {bucket.size for stage in stages for bucket in stage.buckets}

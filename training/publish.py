@@ -23,10 +23,9 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
 from diffusers_mardini.pipelines.saving import finish_saved_folder
-
-from training.engine.adapter import adapter_loaded
 from training.card import facts_of, read_record
 from training.config.schema import RunConfig
+from training.engine.adapter import adapter_loaded
 from training.evaluation.sampling import weights_digest
 from training.evaluation.tables import COLUMNS, present_columns
 from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
@@ -112,7 +111,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{run} has no finished {kind}; type its training command again until it ends")
     if output.exists() and not (output / mark).is_file():
         raise ValueError(f"{output} exists and is no {kind}; give another folder")
-    _check_painted_by(config, run / kind, results)
+    _check_sampled_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
     whole = {row["stage"] for row in stages} <= {
@@ -142,9 +141,9 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     return output
 
 
-def _check_painted_by(config: RunConfig, finished: Path, results: Path) -> None:
+def _check_sampled_by(config: RunConfig, finished: Path, results: Path) -> None:
     """That scores are of these weights; results from before that was written down are taken as they are."""
-    told = read_json(results).get("painted_by")
+    told = read_json(results).get("sampled_by")
     if told is None:
         return
     dtype = DTYPES[told["dtype"].removeprefix("torch.")]

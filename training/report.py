@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from training.figures.charts import Panel, Point, draw
 from training.config.schema import RunConfig
+from training.figures.charts import Panel, Point, draw
 from training.monitoring.heldout_scores import SCORES
 from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
 

@@ -24,11 +24,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from training.config.strict import StrictModel
+from training.config.yaml_files import load_yaml
 from training.data.clips import load_clips
 from training.engine.guards import RunFailed, absurd_weights
 from training.locks import Owner
-from training.config.strict import StrictModel
-from training.config.yaml_files import load_yaml
 
 
 class AutoencoderTrainingConfig(StrictModel):

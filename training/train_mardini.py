@@ -19,24 +19,23 @@ from diffusers import AutoencoderKL, ModelMixin
 
 from diffusers_mardini import AutoencoderPatchBasis
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
-
+from training.config.layers import load_config
+from training.config.schema import RunConfig
+from training.data.failures import FailedClips
+from training.data.preparation import FAILED_CLIPS, on_main_process, prepare_data
 from training.engine.adapter import refuse_shards
 from training.engine.checkpoint import newest_checkpoint
-from training.config.schema import RunConfig
-from training.config.layers import load_config
-from training.data.failures import FailedClips
-from training.monitoring.environment import record_start
 from training.engine.guards import RunFailed
-from training.loop import Run
 from training.engine.models import how_to_convert
 from training.engine.optimizers import learned
+from training.engine.sharding import make_accelerator
 from training.locks import Owner
+from training.loop import Run
+from training.monitoring.environment import record_start
+from training.monitoring.trackers import finish_trackers, tracker_arguments
 from training.plan import problems, warmup_notes
 from training.report import write_report
-from training.data.preparation import FAILED_CLIPS, on_main_process, prepare_data
-from training.engine.sharding import make_accelerator
 from training.stopping import STOPPED, Stopped, StopRequest
-from training.monitoring.trackers import finish_trackers, tracker_arguments
 from training.zero import zero_problems
 
 

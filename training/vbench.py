@@ -24,11 +24,10 @@ from tqdm.auto import tqdm
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
-
 from training.data.clips import fit
-from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
-from training.evaluation.sampling import paint_batch, weights_digest
 from training.evaluation.methods import sampling_key
+from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
+from training.evaluation.sampling import sample_batch, weights_digest
 from training.evaluation.windows import digest_of
 
 
@@ -121,7 +120,7 @@ def write_videos(
             name = f"{prompt}-{index}.mp4"
             if (videos / name).is_file():
                 continue
-            frames = paint_batch(
+            frames = sample_batch(
                 pipe, window, [0], settings["steps"], first=seeds[name], guidance_scale=settings["guidance_scale"]
             )[0]
             array = (frames * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
@@ -177,7 +176,7 @@ def _run(options: argparse.Namespace) -> None:
     print(
         f"{options.samples} videos for each of {len(prompts)} images with {options.checkpoint}; {dtype} on {device} ({why})"
     )
-    # Before anything is painted: what cannot be had is said at once
+    # Before anything is sampled: what cannot be had is said at once
     networks = Consistency.from_pretrained(options.dino, options.clip, str(device)) if options.score else None
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -77,7 +77,7 @@ def test_kinds_of_lora_come_back_as_they_were_trained(pipe, tmp_path, config):
     torch.testing.assert_close(run(pipe), run(trained), rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_that_was_trained_with_dropout_drops_nothing_when_it_paints(pipe, tmp_path):
+def test_an_adapter_that_was_trained_with_dropout_drops_nothing_when_it_samples(pipe, tmp_path):
     save_adapter(tmp_path, config={"lora_dropout": 0.5})
     pipe.load_lora_weights(tmp_path)
     assert torch.equal(run(pipe), run(pipe))

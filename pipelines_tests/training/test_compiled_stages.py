@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from training.config.schema import RunConfig
-from training.losses import MarDiniTrainingModel
 from training.costs import Shape
+from training.losses import MarDiniTrainingModel
 
 
 SIZE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16}

@@ -12,7 +12,7 @@ from training.curriculum import (
     draw_reference_mask,
     draw_timesteps,
     learning_rate_factor,
-    sampling_of,
+    window_request,
 )
 from training.engine.models import make_scheduler
 
@@ -22,7 +22,7 @@ def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwi
 
     def draw(**keys):
         draw = rows(**{"seed": 3, "stage": "joint", "step": 5, **keys})
-        return draw_batch(stage, sampling_of(make_config(), stage), data, 1000, draw)
+        return draw_batch(stage, window_request(make_config(), stage), data, 1000, draw)
 
     first, again = draw(), draw()
     assert all(
@@ -36,7 +36,7 @@ def test_a_step_draws_the_same_whenever_it_is_asked_and_other_steps_draw_otherwi
 @pytest.mark.parametrize("tasks", [{"random": 1.0}, {"random": 0.0, "leading": 1.0}])
 def test_a_global_batch_is_the_same_for_any_number_of_processes(tasks):
     stage = StageConfig(**{**make_config().stages[2].model_dump(), "tasks": tasks, "reference_ratio": (0.25, 0.75)})
-    data, sampling = make_data(), sampling_of(make_config(), stage)
+    data, sampling = make_data(), window_request(make_config(), stage)
     for step in range(5):
         whole = draw_batch(stage, sampling, data, 1000, rows(step, count=6))
         parts = [draw_batch(stage, sampling, data, 1000, rows(step, count=2, first=i, total=6)) for i in (0, 2, 4)]
@@ -74,7 +74,7 @@ def test_timesteps_are_stratified_and_shifted_towards_noise():
 
 def test_a_batch_has_its_stages_noise_levels_and_drops_its_share_of_the_plans():
     config = make_config()
-    data, sampling = make_data(), sampling_of(config, config.stages[2])
+    data, sampling = make_data(), window_request(config, config.stages[2])
 
     def drawn(**fields) -> Batch:
         stage = config.stages[2].model_copy(update=fields)
@@ -112,7 +112,7 @@ def test_the_scheduler_of_the_run_is_the_presets_with_what_the_run_says():
 
 def test_a_batch_moves_all_of_its_tensors():
     config = make_config()
-    sampling = sampling_of(config, config.stages[2])
+    sampling = window_request(config, config.stages[2])
     batch = draw_batch(config.stages[2], sampling, make_data(), 1000, rows()).to(torch.device("meta"))
     assert isinstance(batch, Batch) and all(
         v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v)

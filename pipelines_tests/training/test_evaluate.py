@@ -1,4 +1,4 @@
-"""The whole evaluation at toy size: what it writes, that it goes on, and what it refuses before it paints."""
+"""The whole evaluation at toy size: what it writes, that it goes on, and what it refuses before it samples."""
 
 import csv
 import json
@@ -17,15 +17,15 @@ from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from pipelines_tests.training.evaluation.networks.test_frechet import has_efficientnet
 from training import evaluate
-from training.figures.contact_sheets import GIVEN_COLOUR, contact_sheet, side_by_side
-from training.evaluation.networks.frechet import Features, frechet_distance
-from training.evaluation.finished_parts import Kept
 from training.evaluation.altered_signals import OTHER
+from training.evaluation.finished_parts import Kept
+from training.evaluation.methods import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
+from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.networks.frechet import Features, frechet_distance
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
-from training.evaluation.methods import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
 from training.evaluation.windows import Windows, load_windows, to_bytes
-from training.evaluation.metrics import score_windows, summarize
+from training.figures.contact_sheets import GIVEN_COLOUR, contact_sheet, side_by_side
 
 
 NOTHING = Networks({}, {})
@@ -70,16 +70,16 @@ def command(checkpoint, clips, output, *more: str) -> list[str]:
     return [*basic, "-o", str(output), *more]
 
 
-class Painted:
-    """A variant that counts what it paints, brightens by its seed, and can be interrupted."""
+class Sampled:
+    """A variant that counts what it samples, brightens by its seed, and can be interrupted."""
 
     def __init__(self, seeds=(0, 1), breaks_at: int | None = None, **key):
         self.batches, self.breaks_at = [], breaks_at
         self.variant = Variant(
-            "ours, counted", OURS, {"method": "counted", **key}, seeds, [(0, 2), (2, 4)], self.paint
+            "ours, counted", OURS, {"method": "counted", **key}, seeds, [(0, 2), (2, 4)], self.sample
         )
 
-    def paint(self, windows, given, first, seed):
+    def sample(self, windows, given, first, seed):
         if len(self.batches) == self.breaks_at:
             raise KeyboardInterrupt
         self.batches.append((seed, first))
@@ -95,12 +95,12 @@ class MeanDifference(torch.nn.Module):
         return (frames - truth).abs().flatten(1).mean(dim=1)
 
 
-def test_networks_are_asked_about_the_painted_frames_and_whole_windows(clips, tmp_path):
+def test_networks_are_asked_about_the_sampled_frames_and_whole_windows(clips, tmp_path):
     windows = load_windows(clips, SIZE, num_frames=5, stride=1, per_clip=3)
-    assert len(windows.frames) * 3 > 16  # more painted frames than are asked about at once
+    assert len(windows.frames) * 3 > 16  # more sampled frames than are asked about at once
     brighter = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0]).view(5, 1, 1, 1)
 
-    def paint(frames, given, first, seed):
+    def sample(frames, given, first, seed):
         return (frames * 0.6 + brighter + 0.05 * seed).clamp(0, 1)
 
     def colours(frames):  # (batch, 3, height, width) to (batch, 3)
@@ -114,11 +114,11 @@ def test_networks_are_asked_about_the_painted_frames_and_whole_windows(clips, tm
         "fd_window": Features("window", colours_over_time, {"colours": "2" * 64}),
     }
     networks = Networks({"alex": MeanDifference(), "vgg": MeanDifference()}, features)
-    variant = Variant("ours, bright", OURS, {"method": "bright"}, (0, 1), [(0, 4), (4, len(windows.frames))], paint)
+    variant = Variant("ours, bright", OURS, {"method": "bright"}, (0, 1), [(0, 4), (4, len(windows.frames))], sample)
     (row,), _, _ = Evaluation(windows, [0, 4], networks, Kept(tmp_path)).run([variant])
 
     truth = to_bytes(windows.frames).float() / 255
-    each = [to_bytes(paint(truth, None, 0, seed)).float() / 255 for seed in (0, 1)]
+    each = [to_bytes(sample(truth, None, 0, seed)).float() / 255 for seed in (0, 1)]
     distances = torch.stack([(frames - truth).abs().mean(dim=(2, 3, 4)) for frames in each]).mean(dim=0)
     for suffix in ("", "_vgg"):
         assert row["windows"][f"mid_lpips{suffix}"] == pytest.approx(distances[:, 2].tolist(), abs=1e-5)
@@ -137,7 +137,7 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
     more = ["--train-clips", str(clips), "--no-planning", "--wrong-planning", "--seeds", "0", "1", "--steps", "2", "1"]
     evaluate.main(command(checkpoint, clips, output, *more, "--metrics"))
     record = json.loads((output / "results.json").read_text())
-    assert re.fullmatch("[0-9a-f]{64}", record["painted_by"]["checkpoint"])
+    assert re.fullmatch("[0-9a-f]{64}", record["sampled_by"]["checkpoint"])
     rows = {row["method"]: row for row in record["rows"]}
     assert list(rows) == [
         "copy of the nearest given frame",
@@ -181,7 +181,7 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
     assert capsys.readouterr().out.rstrip().endswith(f"contact sheets to {output}")
 
 
-def test_typed_again_nothing_is_painted_twice_and_the_results_are_the_same(checkpoint, clips, tmp_path):
+def test_typed_again_nothing_is_sampled_twice_and_the_results_are_the_same(checkpoint, clips, tmp_path):
     arguments = command(checkpoint, clips, tmp_path, "--steps", "1", "--metrics")
     evaluate.main(arguments)
     before = (tmp_path / "results.json").read_text()
@@ -192,25 +192,25 @@ def test_typed_again_nothing_is_painted_twice_and_the_results_are_the_same(check
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_batch_that_was_missing(windows, tmp_path):
-    broken, whole = Painted(breaks_at=3), Painted()
+    broken, whole = Sampled(breaks_at=3), Sampled()
     with pytest.raises(KeyboardInterrupt):
         Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([broken.variant])
-    rows, _, painted = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([whole.variant])
+    rows, _, sampled = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([whole.variant])
     assert broken.batches == [(0, 0), (0, 2), (1, 0)] and whole.batches == [(1, 2)]
-    fresh, _, expected = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path / "fresh")).run([Painted().variant])
-    torch.testing.assert_close(painted["ours, counted"], expected["ours, counted"], rtol=0, atol=0)
+    fresh, _, expected = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path / "fresh")).run([Sampled().variant])
+    torch.testing.assert_close(sampled["ours, counted"], expected["ours, counted"], rtol=0, atol=0)
     assert {**rows[0], "seconds_per_window": 0} == {**fresh[0], "seconds_per_window": 0}
 
 
 def test_everything_that_matters_is_in_the_key(windows, tmp_path):
-    def batches_painted(of: Windows = windows, given=(0, 4), **key) -> int:
-        painted = Painted(seeds=(0,), **key)
-        Evaluation(of, list(given), NOTHING, Kept(tmp_path)).run([painted.variant])
-        return len(painted.batches)
+    def batches_sampled(of: Windows = windows, given=(0, 4), **key) -> int:
+        sampled = Sampled(seeds=(0,), **key)
+        Evaluation(of, list(given), NOTHING, Kept(tmp_path)).run([sampled.variant])
+        return len(sampled.batches)
 
     brighter = Windows(windows.frames * 0.9, windows.clips, windows.starts, {})
-    assert [batches_painted(), batches_painted()] == [2, 0]
-    assert batches_painted(of=brighter) == batches_painted(given=(0,)) == batches_painted(steps=3) == 2
+    assert [batches_sampled(), batches_sampled()] == [2, 0]
+    assert batches_sampled(of=brighter) == batches_sampled(given=(0,)) == batches_sampled(steps=3) == 2
     keys = [
         [variant.key for variant in ours(pipe, ["a.mp4", "b.mp4"], sampling)]
         for pipe in (tiny_pipeline(), tiny_pipeline(planner_downscale=4), tiny_pipeline(beta_schedule="linear"))
@@ -250,8 +250,8 @@ def test_a_task_has_the_simple_methods_that_it_allows(given, names):
 
 
 def test_scores_are_of_the_frames_as_a_file_holds_them(windows, tmp_path):
-    painted = Painted(seeds=(0,))
-    rows, _, frames = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([painted.variant])
+    sampled = Sampled(seeds=(0,))
+    rows, _, frames = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([sampled.variant])
     values = frames["ours, counted"] * 255
     torch.testing.assert_close(values, values.round(), atol=1e-4, rtol=0)
     expected = summarize(score_windows(frames["ours, counted"], windows.frames, [0, 4]))
@@ -281,10 +281,10 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
         (["--fps", "60"], "60 frames per second"),
-        (["--rife", "rife-v2.3"], "RIFE needs the package|does not paint any time"),
+        (["--rife", "rife-v2.3"], "RIFE needs the package|does not sample any time"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_painted(checkpoint, clips, tmp_path, more, message):
+def test_what_cannot_be_done_is_said_before_anything_is_sampled(checkpoint, clips, tmp_path, more, message):
     with pytest.raises(SystemExit, match=f"error: .*({message})"):
         evaluate.main(command(checkpoint, clips, tmp_path / "out", "--metrics", *more))
     assert not (tmp_path / "out").exists()
@@ -301,7 +301,7 @@ def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp
     assert row["mid_ssim"] > 0 and all(map(math.isnan, row["intervals"]["mid_ssim"]))  # nothing to draw from one clip
     with pytest.raises(SystemExit, match="needs at least 2 windows where a clip has 1; there are 1: add clips"):
         evaluate.main([*single, "--wrong-planning", "-o", str(tmp_path / "other")])
-    assert not (tmp_path / "other").exists()  # said before anything was painted
+    assert not (tmp_path / "other").exists()  # said before anything was sampled
 
 
 @has_efficientnet
@@ -380,7 +380,7 @@ def test_an_adapter_has_a_row_of_its_own_and_changes_no_other(tmp_path, clips, c
     assert set(both) - set(without) == {"ours, 2 steps, with the adapter"}
     assert both["ours, 2 steps"]["mid_ssim"] == pytest.approx(without["ours, 2 steps"]["mid_ssim"], abs=1e-6)
     assert both["ours, 2 steps, with the adapter"]["mid_ssim"] != both["ours, 2 steps"]["mid_ssim"]
-    told = [json.loads((tmp_path / name / "results.json").read_text())["painted_by"] for name in ("plain", "both")]
+    told = [json.loads((tmp_path / name / "results.json").read_text())["sampled_by"] for name in ("plain", "both")]
     assert "adapted" not in told[0] and told[0] == {k: v for k, v in told[1].items() if k != "adapted"}
     assert told[1]["adapted"] != told[1]["checkpoint"]
     with pytest.raises(SystemExit, match="nowhere"):

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_vae, write_clips
 from training import locks as ownership
-from training.locks import OwnedError, Owner, turn_to_write
 from training.data.preparation import prepare_data
+from training.locks import OwnedError, Owner, turn_to_write
 from training.stopping import Stopped
 from training.train_autoencoder import AutoencoderTrainingConfig
 from training.train_autoencoder import run as train_autoencoder

@@ -8,12 +8,8 @@ import torch
 
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.allocations import most_allocated
-from training.data.census import StageCensus, open_clips, read_clips
-from training.config.schema import RunConfig
 from training.config.layers import load_config
-from training.curriculum import sampling_of
-from training.data.buckets import assign
-from training.plan import main, make_plan, notes, problems, render
+from training.config.schema import RunConfig
 from training.costs import (
     Shape,
     _by_layers,
@@ -26,6 +22,10 @@ from training.costs import (
     count_tokens,
     masked_frames,
 )
+from training.curriculum import window_request
+from training.data.buckets import assign
+from training.data.census import StageCensus, open_clips, read_clips
+from training.plan import main, make_plan, notes, problems, render
 from training.train_mardini import train
 
 
@@ -280,7 +280,7 @@ def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
 
     def census(**stage):
         config = make_config(stage, data=data_in(tmp_path))
-        sampling = sampling_of(config, config.stages[0])
+        sampling = window_request(config, config.stages[0])
         return StageCensus.of(
             assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), sampling, batch=2
         )

@@ -15,10 +15,10 @@ from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
-from training.engine.adapter import adapter_loaded
 from training.card import facts_of, read_record
-from training.evaluation.tables import COLUMNS
+from training.engine.adapter import adapter_loaded
 from training.evaluation.methods import model_key
+from training.evaluation.tables import COLUMNS
 from training.publish import publish, resources_of, stages_of
 
 
@@ -83,11 +83,11 @@ def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, 
 
     # Scores of the base alone, or of another adapter, are not this one's
     pipe = MarDiniPipeline.from_pretrained(base_folder())
-    painted_by, record = model_key(pipe), json.loads(results.read_text())
+    sampled_by, record = model_key(pipe), json.loads(results.read_text())
     with adapter_loaded(pipe, made.folder / "adapter"):
         adapted = model_key(pipe)["checkpoint"]
     for told in ({}, {"adapted": "0" * 64}, {"adapted": adapted}):
-        results.write_text(json.dumps({**record, "painted_by": {**painted_by, **told}}))
+        results.write_text(json.dumps({**record, "sampled_by": {**sampled_by, **told}}))
         if told.get("adapted") != adapted:
             with pytest.raises(ValueError, match="scores of other weights than .*adapter: evaluate .* with --adapter"):
                 publish(made.folder, card, results, tmp_path / "no")
@@ -184,11 +184,11 @@ def test_a_fact_is_told_in_one_place(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_of_other_weights_are_refused(tmp_path, run, dtype):
     card, results = make_sources(tmp_path)
-    painted_by = model_key(MarDiniPipeline.from_pretrained(run / "pipeline", dtype=dtype))
+    sampled_by = model_key(MarDiniPipeline.from_pretrained(run / "pipeline", dtype=dtype))
     record = json.loads(results.read_text())
-    results.write_text(json.dumps({**record, "painted_by": painted_by}))
+    results.write_text(json.dumps({**record, "sampled_by": sampled_by}))
     publish(run, card, results, tmp_path / "out")
-    results.write_text(json.dumps({**record, "painted_by": {**painted_by, "checkpoint": "0" * 64}}))
+    results.write_text(json.dumps({**record, "sampled_by": {**sampled_by, "checkpoint": "0" * 64}}))
     with pytest.raises(ValueError, match="scores of other weights than .*pipeline: evaluate that folder"):
         publish(run, card, results, tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -11,9 +11,9 @@ from PIL import Image
 from pipelines_tests.training.test_train_mardini import explode, make_config, make_run
 from training import report
 from training.config.schema import RunConfig
+from training.losses import MarDiniTrainingModel
 from training.monitoring.environment import describe_start, git_revision, record_start
 from training.report import write_report
-from training.losses import MarDiniTrainingModel
 from training.train_mardini import write_status
 
 

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
-from training.engine.checkpoint import _flush
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
-from training.data.sources import open_source
 from training.data.preparation import prepare_data
+from training.data.sources import open_source
+from training.engine.checkpoint import _flush
 from training.stopping import SIGNALS, Stopped, StopRequest
 from training.train_mardini import train
 

@@ -18,24 +18,24 @@ from safetensors.torch import load_file
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
 from diffusers_mardini.models.embeddings import patchify
 from pipelines_tests.training.clip_files import noise, write_clip
-from training.engine import resuming as saved_state
-from training.engine.checkpoint import list_checkpoints, load_checkpoint
 from training.config.schema import RunConfig, shaping_fields
 from training.curriculum import (
     Batch,
     Draw,
     draw_batch,
     learning_rate_factor,
-    sampling_of,
+    window_request,
 )
-from training.monitoring.heldout_losses import NOISE_LEVELS, _parts, heldout_losses, patterns
-from training.monitoring.heldout_windows import HeldoutWindows
+from training.data.preparation import prepare_data
+from training.engine import resuming as saved_state
+from training.engine.checkpoint import list_checkpoints, load_checkpoint
 from training.engine.gradient_steps import Learner
 from training.loop import Run, Stopped
+from training.losses import MarDiniTrainingModel, diffusion_loss, masked_mse
+from training.monitoring.heldout_losses import NOISE_LEVELS, _parts, heldout_losses, patterns
+from training.monitoring.heldout_windows import HeldoutWindows
 from training.monitoring.panel import TIMES
 from training.randomness import step_generator
-from training.data.preparation import prepare_data
-from training.losses import MarDiniTrainingModel, diffusion_loss, masked_mse
 from training.stopping import StopRequest
 
 
@@ -446,7 +446,7 @@ def randomize(model: torch.nn.Module) -> None:
 def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    batch = draw_batch(stage, sampling_of(run.config, stage), run.train_data, 1000, rows())
+    batch = draw_batch(stage, window_request(run.config, stage), run.train_data, 1000, rows())
     batch = replace(batch, planning_signals_mask=torch.tensor([True, False]))  # a window without its plan among them
     randomize(run.transformer)
     losses = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(batch)

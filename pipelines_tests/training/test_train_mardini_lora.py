@@ -20,19 +20,18 @@ from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.test_interruptions import ROOT, run_with_kills
 from pipelines_tests.training.test_shared_runs import run as run_shared
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_run, records
-from training import train_mardini
-from training import train_mardini_lora
+from training import train_mardini, train_mardini_lora
+from training.config.schema import AdapterConfig, RunConfig
+from training.costs import count_memory, count_operations, count_parameters
 from training.engine.adapter import TARGETS, add_adapter, fingerprints, matched_layers, refuse_shards, summary
 from training.engine.checkpoint import list_checkpoints
-from training.config.schema import AdapterConfig, RunConfig
-from training.loop import Run, Stopped
 from training.engine.models import make_models
-from training.monitoring.panel import TIMES
 from training.engine.optimizers import learned
+from training.engine.sharding import make_accelerator
+from training.loop import Run, Stopped
+from training.monitoring.panel import TIMES
 from training.plan import main as plan_main
 from training.plan import problems
-from training.engine.sharding import make_accelerator
-from training.costs import count_memory, count_operations, count_parameters
 
 
 LORA = {"targets": "both-attention", "rank": 2}
@@ -80,7 +79,7 @@ def weights(pipe: MarDiniPipeline) -> dict[str, torch.Tensor]:
     }
 
 
-def paint(pipe: MarDiniPipeline) -> torch.Tensor:
+def sample(pipe: MarDiniPipeline) -> torch.Tensor:
     video = torch.rand(1, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return pipe(
         video=video, frame_indices=[0, 3], num_frames=4, num_inference_steps=2, output_type="latent",
@@ -113,13 +112,13 @@ def trained(tmp_path_factory) -> Run:
 # What a run leaves behind
 
 
-def test_an_adapter_changes_what_is_painted_and_leaves_nothing_when_it_is_unloaded(trained):
+def test_an_adapter_changes_what_is_sampled_and_leaves_nothing_when_it_is_unloaded(trained):
     pipe = base_pipeline()
-    before, painted = weights(pipe), paint(pipe)
+    before, sampled = weights(pipe), sample(pipe)
     pipe.load_lora_weights(trained.folder / "adapter")
-    assert not torch.allclose(paint(pipe), painted, atol=1e-3)
+    assert not torch.allclose(sample(pipe), sampled, atol=1e-3)
     pipe.unload_lora_weights()
-    assert same(weights(pipe), before) and torch.equal(paint(pipe), painted)
+    assert same(weights(pipe), before) and torch.equal(sample(pipe), sampled)
 
 
 def test_the_loaded_adapter_is_the_average_of_the_run(trained):
@@ -176,10 +175,10 @@ def test_held_out_losses_scores_and_pictures_are_told_without_a_reconstruction(t
 def test_before_its_first_step_an_adapter_changes_nothing():
     models = make_models(make_adapter_config(lora={"dropout": 0.5})).eval()
     pipe = base_pipeline()
-    painted = paint(pipe)
+    sampled = sample(pipe)
     adapted = MarDiniPipeline(pipe.vae, models["planner"], models["transformer"], pipe.scheduler, planner_downscale=2)
     adapted.set_progress_bar_config(disable=True)
-    torch.testing.assert_close(paint(adapted), painted)
+    torch.testing.assert_close(sample(adapted), sampled)
 
 
 # Exact
@@ -326,7 +325,7 @@ def test_a_base_of_fewer_bits_is_adapted_in_float32(tmp_path, bf16_autocast, bas
     assert told == pytest.approx(expected, rel=0.05)  # what rounding of the frozen weights makes of it
     pipe = base_pipeline()
     pipe.load_lora_weights(tmp_path / "run" / "adapter")
-    assert torch.isfinite(paint(pipe)).all()
+    assert torch.isfinite(sample(pipe)).all()
 
 
 def test_an_int8_base_without_torchao_says_what_to_install(monkeypatch):

@@ -82,7 +82,7 @@ def interpolate(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Paints the frames between two pictures.
+    """Samples the frames between two pictures.
 
     Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
     """
@@ -90,7 +90,7 @@ def interpolate(
         check_count("--num-frames", num_frames, 3)
         fit = fitted_to(begin(output, force, fps, checkpoint, size, seed))
         frames = [_read_one(first), _read_one(last)]
-        pipe = load(checkpoint, device, dtype, f"Painting {num_frames - 2} frames between {first} and {last}")
+        pipe = load(checkpoint, device, dtype, f"Sampling {num_frames - 2} frames between {first} and {last}")
         first_frame, last_frame = map(fit, frames)
         result = pipe(
             image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
@@ -121,7 +121,7 @@ def animate(
         check_count("--num-frames", num_frames, 2)
         fit = fitted_to(begin(output, force, fps, checkpoint, size, seed))
         frame = _read_one(image)
-        pipe = load(checkpoint, device, dtype, f"Painting the {num_frames - 1} frames that follow {image}")
+        pipe = load(checkpoint, device, dtype, f"Sampling the {num_frames - 1} frames that follow {image}")
         result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or DEFAULT_FPS, force)
 
@@ -159,10 +159,10 @@ def expand(
             frames = frames[-use_frames:]
         if len(frames) >= num_frames:
             raise ValueError(
-                f"{video} leads with {len(frames)} frames and the window has {num_frames}, so that none is left to paint; "
+                f"{video} leads with {len(frames)} frames and the window has {num_frames}, so that none is left to sample; "
                 f"raise --num-frames or lower --use-frames below {num_frames}"
             )
-        task = f"Painting {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
+        task = f"Sampling {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
         pipe = load(checkpoint, device, dtype, task)
         result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
         save(output, result.frames[0], fps or rate or DEFAULT_FPS, force)
@@ -173,7 +173,7 @@ def slow_motion(
     video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
     output: Output,
     factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
-    window: Annotated[int, typer.Option(help="Frames that are painted together, as the checkpoint learned it.")] = 9,
+    window: Annotated[int, typer.Option(help="Frames that are sampled together, as the checkpoint learned it.")] = 9,
     checkpoint: Checkpoint = None,
     size: Size = None,
     steps: Steps = 25,
@@ -184,7 +184,7 @@ def slow_motion(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Paints frames between the frames of a clip; its own frames stay where they belong.
+    """Samples frames between the frames of a clip; its own frames stay where they belong.
 
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """

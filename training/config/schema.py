@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from diffusers_mardini.presets import list_presets, load_preset
-
 from training.config.strict import Name, StrictModel
 
 
@@ -427,12 +426,12 @@ class RunConfig(StrictModel):
     quality_windows: int = Field(
         8,
         ge=0,
-        description="Held-out windows that are painted between their first and last frame and scored beside the held-out losses; 0: none.",
+        description="Held-out windows that are sampled between their first and last frame and scored beside the held-out losses; 0: none.",
     )
     sample_every: int = Field(
         1000,
         ge=0,
-        description="Steps between pictures of held-out windows, painted; also before the first step and at the end of a stage. 0: none.",
+        description="Steps between pictures of held-out windows, sampled; also before the first step and at the end of a stage. 0: none.",
     )
     sample_windows: int = Field(4, ge=1, description="Held-out windows in the pictures.")
     sample_steps: int = Field(

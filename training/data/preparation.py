@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training.data.census import StageCensus, open_clips, read_clips
 from training.config.schema import RunConfig
-from training.curriculum import heldout_sampling, sampling_of
+from training.curriculum import heldout_window_request, window_request
 from training.data.buckets import Sampling, assign
+from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
 from training.data.failures import FailedClips
 from training.data.manifest import Entry, default_path, read_manifest, write_manifest
@@ -64,7 +64,7 @@ def prepare_data(
         Stopped: on every process, if there was a reason to stop; what was decoded and encoded is kept.
     """
     # 1. What there is, and what is asked of it
-    uses = {"train": sampling_of, "validation": heldout_sampling}
+    uses = {"train": window_request, "validation": heldout_window_request}
     specs = {name: spec for name in uses if (spec := getattr(config.data, name)) is not None}
     samplings = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
     sources, entries = {}, {}

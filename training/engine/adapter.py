@@ -24,7 +24,6 @@ from diffusers_mardini import (
     MarDiniScheduler,
     MarDiniTransformer3DModel,
 )
-
 from training.config.schema import AdapterConfig, RunConfig, shaping_fields
 from training.engine.ema import AveragedWeights
 from training.engine.optimizers import learned

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from diffusers_mardini.models.compiling import MOST_GRAPHS
-
 from training.config.schema import StageConfig
 from training.engine.guards import RunFailed
 

@@ -16,10 +16,9 @@ from diffusers_mardini import (
     MarDiniTransformer3DModel,
 )
 from diffusers_mardini.presets import load_preset
-
-from training.engine.adapter import add_adapter, load_arguments
 from training.config.schema import RunConfig
 from training.data.conditions import model_arguments
+from training.engine.adapter import add_adapter, load_arguments
 from training.engine.ema import AveragedWeights
 from training.engine.sharding import gather
 from training.losses import PlannerReconstructionHead

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from diffusers_mardini.hardware import has_bfloat16_units
-
 from training.engine.sharding import sharded_like
 
 

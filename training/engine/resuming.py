@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from training.config.schema import RunConfig, StageConfig, default_of, shaping_fields
+from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import Learner
 from training.engine.optimizers import learned

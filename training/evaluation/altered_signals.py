@@ -1,6 +1,6 @@
 """Other planning signals than the planner's own: none, another window's, or its own made worse.
 
-They say how much of the plan the transformer needs. Where they are put in is `painting.py`; what they cost in quality is measured by
+They say how much of the plan the transformer needs. Where they are put in is `sampling.py`; what they cost in quality is measured by
 `claims/degraded_plan.py`.
 """
 
@@ -27,7 +27,7 @@ class PlanContext:
     generators: Sequence[torch.Generator]
 
     def masked(self, num_frames: int) -> list[int]:
-        """Positions of the frames that are painted."""
+        """Positions of the frames that are sampled."""
         return [i for i in range(num_frames) if i not in set(self.given)]
 
 
@@ -84,7 +84,7 @@ def batch_of_others(clips: Sequence[str]) -> int:
 def noisy(deviations: float) -> PlanChange:
     """Normal noise on every value, so many times as strong as the plan's own deviation.
 
-    That deviation is each channel's, over all places of the painted frames of the window. A window is given the same noise at any strength.
+    That deviation is each channel's, over all places of the sampled frames of the window. A window is given the same noise at any strength.
     """
     if not deviations > 0:
         raise ValueError(f"noise of {deviations:g} standard deviations; give a positive number")
@@ -110,7 +110,7 @@ def tokens_dropped(share: float) -> PlanChange:
 
 
 def pooled(side: int = 1, over_frames: bool = False) -> PlanChange:
-    """A coarser plan: means over squares of `side` tokens, and over all painted frames, each in the place of all that it is the mean of.
+    """A coarser plan: means over squares of `side` tokens, and over all sampled frames, each in the place of all that it is the mean of.
 
     Given frames keep a plan of their own.
     """
@@ -135,7 +135,7 @@ def pooled(side: int = 1, over_frames: bool = False) -> PlanChange:
         return new.to(signals.dtype)
 
     squares = f" of {side}x{side} tokens" if side > 1 else ""
-    over = f"{' and' if squares else ' of'} all painted frames" if over_frames else ""
+    over = f"{' and' if squares else ' of'} all sampled frames" if over_frames else ""
     return PlanChange(
         f"pooled {side}{' over frames' if over_frames else ''}", f", plan of means{squares}{over}", apply
     )

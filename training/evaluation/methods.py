@@ -1,4 +1,4 @@
-"""What is painted: simple methods, the autoencoder alone, and the checkpoint in every way that was asked for."""
+"""What is sampled: simple methods, the autoencoder alone, and the checkpoint in every way that was asked for."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -12,21 +12,20 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
-
-from training.engine.adapter import adapter_loaded
-from training.evaluation.baselines import best_match, copy_nearest, cross_fade, flow_warp
 from training.data.clips import list_clips
+from training.engine.adapter import adapter_loaded
+from training.evaluation.altered_signals import OTHER, PlanChange, batch_of_others
+from training.evaluation.baselines import best_match, copy_nearest, cross_fade, flow_warp
 from training.evaluation.networks import rife
 from training.evaluation.sampling import (
     ADAPTED,
     batches,
-    paint_batch,
     reconstruct,
+    sample_batch,
     scheduler_named,
     scheduler_replaced,
     weights_digest,
 )
-from training.evaluation.altered_signals import OTHER, PlanChange, batch_of_others
 from training.evaluation.windows import training_clips
 
 
@@ -41,9 +40,9 @@ class Variant:
         method: its name.
         kind: `BASELINE`, `CEILING` or `OURS`.
         key: everything that its frames depend on beside the windows and the seed.
-        seeds: it is painted once for each.
-        batches: first and last-plus-one of the windows that are painted together.
-        paint: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
+        seeds: it is sampled once for each.
+        batches: first and last-plus-one of the windows that are sampled together.
+        sample: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
         planned: the method that is the same but for the plan, where this one's was changed.
     """
 
@@ -52,7 +51,7 @@ class Variant:
     key: dict[str, Any]
     seeds: tuple[int, ...]
     batches: list[tuple[int, int]]
-    paint: Callable[[torch.Tensor, Sequence[int], int, int], torch.Tensor]
+    sample: Callable[[torch.Tensor, Sequence[int], int, int], torch.Tensor]
     planned: str = ""
 
 
@@ -65,7 +64,7 @@ class Sampling:
         schedulers: names of diffusers' schedulers; "" is the checkpoint's own.
         guidance_scale: `None` is the pipeline's own choice for the task.
         seeds: one sample for each.
-        batch_size: most windows painted together (`batches`).
+        batch_size: most windows sampled together (`batches`).
         plan_changes: a row with each of them, of the first scheduler and number of steps.
         adapter: folder or Hub id of LoRA weights: a second row with them for each scheduler and number of steps.
     """
@@ -109,9 +108,9 @@ def baselines(
 ) -> list[Variant]:
     """The simple methods that a task allows; `rife_model` is "" for none."""
 
-    def simple(method: str, paint: Callable, **key: Any) -> Variant:
+    def simple(method: str, sample: Callable, **key: Any) -> Variant:
         return Variant(
-            method, BASELINE, {"method": method, **key}, (0,), [(0, count)], lambda w, given, *_: paint(w, given)
+            method, BASELINE, {"method": method, **key}, (0,), [(0, count)], lambda w, given, *_: sample(w, given)
         )
 
     between = len(given) > 1 and max(given) == num_frames - 1
@@ -137,7 +136,7 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
     Args:
         pipe: the checkpoint.
         clips: of each window.
-        sampling: how it paints.
+        sampling: how it samples.
 
     Raises:
         ValueError: if an adapter cannot be loaded, or there is no other clip whose plan could be taken.
@@ -169,14 +168,16 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
             "planning": "own" if change is None else change.key,
         }
 
-        def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
+        def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return paint_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale)
+                return sample_batch(pipe, windows, given, steps, seed, first, change, sampling.guidance_scale)
 
         planned = sampling.label(steps, scheduler_name)
         label = sampling.label(steps, scheduler_name, change) + ("" if adapter is None else ADAPTED)
-        variants.append(Variant(label, OURS, key, sampling.seeds, parts, paint, planned if change is not None else ""))
+        variants.append(
+            Variant(label, OURS, key, sampling.seeds, parts, sample, planned if change is not None else "")
+        )
 
     for scheduler_name in sampling.schedulers:
         for steps in sampling.steps:
@@ -189,7 +190,7 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], sampling: Sampling) -> lis
 
 
 def model_key(pipe: MarDiniPipeline) -> dict[str, str]:
-    """What painted frames depend on of a checkpoint, and of how it runs."""
+    """What sampled frames depend on of a checkpoint, and of how it runs."""
     return {"checkpoint": weights_digest(pipe), "dtype": str(pipe.dtype), "device": pipe.device.type}
 
 

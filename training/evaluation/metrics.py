@@ -1,4 +1,4 @@
-"""How close painted windows come to the real ones: per window, so that means, errors and pairs can be taken afterwards.
+"""How close sampled windows come to the real ones: per window, so that means, errors and pairs can be taken afterwards.
 
 SSIM and PSNR reward blur, so they are never reported without the amount and the evenness of motion and the sharpness. Everything takes frames
 in [0, 1], `(batch, frames, 3, height, width)`. The simple methods to compare with are in `baselines.py`.
@@ -21,7 +21,7 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
     """Scores each window of a batch by itself.
 
     Args:
-        frames: painted windows in [0, 1], `(batch, frames, 3, height, width)`; what stands at given frames is ignored.
+        frames: sampled windows in [0, 1], `(batch, frames, 3, height, width)`; what stands at given frames is ignored.
         truth: the real windows, same shape.
         given: positions of the frames that the method was shown.
 
@@ -31,7 +31,7 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
     """
     if frames.shape != truth.shape or frames.ndim != 5:
         raise ValueError(
-            f"painted windows are {tuple(frames.shape)} and real ones {tuple(truth.shape)}; both must be the same "
+            f"sampled windows are {tuple(frames.shape)} and real ones {tuple(truth.shape)}; both must be the same "
             "(batch, frames, 3, height, width)"
         )
     num_frames = truth.shape[1]
@@ -60,7 +60,7 @@ def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.T
     """Scores each frame by itself.
 
     Args:
-        frames: painted frames in [0, 1], `(batch, frames, 3, height, width)`.
+        frames: sampled frames in [0, 1], `(batch, frames, 3, height, width)`.
         truth: the real ones, same shape.
 
     Returns:
@@ -76,7 +76,7 @@ def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.T
 
 
 def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Means over windows; those of `RATIOS` as the ratio of the painted sum to the true one over all windows."""
+    """Means over windows; those of `RATIOS` as the ratio of the sampled sum to the true one over all windows."""
     result = {}
     for name, values in scores.items():
         if name in RATIOS:
@@ -88,17 +88,17 @@ def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def generated_indices(num_frames: int, given: Sequence[int]) -> list[int]:
-    """The frames that the method had to paint."""
+    """The frames that the method had to sample."""
     generated = [i for i in range(num_frames) if i not in set(given)]
     if not generated or len(generated) == num_frames or not all(0 <= i < num_frames for i in given):
         raise ValueError(
-            f"given frames are {list(given)} of {num_frames}; give at least one, and leave at least one to paint"
+            f"given frames are {list(given)} of {num_frames}; give at least one, and leave at least one to sample"
         )
     return generated
 
 
 def middle_index(num_frames: int, given: Sequence[int]) -> int:
-    """The middle of the window, as VIDIM-Bench's MidF scores take it; the middle painted frame where that one is given."""
+    """The middle of the window, as VIDIM-Bench's MidF scores take it; the middle sampled frame where that one is given."""
     generated = generated_indices(num_frames, given)
     return num_frames // 2 if num_frames // 2 in generated else generated[len(generated) // 2]
 

@@ -11,12 +11,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
-
 from training.evaluation.altered_signals import OTHER, PlanChange, PlanContext
 
 
 ADAPTED = ", with the adapter"  # in names of methods
-# Added to the seeds of what changes a plan draws, so that it has nothing to do with the noise that is painted from.
+# Added to the seeds of what changes a plan draws, so that it has nothing to do with the noise that is sampled from.
 PLAN_SEED = 1 << 40
 
 
@@ -85,7 +84,7 @@ def batches(count: int, batch_size: int, least: int = 1) -> list[tuple[int, int]
     return [(end - size, end) for end, size in zip(ends, sizes)]
 
 
-def paint_batch(
+def sample_batch(
     pipe: MarDiniPipeline,
     windows: torch.Tensor,
     given: Sequence[int],
@@ -95,7 +94,7 @@ def paint_batch(
     plan_change: PlanChange | None = None,
     guidance_scale: float | None = None,
 ) -> torch.Tensor:
-    """Paints a batch once from its given frames.
+    """Samples a batch once from its given frames.
 
     Each window has a random generator of its own, seeded by `seed` and its number, so that the result does not depend on the
     batch (with the plan of another window it does: that comes from the same batch).
@@ -142,12 +141,12 @@ def generate(
     batch_size: int = 8,
     plan_change: PlanChange | None = None,
 ) -> torch.Tensor:
-    """Paints every window once, batch by batch; see `paint_batch`."""
-    painted = [
-        paint_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
+    """Samples every window once, batch by batch; see `sample_batch`."""
+    sampled = [
+        sample_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
         for first, last in batches(len(windows), batch_size, least=2 if plan_change is OTHER else 1)
     ]
-    return torch.cat(painted)
+    return torch.cat(sampled)
 
 
 @torch.no_grad()
@@ -156,7 +155,7 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[in
 
     Args:
         windows: in [0, 1], `(windows, frames, 3, height, width)`.
-        given: positions of the given frames, which stay as they are, as in `paint_batch`.
+        given: positions of the given frames, which stay as they are, as in `sample_batch`.
     """
     frames = [
         decode_latents(pipe.vae, encode_video(pipe.vae, window[None].to(pipe.device, pipe.vae.dtype) * 2 - 1))

@@ -1,4 +1,4 @@
-"""Paints every variant and scores it; what is done is kept."""
+"""Samples every variant and scores it; what is done is kept."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from training.evaluation.finished_parts import Kept
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.methods import BASELINE, OURS, Variant
 from training.evaluation.metrics import generated_indices, middle_index, score_windows, summarize
 from training.evaluation.networks.frechet import Features, frechet_distance
-from training.evaluation.intervals import Bootstrap
-from training.evaluation.finished_parts import Kept
 from training.evaluation.networks.lpips import Lpips
-from training.evaluation.methods import BASELINE, OURS, Variant
 from training.evaluation.windows import Windows, to_bytes
 
 
@@ -53,7 +53,7 @@ class Evaluation:
 
     def __init__(self, windows: Windows, given: Sequence[int], networks: Networks, kept: Kept):
         self.windows, self.given, self.networks, self.kept = windows, list(given), networks, kept
-        # What is compared with is what a file would hold, as what is painted is.
+        # What is compared with is what a file would hold, as what is sampled is.
         self.truth = to_bytes(windows.frames).float() / 255
         self.generated = generated_indices(self.truth.shape[1], given)
         self.key = {"format": FORMAT, "windows": windows.digest(), "given": self.given}
@@ -63,17 +63,17 @@ class Evaluation:
     def run(
         self, variants: Sequence[Variant]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
-        """All rows of the table, paired differences, and the painted frames of the first seed by method.
+        """All rows of the table, paired differences, and the sampled frames of the first seed by method.
 
         Differences are those between ours and the baselines, and between ours and the same with another plan.
         """
-        rows, painted, scores = [], {}, {}
+        rows, sampled, scores = [], {}, {}
         total = sum(len(self.truth) * len(variant.seeds) for variant in variants)
         with tqdm(total=total, unit="window", disable=None) as bar:
             for variant in variants:
                 bar.set_description(variant.method)
-                frames, seconds = zip(*[self.paint(variant, seed, bar) for seed in variant.seeds])
-                painted[variant.method] = frames[0]
+                frames, seconds = zip(*[self.sample(variant, seed, bar) for seed in variant.seeds])
+                sampled[variant.method] = frames[0]
                 by_seed = [self.score(variant, seed, frame) for seed, frame in zip(variant.seeds, frames, strict=True)]
                 row, scores[variant.method] = self.row(variant, by_seed, frames, sum(seconds) / len(seconds))
                 rows.append(row)
@@ -87,20 +87,20 @@ class Evaluation:
         ]
         pairs += [(variant.planned, variant.method) for variant in variants if variant.planned]
         differences = [paired_difference(method, other, scores, self.bootstrap) for method, other in pairs]
-        return rows, differences, painted
+        return rows, differences, sampled
 
-    def paint(self, variant: Variant, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
+    def sample(self, variant: Variant, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
         """All windows of one sample in [0, 1], rounded as a file rounds them, and the seconds that each took."""
         frames, seconds = [], 0.0
         for first, last in variant.batches:
 
             def make() -> dict[str, torch.Tensor]:
                 start = time.perf_counter()
-                batch = variant.paint(self.truth[first:last], self.given, first, seed)
+                batch = variant.sample(self.truth[first:last], self.given, first, seed)
                 spent = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
                 return {"frames": to_bytes(batch), "seconds": spent}
 
-            tensors = self.kept.get(self._painted(variant, seed), first, last, make)
+            tensors = self.kept.get(self._sampled(variant, seed), first, last, make)
             frames.append(tensors["frames"])
             seconds += tensors["seconds"].item()
             if bar is not None:
@@ -115,7 +115,7 @@ class Evaluation:
                 frames[:, self.generated].flatten(0, 1).split(16),
                 self.truth[:, self.generated].flatten(0, 1).split(16),
             )
-            each = torch.cat([network(one, other) for one, other in pairs]).view(len(frames), -1)  # (windows, painted)
+            each = torch.cat([network(one, other) for one, other in pairs]).view(len(frames), -1)  # (windows, sampled)
             middle = self.generated.index(middle_index(self.truth.shape[1], self.given))
             return {"mid_lpips": each[:, middle], "lpips": each.mean(dim=1)}
 
@@ -171,10 +171,10 @@ class Evaluation:
     def _extract(self, features: Features, windows: torch.Tensor) -> torch.Tensor:
         if features.per == "window":
             return torch.cat([features.extract(batch) for batch in windows.split(4)])
-        frames = windows[:, self.generated].flatten(0, 1)  # (windows * painted, 3, height, width)
+        frames = windows[:, self.generated].flatten(0, 1)  # (windows * sampled, 3, height, width)
         return torch.cat([features.extract(batch) for batch in frames.split(16)])
 
-    def _painted(self, variant: Variant | None, seed: int) -> dict[str, Any]:
+    def _sampled(self, variant: Variant | None, seed: int) -> dict[str, Any]:
         own = {"method": "truth"} if variant is None else variant.key
         return {**self.key, "variant": own, "seed": seed}
 
@@ -187,7 +187,7 @@ class Evaluation:
         make: Callable[[], dict[str, torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
         batches = [] if variant is None else variant.batches
-        key = {**self._painted(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
+        key = {**self._sampled(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
         return self.kept.get(key, 0, len(self.truth), make)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from training.figures.contact_sheets import contact_sheet
-from training.evaluation.sampling import ADAPTED
 from training.evaluation.altered_signals import DROPPED, OTHER
+from training.evaluation.sampling import ADAPTED
 from training.evaluation.windows import Windows, given_indices
+from training.figures.contact_sheets import contact_sheet
 
 
 # In the order of the table; a column that no row has is left out.
@@ -160,7 +160,7 @@ def _with_nan(value: Any) -> Any:
 def write_sheets(
     output: Path,
     windows: Windows,
-    painted: Mapping[str, torch.Tensor],
+    sampled: Mapping[str, torch.Tensor],
     task: str,
     method: str,
     count: int,
@@ -168,18 +168,18 @@ def write_sheets(
 ) -> list[Path]:
     """Draws `count` windows, evenly spaced over all of them (not chosen), into the folder `output`.
 
-    On `sheet_*.png` a method stands beside a simple one, or without its adapter; where it was painted with other plans too,
+    On `sheet_*.png` a method stands beside a simple one, or without its adapter; where it was sampled with other plans too,
     `planning_*.png` have it beside these, from the same noise.
     """
-    simple = "cross-fade" if "cross-fade" in painted else "copy of the nearest given frame"
-    rows = {"ours": painted[method], simple.split(" of ")[0]: painted[simple]}
-    if method + ADAPTED in painted:
-        rows = {"adapted": painted[method + ADAPTED], "not adapted": painted[method]}
+    simple = "cross-fade" if "cross-fade" in sampled else "copy of the nearest given frame"
+    rows = {"ours": sampled[method], simple.split(" of ")[0]: sampled[simple]}
+    if method + ADAPTED in sampled:
+        rows = {"adapted": sampled[method + ADAPTED], "not adapted": sampled[method]}
     sheets = {"sheet": rows}
     plans = {"not planned": method + DROPPED.suffix, "another's plan": method + OTHER.suffix}
-    changed = {label: painted[name] for label, name in plans.items() if name in painted}
+    changed = {label: sampled[name] for label, name in plans.items() if name in sampled}
     if changed:
-        sheets["planning"] = {"planned": painted[method], **changed}
+        sheets["planning"] = {"planned": sampled[method], **changed}
     output.mkdir(parents=True, exist_ok=True)
     given = given_indices(task, windows.frames.shape[1])
     total, paths = len(windows.frames), []

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from diffusers_mardini.masking import interpolation_indices, leading_indices
-
 from training.data.clips import list_clips, load_clip
 from training.data.order import SAME_RATE
 

@@ -15,12 +15,11 @@ from diffusers_mardini.masking import (
     random_reference_mask,
     reference_mask_from_indices,
 )
-
 from training.config.schema import StageConfig
 from training.curriculum import Batch
+from training.losses import diffusion_loss, plan, reconstruction_loss
 from training.monitoring.heldout_windows import HeldoutWindows
 from training.randomness import step_generator
-from training.losses import diffusion_loss, plan, reconstruction_loss
 
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # shares of the timesteps, for interpolation
@@ -69,7 +68,7 @@ def heldout_losses(
     noises = [step_generator(seed, "heldout", "noise", number) for number in numbers]
     noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in noises])
     masks = patterns(latents.shape[1], windows.total, step_generator(seed, "heldout", "masks"))
-    plans, paints = stage.trains != "transformer", stage.trains != "planner"
+    plans, samples = stage.trains != "transformer", stage.trains != "planner"
     given_ends = "task/interpolation" if "task/interpolation" in masks else "task/image-to-video"
     planner_losses: dict[str, torch.Tensor] = {}
     diffusion_losses: dict[tuple[str, float], torch.Tensor] = {}
@@ -89,11 +88,11 @@ def heldout_losses(
             signals = plan(planner, batch) if plans else None
             if plans and head is not None:
                 add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
-            for share in _noise_levels(pattern == given_ends) if paints else ():
+            for share in _noise_levels(pattern == given_ends) if samples else ():
                 noisy = replace(batch, timesteps=torch.full_like(batch.timesteps, _timestep(share, scheduler)))
                 loss = diffusion_loss(transformer, scheduler, noisy, signals)
                 add(diffusion_losses, (pattern, share), loss, counted)
-            if plans and paints and pattern == given_ends:
+            if plans and samples and pattern == given_ends:
                 noisy = replace(
                     batch, timesteps=torch.full_like(batch.timesteps, _timestep(0.95, scheduler)), conditions={}
                 )
@@ -109,7 +108,7 @@ def heldout_losses(
     if planner_losses:
         losses["planner"] = planner_means[given_ends]
         losses |= {f"planner/{pattern}": mean for pattern, mean in planner_means.items()}
-    if paints:
+    if samples:
         losses |= {f"diffusion/{share}": diffusion_means[given_ends, share] for share in NOISE_LEVELS}
         for pattern in masks:
             values = [diffusion_means[pattern, share] for share in PATTERN_NOISE_LEVELS]

@@ -1,6 +1,6 @@
-"""Which held-out windows are scored, painted and shown: fixed, evenly spaced over all that there are, as tensors of clean latents.
+"""Which held-out windows are scored, sampled and shown: fixed, evenly spaced over all that there are, as tensors of clean latents.
 
-`heldout.py` computes their losses, `painting.py` fills in their frames, `quality.py` scores them, `samples.py` draws them.
+`heldout.py` computes their losses, `sampling.py` fills in their frames, `quality.py` scores them, `samples.py` draws them.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from training.randomness import step_generator
 
 @dataclass(frozen=True)
 class HeldoutWindows:
-    """Windows to be scored or painted.
+    """Windows to be scored or sampled.
 
     Attributes:
         latents: clean, `(windows, frames, channels, height, width)`.

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 from diffusers_mardini.video.errors import named_file_errors
-
 from training.config.schema import RunConfig
 
 

@@ -1,4 +1,4 @@
-"""Pictures while a run trains: a few fixed held-out windows, true, as they are given, and painted, for every task.
+"""Pictures while a run trains: a few fixed held-out windows, true, as they are given, and sampled, for every task.
 
 They lie in `samples/<global step>-<stage>/`, a contact sheet and a video for each task. What is shown as the truth is the autoencoder's
 decoding of it: the best that the models could reach.
@@ -9,22 +9,21 @@ from pathlib import Path
 import torch
 
 from diffusers_mardini.video_io import write_video
-
 from training.config.schema import StageConfig
 from training.figures.contact_sheets import contact_sheet, side_by_side
+from training.monitoring.heldout_sampler import HeldoutSampler, tasks
 from training.monitoring.heldout_windows import HeldoutWindows
-from training.monitoring.heldout_sampling import Painter, tasks
 
 
 PAPER = 0.85  # the grey of frames that are not given
 
 
 def draw_samples(
-    painter: Painter, windows: HeldoutWindows, stage: StageConfig, global_step: int, folder: Path
+    sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig, global_step: int, folder: Path
 ) -> dict[str, dict]:
-    """Paints the windows and, on the main process, writes them below `folder`, the run's.
+    """Samples the windows and, on the main process, writes them below `folder`, the run's.
 
-    Every process paints all of them, and not its share: they are few, and so a model that is sharded over the processes, which
+    Every process samples all of them, and not its share: they are few, and so a model that is sharded over the processes, which
     runs only where all of them run it, needs no other way.
 
     In a stage that trains the planner alone, there is nothing but its reconstruction at low resolution, and that is shown.
@@ -34,13 +33,13 @@ def draw_samples(
     """
     target = Path("samples") / f"{global_step:08d}-{stage.name}"
     low = stage.trains == "planner"
-    truth = painter.decode(windows.planner_latents if low else windows.latents)
+    truth = sampler.decode(windows.planner_latents if low else windows.latents)
     told = {}
     for task, given in tasks(windows.latents.shape[1]).items():
         if low:
-            latents = painter.reconstruct(windows.planner_latents, given, windows.conditions)
+            latents = sampler.reconstruct(windows.planner_latents, given, windows.conditions)
         else:
-            latents = painter.paint(
+            latents = sampler.sample(
                 windows.latents,
                 windows.planner_latents,
                 given,
@@ -48,20 +47,20 @@ def draw_samples(
                 stage,
                 windows.conditions,
             )
-        painted = painter.decode(latents)
+        sampled = sampler.decode(latents)
         label = "reconstructed" if low else "generated"
         groups = [
             (caption, {"truth": true, "given": _only(true, given), label: ours})
-            for caption, true, ours in zip(windows.captions, truth, painted, strict=True)
+            for caption, true, ours in zip(windows.captions, truth, sampled, strict=True)
         ]
         told[task] = {
             "sheet": str(target / f"{task}.png"),
             "video": str(target / f"{task}.mp4"),
             "windows": list(windows.captions),
         }
-        if painter.accelerator.is_main_process:
+        if sampler.accelerator.is_main_process:
             (folder / target).mkdir(parents=True, exist_ok=True)
-            how = "the planner's reconstruction" if low else f"{painter.steps} denoising steps"
+            how = "the planner's reconstruction" if low else f"{sampler.steps} denoising steps"
             title = f"{task}, step {global_step}, {stage.name}, {how}"
             contact_sheet(groups, given, title).save(folder / told[task]["sheet"])
             write_video(folder / told[task]["video"], side_by_side(groups, given), windows.fps)

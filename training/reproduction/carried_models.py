@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
 from training.evaluation.methods import BASELINE, OURS
+from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
 from training.reproduction.comparison import differing
 from training.reproduction.pages import block_names, fill
 
@@ -105,7 +105,7 @@ def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     first, *others = several
     for other in others:
-        apart = differing(first, other) + [key for key in ("painted_by", "seeds") if first.get(key) != other.get(key)]
+        apart = differing(first, other) + [key for key in ("sampled_by", "seeds") if first.get(key) != other.get(key)]
         if apart:
             raise ValueError(f"results that are to share a table differ in {', '.join(apart)}; evaluate them alike")
     return {**first, "rows": first["rows"] + [row for other in others for row in other["rows"] if row["kind"] == OURS]}
@@ -148,7 +148,9 @@ def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.carried_models", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.carried_models", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
     parser.add_argument("pages", nargs="*", type=Path, help="markdown files whose blocks are filled")
     parser.add_argument(

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from training.evaluation.intervals import Bootstrap
+from training.evaluation.methods import OURS
+from training.evaluation.metrics import summarize
 from training.evaluation.scores import paired_difference
 from training.evaluation.tables import (
     COLUMNS,
@@ -29,8 +31,6 @@ from training.evaluation.tables import (
     read_results,
     spread_table,
 )
-from training.evaluation.methods import OURS
-from training.evaluation.metrics import summarize
 from training.reproduction.pages import fill_all
 
 
@@ -164,7 +164,9 @@ def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.comparison", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.comparison", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "methods", nargs="+", metavar="LABEL=FOLDER[,FOLDER...][:METHOD]", help="the first is compared with"
     )

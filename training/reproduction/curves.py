@@ -92,7 +92,7 @@ def title_of(value: str) -> str:
     if rest.startswith("task/"):
         return f"{what}, {rest.removeprefix('task/')}"
     if rest.startswith("masked/"):
-        return f"{what}, {rest.removeprefix('masked/')} frames painted"
+        return f"{what}, {rest.removeprefix('masked/')} frames sampled"
     return f"{what}, interpolation" + (f", t = {rest}" if rest else "")
 
 
@@ -106,7 +106,9 @@ def panel_of(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.curves", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.curves", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="LABEL=RUN[,RUN...]", help="a curve, of one run or of several seeds"
     )

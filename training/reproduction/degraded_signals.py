@@ -1,8 +1,8 @@
-"""How good the planning signal has to be: what is painted by it is scored with noise on it, with tokens dropped, and with means in their place.
+"""How good the planning signal has to be: what is sampled by it is scored with noise on it, with tokens dropped, and with means in their place.
 
     python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-plan
 
-Windows and scores are those of `training.evaluate`; every change of the plan is painted from the same noise, so that differences are
+Windows and scores are those of `training.evaluate`; every change of the plan is sampled from the same noise, so that differences are
 paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; typed again after an interruption, it goes on. The changes are
 defined in `evaluation/plan_changes.py`.
 """
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from training.figures.charts import Panel, Point, draw
-from training.evaluation.finished_parts import Kept
 from training.evaluation.altered_signals import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
+from training.evaluation.finished_parts import Kept
+from training.evaluation.methods import Sampling, baselines, model_key, ours
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import difference_table, markdown_table, write_results
-from training.evaluation.methods import Sampling, baselines, model_key, ours
 from training.evaluation.windows import TASKS, given_indices, load_windows
+from training.figures.charts import Panel, Point, draw
 from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
 from training.reproduction.pages import fill_all
 
@@ -73,7 +73,7 @@ def plan_changes(noise: Sequence[float], dropped: Sequence[float], squares: Sequ
     Args:
         noise: strengths, see `noisy`.
         dropped: shares, see `tokens_dropped`.
-        squares: sides, see `pooled`; means over all painted frames are taken of single tokens.
+        squares: sides, see `pooled`; means over all sampled frames are taken of single tokens.
     """
     return [
         *map(noisy, noise),
@@ -128,7 +128,7 @@ def panels(
             SCORE_LABEL,
             {
                 "of each frame": [Point(1, 0, 0, 0), *(point(side, pooled(side)) for side in sorted(squares))],
-                "of all painted frames": [point(1, pooled(over_frames=True))],
+                "of all sampled frames": [point(1, pooled(over_frames=True))],
             },
             levels=ends,
             ticks=(1, *sorted(squares)),

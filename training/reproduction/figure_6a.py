@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.figures.charts import Panel, Point, draw
-from training.evaluation.tables import COLUMNS, DIGITS, read_results
 from training.evaluation.methods import OURS
+from training.evaluation.tables import COLUMNS, DIGITS, read_results
+from training.figures.charts import Panel, Point, draw
 from training.reproduction.comparison import SETTING, differing
 from training.reproduction.pages import fill
 
@@ -40,7 +40,7 @@ def read_rows(paths: Sequence[Path]) -> Rows:
         ValueError: if the results are not of the same windows, weights and guidance, two have the same row, or none of them has one.
     """
     rows, windows = {}, None
-    same = ("checkpoint", "painted_by", "guidance_scale", "seeds", "windows")
+    same = ("checkpoint", "sampled_by", "guidance_scale", "seeds", "windows")
     for path in paths:
         results = read_results(path)
         scored = {key: results.get(key) for key in (*same, *SETTING)}
@@ -104,7 +104,9 @@ def panels(rows: Rows) -> list[Panel]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.figure_6a", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.figure_6a", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("results", nargs="+", type=Path, metavar="FOLDER", help="of results of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture, PNG")
     parser.add_argument("--page", type=Path, help="whose block `table` is filled")

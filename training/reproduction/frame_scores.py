@@ -1,4 +1,4 @@
-"""Scores of every single frame of painted videos, and their means over groups of frames.
+"""Scores of every single frame of sampled videos, and their means over groups of frames.
 
 Windows as a whole are scored by `evaluation/scores.py`; videos that are longer are looked at frame by frame, because how far a frame lies
 from the given ones is the question.
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from training.evaluation.intervals import Bootstrap
-from training.evaluation.networks.lpips import Lpips
 from training.evaluation.metrics import motion_steps, score_frames, summarize
+from training.evaluation.networks.lpips import Lpips
 
 
 Scores = dict[str, torch.Tensor]
@@ -21,7 +21,7 @@ def score_each_frame(frames: torch.Tensor, truth: torch.Tensor, network: Lpips |
     """Scores of videos, frame by frame.
 
     Args:
-        frames: painted, in [0, 1], `(videos, frames, 3, height, width)`.
+        frames: sampled, in [0, 1], `(videos, frames, 3, height, width)`.
         truth: the real ones, same shape.
         network: of LPIPS; `None` leaves it out.
 

@@ -2,8 +2,8 @@
 
     python -m training.reproduction.long_video checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/long-video
 
-1. Slow motion: of the first frames of every clip each 8th, 16th and 32nd is given, and all between are painted. A window holds nine frames, so
-   that 16 and 32 need two levels. Scored are the frames that are painted in all three cases.
+1. Slow motion: of the first frames of every clip each 8th, 16th and 32nd is given, and all between are sampled. A window holds nine frames, so
+   that 16 and 32 need two levels. Scored are the frames that are sampled in all three cases.
 2. Extension: the first four frames of every clip are given, and it is continued to its end, window by window.
 3. Far: some clips are continued for hundreds of frames, where there is no truth; sharpness and motion are told.
 
@@ -24,18 +24,17 @@ from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
-
-from training.figures.charts import draw
-from training.figures.contact_sheets import contact_sheet
-from training.evaluation.intervals import Bootstrap
 from training.evaluation.finished_parts import Kept
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.methods import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
+from training.evaluation.metrics import frame_sharpness, motion_steps
 from training.evaluation.networks.lpips import Lpips
 from training.evaluation.sampling import reconstruct
 from training.evaluation.scores import paired_difference
 from training.evaluation.tables import without_nan
-from training.evaluation.methods import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
 from training.evaluation.windows import Windows, digest_of, load_windows, to_bytes
-from training.evaluation.metrics import frame_sharpness, motion_steps
+from training.figures.charts import draw
+from training.figures.contact_sheets import contact_sheet
 from training.reproduction.frame_scores import Scores, over, row, score_each_frame
 from training.reproduction.long_video_report import extension_panels, slow_motion_panels, tables_of
 from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
@@ -47,8 +46,8 @@ NAMES = {"copy of the nearest given frame": "copy"}  # in charts and tables; oth
 
 
 @dataclass(frozen=True)
-class Painter:
-    """What all three parts paint and score with.
+class HeldoutSampler:
+    """What all three parts sample and score with.
 
     Attributes:
         pipe: the checkpoint.
@@ -73,30 +72,30 @@ class Painter:
     ) -> Variant:
         """Ours; `call` takes given frames `(clips, given, 3, height, width)` and generators and returns whole videos."""
 
-        def paint(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
+        def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             frames = call(windows[:, list(given)], self.generators(seed, first, len(windows))).float().cpu()
             frames[:, list(given)] = windows[:, list(given)]
             return frames
 
         key = {"method": method, **self.key, "window": self.options.window, **key}
-        return Variant("ours", OURS, key, tuple(self.options.seeds), self.parts(count), paint)
+        return Variant("ours", OURS, key, tuple(self.options.seeds), self.parts(count), sample)
 
     def ceiling(self, count: int) -> Variant:
         """The true frames through the autoencoder."""
         key = {"method": "autoencoder", "given": "true", **self.key}
 
-        def paint(windows: torch.Tensor, given: Sequence[int], *_: int) -> torch.Tensor:
+        def sample(windows: torch.Tensor, given: Sequence[int], *_: int) -> torch.Tensor:
             return reconstruct(self.pipe, windows, given)
 
-        return Variant("autoencoder", CEILING, key, (0,), self.parts(count), paint)
+        return Variant("autoencoder", CEILING, key, (0,), self.parts(count), sample)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
-        """First and last-plus-one of clips painted together: the same where more clips follow, so that these go on from fewer."""
+        """First and last-plus-one of clips sampled together: the same where more clips follow, so that these go on from fewer."""
         size = self.options.batch_size
         return [(first, min(first + size, count)) for first in range(0, count, size)]
 
     def scores(self, variant: Variant, truth: torch.Tensor, given: Sequence[int]) -> tuple[list[Scores], torch.Tensor]:
-        """Scores of every frame by seed, and the painted videos of the first seed."""
+        """Scores of every frame by seed, and the sampled videos of the first seed."""
         found, videos = [], []
         for seed in variant.seeds:
             done = [self._part(variant, truth[first:last], given, first, seed) for first, last in variant.batches]
@@ -107,13 +106,13 @@ class Painter:
     def _part(
         self, variant: Variant, truth: torch.Tensor, given: Sequence[int], first: int, seed: int
     ) -> tuple[Scores, torch.Tensor]:
-        """The same of clips that are painted together."""
+        """The same of clips that are sampled together."""
         last, sources = first + len(truth), dict(self.network.sources) if self.network is not None else {}
         key = {"variant": variant.key, "clips": digest_of(truth), "given": list(given), "seed": seed}
-        painted = self.kept.get(
-            key, first, last, lambda: {"frames": to_bytes(variant.paint(truth, given, first, seed))}
+        sampled = self.kept.get(
+            key, first, last, lambda: {"frames": to_bytes(variant.sample(truth, given, first, seed))}
         )
-        frames = painted["frames"].float() / 255
+        frames = sampled["frames"].float() / 255
         key |= {"scores": "frames", "networks": sources}
         return self.kept.get(key, first, last, lambda: score_each_frame(frames, truth, self.network)), frames
 
@@ -147,11 +146,11 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     key = {**model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
-    painter = Painter(pipe, key, networks.lpips.get("alex"), Kept(options.output / "kept"), options)
+    sampler = HeldoutSampler(pipe, key, networks.lpips.get("alex"), Kept(options.output / "kept"), options)
     with torch.no_grad():
-        slow = slow_motion(painter, short)
-        extended = extension(painter, long)
-        far = far_extension(painter, long)
+        slow = slow_motion(sampler, short)
+        extended = extension(sampler, long)
+        far = far_extension(sampler, long)
     told = facts(options, command, key["checkpoint"]) | {"networks": networks.sources, "not_measured": missing}
     slow |= {"clips": short.clips, "skipped": short.skipped}
     extended |= {"clips": long.clips, "skipped": long.skipped}
@@ -173,16 +172,16 @@ def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> W
     return load_windows(options.clips, options.size, num_frames, stride, per_clip=1, max_clips=options.max_clips)
 
 
-def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
+def slow_motion(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     """Part 1: rows by distance and level, and paired differences."""
-    options, count, span = painter.options, len(windows.frames), windows.frames.shape[1] - 1
+    options, count, span = sampler.options, len(windows.frames), windows.frames.shape[1] - 1
     common = [place for place in range(span + 1) if all(place % distance for distance in options.distances)]
     rows, scores, sheet, bootstrap = [], {}, {}, Bootstrap(windows.clips)
     for distance in tqdm(sorted(options.distances), unit="distance", desc="slow motion", disable=None):
         given = list(range(0, span + 1, distance))
 
         def call(frames: torch.Tensor, generators: list, distance: int = distance) -> torch.Tensor:
-            return painter.pipe.slow_motion(
+            return sampler.pipe.slow_motion(
                 frames,
                 distance,
                 options.window,
@@ -193,13 +192,13 @@ def slow_motion(painter: Painter, windows: Windows) -> dict[str, Any]:
 
         variants = [
             *baselines(count, given, span + 1, None),
-            painter.ceiling(count),
-            painter.variant("slow motion", count, call, factor=distance),
+            sampler.ceiling(count),
+            sampler.variant("slow motion", count, call, factor=distance),
         ]
         levels = slow_motion_levels(len(given), distance, options.window)
         for variant in variants:
             name = NAMES.get(variant.method, variant.method)
-            each, sheet[name] = painter.scores(variant, windows.frames, given)
+            each, sheet[name] = sampler.scores(variant, windows.frames, given)
             label = f"{distance} apart, {name}"
             scores[label] = over(each, common)
             labels = {"distance": distance, "name": name}
@@ -233,16 +232,16 @@ def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
     return levels
 
 
-def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
+def extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     """Part 2: rows by window of the chain, and scores of every frame."""
-    options, (count, num_frames) = painter.options, windows.frames.shape[:2]
+    options, (count, num_frames) = sampler.options, windows.frames.shape[:2]
     given = list(range(options.overlap))
     new = num_frames - len(given)
     chain = [window.new_places for window in extension_windows(len(given), new, options.window, options.overlap)]
     chain = [[place for place in places if place < num_frames] for places in chain]
 
     def call(frames: torch.Tensor, generators: list) -> torch.Tensor:
-        return _extend(painter, frames, new, generators)
+        return _extend(sampler, frames, new, generators)
 
     another = Variant(
         ANOTHER, BASELINE, {"method": ANOTHER}, (0,), [(0, count)], lambda frames, *_: frames.roll(1, dims=0)
@@ -250,14 +249,14 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     variants = [
         *baselines(count, given, num_frames, None),
         *([another] if count > 1 else []),
-        painter.ceiling(count),
-        painter.variant("extension", count, call, overlap=options.overlap),
+        sampler.ceiling(count),
+        sampler.variant("extension", count, call, overlap=options.overlap),
     ]
     rows, frames, videos, bootstrap = [], [], {}, Bootstrap(windows.clips)
     scores = {number: {} for number in range(len(chain))}
     for variant in tqdm(variants, unit="method", desc="extension", disable=None):
         name = NAMES.get(variant.method, variant.method)
-        each, videos[name] = painter.scores(variant, windows.frames, given)
+        each, videos[name] = sampler.scores(variant, windows.frames, given)
         for number, places in enumerate(chain):
             scores[number][name] = over(each, places)
             label = f"frames {places[0]} to {places[-1]}, {name}"
@@ -284,20 +283,20 @@ def extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     return {"rows": rows, "differences": differences, "frames": frames, "given": given}
 
 
-def far_extension(painter: Painter, windows: Windows) -> dict[str, Any]:
+def far_extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     """Part 3: sharpness and motion of a few clips, by block of frames, relative to the mean of all true clips."""
-    options = painter.options
+    options = sampler.options
     truth = windows.frames
     starts = truth[: options.far_clips, : options.overlap]
     count, length = len(starts), options.overlap + options.far_frames
-    key = {"method": "far", **painter.key, "clips": digest_of(starts), "window": options.window}
+    key = {"method": "far", **sampler.key, "clips": digest_of(starts), "window": options.window}
     key |= {"frames": length, "overlap": options.overlap, "seed": options.seeds[0]}
 
     def make() -> dict[str, torch.Tensor]:
-        generators = painter.generators(options.seeds[0], 0, count)
-        return {"frames": to_bytes(_extend(painter, starts, options.far_frames, generators))}
+        generators = sampler.generators(options.seeds[0], 0, count)
+        return {"frames": to_bytes(_extend(sampler, starts, options.far_frames, generators))}
 
-    frames = painter.kept.get(key, 0, count, make)["frames"].float() / 255  # (clips, length, 3, height, width)
+    frames = sampler.kept.get(key, 0, count, make)["frames"].float() / 255  # (clips, length, 3, height, width)
     motion, sharpness = motion_steps(frames), frame_sharpness(frames)[:, 1:]  # (clips, length - 1)
     true = {"motion": motion_steps(truth).mean().item(), "sharpness": frame_sharpness(truth).mean().item()}
     blocks = []
@@ -327,10 +326,10 @@ def far_extension(painter: Painter, windows: Windows) -> dict[str, Any]:
     return {"clips": windows.clips[:count], "blocks": blocks, "true_clips": spread}
 
 
-def _extend(painter: Painter, frames: torch.Tensor, new: int, generators: list) -> torch.Tensor:
-    options = painter.options
+def _extend(sampler: HeldoutSampler, frames: torch.Tensor, new: int, generators: list) -> torch.Tensor:
+    options = sampler.options
     return (
-        painter.pipe.extend(
+        sampler.pipe.extend(
             frames,
             new,
             options.window,
@@ -366,7 +365,9 @@ def _sheet(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.long_video", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.long_video", description=__doc__.splitlines()[0]
+    )
     add_options(parser)
     parser.add_argument("--max-clips", type=int, help="only so many of the clips, the first ones")
     parser.add_argument(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from training.figures.charts import Panel, Point
-from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, present_columns
 from training.evaluation.methods import BASELINE
+from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, present_columns
+from training.figures.charts import Panel, Point
 
 
 INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables
@@ -14,7 +14,7 @@ INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables
 def tables_of(record: dict[str, Any]) -> dict[str, str]:
     """All of it in markdown, by what it shows.
 
-    "slow motion" is of the frames that are painted at every distance, "far extension" relative to the mean of the true clips.
+    "slow motion" is of the frames that are sampled at every distance, "far extension" relative to the mean of the true clips.
     """
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
     return {

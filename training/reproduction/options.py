@@ -1,6 +1,6 @@
 """Arguments that the programs here share where they look at a checkpoint, and what they stand for.
 
-What a program measures is its own business; how windows are painted and scored is `evaluation/`'s.
+What a program measures is its own business; how windows are sampled and scored is `evaluation/`'s.
 """
 
 import argparse
@@ -9,7 +9,6 @@ from typing import Any
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-
 from training.evaluate import load_networks
 from training.evaluation.scores import Networks
 
@@ -22,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; their mean is told")
-    parser.add_argument("--batch-size", type=int, default=8, help="most windows painted together")
+    parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
     parser.add_argument("--page", type=Path, help="markdown file whose blocks are filled with the tables (page.py)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")

@@ -1,9 +1,9 @@
-"""Table 2's first rows: a planner that paints alone, by the reconstruction head of its training (Sec. 2.4.1).
+"""Table 2's first rows: a planner that samples alone, by the reconstruction head of its training (Sec. 2.4.1).
 
     python -m training.reproduction.planner_alone runs/claims-planner-alone CLIPS -o outputs/planner-alone
 
 The head is thrown away after training, so it is read from the run's last checkpoint, averaged as the planner is. The planner predicts one latent
-for each place, the mean of what is possible: it takes no noise and no steps. One that looks at a low resolution paints there, and its frames are enlarged.
+for each place, the mean of what is possible: it takes no noise and no steps. One that looks at a low resolution samples there, and its frames are enlarged.
 Scores, windows and files are those of `training.evaluate`, so that `compare.py` can set them beside its own.
 """
 
@@ -20,15 +20,14 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents
 from diffusers_mardini.models.embeddings import unpatchify
-
-from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.config.schema import RunConfig
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.evaluate import load_networks
 from training.evaluation.finished_parts import Kept
+from training.evaluation.methods import OURS, Variant, baselines, model_key
 from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import markdown_table, write_results, write_sheets
-from training.evaluation.methods import OURS, Variant, baselines, model_key
 from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.losses import PlannerReconstructionHead
 from training.reproduction.options import facts
@@ -53,7 +52,7 @@ class PlannerAlone:
         config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
         if config.stages[-1].trains != "planner":
             raise ValueError(
-                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner that paints alone has "
+                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner that samples alone has "
                 "been trained by reconstruction until the end"
             )
         newest = newest_checkpoint(run / "checkpoints")
@@ -70,7 +69,7 @@ class PlannerAlone:
         self.newest = newest.name
 
     @torch.no_grad()
-    def paint(self, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
+    def sample(self, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
         """Frames in [0, 1], shaped like `windows` `(batch, frames, 3, height, width)`, which is looked at where `given` says."""
         pipe, given = self.pipe, list(given)
         low = pipe.encode_low_frames(windows[:, given] * 2 - 1)  # (batch, given frames, channels, h_low, w_low)
@@ -86,7 +85,7 @@ class PlannerAlone:
 
     def variant(self, count: int, batch_size: int = 8) -> Variant:
         key = {"method": METHOD, **model_key(self.pipe), "head": self.newest}
-        return Variant(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.paint(w, given))
+        return Variant(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,11 +120,11 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     count, given = len(windows.frames), given_indices(options.task, options.num_frames)
     variants = [*baselines(count, given, options.num_frames, None), planner.variant(count)]
     kept = Kept(options.output / "kept")
-    rows, differences, painted = Evaluation(windows, given, networks, kept).run(variants)
+    rows, differences, sampled = Evaluation(windows, given, networks, kept).run(variants)
     told = facts(options, command, weights_digest(planner.pipe))
     told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, differences, windows)
-    write_sheets(options.output, windows, painted, options.task, METHOD, 4)
+    write_sheets(options.output, windows, sampled, options.task, METHOD, 4)
     print("\n" + markdown_table(rows))
     print(f"Wrote results.json, results.csv, results.md and a contact sheet to {options.output}")
 

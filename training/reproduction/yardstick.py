@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from training.data.clips import load_clip
 from training.evaluation.intervals import Bootstrap
-from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
 from training.evaluation.metrics import middle_index, score_frames
+from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
 from training.reproduction.pages import fill
 
 
@@ -69,7 +69,9 @@ def table(folder: Path, windows: Windows, size: int, stride: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.reproduction.yardstick", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.yardstick", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")

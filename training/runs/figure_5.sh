@@ -9,7 +9,7 @@ RACING="${RACING:-}"
 OUT="${OUT:-outputs/results/figure-5}"
 read -ra SEEDS <<< "${SEEDS:-0}"
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-paint() {  # name of the result, checkpoint, held-out clips, and what else
+sample() {  # name of the result, checkpoint, held-out clips, and what else
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --sheets 2 -o "$OUT-$1" "${@:4}"
 }
 compare() {  # name of the result and of its block, its planned row, and methods beside it
@@ -18,13 +18,13 @@ compare() {  # name of the result and of its block, its planned row, and methods
         "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" -o "$OUT-$1" --page docs/results/figure_5.md "$1"
 }
 between() {  # name, checkpoint, held-out clips: both ends given
-    paint "$@" --no-planning --wrong-planning
+    sample "$@" --no-planning --wrong-planning
     compare "$1" "ours, 25 steps" "cross-fade=$OUT-$1:cross-fade" "DIS optical flow=$OUT-$1:DIS optical flow"
 }
 onwards() {  # the same with the first frame alone: without guidance, and with the guidance that the pipeline takes
     local name="$1-image-to-video"
-    paint "$name" "${@:2}" --task image-to-video --guidance-scale 1 --no-planning --wrong-planning
-    paint "$name-guided" "${@:2}" --task image-to-video
+    sample "$name" "${@:2}" --task image-to-video --guidance-scale 1 --no-planning --wrong-planning
+    sample "$name-guided" "${@:2}" --task image-to-video
     compare "$name" "ours, 25 steps, guidance 1" "with the plan, guidance 2.5=$OUT-$name-guided:ours, 25 steps" \
         "copy of the given frame=$OUT-$name:copy of the nearest given frame"
 }

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from diffusers_mardini.presets import load_preset
-from training.config.schema import RunConfig, StageConfig, default_of
 from training.config.layers import load_config
 from training.config.reference import PAGE, reference
+from training.config.schema import RunConfig, StageConfig, default_of
 
 
 CONFIGS = Path("training/configs")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from training.card import facts_of
-from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.config.layers import load_config
+from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.config.strict import check_name
 from training.train_autoencoder import AutoencoderTrainingConfig
 

@@ -19,11 +19,11 @@ from pipelines_tests.training.test_train_mardini import (
     records,
     write_clips,
 )
-from training.engine.checkpoint import list_checkpoints
 from training.config.schema import RunConfig
-from training.curriculum import Draw, draw_batch, heldout_sampling, sampling_of
-from training.loop import Stopped
+from training.curriculum import Draw, draw_batch, heldout_window_request, window_request
 from training.data.preparation import prepare_data
+from training.engine.checkpoint import list_checkpoints
+from training.loop import Stopped
 
 
 BUCKETS = [[32, 32], [32, 64, 5]]
@@ -52,7 +52,9 @@ def prepare(config, tmp_path, **arguments):
 
 def draw(config, windows, step=0, first=0, count=4, total=4):
     (stage,) = config.stages
-    return draw_batch(stage, sampling_of(config, stage), windows, 1000, Draw(0, stage.name, step, first, count, total))
+    return draw_batch(
+        stage, window_request(config, stage), windows, 1000, Draw(0, stage.name, step, first, count, total)
+    )
 
 
 def clips_of(batch) -> list[str]:
@@ -110,7 +112,7 @@ def test_a_stage_is_sampled_by_time(tmp_path):
     heldout = [record["heldout"] for record in records(tmp_path / "trained") if "heldout" in record]
     assert heldout[-1]["diffusion/0.6"] > 0
     faster = one_stage(data_fields(tmp_path / "clips"), fps=15.0, strides=None)
-    left_out = prepare(faster, tmp_path).train.census(sampling_of(faster, faster.stages[0])).left_out
+    left_out = prepare(faster, tmp_path).train.census(window_request(faster, faster.stages[0])).left_out
     assert list(left_out) == ["slow.mp4"] and "frames would be repeated" in left_out["slow.mp4"]
 
 
@@ -120,7 +122,7 @@ def test_stages_have_sizes_of_their_own(tmp_path):
     config = config.model_copy(update={"stages": [small, large]})
     data = prepare(config, tmp_path).train
     shapes = [
-        draw_batch(stage, sampling_of(config, stage), data, 1000, Draw(0, stage.name, 0, 0, 2, 2)).latents.shape
+        draw_batch(stage, window_request(config, stage), data, 1000, Draw(0, stage.name, 0, 0, 2, 2)).latents.shape
         for stage in config.stages
     ]
     assert shapes == [(2, 4, 16, 4, 4), (2, 4, 16, 4, 8)]
@@ -148,7 +150,10 @@ def test_batches_of_two_aspect_ratios_keep_to_their_bucket(tmp_path):
     assert [(b["height"], b["width"], b["frames"], b["clips"], b["share"]) for b in buckets] == [
         (32, 32, 4, 3, 0.5), (32, 64, 5, 3, 0.5)
     ]  # fmt: skip
-    assert heldout_sampling(config, config.stages[0]).buckets == sampling_of(config, config.stages[0]).buckets[:1]
+    assert (
+        heldout_window_request(config, config.stages[0]).buckets
+        == window_request(config, config.stages[0]).buckets[:1]
+    )
 
 
 def test_processes_and_parts_share_a_batch_of_mirrored_windows_in_buckets(tmp_path):

@@ -6,9 +6,9 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run, rows
-from training.curriculum import draw_batch, drop_conditions, sampling_of
-from training.monitoring.heldout_windows import heldout_windows
+from training.curriculum import draw_batch, drop_conditions, window_request
 from training.engine.models import make_models
+from training.monitoring.heldout_windows import heldout_windows
 
 
 CONDITIONS = {
@@ -32,7 +32,7 @@ def test_a_step_draws_what_its_frames_are_told(tmp_path):
     config = told_config(tmp_path)
     run = make_run(tmp_path / "run", config)
     stage = config.stages[2]
-    batch = draw_batch(stage, sampling_of(config, stage), run.train_data, 1000, rows(3, count=16, total=16))
+    batch = draw_batch(stage, window_request(config, stage), run.train_data, 1000, rows(3, count=16, total=16))
     told = batch.conditions
     assert {name: tuple(values.shape) for name, values in told.items()} == {
         "action": (16, 4, 2), "rate": (16, 4, 1), "motion": (16, 4, 1),
@@ -80,7 +80,7 @@ def test_a_told_run_learns_resumes_and_exports_a_pipeline_that_can_be_told(tmp_p
 def test_held_out_windows_are_told_the_truth(tmp_path):
     config = told_config(tmp_path)
     run = make_run(tmp_path / "run", config)
-    sampling = sampling_of(config, config.stages[2])
+    sampling = window_request(config, config.stages[2])
     windows = heldout_windows(run.validation_data, type(sampling)("x", sampling.buckets, ((1, 1.0),)), 3, 0)
     assert not windows.conditions["action"].isnan().any()
 
@@ -89,7 +89,7 @@ def test_a_clip_without_a_table_is_left_out_with_its_reason(tmp_path):
     config = told_config(tmp_path)
     (tmp_path / "clips" / "1.csv").unlink()
     run = make_run(tmp_path / "run", config)
-    census = run.train_data.census(sampling_of(config, config.stages[2]))
+    census = run.train_data.census(window_request(config, config.stages[2]))
     assert "0 tables of conditions beside it" in census.left_out["1.mp4"]
 
 

@@ -51,7 +51,7 @@ def test_a_coarser_plan_holds_the_means_of_squares_also_where_they_do_not_fit():
     )
 
 
-def test_one_plan_for_all_painted_frames_leaves_the_given_ones_theirs():
+def test_one_plan_for_all_sampled_frames_leaves_the_given_ones_theirs():
     own = signals()
     new = pooled(over_frames=True).apply(own, context())
     torch.testing.assert_close(new[:, GIVEN], own[:, GIVEN])

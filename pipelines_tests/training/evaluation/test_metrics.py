@@ -48,7 +48,7 @@ def test_each_window_is_scored_by_itself():
         torch.testing.assert_close(together[name][1:2], values)
 
 
-def test_what_is_painted_at_given_frames_does_not_count():
+def test_what_is_sampled_at_given_frames_does_not_count():
     truth = moving_squares()
     frames = truth.clone()
     frames[:, [0, 4]] = 0.5

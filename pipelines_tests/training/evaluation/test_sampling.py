@@ -6,17 +6,17 @@ from peft import LoraConfig
 
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
+from training.evaluation.altered_signals import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
 from training.evaluation.sampling import (
     batches,
     generate,
-    paint_batch,
     plan_changed,
     reconstruct,
+    sample_batch,
     scheduler_named,
     scheduler_replaced,
     weights_digest,
 )
-from training.evaluation.altered_signals import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def windows():
     return clip(5, 4)
 
 
-def test_a_window_is_painted_the_same_in_any_batch(pipe, windows):
+def test_a_window_is_sampled_the_same_in_any_batch(pipe, windows):
     together = generate(pipe, windows, [0, 4], steps=2, batch_size=4)
     apart = generate(pipe, windows, [0, 4], steps=2, batch_size=2)
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
@@ -38,7 +38,7 @@ def test_a_window_is_painted_the_same_in_any_batch(pipe, windows):
     assert (together[:, 1:4] - other_seed[:, 1:4]).abs().max() > 0.01
 
 
-def test_painting_does_not_see_the_frames_that_are_not_given(pipe, windows):
+def test_sampling_does_not_see_the_frames_that_are_not_given(pipe, windows):
     spoiled = windows.clone()
     spoiled[:, [1, 2, 3]] = 0.5
     torch.testing.assert_close(generate(pipe, windows, [0, 4], steps=1), generate(pipe, spoiled, [0, 4], steps=1))
@@ -98,7 +98,7 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
 
 def test_the_plan_of_another_window_needs_another_window(pipe, windows):
     with pytest.raises(ValueError, match="at least 2 windows"):
-        paint_batch(pipe, windows[:1], [0, 4], steps=1, plan_change=OTHER)
+        sample_batch(pipe, windows[:1], [0, 4], steps=1, plan_change=OTHER)
 
 
 # Weights are random, and the plan hardly differs from token to token: so much noise.
@@ -119,12 +119,12 @@ def test_another_scheduler_samples_the_same_model_and_is_put_back(pipe, windows)
     own, scheduler = pipe.scheduler, scheduler_named(pipe, "UniPCMultistepScheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.beta_schedule == own.config.beta_schedule
-    before = paint_batch(pipe, windows, [0, 4], steps=3)
+    before = sample_batch(pipe, windows, [0, 4], steps=3)
     with scheduler_replaced(pipe, scheduler):
-        other = paint_batch(pipe, windows, [0, 4], steps=3)
+        other = sample_batch(pipe, windows, [0, 4], steps=3)
     assert pipe.scheduler is own
     assert (other[:, 1:4] - before[:, 1:4]).abs().max() > 1e-3
-    torch.testing.assert_close(paint_batch(pipe, windows, [0, 4], steps=3), before)
+    torch.testing.assert_close(sample_batch(pipe, windows, [0, 4], steps=3), before)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "FlowMatchEulerDiscreteScheduler", "MarDiniPipeline"])
@@ -136,8 +136,8 @@ def test_a_scheduler_that_cannot_take_over_is_refused_with_those_that_can(pipe, 
 def test_guidance_runs_the_transformer_twice(windows):
     pipe = tiny_pipeline()
     counter = CallCounter(pipe)
-    paint_batch(pipe, windows[:1], [0, 4], steps=2)
-    paint_batch(pipe, windows[:1], [0, 4], steps=2, guidance_scale=2.0)
+    sample_batch(pipe, windows[:1], [0, 4], steps=2)
+    sample_batch(pipe, windows[:1], [0, 4], steps=2, guidance_scale=2.0)
     rows = [
         args[0].shape[0] if args else kwargs["hidden_states"].shape[0]
         for args, kwargs, _ in counter.inputs["transformer"]

@@ -1,4 +1,4 @@
-"""Scores of painted held-out windows beside the held-out losses."""
+"""Scores of sampled held-out windows beside the held-out losses."""
 
 import json
 import os
@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines_tests.training.monitoring.test_heldout_sampling import make_painter
+from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.test_train_mardini import clips_folder, make_config, make_run, records
-from training.curriculum import heldout_sampling
-from training.monitoring.heldout_windows import heldout_windows
+from training.curriculum import heldout_window_request
 from training.evaluation.metrics import score_windows, summarize
 from training.monitoring.heldout_scores import SCORES, heldout_quality
+from training.monitoring.heldout_windows import heldout_windows
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def windows_of(run, stage, count):
-    return heldout_windows(run.validation_data, heldout_sampling(run.config, stage), count, run.config.seed)
+    return heldout_windows(run.validation_data, heldout_window_request(run.config, stage), count, run.config.seed)
 
 
-def test_scores_stand_beside_the_heldout_losses_of_stages_that_can_paint(tmp_path):
+def test_scores_stand_beside_the_heldout_losses_of_stages_that_can_sample(tmp_path):
     make_run(tmp_path, make_config(quality_windows=2, sample_steps=2)).train()
     heldout = {r["stage"]: r["heldout"] for r in records(tmp_path) if "heldout" in r}
     for stage in ("transformer", "joint"):
@@ -33,20 +33,20 @@ def test_scores_stand_beside_the_heldout_losses_of_stages_that_can_paint(tmp_pat
     assert not any(name.startswith("quality") for name in heldout["planner"])
 
 
-def test_scores_are_those_of_the_painted_windows(tmp_path):
+def test_scores_are_those_of_the_sampled_windows(tmp_path):
     run = make_run(tmp_path)
-    painter, stage = make_painter(run), run.config.stages[2]
+    sampler, stage = make_heldout_sampler(run), run.config.stages[2]
     windows = windows_of(run, stage, 3)
-    painted = painter.paint(windows.latents, windows.planner_latents, [0, 3], range(3), stage)
-    expected = summarize(score_windows(painter.decode(painted), painter.decode(windows.latents), [0, 3]))
-    scores = heldout_quality(painter, windows, stage)
+    sampled = sampler.sample(windows.latents, windows.planner_latents, [0, 3], range(3), stage)
+    expected = summarize(score_windows(sampler.decode(sampled), sampler.decode(windows.latents), [0, 3]))
+    scores = heldout_quality(sampler, windows, stage)
     assert scores == {f"quality/{name}": pytest.approx(expected[name], abs=2e-5) for name in SCORES}
 
 
 def test_windows_without_a_frame_in_between_have_no_scores(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2].model_copy(update={"num_frames": 2})
-    assert heldout_quality(make_painter(run), windows_of(run, stage, 3), stage) == {}
+    assert heldout_quality(make_heldout_sampler(run), windows_of(run, stage, 3), stage) == {}
 
 
 def test_heldout_windows_are_spread_over_all_clips_and_named(tmp_path):
@@ -61,14 +61,14 @@ PROGRAM = """
 import json, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
-from pipelines_tests.training.monitoring.test_heldout_sampling import make_painter
+from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from training.monitoring.heldout_scores import heldout_quality
 torch.set_num_threads(1)
 run = make_run(Path(sys.argv[1]), make_config(data=data_fields(Path(sys.argv[2]))))
 stage = run.config.stages[2]
-scores = heldout_quality(make_painter(run), windows_of(run, stage, 3), stage)
+scores = heldout_quality(make_heldout_sampler(run), windows_of(run, stage, 3), stage)
 if run.accelerator.is_main_process:
     print(json.dumps([run.accelerator.num_processes, scores]))
 """

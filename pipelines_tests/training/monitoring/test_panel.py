@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
-from training.monitoring.panel import COUNT_AFTER_SECONDS, TIMES, Monitor, shows_panel
-from training.monitoring.device_speed import measure_peak
 from training.costs import count_operations
+from training.monitoring.device_speed import measure_peak
+from training.monitoring.panel import COUNT_AFTER_SECONDS, TIMES, Monitor, shows_panel
 
 
 class Clock:

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_mardini.video_io import read_video
-from pipelines_tests.training.monitoring.test_heldout_sampling import make_painter
+from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
 from training.engine.checkpoint import list_checkpoints
@@ -103,7 +103,7 @@ def test_a_run_without_heldout_clips_or_with_0_draws_nothing(tmp_path):
 def test_the_row_of_given_frames_shows_these_and_paper(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    told = draw_samples(make_painter(run), windows_of(run, stage, 1), stage, 7, tmp_path)
+    told = draw_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
     assert told["interpolation"]["sheet"] == "samples/00000007-joint/interpolation.png"
     pixels = np.asarray(Image.open(tmp_path / told["interpolation"]["sheet"]))
     paper = (pixels == round(PAPER * 255)).all(axis=2)

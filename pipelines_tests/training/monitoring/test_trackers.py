@@ -8,7 +8,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
-from training.monitoring.trackers import PROJECT, finish_trackers, start_trackers, track, track_sheets, tracker_arguments
+from training.monitoring.trackers import (
+    PROJECT,
+    finish_trackers,
+    start_trackers,
+    track,
+    track_sheets,
+    tracker_arguments,
+)
 
 
 def start(folder, global_step=0) -> Accelerator:

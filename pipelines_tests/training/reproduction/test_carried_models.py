@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from training.reproduction import carried_models as checkpoints
 from training.evaluation.tables import read_results
+from training.reproduction import carried_models as checkpoints
 
 
 def row(method, kind, ssim, distance, motion=0.5):
@@ -111,7 +111,7 @@ def test_a_short_table_may_hold_ours_sampled_in_another_way(folder):
 
 @pytest.mark.parametrize(
     "changed, told",
-    [({"stride": 3}, "stride"), ({"seeds": [0]}, "seeds"), ({"painted_by": {"checkpoint": "b"}}, "painted_by")],
+    [({"stride": 3}, "stride"), ({"seeds": [0]}, "seeds"), ({"sampled_by": {"checkpoint": "b"}}, "sampled_by")],
 )
 def test_results_of_other_windows_seeds_or_weights_share_no_table(folder, changed, told):
     other_sampling(folder, **changed)

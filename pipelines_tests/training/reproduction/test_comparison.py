@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from training.reproduction.comparison import compare, main, read_method
 from training.evaluation.metrics import summarize
+from training.reproduction.comparison import compare, main, read_method
 
 
 SCORES = ("mid_ssim", "mid_psnr", "ssim", "psnr", "motion", "true_motion", "evenness", "true_evenness", "sharpness", "true_sharpness")  # fmt: skip

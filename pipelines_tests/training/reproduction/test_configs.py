@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from training.config.layers import load_config
-from training.plan import make_plan
 from training.costs import whole_models
+from training.plan import make_plan
 
 
 CONFIGS = Path("training/configs/reproduction")

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
-from training.reproduction import degraded_signals as degraded_plan
 from training.data.recipes import moving_shapes
+from training.reproduction import degraded_signals as degraded_plan
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def test_the_chart_has_the_loss_of_the_changed_plan_with_its_interval():
     assert told(noise.curves[""])[1] == (1.0, -0.01, -0.014, -0.008)
     assert told(dropped.curves[""])[1:] == [(0.5, -0.02, -0.024, -0.018), (1, -0.05, -0.054, -0.048)]
     assert told(means.curves["of each frame"])[1] == (2, -0.03, -0.034, -0.028)
-    assert told(means.curves["of all painted frames"]) == [(1, -0.04, -0.044, -0.038)]
+    assert told(means.curves["of all sampled frames"]) == [(1, -0.04, -0.044, -0.038)]
     assert noise.levels == {"no plan": pytest.approx(-0.05)}
 
 
-def test_a_change_that_is_none_is_refused_before_anything_is_painted(arguments, tmp_path):
+def test_a_change_that_is_none_is_refused_before_anything_is_sampled(arguments, tmp_path):
     with pytest.raises(SystemExit, match="share of dropped tokens is 1"):
         degraded_plan.main([*arguments, "--dropped", "1", "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

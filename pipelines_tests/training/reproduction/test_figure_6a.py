@@ -3,9 +3,9 @@ import json
 import pytest
 from PIL import Image
 
-from training.reproduction import figure_6a as steps
 from training.evaluation.altered_signals import DROPPED
 from training.evaluation.methods import Sampling
+from training.reproduction import figure_6a as steps
 
 
 def results(rows, **changed):
@@ -69,7 +69,7 @@ def test_results_of_other_windows_are_refused(two):
     (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], size=128))
     with pytest.raises(ValueError, match="solvers has other windows"):
         steps.read_rows(two)
-    for changed in ({"painted_by": {"checkpoint": "other weights"}}, {"guidance_scale": 2.5}):
+    for changed in ({"sampled_by": {"checkpoint": "other weights"}}, {"guidance_scale": 2.5}):
         (two[1] / "results.json").write_text(results([row("ours, 2 steps", 0.7)], **changed))
         with pytest.raises(ValueError, match="guidance, checkpoint or weights"):
             steps.read_rows(two)

@@ -8,10 +8,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
-from training.reproduction import long_video
-from training.reproduction.frame_scores import over, score_each_frame
 from training.data.recipes import moving_shapes
 from training.evaluation.metrics import score_windows
+from training.reproduction import long_video
+from training.reproduction.frame_scores import over, score_each_frame
 
 
 @pytest.fixture(scope="module")

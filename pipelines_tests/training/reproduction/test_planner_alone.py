@@ -1,4 +1,4 @@
-"""A planner that paints by its reconstruction head."""
+"""A planner that samples by its reconstruction head."""
 
 import json
 
@@ -24,11 +24,11 @@ def trained(tmp_path_factory):
     return folder, run
 
 
-def test_it_paints_what_the_averaged_head_says_and_keeps_what_is_given(trained):
+def test_it_samples_what_the_averaged_head_says_and_keeps_what_is_given(trained):
     folder, run = trained
     planner = PlannerAlone(folder, torch.device("cpu"), torch.float32)
     windows = torch.rand(2, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    frames = planner.paint(windows, [0, 4])
+    frames = planner.sample(windows, [0, 4])
     assert frames.shape == windows.shape and 0 <= frames.min() and frames.max() <= 1
     torch.testing.assert_close(frames[:, [0, 4]], windows[:, [0, 4]])
 
@@ -41,12 +41,12 @@ def test_it_paints_what_the_averaged_head_says_and_keeps_what_is_given(trained):
     torch.testing.assert_close(frames[:, 1:4], expected[:, 1:4].clamp(0, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_one_that_looks_at_a_low_resolution_paints_there_and_is_enlarged(trained):
+def test_one_that_looks_at_a_low_resolution_samples_there_and_is_enlarged(trained):
     planner = PlannerAlone(trained[0], torch.device("cpu"), torch.float32)
     windows = torch.rand(1, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    full = planner.paint(windows, [0, 4])
+    full = planner.sample(windows, [0, 4])
     planner.pipe.register_to_config(planner_downscale=2)
-    low = planner.paint(windows, [0, 4])
+    low = planner.sample(windows, [0, 4])
     assert low.shape == windows.shape
     # Bilinear: every pixel lies between its neighbours in the small picture, so that there is less detail.
     detail = [(frames[:, 1:4].diff(dim=-1)).abs().mean() for frames in (low, full)]

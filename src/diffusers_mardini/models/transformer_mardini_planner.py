@@ -1,6 +1,6 @@
 """The planner (Sec. 2.2, Table 1 left): masked low-resolution frames in, planning signals out, once per window.
 
-Its partner, which paints the frames, is `transformer_mardini.py`. The reconstruction head of the initial training stage
+Its partner, which samples the frames, is `transformer_mardini.py`. The reconstruction head of the initial training stage
 (Sec. 2.4.1) is thrown away after training and therefore lives in the trainer, not here.
 """
 

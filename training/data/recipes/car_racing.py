@@ -3,7 +3,7 @@
     python -m training.data.recipes.car_racing OUT --clips 600 --first-seed 0
 
 writes a folder of mp4, the actions beside each, and `metadata.jsonl`. `--drivers varied` drives at all speeds and leaves the
-road, too, for models that are told how to drive. `--palette desert` paints road and grass otherwise: the same tracks as another domain, to adapt a model
+road, too, for models that are told how to drive. `--palette desert` samples road and grass otherwise: the same tracks as another domain, to adapt a model
 to. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a folder back is the business of `training/data/clips.py`.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from diffusers_mardini.video_io import write_video
+from training.data.metadata import write_metadata
 from training.data.recipes.car_racing_drivers import WARM_UP_STEPS, Driver, Road, VariedDriver
 from training.data.recipes.car_racing_pixel_driver import PixelDriver
-from training.data.metadata import write_metadata
 
 
 STEPS_PER_FRAME = 2

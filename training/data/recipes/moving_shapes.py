@@ -69,7 +69,9 @@ def record(folder: Path, clips: int, num_frames: int, size: int, first_seed: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.data.recipes.moving_shapes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data.recipes.moving_shapes", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=24)

@@ -1,4 +1,4 @@
-"""Fréchet distances between the painted and the true frames or windows: FID and FVD with the field's networks, and two stand-ins.
+"""Fréchet distances between the sampled and the true frames or windows: FID and FVD with the field's networks, and two stand-ins.
 
 FID and FVD are computed with the published networks or not at all. Where those cannot be had, FD-EfficientNetLite0 (of frames) and FD-window (of
 windows) order methods in the same manner; their values are comparable neither with FID and FVD nor between sets of windows. The distance itself is
@@ -164,27 +164,27 @@ def window_features(features: torch.Tensor) -> torch.Tensor:
     return torch.cat([features.mean(dim=1), changes], dim=1)
 
 
-def frechet_distance(painted: torch.Tensor, true: torch.Tensor, components: int = 0) -> float:
+def frechet_distance(sampled: torch.Tensor, true: torch.Tensor, components: int = 0) -> float:
     """Squared Fréchet distance of two sets of features, each taken for normally distributed.
 
     Args:
-        painted: `(n, features)`.
+        sampled: `(n, features)`.
         true: `(m, features)`.
         components: both are first projected on so many principal components of `true`, at most `m - 1`; 0 for no projection.
 
     Raises:
         ValueError: with fewer than two rows in a set.
     """
-    if min(len(painted), len(true)) < 2:
-        raise ValueError(f"a Fréchet distance needs two rows in each set, got {len(painted)} and {len(true)}")
-    painted, true = painted.double(), true.double()
+    if min(len(sampled), len(true)) < 2:
+        raise ValueError(f"a Fréchet distance needs two rows in each set, got {len(sampled)} and {len(true)}")
+    sampled, true = sampled.double(), true.double()
     if components:
         mean = true.mean(dim=0)
         directions = torch.linalg.svd(true - mean, full_matrices=False).Vh[: min(components, len(true) - 1)]
-        painted, true = (painted - mean) @ directions.T, (true - mean) @ directions.T
+        sampled, true = (sampled - mean) @ directions.T, (true - mean) @ directions.T
     metric = FrechetInceptionDistance(_AlreadyFeatures(true.shape[1])).set_dtype(torch.float64)
     metric.update(true, real=True)
-    metric.update(painted, real=False)
+    metric.update(sampled, real=False)
     return max(0.0, metric.compute().item())  # rounding leaves equal sets a little below zero
 
 

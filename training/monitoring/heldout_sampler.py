@@ -1,6 +1,6 @@
-"""Painting held-out windows while a run trains: by the pipeline that users call, from latents that are encoded already.
+"""Sampling held-out windows while a run trains: by the pipeline that users call, from latents that are encoded already.
 
-The weights are the caller's: the run lends its averages. Nothing here draws from a global generator, so that a run which paints
+The weights are the caller's: the run lends its averages. Nothing here draws from a global generator, so that a run which samples
 learns what one learns that does not.
 """
 
@@ -16,19 +16,18 @@ from diffusers_mardini.latents import decode_latents
 from diffusers_mardini.masking import interpolation_indices, leading_indices, reference_mask_from_indices
 from diffusers_mardini.models.embeddings import unpatchify
 from diffusers_mardini.pipelines.sampling_options import SamplingOptions
-
 from training.config.schema import StageConfig
 from training.randomness import step_generator
 
 
-class Painter:
+class HeldoutSampler:
     """A run's models as a pipeline, for as long as they carry the weights to be looked at.
 
     Args:
         vae, planner, head, transformer, scheduler: of the run; used where they are and not changed.
         planner_downscale: of the run.
         steps: denoising steps.
-        seed: of the noise, which is the same for a window whenever it is painted.
+        seed: of the noise, which is the same for a window whenever it is sampled.
         accelerator: device and precision.
     """
 
@@ -45,7 +44,7 @@ class Painter:
         self.accelerator = accelerator
 
     @torch.no_grad()
-    def paint(
+    def sample(
         self,
         latents: torch.Tensor,
         planner_latents: torch.Tensor,
@@ -71,7 +70,7 @@ class Painter:
         device, given = self.accelerator.device, list(given)
         alone = stage.trains == "transformer"
         options = SamplingOptions(self.steps, guidance_scale=1.0 if alone else None)
-        painted = []
+        sampled = []
         # As many at once as a step of the stage holds: without gradients they need less memory than there.
         for rows in torch.arange(len(latents)).split(stage.batch_size):
             noise = torch.stack(
@@ -89,8 +88,8 @@ class Painter:
                 noise = self.pipe.prepare_latents(tuple(noise.shape), latents=noise)
                 references = latents[rows][:, given].to(device)
                 with self.pipe.progress_bar(total=self.steps) as bar:
-                    painted.append(self.pipe.denoise(noise, references, given, signals, options, bar, told))
-        return torch.cat(painted)
+                    sampled.append(self.pipe.denoise(noise, references, given, signals, options, bar, told))
+        return torch.cat(sampled)
 
     @torch.no_grad()
     def reconstruct(
@@ -124,7 +123,7 @@ class Painter:
 
 
 def tasks(num_frames: int) -> dict[str, list[int]]:
-    """The given frames by task, for tasks that leave some frame of a window to paint."""
+    """The given frames by task, for tasks that leave some frame of a window to sample."""
     given = {"interpolation": interpolation_indices(num_frames), "image-to-video": leading_indices(1)}
     return {task: indices for task, indices in given.items() if len(indices) < num_frames}
 
