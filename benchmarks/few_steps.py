@@ -93,7 +93,8 @@ def compare(
         given: positions of the frames that are shown.
 
     Returns:
-        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the sampled frames against the first row's.
+        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the
+        sampled frames against the first row's.
     """
     reference = sample(MarDiniScheduler.from_config(config), reference_steps)
     rows = []

@@ -75,9 +75,13 @@ REFUSED = {
 }
 # They ask for arguments of their own, or for packages that may be missing (scipy, torchsde).
 NOT_MADE = {
-    "AmusedScheduler", "CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "LMSDiscreteScheduler", "RFD4ProteinaScheduler",
+    "AmusedScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "LMSDiscreteScheduler",
+    "RFD4ProteinaScheduler",
     "VQDiffusionScheduler",
-}  # fmt: skip
+}
 
 
 def made(name: str, **changes):
@@ -136,7 +140,8 @@ def test_every_other_scheduler_is_refused_with_its_reason_and_what_to_use(name):
 
 @pytest.mark.parametrize("name", sorted(ACCEPTED | set(REFUSED)))
 def test_no_scheduler_with_betas_of_its_own_is_taken(name):
-    """Their defaults are a linear schedule, which means another noise by a timestep than the model that a pipeline came with."""
+    """Their defaults are a linear schedule, which means another noise by a timestep than the model that a pipeline
+    came with."""
     kind = getattr(diffusers, name)
     own = (
         {"prediction_type": "v_prediction"} if "prediction_type" in inspect.signature(kind.__init__).parameters else {}

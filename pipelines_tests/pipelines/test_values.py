@@ -1,4 +1,5 @@
-"""Odd values of every argument: each is refused with the argument's name before any model runs, or means what it says."""
+"""Odd values of every argument: each is refused with the argument's name before any model runs, or means what it
+says."""
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ EXTEND = {
     "decode_chunk_size": NO_NUMBERS + [0],
 }
 PLACES = [
-    "01", 3, 1.5, True, [], [0, 0], [0, -1], [0, 1.0], [0, True], [0, "1"], [0, None], [NAN, 1], {0, 1}, {0: 1, 1: 2}, b"01", [0, 10**9],
-    [[0, 1]], np.array([0.0, 1.0]),
+    "01", 3, 1.5, True, [], [0, 0], [0, -1], [0, 1.0], [0, True], [0, "1"], [0, None], [NAN, 1], {0, 1}, {0: 1, 1: 2},
+    b"01", [0, 10**9], [[0, 1]], np.array([0.0, 1.0]),
 ]  # fmt: skip
 
 

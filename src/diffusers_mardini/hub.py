@@ -328,7 +328,8 @@ def _missing_weights(folder: Path) -> list[str]:
 def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
     """Weights that lack tensors of the model that the configuration makes, have others, or some of another shape.
 
-    `kind` is what `model_index.json` says of the part. Quantized weights have names of their own, and are not looked at.
+    `kind` is what `model_index.json` says of the part. Quantized weights have names of their own, and are not looked
+    at.
     """
     model_class = getattr(components if kind[0] == LIBRARY else diffusers, kind[1], None)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

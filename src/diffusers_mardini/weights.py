@@ -26,8 +26,9 @@ def is_pickle(name: str) -> bool:
 def pickle_refusal(name: str, converted: str) -> str:
     """Return the sentence that refuses the pickle `name` and says how to make `converted` of it."""
     return (
-        f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SUFFIX} is read and written. "
-        f"Convert a file of your own with `safetensors.torch.save_file(torch.load(file, weights_only=True), '{converted}')`"
+        f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SUFFIX} is read "
+        "and written. Convert a file of your own with `safetensors.torch.save_file(torch.load(file, "
+        f"weights_only=True), '{converted}')`"
     )
 
 
@@ -51,23 +52,27 @@ def local_folder(path: str | os.PathLike) -> Path | None:
 
 
 def require_safetensors_argument(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a `from_pretrained` with `use_safetensors=True`, without which diffusers falls back to pickles.
+    """Return the arguments of a `from_pretrained` with `use_safetensors=True`, without which diffusers falls back to
+    pickles.
 
     Raises:
         ValueError: if they say `use_safetensors=False`.
     """
     if arguments.get("use_safetensors") not in (None, True):
         raise ValueError(
-            f"`use_safetensors` is {arguments['use_safetensors']!r}, but weights are read from {SUFFIX} alone; leave it out"
+            f"`use_safetensors` is {arguments['use_safetensors']!r}, but weights are read from {SUFFIX} alone; leave "
+            "it out"
         )
     return {**arguments, "use_safetensors": True}
 
 
 def check_weight_files(folder: Path, variant: str | None = None) -> None:
-    """Look through a model's folder on this machine for weights that would be unpickled; what is missing altogether diffusers tells.
+    """Look through a model's folder on this machine for weights that would be unpickled; what is missing altogether
+    diffusers tells.
 
     Raises:
-        ValueError: if there are pickles and no safetensors, or an index of shards names something else than safetensors.
+        ValueError: if there are pickles and no safetensors, or an index of shards names something else than
+            safetensors.
     """
     for index in sorted(folder.glob(f"*{SUFFIX}.index*.json")):
         for name in _shards(index):
@@ -86,7 +91,8 @@ def check_weight_files(folder: Path, variant: str | None = None) -> None:
 
 
 def check_tensors(origin: Any, model_name: str, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise `ValueError` where a checkpoint lacks tensors of its model, or has some that the model has no place for."""
+    """Raise `ValueError` where a checkpoint lacks tensors of its model, or has some that the model has no place
+    for."""
     hint = "was the configuration edited, or a file copied or merged in part? Save or download it again"
     if missing:
         raise ValueError(f"{origin} lacks {_named(missing)} of {model_name}; {hint}")

@@ -1,4 +1,5 @@
-"""Loading of our models: from safetensors alone, and every tensor of the file has its place in the model and every place its tensor.
+"""Loading of our models: from safetensors alone, and every tensor of the file has its place in the model and every
+place its tensor.
 
 diffusers warns of what is missing, and leaves it empty; it falls back to pickles where there are no safetensors.
 """
@@ -31,8 +32,8 @@ class WholeModelMixin(ModelMixin):
         """Load a model from a folder or from the Hub, see [`~ModelMixin.from_pretrained`].
 
         Raises:
-            ValueError: if there is no such folder, if its weights are no safetensors, and if they lack tensors of the model or have
-                others.
+            ValueError: if there is no such folder, if its weights are no safetensors, and if they lack tensors of the
+                model or have others.
         """
         kwargs = require_safetensors_argument(kwargs)
         folder = local_folder(pretrained_model_name_or_path)

@@ -88,7 +88,8 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         """Loads the parts, see [`~ModularPipeline.load_components`].
 
         Raises:
-            ValueError: if weights are no safetensors, or lack tensors. What else goes wrong with a part diffusers tells in a warning.
+            ValueError: if weights are no safetensors, or lack tensors. What else goes wrong with a part diffusers
+                tells in a warning.
         """
         asked = kwargs.pop("use_safetensors", None)
         require_safetensors_argument({"use_safetensors": asked})

@@ -24,8 +24,9 @@ logger = logging.get_logger(__name__)
 Picture = PIL.Image.Image | np.ndarray | torch.Tensor
 
 ACCEPTED_PICTURES = (
-    "PIL images, numpy arrays (height, width, channels) and torch tensors (channels, height, width) are accepted, of 1 channel (grey; its "
-    "axis may be left out), 2 (with transparency), 3 (RGB) or 4, floats in [0, 1] or [-1, 1] or uint8"
+    "PIL images, numpy arrays (height, width, channels) and torch tensors (channels, height, width) are accepted, of "
+    "1 channel (grey; its axis may be left out), 2 (with transparency), 3 (RGB) or 4, floats in [0, 1] or [-1, 1] or "
+    "uint8"
 )
 OVERSHOOT = 1e-3  # of floats beyond their range, which rounding makes: a quarter of a step of 8 bits; it is clamped
 SIGNED_BELOW = -0.1  # floats of [0, 1] that a sharp filter resized reach down to about this
@@ -255,8 +256,8 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
     low, high = values.min().item(), values.max().item()
     if not (-1 - OVERSHOOT <= low and high <= 1 + OVERSHOOT):  # also true for NaN
         raise ValueError(
-            f"`{name}` holds values from {low:.7g} to {high:.7g}; floats must be finite, and all of them in [-1, 1] or in [0, 1]: use "
-            "`picture / 255` for 0 to 255, and clamp what overshoots"
+            f"`{name}` holds values from {low:.7g} to {high:.7g}; floats must be finite, and all of them in [-1, 1] "
+            "or in [0, 1]: use `picture / 255` for 0 to 255, and clamp what overshoots"
         )
 
 
@@ -267,8 +268,8 @@ def _are_signed(videos: list[list[Picture]]) -> bool:
     lowest = min(lows, default=0.0)
     if SIGNED_BELOW < lowest < -OVERSHOOT:
         raise ValueError(
-            f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1] or [0, 1] that overshot; use `picture.clip(0, 1)` for "
-            "the one, `picture / 2 + 0.5` for the other"
+            f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1] or [0, 1] that overshot; use "
+            "`picture.clip(0, 1)` for the one, `picture / 2 + 0.5` for the other"
         )
     if lowest < -OVERSHOOT:
         logger.warning(

@@ -45,8 +45,8 @@ class Window:
 
 
 class Windows(Sequence):
-    """Windows, or batches of them, that are made anew whenever they are walked through, so that a slip of the finger that asks for a
-    billion frames costs no memory.
+    """Windows, or batches of them, that are made anew whenever they are walked through, so that a slip of the finger
+    that asks for a billion frames costs no memory.
 
     Args:
         make: begins a walk.
@@ -381,7 +381,8 @@ def extension_windows(num_given: int, num_new_frames: int, window: int, overlap:
 
 
 def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
-    """Frames that the first window of an extension makes, and the number of windows after it, which know `overlap` frames each."""
+    """Frames that the first window of an extension makes, and the number of windows after it, which know `overlap`
+    frames each."""
     first = window - min(overlap, num_given)
     return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
 
@@ -426,8 +427,8 @@ def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=device)
     except (RuntimeError, MemoryError, TypeError, OverflowError) as error:  # the last two of more than 64 bits count
         raise ValueError(
-            f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is more than there is; ask "
-            "for fewer frames"
+            f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is "
+            "more than there is; ask for fewer frames"
         ) from error
 
 

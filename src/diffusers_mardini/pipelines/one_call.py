@@ -1,7 +1,8 @@
-"""A pipeline serves one call at a time: a second one, from another thread or a callback, is refused before it spoils the first.
+"""A pipeline serves one call at a time: a second one, from another thread or a callback, is refused before it spoils
+the first.
 
-The scheduler counts its steps, and the pipeline keeps the guidance and the states of the window that runs; a call in between would
-give wrong pictures to both.
+The scheduler counts its steps, and the pipeline keeps the guidance and the states of the window that runs; a call in
+between would give wrong pictures to both.
 """
 
 import functools
@@ -27,8 +28,8 @@ def in_use(*objects: Any) -> Iterator[None]:
     with _lock:
         if not keys.isdisjoint(_in_use):
             raise ValueError(
-                "this pipeline, or another one with the same scheduler, is at work already, and serves one call at a time (also for a "
-                "callback); wait for it, or make one for each thread, of the same models: "
+                "this pipeline, or another one with the same scheduler, is at work already, and serves one call at a "
+                "time (also for a callback); wait for it, or make one for each thread, of the same models: "
                 "`MarDiniPipeline.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler), dtype=pipe.dtype)`"
             )
         _in_use.update(keys)
@@ -40,7 +41,8 @@ def in_use(*objects: Any) -> Iterator[None]:
 
 
 def one_call_at_a_time(method: Callable) -> Callable:
-    """Decorate a method of a pipeline: it raises `ValueError` while the pipeline or its scheduler is in use by another call."""
+    """Decorate a method of a pipeline: it raises `ValueError` while the pipeline or its scheduler is in use by another
+    call."""
 
     @functools.wraps(method)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -65,7 +65,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         transformer ([`MarDiniTransformer3DModel`]): Predicts the velocity, at every step.
         scheduler ([`MarDiniScheduler`]):
             The noise schedule. Another one of diffusers will do if it has the same betas and predicts velocities, as
-            `from_config(pipe.scheduler.config)` makes most of them; `schedulers/compatibility.py` tries it before each call.
+            `from_config(pipe.scheduler.config)` makes most of them; `schedulers/compatibility.py` tries it before each
+            call.
         planner_downscale (`int`, defaults to `4`):
             How many times smaller than the output the frames are that the planner sees. It is part of the pipeline's configuration and of
             no component: `from_pipe` takes it over, `MarDiniPipeline(**pipe.components)` does not.
@@ -118,8 +119,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
     @property
     def num_timesteps(self) -> int:
-        """How often the window is evaluated and the callback called: the length of the scheduler's list of timesteps, in which a
-        scheduler of order 2 has most steps twice. Under guidance each evaluation is two calls of the transformer."""
+        """How often the window is evaluated and the callback called: the length of the scheduler's list of timesteps,
+        in which a scheduler of order 2 has most steps twice. Under guidance each evaluation is two calls of the
+        transformer."""
         return self._num_timesteps
 
     @property
@@ -168,10 +170,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
-        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`; grey ones may do without the
-        axis of channels, and what is transparent lies on white. Arrays hold uint8 or floats in [0, 1]; where floats
-        fall below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes them,
-        so that they look like their neighbours.
+        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`; grey ones may do
+        without the axis of channels, and what is transparent lies on white. Arrays hold uint8 or floats in [0, 1];
+        where floats fall below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as
+        the VAE decodes them, so that they look like their neighbours.
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -198,10 +200,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, to bound the memory.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
-            attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers of both models; there is no other key.
+            attention_kwargs (`dict`, *optional*):
+                `{"scale": s}` scales LoRA layers of both models; there is no other key.
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
-                of tensors it returns replaces ours, and `None` changes nothing. What it returns as `latents` after the last step is the
-                result.
+                of tensors it returns replaces ours, and `None` changes nothing. What it returns as `latents` after the
+                last step is the result.
             callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
                 clean latents at the given frames, and `"planning_signals"`, which it may also write to. A callback that changes
                 weights or adapters calls `pipe.reset_window_states()`.
@@ -221,7 +224,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same.
 
         Raises:
-            ValueError: for every unusable argument, before any model runs; and if the models make values that are not finite.
+            ValueError: for every unusable argument, before any model runs; and if the models make values that are not
+                finite.
         """
         # 1. Check
         given = read_given_frames(
@@ -473,7 +477,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return torch.cat(finished).unflatten(0, (videos, num_frames))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded, and to write pickles."""
+        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded, and to
+        write pickles."""
         self._refuse_loaded_adapters()
         if not kwargs.get("safe_serialization", True):
             raise ValueError(
@@ -514,9 +519,9 @@ def _check_finite(values: torch.Tensor, name: str, model: torch.nn.Module) -> No
     """Raises `ValueError` where a model made nan or inf, which would become black pictures."""
     if not values.isfinite().all():
         raise ValueError(
-            f"the {name} that {type(model).__name__} made in {model.dtype} hold values that are not finite (nan or inf): weights are "
-            "damaged, an adapter or its scale is, or float16 is too narrow for them; load the pipeline with `dtype=torch.bfloat16` or "
-            "float32, or from another checkpoint"
+            f"the {name} that {type(model).__name__} made in {model.dtype} hold values that are not finite (nan or "
+            "inf): weights are damaged, an adapter or its scale is, or float16 is too narrow for them; load the "
+            "pipeline with `dtype=torch.bfloat16` or float32, or from another checkpoint"
         )
 
 

@@ -98,7 +98,8 @@ def check_attention_kwargs(attention_kwargs: Any) -> None:
 
 
 def tensors_of_callback(returned: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors to go on with: those that a callback returned in the place of `tensors`, which `None` leaves as they are.
+    """Return the tensors to go on with: those that a callback returned in the place of `tensors`, which `None` leaves
+    as they are.
 
     Raises:
         ValueError: for something else than a dictionary, and for tensors of another shape.
@@ -107,8 +108,8 @@ def tensors_of_callback(returned: Any, tensors: Mapping[str, torch.Tensor]) -> d
         return dict(tensors)
     if not isinstance(returned, Mapping):
         raise ValueError(
-            f"`callback_on_step_end` returned something of type {type(returned).__name__}; return the dictionary of tensors that it was "
-            "given, changed or not, or `None` to change nothing"
+            f"`callback_on_step_end` returned something of type {type(returned).__name__}; return the dictionary of "
+            "tensors that it was given, changed or not, or `None` to change nothing"
         )
     kept = {name: returned.get(name, tensor) for name, tensor in tensors.items()}
     for name, tensor in kept.items():
@@ -142,8 +143,8 @@ def _check_callback(options: SamplingOptions, tensor_inputs: Sequence[str]) -> N
         names = options.callback_tensor_inputs
     except TypeError as error:
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` is {options.callback_on_step_end_tensor_inputs!r}; give a list with some of "
-            f"{list(tensor_inputs)}"
+            f"`callback_on_step_end_tensor_inputs` is {options.callback_on_step_end_tensor_inputs!r}; give a list "
+            f"with some of {list(tensor_inputs)}"
         ) from error
     unknown = [name for name in names if name not in tensor_inputs]
     if unknown:

@@ -39,7 +39,8 @@ class SavingMixin:
         """Loads a pipeline from a folder or from the Hub, see [`~DiffusionPipeline.from_pretrained`].
 
         Raises:
-            ValueError: if there is no such folder, if weights in it are no safetensors, and if they lack tensors or have others.
+            ValueError: if there is no such folder, if weights in it are no safetensors, and if they lack tensors or
+                have others.
         """
         kwargs = require_safetensors_argument(kwargs)
         folder = local_folder(pretrained_model_name_or_path)
@@ -61,7 +62,8 @@ class SavingMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """Makes a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; the scheduler is shared, too, unless one is given."""
+        """Makes a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; the scheduler is shared, too,
+        unless one is given."""
         made = super().from_pipe(pipeline, **kwargs)
         if made.transformer is getattr(
             pipeline, "transformer", None
@@ -118,7 +120,8 @@ class SavingMixin:
 
 
 def check_weights_of_parts(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Raises `ValueError` where weights of a saved pipeline would be unpickled; parts that `loading` hands in are not read."""
+    """Raises `ValueError` where weights of a saved pipeline would be unpickled; parts that `loading` hands in are not
+    read."""
     for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in loading):
         if (part / "config.json").exists():
             check_weight_files(part, loading.get("variant"))

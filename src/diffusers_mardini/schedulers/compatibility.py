@@ -1,8 +1,8 @@
 """Which schedulers of diffusers may take our scheduler's place: the object is asked, not its configuration.
 
-`from_config` keeps keys that the new class does not know, so that a configuration claims what the object never does. Therefore
-the process is read off the object, and whether its steps arrive is tried on a problem whose answer is known, in milliseconds
-and without any model.
+`from_config` keeps keys that the new class does not know, so that a configuration claims what the object never does.
+Therefore the process is read off the object, and whether its steps arrive is tried on a problem whose answer is known,
+in milliseconds and without any model.
 """
 
 import copy
@@ -20,15 +20,16 @@ ADVICE = (
     "use `MarDiniScheduler`, or one with betas and v-prediction made from the configuration that the model came with: "
     "`UniPCMultistepScheduler.from_config(MarDiniScheduler.load_config(checkpoint, subfolder='scheduler'))`"
 )
-# Largest difference of signal amplitudes that counts as the same process. That of a schedule with and without zero terminal SNR
-# is below 0.001, that of two kinds of schedules above 0.1.
+# Largest difference of signal amplitudes that counts as the same process. That of a schedule with and without zero
+# terminal SNR is below 0.001, that of two kinds of schedules above 0.1.
 SAME_PROCESS = 0.02
-# The known problem: values drawn from a normal distribution. With a mean as large as this, whatever is clamped to [-1, 1] shows.
+# The known problem: values drawn from a normal distribution. With a mean as large as this, whatever is clamped to [-1,
+# 1] shows.
 MEAN, SPREAD = 2.0, 0.5
-# How far the mean may be off, and how much wider the values may be spread, as shares of the mean and the spread: too few steps blur,
-# which is a narrower spread and no fault. On the CarRacing checkpoint, between two frames, Heun's scheduler from pure noise is over by 9, 0.6
-# and 0.13 with 10, 25 and 40 steps, and worse than ours by 18, 7 and 3.5 dB; what begins below pure noise is off by 0.05 with 10 steps
-# (leading spacing) and worse by 4 dB.
+# How far the mean may be off, and how much wider the values may be spread, as shares of the mean and the spread: too
+# few steps blur, which is a narrower spread and no fault. On the CarRacing checkpoint, between two frames, Heun's
+# scheduler from pure noise is over by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and worse than ours by 18, 7 and 3.5
+# dB; what begins below pure noise is off by 0.05 with 10 steps (leading spacing) and worse by 4 dB.
 TOLERANCES = (0.15, 0.2)
 
 
@@ -40,15 +41,15 @@ def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None
         noise_levels: `alphas_cumprod` of the scheduler that the model came with, if known.
 
     Raises:
-        ValueError: for one without betas, one that reads a prediction as something else than a velocity, and one with other
-            noise levels than its betas or the model have.
+        ValueError: for one without betas, one that reads a prediction as something else than a velocity, and one with
+            other noise levels than its betas or the model have.
     """
     label = f"the {type(scheduler).__name__} of this pipeline"
     levels, betas = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "betas", None)
     if not isinstance(levels, torch.Tensor) or not isinstance(betas, torch.Tensor):
         raise ValueError(
-            f"{label} has no betas, but MarDini predicts velocities of a process that has, and the transformer knows noise by its "
-            f"timesteps; flow matching and EDM will not do: {ADVICE}"
+            f"{label} has no betas, but MarDini predicts velocities of a process that has, and the transformer knows "
+            f"noise by its timesteps; flow matching and EDM will not do: {ADVICE}"
         )
     # The key may be there and never read: it is kept from the configuration of another class.
     takes_kind = "prediction_type" in inspect.signature(type(scheduler).__init__).parameters
@@ -57,15 +58,15 @@ def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None
         what = f"has prediction_type={kind!r}" if takes_kind else "cannot be told what a model predicts"
         raise ValueError(f"{label} {what}, but MarDini predicts velocities ('v_prediction'); {ADVICE}")
     own = torch.cumprod(1 - betas.double().cpu(), dim=0)
-    if levels.shape != own.shape or len(levels) != scheduler.config.num_train_timesteps or _differ(levels, own):
+    if levels.shape != own.shape or len(levels) != scheduler.config.get("num_train_timesteps") or _differ(levels, own):
         raise ValueError(
-            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that it means another noise by a "
-            f"timestep than the model does; {ADVICE}"
+            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that it means another "
+            f"noise by a timestep than the model does; {ADVICE}"
         )
     if noise_levels is not None and (levels.shape != noise_levels.shape or _differ(levels, noise_levels)):
         raise ValueError(
-            f"{label} has other noise levels (betas) than the scheduler that this pipeline was made with, so that it means another "
-            f"noise by a timestep than the model does; {ADVICE}"
+            f"{label} has other noise levels (betas) than the scheduler that this pipeline was made with, so that it "
+            f"means another noise by a timestep than the model does; {ADVICE}"
         )
 
 
@@ -109,7 +110,8 @@ def check_sampling(
     steps = f"{num_inference_steps} steps" if timesteps is None else f"the {len(timesteps)} `timesteps` given"
     allowed = TOLERANCES
     if timesteps is not None:
-        # Levels of the caller's choice may begin anywhere, and what that costs is the caller's. Ours says what is wrong with them, too.
+        # Levels of the caller's choice may begin anywhere, and what that costs is the caller's. Ours says what is
+        # wrong with them, too.
         ours = MarDiniScheduler(trained_betas=scheduler.betas.tolist(), rescale_betas_zero_snr=False)
         allowed = [most + max(missed, 0) for most, missed in zip(allowed, _misses(ours, 0, timesteps, 0.0))]
     try:
@@ -118,16 +120,18 @@ def check_sampling(
         raise ValueError(f"{label} cannot take {steps} ({error or type(error).__name__}); {ADVICE}") from error
     if not all(one <= most for one, most in zip(missed, allowed)):  # also of NaN
         raise ValueError(
-            f"{label} does not arrive with {steps}: of values of a known distribution it makes others. Some cannot start at pure noise, as "
-            "Heun's and the ancestral KDPM2 with trailing spacing, some begin too low or run backwards, some clamp what they predict "
-            f"(`clip_sample`, `thresholding`). Take more steps or `timestep_spacing='leading'`, or {ADVICE}"
+            f"{label} does not arrive with {steps}: of values of a known distribution it makes others. Some cannot "
+            "start at pure noise, as Heun's and the ancestral KDPM2 with trailing spacing, some begin too low or run "
+            "backwards, some clamp what they predict (`clip_sample`, `thresholding`). Take more steps or "
+            f"`timestep_spacing='leading'`, or {ADVICE}"
         )
 
 
 def _misses(
     scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None, eta: float
 ) -> tuple[float, float]:
-    """How far the mean of sampled values is off, and how much wider they are spread than they should, as shares of both."""
+    """How far the mean of sampled values is off, and how much wider they are spread than they should, as shares of
+    both."""
     # Lists of what earlier steps made are written to in place.
     scheduler = copy.copy(scheduler)
     vars(scheduler).update({key: list(value) for key, value in vars(scheduler).items() if isinstance(value, list)})
@@ -147,7 +151,8 @@ def _misses(
 
 
 def _known_velocity(noisy: torch.Tensor, timestep: float, amplitudes: torch.Tensor) -> torch.Tensor:
-    """Velocity at a noise level, between two where the timestep is, of values with a mean of `MEAN` and a spread of `SPREAD`."""
+    """Velocity at a noise level, between two where the timestep is, of values with a mean of `MEAN` and a spread of
+    `SPREAD`."""
     place = min(max(timestep, 0.0), len(amplitudes) - 1.0)  # raises ValueError of NaN, below
     lower = int(place)
     share = place - lower
