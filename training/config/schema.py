@@ -557,7 +557,7 @@ _NOT_SHAPING = {
 def shaping_fields(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
     """What the weights after the named stages depend on, by dotted key, as JSON values.
 
-    Paths are left out (folders may move; of the autoencoder's weights `SavedState` is given a fingerprint), and so are `batch_size` and
+    Paths are left out (folders may move; `RunCheckpoints` is given a digest of the autoencoder's weights), and so are `batch_size` and
     `gradient_accumulation`: the windows of a step count, and not how they are shared.
     """
     dump = config.model_dump(mode="json")

@@ -16,8 +16,8 @@ from diffusers_mardini.masking import (
     reference_mask_from_indices,
 )
 from training.config.schema import StageConfig
-from training.curriculum import Batch
-from training.losses import diffusion_loss, plan, reconstruction_loss
+from training.data.batches import Batch
+from training.losses import diffusion_loss, make_planning_signals, reconstruction_loss
 from training.monitoring.heldout_windows import HeldoutWindows
 from training.randomness import step_generator
 
@@ -85,7 +85,7 @@ def heldout_losses(
             conditions={name: values[rows] for name, values in windows.conditions.items()},
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
-            signals = plan(planner, batch) if plans else None
+            signals = make_planning_signals(planner, batch) if plans else None
             if plans and head is not None:
                 add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
             for share in _noise_levels(pattern == given_ends) if samples else ():
