@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 
 from diffusers_mardini.masking import (
-    leading_indices,
     num_reference_frames_range,
     random_reference_mask,
     reference_mask_from_indices,
@@ -30,8 +29,8 @@ def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torc
     if task == "interpolation":
         return reference_mask_from_indices(task_indices(task, num_frames), num_frames, draw.count)
     if task == "leading":
-        given = _uniform_integer(*stage.leading_frames, generator)
-        return reference_mask_from_indices(leading_indices(given), num_frames, draw.count)
+        given = task_indices("expansion", num_frames, _uniform_integer(*stage.leading_frames, generator))
+        return reference_mask_from_indices(given, num_frames, draw.count)
     given = _uniform_integer(*num_reference_frames_range(num_frames, stage.reference_ratio), generator)
     return torch.cat([random_reference_mask(1, num_frames, given, row) for row in draw.rows("mask")])
 

@@ -236,7 +236,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="devices that train (default 1)")
     parser.add_argument("--parallel", choices=PARALLELISMS, help="default: single for one process, ddp for more")
     parser.add_argument(
-        "--gpu-memory", type=float, metavar="GB", help="memory of each device in GiB; a stage that needs more is a problem"
+        "--gpu-memory",
+        type=float,
+        metavar="GB",
+        help="memory of each device in GiB; a stage that needs more is a problem",
     )
     parser.add_argument(
         "--flops-per-second",

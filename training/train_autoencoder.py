@@ -39,7 +39,9 @@ class AutoencoderTrainingConfig(StrictModel):
     held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured on them.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
     size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
-    planner_downscale: int = Field(2, ge=1, description="The planner's frames are so many times smaller; they are trained on, too.")
+    planner_downscale: int = Field(
+        2, ge=1, description="The planner's frames are so many times smaller; they are trained on, too."
+    )
     planner_share: float = Field(0.25, ge=0, lt=1, description="Share of a batch that is of the planner's size.")
 
     patch: Literal[2, 4, 8, 16] = Field(

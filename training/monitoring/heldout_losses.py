@@ -10,10 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_mardini.masking import (
-    interpolation_indices,
-    leading_indices,
     random_reference_mask,
     reference_mask_from_indices,
+    task_indices,
 )
 from training.config.schema import StageConfig
 from training.data.batches import Batch
@@ -29,13 +28,12 @@ PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns: their mean is told
 def patterns(num_frames: int, num_windows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Masks `(windows, frames)` by name: the tasks, and random positions with one, half and all but one of the frames masked."""
 
-    def fixed(indices: list[int]) -> torch.Tensor:
-        return reference_mask_from_indices(indices, num_frames, num_windows)
-
-    masks = {"task/image-to-video": fixed(leading_indices(1))}
-    if num_frames > 2:  # two frames have nothing between them
-        masks["task/interpolation"] = fixed(interpolation_indices(num_frames))
-        masks["task/expansion"] = fixed(leading_indices((num_frames + 1) // 2))
+    # Two frames have nothing between them.
+    tasks = ("image-to-video", "interpolation", "expansion") if num_frames > 2 else ("image-to-video",)
+    masks = {
+        f"task/{task}": reference_mask_from_indices(task_indices(task, num_frames), num_frames, num_windows)
+        for task in tasks
+    }
     for masked in sorted({1, num_frames // 2, num_frames - 1}):
         masks[f"masked/{masked}"] = random_reference_mask(num_windows, num_frames, num_frames - masked, generator)
     return masks
