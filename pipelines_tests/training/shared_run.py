@@ -3,7 +3,7 @@
     python -m pipelines_tests.training.shared_run '[{"clips": "clips", "folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
 
 trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: on `clips`, in `folder`, by
-`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`, or `zero`: DeepSpeed's stage), asked to stop after `until`
+`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`), asked to stop after `until`
 steps, with other changes to the configuration (`config`) and environment variables (`environment`), or an adapter of the pipeline `base` in place of it,
 with an infinite loss in a step of one process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
 """
@@ -54,8 +54,6 @@ def train(entry: dict) -> None:
     config = make_shared_config(Path(entry["clips"]), base=entry.get("base"), **entry.get("config", {}))
     config = config.for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
-    if entry.get("zero"):  # as `accelerate launch` hands deepspeed_zero2.yaml on; accelerate is not told of it
-        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(entry["zero"])}
     step, process = entry.get("explodes", (None, None))
     if run.accelerator.process_index == process:
         MarDiniTrainingModel.forward = explode(run, {step})

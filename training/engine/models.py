@@ -129,7 +129,7 @@ def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
         raise ValueError(f"{where}, and there is no such folder; give that of an autoencoder, or a Hub id")
     try:
         name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder).get("_class_name")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
     vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
@@ -137,7 +137,7 @@ def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
         raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
     try:
         vae = vae_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{where}, whose weights cannot be read as safetensors ({said}). {how_to_convert(path, subfolder)}"
@@ -167,7 +167,7 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     """
     try:
         model = CLASSES[name].from_pretrained(pipeline, subfolder=name, use_safetensors=True, **arguments)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(
             f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "

@@ -11,13 +11,13 @@ import torch
 
 from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.test_train_mardini import clips_folder, make_config, make_run, records
-from training.curriculum import heldout_window_request
+from training.data.buckets import heldout_window_request
 from training.evaluation.metrics import score_windows, summarize
 from training.monitoring.heldout_scores import SCORES, heldout_quality
 from training.monitoring.heldout_windows import heldout_windows
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def windows_of(run, stage, count):
