@@ -51,8 +51,8 @@ MAY_IMPORT = {
         "checkpoint_format",
     },
 }
-# The rooms of the trainer from the bottom up: a module imports its own room and lower ones only. Everything else in training/
-# is a program, which imports any room, or reproduction/, which no other room imports.
+# The rooms of the trainer from the bottom up: a module imports its own room and lower ones only. Everything else in
+# training/ is a program, which imports any room, or reproduction/, which no other room imports.
 TRAINER = sorted((ROOT / "training").rglob("*.py"))
 ROOMS = (
     {"files", "stopping", "randomness", "digests"},

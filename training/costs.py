@@ -1,7 +1,7 @@
-"""Count the costs of a run: tokens, floating-point operations, memory, disk; on meta tensors, so that nothing is allocated.
+"""Count the costs of a run: tokens, operations, memory, disk; on meta tensors, so that nothing is allocated.
 
-The training module itself runs forward and backward, with one and with two blocks per model; all blocks are alike, so the costs of
-more are extrapolated linearly. `plan.py` prints the costs of all stages.
+The training module itself runs forward and backward, with one and with two blocks per model; all blocks are alike, so
+the costs of more are extrapolated linearly. `plan.py` prints the costs of all stages.
 """
 
 import json
@@ -227,7 +227,7 @@ def masked_frames(stage: StageConfig) -> tuple[float, int]:
 
 
 def count_tokens(config: RunConfig, stage: StageConfig) -> dict[str, int]:
-    """Return the tokens of one window in planner and transformer, [NEXT] included; 0 for a model the stage does not run."""
+    """Return the tokens of one window in planner and transformer, [NEXT] included; 0 for models that do not run."""
     shape = Shape.of(config, stage.model_copy(update={"batch_size": 1}), 1)
     batch, arguments = shape.batch_of("meta", shape.dtype), json.loads(shape.arguments)
     tokens = {}
@@ -342,8 +342,8 @@ def _estimate_bucket(
 def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Census], shards: int) -> dict[str, int]:
     """Return bytes on disk by kind.
 
-    Checkpoints hold float32 weights, averages and optimizer state of learned parameters; while one is written there is one more
-    than are kept. Latents are means and variances in float16; an autoencoder without variance needs half.
+    Checkpoints hold float32 weights, averages and optimizer state of learned parameters; while one is written there is
+    one more than are kept. Latents are means and variances in float16; an autoencoder without variance needs half.
     """
     parameters = count_parameters(config)
     everything = sum(parameters.values())
@@ -375,7 +375,7 @@ def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Censu
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
-    """Return the seconds of a real step on this machine's device, with the stage's models and random latents; one step warms up."""
+    """Return the seconds of a real step on this machine's device, with random latents; one step warms up."""
     device = choose_device()
     shape = Shape.of(config, stage, round(masked_frames(stage)[0]))
     model = shape.training_model(device=device)
@@ -401,7 +401,7 @@ def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
 
 
 def _for_any_block(config: RunConfig) -> AdapterConfig:
-    """Return the adapter with targets that match the same layers in every block: costs are counted with one and two blocks."""
+    """Return the adapter with targets that match the same layers in every block, however many there are."""
     names = {f"{part}.{name}" for part, names in adapted_layers(config).items() for name in names}
     # Names are escaped before `\d+` is inserted.
     patterns = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name), count=1) for name in names})
@@ -419,7 +419,7 @@ def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
 
 
 def _on_meta(shape: Shape, layers: tuple[int, int]) -> tuple[MarDiniTrainingModel, Batch]:
-    """Return module and batch, in bf16 throughout if autocast computes in it; its copies of weights are counted apart."""
+    """Return module and batch, in bf16 throughout if autocast uses it; its copies of weights are counted apart."""
     model = shape.training_model(layers).to(shape.dtype)
     return model, shape.batch_of("meta", shape.dtype)
 

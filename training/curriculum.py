@@ -1,7 +1,8 @@
-"""Draw the input of a training step by the curriculum (Sec. 2.4, Fig. 4): masks, timesteps, dropped signals; learning rates.
+"""Draw the input of a training step (Sec. 2.4, Fig. 4): masks, timesteps, dropped signals; compute learning rates.
 
-The stages of Fig. 4 are configurations: `configs/figure4_st.yaml` and `figure4_t.yaml`, on which `mardini_{s,l}_{st,t}.yaml` build.
-Pure functions of a stage and a `Draw`. Windows come from `data/windows.py`; the losses of a batch are in `losses.py`.
+The stages of Fig. 4 are configurations: `configs/figure4_st.yaml` and `figure4_t.yaml`, on which
+`mardini_{s,l}_{st,t}.yaml` build. Pure functions of a stage and a `Draw`. Windows come from `data/windows.py`; the
+losses of a batch are in `losses.py`.
 """
 
 import math
@@ -22,7 +23,7 @@ from training.data.windows import Windows
 
 
 def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torch.Tensor:
-    """Return the mask `(count, num_frames)`: one task and one number of given frames for all rows, random places per row."""
+    """Return the mask `(count, num_frames)`: one task and number of given frames, random places per row."""
     generator = draw.shared("mask")
     weights = torch.tensor([stage.tasks.random, stage.tasks.interpolation, stage.tasks.leading])
     task = ("random", "interpolation", "leading")[_choice(weights, generator)]
@@ -36,7 +37,7 @@ def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torc
 
 
 def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.Tensor:
-    """Return integer timesteps `(count,)`, one from each of `total` equal parts of [0, 1): stratifying steadies the loss."""
+    """Return integer timesteps `(count,)`, one from each of `total` equal parts of [0, 1), for a steadier loss."""
     strata = torch.randperm(draw.total, generator=draw.shared("timestep"))[draw.first : draw.first + draw.count]
     u = (strata + torch.cat([torch.rand(1, generator=row) for row in draw.rows("timestep")])) / draw.total
     u = shift * u / (1 + (shift - 1) * u)
@@ -70,7 +71,7 @@ def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_
 def drop_conditions(
     conditions: dict[str, torch.Tensor], drops: Mapping[str, float], kept: torch.Tensor, draw: Draw
 ) -> dict[str, torch.Tensor]:
-    """Drop whole rows of each condition at random, so that both models learn to do without one of them and without all.
+    """Drop whole rows of each condition at random, so that both models learn to do without one or all of them.
 
     Args:
         conditions: `(count, frames, channels)` by name.
@@ -86,7 +87,7 @@ def drop_conditions(
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, final: float = 0.0) -> float:
-    """Return the factor of the peak rate: a linear warm-up, then a cosine down to `final` at the last step (Appendix B)."""
+    """Return the factor of the peak rate: a linear warm-up, then a cosine to `final` at the last step (Appendix B)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))

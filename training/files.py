@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all; read the JSON files that runs write.
 
-New contents get a hidden name that ends with `.part`, are flushed to the disk, and are renamed. Readers name the damaged
-file: a damaged line of a JSON lines file is left out with a message, a damaged JSON file is an error.
+New contents get a hidden name that ends with `.part`, are flushed to the disk, and are renamed. Readers name the
+damaged file: a damaged line of a JSON lines file is left out with a message, a damaged JSON file is an error.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """Locks that let one process at a time write a folder: a lock file names the owner, as long as it lives.
 
-Locks of the operating system are unreliable on network file systems, so the owner touches its lock file every few seconds
-instead. An owner on this machine is dead if its process is; one on another machine, if the file was not touched for `SILENCE`.
+Locks of the operating system are unreliable on network file systems, so the owner touches its lock file every few
+seconds instead. An owner on this machine is dead if its process is; one on another machine, if the file was not
+touched for `SILENCE`.
 """
 
 import contextlib
@@ -187,7 +188,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Return what processes that see each other's numbers have in common: the host and, on Linux, its PID namespace."""
+    """Return what processes that see each other's numbers have in common: the host and, on Linux, a PID namespace."""
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
         return f"{socket.gethostname()} {Path('/etc/machine-id').read_text().strip()} {namespace}"

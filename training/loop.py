@@ -1,7 +1,8 @@
 """The training loop: stages in order, steps in order, resumed from the newest checkpoint.
 
-The input of a step is drawn in `curriculum.py`, its losses are in `losses.py`. In `engine/`: models, gradient steps, checkpoints,
-guards against steps that are not finite. In `monitoring/`: everything that is shown, sampled and measured on held-out clips.
+The input of a step is drawn in `curriculum.py`, its losses are in `losses.py`. In `engine/`: models, gradient steps,
+checkpoints, guards against steps that are not finite. In `monitoring/`: everything that is shown, sampled and measured
+on held-out clips.
 """
 
 import contextlib
@@ -113,13 +114,15 @@ class Run:
             stop: asked after every step.
             start_at: name of the stage to begin with, for a run that has no checkpoint yet and an `init_from`.
             stop_after: name of the last stage to train.
-            on_accepted: called when the newest checkpoint has been found to fit the configuration, before any training.
+            on_accepted: called when the newest checkpoint has been found to fit the configuration, before any
+                training.
 
         Raises:
-            ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is unknown or past.
+            ValueError: if the checkpoint cannot be read or was trained with another configuration, or a stage is
+                unknown or past.
             Stopped: if `stop` had a reason; the state is saved.
-            RunFailed: if steps are not finite again after the run went back to its last checkpoint, or weights or losses
-                have blown up.
+            RunFailed: if steps are not finite again after the run went back to its last checkpoint, or weights or
+                losses have blown up.
         """
         stop = stop or StopRequest(self.folder)
         names = [stage.name for stage in self.config.stages]
@@ -153,8 +156,8 @@ class Run:
         first, last = names.index(position.stage), names.index(stop_after or names[-1])
         if first > last:
             raise ValueError(
-                f"the run is to stop after {stop_after!r}, but has reached {position.stage!r}, which comes later; name that or "
-                "a later stage, or leave it out"
+                f"the run is to stop after {stop_after!r}, but has reached {position.stage!r}, which comes later; "
+                "name that or a later stage, or leave it out"
             )
         on_accepted()
         start_trackers(self.accelerator, self.config, self.folder, self.global_step)
@@ -168,7 +171,7 @@ class Run:
         return self.export(self.folder / whole_run) if last == len(names) - 1 else finished
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
-        """Return a loader of the batches of this process from `first_step` on, one for each accumulated part of a step."""
+        """Return a loader of the batches of this process from `first_step` on, one for each accumulated part."""
         sampling, parts = window_request(self.config, stage), range(stage.gradient_accumulation)
         timesteps, on_gpu = self.scheduler.config.num_train_timesteps, self.accelerator.device.type == "cuda"
 
@@ -176,7 +179,8 @@ class Run:
             draws = [
                 Draw(
                     self.config.seed, stage.name, step,
-                    (self.accelerator.process_index * len(parts) + part) * stage.batch_size, stage.batch_size, self._rows(stage), self.attempt,
+                    (self.accelerator.process_index * len(parts) + part) * stage.batch_size, stage.batch_size,
+                    self._rows(stage), self.attempt,
                 )
                 for part in parts
             ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The losses (Sec. 2.4.1): masked reconstruction of the planner, masked velocity prediction of the diffusion model.
 
-`MarDiniTrainingModel` joins the models that a stage trains, so that data parallelism can wrap them as one module. Batches are
-drawn in `curriculum.py`; gradients and optimizer steps are in `engine/gradient_steps.py`.
+`MarDiniTrainingModel` joins the models that a stage trains, so that data parallelism can wrap them as one module.
+Batches are drawn in `curriculum.py`; gradients and optimizer steps are in `engine/gradient_steps.py`.
 """
 
 import torch
@@ -67,7 +67,7 @@ def reconstruction_loss(
 def diffusion_loss(
     transformer: nn.Module, scheduler, batch: Batch, planning_signals: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return `|| M v_t - M G(z_t, z_cond, t) ||^2`, the mean over masked frames; `z_uncond` without planning signals."""
+    """Return `|| M v_t - M G(z_t, z_cond, t) ||^2`, the mean over masked frames; `z_uncond` without signals."""
     masked = ~batch.reference_mask
     timesteps = batch.timesteps
     noisy = scheduler.add_noise(batch.latents, batch.noise, timesteps)

@@ -1,9 +1,9 @@
-"""Print what a configuration costs, and what in it cannot work, before anything runs: `python -m training.plan CONFIG`.
+"""Print what a configuration costs and what in it cannot work, before a run: `python -m training.plan CONFIG`.
 
     python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 16 --parallel fsdp --gpu-memory 80
 
-Exit code 1 if something cannot work; every problem is printed with its fix. Costs are counted in `costs.py`; the problems that
-need no clips are found in `engine/feasibility.py`, for the trainer, too.
+Exit code 1 if something cannot work; every problem is printed with its fix. Costs are counted in `costs.py`; the
+problems that need no clips are found in `engine/feasibility.py`, for the trainer, too.
 """
 
 import argparse
@@ -134,15 +134,16 @@ def render(plan: Plan, title: str) -> str:
             lines += [f"parameters: {parameters} (the head is thrown away after training)", ""]
         else:
             lines += _render_adapter(plan)
-        rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner", "transformer",
+        rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner",
+                 "transformer",
                  "parameters", "FLOP/step", "FLOP", "s/step", "hours")]  # fmt: skip
         for s in plan.stages:
             one = s.buckets[0] if len(s.buckets) == 1 else None
             shape = _shape(one) if one else ("", f"{len(s.buckets)} buckets")
             rows.append(
-                (s.name, s.trains, *shape, s.sampling, _short(s.clips), f"{s.steps:,}", s.batch, *(_tokens(one) if one else ("", "")),
-                 _short(s.parameters), f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step),
-                 _number(s.hours))
+                (s.name, s.trains, *shape, s.sampling, _short(s.clips), f"{s.steps:,}", s.batch,
+                 *(_tokens(one) if one else ("", "")), _short(s.parameters), f"{s.operations_per_step:.3g}",
+                 f"{s.operations:.3g}", _number(s.seconds_per_step), _number(s.hours))
             )  # fmt: skip
             for bucket in s.buckets if one is None else ():
                 rows.append(
@@ -150,12 +151,14 @@ def render(plan: Plan, title: str) -> str:
                      f"{bucket.operations_per_step:.3g}", "", "", "")
                 )  # fmt: skip
         hours = None if any(s.hours is None for s in plan.stages) else sum(s.hours for s in plan.stages)
-        rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)), f"{sum(s.steps for s in plan.stages):,}", "",
-                     "", "", "", "", f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
+        rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)),
+                     f"{sum(s.steps for s in plan.stages):,}", "", "", "", "", "",
+                     f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
         lines += [
             *_table(rows),
             "",
-            "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the other way",
+            "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the "
+            "other way",
         ]
         rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average", "activations", "together")]
         for s in plan.stages:
@@ -261,11 +264,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.processes < 1 or (parallelism == "single" and options.processes > 1):
             raise ValueError(
-                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at least 1"
+                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at "
+                "least 1"
             )
         config = load_config(options.config, options.overrides)
         plan = make_plan(
-            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe, not options.no_data
+            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe,
+            not options.no_data,
         )  # fmt: skip
     except ValueError as error:
         print(f"problem: {error}")

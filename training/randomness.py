@@ -1,4 +1,5 @@
-"""Randomness as a function: generators depend on a seed and on keys such as (stage, step, row), never on earlier draws.
+"""Randomness as a function: generators depend on a seed and on keys such as (stage, step, row), never on earlier
+draws.
 
 So a resumed run needs no saved generator or loader state, and a batch is the same however many processes share it.
 """

@@ -24,8 +24,8 @@ class Stopped(Exception):
 class StopRequest:
     """Notice that this process is asked to stop, and say why.
 
-    Used as a context, it handles signals until the block ends; a second signal ends the process at once. Outside of the main
-    thread, where Python allows no handlers, it ignores signals.
+    Used as a context, it handles signals until the block ends; a second signal ends the process at once. Outside of
+    the main thread, where Python allows no handlers, it ignores signals.
 
     Args:
         folder: of the run; a file called `stop` in it is a request.

@@ -3,8 +3,8 @@
     python -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
 
 Fits the linear basis in seconds, trains the convolutions on top of it for minutes, measures shift and scale of the
-latents, and writes a folder for `AutoencoderPatchBasis.from_pretrained`. Too short to need resuming. The paper's sizes use a
-public pretrained `AutoencoderKL` instead.
+latents, and writes a folder for `AutoencoderPatchBasis.from_pretrained`. Too short to need resuming. The paper's sizes
+use a public pretrained `AutoencoderKL` instead.
 """
 
 import argparse
@@ -46,15 +46,15 @@ class AutoencoderTrainingConfig(StrictModel):
 
     patch: Literal[2, 4, 8, 16] = Field(
         8,
-        description="Side in pixels of a patch; each is one latent. Smaller ones are sharper, but more have to be predicted.",
+        description="Side in pixels of a patch, one latent each. Small ones are sharper, but more have to be predicted.",
     )
     latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
     width: int = Field(96, ge=8, description="Channels of the residual convolutions.")
     encoder_blocks: int = Field(1, ge=0, description="Residual blocks of the encoder.")
     train_encoder: bool = Field(
         True,
-        description="False keeps the encoder linear, which is less exact; but a trained encoder hides detail in the small "
-        "channels, evens out their deviations and makes latents that are harder to predict.",
+        description="False keeps the encoder linear, which is less exact; but a trained encoder hides detail in the "
+        "small channels, evens out their deviations and makes latents that are harder to predict.",
     )
     decoder_blocks: int = Field(3, ge=0, description="Residual blocks of the decoder; they remove block edges.")
 
@@ -67,7 +67,7 @@ class AutoencoderTrainingConfig(StrictModel):
     latent_noise: float = Field(
         0.02,
         ge=0,
-        description="Noise on latents in training, relative to their deviation; more makes the decoder tolerate errors.",
+        description="Noise on latents in training, relative to their deviation; the decoder learns to tolerate it.",
     )
     basis_frames: int = Field(2048, ge=16, description="Training frames that the linear basis is fitted to.")
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")

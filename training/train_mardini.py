@@ -1,7 +1,8 @@
 """Train a MarDini by the curriculum of a YAML file: `accelerate launch -m training.train_mardini CONFIG`.
 
-The same command resumes from the newest checkpoint; see `docs/training.md`. Exit codes: 0 finished, 75 saved and stopped
-before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed, or another process trains the run.
+The same command resumes from the newest checkpoint; see `docs/training.md`. Exit codes: 0 finished, 75 saved and
+stopped before the end (a signal, the file `stop` in the run's folder, `max_hours`), 1 failed, or another process
+trains the run.
 """
 
 import argparse
@@ -93,9 +94,9 @@ def _train(run: Run, status: RunStatus, stop: StopRequest, start_at: str | None,
     config, accelerator = run.config, run.accelerator
     counts = {name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()}
     accelerator.print(
-        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on {accelerator.device}, "
-        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be "
-        "trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
+        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on "
+        f"{accelerator.device}, {'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million "
+        "parameters to be trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
     )
     for note in warmup_notes(config):
         accelerator.print(f"note: {note}")
@@ -160,7 +161,7 @@ def run_command(description: str, adapter: bool, arguments: Sequence[str] | None
         if adapter != (config.lora is not None):
             raise ValueError(
                 f"{options.config} has {'no' if adapter else 'a'} `lora` block; "
-                f"{'python -m training.train_mardini' if adapter else 'python -m training.train_mardini_lora'} trains it"
+                f"python -m training.{'train_mardini' if adapter else 'train_mardini_lora'} trains it"
             )
         train(
             config, resume=options.resume, start_at=options.start_at, stop_after=options.stop_after,

@@ -1,7 +1,8 @@
-"""Train LoRA weights of a pipeline by a YAML file with a `lora` block: `accelerate launch -m training.train_mardini_lora CONFIG`.
+"""Train LoRA weights of a pipeline by a YAML file with a `lora` block: `accelerate launch -m
+training.train_mardini_lora CONFIG`.
 
-Writes `adapter/` in the run's folder, which `pipe.load_lora_weights` takes; see `docs/lora.md`. Data, stages, guards and exit
-codes are those of `train_mardini.py`.
+Writes `adapter/` in the run's folder, which `pipe.load_lora_weights` takes; see `docs/lora.md`. Data, stages, guards
+and exit codes are those of `train_mardini.py`.
 """
 
 from collections.abc import Sequence

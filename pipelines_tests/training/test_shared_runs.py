@@ -1,8 +1,9 @@
 """Real processes that share a run, as copies (DDP) or in shards (FSDP2): they learn what one process does.
 
-What differs is the order in which numbers are added: by 2e-7 of a loss and 5e-6 of a gradient norm in six steps of float32 (measured). The
-tests allow 1e-4, far below what a forgotten row, part or process would make. AdamW makes a whole step of any gradient, rounding included,
-where it is nearly zero in exact numbers (keys' biases): weights are compared to a tenth of a step.
+What differs is the order in which numbers are added: by 2e-7 of a loss and 5e-6 of a gradient norm in six steps of
+float32 (measured). The tests allow 1e-4, far below what a forgotten row, part or process would make. AdamW makes a
+whole step of any gradient, rounding included, where it is nearly zero in exact numbers (keys' biases): weights are
+compared to a tenth of a step.
 """
 
 import json
@@ -185,7 +186,8 @@ def test_shards_in_bfloat16_learn_what_copies_under_autocast_do(tmp_path):
     )
     ours, theirs = ([line for line in told(tmp_path / name) if "loss" in line] for name in ("shards", "ddp"))
     for a, b in zip(ours, theirs, strict=True):
-        # bf16 has 8 bits: 0.4% at each rounding. AdamW's first steps are of one size whatever the gradient's, so that its rounding grows from step to step.
+        # bf16 has 8 bits: 0.4% at each rounding. AdamW's first steps are of one size whatever the gradient's, so that
+        # its rounding grows from step to step.
         norm = pytest.approx(b["grad_norm"], rel=0.01 if a["step"] == 1 else 0.2)
         assert a["loss"] == pytest.approx(b["loss"], rel=0.01) and a["grad_norm"] == norm
     assert tensors(tmp_path / "shards", "weights")["head.proj.weight"].dtype == torch.float32

@@ -16,8 +16,8 @@ from training.randomness import step_generator
 class Draw:
     """The rows that one process draws: `count` of the `total` rows of the global batch, from row `first` on.
 
-    `shared` generators decide what all rows have in common, `rows` what belongs to one row; so a global batch is the same
-    for any number of processes and accumulated parts.
+    `shared` generators decide what all rows have in common, `rows` what belongs to one row; so a global batch is the
+    same for any number of processes and accumulated parts.
 
     Args:
         seed, stage, step: the run's seed, the stage's name, the step within the stage.

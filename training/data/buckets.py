@@ -1,7 +1,7 @@
 """Buckets: the shapes that batches have, and which clip goes into which (the paper's dynamic-resolution finish).
 
-A clip goes to the bucket of the nearest aspect ratio that it is long enough for, and stays there for the stage. In what order
-buckets and clips come is in `order.py`.
+A clip goes to the bucket of the nearest aspect ratio that it is long enough for, and stays there for the stage. In
+what order buckets and clips come is in `order.py`.
 """
 
 import math
@@ -89,7 +89,7 @@ def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
 
 
 def heldout_window_request(config: RunConfig, stage: StageConfig) -> Sampling:
-    """Return the windows of a stage's held-out losses: its first bucket, its commonest stride, centred, not mirrored."""
+    """Return the windows of a stage's held-out losses: first bucket, commonest stride, centred, not mirrored."""
     drawn = window_request(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
     return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
@@ -132,8 +132,9 @@ def size_multiple(compression: int, patch_size: int, planner_patch_size: int, pl
 
 
 def assign(entries: Iterable[Entry], sampling: Sampling) -> Census:
-    """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that it is not
-    enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when windows are drawn."""
+    """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that
+    it is not enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when
+    windows are drawn."""
     clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in sampling.buckets}
     left_out = {}
     for entry in entries:

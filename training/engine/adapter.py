@@ -1,7 +1,7 @@
 """LoRA weights on the models of a trained pipeline: choose the layers, add the weights, export them as a folder.
 
-A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and the run learns, averages and saves only
-the parameters that are not (`optimizers.learned`). `diffusers_mardini.loaders` loads the result.
+A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and the run learns, averages and
+saves only the parameters that are not (`optimizers.learned`). `diffusers_mardini.loaders` loads the result.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ QUANTIZED = {"int8": "Int8WeightOnlyConfig"}  # `base_dtype` to the name of torc
 
 
 def base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
-    """Return the arguments of a trained pipeline's planner, transformer and scheduler, and its own settings as `pipeline`.
+    """Return the arguments of a trained pipeline's parts, and its own settings as `pipeline`.
 
     Raises:
         ValueError: if there is no pipeline.
@@ -65,8 +65,8 @@ def _base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
         }
     except OSError as error:
         raise ValueError(
-            f"`init_from` is {pipeline!r}, where no pipeline can be read ({' '.join(str(error).split())[:200]}); give the "
-            "folder or Hub id of one, such as checkpoints/mardini-tiny-carracing"
+            f"`init_from` is {pipeline!r}, where no pipeline can be read ({' '.join(str(error).split())[:200]}); give "
+            "the folder or Hub id of one, such as checkpoints/mardini-tiny-carracing"
         ) from error
     return {part: {k: v for k, v in config.items() if not k.startswith("_")} for part, config in configs.items()}
 
@@ -146,7 +146,8 @@ def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
         import torchao.quantization
     except ImportError as error:
         raise ValueError(
-            f"lora.base_dtype is {lora.base_dtype}, which needs torchao ({error}); `pip install torchao`, or set it to bf16"
+            f"lora.base_dtype is {lora.base_dtype}, which needs torchao ({error}); `pip install torchao`, or set it "
+            "to bf16"
         ) from error
     from diffusers import TorchAoConfig
 
@@ -158,8 +159,8 @@ def refuse_shards(accelerator: Accelerator) -> None:
     """Raise `ValueError` for FSDP: frozen weights are not sharded."""
     if sharding_plugin(accelerator) is not None:
         raise ValueError(
-            "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or cpu2.yaml) instead of "
-            "FSDP, and lora.base_dtype bf16 or int8 where the weights do not fit"
+            "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or "
+            "cpu2.yaml) instead of FSDP, and lora.base_dtype bf16 or int8 where the weights do not fit"
         )
 
 

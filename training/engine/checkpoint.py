@@ -1,7 +1,8 @@
-"""Checkpoints on disk, whole or absent. What a run saves and restores is in `resuming.py`; exported models are in `models.py`.
+"""Checkpoints on disk, whole or absent. `resuming.py` decides what they hold; exported models are in `models.py`.
 
-A checkpoint is a folder of safetensors and one `state.json`, which names every file with its size and SHA-256. A folder called
-`step-…` was whole once (`files.py`); if it was damaged since, `load_checkpoint` says how instead of using another one.
+A checkpoint is a folder of safetensors and one `state.json`, which names every file with its size and SHA-256. A
+folder called `step-…` was whole once (`files.py`); if it was damaged since, `load_checkpoint` says how instead of
+using another one.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Checkpoint:
 
 
 class TensorFile(Mapping[str, torch.Tensor]):
-    """Read each tensor of a safetensors file when it is asked for, so that no process need hold more than one of them."""
+    """Read each tensor of a safetensors file when it is asked for: a process need not hold more than one of them."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, framework="pt")

@@ -36,5 +36,6 @@ def compiled_blocks(stage: StageConfig) -> Iterator[None]:
     except FailOnRecompileLimitHit as error:
         raise RunFailed(
             f"stage {stage.name!r}: a block was compiled {limits['recompile_limit']} times and would run uncompiled "
-            f"from here on; use fewer buckets, or continue with `stages.{stage.name}.compile=false --allow-change stages.{stage.name}.compile`"
+            f"from here on; use fewer buckets, or continue with `stages.{stage.name}.compile=false --allow-change "
+            f"stages.{stage.name}.compile`"
         ) from error

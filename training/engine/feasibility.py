@@ -1,4 +1,4 @@
-"""Check a configuration before anything runs: problems that stop a run, each with its fix, and notes on likely mistakes.
+"""Check a configuration before anything runs: problems, each with its fix, and notes on likely mistakes.
 
 Called by the trainer and by `plan.py`, which adds the checks that need clips or a memory limit.
 """
@@ -21,8 +21,8 @@ class Problem:
     """A reason why a run cannot work, with its fix.
 
     Args:
-        kind: `models` cannot be built or adapted; sizes do not divide (`size`); a stage has nothing to learn (`stage`);
-            there are no `clips`; the `memory` does not suffice.
+        kind: `models` cannot be built or adapted; sizes do not divide (`size`); a stage has nothing to learn
+            (`stage`); there are no `clips`; the `memory` does not suffice.
         text: the sentence that users read.
     """
 
@@ -80,22 +80,22 @@ def _stage_problems(config: RunConfig, stage: StageConfig, multiple: int) -> lis
         nearest = [max(1, round(side / multiple)) * multiple for side in size]
         text = (
             f"{where}: {size[0]}x{size[1]} pixels do not divide into the autoencoder's {VAE_FACTOR}, patches and "
-            f"`planner_downscale` {config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest are "
-            f"{nearest[0]}x{nearest[1]}"
+            f"`planner_downscale` {config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest "
+            f"are {nearest[0]}x{nearest[1]}"
         )
         found.append(Problem("size", text))
     low = stage.reference_ratio[0]
     if stage.tasks.random > 0 and round(low * stage.num_frames) >= stage.num_frames:
         most = (stage.num_frames - 1) / stage.num_frames
         text = (
-            f"{where}: a reference_ratio from {low:g} keeps all of {stage.num_frames} frames and leaves none to learn from; "
-            f"lower its first number to {math.floor(most * 100) / 100:g} or less"
+            f"{where}: a reference_ratio from {low:g} keeps all of {stage.num_frames} frames and leaves none to learn "
+            f"from; lower its first number to {math.floor(most * 100) / 100:g} or less"
         )
         found.append(Problem("stage", text))
     if stage.tasks.interpolation > 0 and stage.num_frames < 3:
         text = (
-            f"{where}: interpolation keeps the first and the last of {stage.num_frames} frames and leaves none to learn "
-            "from; raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
+            f"{where}: interpolation keeps the first and the last of {stage.num_frames} frames and leaves none to "
+            "learn from; raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
         )
         found.append(Problem("stage", text))
     return found
@@ -111,8 +111,8 @@ def _adapter_problems(config: RunConfig) -> list[Problem]:
     found, lora = [], config.lora
     if lora.base_dtype != "float32" and not uses_bfloat16(config):
         text = (
-            f"lora.base_dtype is {lora.base_dtype}, and this device would compute in float32; set `mixed_precision: bf16`, "
-            "or base_dtype to float32"
+            f"lora.base_dtype is {lora.base_dtype}, and this device would compute in float32; set `mixed_precision: "
+            "bf16`, or base_dtype to float32"
         )
         found.append(Problem("stage", text))
     if config.data.planner_downscale != base["pipeline"]["planner_downscale"]:
@@ -125,14 +125,14 @@ def _adapter_problems(config: RunConfig) -> list[Problem]:
         attention = base["transformer"].get("temporal_attention", "temporal")
         if stage.temporal_attention != attention:
             text = (
-                f"stage {stage.name!r} has {stage.temporal_attention} attention, but {config.init_from} has {attention}, "
-                f"with which an adapter is used; set `temporal_attention: {attention}`"
+                f"stage {stage.name!r} has {stage.temporal_attention} attention, but {config.init_from} has "
+                f"{attention}, with which an adapter is used; set `temporal_attention: {attention}`"
             )
             found.append(Problem("stage", text))
         if not set(trained_parts(stage)) & set(adapted):
             text = (
-                f"stage {stage.name!r} trains the {stage.trains} alone, but `lora.targets` {lora.targets!r} changes only "
-                f"the {' and '.join(adapted)}; set `trains: joint`, or other targets"
+                f"stage {stage.name!r} trains the {stage.trains} alone, but `lora.targets` {lora.targets!r} changes "
+                f"only the {' and '.join(adapted)}; set `trains: joint`, or other targets"
             )
             found.append(Problem("models", text))
     return found

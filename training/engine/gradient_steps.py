@@ -1,7 +1,7 @@
-"""Gradient steps of a stage: backward passes of a step's parts, the norm of the whole gradient, then an optimizer step or none.
+"""Gradient steps of a stage: backward passes of a step's parts, the gradient's norm, then an optimizer step or none.
 
-Works for one process, for copies (DDP) and for shards (FSDP2). Which steps are taken is decided in `loop.py`; the losses are in
-`losses.py`.
+Works for one process, for copies (DDP) and for shards (FSDP2). Which steps are taken is decided in `loop.py`; the
+losses are in `losses.py`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class GradientSteps:
     """Compute gradients of a stage's training model and step its optimizers; every process must call every method.
 
     Args:
-        model: returns the losses of a batch by name, `loss` among them; on its device, and sharded if it is going to be.
+        model: returns the losses of a batch by name, `loss` among them; on its device, and sharded if ever.
         config: which parameters learn by which rule, and the clipping.
         learning_rate: of the stage, at its peak.
         accelerator: the processes and the precision.
@@ -62,7 +62,7 @@ class GradientSteps:
         return losses
 
     def grad_norm(self) -> torch.Tensor:
-        """Return the norm of the whole gradient over all processes, before clipping; not finite if the gradient is not."""
+        """Return the norm of the whole gradient over all processes; not finite if the gradient is not."""
         return whole(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
 
     def step(self, grad_norm: torch.Tensor) -> None:
@@ -78,7 +78,7 @@ class GradientSteps:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Return the optimizers' state as `optimizer_tensors` does: whole tensors, on the main process only, and the rest."""
+        """Return the result of `optimizer_tensors`, with whole tensors on the main process and none on others."""
         tensors, rest = optimizer_tensors(self.optimizers)
         return gather(tensors, self.accelerator), rest
 

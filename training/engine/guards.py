@@ -1,7 +1,8 @@
-"""Skip and report steps whose loss or gradient is not finite; after several in a row the run goes back to a checkpoint, once.
+"""Skip and report steps whose loss or gradient is not finite; after several in a row the run goes back.
 
-Such a step would put NaN into every weight; skipping it in silence would hide the clip or the learning rate that caused it.
-Weights and losses are checked, too: a run whose weights are absurd has failed, and neither saves nor exports them.
+Such a step would put NaN into every weight; skipping it in silence would hide the clip or the learning rate that
+caused it. Weights and losses are checked, too: a run whose weights are absurd has failed, and neither saves nor
+exports them.
 """
 
 import json
@@ -75,8 +76,9 @@ class NonFiniteGuard:
         self.skipped += 1
         if accelerator.is_main_process:
             record = {
-                "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed, "attempt": draw.attempt,
-                "in_a_row": self.in_a_row, "grad_norm": json_number(grad_norm), "grad_norm_by_module": norms, "processes": processes,
+                "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed,
+                "attempt": draw.attempt, "in_a_row": self.in_a_row, "grad_norm": json_number(grad_norm),
+                "grad_norm_by_module": norms, "processes": processes,
             }  # fmt: skip
             path = self.folder / f"step-{global_step:08d}-attempt-{draw.attempt}.json"
             write_whole(path, json.dumps(record, indent=1))

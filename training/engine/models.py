@@ -1,4 +1,4 @@
-"""The models of a run: the autoencoder, planner, transformer and head as configured; export of the pipeline that they become.
+"""The models of a run, built or loaded as configured, and the export of the pipeline that they become.
 
 Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`.
 """
@@ -6,6 +6,7 @@ Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`
 import copy
 import itertools
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,26 @@ def model_arguments(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def build_models(
-    arguments: dict[str, dict], device: torch.device | str = "cpu", lora: AdapterConfig | None = None
+    arguments: dict[str, dict], device: torch.device | str, lora: AdapterConfig | None = None
 ) -> nn.ModuleDict:
-    """Return new models `planner`, `transformer` and `head` on a device; with an adapter, frozen ones without a head."""
+    """Return new models `planner`, `transformer` and `head` on a device; with an adapter, no head."""
     with torch.device(device):
-        models = nn.ModuleDict({part: model_class(**arguments[part]) for part, model_class in CLASSES.items()})
-        if lora is not None:
+        models = _build_pair(arguments)
+        if lora is None:
+            models["head"] = _build_head(models)
+        else:
             add_adapter(models, lora, seed=0)
-            return models
-        planner = models["planner"].config
-        planning_dim = planner.num_attention_heads * planner.attention_head_dim
-        models["head"] = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
     return models
+
+
+def _build_pair(arguments: dict[str, dict]) -> nn.ModuleDict:
+    return nn.ModuleDict({part: model_class(**arguments[part]) for part, model_class in CLASSES.items()})
+
+
+def _build_head(models: nn.ModuleDict) -> PlannerReconstructionHead:
+    planner = models["planner"].config
+    planning_dim = planner.num_attention_heads * planner.attention_head_dim
+    return PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
 
 
 def whole_models(config: RunConfig) -> nn.ModuleDict:
@@ -105,9 +114,10 @@ def make_models(config: RunConfig) -> nn.ModuleDict:
 
 def _new_models(config: RunConfig) -> nn.ModuleDict:
     torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
-    models = build_models(model_arguments(config))
+    models = _build_pair(model_arguments(config))
     if config.init_from is not None:
-        start_from(config.init_from, {part: models[part] for part in CLASSES})
+        start_from(config.init_from, models)
+    models["head"] = _build_head(models)  # last, since loading a pipeline draws from the same generator
     return models
 
 
@@ -153,8 +163,8 @@ def how_to_convert(path: str, subfolder: str | None) -> str:
     """Return why pickled weights are not read, and how to convert those of a folder to safetensors."""
     file = f"{path}/{subfolder}/diffusion_pytorch_model" if subfolder else f"{path}/diffusion_pytorch_model"
     return (
-        "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it once: "
-        'python -c "import torch; from safetensors.torch import save_file; '
+        "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it "
+        'once: python -c "import torch; from safetensors.torch import save_file; '
         f"save_file(torch.load('{file}.bin', weights_only=True), '{file}.safetensors', {{'format': 'pt'}})\""
     )
 
@@ -181,7 +191,7 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def start_from(pipeline: str, models: dict[str, nn.Module]) -> None:
+def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
     """Copy the weights of a trained pipeline into `planner` and `transformer`.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Muon (Jordan et al. 2024): orthogonalized momentum for the matrices of the blocks. The paper uses AdamW; this is our addition.
+"""Muon (Jordan et al. 2024): orthogonalized momentum for the matrices of the blocks; the paper uses AdamW.
 
-`torch.optim.Muon` orthogonalizes in bfloat16 and repeats the work on every process. Here bfloat16 is used only by hardware that
-multiplies it (a CPU without such units is several times slower with it), and the processes share the matrices.
+`torch.optim.Muon` orthogonalizes in bfloat16 and repeats the work on every process. Here bfloat16 is used only by
+hardware that multiplies it (a CPU without such units is several times slower with it), and the processes share the
+matrices.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from diffusers_mardini.hardware import has_bfloat16_units
 from training.engine.sharding import sharded_like
 
 
-# Quintic Newton-Schulz iteration: these coefficients bring singular values near 1 in five rounds, from anywhere in (0, 1].
+# Quintic Newton-Schulz iteration: these coefficients bring singular values from (0, 1] near 1 in five rounds.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update all parameters; every process must call it, with the same gradients or with its shards of them (FSDP2)."""
+        """Update all parameters; every process must call it, with the same gradients or its shards of them."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -81,7 +82,7 @@ def _update(direction: torch.Tensor) -> torch.Tensor:
 def _updates(
     parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield parameters that every process holds, with their updates: each is computed by one process, all are sent at once."""
+    """Yield whole parameters with their updates: each is computed by one process, all are sent at once."""
     if not parameters:
         return
     rank, world = _rank_and_world()
@@ -100,7 +101,8 @@ def _updates_of_shards(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield sharded parameters with their updates, sharded alike.
 
-    Gathers as many matrices at a time as there are processes; each is orthogonalized by one process, which sends it to the others.
+    Gathers as many matrices at a time as there are processes; each is orthogonalized by one process, which sends it to
+    the others.
     """
     rank, world = _rank_and_world()
     for first in range(0, len(parameters), world):

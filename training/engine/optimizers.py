@@ -1,4 +1,4 @@
-"""Optimizers of a stage (AdamW, or Muon for matrices), and their state as named tensors. Muon itself is in `muon.py`."""
+"""Optimizers of a stage (AdamW; Muon, of `muon.py`, for matrices), and their state as named tensors."""
 
 from collections.abc import Mapping
 
@@ -42,7 +42,7 @@ def make_optimizers(
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Return the state of optimizers: tensors named `<optimizer>.<parameter>.<name>`, and the rest of each as JSON values."""
+    """Return the state of optimizers: tensors named `<optimizer>.<parameter>.<name>`, and the rest of each as JSON."""
     tensors: dict[str, torch.Tensor] = {}
     rest = []
     for index, optimizer in enumerate(optimizers):
@@ -61,7 +61,7 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str
 def load_optimizers(
     optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor], rest: list[dict]
 ) -> None:
-    """Restore what `optimizer_tensors` returned, as whole tensors, into optimizers of the same parameters, sharded or not.
+    """Restore whole tensors of `optimizer_tensors` into optimizers of the same parameters, sharded or not.
 
     Keeps the optimizers' own decays and rates, so that a change accepted by `--allow-change` takes effect.
     """

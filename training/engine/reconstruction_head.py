@@ -12,5 +12,5 @@ class PlannerReconstructionHead(nn.Module):
         self.proj = nn.Linear(planning_dim, in_channels * patch_size**2)
 
     def forward(self, planning_signals: torch.Tensor) -> torch.Tensor:
-        """Map `(batch, frames, rows, columns, planning_dim)` to `(batch, frames, rows, columns, channels * patch**2)`."""
+        """Map `(batch, frames, rows, columns, planning_dim)` to `(..., channels * patch**2)`."""
         return self.proj(planning_signals)

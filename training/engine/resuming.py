@@ -1,7 +1,7 @@
-"""Save the state of a run, gathered from all processes, and resume it; refuse changes of the configuration that would matter.
+"""Save the state of a run, gathered from all processes; resume it, unless the configuration changed in what matters.
 
-A checkpoint holds whole tensors, whichever way the processes shared them: two processes under FSDP2 may write it, and one
-process, or several under DDP, resume from it. The files themselves are in `checkpoint.py`.
+A checkpoint holds whole tensors, whichever way the processes shared them: two processes under FSDP2 may write it, and
+one process, or several under DDP, resume from it. The files themselves are in `checkpoint.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ class RunCheckpoints:
         folder: of the checkpoints.
         windows_per_step: of a stage, over all processes.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
-        frozen: digests of weights that are used and not saved, by key of the configuration; a resumed run needs the same.
+        frozen: digests of weights that are used and not saved, by key of the configuration; they must not change.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunCheckpoints:
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
     def save(self, position: Position, gradient_steps: GradientSteps) -> None:
-        """Write a checkpoint; the main process holds whole copies of weights, averages and moments in memory meanwhile.
+        """Write a checkpoint; meanwhile the main process holds whole copies of the state in memory.
 
         Raises:
             CheckpointError: on every process, if the main one cannot write it.
@@ -100,7 +100,7 @@ class RunCheckpoints:
         self._fail_together(failure)
 
     def load(self, start_at: str | None) -> Position:
-        """Restore weights and averages of the newest checkpoint; `load_optimizers` restores the rest once they are made.
+        """Restore weights and averages of the newest checkpoint; `load_optimizers` restores the rest later.
 
         Returns:
             The checkpoint's position; without a checkpoint, the beginning of `start_at` or of the first stage.
@@ -115,8 +115,8 @@ class RunCheckpoints:
         if path is None:
             if start_at is not None and self.config.init_from is None and start_at != names[0]:
                 raise ValueError(
-                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
-                    "the folder stages/<name> of another run"
+                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for "
+                    "example the folder stages/<name> of another run"
                 )
             first = names.index(start_at) if start_at else 0
             return Position(names[first], 0, sum(stage.steps for stage in stages[:first]))
@@ -161,8 +161,8 @@ class RunCheckpoints:
             )
         if start_at is not None and names.index(state["stage"]) < names.index(start_at):
             raise ValueError(
-                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
-                "another `name` and `init_from`"
+                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from "
+                "there, or use another `name` and `init_from`"
             )
         now = self._shaped_by(state["stage"])
         # A key that did not exist when the checkpoint was written had its default.

@@ -1,7 +1,8 @@
-"""Processes, devices and precision of a run; models in shards over the processes (FSDP2), and whole tensors to and from them.
+"""Processes, devices and precision of a run; models in shards (FSDP2), and whole tensors to and from them.
 
-How the processes share a run is accelerate's configuration (`training/configs/accelerate/`). `make_accelerator` reads it and
-refuses settings that the trainer does not honour. Functions on tensors do nothing to tensors that are not sharded.
+How the processes share a run is accelerate's configuration (`training/configs/accelerate/`). `make_accelerator` reads
+it and refuses settings that the trainer does not honour. Functions on tensors do nothing to tensors that are not
+sharded.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from training.config.schema import RunConfig
 
 
 def uses_bfloat16(config: RunConfig) -> bool:
-    """Return whether a run autocasts to bfloat16: as configured or, for `auto`, where the device multiplies it natively."""
+    """Return whether a run autocasts to bfloat16: as configured or, for `auto`, if the device multiplies it."""
     if config.mixed_precision == "auto":
         return has_bfloat16_units(choose_device())
     return config.mixed_precision == "bf16"
@@ -36,16 +37,16 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
         arguments: further ones of `Accelerator`, such as its trackers.
 
     Raises:
-        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and if processes that were
-            started together would each train alone.
+        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and if processes that
+            were started together would each train alone.
     """
     if _flag("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
-            "DeepSpeed is not supported; use training/configs/accelerate/fsdp2.yaml, which shards the same over the processes"
+            "DeepSpeed is not supported; use training/configs/accelerate/fsdp2.yaml, which shards the same"
         )
     # The others wait while the main process reads every clip of a source, or encodes its share.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
+    # Without `cpu`, processes on a machine without accelerators get no backend: each would be a run of its own.
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         cpu=choose_device().type == "cpu",
@@ -55,8 +56,9 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
-            f"the launcher started {started} processes, but this one sees {accelerator.num_processes}: each would train alone, "
-            f"in the same folder. On {accelerator.device.type} devices start one process, or set ACCELERATE_USE_CPU=true"
+            f"the launcher started {started} processes, but this one sees {accelerator.num_processes}: each would "
+            f"train alone, in the same folder. On {accelerator.device.type} devices start one process, or set "
+            "ACCELERATE_USE_CPU=true"
         )
     if problems := _unsupported(sharding_plugin(accelerator)):
         raise ValueError("\n".join(["these settings of FSDP are not supported:", *(f"  {text}" for text in problems)]))
@@ -91,10 +93,10 @@ def _unsupported(plugin: FullyShardedDataParallelPlugin | None) -> list[str]:
 
 
 def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
-    """Shard every model in place: each block, and the rest of the model, is gathered when it runs and released afterwards.
+    """Shard every model in place: each block, and the rest, is gathered when it runs and released afterwards.
 
-    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them alone. Under bf16,
-    shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
+    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them alone.
+    Under bf16, shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
     """
     plugin = sharding_plugin(accelerator)
     if plugin is None:
@@ -155,7 +157,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Cut a whole tensor, the same on every process, as `like` is cut; sends nothing. The result has memory of its own."""
+    """Cut a whole tensor, the same on every process, as `like` is cut; sends nothing. The result owns its memory."""
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return tensor.clone()  # not a view of the whole tensor, or of a file that may be deleted
