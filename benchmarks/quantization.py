@@ -16,8 +16,8 @@ from diffusers import GGUFQuantizationConfig, PipelineQuantizationConfig, TorchA
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files, layers_to_keep
-from diffusers_mardini.masking import reference_mask_from_indices, task_indices
-from training.evaluate import generate, load_windows
+from diffusers_mardini.masking import reference_mask_from_indices
+from training.evaluate import generate, given_indices, load_windows
 from training.evaluation.metrics import score_windows, summarize
 
 
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    truth, given = windows.frames, task_indices("interpolation", options.num_frames)
+    truth, given = windows.frames, given_indices("interpolation", options.num_frames)
     plain = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=torch.float32)
     print(f"interpolation, {len(truth)} windows, {options.steps} steps on a CPU, torch {torch.__version__}")
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
 from training.data.clips import load_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
-from training.evaluation.windows import Windows, load_windows
+from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.figures.contact_sheets import contact_sheet, side_by_side
 
 
@@ -57,7 +56,7 @@ def run_task(
 ) -> dict[str, dict[str, float]]:
     """Samples, scores and draws one task; returns the scores of each method and prints them."""
     truth = windows.frames
-    given = task_indices(task, truth.shape[1])
+    given = given_indices(task, truth.shape[1])
     start = time.perf_counter()
     sampled = {"ours": generate(pipe, truth, given, steps, seed)}
     seconds = (time.perf_counter() - start) / len(truth)

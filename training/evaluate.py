@@ -17,7 +17,6 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from diffusers_mardini.masking import TASKS, task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import Sampling, TrainingClips, baselines, model_key, ours
@@ -37,11 +36,11 @@ from training.evaluation.networks.rife import check_rife, rife_is_installed
 from training.evaluation.sampling import ADAPTED, generate
 from training.evaluation.scores import Evaluation, Networks
 from training.evaluation.tables import markdown_table, write_results, write_sheets
-from training.evaluation.windows import load_windows
+from training.evaluation.windows import TASKS, given_indices, load_windows
 
 
 # What other programs import from here.
-__all__ = ["generate", "load_networks", "load_windows", "main"]
+__all__ = ["TASKS", "generate", "given_indices", "load_networks", "load_windows", "main"]
 
 # Beside SSIM, PSNR, motion, evenness and sharpness, which need no network.
 METRICS = ("lpips", "lpips-vgg", "fid", "fvd", "fd-efficientnet-lite0", "fd-window")
@@ -152,7 +151,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips", flush=True)
     if len(windows.frames) < 2 and networks.features:
         raise ValueError("a Fréchet distance needs at least 2 windows; add clips, or name the --metrics without one")
-    given = task_indices(options.task, options.num_frames)
+    given = given_indices(options.task, options.num_frames)
 
     # 3. Variants
     train = None

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from diffusers_mardini.masking import task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.sampling import ADAPTED
-from training.evaluation.windows import Windows
+from training.evaluation.windows import Windows, given_indices
 from training.figures.contact_sheets import contact_sheet
 
 
@@ -182,7 +181,7 @@ def write_sheets(
     if changed:
         sheets["planning"] = {"planned": sampled[method], **changed}
     output.mkdir(parents=True, exist_ok=True)
-    given = task_indices(task, windows.frames.shape[1])
+    given = given_indices(task, windows.frames.shape[1])
     total, paths = len(windows.frames), []
     count = min(count, total)
     picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
+from diffusers_mardini.masking import interpolation_indices, leading_indices
 from training.data.clips import list_clips, load_clip
 from training.data.order import SAME_RATE
+
+
+TASKS = ("interpolation", "image-to-video", "expansion")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ def digest_of(frames: torch.Tensor) -> str:
     """Changes with any pixel of `frames`, which are in [0, 1]."""
     shape = str(tuple(frames.shape)).encode()
     return hashlib.sha256(shape + to_bytes(frames).numpy().tobytes()).hexdigest()
+
+
+def given_indices(task: str, num_frames: int) -> list[int]:
+    """The frames that a task gives: first and last, the first, or the leading half (rounded up)."""
+    if task == "interpolation":
+        return interpolation_indices(num_frames)
+    if task == "image-to-video":
+        return leading_indices(1)
+    if task == "expansion":
+        return leading_indices((num_frames + 1) // 2)
+    raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
 
 
 def frame_offsets(num_frames: int, step: float) -> list[int]:

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from diffusers_mardini.masking import TASKS, task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
 from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import Sampling, baselines, model_key, ours
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import difference_table, markdown_table, write_results
-from training.evaluation.windows import load_windows
+from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.figures.charts import Panel, Point, draw
 from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
 from training.reproduction.pages import fill_all
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(options: argparse.Namespace, command: str) -> None:
     changes = plan_changes(options.noise, options.dropped, options.squares)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    given = task_indices(options.task, options.num_frames)
+    given = given_indices(options.task, options.num_frames)
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     count = len(windows.frames)

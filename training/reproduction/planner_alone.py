@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents
-from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -30,7 +29,7 @@ from training.evaluation.methods import OURS, Variant, baselines, model_key
 from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import markdown_table, write_results, write_sheets
-from training.evaluation.windows import load_windows
+from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.reproduction.options import facts
 
 
@@ -118,7 +117,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     networks, missing = load_networks(options.metrics, options.size, options.num_frames, device=str(device))
     planner = PlannerAlone(options.run, device, dtype)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    count, given = len(windows.frames), task_indices(options.task, options.num_frames)
+    count, given = len(windows.frames), given_indices(options.task, options.num_frames)
     variants = [*baselines(count, given, options.num_frames, None), planner.variant(count)]
     kept = Kept(options.output / "kept")
     rows, differences, sampled = Evaluation(windows, given, networks, kept).run(variants)

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from diffusers_mardini.masking import task_indices
 from training.data.clips import load_clip
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
-from training.evaluation.windows import Windows, frame_offsets, load_windows
+from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
 from training.reproduction.pages import fill
 
 
@@ -45,7 +44,7 @@ def neighbours(folder: Path, windows: Windows, size: int, place: int, by: int) -
 def displaced(folder: Path, windows: Windows, size: int, stride: int) -> dict[str, torch.Tensor]:
     """Middle frames by what was done to the true ones."""
     num_frames = windows.frames.shape[1]
-    middle = middle_index(num_frames, task_indices("interpolation", num_frames))
+    middle = middle_index(num_frames, given_indices("interpolation", num_frames))
     place = frame_offsets(num_frames, stride)[middle]
     true = windows.frames[:, middle]
     found = {
@@ -59,7 +58,7 @@ def displaced(folder: Path, windows: Windows, size: int, stride: int) -> dict[st
 def table(folder: Path, windows: Windows, size: int, stride: int) -> str:
     """In markdown, with 95% intervals over clips."""
     num_frames = windows.frames.shape[1]
-    true = windows.frames[:, middle_index(num_frames, task_indices("interpolation", num_frames))]
+    true = windows.frames[:, middle_index(num_frames, given_indices("interpolation", num_frames))]
     bootstrap = Bootstrap(windows.clips)
     lines = ["| the true middle frame | mid SSIM | mid PSNR |", "|---|---|---|"]
     for name, frames in displaced(folder, windows, size, stride).items():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_mardini.masking import task_indices
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE
 from training.data.metadata import write_metadata
@@ -12,6 +11,7 @@ from training.evaluation import windows
 from training.evaluation.windows import (
     clip_step,
     frame_offsets,
+    given_indices,
     load_windows,
     to_bytes,
     training_clips,
@@ -100,11 +100,11 @@ def test_a_rate_just_above_the_clips_own_is_rounding():
 
 
 def test_tasks_give_the_frames_of_the_paper():
-    assert task_indices("interpolation", 9) == [0, 8]
-    assert task_indices("image-to-video", 9) == [0]
-    assert task_indices("expansion", 9) == [0, 1, 2, 3, 4]
+    assert given_indices("interpolation", 9) == [0, 8]
+    assert given_indices("image-to-video", 9) == [0]
+    assert given_indices("expansion", 9) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="'guessing'.*interpolation"):
-        task_indices("guessing", 9)
+        given_indices("guessing", 9)
 
 
 def test_the_digest_knows_every_pixel(clips):
