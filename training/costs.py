@@ -62,13 +62,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes of all kinds."""
+        """Return the bytes of all kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The properties that decide what a step costs on one process; stages of the same shape are counted once.
+    """Properties that decide what a step costs on one process; stages of the same shape are counted once.
 
     Attributes:
         arguments: `model_arguments`, as JSON.
@@ -152,7 +152,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class BucketCosts:
-    """The costs of windows of one shape.
+    """Costs of the windows of one shape.
 
     Attributes:
         num_frames, size: the shape.
@@ -174,7 +174,7 @@ class BucketCosts:
 
 @dataclass(frozen=True)
 class StageCosts:
-    """The costs of a stage.
+    """Costs of a stage.
 
     Attributes:
         steps, clips: optimizer steps, and windows seen in them by all processes.
@@ -198,22 +198,22 @@ class StageCosts:
 
     @property
     def largest(self) -> BucketCosts:
-        """The bucket that needs the most memory."""
+        """Return the bucket that needs the most memory."""
         return max(self.buckets, key=lambda bucket: bucket.memory.total)
 
     @property
     def operations_per_step(self) -> float:
-        """The mean over the batches of all buckets."""
+        """Return the mean over the batches of all buckets."""
         return sum(bucket.share * bucket.operations_per_step for bucket in self.buckets)
 
     @property
     def operations(self) -> float:
-        """Floating-point operations of all steps and processes."""
+        """Return the floating-point operations of all steps and processes."""
         return self.operations_per_step * self.steps
 
     @property
     def hours(self) -> float | None:
-        """Duration of the stage, if known."""
+        """Return the duration of the stage, if known."""
         return None if self.seconds_per_step is None else self.seconds_per_step * self.steps / 3600
 
 

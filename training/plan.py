@@ -31,7 +31,7 @@ PARALLELISMS = ("single", "ddp", "fsdp")
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of a run.
+    """Costs of a run.
 
     Attributes:
         stages: costs by stage.

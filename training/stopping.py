@@ -50,7 +50,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """The reason to stop in words, or `None`."""
+        """Return the reason to stop in words, or `None`."""
         if self.signal is not None:
             return f"signal {self.signal.name}"
         if self.file.exists():

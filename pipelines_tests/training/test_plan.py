@@ -240,7 +240,7 @@ def test_train_refuses_before_it_loads_anything(tmp_path):
 
 
 def test_notes_tell_of_what_works_and_may_not_be_meant():
-    long, warm = find_notes(make_config({"num_frames": 17, "warmup_steps": 10}))
+    long, warm = find_notes(make_config({"num_frames": 17, "warmup_steps": 11}))
     assert "17 frames; preset mardini-tiny is meant for 9" in long and "never reaches the peak" in warm
     (pixels,) = find_notes(make_config(data={"train": "nowhere", "from_pixels": True}))
     assert "autoencoder costs in every step is not counted" in pixels
@@ -290,7 +290,7 @@ def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
     by_stride = census()
     assert (by_stride.clips, by_stride.windows) == (1, {"stride 1": 9})  # 12 - 3 windows
     assert by_stride.left_out["short.mp4"] == "has 3 frames; 4 at stride 1 span 4"
-    assert "no video" in by_stride.left_out["broken.mp4"]
+    assert "cannot be decoded as a video" in by_stride.left_out["broken.mp4"]
     (bucket,) = by_stride.buckets
     assert (bucket.height, bucket.width, bucket.frames, bucket.enlarged, bucket.share) == (64, 64, 4, 1, 1.0)
     # Steps of 2.5 frames: 0, 2, 5 and 7 (halves round down), from starts 0 to 4 of 12.

@@ -31,7 +31,7 @@ class Problem:
 
     @property
     def prevents_counting(self) -> bool:
-        """Whether the costs of the run cannot be counted."""
+        """Return whether the costs of the run cannot be counted."""
         return self.kind in ("models", "size")
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ class GradientSteps:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the last step, as the optimizers have it."""
+        """Return the rate of the last step, as the optimizers have it."""
         return self.optimizers[0].param_groups[0]["lr"]
 
     def set_learning_rate(self, learning_rate: float) -> None:
