@@ -93,7 +93,7 @@ def flush(path: Path) -> None:
     if is_folder and is_windows:
         return
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_BINARY if is_windows else os.O_RDONLY)
+        descriptor = os.open(path, (os.O_RDWR if is_windows else os.O_RDONLY) | getattr(os, "O_BINARY", 0))
         try:
             os.fsync(descriptor)
         finally:
