@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.checkpoint_format import FORMAT_KEY, FORMAT_VERSION
 from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
@@ -129,17 +128,6 @@ def test_a_run_that_went_on_from_a_checkpoint_has_its_earlier_stages_from_the_re
     publish(copy, card, results, tmp_path / "tiny", keep_record=True)
     record = read_record(card)
     assert [row["stage"] for row in record["stages"]] == ["planner", "transformer", "joint"] and "hours" not in record
-
-
-def test_a_checkpoint_of_an_older_plugin_gets_todays_format(tmp_path, run):
-    copy = shutil.copytree(run, tmp_path / "run")
-    index_file = copy / "pipeline" / "model_index.json"
-    index = json.loads(index_file.read_text())
-    del index[FORMAT_KEY]
-    index_file.write_text(json.dumps(index))
-    output = publish(copy, *make_sources(tmp_path), tmp_path / "tiny")
-    assert json.loads((output / "model_index.json").read_text())[FORMAT_KEY] == FORMAT_VERSION
-    plan_upload(output, "somebody/tiny")
 
 
 def test_samples_are_copied_from_the_evaluation(tmp_path, run):
