@@ -1,4 +1,4 @@
-"""Compiled blocks go through the stages of Fig. 4, forward and backward, in one graph each and no break."""
+"""Compiled blocks go through the stages of Fig. 4, forward and backward, in a few graphs and without a break."""
 
 import pytest
 import torch

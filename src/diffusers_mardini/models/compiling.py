@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 
-# Of one function. torch's own limit of 8 is meant to find programs that compile without end; one video with and without guidance and one
-# or several frames given and masked have up to 16 graphs for each of the two calls of a block.
+# Of one function. torch's own limit of 8 is meant to find programs that compile without end. Here each of four numbers may be 1 or more
+# (videos, frames given, frames masked, tokens of a plan), which makes up to 16 graphs for each of the two ways to call a block.
 MOST_GRAPHS = 64
 
 
@@ -24,7 +24,7 @@ class CompiledOverShapes(nn.Module):
         """Compiles as [`torch.nn.Module.compile`] does; `compile_repeated_blocks` of a model calls it for each block."""
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             kwargs.setdefault("recompile_limit", MOST_GRAPHS)
-        else:  # before torch 2.12 there is one limit for everything
+        else:  # older torch has one limit for all functions
             config = torch._dynamo.config
             config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
         super().compile(*args, **kwargs)
