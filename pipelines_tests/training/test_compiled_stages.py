@@ -12,7 +12,8 @@ from training.step_costs import Shape
 SIZE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16}
 # What is trained, frames, pixels and attention.
 STAGES = [("planner", 4, 64, "spatiotemporal"), ("transformer", 4, 64, "spatiotemporal"),
-          ("transformer", 9, 64, "spatiotemporal"), ("joint", 9, 64, "spatiotemporal"), ("joint", 9, 128, "spatiotemporal"), ("joint", 17, 128, "temporal"),
+          ("transformer", 9, 64, "spatiotemporal"), ("joint", 9, 64, "spatiotemporal"), ("joint", 9, 128, "spatiotemporal"),
+          ("joint", 17, 128, "temporal"),
           ("joint", 17, 192, "temporal")]  # fmt: skip
 
 

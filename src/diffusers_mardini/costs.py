@@ -178,8 +178,8 @@ def fused_attention() -> Iterator[None]:
 
     These are what diffusers' default backend, `scaled_dot_product_attention`, runs on GPUs, and on a CPU in the
     models' float32 sampling. Without this, meta tensors would take attention apart into two products and keep the
-    scores between them. That is still done, and counted, where it happens on a device too: with a mask, and where only torch's
-    `SDPBackend.MATH` is allowed. Not counted are the scores that MPS stores, which has no fused kernel for whole
+    scores between them. That is still done, and counted, where it happens on a device too: with a mask, and where only
+    torch's `SDPBackend.MATH` is allowed. Not counted are the scores that MPS stores, which has no fused kernel for whole
     sequences, and those of the plain products that `models/attention.py` makes on a CPU.
 
     torch's function is replaced meanwhile, because modes do not reach blocks that are recomputed in a backward pass.
