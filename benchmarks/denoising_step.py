@@ -123,8 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         limits[name] = products_alone(products, device)
         operations[name] = sum(product.operations for product in products)
         if not options.no_compile:
-            # All forms share the code of the block: more versions of it than dynamo keeps by default.
-            torch._dynamo.config.recompile_limit = 64
             forms[f"{name}{COMPILED}"] = make(dtype, True, with_state)
     sides = forms | {f"{name}{ALONE}": limit for name, limit in limits.items()}
     seconds = alternate(sides, options.repeats, device, warm_up=2)

@@ -225,13 +225,18 @@ def notes(config: RunConfig) -> list[str]:
 
 
 def warmup_notes(config: RunConfig) -> list[str]:
-    """One line for each stage that ends before its warm-up does; `config` has `steps`."""
+    """One line for each stage that ends within its warm-up; `config` has `steps`."""
     return [
-        f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; its "
-        "learning rate never "
-        f"reaches the peak, but {stage.steps / stage.warmup_steps:.1%} of it: lower `warmup_steps`"
+        f"stage {stage.name!r} ends after {stage.steps} steps, within its warm-up of {stage.warmup_steps}; its learning "
+        "rate never reaches the peak, "
+        + (
+            f"but {stage.steps / stage.warmup_steps:.1%} of it"
+            if stage.warmup_steps > stage.steps
+            else "but at its end"
+        )
+        + "; lower `warmup_steps`"
         for stage in config.stages
-        if stage.warmup_steps > stage.steps
+        if stage.warmup_steps >= stage.steps
     ]
 
 

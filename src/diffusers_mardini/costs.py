@@ -4,8 +4,8 @@ The counts are of one window with a first and a last frame given, batch of one, 
 given frames pass the transformer once ("references"), the others at every step. Operations are those of matrix products,
 attention and convolutions (torch's `FlopCounterMode`, a multiplication and an addition count as two).
 
-`measure` and what it is made of, `fused_attention` and `PeakMemory`, are the one way of counting: the plan of a training and the benchmarks
-use them too.
+`measure` and what it is made of, `fused_attention` and `PeakMemory`, are the one way of counting: the plan of a
+training and the benchmarks use them too.
 """
 
 import contextlib
@@ -176,10 +176,11 @@ def count_costs(
 def fused_attention() -> Iterator[None]:
     """Lets attention on meta tensors compute as fused kernels do, which store no scores.
 
-    These are what diffusers' default backend, `scaled_dot_product_attention`, runs on GPUs, and on a CPU in the models' float32 sampling.
-    Without this, meta tensors would take attention apart into two products and keep the scores between them. That is still done, and
-    counted, where it happens on a device too: with a mask, and where only torch's `SDPBackend.MATH` is allowed. Not counted are the scores
-    that MPS stores, which has no fused kernel for whole sequences, and those of the plain products that `models/attention.py` makes on a CPU.
+    These are what diffusers' default backend, `scaled_dot_product_attention`, runs on GPUs, and on a CPU in the
+    models' float32 sampling. Without this, meta tensors would take attention apart into two products and keep the
+    scores between them. That is still done, and counted, where it happens on a device too: with a mask, and where only
+    torch's `SDPBackend.MATH` is allowed. Not counted are the scores that MPS stores, which has no fused kernel for whole
+    sequences, and those of the plain products that `models/attention.py` makes on a CPU.
 
     torch's function is replaced meanwhile, because modes do not reach blocks that are recomputed in a backward pass.
     """
@@ -224,7 +225,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def measure(call: Callable[[], Any]) -> tuple[Any, int, int]:
-    """Result of a call without gradients, its floating-point operations, and the most bytes of its results alive at any moment."""
+    """Return the result of a call without gradients, its operations, and the most bytes of results alive at once."""
     with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter, PeakMemory() as memory:
         result = call()
     return result, counter.get_total_flops(), memory.peak
