@@ -17,9 +17,9 @@ from diffusers_mardini.masking import (
     reference_mask_from_indices,
 )
 from training.config.schema import RunConfig, StageConfig
-from training.data.buckets import Bucket, Sampling
+from training.data.buckets import Bucket, WindowRequest
 from training.data.order import StepRows
-from training.data.windows import Windows
+from training.data.windows import ClipWindows
 from training.randomness import step_generator
 
 
@@ -98,10 +98,10 @@ class Batch:
         return replace(self, **changed, conditions={k: change(v) for k, v in self.conditions.items()})
 
 
-def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
+def window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
     """What a stage asks of the clips it trains on."""
     shapes = config.by_bucket(stage)
-    return Sampling(
+    return WindowRequest(
         stage.name,
         tuple(Bucket(*config.size_of(shape), shape.num_frames) for shape in shapes),
         tuple(sorted((stage.strides or {}).items())),
@@ -111,11 +111,11 @@ def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
     )
 
 
-def heldout_window_request(config: RunConfig, stage: StageConfig) -> Sampling:
+def heldout_window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
     """What a stage's held-out losses ask of the clips: its first bucket, its most frequent stride, the centre, nothing mirrored."""
     drawn = window_request(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
-    return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
+    return WindowRequest(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
 
 
 def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torch.Tensor:
@@ -140,7 +140,9 @@ def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.
     return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_timesteps: int, draw: Draw) -> Batch:
+def draw_batch(
+    stage: StageConfig, sampling: WindowRequest, data: ClipWindows, num_train_timesteps: int, draw: Draw
+) -> Batch:
     """Everything random of a step: windows of `data`, masks, noise, timesteps, dropped signals.
 
     Raises:

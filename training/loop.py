@@ -19,7 +19,7 @@ from training.curriculum import Batch, Draw, draw_batch, heldout_window_request,
 from training.data.census import StageCensus
 from training.data.latents import fingerprint
 from training.data.loader import BatchLoader
-from training.data.windows import Windows
+from training.data.windows import ClipWindows
 from training.engine.adapter import export_adapter, fingerprints
 from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
 from training.engine.compiling import blocks_of
@@ -42,11 +42,11 @@ from training.engine.sharding import shard
 from training.losses import MarDiniTrainingModel
 from training.monitoring.heldout_losses import heldout_losses
 from training.monitoring.heldout_sampler import HeldoutSampler
-from training.monitoring.heldout_scores import heldout_quality
+from training.monitoring.heldout_scores import heldout_scores
 from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
-from training.monitoring.panel import Monitor
+from training.monitoring.panel import RunPanel
 from training.monitoring.records import METRICS, whole_lines
-from training.monitoring.samples import draw_samples
+from training.monitoring.samples import write_samples
 from training.monitoring.trackers import start_trackers, track, track_sheets
 from training.randomness import seeded_layers
 from training.stopping import Stopped, StopRequest
@@ -70,8 +70,8 @@ class Run:
         config: RunConfig,
         accelerator: Accelerator,
         vae: torch.nn.Module,
-        train_data: Windows,
-        validation_data: Windows | None,
+        train_data: ClipWindows,
+        validation_data: ClipWindows | None,
         folder: Path,
         allow_change: Sequence[str] = (),
     ):
@@ -92,7 +92,7 @@ class Run:
             {"vae": fingerprint(vae)} | ({} if config.lora is None else fingerprints(self.models)),
         )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
-        self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
+        self.monitor = RunPanel(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         # Three: those of losses, of scores and of pictures; another stage's push them out.
         self._read_heldout = functools.lru_cache(maxsize=3)(heldout_windows)
         self.global_step = 0
@@ -295,7 +295,7 @@ class Run:
             losses = {name: json_number(value) for name, value in losses.items()}
             failed = self._on_any_process(bool(hopeless))
             if config.quality_windows and not failed:
-                losses |= heldout_quality(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
+                losses |= heldout_scores(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
         if failed:
             self._refuse(hopeless, "held-out losses")
@@ -329,7 +329,7 @@ class Run:
     def _sample(self, stage: StageConfig, step: int) -> None:
         with self._averages():
             windows = self._heldout(stage, self.config.sample_windows)
-            told = draw_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
+            told = write_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": told})
         track_sheets(
             self.accelerator, {task: self.folder / each["sheet"] for task, each in told.items()}, self.global_step
@@ -359,13 +359,13 @@ class Run:
 
     def _write(self, record: dict) -> None:
         record = {
-            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.lap()
+            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.seconds_since_line()
         }  # fmt: skip
         if self.accelerator.is_main_process:
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         track(self.accelerator, record)
-        self.monitor.tell(record)
+        self.monitor.show(record)
 
     def _save(self, stage: StageConfig, step: int, learner: Learner) -> None:
         averages = {f"the average of {name}": tensor for name, tensor in self.ema.tensors.items()}

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from training.config.schema import ALTERNATIVES, MODELS
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "config.md"
+PAGE = Path(__file__).parents[2] / "docs" / "config.md"
 _INTRODUCTION = """\
 # Configuration
 

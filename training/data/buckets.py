@@ -30,7 +30,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class WindowRequest:
     """What a stage asks of the data.
 
     Attributes:
@@ -110,22 +110,22 @@ def size_multiple(compression: int, patch_size: int, planner_patch_size: int, pl
     return math.lcm(compression * patch_size, compression * planner_patch_size * planner_downscale)
 
 
-def assign(entries: Iterable[Entry], sampling: Sampling) -> Census:
+def assign(entries: Iterable[Entry], request: WindowRequest) -> Census:
     """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that it is not
     enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when windows are drawn."""
-    clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in sampling.buckets}
+    clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in request.buckets}
     left_out = {}
     for entry in entries:
         if entry.status != "ok":
             left_out[entry.key] = entry.reason
             continue
-        fitting = [bucket for bucket in sampling.buckets if num_starts(entry, bucket.frames, sampling.rates[0])]
+        fitting = [bucket for bucket in request.buckets if num_starts(entry, bucket.frames, request.rates[0])]
         if not fitting:
-            shortest = min(bucket.frames for bucket in sampling.buckets)
-            left_out[entry.key] = why_not(entry, shortest, sampling.rates[0])
+            shortest = min(bucket.frames for bucket in request.buckets)
+            left_out[entry.key] = why_not(entry, shortest, request.rates[0])
             continue
         clips[min(fitting, key=lambda bucket: _preference(entry, bucket))].append(entry)
-    return Census(sampling.buckets, tuple(map(tuple, clips.values())), left_out)
+    return Census(request.buckets, tuple(map(tuple, clips.values())), left_out)
 
 
 def _preference(entry: Entry, bucket: Bucket) -> tuple:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.config.schema import RunConfig
-from training.data.buckets import Census, Sampling
+from training.data.buckets import Census, WindowRequest
 from training.data.failures import shown
 from training.data.manifest import Manifest, default_path, make_manifest
 from training.data.order import num_starts
@@ -44,7 +44,7 @@ class StageCensus:
     left_out: dict[str, str]
 
     @classmethod
-    def of(cls, census: Census, sampling: Sampling, batch: int) -> "StageCensus":
+    def of(cls, census: Census, request: WindowRequest, batch: int) -> "StageCensus":
         """Counts where the clips went; `batch` is the number of windows of a step, of all processes."""
         batches = [math.ceil(len(clips) / batch) for clips in census.clips]
         buckets = tuple(
@@ -63,7 +63,7 @@ class StageCensus:
                 for bucket, clips in zip(census.buckets, census.clips)
                 for entry in clips
             )
-            for rate in sampling.rates
+            for rate in request.rates
         }
         return cls(buckets, windows, census.left_out)
 

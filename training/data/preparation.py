@@ -17,13 +17,13 @@ from accelerate.utils import broadcast_object_list
 
 from training.config.schema import RunConfig
 from training.curriculum import heldout_window_request, window_request
-from training.data.buckets import Sampling, assign
+from training.data.buckets import WindowRequest, assign
 from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
 from training.data.failures import FailedClips
 from training.data.manifest import Entry, default_path, read_manifest, write_manifest
 from training.data.sources import Source
-from training.data.windows import LatentWindows, PixelWindows, Windows
+from training.data.windows import ClipWindows, LatentWindows, PixelWindows
 from training.locks import turn_to_write
 from training.monitoring.records import read_json
 from training.stopping import Stopped
@@ -36,8 +36,8 @@ FAILED_CLIPS = "failed_clips.jsonl"
 class RunData:
     """Windows to train on, windows held out (or none), and the clips that broke on the way."""
 
-    train: Windows
-    validation: Windows | None
+    train: ClipWindows
+    validation: ClipWindows | None
     failed: FailedClips
 
 
@@ -66,18 +66,18 @@ def prepare_data(
     # 1. What there is, and what is asked of it
     uses = {"train": window_request, "validation": heldout_window_request}
     specs = {name: spec for name in uses if (spec := getattr(config.data, name)) is not None}
-    samplings = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
+    requests = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
     sources, entries = {}, {}
     for name, spec in specs.items():
         kept = folder / f"clips-{name}.jsonl"
         sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes, stop)
-    _refuse_stages_without_clips(samplings, entries)
+    _refuse_stages_without_clips(requests, entries)
 
     # 2. Windows, encoded beforehand or when they are drawn
     vae.to(accelerator.device)
     failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
-        windows[name] = _windows(config, sources[name], entries[name], samplings[name], vae, accelerator, stop)
+        windows[name] = _windows(config, sources[name], entries[name], requests[name], vae, accelerator, stop)
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
         vae.to("cpu")  # the device belongs to what is trained
@@ -86,9 +86,9 @@ def prepare_data(
     censuses = {
         name: {
             stage.name: StageCensus.of(
-                windows[name].census(sampling), sampling, stage.windows_per_step(accelerator.num_processes)
+                windows[name].census(request), request, stage.windows_per_step(accelerator.num_processes)
             )
-            for stage, sampling in zip(config.stages, samplings[name])
+            for stage, request in zip(config.stages, requests[name])
         }
         for name in specs
     }
@@ -127,16 +127,18 @@ def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> Non
         raise failure[0]
 
 
-def _refuse_stages_without_clips(samplings: dict[str, list[Sampling]], entries: dict[str, tuple[Entry, ...]]) -> None:
+def _refuse_stages_without_clips(
+    requests: dict[str, list[WindowRequest]], entries: dict[str, tuple[Entry, ...]]
+) -> None:
     found = []
-    for name, asked in samplings.items():
-        for sampling in asked:
-            census = assign(entries[name], sampling)
+    for name, asked in requests.items():
+        for request in asked:
+            census = assign(entries[name], request)
             if not any(census.clips):
                 reasons = [f"    {clip}: {reason}" for clip, reason in list(census.left_out.items())[:10]]
                 more = len(census.left_out) - len(reasons)
                 found += [
-                    f"  stage {sampling.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be used; lower its "
+                    f"  stage {request.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be used; lower its "
                     "`num_frames` or strides, change its `fps`, or add clips",
                     *reasons,
                     *([f"    and {more} more"] if more else []),
@@ -146,12 +148,12 @@ def _refuse_stages_without_clips(samplings: dict[str, list[Sampling]], entries: 
 
 
 def _windows(
-    config: RunConfig, source: Source, entries: tuple[Entry, ...], samplings: list[Sampling], vae: torch.nn.Module,
+    config: RunConfig, source: Source, entries: tuple[Entry, ...], requests: list[WindowRequest], vae: torch.nn.Module,
     accelerator: Accelerator, stop: Callable[[], str | None],
-) -> Windows:  # fmt: skip
+) -> ClipWindows:  # fmt: skip
     clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
     if config.data.from_pixels:
-        sizes = sorted({bucket.size for sampling in samplings for bucket in sampling.buckets})
+        sizes = sorted({bucket.size for request in requests for bucket in request.buckets})
         threads = max(1, config.data.workers)
         return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads, clip_conditions)
     cache = config.data.cache / default_path(source.spec).stem
@@ -159,7 +161,7 @@ def _windows(
     with contextlib.ExitStack() as held:
         on_main_process(lambda: held.enter_context(turn), accelerator)
         return LatentWindows.build(
-            source, entries, samplings, vae, config.data.planner_downscale, cache, accelerator.process_index,
+            source, entries, requests, vae, config.data.planner_downscale, cache, accelerator.process_index,
             accelerator.num_processes, accelerator.wait_for_everyone, clip_conditions, stop,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
-from training.data.buckets import Bucket, Census, Sampling, assign
+from training.data.buckets import Bucket, Census, WindowRequest, assign
 from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
 from training.data.failures import sentence, shown
@@ -61,7 +61,7 @@ class _Order:
     shuffled: bool
 
 
-class Windows:
+class ClipWindows:
     """What `LatentWindows` and `PixelWindows` have in common: everything but reading.
 
     Attributes:
@@ -81,21 +81,21 @@ class Windows:
         self.sizes = tuple(sizes)
         self.failures: dict[str, str] = {}
         self.on_failure: Callable[[str, str], None] = self._print_failure
-        self._censuses: dict[Sampling, Census] = {}
+        self._censuses: dict[WindowRequest, Census] = {}
         self._orders: dict[tuple, _Order] = {}
         self._by_key = {entry.key: entry for entry in self.entries}
 
-    def census(self, sampling: Sampling) -> Census:
+    def census(self, request: WindowRequest) -> Census:
         """Where all clips go in a stage; printed, it names every clip left out.
 
         Raises:
             ValueError: if a bucket's size is not among `sizes`, or no clip is left.
         """
-        if sampling not in self._censuses:
-            missing = [bucket for bucket in sampling.buckets if bucket.size not in self.sizes]
+        if request not in self._censuses:
+            missing = [bucket for bucket in request.buckets if bucket.size not in self.sizes]
             if missing:
-                raise ValueError(f"bucket {missing[0]} of stage '{sampling.stage}' is none of the sizes {self.sizes}")
-            census = assign(self.entries, sampling)
+                raise ValueError(f"bucket {missing[0]} of stage '{request.stage}' is none of the sizes {self.sizes}")
+            census = assign(self.entries, request)
             left_out, clips = dict(census.left_out), []
             for bucket, assigned in zip(census.buckets, census.clips):
                 reasons = {entry.key: self._why_absent(entry, bucket) for entry in assigned}
@@ -103,47 +103,47 @@ class Windows:
                 clips.append(tuple(entry for entry in assigned if not reasons[entry.key]))
             census = Census(census.buckets, tuple(clips), left_out)
             if not any(census.clips):
-                raise ValueError(f"stage '{sampling.stage}' has no clips:\n{census}")
-            self._censuses[sampling] = census
-        return self._censuses[sampling]
+                raise ValueError(f"stage '{request.stage}' has no clips:\n{census}")
+            self._censuses[request] = census
+        return self._censuses[request]
 
     def draw(
-        self, sampling: Sampling, rows: StepRows, sample_generators: Sequence[torch.Generator]
+        self, request: WindowRequest, rows: StepRows, sample_generators: Sequence[torch.Generator]
     ) -> list[WindowDraw]:
         """The windows of a step: one bucket for all processes; within it every clip comes once before any comes again.
 
         Args:
-            sampling: what the stage asks for.
+            request: what the stage asks for.
             rows: which step, and which rows of its batch.
             sample_generators: one for each of the rows; place, view and stride are drawn from it.
         """
-        census = self.census(sampling)
+        census = self.census(request)
         filled = [index for index, clips in enumerate(census.clips) if clips]
         batches = tuple(math.ceil(len(census.clips[index]) / rows.batch_size) for index in filled)
-        turn, earlier = bucket_at(rows.seed, sampling.stage, rows.step, batches)
+        turn, earlier = bucket_at(rows.seed, request.stage, rows.step, batches)
         bucket = census.buckets[filled[turn]]
-        order = (rows.seed, rows.attempt, sampling.stage, *bucket.size, bucket.frames)
-        self._orders[order] = _Order(census.clips[filled[turn]], sampling.rates, shuffled=True)
+        order = (rows.seed, rows.attempt, request.stage, *bucket.size, bucket.frames)
+        self._orders[order] = _Order(census.clips[filled[turn]], request.rates, shuffled=True)
         draws = []
         for row, generator in zip(rows.rows, sample_generators, strict=True):
             place, flip, share = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            rate = _weighted(sampling, share)
-            view = View(_crop(sampling, generator), flip < sampling.flip)
+            rate = _weighted(request, share)
+            view = View(_crop(request, generator), flip < request.flip)
             position = earlier * rows.batch_size + row
             draws.append(self._window(order, position, bucket, rate, place, view))
         return draws
 
-    def heldout(self, sampling: Sampling, num_windows: int) -> list[WindowDraw]:
+    def heldout(self, request: WindowRequest, num_windows: int) -> list[WindowDraw]:
         """Fixed windows, evenly spaced over all that the clips have; all of them where there are fewer.
 
         Args:
-            sampling: of one bucket and one rate.
+            request: of one bucket and one rate.
 
         Raises:
             ValueError: if no clip has such a window.
         """
-        (bucket,), (rate,) = sampling.buckets, sampling.rates
-        (clips,) = self.census(sampling).clips
+        (bucket,), (rate,) = request.buckets, request.rates
+        (clips,) = self.census(request).clips
         counts = np.array([num_starts(entry, bucket.frames, rate) for entry in clips])
         order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
@@ -252,7 +252,7 @@ class Windows:
         raise NotImplementedError
 
 
-class LatentWindows(Windows):
+class LatentWindows(ClipWindows):
     """Windows from latent caches, one for each size that has clips."""
 
     def __init__(
@@ -270,7 +270,7 @@ class LatentWindows(Windows):
         cls,
         source: Source,
         entries: Iterable[Entry],
-        samplings: Iterable[Sampling],
+        requests: Iterable[WindowRequest],
         vae: torch.nn.Module,
         planner_downscale: int,
         cache_dir: str | Path,
@@ -281,13 +281,13 @@ class LatentWindows(Windows):
         stop: Callable[[], str | None] = lambda: None,
     ) -> "LatentWindows":
         """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
-        entries, samplings = tuple(entries), tuple(samplings)
+        entries, requests = tuple(entries), tuple(requests)
         needed: dict[tuple[int, int], dict[str, Entry]] = {}
-        for sampling in samplings:
-            census = assign(entries, sampling)
+        for request in requests:
+            census = assign(entries, request)
             for bucket, clips in zip(census.buckets, census.clips):
                 needed.setdefault(bucket.size, {}).update({entry.key: entry for entry in clips})
-        views = tuple(dict.fromkeys(view for sampling in samplings for view in sampling.views))
+        views = tuple(dict.fromkeys(view for request in requests for view in request.views))
         caches = {
             size: build_latent_cache(
                 source,
@@ -318,7 +318,7 @@ class LatentWindows(Windows):
         return self.caches[draw.bucket.size].read(entry, draw.frames, draw.view)
 
 
-class PixelWindows(Windows):
+class PixelWindows(ClipWindows):
     """Windows decoded and encoded when they are asked for: no cache, any size, more time.
 
     Threads decode (PyAV and PIL work outside of Python's lock), in advance after `prefetch`; this process encodes.
@@ -375,18 +375,18 @@ class PixelWindows(Windows):
         return moments
 
 
-def _crop(sampling: Sampling, generator: torch.Generator) -> float:
+def _crop(request: WindowRequest, generator: torch.Generator) -> float:
     """Where a window is cropped; nothing is drawn where all are in the middle."""
-    if not sampling.off_centre:
+    if not request.off_centre:
         return CENTRE
     share, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    return OFF_CENTRE[int(place * len(OFF_CENTRE))] if share < sampling.off_centre else CENTRE
+    return OFF_CENTRE[int(place * len(OFF_CENTRE))] if share < request.off_centre else CENTRE
 
 
-def _weighted(sampling: Sampling, share: float) -> Rate:
+def _weighted(request: WindowRequest, share: float) -> Rate:
     """The rate at a share, in [0, 1), of the mixture."""
-    if sampling.fps is not None:
-        return Rate(fps=sampling.fps)
-    weights = [weight for _, weight in sorted(sampling.strides) if weight > 0]
+    if request.fps is not None:
+        return Rate(fps=request.fps)
+    weights = [weight for _, weight in sorted(request.strides) if weight > 0]
     ends = np.cumsum(weights) / sum(weights)
-    return sampling.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]
+    return request.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]

@@ -17,7 +17,7 @@ TASK = "interpolation"
 SCORES = ("mid_psnr", "mid_ssim", "motion", "sharpness")
 
 
-def heldout_quality(sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig) -> dict[str, float | str]:
+def heldout_scores(sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig) -> dict[str, float | str]:
     """Scores of sampled windows, the processes sharing them; every process must call it.
 
     Returns:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from training.data.buckets import Sampling
-from training.data.windows import Windows
+from training.data.buckets import WindowRequest
+from training.data.windows import ClipWindows
 from training.randomness import step_generator
 
 
@@ -38,11 +38,11 @@ class HeldoutWindows:
 
 
 def heldout_windows(
-    data: Windows, sampling: Sampling, count: int, seed: int, process: int = 0, processes: int = 1
+    data: ClipWindows, request: WindowRequest, count: int, seed: int, process: int = 0, processes: int = 1
 ) -> HeldoutWindows:
     """At most `count` windows of what a stage holds out, or this process's share of them; the same for the same seed, whenever and by
     whichever process asked for."""
-    draws = data.heldout(sampling, count)
+    draws = data.heldout(request, count)
     numbers = range(process, len(draws), processes)
     # Fewer windows than processes: it has one that does not count, since shards of a model are gathered together.
     present = numbers or range(1)

@@ -36,7 +36,7 @@ COUNT_AFTER_SECONDS = 10.0  # a shorter stage would spend more on the counting o
 
 
 @dataclass
-class _Speed:
+class _StepTimes:
     """Of the steps between two lines of losses."""
 
     windows: int = 0
@@ -45,7 +45,7 @@ class _Speed:
     waiting: float = 0.0
 
 
-class Monitor:
+class RunPanel:
     """Follows a run; use it as a context, so that the terminal is left in order.
 
     Args:
@@ -77,7 +77,7 @@ class Monitor:
         self.last_line = float("-inf")
         self.refresh_seconds = 1.0  # between two drawings of the panel
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "RunPanel":
         return self
 
     def __exit__(self, *_) -> None:
@@ -91,7 +91,7 @@ class Monitor:
         self.first_step = self.step_number = first_step
         self.windows_per_step = windows_per_step
         self.began = self.line_at = self.refreshed = self.clock()
-        self.now, self.shown = _Speed(), _Speed()
+        self.now, self.shown = _StepTimes(), _StepTimes()
         self.losses = {}
         self.tokens = {
             name: self._mean(stage, lambda shape: count_tokens(self.config, shape)[name]) for name in MODELS
@@ -124,20 +124,20 @@ class Monitor:
             self._refresh()
 
     def times(self) -> dict[str, float]:
-        """What a line of losses says of the steps since the last such line; `lap` gives the rest of `TIMES`."""
-        speed, self.shown, self.now = self.now, self.now, _Speed()
+        """What a line of losses says of the steps since the last such line; `seconds_since_line` gives the rest of `TIMES`."""
+        speed, self.shown, self.now = self.now, self.now, _StepTimes()
         return {
             "windows_per_second": round(speed.windows / speed.seconds, 3) if speed.seconds else 0.0,
             "waiting_seconds": round(speed.waiting, 4),
         }
 
-    def lap(self) -> float:
+    def seconds_since_line(self) -> float:
         """Seconds since the last line of `metrics.jsonl`, or since the stage's begin."""
         now = self.clock()
         seconds, self.line_at = now - self.line_at, now
         return round(seconds, 4)
 
-    def tell(self, record: dict) -> None:
+    def show(self, record: dict) -> None:
         """Shows a line of `metrics.jsonl`."""
         if not self.accelerator.is_main_process:
             return
@@ -152,7 +152,7 @@ class Monitor:
         elif "heldout" in record or ("loss" in record and self._line_is_due()):
             self._print(self.line("heldout" in record))
 
-    def reading(self) -> dict[str, str]:
+    def readings(self) -> dict[str, str]:
         """What there is to see, by label."""
         speed, stage = self.shown, self.stage
         per_second = speed.windows / speed.seconds if speed.seconds else None
@@ -177,7 +177,7 @@ class Monitor:
 
     def line(self, heldout: bool = False) -> str:
         """The same in one line."""
-        reading = self.reading()
+        reading = self.readings()
         start = f"stage {reading['stage']}, step {reading['step']}"
         if heldout:
             return f"{start}: held out {reading['held out']}"
@@ -187,7 +187,7 @@ class Monitor:
 
     def panel(self) -> Panel:
         grid = Table.grid(padding=(0, 2))
-        reading = list(self.reading().items())
+        reading = list(self.readings().items())
         *pairs, (heldout_label, heldout) = reading
         half = -(-len(pairs) // 2)
         for left, right in zip(pairs[:half], [*pairs[half:], ("", "")]):

@@ -18,7 +18,7 @@ from training.monitoring.heldout_windows import HeldoutWindows
 PAPER = 0.85  # the grey of frames that are not given
 
 
-def draw_samples(
+def write_samples(
     sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig, global_step: int, folder: Path
 ) -> dict[str, dict]:
     """Samples the windows and, on the main process, writes them below `folder`, the run's.

@@ -17,7 +17,7 @@ from PIL import Image
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.training.clip_files import noise, write_clip
-from training.data.buckets import Bucket, Sampling
+from training.data.buckets import Bucket, WindowRequest
 from training.data.failures import FailedClips
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest, read_manifest
@@ -33,7 +33,7 @@ ERRORS = [
     Image.DecompressionBombError("bad"), av.error.InvalidDataError(1, "bad"),
     UnicodeDecodeError("utf-8", b"", 0, 0, "bad"),
 ]  # fmt: skip
-SAMPLING = Sampling("stage", (Bucket(16, 16, 3),), strides=((1, 1.0),))
+REQUEST = WindowRequest("stage", (Bucket(16, 16, 3),), strides=((1, 1.0),))
 
 
 class OneBreaks(VideoFolder):
@@ -80,7 +80,7 @@ def test_a_clip_that_raises_is_left_out_of_census_latents_and_windows(folder, tm
     assert list(cache.left_out) == ["1.mp4"] and cache.left_out["1.mp4"]
     windows = PixelWindows(source, good, [(16, 16)], tiny_vae(), 2)
     generators = [torch.Generator().manual_seed(row) for row in range(6)]
-    draws = windows.draw(SAMPLING, StepRows(0, 0, 6, tuple(range(6))), generators)
+    draws = windows.draw(REQUEST, StepRows(0, 0, 6, tuple(range(6))), generators)
     windows.batch(draws, generators)
     assert list(windows.failures) == ["1.mp4"] and windows.failures["1.mp4"]
 
@@ -92,7 +92,7 @@ def test_an_error_that_is_no_files_fault_is_not_swallowed(folder, tmp_path):
     windows = PixelWindows(VideoFolder(folder), entries, [(16, 16)], torch.nn.Identity(), 2)  # no autoencoder
     generators = [torch.Generator()]
     with pytest.raises(AttributeError):
-        windows.batch(windows.draw(SAMPLING, StepRows(0, 0, 1, (0,)), generators), generators)
+        windows.batch(windows.draw(REQUEST, StepRows(0, 0, 1, (0,)), generators), generators)
     assert windows.failures == {}
 
 

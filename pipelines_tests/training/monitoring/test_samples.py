@@ -11,7 +11,7 @@ from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldou
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
 from training.engine.checkpoint import list_checkpoints
-from training.monitoring.samples import PAPER, draw_samples
+from training.monitoring.samples import PAPER, write_samples
 
 
 def sampled(**fields):
@@ -103,7 +103,7 @@ def test_a_run_without_heldout_clips_or_with_0_draws_nothing(tmp_path):
 def test_the_row_of_given_frames_shows_these_and_paper(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    told = draw_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
+    told = write_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
     assert told["interpolation"]["sheet"] == "samples/00000007-joint/interpolation.png"
     pixels = np.asarray(Image.open(tmp_path / told["interpolation"]["sheet"]))
     paper = (pixels == round(PAPER * 255)).all(axis=2)

@@ -22,7 +22,7 @@ from training.data.recipes.laps import motion
 
 VIDEOS = Path("visualizer/videos")
 TRAIN_LABS = frozenset("20d7e5d4 36906660 5030472d 5ed85189 bc15b34b beccf0c9 e872bbe4".split())
-HELD_OUT_LAB = "764db432"
+HELDOUT_LAB = "764db432"
 MIN_FRAMES, MAX_FRAMES = 33, 160  # of a training clip; nine frames, every fourth, take 33
 MIN_MOTION = 2.5  # of a training clip: mean absolute difference of frames 8 apart, 0 to 255
 SOURCE = "github:droid-dataset/droid-dataset.github.io"
@@ -65,18 +65,18 @@ def prepare(checkout: Path, out: Path) -> dict[str, list[dict]]:
     for video in videos:
         path = video.relative_to(checkout / VIDEOS)
         lab = path.parts[0]
-        if lab not in TRAIN_LABS and lab != HELD_OUT_LAB:
+        if lab not in TRAIN_LABS and lab != HELDOUT_LAB:
             left_out["of other laboratories"] += 1
             continue
         frames, fps = read_video(video)
-        if lab != HELD_OUT_LAB and not MIN_FRAMES <= len(frames) <= MAX_FRAMES:
+        if lab != HELDOUT_LAB and not MIN_FRAMES <= len(frames) <= MAX_FRAMES:
             left_out[f"not of {MIN_FRAMES} to {MAX_FRAMES} frames"] += 1
             continue
         amount = motion(frames)
-        if lab != HELD_OUT_LAB and amount < MIN_MOTION:
+        if lab != HELDOUT_LAB and amount < MIN_MOTION:
             left_out["still"] += 1
             continue
-        split, name = "val" if lab == HELD_OUT_LAB else "train", clip_name(path)
+        split, name = "val" if lab == HELDOUT_LAB else "train", clip_name(path)
         (out / split).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(video, out / split / name)
         rows[split].append(

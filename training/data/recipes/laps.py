@@ -35,18 +35,18 @@ LICENSE = "MIT"
 class Tub:
     """One recorded session of the checkout.
 
-    Clips that end before picture `train_until` are for training, those that begin at `held_out_from` or later are held
+    Clips that end before picture `train_until` are for training, those that begin at `heldout_from` or later are held
     out, those between are used for neither. `None`: all are for training, none are held out.
     """
 
     name: str
     folder: str
     train_until: int | None = None
-    held_out_from: int | None = None
+    heldout_from: int | None = None
 
 
 TUBS = (
-    Tub("s1111", "mycar/data", train_until=19_746, held_out_from=20_770),  # held out: the end of 2022-11-11's session
+    Tub("s1111", "mycar/data", train_until=19_746, heldout_from=20_770),  # held out: the end of 2022-11-11's session
     Tub("s1112t1", "mycar/tubs/track_1/training_1/data", train_until=17_838),
 )
 
@@ -176,7 +176,7 @@ def prepare(checkout: Path, out: Path, tubs: tuple[Tub, ...] = TUBS) -> dict[str
 def _split(numbers: list[int], tub: Tub) -> str | None:
     if tub.train_until is None or numbers[-1] < tub.train_until:
         return "train"
-    return "val" if tub.held_out_from is not None and numbers[0] >= tub.held_out_from else None
+    return "val" if tub.heldout_from is not None and numbers[0] >= tub.heldout_from else None
 
 
 def main() -> None:

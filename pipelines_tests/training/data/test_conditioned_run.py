@@ -18,7 +18,7 @@ CONDITIONS = {
 }
 
 
-def told_config(folder, **overrides):
+def conditioned_config(folder, **overrides):
     clips = folder / "clips"
     if not clips.is_dir():
         for seed in range(3):
@@ -29,7 +29,7 @@ def told_config(folder, **overrides):
 
 
 def test_a_step_draws_what_its_frames_are_told(tmp_path):
-    config = told_config(tmp_path)
+    config = conditioned_config(tmp_path)
     run = make_run(tmp_path / "run", config)
     stage = config.stages[2]
     batch = draw_batch(stage, window_request(config, stage), run.train_data, 1000, rows(3, count=16, total=16))
@@ -64,7 +64,7 @@ def test_what_is_left_out_is_a_function_of_the_row():
 
 
 def test_a_told_run_learns_resumes_and_exports_a_pipeline_that_can_be_told(tmp_path):
-    run = make_run(tmp_path / "run", told_config(tmp_path))
+    run = make_run(tmp_path / "run", conditioned_config(tmp_path))
     before = run.transformer.condition_embedder["action"].linear_2.weight.detach().clone()
     pipe = MarDiniPipeline.from_pretrained(run.train())
     assert pipe.transformer.config.conditions == {"action": 2, "rate": 1, "motion": 1}
@@ -73,20 +73,20 @@ def test_a_told_run_learns_resumes_and_exports_a_pipeline_that_can_be_told(tmp_p
     after = pipe.transformer.condition_embedder["action"].linear_2.weight
     assert not torch.equal(before, after.float())
     assert pipe.planner.condition_embedder["rate"].linear_2.weight.abs().max() > 0
-    again = make_run(tmp_path / "run", told_config(tmp_path))
+    again = make_run(tmp_path / "run", conditioned_config(tmp_path))
     assert again.train().is_dir() and again.global_step == run.global_step
 
 
-def test_held_out_windows_are_told_the_truth(tmp_path):
-    config = told_config(tmp_path)
+def test_heldout_windows_are_told_the_truth(tmp_path):
+    config = conditioned_config(tmp_path)
     run = make_run(tmp_path / "run", config)
-    sampling = window_request(config, config.stages[2])
-    windows = heldout_windows(run.validation_data, type(sampling)("x", sampling.buckets, ((1, 1.0),)), 3, 0)
+    request = window_request(config, config.stages[2])
+    windows = heldout_windows(run.validation_data, type(request)("x", request.buckets, ((1, 1.0),)), 3, 0)
     assert not windows.conditions["action"].isnan().any()
 
 
 def test_a_clip_without_a_table_is_left_out_with_its_reason(tmp_path):
-    config = told_config(tmp_path)
+    config = conditioned_config(tmp_path)
     (tmp_path / "clips" / "1.csv").unlink()
     run = make_run(tmp_path / "run", config)
     census = run.train_data.census(window_request(config, config.stages[2]))
@@ -96,7 +96,7 @@ def test_a_clip_without_a_table_is_left_out_with_its_reason(tmp_path):
 def test_a_checkpoint_without_conditions_gains_them(tmp_path):
     plain = make_run(tmp_path / "plain", make_config())
     folder = plain.export(tmp_path / "pipeline")
-    told = make_models(told_config(tmp_path, init_from=str(folder)))
+    told = make_models(conditioned_config(tmp_path, init_from=str(folder)))
     latents = torch.randn(1, 4, 16, 4, 4)
     mask = torch.tensor([[True, False, False, False]])
     action = {"action": torch.rand(1, 4, 2)}
