@@ -15,7 +15,7 @@ import torch
 from diffusers_mardini.models.conditions import read_config
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video.errors import named_file_errors
-from training.config.schema import ConditionConfig
+from training.config.data_section import ConditionConfig
 from training.data.manifest import Entry
 from training.data.sources import Source
 

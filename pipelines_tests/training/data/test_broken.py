@@ -86,8 +86,8 @@ def test_a_clip_that_raises_is_left_out_of_census_latents_and_windows(folder, tm
 
 
 def test_an_error_that_is_no_files_fault_is_not_swallowed(folder, tmp_path):
-    with pytest.raises(AttributeError):
-        census(OneBreaks(folder, AttributeError("a slip of ours")), tmp_path)
+    with pytest.raises(AssertionError):
+        census(OneBreaks(folder, AssertionError("a slip of ours")), tmp_path)
     entries = make_manifest(VideoFolder(folder), tmp_path / "good.jsonl").ok
     windows = PixelWindows(VideoFolder(folder), entries, [(16, 16)], torch.nn.Identity(), 2)  # no autoencoder
     generators = [torch.Generator()]

@@ -9,7 +9,7 @@ import torch
 from diffusers_mardini.models.conditions import Condition
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video_io import write_video
-from training.config.schema import ConditionConfig
+from training.config.data_section import ConditionConfig
 from training.data.conditions import ClipConditions, motion, rates, read_table
 from training.data.manifest import make_manifest
 from training.data.sources import open_source
