@@ -10,7 +10,7 @@ from diffusers_mardini.models.conditions import Condition
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video_io import write_video
 from training.config.data_section import ConditionConfig
-from training.data.conditions import ClipConditions, motion, rates, read_table
+from training.data.conditions import ClipConditions, frame_intervals, latent_motion, read_table
 from training.data.manifest import make_manifest
 from training.data.sources import open_source
 
@@ -46,20 +46,22 @@ def test_a_frame_that_comes_twice_keeps_its_own_value():
 
 
 def test_rates_are_seconds_and_the_first_frame_has_none():
-    assert rates(np.array([1.0, 1.5, 1.75])).tolist()[1:] == [[0.5], [0.25]]
-    assert rates(np.array([1.0, 1.5])).isnan().tolist() == [[True], [False]]
+    assert frame_intervals(np.array([1.0, 1.5, 1.75])).tolist()[1:] == [[0.5], [0.25]]
+    assert frame_intervals(np.array([1.0, 1.5])).isnan().tolist() == [[True], [False]]
 
 
 def test_motion_is_the_difference_of_neighbouring_latents():
     latents = torch.stack([torch.zeros(2, 3, 3), torch.ones(2, 3, 3), torch.full((2, 3, 3), 0.5)])
-    assert motion(latents)[1:].tolist() == [[1.0], [0.5]] and motion(latents)[0].isnan()
+    assert latent_motion(latents)[1:].tolist() == [[1.0], [0.5]] and latent_motion(latents)[0].isnan()
 
 
-def test_a_window_is_told_what_the_table_beside_its_clip_says(tmp_path):
+def test_a_window_has_the_values_of_the_table_beside_its_clip(tmp_path):
     source, entry = clip_with(tmp_path / "clips", [(i / 100, 0.5) for i in range(12)])
-    told = ClipConditions(source, {"action": ACTION, "rate": ConditionConfig(derive="rate", range=[(0.05, 0.5)])})
-    assert told.why_absent(entry) is None
-    found = told.of(entry, (1, 3, 5), torch.zeros(3, 4, 2, 2))
+    conditions = ClipConditions(
+        source, {"action": ACTION, "rate": ConditionConfig(derive="rate", range=[(0.05, 0.5)])}
+    )
+    assert conditions.why_absent(entry) is None
+    found = conditions.of(entry, (1, 3, 5), torch.zeros(3, 4, 2, 2))
     torch.testing.assert_close(found["action"], torch.tensor([[0.005, 0.5], [0.025, 0.5], [0.045, 0.5]]))
     torch.testing.assert_close(found["rate"][1:], torch.full((2, 1), 0.2))
 

@@ -126,7 +126,7 @@ def test_a_name_that_is_not_utf8_leaves_its_clip_out_and_no_other(folder, capsys
     assert reasons(folder) == dict.fromkeys(("b\\xff.mp4", "\\xfe/c.mp4"), "its name is not UTF-8; rename it")
     assert used(folder) == ["a.mp4"] and "b\\xff.mp4: its name" in manifest.census()
     assert read_manifest(VideoFolder(folder), manifest.path) == manifest  # the file is UTF-8
-    module._tell.cache_clear()
+    module._print_ignored.cache_clear()
     assert load_clips(folder, 8).names == ["a.mp4"] and "b\\xff.mp4: its name" in capsys.readouterr().out
 
 
