@@ -121,7 +121,7 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
 
 
 def load_clip(path: str | Path, size: int) -> tuple[torch.Tensor, float]:
-    """Return a clip, `uint8` `(frames, 3, size, size)`, and its frames per second; raise `ValueError` if unreadable."""
+    """Return a clip, `uint8` `(frames, 3, size, size)`, and its frames per second; raise `ValueError` if damaged."""
     frames, fps = read_video(path, lambda frame: square(frame[None], size)[0].permute(1, 2, 0).numpy())
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps
 

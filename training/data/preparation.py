@@ -1,6 +1,6 @@
-"""The clips of a run, made ready before anything is trained: manifests, latent caches or pixels, the census of every stage.
+"""Prepare the clips of a run before training: manifests, latent caches or pixels, and the census of every stage.
 
-`train_mardini.py` calls it. What windows are drawn from them is in `curriculum.py`.
+`train_mardini.py` calls this; `curriculum.py` draws windows from the result.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ FAILED_CLIPS = "failed_clips.jsonl"
 
 @dataclass(frozen=True)
 class RunData:
-    """Windows to train on, windows held out (or none), and the clips that broke on the way."""
+    """Windows to train on, held-out windows if there are any, and the clips that failed."""
 
     train: ClipWindows
     validation: ClipWindows | None
@@ -49,21 +49,22 @@ def prepare_data(
     resumes: bool = False,
     stop: Callable[[], str | None] = lambda: None,
 ) -> RunData:
-    """Reads what there is, refuses stages without clips, encodes, and tells the census; every process of a run calls this.
+    """Read the clips, refuse stages without any, encode them, and print the census; every process of a run calls this.
 
     Args:
         config: with `steps` and `batch_size` (`RunConfig.for_processes`).
         vae: the autoencoder.
-        folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips as they were when the run began, and
-            `census.json`.
-        resumes: go on with the clips as they were then, so that the same windows are drawn whatever has happened to the source since.
-        stop: asked between clips, for a reason to stop.
+        folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips at the beginning of the
+            run, and `census.json`.
+        accelerator: of the run.
+        resumes: use the clips of the beginning, so that the same windows are drawn even if the source has changed.
+        stop: called between clips; returns a reason to stop, or `None`.
 
     Raises:
         ValueError: if a source or a stage has no clips.
-        Stopped: on every process, if there was a reason to stop; what was decoded and encoded is kept.
+        Stopped: on every process, if there was a reason to stop; decoded and encoded clips are kept.
     """
-    # 1. What there is, and what is asked of it
+    # 1. The clips, and the windows that each stage asks for
     uses = {"train": window_request, "validation": heldout_window_request}
     specs = {name: spec for name in uses if (spec := getattr(config.data, name)) is not None}
     requests = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
@@ -73,14 +74,14 @@ def prepare_data(
         sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes, stop)
     _refuse_stages_without_clips(requests, entries)
 
-    # 2. Windows, encoded beforehand or when they are drawn
+    # 2. Windows, encoded now or when they are drawn
     vae.to(accelerator.device)
     failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
         windows[name] = _windows(config, sources[name], entries[name], requests[name], vae, accelerator, stop)
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
-        vae.to("cpu")  # the device belongs to what is trained
+        vae.to("cpu")  # free the device for the models that are trained
 
     # 3. The census
     censuses = {
@@ -93,14 +94,14 @@ def prepare_data(
         for name in specs
     }
     if accelerator.is_main_process:
-        _tell(config, censuses, accelerator, folder / "census.json", resumes)
+        _report_census(config, censuses, accelerator, folder / "census.json", resumes)
     return RunData(windows["train"], windows.get("validation"), failed)
 
 
 def _clips(
     config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool, stop: Callable[[], str | None]
 ) -> tuple[Source, tuple[Entry, ...]]:
-    """A source and its clips: those that the run keeps or, where it has none yet, what the main process finds."""
+    """Return a source and its clips: those saved with the run or, at its beginning, those the main process finds."""
     source = open_clips(config, spec)
 
     def find() -> None:
@@ -115,7 +116,7 @@ def _clips(
 
 
 def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> None:
-    """Runs on the main process while the others wait; all raise what it raises, so that none waits for one that has failed."""
+    """Call `make` on the main process while the others wait; all raise its errors, so that none waits forever."""
     failure: list[ValueError | OSError | Stopped | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -138,8 +139,8 @@ def _refuse_stages_without_clips(
                 reasons = [f"    {clip}: {reason}" for clip, reason in list(census.left_out.items())[:10]]
                 more = len(census.left_out) - len(reasons)
                 found += [
-                    f"  stage {request.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be used; lower its "
-                    "`num_frames` or strides, change its `fps`, or add clips",
+                    f"  stage {request.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be "
+                    "used; lower its `num_frames` or strides, change its `fps`, or add clips",
                     *reasons,
                     *([f"    and {more} more"] if more else []),
                 ]
@@ -166,10 +167,10 @@ def _windows(
         )  # fmt: skip
 
 
-def _tell(
+def _report_census(
     config: RunConfig, censuses: dict[str, dict[str, StageCensus]], accelerator: Accelerator, path: Path, resumes: bool
 ) -> None:
-    """Prints the census of every stage, and what has changed of it since the run began, and writes it with every clip left out."""
+    """Print the census of every stage and its changes since the run began; write it with every clip left out."""
     for name, stages in censuses.items():
         print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
@@ -180,18 +181,19 @@ def _tell(
         name: {"source": getattr(config.data, name), "stages": {k: asdict(v) for k, v in stages.items()}}
         for name, stages in censuses.items()
     }
-    records = json.loads(json.dumps(records))  # tuples are lists from here on, as in the file
+    records = json.loads(json.dumps(records))  # turns tuples into lists, as in the file
     before = {}
     if resumes and path.is_file():
         try:
             before = read_json(path)
         except ValueError as error:
-            print(f"note: {error}; it is made anew, and what has changed since the run began is not told")
+            print(f"note: {error}; it is made anew, without a comparison with the run's beginning")
     for name, record in before.items():
         for stage, census in record["stages"].items():
             if census != records.get(name, {}).get("stages", {}).get(stage, census):
                 print(
-                    f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows from here on"
+                    f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows "
+                    "from here on"
                 )
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
