@@ -1,7 +1,6 @@
-"""Reads what a run wrote about itself; a power cut or a full disk may have damaged it, and every message names the
-file.
+"""Read and append a run's records, which a power cut or a full disk may have damaged; messages name the file.
 
-Lines are dropped one by one and told; a file that is one JSON value is an error as a whole.
+Damaged lines are left out one by one and reported; a damaged JSON file is an error.
 """
 
 import json
@@ -14,24 +13,24 @@ from diffusers_mardini.video.errors import named_file_errors
 from training.config.schema import RunConfig
 
 
-# What is read of every line of `metrics.jsonl`.
+# Keys that every line of `metrics.jsonl` must have.
 METRICS = {"global_step": int, "stage": str, "step": int, "windows_seen": int}
 
 
 def read_lines(path: Path, keys: Mapping[str, type] = MappingProxyType({})) -> list[dict[str, Any]]:
-    """Return the records of a JSON lines file; none where there is no file.
+    """Return the records of a JSON lines file; none if there is no file.
 
-    Every line that cannot be read is left out and told, except a last one that a kill cut short.
+    Every damaged line is left out and reported, except a last one that a kill cut short.
 
     Args:
         path: the file.
-        keys: what a record must have, with their types; other lines are damaged.
+        keys: keys that a record must have, with their types; lines without them count as damaged.
     """
     return [record for _, record in whole_lines(path, keys)]
 
 
 def whole_lines(path: Path, keys: Mapping[str, type] = MappingProxyType({})) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each line that can be read, with its record; see `read_lines`."""
+    """Yield each undamaged line with its record; see `read_lines`."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -47,7 +46,7 @@ def whole_lines(path: Path, keys: Mapping[str, type] = MappingProxyType({})) -> 
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to a JSON lines file, after a line break if what stands there was cut short."""
+    """Append a line to a JSON lines file, after a line break if the last line was cut short."""
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, 2)
@@ -57,10 +56,10 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: if it holds none, or one without some of `keys`; names the file.
+        ValueError: if it holds no object, or one that lacks some of `keys`; names the file.
     """
     with named_file_errors(f"'{path}'", "JSON"):
         value = json.loads(path.read_bytes())
@@ -72,10 +71,10 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def read_run_config(run: Path) -> RunConfig:
-    """Return the configuration that a run wrote into its folder.
+    """Return the configuration saved in a run's folder.
 
     Raises:
-        ValueError: if the folder is no run's, or the file is damaged.
+        ValueError: if the folder is not that of a run, or the file is damaged.
     """
     path = run / "config.json"
     if not path.is_file():

@@ -11,7 +11,7 @@ from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldou
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
 from training.engine.checkpoint import list_checkpoints
-from training.monitoring.samples import PAPER, write_samples
+from training.monitoring.samples import MASKED_GREY, write_samples
 
 
 def sampled(**fields):
@@ -106,6 +106,6 @@ def test_the_row_of_given_frames_shows_these_and_paper(tmp_path):
     told = write_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
     assert told["interpolation"]["sheet"] == "samples/00000007-joint/interpolation.png"
     pixels = np.asarray(Image.open(tmp_path / told["interpolation"]["sheet"]))
-    paper = (pixels == round(PAPER * 255)).all(axis=2)
+    paper = (pixels == round(MASKED_GREY * 255)).all(axis=2)
     # Of the four frames, as large as they are drawn, two are not given.
     assert paper.sum() == pytest.approx(2 * 128 * 128, rel=0.01)

@@ -164,7 +164,7 @@ def record(
     palette: str = "meadow",
     drivers: str = "careful",
 ) -> list[dict]:
-    """Record clips with the seeds `first_seed …` and their actions into `folder`; return the rows of `metadata.jsonl`."""
+    """Record clips with the seeds `first_seed …` and their actions; return the rows of `metadata.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "metadata.jsonl").exists():
         raise SystemExit(f"'{folder}' already holds recorded clips; give another folder or delete it first")

@@ -20,7 +20,7 @@ class PixelDriver:
     Attributes:
         start: position on the lap, 0 to 1.
         eagerness: steering per radian between the car's heading and the visible road.
-        damping: steering per radian and second by which that angle changes.
+        damping: steering by the change of that angle, less at high speed.
         fast, slow: speeds with much and with little road in sight.
         pulse: steps between two pushes of the gas pedal, which people do not hold still.
     """

@@ -19,7 +19,10 @@ FPS = 10
 
 
 def draw_clip(seed: int, num_frames: int, size: int) -> np.ndarray:
-    """Return `uint8` frames `(num_frames, size, size, 3)` of two or three shapes; at size 64 they move 1 to 3 pixels a frame."""
+    """Return `uint8` frames `(num_frames, size, size, 3)` of two or three shapes.
+
+    At size 64 they move 1 to 3 pixels per frame.
+    """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:size, 0:size]
     background = rng.integers(20, 90, 3)
