@@ -1,4 +1,4 @@
-"""Configurations and cards: numbers are finite numbers, switches are switches, names are no paths."""
+"""Configurations and cards: numbers are finite, booleans are booleans, names are not paths."""
 
 import json
 
@@ -55,7 +55,7 @@ def base(tmp_path):
         ("optimizer.ema_decay=.nan", "optimizer.ema_decay: .*nan is not finite"),
     ],
 )
-def test_what_is_no_number_or_no_switch_is_refused_with_its_key(base, override, message):
+def test_values_that_are_not_numbers_or_booleans_are_refused_with_their_key(base, override, message):
     with pytest.raises(ValueError, match=f"(?s)override .*{message}"):
         load_config(base, [override])
 

@@ -34,7 +34,7 @@ from training.config.yaml_files import load_yaml, parse_yaml
         ("[" * 3000, "nested too deeply"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_file_and_line(tmp_path, text, message):
+def test_unreadable_yaml_is_reported_with_file_and_line(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"(?s)run.yaml.*{message}"):

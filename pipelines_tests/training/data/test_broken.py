@@ -1,4 +1,4 @@
-"""One broken file never ends a census, the making of latents, or a run; what is broken is named with what to do."""
+"""A broken file never ends a census, the encoding of latents or a run; errors name it and say what to do."""
 
 import io
 import json
@@ -208,7 +208,7 @@ def test_of_a_damaged_shard_the_members_before_the_damage_are_used(folder, tmp_p
     assert ("y.tar/b.mp4" in found) == (damage in ("cut off", "appended"))
 
 
-def test_members_of_shards_that_are_no_clips_are_told(folder, tmp_path):
+def test_members_of_shards_that_are_not_clips_are_reported(folder, tmp_path):
     data = (folder / "0.mp4").read_bytes()
     members = {
         "./a.mp4": data,
@@ -226,11 +226,11 @@ def test_members_of_shards_that_are_no_clips_are_told(folder, tmp_path):
     found = census(source, tmp_path)
     assert isinstance(source, WebdatasetShards) and found.pop("x.tar/./a.mp4") == ""
     assert set(found) == {"x.tar/\\xff.mp4", "x.tar/c.mp4", "v.mp4"} and "beside .tar shards" in found["v.mp4"]
-    told = "\n".join(source.notes())
+    reported = "\n".join(source.notes())
     assert (
-        "in the shards, not clips: 1 .json (x.tar/./b.json)" in told and "in the shards, passed over: 1 hidden" in told
+        "in the shards, not clips: 1 .json (x.tar/./b.json)" in reported and "in the shards, passed over: 1 hidden" in reported
     )
-    assert "archives that are not opened: sub/z.tar" in told
+    assert "archives that are not opened: sub/z.tar" in reported
 
 
 def hub(folder: Path, tmp_path: Path, kind: str) -> Path:
@@ -265,7 +265,7 @@ def test_a_dataset_that_cannot_be_loaded_names_its_broken_file(folder, tmp_path,
         open_source(f"datasets:{hub(folder, tmp_path, kind)}")
 
 
-def test_clips_that_datasets_does_not_list_are_told(folder, tmp_path, monkeypatch):
+def test_clips_that_datasets_does_not_list_are_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (folder / "2.mp4").rename(folder / "2.webm")
     (folder / "notes.txt").touch()

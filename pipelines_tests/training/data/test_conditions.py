@@ -1,20 +1,26 @@
-"""What a window says of its frames: tables beside clips, intervals, rates and motion."""
+"""Conditions of a window's frames: tables beside clips, intervals, rates and motion."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 
 from diffusers_mardini.models.conditions import Condition
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video_io import write_video
-from training.config.data_section import ConditionConfig
+from training.config.data_section import ConditionConfig, DataConfig
 from training.data.conditions import ClipConditions, frame_intervals, latent_motion, read_table
 from training.data.manifest import make_manifest
+from training.data.recipes.car_racing import ACTION_NAMES
 from training.data.sources import open_source
 
 
+PAGE = Path(__file__).parents[3] / "docs/data.md"
 ACTION = ConditionConfig(columns=["steer", "gas"], range=[(-1, 1), (0, 1)])
 
 
@@ -115,3 +121,11 @@ def test_a_condition_has_one_origin_and_a_range_for_its_channels():
     ):
         with pytest.raises(ValueError):
             ConditionConfig(**wrong)
+
+
+def test_the_example_of_the_page_fits_the_tables_that_the_simulator_recipe_writes():
+    section = PAGE.read_text(encoding="utf-8").partition("## Conditions")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", section, re.DOTALL | re.M)
+    data = DataConfig(**yaml.safe_load(block)["data"])
+    assert tuple(data.conditions["action"].columns) == ACTION_NAMES
+    assert [data.conditions[name].derive for name in ("rate", "motion")] == ["rate", "motion"]

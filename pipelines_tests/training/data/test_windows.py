@@ -152,7 +152,7 @@ def test_a_short_clip_takes_the_widest_stride_that_fits(folder):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])
-def test_a_clip_that_breaks_in_mid_run_is_told_once_and_replaced(folder, capsys, damage):
+def test_a_clip_that_breaks_in_mid_run_is_reported_once_and_replaced(folder, capsys, damage):
     windows = make(folder, PixelWindows)
     intact = [run(windows, MIXTURE, step) for step in range(4)]
     if damage == "deleted":

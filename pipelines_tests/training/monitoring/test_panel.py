@@ -1,4 +1,4 @@
-"""What a run shows while it trains, by a clock of the test's own."""
+"""The panel of a run, with a clock of the test's own."""
 
 import io
 
@@ -58,7 +58,7 @@ def test_times_are_those_of_the_steps_and_not_of_what_comes_between():
     )
 
 
-def test_a_reading_tells_speed_waiting_and_the_time_left():
+def test_readings_have_speed_waiting_and_the_time_left():
     monitor, clock, _ = make_monitor(terminal=False)
     stages = monitor.config.stages
     monitor.begin_stage(stages[0], 0, windows_per_step=8)
@@ -178,7 +178,7 @@ def test_the_measured_peak_is_a_rate_and_draws_from_no_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_line_of_a_run_tells_its_time(tmp_path, capsys):
+def test_every_line_of_a_run_has_its_times(tmp_path, capsys):
     make_run(tmp_path).train(stop_after="planner")
     lines = records(tmp_path)
     assert all(line["seconds"] >= 0 for line in lines)

@@ -22,7 +22,7 @@ def add_video(checkout, lab, second, frames=12, moving=True):
     return folder / "20655732.mp4"
 
 
-def test_a_name_tells_laboratory_time_and_camera():
+def test_a_name_states_laboratory_time_and_camera():
     assert clip_name(Path("20d7e5d4/2023-05-09/Tue_May__9_02:22:47_2023/20655732.mp4")) == (
         "droid_20d7e5d4_20230509_022247_20655732.mp4"
     )
