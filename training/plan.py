@@ -38,7 +38,7 @@ from training.costs import (
 from training.curriculum import window_request
 from training.data.buckets import Census, assign, size_multiple
 from training.data.census import StageCensus, open_clips, read_clips
-from training.data.sources import is_there
+from training.data.sources import source_exists
 from training.engine.adapter import base_arguments, summary
 from training.engine.optimizers import make_optimizers
 
@@ -173,7 +173,7 @@ def problems(config: RunConfig, with_data: bool = True) -> list[str]:
                 "raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
             )
     for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
-        if with_data and spec is not None and not is_there(spec):
+        if with_data and spec is not None and not source_exists(spec):
             found.append(f"there is no source of clips at {spec}; set `data.{key}` to yours")
     return list(dict.fromkeys(found))  # the same of several buckets, once
 
@@ -254,7 +254,7 @@ def make_plan(
     ):
         return Plan([], {}, {}, found, notes(config))  # there is nothing to count
     entries = None
-    if with_data and is_there(config.data.train):
+    if with_data and source_exists(config.data.train):
         entries = read_clips(config, open_clips(config, config.data.train)).entries
     told, stages, censuses = notes(config), [], []
     for stage in config.stages:

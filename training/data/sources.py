@@ -87,7 +87,7 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     )
 
 
-def is_there(spec: str) -> bool:
+def source_exists(spec: str) -> bool:
     """Return whether a source exists, without reading it; always true for `datasets`."""
     if spec.startswith(("datasets:", "datasets-stream:")):
         return True

@@ -228,7 +228,8 @@ def test_members_of_shards_that_are_not_clips_are_reported(folder, tmp_path):
     assert set(found) == {"x.tar/\\xff.mp4", "x.tar/c.mp4", "v.mp4"} and "beside .tar shards" in found["v.mp4"]
     reported = "\n".join(source.notes())
     assert (
-        "in the shards, not clips: 1 .json (x.tar/./b.json)" in reported and "in the shards, passed over: 1 hidden" in reported
+        "in the shards, not clips: 1 .json (x.tar/./b.json)" in reported
+        and "in the shards, passed over: 1 hidden" in reported
     )
     assert "archives that are not opened: sub/z.tar" in reported
 

@@ -196,7 +196,11 @@ def test_other_files_in_a_folder_of_pictures_are_reported(folder):
     before = PictureFolders(pictures, 5).stamp("p")
     (pictures / "p/._0.png").write_bytes(bytes(9))
     reported = "\n".join(PictureFolders(pictures, 5).notes())
-    assert "pictures that are no clips: 1, in ." in reported and "1 .db (p/Thumbs.db)" in reported and "1 hidden file" in reported
+    assert (
+        "pictures that are no clips: 1, in ." in reported
+        and "1 .db (p/Thumbs.db)" in reported
+        and "1 hidden file" in reported
+    )
     assert PictureFolders(pictures, 5).stamp("p") == before
 
 

@@ -212,7 +212,9 @@ def test_a_clip_that_breaks_in_mid_run_is_counted_reported_once_and_replaced(tmp
     run.train()
     assert capsys.readouterr().out.count("clip '1.mp4'") == 1
     reported = [json.loads(line) for line in (tmp_path / "trained/failed_clips.jsonl").read_text().splitlines()]
-    assert [(record["source"], record["clip"]) for record in reported] == [(str(clips), "1.mp4")] and reported[0]["reason"]
+    assert [(record["source"], record["clip"]) for record in reported] == [(str(clips), "1.mp4")] and reported[0][
+        "reason"
+    ]
     assert [record["global_step"] for record in records(tmp_path / "trained") if "loss" in record] == list(range(1, 7))
 
     # Started again, the run goes on with the clips as they were: the same windows but those of the broken clip, reported no more.
