@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from diffusers_mardini.video.errors import named_file_errors
 from training.config.schema import MODELS, RunConfig
 from training.config.stages import ALTERNATIVES
 from training.config.yaml_files import load_yaml, parse_yaml
@@ -41,6 +42,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         lines = [_explain(e, merged, layers, path) for e in error.errors()]
         raise ValueError("\n".join([f"{path} is not a valid training configuration:", *lines])) from error
+
+
+def read_run_config(run: Path) -> RunConfig:
+    """Return the configuration that a run wrote into its folder.
+
+    Raises:
+        ValueError: if the folder is no run's, or the file is damaged.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not the folder of a run and has no finished pipeline: it has no config.json; give runs/NAME"
+        )
+    with named_file_errors(f"'{path}'", "a run's configuration"):
+        return RunConfig.model_validate_json(path.read_bytes())
 
 
 def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict]]:

@@ -264,7 +264,7 @@ _NOT_SHAPING = {
 def shaping_fields(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
     """Return the settings that the weights after the named stages depend on, by dotted key, as JSON values.
 
-    Paths are left out, because folders may move (`SavedState` gets a fingerprint of the autoencoder instead), and so
+    Paths are left out, because folders may move (`RunCheckpoints` gets a digest of the autoencoder instead), and so
     are `batch_size` and `gradient_accumulation`: only the windows of a step matter, not how they are shared.
     """
     dump = config.model_dump(mode="json")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from training.config.schema import RunConfig, StageConfig
 from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.manifest import Entry
 from training.data.order import Rate, num_starts, why_not
@@ -73,6 +74,26 @@ class WindowRequest:
         if self.fps is not None:
             return (Rate(fps=self.fps),)
         return tuple(Rate(stride=stride) for stride, weight in sorted(self.strides) if weight > 0)
+
+
+def window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
+    """Return the windows that a stage trains on."""
+    shapes = config.by_bucket(stage)
+    return WindowRequest(
+        stage.name,
+        tuple(Bucket(*config.size_of(shape), shape.num_frames) for shape in shapes),
+        tuple(sorted((stage.strides or {}).items())),
+        stage.fps,
+        config.data.flip,
+        stage.off_centre,
+    )
+
+
+def heldout_window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
+    """Return the windows of a stage's held-out losses: first bucket, commonest stride, centred, not mirrored."""
+    drawn = window_request(config, stage)
+    strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
+    return WindowRequest(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class ClipConditions:
 
     def __init__(self, source: Source, conditions: Mapping[str, ConditionConfig]):
         self.source, self.conditions = source, dict(conditions)
-        self.known = read_config(*model_arguments(conditions).values())
+        self.known = read_config(*condition_arguments(conditions).values())
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def why_absent(self, entry: Entry) -> str | None:
@@ -91,7 +91,7 @@ class ClipConditions:
         return columns
 
 
-def model_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
+def condition_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
     """Return the arguments with which planner and transformer are built to take these conditions."""
     return {
         "conditions": {name: condition.channels for name, condition in conditions.items()} or None,

@@ -6,7 +6,6 @@ The shards hold the moments of the autoencoder's posterior, so that each epoch s
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.failures import reason_lines, sentence
 from training.data.manifest import Entry
 from training.data.sources import Source
+from training.digests import tensors_digest
+from training.files import UNFINISHED, whole_file, write_whole
 from training.stopping import Stopped
 
 
@@ -204,7 +205,7 @@ def build_latent_cache(
         Stopped: on every process, if one of them had a reason to stop.
     """
     settings = {
-        "vae": fingerprint(vae),
+        "vae": tensors_digest(vae.state_dict(), vae.config),
         "size": list(size),
         "planner_downscale": planner_downscale,
         "crop": CROP_POLICY,
@@ -242,7 +243,7 @@ def build_latent_cache(
             stopped = str(error)
             break
     writer.flush()
-    _write_json(folder / f"left-out-{rank}.json", {"left_out": left_out, "stopped": stopped})
+    write_whole(folder / f"left-out-{rank}.json", json.dumps({"left_out": left_out, "stopped": stopped}))
     wait()
     if rank == 0:
         _write_index(folder, settings, world)
@@ -387,14 +388,8 @@ class _ShardWriter:
         }
         taken = [int(path.stem.split("-")[2]) for path in self.folder.glob(f"shard-{self.rank}-*.safetensors")]
         path = self.folder / f"shard-{self.rank}-{max(taken, default=-1) + 1:05d}.safetensors"
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            save_file(tensors, temporary, metadata={"chunks": json.dumps(header)})
-            with open(temporary, "rb+") as file:  # Windows can only sync files that are open for writing
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"chunks": json.dumps(header)})
         self._chunks, self._bytes = [], 0
 
 
@@ -444,14 +439,14 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
             left_out |= outcome["left_out"]
             reasons += [outcome["stopped"]] if outcome["stopped"] else []
         file.unlink()
-    for path in folder.glob(".shard-*.part"):  # of a build that was killed
+    for path in folder.glob(f".shard-*{UNFINISHED}"):  # leftovers of a killed build
         path.unlink()
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))
     clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in known.items()}
     index = {"settings": settings, "left_out": left_out, "clips": clips}
-    _write_json(folder / "index.json", index | ({"stopped": reasons[0]} if reasons else {}))
+    write_whole(folder / "index.json", json.dumps(index | ({"stopped": reasons[0]} if reasons else {})))
 
 
 @contextmanager
@@ -463,22 +458,3 @@ def _damage(path: Path) -> Iterator[None]:
         raise ValueError(
             f"'{path}' is damaged ({sentence(error)}); delete the folder '{path.parent}', and it is made anew"
         ) from error
-
-
-def _write_json(path: Path, value: object) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """Return the SHA-256 of a model's configuration and weights: identifies the VAE by content, not by path."""
-    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

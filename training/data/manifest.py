@@ -25,6 +25,7 @@ from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, probe_video
 from training.data.failures import reason_lines, sentence, shown
 from training.data.sources import Source, open_source
+from training.files import UNFINISHED, write_whole
 from training.stopping import Stopped
 
 
@@ -148,7 +149,7 @@ def make_manifest(
     """
     path = default_path(source.spec) if path is None else Path(path)
     header = _header(source.spec)
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
     path.parent.mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
@@ -295,13 +296,8 @@ def _read_lines(path: Path, header: dict) -> Iterable[Entry]:
 
 
 def _write_lines(path: Path, header: dict, entries: Iterable[Entry]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(header) + "\n")
-        file.writelines(entry.model_dump_json(exclude_defaults=True) + "\n" for entry in entries)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    lines = [json.dumps(header), *(entry.model_dump_json(exclude_defaults=True) for entry in entries)]
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def _counts(values: Iterable[str], most: int = 8) -> str:

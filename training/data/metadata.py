@@ -15,6 +15,7 @@ from typing import Any
 
 from training.data.failures import is_utf8, sentence
 from training.data.folders import METADATA_FILES, Listing
+from training.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,7 @@ class Metadata:
 
 def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `metadata.jsonl`, complete or not at all: a folder that has one is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "metadata.jsonl.part"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(folder / "metadata.jsonl")
+    write_whole(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metadata(listing: Listing) -> Metadata | None:

@@ -5,7 +5,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,16 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.config.schema import RunConfig
-from training.curriculum import heldout_window_request, window_request
-from training.data.buckets import WindowRequest, assign
+from training.data.buckets import WindowRequest, assign, heldout_window_request, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
 from training.data.failures import FailedClips
 from training.data.manifest import Entry, default_path, read_manifest, write_manifest
 from training.data.sources import Source
 from training.data.windows import ClipWindows, LatentWindows, PixelWindows
+from training.files import read_json, write_whole
 from training.locks import turn_to_write
-from training.monitoring.records import read_json
 from training.stopping import Stopped
 
 
@@ -195,6 +193,4 @@ def _report_census(
                     f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows "
                     "from here on"
                 )
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(records, indent=1) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from training.monitoring.records import append_line
+from training.files import append_line
 
 
 PACKAGES = ("diffusers-mardini", "torch", "diffusers", "accelerate", "safetensors", "numpy", "av")

@@ -10,14 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_mardini.masking import (
-    interpolation_indices,
-    leading_indices,
     random_reference_mask,
     reference_mask_from_indices,
+    task_indices,
 )
 from training.config.schema import StageConfig
-from training.curriculum import Batch
-from training.losses import diffusion_loss, plan, reconstruction_loss
+from training.data.batches import Batch
+from training.losses import diffusion_loss, make_planning_signals, reconstruction_loss
 from training.monitoring.heldout_windows import HeldoutWindows
 from training.randomness import step_generator
 
@@ -29,13 +28,12 @@ PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns, of which the mean i
 def patterns(num_frames: int, num_windows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Return masks `(windows, frames)`: the tasks', and random ones with one, half and all but one frame masked."""
 
-    def fixed(indices: list[int]) -> torch.Tensor:
-        return reference_mask_from_indices(indices, num_frames, num_windows)
-
-    masks = {"task/image-to-video": fixed(leading_indices(1))}
-    if num_frames > 2:  # two frames have nothing between them
-        masks["task/interpolation"] = fixed(interpolation_indices(num_frames))
-        masks["task/expansion"] = fixed(leading_indices((num_frames + 1) // 2))
+    # Two frames have nothing between them.
+    tasks = ("image-to-video", "interpolation", "expansion") if num_frames > 2 else ("image-to-video",)
+    masks = {
+        f"task/{task}": reference_mask_from_indices(task_indices(task, num_frames), num_frames, num_windows)
+        for task in tasks
+    }
     for masked in sorted({1, num_frames // 2, num_frames - 1}):
         masks[f"masked/{masked}"] = random_reference_mask(num_windows, num_frames, num_frames - masked, generator)
     return masks
@@ -89,7 +87,7 @@ def heldout_losses(
             conditions={name: values[rows] for name, values in windows.conditions.items()},
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
-            signals = plan(planner, batch) if plans else None
+            signals = make_planning_signals(planner, batch) if plans else None
             if plans and head is not None:
                 add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
             for share in _noise_levels(pattern == given_ends) if samples else ():

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from diffusers_mardini import MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.latents import decode_latents
-from diffusers_mardini.masking import interpolation_indices, leading_indices, reference_mask_from_indices
+from diffusers_mardini.masking import reference_mask_from_indices, task_indices
 from diffusers_mardini.models.embeddings import unpatchify
 from diffusers_mardini.pipelines.sampling_options import SamplingOptions
 from training.config.schema import StageConfig
@@ -125,7 +125,7 @@ class HeldoutSampler:
 
 def tasks(num_frames: int) -> dict[str, list[int]]:
     """Return the given frames by task, for tasks that mask at least one frame."""
-    given = {"interpolation": interpolation_indices(num_frames), "image-to-video": leading_indices(1)}
+    given = {task: task_indices(task, num_frames) for task in ("interpolation", "image-to-video")}
     return {task: indices for task, indices in given.items() if len(indices) < num_frames}
 
 

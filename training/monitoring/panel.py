@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from training.config.schema import RunConfig, StageConfig
-from training.costs import count_operations, count_tokens, uses_bfloat16
+from training.costs import count_operations, count_tokens
+from training.engine.sharding import uses_bfloat16
 from training.monitoring.device_speed import measure_peak
 from training.monitoring.heldout_scores import SCORES
 

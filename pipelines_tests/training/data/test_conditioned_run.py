@@ -6,7 +6,8 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run, rows
-from training.curriculum import draw_batch, drop_conditions, window_request
+from training.curriculum import draw_batch, drop_conditions
+from training.data.buckets import window_request
 from training.engine.models import make_models
 from training.monitoring.heldout_windows import heldout_windows
 

@@ -20,7 +20,9 @@ from pipelines_tests.training.test_train_mardini import (
     write_clips,
 )
 from training.config.schema import RunConfig
-from training.curriculum import Draw, draw_batch, heldout_window_request, window_request
+from training.curriculum import draw_batch
+from training.data.batches import Draw
+from training.data.buckets import heldout_window_request, window_request
 from training.data.preparation import prepare_data
 from training.engine.checkpoint import list_checkpoints
 from training.loop import Stopped

@@ -11,7 +11,7 @@ import torch
 
 from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.test_train_mardini import clips_folder, make_config, make_run, records
-from training.curriculum import heldout_window_request
+from training.data.buckets import heldout_window_request
 from training.evaluation.metrics import score_windows, summarize
 from training.monitoring.heldout_scores import SCORES, heldout_scores
 from training.monitoring.heldout_windows import heldout_windows
