@@ -14,6 +14,7 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from diffusers_mardini.masking import task_indices
 
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
@@ -30,9 +31,9 @@ class Task:
 
 
 TASKS = {
-    "interpolation": Task(9, (0, 8)),
-    "image-to-video": Task(17, (0,)),
-    "expansion": Task(28, tuple(range(16))),  # Fig. 8
+    "interpolation": Task(9, tuple(task_indices("interpolation", 9))),
+    "image-to-video": Task(17, tuple(task_indices("image-to-video", 17))),
+    "expansion": Task(28, tuple(task_indices("expansion", 28, num_leading=16))),  # Fig. 8
 }
 
 

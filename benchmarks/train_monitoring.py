@@ -18,9 +18,9 @@ from rich.console import Console
 
 from diffusers_mardini import AutoencoderPatchBasis
 from training.config.schema import RunConfig
-from training.costs import uses_bfloat16
 from training.data.preparation import prepare_data
 from training.data.recipes.moving_shapes import record
+from training.engine.sharding import uses_bfloat16
 from training.loop import Run
 from training.monitoring.trackers import finish_trackers, tracker_arguments
 

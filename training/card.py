@@ -15,7 +15,7 @@ from typing import Any
 from diffusers_mardini.cards import write_model_card
 from training.config.strict import check_kind
 from training.config.yaml_files import load_yaml
-from training.monitoring.records import read_json
+from training.files import read_json
 
 
 _NO_SWITCH = frozenset({int, float, str})  # no fact of a card is true or false

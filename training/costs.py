@@ -1,38 +1,43 @@
-"""What one step of a stage costs: tokens, floating-point operations and memory, counted on meta tensors, nothing allocated.
+"""Count the costs of a run: tokens, operations, memory, disk; on meta tensors, so that nothing is allocated.
 
-The training module itself runs forward and backward, with one and with two blocks per model; blocks are alike, so that more of
-them follow by a straight line. `plan.py` puts the stages together.
+The training module itself runs forward and backward, with one and with two blocks per model; all blocks are alike, so
+the costs of more are extrapolated linearly. `plan.py` prints the costs of all stages.
 """
 
 import json
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniScheduler, MarDiniTransformer3DModel
+from diffusers_mardini import MarDiniScheduler
 from diffusers_mardini.costs import PeakMemory, fused_attention
-from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
-from diffusers_mardini.presets import load_preset
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
-from training.curriculum import Batch
-from training.engine.adapter import add_adapter, base_arguments, matched_layers
-from training.engine.optimizers import learned, learns_by_muon
-from training.losses import MarDiniTrainingModel, PlannerReconstructionHead
+from training.data.batches import Batch
+from training.data.buckets import Census, window_request
+from training.data.census import StageCensus
+from training.engine.models import (
+    VAE_FACTOR,
+    adapted_layers,
+    build_models,
+    model_arguments,
+    trained_parts,
+    whole_models,
+)
+from training.engine.optimizers import learned, learns_by_muon, make_optimizers
+from training.engine.sharding import uses_bfloat16
+from training.losses import MarDiniTrainingModel
 
 
-VAE_FACTOR = 8  # pixels of a side of a latent; both autoencoders this project takes have it
-FROZEN_WIDTHS = {
-    "float32": 4,
-    "bf16": 2,
-    "int8": 1,
-}  # bytes of a weight by `lora.base_dtype`; scales of int8 are not counted
+# Bytes of a frozen weight by `lora.base_dtype`; scales of int8 are not counted.
+FROZEN_WIDTHS = {"float32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,12 @@ class Memory:
     """Bytes on each device, by kind.
 
     Attributes:
-        weights: float32, of all models, whatever the stage trains; those that an adapter leaves frozen as `lora.base_dtype` says.
-        low_precision_weights: the copies that bf16 autocast keeps; under FSDP the blocks gathered at one moment.
+        weights: float32, of all models, whatever the stage trains; frozen weights of an adapter in `lora.base_dtype`.
+        low_precision_weights: the copies that bf16 autocast keeps; under FSDP the blocks gathered at the same time.
         gradients: float32; twice under DDP, which keeps buckets beside them.
-        optimizer: averages of gradients, of what the stage trains.
+        optimizer: averages of the gradients of trained parameters.
         ema: the average of the weights.
-        activations: kept for the backward pass, and the largest working set beside it.
+        activations: tensors kept for the backward pass, and the largest working set beside them.
     """
 
     weights: int
@@ -57,70 +62,24 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Return the bytes of all kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
-
-
-def model_arguments(config: RunConfig) -> dict[str, dict]:
-    """Keyword arguments of planner, transformer and scheduler, as a run builds them."""
-    if config.lora is not None:
-        arguments = base_arguments(config.init_from)
-        return {part: arguments[part] for part in ("planner", "transformer", "scheduler")}
-    preset = load_preset(config.preset)
-    parts = ("planner", "transformer", "scheduler")
-    return {part: {**preset[part], **getattr(config, part)} for part in parts}
-
-
-def build_models(
-    arguments: dict[str, dict], device: torch.device | str = "meta", lora: AdapterConfig | None = None
-) -> nn.ModuleDict:
-    """`planner`, `transformer` and `head` of a run, on a device; with an adapter, frozen but for it and without a head."""
-    with torch.device(device):
-        planner = MarDiniPlannerTransformer3DModel(**arguments["planner"])
-        transformer = MarDiniTransformer3DModel(**arguments["transformer"])
-        planning_dim = planner.config.num_attention_heads * planner.config.attention_head_dim
-        if lora is not None:
-            models = nn.ModuleDict({"planner": planner, "transformer": transformer})
-            add_adapter(models, lora, seed=0)
-            return models
-        head = PlannerReconstructionHead(planning_dim, planner.config.in_channels, planner.config.patch_size)
-    return nn.ModuleDict({"planner": planner, "transformer": transformer, "head": head})
-
-
-def whole_models(config: RunConfig) -> nn.ModuleDict:
-    """The models of a run on meta, to be looked at and not changed."""
-    return _whole_models(json.dumps(model_arguments(config)), config.lora)
-
-
-@cache
-def _whole_models(arguments: str, lora: AdapterConfig | None) -> nn.ModuleDict:
-    return build_models(json.loads(arguments), lora=lora)
-
-
-def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
-    """Names of the linear layers that an adapter changes, by part; see `adapter.matched_layers`."""
-    return matched_layers(_whole_models(json.dumps(model_arguments(config)), None), config.lora.targets)
-
-
-def trained_parts(stage: StageConfig) -> tuple[str, ...]:
-    """Which of the models a stage trains, as the loop does."""
-    parts = {"planner": ("planner", "head"), "transformer": ("transformer",), "joint": ("planner", "transformer")}
-    return parts[stage.trains] + (("head",) if stage.trains == "joint" and stage.planner_loss_weight > 0 else ())
 
 
 @dataclass(frozen=True)
 class Shape:
-    """All that decides what a step costs on one process; stages of the same shape are counted once.
+    """Properties that decide what a step costs on one process; stages of the same shape are counted once.
 
     Attributes:
         arguments: `model_arguments`, as JSON.
         parts: the models that run.
         temporal_attention: of the transformer.
-        batch, frames, num_masked: windows, their frames, and how many of those are masked.
+        batch, frames, num_masked: windows, their frames, and the masked ones of these.
         size: height and width in pixels.
-        planner_downscale: how many times smaller the planner's frames are.
-        dtype: what is computed in.
-        checkpointing: whether blocks are recomputed in the backward pass.
-        lora: the adapter, for as many blocks as there are; `None` where all weights are trained.
+        planner_downscale: the planner's frames are so many times smaller.
+        dtype: of the computations.
+        checkpointing: blocks are recomputed in the backward pass.
+        lora: the adapter, for any number of blocks; `None` if all weights are trained.
     """
 
     arguments: str
@@ -137,7 +96,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: RunConfig, stage: StageConfig, num_masked: int, checkpointing: bool | None = None) -> "Shape":
-        """The shape of a stage's step; `stage` has a `batch_size` (`StageConfig.for_processes`)."""
+        """Return the shape of a stage's step; `stage` has a `batch_size` (`StageConfig.for_processes`)."""
         return cls(
             arguments=json.dumps(model_arguments(config)),
             parts=trained_parts(stage),
@@ -155,7 +114,7 @@ class Shape:
     def training_model(
         self, layers: tuple[int, int] | None = None, device: torch.device | str = "meta"
     ) -> MarDiniTrainingModel:
-        """What a step runs, in float32, with `layers` blocks of planner and transformer, or all of them."""
+        """Return the module of a step in float32, with `layers` blocks of planner and transformer, or all of them."""
         arguments = json.loads(self.arguments)
         for part, number in zip(("planner", "transformer"), layers or ()):
             arguments[part]["num_layers"] = number
@@ -168,7 +127,7 @@ class Shape:
         return MarDiniTrainingModel(*chosen, MarDiniScheduler(**arguments["scheduler"]), planner_loss_weight=1.0)
 
     def batch_of(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """A made-up batch: noise on a device, nothing on meta; the first frames of each window are masked."""
+        """Return a batch of noise on a device (no numbers on meta); the first frames of each window are masked."""
         channels = json.loads(self.arguments)["transformer"].get("in_channels", 16)
         height, width = (side // VAE_FACTOR for side in self.size)
         low = self.planner_downscale
@@ -191,14 +150,75 @@ class Shape:
             )
 
 
-def uses_bfloat16(config: RunConfig) -> bool:
-    return config.mixed_precision == "bf16" or (
-        config.mixed_precision == "auto" and has_bfloat16_units(choose_device())
-    )
+@dataclass(frozen=True)
+class BucketCosts:
+    """Costs of the windows of one shape.
+
+    Attributes:
+        num_frames, size: the shape.
+        share: of the stage's batches; equal shares if the clips are unknown.
+        tokens: of one window, by model, [NEXT] included.
+        operations_per_step: floating-point operations of all processes, forward and backward.
+        memory: of each device, as configured.
+        memory_other: with gradient checkpointing switched the other way.
+    """
+
+    num_frames: int
+    size: tuple[int, int]
+    share: float
+    tokens: dict[str, int]
+    operations_per_step: float
+    memory: Memory
+    memory_other: Memory
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Costs of a stage.
+
+    Attributes:
+        steps, clips: optimizer steps, and windows seen in them by all processes.
+        batch: windows of a step, of all processes.
+        parameters: number of trained parameters.
+        buckets: the shapes of its windows, one or several.
+        seconds_per_step: at the stated throughput, or as measured; `None` if neither is known.
+        census: the clips; `None` without data.
+    """
+
+    name: str
+    trains: str
+    sampling: str
+    steps: int
+    clips: int
+    batch: int
+    parameters: int
+    buckets: tuple[BucketCosts, ...]
+    seconds_per_step: float | None = None
+    census: StageCensus | None = None
+
+    @property
+    def largest(self) -> BucketCosts:
+        """Return the bucket that needs the most memory."""
+        return max(self.buckets, key=lambda bucket: bucket.memory.total)
+
+    @property
+    def operations_per_step(self) -> float:
+        """Return the mean over the batches of all buckets."""
+        return sum(bucket.share * bucket.operations_per_step for bucket in self.buckets)
+
+    @property
+    def operations(self) -> float:
+        """Return the floating-point operations of all steps and processes."""
+        return self.operations_per_step * self.steps
+
+    @property
+    def hours(self) -> float | None:
+        """Return the duration of the stage, if known."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.steps / 3600
 
 
 def masked_frames(stage: StageConfig) -> tuple[float, int]:
-    """The mean number of masked frames of a window under the stage's mixture of tasks, and the largest."""
+    """Return the mean number of masked frames of a window under the stage's mixture of tasks, and the largest."""
     least, largest = num_reference_frames_range(stage.num_frames, stage.reference_ratio)
     kept = {"random": (least, largest), "interpolation": (2, 2), "leading": stage.leading_frames}
     weights = {task: weight for task, weight in stage.tasks.model_dump().items() if weight > 0}
@@ -207,7 +227,7 @@ def masked_frames(stage: StageConfig) -> tuple[float, int]:
 
 
 def count_tokens(config: RunConfig, stage: StageConfig) -> dict[str, int]:
-    """Tokens of one window in planner and transformer, [NEXT] included; 0 for a model the stage does not run."""
+    """Return the tokens of one window in planner and transformer, [NEXT] included; 0 for models that do not run."""
     shape = Shape.of(config, stage.model_copy(update={"batch_size": 1}), 1)
     batch, arguments = shape.batch_of("meta", shape.dtype), json.loads(shape.arguments)
     tokens = {}
@@ -219,22 +239,24 @@ def count_tokens(config: RunConfig, stage: StageConfig) -> dict[str, int]:
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Parameters of `planner`, `transformer` and `head` that a run learns: all or, of an adapter's, those of the adapter."""
+    """Return the numbers of parameters that a run learns, by model; only the adapter's, if there is one."""
     return {name: sum(p.numel() for p in learned(model).values()) for name, model in whole_models(config).items()}
 
 
 def count_operations(config: RunConfig, stage: StageConfig) -> float:
-    """Floating-point operations of a step on one process, all its accumulated parts, forward and backward, at the mean number of
-    masked frames."""
+    """Return the operations of a step on one process, forward and backward of all its accumulated parts.
+
+    Counts the mean number of masked frames.
+    """
     mean, _ = masked_frames(stage)
-    low, high = int(mean), int(mean) + (mean != int(mean))  # linear in between: masked frames are those that ask
+    low, high = int(mean), int(mean) + (mean != int(mean))  # linear in between: only masked frames need queries
     shapes = [Shape.of(config, stage, masked) for masked in (low, high)]
     at_low, at_high = (_by_layers(shape, partial(_count_operations, shape)) for shape in shapes)
     return stage.gradient_accumulation * (at_low + (at_high - at_low) * (mean - low))
 
 
 def count_activations(config: RunConfig, stage: StageConfig, checkpointing: bool) -> int:
-    """Most bytes of results alive at once in a step on one process, gradients of weights not counted."""
+    """Return the most bytes of results alive at once in a step on one process, without gradients of weights."""
     shape = Shape.of(config, stage, masked_frames(stage)[1], checkpointing)
     kept = _by_layers(shape, partial(_count_bytes, shape))
     beside = _count_bytes(shape, 1, 1, backward=True) - _count_bytes(shape, 1, 1)  # one block's, while the rest waits
@@ -244,7 +266,7 @@ def count_activations(config: RunConfig, stage: StageConfig, checkpointing: bool
 def count_memory(
     config: RunConfig, stage: StageConfig, parallelism: str, num_processes: int, checkpointing: bool
 ) -> Memory:
-    """Memory of each device under `single`, `ddp` or `fsdp` (all sharded over the processes)."""
+    """Return the memory of each device under `single`, `ddp` or `fsdp` (all sharded over the processes)."""
     models = whole_models(config)
     everything = sum(p.numel() for p in learned(models).values())
     frozen = sum(p.numel() for p in models.parameters()) - everything
@@ -270,16 +292,124 @@ def count_memory(
     )
 
 
+def estimate_stage(
+    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None,
+    census: StageCensus | None,
+) -> StageCosts:  # fmt: skip
+    """Return what a stage costs, on all processes; see `training.plan` for the arguments."""
+    parameters = count_parameters(config)
+    shapes = config.by_bucket(stage)
+    known = census is not None and census.clips
+    shares = [bucket.share for bucket in census.buckets] if known else [1 / len(shapes)] * len(shapes)
+    sampling = f"{stage.fps:g} fps" if stage.fps else "stride " + "/".join(map(str, sorted(stage.strides)))
+    plan = StageCosts(
+        name=stage.name,
+        trains=stage.trains,
+        sampling=sampling,
+        steps=stage.steps,
+        clips=stage.steps * stage.windows_per_step(num_processes),
+        batch=stage.windows_per_step(num_processes),
+        parameters=sum(parameters[part] for part in trained_parts(stage)),
+        buckets=tuple(
+            _estimate_bucket(config, shape, share, num_processes, parallelism) for shape, share in zip(shapes, shares)
+        ),
+        census=census,
+    )
+    if not flops_per_second:
+        return plan
+    return replace(plan, seconds_per_step=plan.operations_per_step / num_processes / flops_per_second)
+
+
+def _estimate_bucket(
+    config: RunConfig, shape: StageConfig, share: float, num_processes: int, parallelism: str
+) -> BucketCosts:
+    checkpointing = config.gradient_checkpointing
+    memory, other = (
+        count_memory(config, shape, parallelism, num_processes, switch)
+        for switch in (checkpointing, not checkpointing)
+    )
+    return BucketCosts(
+        num_frames=shape.num_frames,
+        size=config.size_of(shape),
+        share=share,
+        tokens=count_tokens(config, shape),
+        operations_per_step=count_operations(config, shape) * num_processes,
+        memory=memory,
+        memory_other=other,
+    )
+
+
+def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Census], shards: int) -> dict[str, int]:
+    """Return bytes on disk by kind.
+
+    Checkpoints hold float32 weights, averages and optimizer state of learned parameters; while one is written there is
+    one more than are kept. Latents are means and variances in float16; an autoencoder without variance needs half.
+    """
+    parameters = count_parameters(config)
+    everything = sum(parameters.values())
+    optimizer = max(stage.largest.memory.optimizer for stage in stages) * shards
+    width = getattr(torch, config.save_dtype).itemsize
+    results = "pipelines" if config.lora is None else "adapters"
+    disk = {
+        "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
+        results: (everything - parameters.get("head", 0)) * width * len(stages),
+    }
+    if config.data.from_pixels:
+        return disk
+    channels = model_arguments(config)["transformer"].get("in_channels", 16)
+    low = config.data.planner_downscale
+    copies = len({view for stage in config.stages for view in window_request(config, stage).views})
+    per_frame = {
+        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
+        for h, w in {bucket.size for stage in stages for bucket in stage.buckets}
+    }
+    needed = {  # a clip is kept once at each size that some stage has for it
+        (bucket.size, entry.key): entry.num_frames
+        for census in censuses
+        for bucket, clips in zip(census.buckets, census.clips)
+        for entry in clips
+    }
+    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
+    disk["latents"] = sum(frames * per_frame[size] for (size, _), frames in needed.items())
+    return disk
+
+
+def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
+    """Return the seconds of a real step on this machine's device, with random latents; one step warms up."""
+    device = choose_device()
+    shape = Shape.of(config, stage, round(masked_frames(stage)[0]))
+    model = shape.training_model(device=device)
+    optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
+    batch = shape.batch_of(device, torch.float32)
+
+    def step() -> None:
+        for _ in range(stage.gradient_accumulation):
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config)):
+                loss = model(batch)["loss"]
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss.item()  # waits for the device
+
+    step()
+    started = time.monotonic()
+    for _ in range(num_steps):
+        step()
+    return (time.monotonic() - started) / num_steps
+
+
 def _for_any_block(config: RunConfig) -> AdapterConfig:
-    """The adapter with targets that match the same layers in every block, since costs are counted with one and with two of them."""
+    """Return the adapter with targets that match the same layers in every block, however many there are."""
     names = {f"{part}.{name}" for part, names in adapted_layers(config).items() for name in names}
-    # Escaped first: what stands for any number must not be.
+    # Names are escaped before `\d+` is inserted.
     patterns = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name), count=1) for name in names})
     return config.lora.model_copy(update={"targets": "|".join(patterns)})
 
 
 def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
-    """What `measure` gives for all blocks, from what it gives for one and for two of them."""
+    """Return what `measure` gives for all blocks, extrapolated from one and two blocks."""
     arguments = json.loads(shape.arguments)
     total = one = measure(1, 1)
     for part, two in (("planner", (2, 1)), ("transformer", (1, 2))):
@@ -289,7 +419,7 @@ def _by_layers(shape: Shape, measure: Callable[[int, int], float]) -> float:
 
 
 def _on_meta(shape: Shape, layers: tuple[int, int]) -> tuple[MarDiniTrainingModel, Batch]:
-    """Module and batch. In bf16 throughout where autocast computes in it; its copies of the weights are counted apart."""
+    """Return module and batch, in bf16 throughout if autocast uses it; its copies of weights are counted apart."""
     model = shape.training_model(layers).to(shape.dtype)
     return model, shape.batch_of("meta", shape.dtype)
 
@@ -304,9 +434,9 @@ def _count_operations(shape: Shape, planner_layers: int, transformer_layers: int
 
 @cache
 def _count_bytes(shape: Shape, planner_layers: int, transformer_layers: int, backward: bool = False) -> int:
-    """Bytes kept by the forward pass or, with `backward`, the most alive at any moment; gradients are let go as they come.
+    """Return the bytes kept by the forward pass or, with `backward`, the most alive at any moment, without gradients.
 
-    Apart from the operations, because torch's counter holds on to what a recomputed block lets go.
+    Counted apart from the operations, because torch's counter keeps tensors that a recomputed block releases.
     """
     model, batch = _on_meta(shape, (planner_layers, transformer_layers))
     for parameter in learned(model).values():

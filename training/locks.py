@@ -1,7 +1,7 @@
-"""One process owns a folder that is written: a lock file says which, and for as long as it lives.
+"""Locks that let one process at a time write a folder: a lock file names the owner, as long as it lives.
 
-Locks of the operating system are not to be trusted on network file systems, so the owner touches the file every few
-seconds instead. An owner on this machine is dead when its process is; one on another machine when the file was not
+Locks of the operating system are unreliable on network file systems, so the owner touches its lock file every few
+seconds instead. An owner on this machine is dead if its process is; one on another machine, if the file was not
 touched for `SILENCE`.
 """
 
@@ -22,24 +22,24 @@ from training.stopping import Stopped
 
 
 BEAT = 15.0  # seconds between two touches
-SILENCE = 300.0  # seconds without one, after which an owner on another machine is taken for dead
+SILENCE = 300.0  # seconds without a touch, after which an owner on another machine is taken for dead
 
 
 class OwnedError(ValueError):
-    """Another process that lives owns what is to be written; says which."""
+    """Another living process owns the lock; the message says which."""
 
 
 class Owner:
-    """Own what a lock file stands for, within a `with`; whoever died without giving it back is followed.
+    """Own a lock within a `with` block; the lock of a dead owner is taken over.
 
     Args:
-        path: the lock file; its folder is made.
-        what: is owned, in words.
-        wait: whether to wait until it is free instead of refusing.
+        path: the lock file; its folder is created.
+        what: a name for what is locked, for messages.
+        wait: wait until the lock is free instead of refusing.
         stop: asked while waiting, for a reason to stop.
 
     Raises:
-        OwnedError: if another process owns it, and it is not waited for.
+        OwnedError: if another process owns the lock, and `wait` is false.
         Stopped: if there was a reason to stop.
     """
 
@@ -56,19 +56,19 @@ class Owner:
 
     def __enter__(self) -> "Owner":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        told = False
+        announced = False
         while not self._take():
             owner = self._read()
             if not self.wait:
                 raise OwnedError(self._refusal(owner))
             if reason := self.stop():
                 raise Stopped(reason)
-            if not told:
+            if not announced:
                 print(
                     f"waiting for process {owner.get('pid', '?')} on {owner.get('host', '?')}, which writes "
                     f"{self.what}"
                 )
-            told = True
+            announced = True
             time.sleep(1)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -81,16 +81,16 @@ class Owner:
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> bool:
-        """Whether this process owns it now."""
+        """Return whether this process owns the lock now."""
         if self._create(self.path):
             return True
         if not self._is_dead():
             return False
-        # One process at a time follows a dead one, or the second would take it from the first.
+        # Only one process at a time may take over, or a second would take the lock from the first.
         turn = self.path.with_name(f"{self.path.name}.turn")
         if not self._create(turn):
             with contextlib.suppress(OSError):
-                if self._age(turn) > SILENCE:  # of a process that died within the next lines
+                if self._age(turn) > SILENCE:  # left by a process that died within the next lines
                     turn.unlink()
             return False
         try:
@@ -105,7 +105,7 @@ class Owner:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except (FileExistsError, PermissionError) as error:
-            if path.exists():  # Windows calls a file that is being deleted a matter of permission
+            if path.exists():  # Windows raises PermissionError for a file that is being deleted
                 return False
             raise error
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -121,7 +121,7 @@ class Owner:
         return False
 
     def _age(self, path: Path) -> float:
-        """Seconds since a file was touched, by the clock of its file system, which other machines touch it by."""
+        """Return the seconds since a file was touched, by the clock of its file system, which all machines share."""
         probe = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         probe.touch()
         try:
@@ -136,7 +136,7 @@ class Owner:
             return ""
 
     def _read(self) -> dict[str, Any]:
-        """What the owner wrote; empty while it has not written yet."""
+        """Return what the owner wrote; empty before it has written."""
         try:
             owner = json.loads(self._read_text())
         except ValueError:
@@ -147,8 +147,8 @@ class Owner:
         return (
             f"{self.what} is being written by process {owner.get('pid', '(unknown)')} on "
             f"{owner.get('host', 'an unknown machine')}, since {owner.get('since', 'a moment ago')}; wait until it "
-            "ends, or end it. A process that has died is followed at once on its own "
-            f"machine, after {SILENCE / 60:.0f} minutes without a sign of life elsewhere ({self.path})"
+            "ends, or end it. The lock of a dead process is taken over at once on its own machine, and after "
+            f"{SILENCE / 60:.0f} minutes without a sign of life on others ({self.path})"
         )
 
     def _beat(self) -> None:
@@ -161,15 +161,14 @@ class Owner:
                 with contextlib.suppress(OSError):
                     self._create(self.path)
             elif '"id"' in found:
-                # This process was stopped for so long that another took it for dead; two may not write.
+                # This process was suspended for so long that another took it for dead; only one may write.
                 print(f"{self._refusal(self._read())}; this process ends without writing anything more", flush=True)
                 os._exit(1)
 
 
 @contextlib.contextmanager
 def turn_to_write(path: Path, what: str, stop: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """Own what a lock file stands for, one process after the other; where nothing can be written there is nothing to
-    wait for."""
+    """Own a lock within the block, waiting for earlier owners; do without if the lock file cannot be written."""
     owner = Owner(path, what, wait=True, stop=stop)
     with contextlib.ExitStack() as held:
         try:
@@ -189,8 +188,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What processes that see each other's numbers have in common: the host and, on Linux, the space of these numbers
-    (of a container)."""
+    """Return what processes that see each other's numbers have in common: the host and, on Linux, a PID namespace."""
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
         return f"{socket.gethostname()} {Path('/etc/machine-id').read_text().strip()} {namespace}"
@@ -198,7 +196,7 @@ def _machine() -> str:
 
 
 def _is_alive(pid: Any, started: Any) -> bool:
-    """Whether the process runs that had this number when it began: numbers are given again."""
+    """Return whether the process with this number is the one that began then: numbers are reused."""
     if not isinstance(pid, int):
         return False
     try:

@@ -1,26 +1,18 @@
-"""The losses (Sec. 2.4.1): what is trained together, as one module that data parallelism can wrap."""
+"""The losses (Sec. 2.4.1): masked reconstruction of the planner, masked velocity prediction of the diffusion model.
+
+`MarDiniTrainingModel` joins the models that a stage trains, so that data parallelism can wrap them as one module.
+Batches are drawn in `curriculum.py`; gradients and optimizer steps are in `engine/gradient_steps.py`.
+"""
 
 import torch
 from torch import nn
 
 from diffusers_mardini.models.embeddings import patchify
-from training.curriculum import Batch
-
-
-class PlannerReconstructionHead(nn.Module):
-    """`f` of Sec. 2.4.1: projects planning signals back onto patches of low-resolution latents; thrown away after training."""
-
-    def __init__(self, planning_dim: int, in_channels: int, patch_size: int):
-        super().__init__()
-        self.proj = nn.Linear(planning_dim, in_channels * patch_size**2)
-
-    def forward(self, planning_signals: torch.Tensor) -> torch.Tensor:
-        """`(batch, frames, rows, columns, planning_dim)` to patches `(batch, frames, rows, columns, channels * patch**2)`."""
-        return self.proj(planning_signals)
+from training.data.batches import Batch
 
 
 class MarDiniTrainingModel(nn.Module):
-    """Planner, transformer and reconstruction head, of which a stage has one, two or all three.
+    """Compute a stage's loss with those of planner, transformer and reconstruction head that it trains.
 
     Args:
         planner, head: the planner and `f`; both or neither.
@@ -38,10 +30,10 @@ class MarDiniTrainingModel(nn.Module):
         self.planner_loss_weight = planner_loss_weight
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Returns `loss` and its parts, scalars: `planner_loss` (reconstruction) and `diffusion_loss` (velocity)."""
+        """Return `loss` and its parts, scalars: `planner_loss` (reconstruction) and `diffusion_loss` (velocity)."""
         losses, planning_signals = {}, None
         if self.planner is not None:
-            planning_signals = plan(self.planner, batch)
+            planning_signals = make_planning_signals(self.planner, batch)
             if self.head is not None:
                 losses["planner_loss"] = reconstruction_loss(self.planner, self.head, batch, planning_signals)
         if self.transformer is not None:
@@ -54,8 +46,8 @@ class MarDiniTrainingModel(nn.Module):
         return {"loss": loss, **losses}
 
 
-def plan(planner: nn.Module, batch: Batch) -> torch.Tensor:
-    """The planning signals of a batch, `(batch, frames, rows, columns, planning_dim)`."""
+def make_planning_signals(planner: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the planning signals of a batch, `(batch, frames, rows, columns, planning_dim)`."""
     return planner(
         batch.planner_latents,
         batch.reference_mask,
@@ -67,7 +59,7 @@ def plan(planner: nn.Module, batch: Batch) -> torch.Tensor:
 def reconstruction_loss(
     planner: nn.Module, head: nn.Module, batch: Batch, planning_signals: torch.Tensor
 ) -> torch.Tensor:
-    """`|| M z_low - M f(P(masked z_low)) ||^2`, the mean over masked frames."""
+    """Return `|| M z_low - M f(P(masked z_low)) ||^2`, the mean over masked frames."""
     target = patchify(batch.planner_latents, planner.config.patch_size)
     return masked_mse(head(planning_signals), target, ~batch.reference_mask)
 
@@ -75,7 +67,7 @@ def reconstruction_loss(
 def diffusion_loss(
     transformer: nn.Module, scheduler, batch: Batch, planning_signals: torch.Tensor | None
 ) -> torch.Tensor:
-    """`|| M v_t - M G(z_t, z_cond, t) ||^2`, the mean over masked frames; `z_uncond` without planning signals."""
+    """Return `|| M v_t - M G(z_t, z_cond, t) ||^2`, the mean over masked frames; `z_uncond` without signals."""
     masked = ~batch.reference_mask
     timesteps = batch.timesteps
     noisy = scheduler.add_noise(batch.latents, batch.noise, timesteps)
@@ -94,6 +86,11 @@ def diffusion_loss(
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over masked frames, in float32; `masked` is `(batch, frames)`, the others start with these axes."""
+    """Return the mean squared error over masked frames, in float32.
+
+    Args:
+        prediction, target: `(batch, frames, ...)`.
+        masked: `(batch, frames)` bool.
+    """
     error = (prediction.float() - target.float()).square().flatten(2).mean(dim=2)  # (batch, frames)
     return torch.where(masked, error, 0).sum() / masked.sum()

@@ -1,128 +1,55 @@
-"""What a configuration costs, and what in it cannot work, before anything runs: `python -m training.plan CONFIG`.
+"""Print what a configuration costs and what in it cannot work, before a run: `python -m training.plan CONFIG`.
 
     python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 16 --parallel fsdp --gpu-memory 80
 
-Counts come from `step_costs.py`, clips from `census.py`; the trainer calls `problems` itself. Exit code 1 where something cannot work;
-every problem is printed with its fix.
+Exit code 1 if something cannot work; every problem is printed with its fix. Costs are counted in `costs.py`; the
+problems that need no clips are found in `engine/feasibility.py`, for the trainer, too.
 """
 
 import argparse
 import json
-import math
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from diffusers_mardini.hardware import choose_device
-from diffusers_mardini.presets import load_preset
 from training.config.layers import load_config
 from training.config.schema import RunConfig, StageConfig
-from training.costs import (
-    VAE_FACTOR,
-    Memory,
-    Shape,
-    adapted_layers,
-    build_models,
-    count_memory,
-    count_operations,
-    count_parameters,
-    count_tokens,
-    masked_frames,
-    model_arguments,
-    trained_parts,
-    uses_bfloat16,
-)
-from training.curriculum import window_request
-from training.data.buckets import Census, assign, size_multiple
+from training.costs import BucketCosts, StageCosts, count_disk, count_parameters, estimate_stage, probe
+from training.data.buckets import assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
-from training.data.sources import is_there
-from training.engine.adapter import base_arguments, summary
-from training.engine.optimizers import make_optimizers
+from training.data.sources import source_exists
+from training.engine.adapter import summary
+from training.engine.feasibility import Problem, find_notes, find_problems
+from training.engine.models import adapted_layers
+from training.files import write_whole
 
 
 PARALLELISMS = ("single", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
-class BucketPlan:
-    """What the windows of one shape cost.
-
-    Attributes:
-        num_frames, size: the shape.
-        share: of the stage's batches; equal shares where the clips are not known.
-        tokens: of one window, by model, [NEXT] included.
-        operations_per_step: floating-point operations of all processes, forward and backward.
-        memory: of each device, as configured.
-        memory_other: the same with gradient checkpointing switched the other way.
-    """
-
-    num_frames: int
-    size: tuple[int, int]
-    share: float
-    tokens: dict[str, int]
-    operations_per_step: float
-    memory: Memory
-    memory_other: Memory
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """A stage in numbers.
-
-    Attributes:
-        steps, clips: optimizer steps, and windows seen in them by all processes.
-        batch: windows of a step, of all processes.
-        parameters: those trained.
-        buckets: the shapes of its windows, one or several.
-        seconds_per_step: at the stated throughput, or as measured; `None` where neither is there.
-        census: what clips there are; `None` without data.
-    """
-
-    name: str
-    trains: str
-    sampling: str
-    steps: int
-    clips: int
-    batch: int
-    parameters: int
-    buckets: tuple[BucketPlan, ...]
-    seconds_per_step: float | None = None
-    census: StageCensus | None = None
-
-    @property
-    def largest(self) -> BucketPlan:
-        """The bucket that needs the most memory."""
-        return max(self.buckets, key=lambda bucket: bucket.memory.total)
-
-    @property
-    def operations_per_step(self) -> float:
-        """The mean over the batches of all buckets."""
-        return sum(bucket.share * bucket.operations_per_step for bucket in self.buckets)
-
-    @property
-    def operations(self) -> float:
-        return self.operations_per_step * self.steps
-
-    @property
-    def hours(self) -> float | None:
-        return None if self.seconds_per_step is None else self.seconds_per_step * self.steps / 3600
-
-
-@dataclass(frozen=True)
 class Plan:
-    """A run in numbers: its stages, the parameters that it learns by model, bytes on disk by kind, and the layers that an adapter changes."""
+    """Costs of a run.
 
-    stages: list[StagePlan]
+    Attributes:
+        stages: costs by stage.
+        parameters: numbers of learned parameters by model.
+        disk: bytes on disk by kind.
+        problems, notes: what cannot work, and what may be a mistake.
+        adapted: names of the layers that an adapter changes, by model.
+    """
+
+    stages: list[StageCosts]
     parameters: dict[str, int]
     disk: dict[str, int]
-    problems: list[str]
+    problems: list[Problem]
     notes: list[str]
     adapted: dict[str, list[str]] | None = None
 
 
+<<<<<<< HEAD
 def problems(config: RunConfig, with_data: bool = True) -> list[str]:
     """What cannot work, each with its fix, as far as it can be told without reading a clip or running a step.
 
@@ -240,6 +167,8 @@ def warmup_notes(config: RunConfig) -> list[str]:
     ]
 
 
+=======
+>>>>>>> b-data
 def make_plan(
     config: RunConfig,
     num_processes: int = 1,
@@ -249,19 +178,15 @@ def make_plan(
     probe_steps: int = 0,
     with_data: bool = True,
 ) -> Plan:
-    """Counts everything; see `main` for the arguments."""
-    found = problems(config, with_data)
+    """Count the costs of a run and find its problems; see `main` for the arguments."""
+    found = find_problems(config, with_data)
     config = config.for_processes(num_processes)
-    if any(
-        text in problem
-        for problem in found
-        for text in ("cannot be built", "cannot be adapted", "pixels do not divide", "changes only")
-    ):
-        return Plan([], {}, {}, found, notes(config))  # there is nothing to count
+    if any(problem.prevents_counting for problem in found):
+        return Plan([], {}, {}, found, find_notes(config))
     entries = None
-    if with_data and is_there(config.data.train):
+    if with_data and source_exists(config.data.train):
         entries = read_clips(config, open_clips(config, config.data.train)).entries
-    told, stages, censuses = notes(config), [], []
+    notes, stages, censuses = find_notes(config), [], []
     for stage in config.stages:
         census = None
         if entries is not None:
@@ -269,86 +194,42 @@ def make_plan(
             censuses.append(assign(entries, sampling))
             census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
             if not census.clips:
-                found.append(
-                    f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower `num_frames` or "
-                    f"{'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
+                text = (
+                    f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower "
+                    f"`num_frames` or {'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
                 )
-            told += [
+                found.append(Problem("clips", text))
+            notes += [
                 f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"
                 for rate, windows in census.windows.items()
                 if windows == 0 and census.clips
             ]
-        plan = _plan_stage(config, stage, num_processes, parallelism, flops_per_second, census)
-        if gpu_memory is not None and plan.largest.memory.total > gpu_memory * 2**30:
-            found.append(_does_not_fit(config, stage, plan.largest, gpu_memory, parallelism, num_processes))
+        costs = estimate_stage(config, stage, num_processes, parallelism, flops_per_second, census)
+        if gpu_memory is not None and costs.largest.memory.total > gpu_memory * 2**30:
+            found.append(_does_not_fit(config, stage, costs.largest, gpu_memory, parallelism, num_processes))
         if probe_steps:
             try:
                 seconds = [probe(config, shape, probe_steps) for shape in config.by_bucket(stage)]
-                mean = sum(bucket.share * value for bucket, value in zip(plan.buckets, seconds))
-                plan = replace(plan, seconds_per_step=mean)
+                mean = sum(bucket.share * value for bucket, value in zip(costs.buckets, seconds))
+                costs = replace(costs, seconds_per_step=mean)
             except torch.OutOfMemoryError:
-                found.append(
-                    f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower `batch_size`, or set "
-                    "`gradient_checkpointing: true`"
+                text = (
+                    f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower "
+                    "`batch_size`, or set `gradient_checkpointing: true`"
                 )
-        stages.append(plan)
+                found.append(Problem("memory", text))
+        stages.append(costs)
     shards = num_processes if parallelism == "fsdp" else 1
     adapted = None if config.lora is None else adapted_layers(config)
-    return Plan(stages, count_parameters(config), _disk(config, stages, censuses, shards), found, told, adapted)
-
-
-def _plan_stage(
-    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None,
-    census: StageCensus | None,
-) -> StagePlan:  # fmt: skip
-    parameters = count_parameters(config)
-    shapes = config.by_bucket(stage)
-    known = census is not None and census.clips
-    shares = [bucket.share for bucket in census.buckets] if known else [1 / len(shapes)] * len(shapes)
-    sampling = f"{stage.fps:g} fps" if stage.fps else "stride " + "/".join(map(str, sorted(stage.strides)))
-    plan = StagePlan(
-        name=stage.name,
-        trains=stage.trains,
-        sampling=sampling,
-        steps=stage.steps,
-        clips=stage.steps * stage.windows_per_step(num_processes),
-        batch=stage.windows_per_step(num_processes),
-        parameters=sum(parameters[part] for part in trained_parts(stage)),
-        buckets=tuple(
-            _plan_bucket(config, shape, share, num_processes, parallelism) for shape, share in zip(shapes, shares)
-        ),
-        census=census,
-    )
-    if not flops_per_second:
-        return plan
-    return replace(plan, seconds_per_step=plan.operations_per_step / num_processes / flops_per_second)
-
-
-def _plan_bucket(
-    config: RunConfig, shape: StageConfig, share: float, num_processes: int, parallelism: str
-) -> BucketPlan:
-    checkpointing = config.gradient_checkpointing
-    memory, other = (
-        count_memory(config, shape, parallelism, num_processes, switch)
-        for switch in (checkpointing, not checkpointing)
-    )
-    return BucketPlan(
-        num_frames=shape.num_frames,
-        size=config.size_of(shape),
-        share=share,
-        tokens=count_tokens(config, shape),
-        operations_per_step=count_operations(config, shape) * num_processes,
-        memory=memory,
-        memory_other=other,
-    )
+    return Plan(stages, count_parameters(config), count_disk(config, stages, censuses, shards), found, notes, adapted)
 
 
 def _does_not_fit(
-    config: RunConfig, stage: StageConfig, plan: BucketPlan, gpu_memory: float, parallelism: str, num_processes: int
-) -> str:
-    """The problem, and the first of: checkpointing, a smaller batch, sharding."""
+    config: RunConfig, stage: StageConfig, costs: BucketCosts, gpu_memory: float, parallelism: str, num_processes: int
+) -> Problem:
+    """Return the problem with the first fix that helps: checkpointing, a smaller batch, sharding."""
     limit = gpu_memory * 2**30
-    best = plan.memory if config.gradient_checkpointing else plan.memory_other
+    best = costs.memory if config.gradient_checkpointing else costs.memory_other
     fixed = best.total - best.activations
     fits = int((limit - fixed) // (best.activations / stage.batch_size)) if limit > fixed else 0
     if best.total <= limit:
@@ -360,69 +241,12 @@ def _does_not_fit(
         fix = "shard the models over several devices (`--parallel fsdp --processes N`) or make them smaller"
     else:
         fix = f"use more than {num_processes} processes, smaller models or smaller windows"
-    return f"stage {stage.name!r} needs {plan.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}; {fix}"
-
-
-def _disk(config: RunConfig, stages: list[StagePlan], censuses: list[Census], shards: int) -> dict[str, int]:
-    """Bytes by kind. Checkpoints: float32 weights, their averages and the optimizer, of what is learned, one more than are kept while it is written.
-    Latents: means and variances in float16; an autoencoder without variance needs half."""
-    parameters = count_parameters(config)
-    everything = sum(parameters.values())
-    optimizer = max(stage.largest.memory.optimizer for stage in stages) * shards
-    width = getattr(torch, config.save_dtype).itemsize
-    results = "pipelines" if config.lora is None else "adapters"
-    disk = {
-        "checkpoints": (8 * everything + optimizer) * (config.keep_checkpoints + 1),
-        results: (everything - parameters.get("head", 0)) * width * len(stages),
-    }
-    if config.data.from_pixels:
-        return disk
-    channels = model_arguments(config)["transformer"].get("in_channels", 16)
-    low = config.data.planner_downscale
-    copies = len({view for stage in config.stages for view in window_request(config, stage).views})
-    per_frame = {
-        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
-        for h, w in {bucket.size for stage in stages for bucket in stage.buckets}
-    }
-    needed = {  # a clip is kept once at each size that some stage has for it
-        (bucket.size, entry.key): entry.num_frames
-        for census in censuses
-        for bucket, clips in zip(census.buckets, census.clips)
-        for entry in clips
-    }
-    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
-    disk["latents"] = sum(frames * per_frame[size] for (size, _), frames in needed.items())
-    return disk
-
-
-def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
-    """Seconds of a real step on this machine's device, with the stage's models and made-up latents; one step warms up."""
-    device = choose_device()
-    shape = Shape.of(config, stage, round(masked_frames(stage)[0]))
-    model = shape.training_model(device=device)
-    optimizers = make_optimizers(model, config.optimizer, stage.learning_rate)
-    batch = shape.batch_of(device, torch.float32)
-
-    def step() -> None:
-        for _ in range(stage.gradient_accumulation):
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config)):
-                loss = model(batch)["loss"]
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
-
-    step()
-    started = time.monotonic()
-    for _ in range(num_steps):
-        step()
-    return (time.monotonic() - started) / num_steps
+    needs = f"stage {stage.name!r} needs {costs.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}"
+    return Problem("memory", f"{needs}; {fix}")
 
 
 def render(plan: Plan, title: str) -> str:
-    """The plan as plain text."""
+    """Return the plan as plain text."""
     lines = [title]
     if plan.stages:
         parameters = ", ".join(f"{name} {_short(count)}" for name, count in plan.parameters.items())
@@ -430,15 +254,16 @@ def render(plan: Plan, title: str) -> str:
             lines += [f"parameters: {parameters} (the head is thrown away after training)", ""]
         else:
             lines += _render_adapter(plan)
-        rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner", "transformer",
+        rows = [("stage", "trains", "frames", "size", "sampled", "clips seen", "steps", "batch", "tokens planner",
+                 "transformer",
                  "parameters", "FLOP/step", "FLOP", "s/step", "hours")]  # fmt: skip
         for s in plan.stages:
             one = s.buckets[0] if len(s.buckets) == 1 else None
             shape = _shape(one) if one else ("", f"{len(s.buckets)} buckets")
             rows.append(
-                (s.name, s.trains, *shape, s.sampling, _short(s.clips), f"{s.steps:,}", s.batch, *(_tokens(one) if one else ("", "")),
-                 _short(s.parameters), f"{s.operations_per_step:.3g}", f"{s.operations:.3g}", _number(s.seconds_per_step),
-                 _number(s.hours))
+                (s.name, s.trains, *shape, s.sampling, _short(s.clips), f"{s.steps:,}", s.batch,
+                 *(_tokens(one) if one else ("", "")), _short(s.parameters), f"{s.operations_per_step:.3g}",
+                 f"{s.operations:.3g}", _number(s.seconds_per_step), _number(s.hours))
             )  # fmt: skip
             for bucket in s.buckets if one is None else ():
                 rows.append(
@@ -446,12 +271,14 @@ def render(plan: Plan, title: str) -> str:
                      f"{bucket.operations_per_step:.3g}", "", "", "")
                 )  # fmt: skip
         hours = None if any(s.hours is None for s in plan.stages) else sum(s.hours for s in plan.stages)
-        rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)), f"{sum(s.steps for s in plan.stages):,}", "",
-                     "", "", "", "", f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
+        rows.append(("all", "", "", "", "", _short(sum(s.clips for s in plan.stages)),
+                     f"{sum(s.steps for s in plan.stages):,}", "", "", "", "", "",
+                     f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
         lines += [
             *_table(rows),
             "",
-            "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the other way",
+            "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the "
+            "other way",
         ]
         rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average", "activations", "together")]
         for s in plan.stages:
@@ -470,7 +297,7 @@ def render(plan: Plan, title: str) -> str:
 
 
 def _render_adapter(plan: Plan) -> list[str]:
-    """The layers that are adapted and what is learned, by model."""
+    """Return lines on adapted layers and learned parameters, by model."""
     lines = []
     for part, count in plan.parameters.items():
         names = plan.adapted.get(part, [])
@@ -488,11 +315,11 @@ def _render_clips(plan: Plan) -> list[str]:
     return lines
 
 
-def _shape(bucket: BucketPlan) -> tuple[int, str]:
+def _shape(bucket: BucketCosts) -> tuple[int, str]:
     return bucket.num_frames, "x".join(map(str, dict.fromkeys(bucket.size)))
 
 
-def _tokens(bucket: BucketPlan) -> tuple[int | str, int | str]:
+def _tokens(bucket: BucketCosts) -> tuple[int | str, int | str]:
     return bucket.tokens["planner"] or "-", bucket.tokens["transformer"] or "-"
 
 
@@ -523,6 +350,7 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print the plan of a configuration; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, for example training/configs/mardini_s_st.yaml")
     parser.add_argument(
@@ -531,40 +359,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="devices that train (default 1)")
     parser.add_argument("--parallel", choices=PARALLELISMS, help="default: single for one process, ddp for more")
     parser.add_argument(
-        "--gpu-memory", type=float, metavar="GB", help="memory of each device in GiB; what does not fit is a problem"
+        "--gpu-memory",
+        type=float,
+        metavar="GB",
+        help="memory of each device in GiB; a stage that needs more is a problem",
     )
     parser.add_argument(
         "--flops-per-second",
         type=float,
         metavar="X",
-        help="what each device really gets done, for the hours; 2e14 is 20%% of an H100",
+        help="throughput that each device reaches, for the hours; 2e14 is 20%% of an H100",
     )
     parser.add_argument(
         "--probe",
         type=int,
         default=0,
         metavar="N",
-        help="times N real steps of each stage on one device of this machine instead; that device holds the whole models",
+        help="time N real steps of each stage on one device of this machine instead; it must hold the whole models",
     )
-    parser.add_argument("--no-data", action="store_true", help="leave the clips out of it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    parser.add_argument("--no-data", action="store_true", help="do not look at the clips")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
     parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
     try:
         if options.processes < 1 or (parallelism == "single" and options.processes > 1):
             raise ValueError(
-                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at least 1"
+                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at "
+                "least 1"
             )
         config = load_config(options.config, options.overrides)
         plan = make_plan(
-            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe, not options.no_data
+            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe,
+            not options.no_data,
         )  # fmt: skip
     except ValueError as error:
         print(f"problem: {error}")
         return 1
     print(render(plan, f"{config.name}: {len(config.stages)} stages, {options.processes} process(es), {parallelism}"))
     if options.json:
-        numbers = asdict(plan)
+        numbers = {**asdict(plan), "problems": [problem.text for problem in plan.problems]}
         for values, stage in zip(numbers["stages"], plan.stages):
             values |= {
                 "operations_per_step": stage.operations_per_step,
@@ -572,7 +405,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "hours": stage.hours,
                 "memory_total": stage.largest.memory.total,
             }
-        options.json.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        write_whole(options.json, json.dumps(numbers, indent=2))
     return 1 if plan.problems else 0
 
 

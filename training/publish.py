@@ -22,13 +22,14 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
-from diffusers_mardini.pipelines.saving import finish_saved_folder
 from training.card import facts_of, read_record
+from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.engine.adapter import adapter_loaded
 from training.evaluation.sampling import weights_digest
 from training.evaluation.tables import COLUMNS, present_columns
-from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
+from training.files import read_json, read_lines, whole_folder, write_whole
+from training.monitoring.records import METRICS
 
 
 # What a line of `starts.jsonl` says of the hardware.
@@ -126,18 +127,13 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     missing = [picture.name for picture in pictures if not picture.is_file()]
     if missing:
         raise ValueError(f"{card} names the samples {', '.join(missing)}, which are not in {results.parent}")
-    temporary = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(run / kind, temporary)
-    if config.lora is None:
-        finish_saved_folder(temporary / mark)  # the run may have been begun by an older version
-    for picture in pictures:
-        shutil.copy(picture, temporary)
-    write_model_card(temporary, {"name": output.name, **facts})
-    shutil.rmtree(output, ignore_errors=True)
-    temporary.rename(output)
+    with whole_folder(output) as unfinished:
+        shutil.copytree(run / kind, unfinished, dirs_exist_ok=True)
+        for picture in pictures:
+            shutil.copy(picture, unfinished)
+        write_model_card(unfinished, {"name": output.name, **facts})
     if keep_record:
-        card.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(card.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return output
 
 

@@ -1,6 +1,7 @@
-"""Randomness as a function: what a step draws depends on (seed, stage, step, sample) and on nothing that came before.
+"""Randomness as a function: generators depend on a seed and on keys such as (stage, step, row), never on earlier
+draws.
 
-A resumed run therefore needs no saved generator or loader state, and a batch is the same however many processes share it.
+So a resumed run needs no saved generator or loader state, and a batch is the same however many processes share it.
 """
 
 import contextlib
@@ -11,13 +12,13 @@ import torch
 
 
 def step_generator(seed: int, *keys: str | int) -> torch.Generator:
-    """A CPU generator seeded by the run's seed and any keys, such as (stage name, step, sample index)."""
+    """Return a CPU generator seeded by the run's seed and any keys, such as (stage name, step, row)."""
     return torch.Generator().manual_seed(_seed(seed, *keys))
 
 
 @contextlib.contextmanager
 def seeded_layers(device: torch.device, seed: int, *keys: str | int) -> Iterator[None]:
-    """Within, layers that draw from the global generators (dropout) draw as `seed` and `keys` say; afterwards these stand where they stood."""
+    """Seed the global generators, from which dropout draws, within the block; restore them afterwards."""
     others = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(others, device_type="cuda" if device.type == "cpu" else device.type):
         torch.manual_seed(_seed(seed, *keys))

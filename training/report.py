@@ -11,10 +11,12 @@ from pathlib import Path
 
 import yaml
 
+from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.figures.charts import Panel, Point, draw
+from training.files import read_json, read_lines, write_whole
 from training.monitoring.heldout_scores import SCORES
-from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
+from training.monitoring.records import METRICS
 
 
 CURVES = Path("report")  # folder of the pictures, within the run's
@@ -45,9 +47,7 @@ def write_report(run: Path) -> Path:
     page = [f"# {config.name}", ""]
     for section in sections:
         page += [*section, ""] if section else []
-    temporary = run / ".report.md.partial"
-    temporary.write_text("\n".join(page), encoding="utf-8")
-    temporary.replace(run / "report.md")
+    write_whole(run / "report.md", "\n".join(page))
     return run / "report.md"
 
 

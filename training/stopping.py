@@ -1,6 +1,6 @@
-"""When a run stops before its end: a signal, a file, or the time that was granted.
+"""Requests to stop a run before its end: by a signal, by a file, or at a limit of time.
 
-It then saves at the next step or, while clips are prepared, keeps what is ready.
+A run that is asked to stop saves at the next step or, while clips are prepared, keeps the finished ones.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 
-STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command goes on with it
+STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command resumes it
 STOP_FILE = "stop"
 # A cluster's preemption, Ctrl-C, Slurm's warning, Ctrl-Break; not every system has all of them.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")
@@ -22,14 +22,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Knows whether this process was asked to stop, and why.
+    """Notice that this process is asked to stop, and say why.
 
-    Use as a context: the handlers are put back at its end. A second signal ends the process at once. Outside of the
-    main thread, where Python allows no handlers, signals are not heard.
+    Used as a context, it handles signals until the block ends; a second signal ends the process at once. Outside of
+    the main thread, where Python allows no handlers, it ignores signals.
 
     Args:
         folder: of the run; a file called `stop` in it is a request.
-        max_hours: of this process's life, from now on; `None` for no limit.
+        max_hours: time limit of this process, counted from now; `None` for no limit.
     """
 
     def __init__(self, folder: Path, max_hours: float | None = None):
@@ -50,7 +50,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, in words, or `None`."""
+        """Return the reason to stop in words, or `None`."""
         if self.signal is not None:
             return f"signal {self.signal.name}"
         if self.file.exists():
@@ -60,7 +60,7 @@ class StopRequest:
         return None
 
     def done(self) -> None:
-        """The run has stopped: the file has had its effect, or it would stop the next one as well."""
+        """Delete the file after the run has stopped, so that it does not stop the next start."""
         self.file.unlink(missing_ok=True)
 
     def _handle(self, number: int, _frame) -> None:

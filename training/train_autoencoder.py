@@ -1,17 +1,15 @@
-"""Trains the small per-frame autoencoder of the tiny models on a folder of clips.
+"""Train the small per-frame autoencoder of the tiny models on a folder of clips.
 
     python -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
 
 Fits the linear basis in seconds, trains the convolutions on top of it for minutes, measures shift and scale of the
-latents, and writes `AutoencoderPatchBasis.from_pretrained`'s folder. Short enough to need no resuming. The paper's own
-sizes use a public pretrained `AutoencoderKL` instead.
+latents, and writes a folder for `AutoencoderPatchBasis.from_pretrained`. Too short to need resuming. The paper's sizes
+use a public pretrained `AutoencoderKL` instead.
 """
 
 import argparse
 import json
 import math
-import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,32 +24,37 @@ from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.config.strict import StrictModel
 from training.config.yaml_files import load_yaml
+from training.curriculum import learning_rate_factor
 from training.data.clips import load_clips
+from training.engine.feasibility import warmup_note
 from training.engine.guards import RunFailed, absurd_weights
+from training.files import whole_folder, write_whole
 from training.locks import Owner
 
 
 class AutoencoderTrainingConfig(StrictModel):
-    """What `training/train_autoencoder.py` is told."""
+    """The configuration of `training/train_autoencoder.py`."""
 
     clips: Path = Field(description="Folder of training clips.")
-    held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured there.")
+    held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured on them.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
     size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
-    planner_downscale: int = Field(2, ge=1, description="How much smaller the planner's frames are; trained too.")
+    planner_downscale: int = Field(
+        2, ge=1, description="The planner's frames are so many times smaller; they are trained on, too."
+    )
     planner_share: float = Field(0.25, ge=0, lt=1, description="Share of a batch that is of the planner's size.")
 
     patch: Literal[2, 4, 8, 16] = Field(
         8,
-        description="Side in pixels of a patch, one latent each; smaller ones are sharper, and more of them have to be predicted.",
+        description="Side in pixels of a patch, one latent each. Small ones are sharper, but more have to be predicted.",
     )
     latent_channels: int = Field(16, ge=1, description="Channels of a latent; more are sharper and harder to predict.")
     width: int = Field(96, ge=8, description="Channels of the residual convolutions.")
     encoder_blocks: int = Field(1, ge=0, description="Residual blocks of the encoder.")
     train_encoder: bool = Field(
         True,
-        description="False keeps the encoder linear: less exact, but a free encoder hides detail in the small channels, evens out "
-        "their deviations and makes latents that are harder to predict.",
+        description="False keeps the encoder linear, which is less exact; but a trained encoder hides detail in the "
+        "small channels, evens out their deviations and makes latents that are harder to predict.",
     )
     decoder_blocks: int = Field(3, ge=0, description="Residual blocks of the decoder; they remove block edges.")
 
@@ -64,7 +67,7 @@ class AutoencoderTrainingConfig(StrictModel):
     latent_noise: float = Field(
         0.02,
         ge=0,
-        description="Noise on latents in training, relative to their deviation; more forgives a model's errors.",
+        description="Noise on latents in training, relative to their deviation; the decoder learns to tolerate it.",
     )
     basis_frames: int = Field(2048, ge=16, description="Training frames that the linear basis is fitted to.")
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
@@ -97,23 +100,23 @@ class Quality:
 
 
 def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
-    """At most `count` of the frames, evenly from the first to the last."""
+    """Return at most `count` of the frames, evenly spaced from the first to the last."""
     return frames[torch.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=torch.float64).round().long()]
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:
-    """`uint8` frames to [-1, 1]."""
+    """Return `uint8` frames as numbers in [-1, 1]."""
     return frames.float() / 127.5 - 1
 
 
 def downscale_frames(frames: torch.Tensor, factor: int) -> torch.Tensor:
-    """`(batch, 3, height, width)` to the size that the planner sees, exactly as the pipeline makes it."""
+    """Resize frames `(batch, 3, height, width)` to the planner's size, exactly as the pipeline does."""
     return downscale_video(frames[None], factor)[0]
 
 
 @torch.no_grad()
 def measure(vae: AutoencoderPatchBasis, frames: torch.Tensor, planner_downscale: int, batch_size: int = 64) -> Quality:
-    """Measures reconstruction of `uint8` frames `(batch, 3, height, width)`."""
+    """Measure the reconstruction of `uint8` frames `(batch, 3, height, width)`."""
     psnr, ssim, planner_psnr = [], [], []
     for batch in frames.split(batch_size):
         batch = to_float(batch)
@@ -131,7 +134,7 @@ def measure(vae: AutoencoderPatchBasis, frames: torch.Tensor, planner_downscale:
 def latent_statistics(
     vae: AutoencoderPatchBasis, frames: torch.Tensor, batch_size: int = 64
 ) -> tuple[float, float, torch.Tensor]:
-    """Mean and standard deviation of all latents of `uint8` frames, and the deviation of each channel."""
+    """Return mean and standard deviation of all latents of `uint8` frames, and the deviation of each channel."""
     latents = torch.cat([vae.encode(to_float(batch)).latent_dist.mode() for batch in frames.split(batch_size)])
     return latents.mean().item(), latents.std().item(), latents.std(dim=(0, 2, 3))
 
@@ -139,7 +142,7 @@ def latent_statistics(
 def train(
     vae: AutoencoderPatchBasis, frames: torch.Tensor, held_out: torch.Tensor, config: AutoencoderTrainingConfig
 ) -> None:
-    """Trains `vae` in place on `uint8` frames `(batch, 3, size, size)`; only its decoder unless `train_encoder`."""
+    """Train `vae` in place on `uint8` frames `(batch, 3, size, size)`; only its decoder unless `train_encoder`."""
     for part in (vae.to_latents, vae.encoder_residual):
         part.requires_grad_(config.train_encoder)
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
@@ -147,7 +150,9 @@ def train(
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, config.steps, config.warmup_steps)
+    )
     num_planner = round(config.batch_size * config.planner_share)
     noise_std = config.latent_noise * latent_statistics(vae, spread(frames, 512))[1]
     started = time.monotonic()
@@ -175,60 +180,38 @@ def train(
             print(f"step {step} of {config.steps}: held-out {quality}; {rate:.0f} frames a second", flush=True)
 
 
-def learning_rate_factor(step: int, config: AutoencoderTrainingConfig) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 def save(vae: AutoencoderPatchBasis, output: Path, record: dict) -> None:
-    """Writes the folder under a temporary name and renames it, so that nobody reads half a checkpoint."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
-    vae.save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    if output.exists():
-        old = output.with_name(f".{output.name}.{os.getpid()}.old")
-        output.rename(old)
-        temporary.rename(output)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(output)
+    """Save the autoencoder's folder with the record of its training; whole or absent."""
+    with whole_folder(output) as unfinished:
+        vae.save_pretrained(unfinished)
+        write_whole(unfinished / "training.json", json.dumps(record, indent=2) + "\n")
 
 
 def check_trained(vae: AutoencoderPatchBasis, quality: Quality, mean: float, std: float) -> None:
-    """Look at what is going to be saved.
+    """Check the trained autoencoder before it is saved.
 
     Raises:
-        RunFailed: if it is no autoencoder: weights, quality or latents are not finite or absurdly large, or all
-            latents are the same.
+        RunFailed: if weights, quality or latents are not finite or absurdly large, or all latents are the same.
     """
     absurd = absurd_weights(dict(vae.named_parameters()))
     if absurd or not all(map(math.isfinite, (*asdict(quality).values(), mean, std))):
         raise RunFailed(
             f"the training has blown up: {absurd[0] if absurd else 'held-out quality or latents'} not finite or "
-            "absurdly large; "
-            "nothing is saved. Lower learning_rate or raise warmup_steps"
+            "absurdly large; nothing is saved. Lower learning_rate or raise warmup_steps"
         )
     if not std > 0:
         raise RunFailed("all latents are the same, as of clips of one colour; nothing is saved. Look at the clips")
 
 
 def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
-    """Fits, trains, measures and saves; returns the autoencoder.
+    """Fit, train, measure and save; return the autoencoder.
 
     Raises:
         ValueError: if clips cannot be used, the loss is not finite, or another process writes `output`.
-        RunFailed: if what was learned is no autoencoder.
+        RunFailed: if the training has blown up.
     """
     if config.warmup_steps > config.steps > 0:
-        print(
-            f"note: the training ends after {config.steps} steps, within its warm-up of {config.warmup_steps}; its "
-            "learning "
-            f"rate never reaches the peak, but {config.steps / config.warmup_steps:.1%} of it: lower warmup_steps"
-        )
+        print(f"note: {warmup_note('the training', config.steps, config.warmup_steps)}")
     lock = config.output.with_name(f".{config.output.name}.lock.json")
     with Owner(lock, f"the autoencoder {config.output}"):
         return _run(config)
@@ -276,6 +259,7 @@ def _run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
 
 
 def main() -> None:
+    """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
     try:

@@ -1,7 +1,8 @@
-"""Trains LoRA weights of a pipeline by a YAML file with a `lora` block: `accelerate launch -m training.train_mardini_lora CONFIG`.
+"""Train LoRA weights of a pipeline by a YAML file with a `lora` block: `accelerate launch -m
+training.train_mardini_lora CONFIG`.
 
-Everything else is `train_mardini.py`'s: data, stages, exactness, guards, pictures, exit codes. What is left is `adapter/` in the run's folder, which
-`pipe.load_lora_weights` takes; `docs/lora.md` tells the rest.
+Writes `adapter/` in the run's folder, which `pipe.load_lora_weights` takes; see `docs/lora.md`. Data, stages, guards
+and exit codes are those of `train_mardini.py`.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from training.train_mardini import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says."""
     run_command(__doc__, adapter=True, arguments=arguments)
 
 

@@ -1,11 +1,13 @@
-"""Runs shared by real processes, for `test_shared_runs.py`: a program of its own, since it forks before any thread is there.
+"""Runs shared by real processes, for `test_shared_runs.py`: a program of its own, since it forks before any thread is
+there.
 
     python -m pipelines_tests.training.shared_run '[{"clips": "clips", "folder": "a", "processes": 2, "fsdp": true, "until": 4}, …]'
 
-trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the other: on `clips`, in `folder`, by
-`processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`, or `zero`: DeepSpeed's stage), asked to stop after `until`
-steps, with other changes to the configuration (`config`) and environment variables (`environment`), or an adapter of the pipeline `base` in place of it,
-with an infinite loss in a step of one process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
+trains the tiny run of `test_train_mardini.py`, as `make_shared_config` changes it, once for each entry, one after the
+other: on `clips`, in `folder`, by `processes` gloo processes, each holding all weights (DDP) or its shards (`fsdp`),
+asked to stop after `until` steps, with other changes to the configuration (`config`) and environment variables
+(`environment`), or an adapter of the pipeline `base` in place of it, with an infinite loss in a step of one process
+(`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
 """
 
 import json
@@ -39,7 +41,8 @@ class StopAfter(StopRequest):
 
 
 def make_shared_config(clips: Path, stage: dict | None = None, base: str | None = None, **overrides):
-    """The tiny run in float32 with four windows a step, whoever computes them, and rates at which rounding does not grow."""
+    """The tiny run in float32 with four windows a step, whoever computes them, and rates at which rounding does not
+    grow."""
     fields = {"data": data_fields(clips), "checkpoint_every": 100, "keep_checkpoints": 100, "validate_every": 100}
     config = make_config(**fields) if base is None else make_adapter_config(base, **fields)
     changes = {"batch_size": None, "global_batch": 4, "learning_rate": 1e-3, **(stage or {})}
@@ -54,8 +57,6 @@ def train(entry: dict) -> None:
     config = make_shared_config(Path(entry["clips"]), base=entry.get("base"), **entry.get("config", {}))
     config = config.for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
-    if entry.get("zero"):  # as `accelerate launch` hands deepspeed_zero2.yaml on; accelerate is not told of it
-        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(entry["zero"])}
     step, process = entry.get("explodes", (None, None))
     if run.accelerator.process_index == process:
         MarDiniTrainingModel.forward = explode(run, {step})

@@ -13,8 +13,8 @@ from training import report
 from training.config.schema import RunConfig
 from training.losses import MarDiniTrainingModel
 from training.monitoring.environment import describe_start, git_revision, record_start
+from training.monitoring.status import write_status
 from training.report import write_report
-from training.train_mardini import write_status
 
 
 def record(folder, run, state="finished", reason=None):

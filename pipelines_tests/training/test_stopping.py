@@ -18,7 +18,7 @@ from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.preparation import prepare_data
 from training.data.sources import open_source
-from training.engine.checkpoint import _flush
+from training.files import flush
 from training.stopping import SIGNALS, Stopped, StopRequest
 from training.train_mardini import train
 
@@ -78,16 +78,16 @@ def test_folders_need_not_be_flushed_where_the_system_cannot(tmp_path, monkeypat
     (tmp_path / "file").write_bytes(b"1")
     for name in ("nt", os.name):
         monkeypatch.setattr(os, "name", name)
-        _flush(tmp_path), _flush(tmp_path / "file")
+        flush(tmp_path), flush(tmp_path / "file")
         monkeypatch.undo()
 
     def refuse(_):
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    _flush(tmp_path)  # as on some network file systems
+    flush(tmp_path)  # as on some network file systems
     with pytest.raises(OSError):
-        _flush(tmp_path / "file")
+        flush(tmp_path / "file")
 
 
 def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):

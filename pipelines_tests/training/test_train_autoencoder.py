@@ -13,8 +13,9 @@ from diffusers_mardini.latents import encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from training import train_autoencoder
+from training.curriculum import learning_rate_factor
 from training.data.clips import load_clips
-from training.train_autoencoder import AutoencoderTrainingConfig, learning_rate_factor, measure, run, spread, to_float
+from training.train_autoencoder import AutoencoderTrainingConfig, measure, run, spread, to_float
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_a_diverging_run_stops_and_says_why(config, monkeypatch):
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(config):
-    factors = [learning_rate_factor(step, config) for step in range(41)]
+    factors = [learning_rate_factor(step, config.steps, config.warmup_steps) for step in range(41)]
     assert factors[0] == pytest.approx(0.2) and max(factors) == factors[4] == 1
     assert factors[5:] == sorted(factors[5:], reverse=True) and factors[40] == pytest.approx(0)
 

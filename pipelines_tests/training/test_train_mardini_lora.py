@@ -23,15 +23,15 @@ from pipelines_tests.training.test_train_mardini import clips_folder, data_field
 from training import train_mardini, train_mardini_lora
 from training.config.schema import AdapterConfig, RunConfig
 from training.costs import count_memory, count_operations, count_parameters
-from training.engine.adapter import TARGETS, add_adapter, fingerprints, matched_layers, refuse_shards, summary
+from training.engine.adapter import TARGETS, add_adapter, frozen_digests, matched_layers, refuse_shards, summary
 from training.engine.checkpoint import list_checkpoints
+from training.engine.feasibility import find_problems
 from training.engine.models import make_models
 from training.engine.optimizers import learned
 from training.engine.sharding import make_accelerator
 from training.loop import Run, Stopped
 from training.monitoring.panel import TIMES
 from training.plan import main as plan_main
-from training.plan import problems
 
 
 LORA = {"targets": "both-attention", "rank": 2}
@@ -308,7 +308,7 @@ def test_a_base_of_fewer_bits_is_adapted_in_float32(tmp_path, bf16_autocast, bas
     )  # fmt: skip
     run = make_run(tmp_path / "run", config)
     frozen = run.planner.transformer_blocks[0].attn.to_q.base_layer.weight
-    before, bits = frozen.dequantize().clone(), fingerprints(run.models)
+    before, bits = frozen.dequantize().clone(), frozen_digests(run.models)
     assert {p.dtype for p in learned(run.models).values()} == {torch.float32} and frozen.dtype == torch.bfloat16
     assert (type(frozen.data) is torch.Tensor) == (base_dtype == "bf16")
     rounded, decode = [], run.vae.decode
@@ -317,7 +317,7 @@ def test_a_base_of_fewer_bits_is_adapted_in_float32(tmp_path, bf16_autocast, bas
     )[1]  # fmt: skip
     run.train()
     assert rounded and not any(rounded)  # pictures and scores are made in the autoencoder's own precision
-    assert torch.equal(frozen.dequantize(), before) and fingerprints(run.models) == bits
+    assert torch.equal(frozen.dequantize(), before) and frozen_digests(run.models) == bits
     told = [line["loss"] for line in records(tmp_path / "run") if "loss" in line]
     plain = make_run(tmp_path / "plain", make_adapter_config(lora={"dropout": 0.2}, mixed_precision="bf16"))
     plain.train()
@@ -444,19 +444,22 @@ def test_an_adapter_has_no_head_to_train_by_reconstruction(change):
 
 
 def test_an_adapter_has_to_fit_its_base(tmp_path):
-    assert problems(make_adapter_config()) == []
+    assert find_problems(make_adapter_config()) == []
 
     def only(problem_of: RunConfig) -> str:
-        (problem,) = problems(problem_of)
-        return problem
+        (problem,) = find_problems(problem_of)
+        return problem.text
 
-    other = problems(make_adapter_config(stage={"temporal_attention": "spatiotemporal"}))
-    assert len(other) == 2 and all("set `temporal_attention: temporal`" in problem for problem in other)
+    other = find_problems(make_adapter_config(stage={"temporal_attention": "spatiotemporal"}))
+    assert len(other) == 2 and all("set `temporal_attention: temporal`" in problem.text for problem in other)
     assert "changes only the planner; set `trains: joint`" in only(
         make_adapter_config(lora={"targets": "planner-linear"})
     )
     data = data_fields(clips_folder(), planner_downscale=4)
-    assert any("`data.planner_downscale` is 4, but" in text for text in problems(make_adapter_config(data=data)))
+    assert any(
+        "`data.planner_downscale` is 4, but" in problem.text
+        for problem in find_problems(make_adapter_config(data=data))
+    )
     assert "no pipeline can be read" in only(make_adapter_config(base=tmp_path / "nothing"))
 
 

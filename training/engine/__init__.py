@@ -1,1 +1,1 @@
-"""What turns batches into weights: models, optimizers, shards, guards, checkpoints."""
+"""Models, gradient steps, optimizers, shards, guards and checkpoints: everything that turns batches into weights."""

@@ -1,14 +1,12 @@
-"""LoRA weights on the models of a trained pipeline: which layers they change, how they get there, and the folder they become.
+"""LoRA weights on the models of a trained pipeline: choose the layers, add the weights, export them as a folder.
 
-A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and whatever a run learns, averages and keeps in its
-checkpoints are the parameters that are not (`optimizers.learned`). Loading the result is `diffusers_mardini.loaders`'.
+A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and the run learns, averages and
+saves only the parameters that are not (`optimizers.learned`). `diffusers_mardini.loaders` loads the result.
 """
 
 import contextlib
 import difflib
-import hashlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,10 +23,11 @@ from diffusers_mardini import (
     MarDiniTransformer3DModel,
 )
 from training.config.schema import AdapterConfig, RunConfig, shaping_fields
+from training.digests import tensors_digest
 from training.engine.ema import AveragedWeights
 from training.engine.optimizers import learned
 from training.engine.sharding import gather, sharding_plugin
-from training.zero import zero_plugin
+from training.files import whole_folder
 
 
 ADAPTER = "default"  # peft's name of the adapter within the models
@@ -47,10 +46,10 @@ QUANTIZED = {"int8": "Int8WeightOnlyConfig"}  # `base_dtype` to the name of torc
 
 
 def base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of planner, transformer and scheduler of a trained pipeline, and `pipeline`, its own settings.
+    """Return the arguments of a trained pipeline's parts, and its own settings as `pipeline`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no pipeline.
     """
     return {part: dict(arguments) for part, arguments in _base_arguments(str(pipeline)).items()}
 
@@ -66,21 +65,21 @@ def _base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
         }
     except OSError as error:
         raise ValueError(
-            f"`init_from` is {pipeline!r}, where no pipeline can be read ({' '.join(str(error).split())[:200]}); give the folder or Hub id of "
-            "one, such as checkpoints/mardini-tiny-carracing"
+            f"`init_from` is {pipeline!r}, where no pipeline can be read ({' '.join(str(error).split())[:200]}); give "
+            "the folder or Hub id of one, such as checkpoints/mardini-tiny-carracing"
         ) from error
     return {part: {k: v for k, v in config.items() if not k.startswith("_")} for part, config in configs.items()}
 
 
 def matched_layers(models: Mapping[str, nn.Module], targets: str) -> dict[str, list[str]]:
-    """Names of the linear layers that are adapted, by part; parts without one are left out.
+    """Return the names of the linear layers that are adapted, by part; parts without one are left out.
 
     Args:
         models: `planner` and `transformer`.
         targets: a key of `TARGETS`, or a regular expression for whole names that begin with the part's.
 
     Raises:
-        ValueError: if there is none, with the nearest names.
+        ValueError: if no layer matches; names the nearest.
     """
     linear = [
         (part, name)
@@ -96,14 +95,14 @@ def matched_layers(models: Mapping[str, nn.Module], targets: str) -> dict[str, l
     if not matched:
         near = _nearest(targets, [f"{part}.{name}" for part, name in linear])
         raise ValueError(
-            f"lora.targets is {targets!r}, which is no linear layer's whole name; the nearest are {', '.join(near)}. Named sets are "
-            f"{', '.join(TARGETS)}"
+            f"lora.targets is {targets!r}, which is no linear layer's whole name; the nearest are {', '.join(near)}. "
+            f"Named sets are {', '.join(TARGETS)}"
         )
     return matched
 
 
 def _nearest(targets: str, layers: list[str]) -> list[str]:
-    """Named sets like `targets` or, for a pattern of names, a layer for each of the nearest last parts of a name."""
+    """Return the closest named sets or, for a pattern with dots, the layers whose last parts are closest."""
     if "." not in targets:
         return difflib.get_close_matches(targets, TARGETS, n=3, cutoff=0)
     ends = {name.rpartition(".")[2] if not name.endswith(".0") else "to_out.0": name for name in reversed(layers)}
@@ -112,7 +111,7 @@ def _nearest(targets: str, layers: list[str]) -> list[str]:
 
 
 def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
-    """Freezes `planner` and `transformer` and gives their matched layers new LoRA weights in float32, the same on every process.
+    """Freeze `planner` and `transformer`; give matched layers new LoRA weights in float32, the same on every process.
 
     Raises:
         ValueError: if no layer matches.
@@ -136,7 +135,7 @@ def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
 
 
 def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
-    """What `from_pretrained` needs to hold frozen weights as `base_dtype` says.
+    """Return the arguments of `from_pretrained` that hold frozen weights in `base_dtype`.
 
     Raises:
         ValueError: if torchao has to be installed first.
@@ -147,7 +146,8 @@ def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
         import torchao.quantization
     except ImportError as error:
         raise ValueError(
-            f"lora.base_dtype is {lora.base_dtype}, which needs torchao ({error}); `pip install torchao`, or set it to bf16"
+            f"lora.base_dtype is {lora.base_dtype}, which needs torchao ({error}); `pip install torchao`, or set it "
+            "to bf16"
         ) from error
     from diffusers import TorchAoConfig
 
@@ -156,33 +156,32 @@ def load_arguments(lora: AdapterConfig) -> dict[str, Any]:
 
 
 def refuse_shards(accelerator: Accelerator) -> None:
-    """Raises `ValueError` where processes would share the weights: an adapter's are few, and the frozen ones are not sharded here."""
-    if sharding_plugin(accelerator) is not None or zero_plugin(accelerator) is not None:
+    """Raise `ValueError` for FSDP: frozen weights are not sharded."""
+    if sharding_plugin(accelerator) is not None:
         raise ValueError(
-            "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or cpu2.yaml) instead of "
-            "FSDP or DeepSpeed, and lora.base_dtype bf16 or int8 where the weights do not fit"
+            "an adapter is trained with all weights on every process; use training/configs/accelerate/ddp.yaml (or "
+            "cpu2.yaml) instead of FSDP, and lora.base_dtype bf16 or int8 where the weights do not fit"
         )
 
 
-def fingerprints(models: nn.ModuleDict) -> dict[str, str]:
-    """SHA-256 of the frozen weights by `init_from.<model>`: an adapter is only what it is on top of these."""
+def frozen_digests(models: nn.ModuleDict) -> dict[str, str]:
+    """Return digests of the frozen weights by `init_from.<model>`: an adapter fits no others."""
     found = {}
     for part, model in models.items():
-        digest = hashlib.sha256()
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                tensor = parameter.data  # quantized ones are of a class of their own, with several tensors inside
-                tensor = tensor if type(tensor) is torch.Tensor else tensor.dequantize()
-                digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        found[f"init_from.{part}"] = digest.hexdigest()[:16]
+        frozen = {
+            # Quantized weights are of a class of their own, with several tensors inside.
+            name: parameter.data if type(parameter.data) is torch.Tensor else parameter.data.dequantize()
+            for name, parameter in model.named_parameters()
+            if not parameter.requires_grad
+        }
+        found[f"init_from.{part}"] = tensors_digest(frozen, {})[:16]
     return found
 
 
 def export_adapter(
     folder: Path, config: RunConfig, models: nn.ModuleDict, averages: AveragedWeights, accelerator: Accelerator
 ) -> Path:
-    """Saves the averaged adapter as a folder that `pipe.load_lora_weights` takes; whole or absent.
+    """Save the averaged adapter as a folder that `pipe.load_lora_weights` takes; whole or absent.
 
     Every process must call it; the main one writes.
     """
@@ -200,24 +199,20 @@ def export_adapter(
                 }
                 arguments[f"{part}_lora_layers"] = get_peft_model_state_dict(models[part], own, ADAPTER)
                 arguments[f"{part}_lora_adapter_metadata"] = models[part].peft_config[ADAPTER].to_dict()
-        temporary = folder.with_name(f".{folder.name}.partial")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        MarDiniPipeline.save_lora_weights(
-            temporary,
-            **arguments,
-            base_model=config.init_from,
-            training_config=shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as unfinished:
+            MarDiniPipeline.save_lora_weights(
+                unfinished,
+                **arguments,
+                base_model=config.init_from,
+                training_config=shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
+            )
     accelerator.wait_for_everyone()
     return folder
 
 
 @contextlib.contextmanager
 def adapter_loaded(pipe: MarDiniPipeline, folder: str | Path) -> Iterator[None]:
-    """Within, the pipeline has the adapter of a folder or Hub id; afterwards it is what it was, bit for bit."""
+    """Give the pipeline the adapter of a folder or Hub id within the block; afterwards restore it bit for bit."""
     pipe.load_lora_weights(str(folder))
     try:
         yield
@@ -226,14 +221,14 @@ def adapter_loaded(pipe: MarDiniPipeline, folder: str | Path) -> Iterator[None]:
 
 
 def summary(names: list[str]) -> list[str]:
-    """Names of layers with equal ones of several blocks as one: `transformer_blocks.0-5.attn.to_q`."""
+    """Return the names of layers, equal ones of several blocks joined: `transformer_blocks.0-5.attn.to_q`."""
     blocks: dict[tuple[str, str], list[int]] = {}
     for name in names:
         before, number, after = re.fullmatch(r"(?:(.*?)\.(\d+)\.)?(.*)", name).groups()
         blocks.setdefault((before or "", after), []).extend([int(number)] if number else [])
-    told = []
+    joined = []
     for (before, after), numbers in blocks.items():
         runs = f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else "".join(map(str, numbers))
         whole = len(numbers) <= 1 or len(numbers) == max(numbers) - min(numbers) + 1
-        told.append(".".join(filter(None, (before, runs if whole else ",".join(map(str, numbers)), after))))
-    return told
+        joined.append(".".join(filter(None, (before, runs if whole else ",".join(map(str, numbers)), after))))
+    return joined

@@ -1,13 +1,12 @@
-"""Training state on disk: whole or absent. Exported models are ordinary `from_pretrained` folders and are written elsewhere.
+"""Checkpoints on disk, whole or absent. `resuming.py` decides what they hold; exported models are in `models.py`.
 
-A checkpoint is a folder of safetensors and one `state.json`, which names every file with its size and SHA-256. It is written under
-a hidden name, flushed to the disk and renamed; a deleted one is renamed to a hidden name first. So whatever is called `step-…` was
-whole once, and if it is not so any more, `load_checkpoint` says what is wrong instead of going on from something else.
+A checkpoint is a folder of safetensors and one `state.json`, which names every file with its size and SHA-256. A
+folder called `step-…` was whole once (`files.py`); if it was damaged since, `load_checkpoint` says how instead of
+using another one.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from training.files import UNFINISHED, remove_folder, whole_folder, write_whole
+
 
 STATE = "state.json"
 LATEST = "latest"
@@ -24,18 +25,18 @@ FILES = ("weights", "ema", "optimizer")  # of tensors, in the order of `Checkpoi
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written or read; says which, why, and what to do."""
+    """A checkpoint cannot be written or read; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """The state from which a run resumes.
 
     Args:
         weights, averages: parameters and their moving averages by name; whole tensors.
         moments: the optimizers' tensors by name, see `optimizers.optimizer_tensors`; whole tensors.
         optimizers: the rest of each optimizer's state, as JSON.
-        state: whatever else, as JSON.
+        state: everything else, as JSON.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -46,7 +47,7 @@ class Checkpoint:
 
 
 class TensorFile(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for, so that no process need hold more than one of them."""
+    """Read each tensor of a safetensors file when it is asked for: a process need not hold more than one of them."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, framework="pt")
@@ -65,25 +66,17 @@ class TensorFile(Mapping[str, torch.Tensor]):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes `folder/step-<global step>`, then deletes all but the newest `keep`.
+    """Write `folder/step-<global step>`, then delete all but the newest `keep`.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"step-{checkpoint.state['global_step']:08d}"
-    temporary = folder / f".{target.name}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _write(temporary, checkpoint)
-        if target.exists():
-            _delete(target)
-        temporary.rename(target)
-        _flush(folder)
-        _write_latest(folder, target.name)
+        with whole_folder(target) as unfinished:
+            _write(unfinished, checkpoint)
+        write_whole(folder / LATEST, target.name + "\n")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         left = list_checkpoints(folder)
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {error}. "
@@ -91,20 +84,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             + "make room or make the folder writable, then type the same command again"
         ) from error
     for old in list_checkpoints(folder)[:-keep]:
-        _delete(old)
+        remove_folder(old)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first; what a killed run left half written or half deleted carries another name and is not listed."""
+    """Return the whole checkpoints, oldest first; leftovers of killed runs have hidden names and are not listed."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from; `None` where the run has never written one.
+    """Return the checkpoint to resume from; `None` if the run has never written one.
 
     Raises:
-        CheckpointError: if the run has written checkpoints and all are gone; it would begin anew in silence otherwise.
+        CheckpointError: if the run has written checkpoints and all are gone; it would restart in silence otherwise.
     """
     checkpoints = list_checkpoints(folder)
     if checkpoints:
@@ -119,11 +112,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, check_contents: bool = True, needed: Iterable[str] = ()) -> Checkpoint:
-    """Opens a checkpoint, every file checked against its recorded size and SHA-256; nothing is unpickled.
+    """Open a checkpoint and check every file against its recorded size and SHA-256; nothing is unpickled.
 
     Args:
         path: the checkpoint.
-        check_contents: whether to read all files for their SHA-256; one process of many does.
+        check_contents: read all files for their SHA-256; one process of many does.
         needed: keys that the state must have.
 
     Raises:
@@ -154,8 +147,8 @@ def load_checkpoint(path: Path, check_contents: bool = True, needed: Iterable[st
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what killed runs left half written or half deleted."""
-    for path in folder.glob(".step-*"):
+    """Remove checkpoints that killed runs left half written or half deleted."""
+    for path in folder.glob(f".step-*{UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -168,28 +161,12 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / STATE).write_text(
         json.dumps({**checkpoint.state, "files": files, "optimizers": checkpoint.optimizers}, indent=1)
     )
-    for path in [*folder.iterdir(), folder]:
-        _flush(path)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, in memory that is no other tensor's; no copy where it is so already, since there may be many gigabytes of it."""
+    """Return a contiguous CPU tensor that owns its storage; copies only if needed, as there may be many gigabytes."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _write_latest(folder: Path, name: str) -> None:
-    temporary = folder / f".{LATEST}.partial"
-    temporary.write_text(name + "\n")
-    _flush(temporary)
-    temporary.replace(folder / LATEST)
-
-
-def _delete(path: Path) -> None:
-    hidden = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
@@ -198,23 +175,6 @@ def _damaged(path: Path, what: str) -> CheckpointError:
         f"delete {path} to go on from {others[-1].name}" if others else "there is no other checkpoint in its folder"
     )
     return CheckpointError(f"the checkpoint {path} is damaged: {what}; {advice}")
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder's list of files is on the disk; Windows does so for files only, opened to write."""
-    if path.is_dir():
-        if os.name == "nt":
-            return
-        descriptor = os.open(path, os.O_RDONLY)
-    else:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network file systems refuse folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,4 @@
-"""Compiled blocks of a stage: dynamo counts what it compiles, and beyond its limit it would run the rest uncompiled
-without a word."""
+"""Compile the blocks of a stage, and fail when dynamo would run further shapes uncompiled without a message."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from training.engine.guards import RunFailed
 
 
 @contextlib.contextmanager
-def blocks_of(stage: StageConfig) -> Iterator[None]:
-    """Run blocks compiled or eagerly within, as the stage says; what earlier stages compiled is forgotten and does
-    not count.
+def compiled_blocks(stage: StageConfig) -> Iterator[None]:
+    """Run blocks compiled or eagerly within, as the stage says; forget the graphs of earlier stages first.
 
     Raises:
         RunFailed: if a block is compiled too often.
@@ -38,6 +36,6 @@ def blocks_of(stage: StageConfig) -> Iterator[None]:
     except FailOnRecompileLimitHit as error:
         raise RunFailed(
             f"stage {stage.name!r}: a block was compiled {limits['recompile_limit']} times and would run uncompiled "
-            "from here on; use fewer "
-            f"buckets, or go on with `stages.{stage.name}.compile=false --allow-change stages.{stage.name}.compile`"
+            f"from here on; use fewer buckets, or continue with `stages.{stage.name}.compile=false --allow-change "
+            f"stages.{stage.name}.compile`"
         ) from error

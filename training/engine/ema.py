@@ -1,6 +1,6 @@
-"""The moving average of the weights: what is evaluated and exported.
+"""The moving average of the weights, which is evaluated and exported.
 
-Sharded as the weights are, since an average is taken entry by entry: no process holds or sends more than its shards.
+Averages are sharded like the weights: each process updates its shards and sends nothing.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from training.engine.sharding import local, reshard
 
 
 class AveragedWeights:
-    """Exponential moving average of a module's parameters, with the warm-up of diffusers' `EMAModel`.
+    """Keep an exponential moving average of a module's parameters, with the warm-up of diffusers' `EMAModel`.
 
-    All parameters are averaged at every update, those that a stage does not train as well; frozen ones have no average.
+    Every update averages all parameters, even those that the stage does not train; frozen ones have no average.
 
     Args:
         model: on its device and sharded, if it is going to be.
@@ -30,7 +30,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the weights after an optimizer step in; the first time it takes them over."""
+        """Add the weights after an optimizer step to the average; the first update copies them."""
         decay = min((1 + self.updates) / (10 + self.updates), self.decay) if self.updates > 0 else 0.0
         self.updates += 1
         averages = [local(tensor) for tensor in self.tensors.values()]
@@ -39,7 +39,7 @@ class AveragedWeights:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within, the model has the averages as its weights; afterwards its own, bit for bit."""
+        """Give the model the averages as its weights within the block; afterwards its own, bit for bit."""
         self._swap()
         try:
             yield
@@ -48,7 +48,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        reshard(self.model)  # an evaluation leaves the gathered weights in the shards' place
+        reshard(self.model)  # an evaluation leaves gathered weights in place of the shards
         for average, parameter in zip(self.tensors.values(), learned(self.model).values(), strict=True):
             mine, theirs = local(average), local(parameter)
             kept = theirs.clone()

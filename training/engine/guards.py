@@ -1,8 +1,8 @@
-"""Steps whose loss or gradient is not finite: left out, reported, and after several in a row the run goes back once.
+"""Skip and report steps whose loss or gradient is not finite; after several in a row the run goes back.
 
-Such a step would put NaN into every weight; zeroing it in silence would hide the clip or the learning rate that made
-it. What is kept is looked at as well: a run whose weights or losses are no model's any more has failed, and neither
-saves nor exports them.
+Such a step would put NaN into every weight; skipping it in silence would hide the clip or the learning rate that
+caused it. Weights and losses are checked, too: a run whose weights are absurd has failed, and neither saves nor
+exports them.
 """
 
 import json
@@ -14,18 +14,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from training.curriculum import Batch, Draw
+from training.data.batches import Batch, Draw
 from training.engine.sharding import local, whole
+from training.files import write_whole
 
 
-# No weight of a model that learns comes near: AdamW moves one by about the learning rate in a step.
+# Far above any weight of a model that learns: AdamW changes a weight by about the learning rate in a step.
 MAX_WEIGHT = 1e6
-# A loss is hopeless that is so many times that of a model which predicts zeros.
+# A loss is hopeless if it is so many times that of a model that predicts zeros.
 MAX_LOSS = 100.0
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; says why, and what to do."""
+    """The run cannot continue; the message says why and what to do."""
 
 
 class RollBack(Exception):
@@ -33,11 +34,11 @@ class RollBack(Exception):
 
 
 class NonFiniteGuard:
-    """Counts steps that were left out and writes a report on each.
+    """Count skipped steps and write a report on each.
 
     Args:
         folder: of the reports, `nonfinite/` of the run.
-        max_skipped: how many in a row are left out before the run goes back.
+        max_skipped: number of skipped steps in a row after which the run goes back.
     """
 
     def __init__(self, folder: Path, max_skipped: int):
@@ -56,7 +57,7 @@ class NonFiniteGuard:
         grad_norm: float,
         norms: dict[str, float],
     ) -> None:
-        """Writes what the processes know about a step that is left out; every process must call it.
+        """Write what the processes know about a skipped step; every process must call it.
 
         Raises:
             RollBack: if it is the last of too many in a row.
@@ -75,19 +76,19 @@ class NonFiniteGuard:
         self.skipped += 1
         if accelerator.is_main_process:
             record = {
-                "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed, "attempt": draw.attempt,
-                "in_a_row": self.in_a_row, "grad_norm": json_number(grad_norm), "grad_norm_by_module": norms, "processes": processes,
+                "global_step": global_step, "stage": draw.stage, "step": draw.step, "seed": draw.seed,
+                "attempt": draw.attempt, "in_a_row": self.in_a_row, "grad_norm": json_number(grad_norm),
+                "grad_norm_by_module": norms, "processes": processes,
             }  # fmt: skip
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step-{global_step:08d}-attempt-{draw.attempt}.json"
-            path.write_text(json.dumps(record, indent=1))
+            write_whole(path, json.dumps(record, indent=1))
             accelerator.print(f"stage {draw.stage!r}, step {draw.step}: not finite, left out; see {path}")
         if self.in_a_row >= self.max_skipped:
             raise RollBack(f"{self.in_a_row} steps in a row were not finite; the reports lie in {self.folder}")
 
 
 def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
-    """Norm of the gradient of every block and of every other child of the models; every process must call it."""
+    """Return the gradient norms of every block and every other child of the models; every process must call it."""
     norms = {}
     for name, model in models.items():
         for child, module in model.named_children():
@@ -102,8 +103,7 @@ def grad_norms(models: torch.nn.ModuleDict) -> dict[str, float | str]:
 
 @torch.no_grad()
 def absurd_weights(tensors: Mapping[str, torch.Tensor], limit: float = MAX_WEIGHT) -> list[str]:
-    """Return the names of tensors that hold, in this process's shard, a value which is not finite or beyond
-    `limit`."""
+    """Return the names of tensors with a value, in this process's shard, that is not finite or beyond `limit`."""
     mine = {name: local(tensor) for name, tensor in tensors.items()}
     mine = {name: tensor for name, tensor in mine.items() if tensor.numel()}
     if not mine:
@@ -113,12 +113,12 @@ def absurd_weights(tensors: Mapping[str, torch.Tensor], limit: float = MAX_WEIGH
 
 
 def hopeless_losses(losses: Mapping[str, float], latents: Iterable[torch.Tensor], finite_only: bool) -> list[str]:
-    """Return the names of losses that no model has: not finite or, unless `finite_only`, beyond `MAX_LOSS`.
+    """Return the names of losses that are not finite or, unless `finite_only`, beyond `MAX_LOSS`.
 
     Args:
         losses: mean squared errors of latents or velocities, by name.
-        latents: what they were measured on.
-        finite_only: whether a large loss is let pass.
+        latents: the latents that they were measured on.
+        finite_only: accept large losses.
     """
     zeros = 1 + max(float(each.float().square().mean()) for each in latents)  # v = alpha eps - sigma z
     limit = math.inf if finite_only or not math.isfinite(zeros) else MAX_LOSS * zeros
@@ -126,5 +126,5 @@ def hopeless_losses(losses: Mapping[str, float], latents: Iterable[torch.Tensor]
 
 
 def json_number(value: float) -> float | str:
-    """The number, or its name where it is not finite: JSON knows neither NaN nor infinity."""
+    """Return the number, or its name if it is not finite: JSON knows neither NaN nor infinity."""
     return value if math.isfinite(value) else str(value)

@@ -1,45 +1,107 @@
-"""The models of a run: planner, transformer and reconstruction head, as the configuration wants them, and the pipeline they become."""
+"""The models of a run, built or loaded as configured, and the export of the pipeline that they become.
+
+Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`.
+"""
 
 import copy
 import itertools
-import shutil
+import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL, ModelMixin
+from torch import nn
 
 from diffusers_mardini import (
+    AutoencoderPatchBasis,
     MarDiniPipeline,
     MarDiniPlannerTransformer3DModel,
     MarDiniScheduler,
     MarDiniTransformer3DModel,
 )
 from diffusers_mardini.presets import load_preset
-from training.config.schema import RunConfig
-from training.data.conditions import model_arguments
-from training.engine.adapter import add_adapter, load_arguments
+from training.config.schema import AdapterConfig, RunConfig, StageConfig
+from training.data.conditions import condition_arguments
+from training.engine.adapter import add_adapter, base_arguments, load_arguments, matched_layers
 from training.engine.ema import AveragedWeights
+from training.engine.reconstruction_head import PlannerReconstructionHead
 from training.engine.sharding import gather
-from training.losses import PlannerReconstructionHead
+from training.files import whole_folder
 
 
 CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
+VAE_FACTOR = 8  # pixels of a side of a latent; both accepted autoencoders have it
+
+
+def model_arguments(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the arguments of a run's planner, transformer and scheduler."""
+    if config.lora is not None:
+        arguments = base_arguments(config.init_from)
+        return {part: arguments[part] for part in (*CLASSES, "scheduler")}
+    preset, conditions = load_preset(config.preset), condition_arguments(config.data.conditions)
+    models = {part: {**preset[part], **conditions, **getattr(config, part)} for part in CLASSES}
+    return {**models, "scheduler": {**preset["scheduler"], **config.scheduler}}
+
+
+def build_models(
+    arguments: dict[str, dict], device: torch.device | str, lora: AdapterConfig | None = None
+) -> nn.ModuleDict:
+    """Return new models `planner`, `transformer` and `head` on a device; with an adapter, no head."""
+    with torch.device(device):
+        models = _build_pair(arguments)
+        if lora is None:
+            models["head"] = _build_head(models)
+        else:
+            add_adapter(models, lora, seed=0)
+    return models
+
+
+def _build_pair(arguments: dict[str, dict]) -> nn.ModuleDict:
+    return nn.ModuleDict({part: model_class(**arguments[part]) for part, model_class in CLASSES.items()})
+
+
+def _build_head(models: nn.ModuleDict) -> PlannerReconstructionHead:
+    planner = models["planner"].config
+    planning_dim = planner.num_attention_heads * planner.attention_head_dim
+    return PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
+
+
+def whole_models(config: RunConfig) -> nn.ModuleDict:
+    """Return the models of a run on the meta device, shared between calls: do not change them."""
+    return _whole_models(json.dumps(model_arguments(config)), config.lora)
+
+
+@cache
+def _whole_models(arguments: str, lora: AdapterConfig | None) -> nn.ModuleDict:
+    return build_models(json.loads(arguments), "meta", lora)
+
+
+def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
+    """Return the names of the linear layers that an adapter changes, by part; see `adapter.matched_layers`."""
+    return matched_layers(_whole_models(json.dumps(model_arguments(config)), None), config.lora.targets)
+
+
+def trained_parts(stage: StageConfig) -> tuple[str, ...]:
+    """Return the names of the models that a stage trains."""
+    parts = {"planner": ("planner", "head"), "transformer": ("transformer",), "joint": ("planner", "transformer")}
+    return parts[stage.trains] + (("head",) if stage.trains == "joint" and stage.planner_loss_weight > 0 else ())
 
 
 def make_scheduler(config: RunConfig) -> MarDiniScheduler:
+    """Return the scheduler of a run."""
     if config.lora is not None:
         return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")
-    return MarDiniScheduler(**{**load_preset(config.preset)["scheduler"], **config.scheduler})
+    return MarDiniScheduler(**model_arguments(config)["scheduler"])
 
 
-def make_models(config: RunConfig) -> torch.nn.ModuleDict:
-    """`planner`, `transformer` and `head`, the same on every process, still on the CPU and whole.
+def make_models(config: RunConfig) -> nn.ModuleDict:
+    """Return `planner`, `transformer` and `head` of a run, the same on every process, whole and on the CPU.
 
-    For an adapter, those of the pipeline that it adapts, frozen but for it, without a head.
-
-    Args:
-        config: the run.
+    For an adapter, return planner and transformer of the pipeline that it adapts, frozen except for the adapter.
     """
     models = _new_models(config) if config.lora is None else _adapted_models(config)
     for name in CLASSES:
@@ -50,53 +112,76 @@ def make_models(config: RunConfig) -> torch.nn.ModuleDict:
     return models
 
 
-def _new_models(config: RunConfig) -> torch.nn.ModuleDict:
-    preset = load_preset(config.preset)
+def _new_models(config: RunConfig) -> nn.ModuleDict:
     torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
-    told = model_arguments(config.data.conditions)
-    models = {
-        name: model_class(**{**preset[name], **told, **getattr(config, name)}) for name, model_class in CLASSES.items()
-    }
+    models = _build_pair(model_arguments(config))
     if config.init_from is not None:
         start_from(config.init_from, models)
-    planner = models["planner"].config
-    planning_dim = planner.num_attention_heads * planner.attention_head_dim
-    head = PlannerReconstructionHead(planning_dim, planner.in_channels, planner.patch_size)
-    return torch.nn.ModuleDict({**models, "head": head})
+    models["head"] = _build_head(models)  # last, since loading a pipeline draws from the same generator
+    return models
 
 
-def _adapted_models(config: RunConfig) -> torch.nn.ModuleDict:
+def _adapted_models(config: RunConfig) -> nn.ModuleDict:
     arguments = load_arguments(config.lora)
-    models = torch.nn.ModuleDict({name: _pretrained(name, config.init_from, **arguments) for name in CLASSES})
+    models = nn.ModuleDict({name: _pretrained(name, config.init_from, **arguments) for name in CLASSES})
     add_adapter(models, config.lora, config.seed)
     return models
 
 
+def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
+    """Load the `AutoencoderKL`, or this project's `AutoencoderPatchBasis`, of a folder or Hub repository.
+
+    Raises:
+        ValueError: if there is none, or one whose weights are pickled, damaged or not whole.
+    """
+    where = f"`vae` is {path!r}" + (f" with `vae_subfolder` {subfolder!r}" if subfolder else "")
+    if (Path(path).is_absolute() or path.startswith((".", "~"))) and not Path(path).is_dir():
+        raise ValueError(f"{where}, and there is no such folder; give that of an autoencoder, or a Hub id")
+    try:
+        name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder).get("_class_name")
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
+    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
+    if vae_class is None:
+        raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
+    try:
+        vae = vae_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{where}, whose weights cannot be read as safetensors ({said}). {how_to_convert(path, subfolder)}"
+        ) from error
+    if absent := [name for name, tensor in vae.state_dict().items() if tensor.is_meta]:
+        raise ValueError(
+            f"{where}, whose weights lack {len(absent)} tensors, the first is {absent[0]!r}; get it again"
+        )
+    return vae.eval().requires_grad_(False)
+
+
 def how_to_convert(path: str, subfolder: str | None) -> str:
-    """Say why pickled weights are not read, and how to turn those of a folder into safetensors."""
+    """Return why pickled weights are not read, and how to convert those of a folder to safetensors."""
     file = f"{path}/{subfolder}/diffusion_pytorch_model" if subfolder else f"{path}/diffusion_pytorch_model"
     return (
         "Pickled weights (.bin, .pt, .ckpt) are not read, since they can run code; if you trust the file, convert it "
-        "once: "
-        'python -c "import torch; from safetensors.torch import save_file; '
+        'once: python -c "import torch; from safetensors.torch import save_file; '
         f"save_file(torch.load('{file}.bin', weights_only=True), '{file}.safetensors', {{'format': 'pt'}})\""
     )
 
 
-def _pretrained(name: str, pipeline: str, **arguments: Any) -> torch.nn.Module:
+def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     """Load planner or transformer of a trained pipeline.
 
     Raises:
-        ValueError: if it is not there, or not whole.
+        ValueError: if it is missing, or not whole.
     """
     try:
         model = CLASSES[name].from_pretrained(pipeline, subfolder=name, use_safetensors=True, **arguments)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(
             f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
-            "Hub id of "
-            f"a pipeline. {how_to_convert(pipeline, name)}"
+            f"Hub id of a pipeline. {how_to_convert(pipeline, name)}"
         ) from error
     if absent := [key for key, tensor in model.state_dict().items() if tensor.is_meta]:
         raise ValueError(
@@ -106,15 +191,15 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> torch.nn.Module:
     return model
 
 
-def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
-    """Copies planner and transformer of a trained pipeline; the reconstruction head starts anew.
+def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
+    """Copy the weights of a trained pipeline into `planner` and `transformer`.
 
     Raises:
         ValueError: if their sizes differ.
     """
 
     def gained(key: str) -> bool:
-        """Whether a weight belongs to a condition, which starts without effect where the pipeline has none."""
+        """Return whether a weight belongs to a condition, which has no effect at first if the pipeline lacks it."""
         return key.startswith("condition_embedder.")
 
     for name, model in models.items():
@@ -129,8 +214,8 @@ def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
         )
         if differing:
             raise ValueError(
-                f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
-                f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
+                f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors "
+                f"differ, the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
             )
         model.load_state_dict({**{k: own[k] for k in own if k not in weights}, **weights})
 
@@ -138,13 +223,13 @@ def start_from(pipeline: str, models: dict[str, torch.nn.Module]) -> None:
 def export_pipeline(
     folder: Path,
     config: RunConfig,
-    models: torch.nn.ModuleDict,
+    models: nn.ModuleDict,
     averages: AveragedWeights,
-    vae: torch.nn.Module,
+    vae: nn.Module,
     scheduler: MarDiniScheduler,
     accelerator: Accelerator,
 ) -> Path:
-    """Saves the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent.
+    """Save the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent.
 
     Every process must call it; the main one writes.
     """
@@ -152,7 +237,7 @@ def export_pipeline(
     if accelerator.is_main_process:
         parts = {"vae": copy.deepcopy(vae)}
         for name, model_class in CLASSES.items():
-            # A copy from the config: the trained one may be compiled or sharded, and must not be rounded to `save_dtype`.
+            # A copy: the trained model may be compiled or sharded, and must not be rounded to `save_dtype`.
             parts[name] = model_class.from_config(models[name].config)
             prefix = f"{name}."
             own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
@@ -161,11 +246,7 @@ def export_pipeline(
         for parameter in itertools.chain.from_iterable(part.parameters() for part in parts.values()):
             parameter.data = parameter.data.to("cpu", dtype)
         pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=config.data.planner_downscale)
-        temporary = folder.with_name(f".{folder.name}.partial")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        pipeline.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as unfinished:
+            pipeline.save_pretrained(unfinished)
     accelerator.wait_for_everyone()
     return folder

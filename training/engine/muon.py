@@ -1,7 +1,8 @@
-"""Muon (Jordan et al. 2024): momentum made orthogonal, for the matrices of the blocks. The paper's recipe is AdamW; this is ours.
+"""Muon (Jordan et al. 2024): orthogonalized momentum for the matrices of the blocks; the paper uses AdamW.
 
-`torch.optim.Muon` orthogonalizes in bfloat16 and on every process; here that dtype is for hardware that multiplies it only (a
-CPU without such units is several times slower with it), and the processes share the matrices between them.
+`torch.optim.Muon` orthogonalizes in bfloat16 and repeats the work on every process. Here bfloat16 is used only by
+hardware that multiplies it (a CPU without such units is several times slower with it), and the processes share the
+matrices.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +15,13 @@ from diffusers_mardini.hardware import has_bfloat16_units
 from training.engine.sharding import sharded_like
 
 
-# Quintic Newton-Schulz iteration: these coefficients bring singular values near 1 in five rounds, from anywhere in (0, 1].
+# Quintic Newton-Schulz iteration: these coefficients bring singular values from (0, 1] near 1 in five rounds.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Replaces the singular values of a matrix `(rows, columns)` by values near 1."""
+    """Return a matrix `(rows, columns)` with its singular values replaced by values near 1."""
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
@@ -32,7 +33,7 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for 2-dimensional parameters.
+    """Update 2-dimensional parameters by Muon with Nesterov momentum and decoupled weight decay.
 
     Args:
         params: matrices, all on one device.
@@ -50,13 +51,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Updates all parameters; every process must call it, with the same gradients or with its shards of them (FSDP2)."""
+        """Update all parameters; every process must call it, with the same gradients or its shards of them."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            # Largest first, dealt out in turn: the processes get nearly equal work.
+            # Largest first, in turn: the processes get nearly equal work.
             parameters = sorted((p for p in group["params"] if p.grad is not None), key=lambda p: -p.numel())
             for parameter in parameters:
                 state = self.state[parameter]
@@ -81,7 +82,7 @@ def _update(direction: torch.Tensor) -> torch.Tensor:
 def _updates(
     parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Parameters, the same on every process, and their updates: each is computed by one process, all are sent at once."""
+    """Yield whole parameters with their updates: each is computed by one process, all are sent at once."""
     if not parameters:
         return
     rank, world = _rank_and_world()
@@ -98,8 +99,11 @@ def _updates(
 def _updates_of_shards(
     parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Sharded parameters and their updates, sharded alike: as many matrices at a time as there are processes are gathered, and each is
-    orthogonalized by one process, which sends it to the others."""
+    """Yield sharded parameters with their updates, sharded alike.
+
+    Gathers as many matrices at a time as there are processes; each is orthogonalized by one process, which sends it to
+    the others.
+    """
     rank, world = _rank_and_world()
     for first in range(0, len(parameters), world):
         chosen = parameters[first : first + world]

@@ -1,4 +1,4 @@
-"""Which parameters learn by which rule, and the state of the rules as named tensors."""
+"""Optimizers of a stage (AdamW; Muon, of `muon.py`, for matrices), and their state as named tensors."""
 
 from collections.abc import Mapping
 
@@ -10,19 +10,19 @@ from training.engine.sharding import sharded_like
 
 
 def learned(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that a run learns, averages and keeps in its checkpoints, by name: all but frozen ones."""
+    """Return the parameters that a run learns, averages and saves in checkpoints, by name: all but frozen ones."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def learns_by_muon(name: str, parameter: torch.Tensor, config: OptimizerConfig) -> bool:
-    """Whether Muon updates this parameter of the training model, rather than AdamW."""
+    """Return whether Muon updates this parameter of the training model, rather than AdamW."""
     return config.name == "muon" and parameter.ndim == 2 and "transformer_blocks" in name
 
 
 def make_optimizers(
     model: torch.nn.Module, config: OptimizerConfig, learning_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything (the paper), or Muon for the matrices of the transformer blocks and AdamW for the rest.
+    """Return AdamW for everything (the paper), or AdamW and, for the matrices of the transformer blocks, Muon.
 
     Norms, biases and learned tokens have no weight decay.
     """
@@ -42,7 +42,7 @@ def make_optimizers(
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The state of optimizers: tensors under `<optimizer>.<parameter>.<name>`, and the rest of each, fit for JSON."""
+    """Return the state of optimizers: tensors named `<optimizer>.<parameter>.<name>`, and the rest of each as JSON."""
     tensors: dict[str, torch.Tensor] = {}
     rest = []
     for index, optimizer in enumerate(optimizers):
@@ -61,9 +61,9 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str
 def load_optimizers(
     optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor], rest: list[dict]
 ) -> None:
-    """Puts what `optimizer_tensors` returned, whole tensors, into optimizers of the same parameters, sharded or not.
+    """Restore whole tensors of `optimizer_tensors` into optimizers of the same parameters, sharded or not.
 
-    Decays and rates stay those of the optimizers: what `--allow-change` lets in is to take effect.
+    Keeps the optimizers' own decays and rates, so that a change accepted by `--allow-change` takes effect.
     """
     for index, (optimizer, own) in enumerate(zip(optimizers, rest, strict=True)):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,7 +1,7 @@
-"""Between a run and its checkpoints: what is saved, gathered from all processes, and what a resumed run may differ in.
+"""Save the state of a run, gathered from all processes; resume it, unless the configuration changed in what matters.
 
-A checkpoint holds whole tensors, whichever way the processes shared them: one made by two processes under FSDP2 is read by
-one process, or by others under DDP. The files themselves are `checkpoint.py`'s.
+A checkpoint holds whole tensors, whichever way the processes shared them: two processes under FSDP2 may write it, and
+one process, or several under DDP, resume from it. The files themselves are in `checkpoint.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +15,20 @@ from accelerate.utils import broadcast_object_list
 from training.config.schema import RunConfig, StageConfig, default_of, shaping_fields
 from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from training.engine.ema import AveragedWeights
-from training.engine.gradient_steps import Learner
+from training.engine.gradient_steps import GradientSteps
 from training.engine.optimizers import learned
 from training.engine.sharding import gather, sharded_like
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """The position of a run in its stages.
 
     Args:
-        stage, step: the stage's name and how many of its steps are done.
+        stage, step: the stage's name and the number of its finished steps.
         global_step, windows_seen: over all stages.
         attempt: how often the run has gone back.
-        skipped: steps that were left out as not finite: in all, and in a row.
+        skipped: steps that were skipped as not finite: in all, and in a row.
     """
 
     stage: str
@@ -42,18 +42,18 @@ class Position:
 _STATE = (*(field.name for field in fields(Position)), "ema_steps", "shaped_by")
 
 
-class SavedState:
-    """The checkpoints of a run.
+class RunCheckpoints:
+    """Save and load the checkpoints of a run; every process must call every method.
 
     Args:
         config: the run, resolved for its processes.
-        accelerator: the processes; all call every method.
+        accelerator: the processes.
         models: planner, transformer and head, sharded or not; frozen weights are not saved.
         averages: of their weights.
         folder: of the checkpoints.
         windows_per_step: of a stage, over all processes.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
-        frozen: fingerprints of weights that are used and not saved, by key of the configuration: they have to be the same when a run goes on.
+        frozen: digests of weights that are used and not saved, by key of the configuration; they must not change.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class SavedState:
         self.frozen = frozen or {}
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
-    def save(self, position: Position, learner: Learner) -> None:
-        """Writes a checkpoint; the main process holds whole copies of weights, averages and moments in memory for it.
+    def save(self, position: Position, gradient_steps: GradientSteps) -> None:
+        """Write a checkpoint; meanwhile the main process holds whole copies of the state in memory.
 
         Raises:
             CheckpointError: on every process, if the main one cannot write it.
         """
-        moments, rest = learner.state()
+        moments, rest = gradient_steps.state()
         checkpoint = Checkpoint(
             gather(learned(self.models), self.accelerator),
             gather(self.averages.tensors, self.accelerator),
@@ -100,10 +100,10 @@ class SavedState:
         self._fail_together(failure)
 
     def load(self, start_at: str | None) -> Position:
-        """Puts weights and averages of the newest checkpoint in place; `load_optimizers` does so with the rest, once they are made.
+        """Restore weights and averages of the newest checkpoint; `load_optimizers` restores the rest later.
 
         Returns:
-            where it stands; without a checkpoint, the beginning of `start_at` or of the first stage.
+            The checkpoint's position; without a checkpoint, the beginning of `start_at` or of the first stage.
 
         Raises:
             ValueError: if the checkpoint was trained with another configuration, or `start_at` does not fit it.
@@ -115,8 +115,8 @@ class SavedState:
         if path is None:
             if start_at is not None and self.config.init_from is None and start_at != names[0]:
                 raise ValueError(
-                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for example "
-                    "the folder stages/<name> of another run"
+                    f"stage {start_at!r} cannot be the first without weights to start from; give `init_from`, for "
+                    "example the folder stages/<name> of another run"
                 )
             first = names.index(start_at) if start_at else 0
             return Position(names[first], 0, sum(stage.steps for stage in stages[:first]))
@@ -129,14 +129,14 @@ class SavedState:
         position = {field.name: state[field.name] for field in fields(Position)}
         return Position(**{**position, "skipped": tuple(position["skipped"])})
 
-    def load_optimizers(self, learner: Learner) -> None:
-        """Puts the moments of the checkpoint that was loaded last in place, once, and lets its files go."""
+    def load_optimizers(self, gradient_steps: GradientSteps) -> None:
+        """Restore the moments of the checkpoint that was loaded last, once, and close its files."""
         if self._loaded is not None:
-            learner.load_state(self._loaded.moments, self._loaded.optimizers)
+            gradient_steps.load_state(self._loaded.moments, self._loaded.optimizers)
             self._loaded = None
 
     def _read(self, path: Path) -> Checkpoint:
-        """Every process reads what it needs; the main one reads all, to check it."""
+        """Open a checkpoint on every process; the main one reads all of it to check it."""
         failure: list[CheckpointError | None] = [None]
         checkpoint = None
         try:
@@ -147,7 +147,7 @@ class SavedState:
         return checkpoint
 
     def _fail_together(self, failure: list[CheckpointError | None]) -> None:
-        """Raises the main process's failure on all, so that no process waits for one that has failed."""
+        """Raise the main process's failure on all, so that no process waits for one that has failed."""
         mine = failure[0]
         broadcast_object_list(failure)
         if (error := failure[0] or mine) is not None:
@@ -161,16 +161,12 @@ class SavedState:
             )
         if start_at is not None and names.index(state["stage"]) < names.index(start_at):
             raise ValueError(
-                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from there, or use "
-                "another `name` and `init_from`"
+                f"{path} stands in stage {state['stage']!r}, before {start_at!r}; leave the stage out to go on from "
+                "there, or use another `name` and `init_from`"
             )
         now = self._shaped_by(state["stage"])
-        # A key that there was not yet when the checkpoint was written had its default.
+        # A key that did not exist when the checkpoint was written had its default.
         then = {key: default_of(key) for key in now} | state["shaped_by"]
-        if then["mixed_precision"] == "auto":  # of a checkpoint that did not yet tell what that was
-            then["mixed_precision"] = now["mixed_precision"]
-        if "vae" not in state["shaped_by"]:  # of a checkpoint that did not yet tell it
-            then["vae"] = now.get("vae")
         changed = [
             f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
             for key in sorted(then)
@@ -192,10 +188,10 @@ class SavedState:
         self.averages.updates = checkpoint.state["ema_steps"]
 
     def _shaped_by(self, stage_name: str) -> dict:
-        """What the weights at this stage depend on; later stages may still be edited."""
+        """Return what the weights at this stage depend on; later stages may still be edited."""
         names = [stage.name for stage in self.config.stages]
         passed = self.config.stages[: names.index(stage_name) + 1]
         shaped = shaping_fields(self.config, [stage.name for stage in passed])
-        shaped["mixed_precision"] = self.accelerator.mixed_precision  # which `auto` is a matter of the machine
+        shaped["mixed_precision"] = self.accelerator.mixed_precision  # `auto` depends on the machine
         shaped |= self.frozen
         return shaped | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}

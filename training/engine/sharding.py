@@ -1,7 +1,8 @@
-"""Models in shards over the processes (FSDP2), and whole tensors to and from them.
+"""Processes, devices and precision of a run; models in shards (FSDP2), and whole tensors to and from them.
 
-Which way the processes of a run share it is accelerate's configuration (`training/configs/accelerate/`); `make_accelerator` reads it and
-refuses what the trainer cannot keep its promises with. Everything here does nothing to tensors that are not sharded.
+How the processes share a run is accelerate's configuration (`training/configs/accelerate/`). `make_accelerator` reads
+it and refuses settings that the trainer does not honour. Functions on tensors do nothing to tensors that are not
+sharded.
 """
 
 import contextlib
@@ -12,46 +13,52 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs, patch_environment
+from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from training.config.schema import RunConfig
 
 
-def make_accelerator(bf16: bool, deepspeed: bool = False, **arguments: Any) -> Accelerator:
-    """The processes, their devices and the precision, as the launcher and accelerate's configuration say.
+def uses_bfloat16(config: RunConfig) -> bool:
+    """Return whether a run autocasts to bfloat16: as configured or, for `auto`, if the device multiplies it."""
+    if config.mixed_precision == "auto":
+        return has_bfloat16_units(choose_device())
+    return config.mixed_precision == "bf16"
+
+
+def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
+    """Return the processes, their devices and the precision, as the launcher and accelerate's configuration say.
 
     Args:
         bf16: autocast to bfloat16.
-        deepspeed: the caller makes DeepSpeed's engine where it is asked for (`zero.py`). accelerate itself is not told of it: what it
-            does beside training is then what it does for copies (DDP).
         arguments: further ones of `Accelerator`, such as its trackers.
 
     Raises:
-        ValueError: for DeepSpeed unless the caller takes care of it, FSDP1 and settings of FSDP that this trainer does not honour, and
-            where processes that were started together would each train alone.
+        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and if processes that
+            were started together would each train alone.
     """
-    if _flag("ACCELERATE_USE_DEEPSPEED") and not deepspeed:
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
-            "this program does not train under DeepSpeed; training.train_mardini does. Use training/configs/accelerate/ddp.yaml"
+            "DeepSpeed is not supported; use training/configs/accelerate/fsdp2.yaml, which shards the same"
         )
-    # The others wait while the main process reads every clip of a source, or encodes what is its share.
+    # The others wait while the main process reads every clip of a source, or encodes its share.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Without `cpu`, accelerate gives processes on a machine without accelerators no backend: each would be a run of its own.
-    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
-        accelerator = Accelerator(
-            mixed_precision="bf16" if bf16 else "no",
-            cpu=choose_device().type == "cpu",
-            kwargs_handlers=[patience],
-            **arguments,
-        )
+    # Without `cpu`, processes on a machine without accelerators get no backend: each would be a run of its own.
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        cpu=choose_device().type == "cpu",
+        kwargs_handlers=[patience],
+        **arguments,
+    )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
-            f"the launcher started {started} processes, but this one sees {accelerator.num_processes}: each would train alone, in the same "
-            f"folder. On {accelerator.device.type} devices start one process, or set ACCELERATE_USE_CPU=true"
+            f"the launcher started {started} processes, but this one sees {accelerator.num_processes}: each would "
+            f"train alone, in the same folder. On {accelerator.device.type} devices start one process, or set "
+            "ACCELERATE_USE_CPU=true"
         )
     if problems := _unsupported(sharding_plugin(accelerator)):
         raise ValueError("\n".join(["these settings of FSDP are not supported:", *(f"  {text}" for text in problems)]))
@@ -59,7 +66,7 @@ def make_accelerator(bf16: bool, deepspeed: bool = False, **arguments: Any) -> A
 
 
 def sharding_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
-    """accelerate's settings of FSDP, or `None` where every process holds all weights."""
+    """Return accelerate's settings of FSDP, or `None` if every process holds all weights."""
     if not _flag("ACCELERATE_USE_FSDP") or accelerator.num_processes == 1:
         return None
     # accelerate 1.15 keeps the plugin for accelerators only; on CPUs it is read from the launcher's environment here.
@@ -86,10 +93,10 @@ def _unsupported(plugin: FullyShardedDataParallelPlugin | None) -> list[str]:
 
 
 def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
-    """Shards every model once, in place: each of its blocks, and what is left of it, is gathered where it runs and let go after.
+    """Shard every model in place: each block, and the rest, is gathered when it runs and released afterwards.
 
-    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them without the others. Under bf16,
-    shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
+    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them alone.
+    Under bf16, shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
     """
     plugin = sharding_plugin(accelerator)
     if plugin is None:
@@ -112,14 +119,14 @@ def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
 
 
 def data_parallel(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """The module whose backward pass leaves the processes' mean gradient in every process, or in its shards."""
+    """Return the module whose backward pass leaves the processes' mean gradient in every process, or in its shards."""
     alone_or_sharded = accelerator.num_processes == 1 or sharding_plugin(accelerator) is not None
     return model if alone_or_sharded else accelerator.prepare(model)
 
 
 @contextlib.contextmanager
 def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Within, backward passes only add to this process's gradients; the next one outside sends the sum."""
+    """Add the gradients of backward passes within to this process's only; the next pass outside sends the sum."""
     roots = [module for module in model.children() if isinstance(module, FSDPModule)]
     alone_or_sharded = accelerator.num_processes == 1 or roots
     with contextlib.nullcontext() if alone_or_sharded else accelerator.no_sync(model):
@@ -133,31 +140,34 @@ def gradients_kept_local(model: torch.nn.Module, accelerator: Accelerator) -> It
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Lets gathered weights go, so that the parameters are the shards again: a forward pass without a backward pass keeps them."""
+    """Release gathered weights: after a forward pass without a backward pass the parameters are not shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's shard, or all of a tensor that is not sharded; shares its memory."""
+    """Return this process's shard, or all of a tensor that is not sharded; shares its memory."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, on every process; every process must call it."""
+    """Return the whole tensor on every process; every process must call it."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Cuts a whole tensor, the same on every process, as `like` is cut; nothing is sent. The result has memory of its own."""
+    """Cut a whole tensor, the same on every process, as `like` is cut; sends nothing. The result owns its memory."""
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return tensor.clone()  # not a view of the whole tensor, or of a file that may be deleted
 
 
 def gather(tensors: Mapping[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Whole tensors on the main process's CPU, and none on the others; one at a time. Every process must call it."""
+    """Return whole tensors on the main process's CPU and none on the others, gathered one at a time.
+
+    Every process must call it.
+    """
     gathered = {}
     for name, tensor in tensors.items():
         full = whole(tensor)

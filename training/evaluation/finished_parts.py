@@ -6,7 +6,6 @@ What no key asks for any more is left where it is and does no harm.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from training.files import whole_file, write_whole
 
 
 class Kept:
@@ -42,11 +43,9 @@ class Kept:
             except SafetensorError as error:
                 print(f"{path} cannot be read ({error}); it is made again")
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "key.json").write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        write_whole(folder / "key.json", json.dumps(key, sort_keys=True, indent=1) + "\n")
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished)
         return _sorted(tensors)
 
 

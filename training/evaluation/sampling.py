@@ -1,16 +1,14 @@
 """Fills in the frames of windows with the pipeline that users call: one sample each, nothing chosen."""
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
+from training.digests import tensors_digest
 from training.evaluation.altered_signals import OTHER, PlanChange, PlanContext
 
 
@@ -167,22 +165,15 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[in
 
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
-    """Changes with any weight or setting of autoencoder, planner and transformer, wherever they were loaded from; the scheduler is
-    `sampling_key`'s."""
-
-    def settings(module: ConfigMixin) -> bytes:  # without `_name_or_path` and the like, which tell where it came from
-        told = {key: value for key, value in module.config.items() if not key.startswith("_")}
-        return json.dumps(told, sort_keys=True, default=str).encode()
-
-    digest = hashlib.sha256(settings(pipe))
+    """Return a digest of all weights and settings of autoencoder, planner and transformer; the scheduler is `sampling_key`'s."""
+    digests = {}
     for name in ("vae", "planner", "transformer"):
         module = getattr(pipe, name)
-        digest.update(name.encode() + settings(module))
         # How strongly peft's layers add an adapter (its alpha and rank, and any weight given to it) is in no tensor.
-        for layer, part in module.named_modules():
-            if isinstance(scaling := getattr(part, "scaling", None), dict):
-                digest.update(f"{name}.{layer} {sorted(scaling.items())}".encode())
-        for key, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name}.{key} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        scalings = {
+            f"scaling of {layer}": sorted(scaling.items())
+            for layer, part in module.named_modules()
+            if isinstance(scaling := getattr(part, "scaling", None), dict)
+        }
+        digests[f"digest of {name}"] = tensors_digest(module.state_dict(), {**module.config, **scalings})
+    return tensors_digest({}, {**pipe.config, **digests})

@@ -1,6 +1,6 @@
-"""Held-out losses: fixed windows, fixed noise, fixed masks, fixed timesteps, so that two steps of a run, or two runs, can be compared.
+"""Held-out losses with fixed windows, noise, masks and timesteps, to compare steps of a run, or several runs.
 
-They are told by timestep, by task and by the number of masked frames, which is what the models learn to deal with.
+They are reported by timestep, by task and by the number of masked frames: the variation that the models learn.
 """
 
 from dataclasses import replace
@@ -10,32 +10,30 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_mardini.masking import (
-    interpolation_indices,
-    leading_indices,
     random_reference_mask,
     reference_mask_from_indices,
+    task_indices,
 )
 from training.config.schema import StageConfig
-from training.curriculum import Batch
-from training.losses import diffusion_loss, plan, reconstruction_loss
+from training.data.batches import Batch
+from training.losses import diffusion_loss, make_planning_signals, reconstruction_loss
 from training.monitoring.heldout_windows import HeldoutWindows
 from training.randomness import step_generator
 
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # shares of the timesteps, for interpolation
-PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns: their mean is told
+PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns, of which the mean is reported
 
 
 def patterns(num_frames: int, num_windows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Masks `(windows, frames)` by name: the tasks, and random positions with one, half and all but one of the frames masked."""
+    """Return masks `(windows, frames)`: the tasks', and random ones with one, half and all but one frame masked."""
 
-    def fixed(indices: list[int]) -> torch.Tensor:
-        return reference_mask_from_indices(indices, num_frames, num_windows)
-
-    masks = {"task/image-to-video": fixed(leading_indices(1))}
-    if num_frames > 2:  # two frames have nothing between them
-        masks["task/interpolation"] = fixed(interpolation_indices(num_frames))
-        masks["task/expansion"] = fixed(leading_indices((num_frames + 1) // 2))
+    # Two frames have nothing between them.
+    tasks = ("image-to-video", "interpolation", "expansion") if num_frames > 2 else ("image-to-video",)
+    masks = {
+        f"task/{task}": reference_mask_from_indices(task_indices(task, num_frames), num_frames, num_windows)
+        for task in tasks
+    }
     for masked in sorted({1, num_frames // 2, num_frames - 1}):
         masks[f"masked/{masked}"] = random_reference_mask(num_windows, num_frames, num_frames - masked, generator)
     return masks
@@ -52,17 +50,21 @@ def heldout_losses(
     seed: int,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Losses of fixed windows, the processes sharing them: each plans a pattern once, for all that is told of it.
+    """Return losses of fixed windows, which the processes share; the planner runs once per pattern.
 
     Args:
-        head: the planner's, or `None`: then there is no reconstruction.
-        windows: this process's share of them, see `heldout_windows`.
-        stage: what is trained.
+        planner, transformer, scheduler: of the run.
+        head: the planner's reconstruction head, or `None` for no reconstruction.
+        windows: this process's share, see `heldout_windows`.
+        stage: decides which losses there are.
+        seed: of the noise and the masks.
+        accelerator: of the run.
 
     Returns:
-        As far as the stage trains what they need, with the first and the last frame given (of two frames, the first): `planner` (reconstruction at low
-        resolution), `diffusion/<share of the timesteps>` and, without the planning signal, `diffusion_unplanned/0.95`. For every name
-        of `patterns`: `planner/<pattern>` and `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
+        Losses of the models that the stage trains. With the first and the last frame given (of two frames, the first):
+        `planner` (reconstruction at low resolution), `diffusion/<share of the timesteps>` and, without planning
+        signals, `diffusion_unplanned/0.95`. For every name of `patterns`: `planner/<pattern>` and
+        `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
     """
     latents, numbers = windows.latents, list(windows.numbers)
     noises = [step_generator(seed, "heldout", "noise", number) for number in numbers]
@@ -85,7 +87,7 @@ def heldout_losses(
             conditions={name: values[rows] for name, values in windows.conditions.items()},
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
-            signals = plan(planner, batch) if plans else None
+            signals = make_planning_signals(planner, batch) if plans else None
             if plans and head is not None:
                 add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
             for share in _noise_levels(pattern == given_ends) if samples else ():
@@ -119,9 +121,11 @@ def heldout_losses(
 
 
 def _parts(windows: HeldoutWindows, batch_size: int, processes: int) -> list[tuple[torch.Tensor, int]]:
-    """Rows that are scored together, no more than a step of the stage holds, and how many of them count.
+    """Return rows that are scored together, at most as many as a step's batch, and how many of them count.
 
-    As many parts on every process, since shards of a model are gathered together: one that has fewer windows repeats one that does not count.
+    Every process has as many parts, because all must take part when sharded models are gathered: one with fewer
+        windows
+    repeats a row that does not count.
     """
     most = -(-windows.total // processes)
     rows = torch.arange(len(windows.latents))

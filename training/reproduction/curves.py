@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.figures.charts import Panel, Point, draw
-from training.monitoring.records import read_lines
+from training.files import read_lines
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}

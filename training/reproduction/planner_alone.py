@@ -22,6 +22,7 @@ from diffusers_mardini.latents import decode_latents
 from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.reconstruction_head import PlannerReconstructionHead
 from training.evaluate import load_networks
 from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import OURS, Variant, baselines, model_key
@@ -29,7 +30,6 @@ from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import markdown_table, write_results, write_sheets
 from training.evaluation.windows import TASKS, given_indices, load_windows
-from training.losses import PlannerReconstructionHead
 from training.reproduction.options import facts
 
 

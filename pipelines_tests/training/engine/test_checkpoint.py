@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training import files
 from training.engine import checkpoint as module
 from training.engine.checkpoint import (
     Checkpoint,
@@ -92,8 +93,8 @@ def test_a_process_that_dies_at_any_moment_of_writing_leaves_the_last_one_whole(
     child = os.fork()
     if child == 0:  # dies without a word at the nth flush, as by SIGKILL
         calls = iter(range(100))
-        flush = module._flush
-        module._flush = lambda path: os._exit(9) if next(calls) == nth else flush(path)
+        flush = files.flush
+        files.flush = lambda path: os._exit(9) if next(calls) == nth else flush(path)
         save_checkpoint(tmp_path, make(2), keep=1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -59,7 +59,7 @@ def test_a_stage_that_would_go_on_uncompiled_fails_and_says_so(monkeypatch):
     monkeypatch.setattr(compiling, "MOST_GRAPHS", 1)
     double = torch.compile(lambda tensor: tensor * 2, backend="eager", dynamic=False)
     told = "stage 'stage-0': a block was compiled 1 times.*stages.stage-0.compile=false --allow-change"
-    with pytest.raises(RunFailed, match=told), compiling.blocks_of(make_stages(True).stages[0]):
+    with pytest.raises(RunFailed, match=told), compiling.compiled_blocks(make_stages(True).stages[0]):
         for size in range(2, 6):
             double(torch.ones(size))
 

@@ -7,8 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.test_train_mardini import make_config, make_run
-from training.engine.models import make_models, start_from
-from training.train_mardini import load_vae
+from training.engine.models import load_vae, make_models, start_from
 
 
 def make_kl() -> AutoencoderKL:

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
 from diffusers_mardini.video_io import write_video
@@ -24,10 +23,9 @@ from training.config.schema import OptimizerConfig
 from training.engine.ema import AveragedWeights
 from training.engine.optimizers import make_optimizers
 from training.engine.sharding import _unsupported, make_accelerator, sharding_plugin
-from training.zero import _problems, engine_settings, zero_plugin, zero_problems
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "training/configs/accelerate").glob("*.yaml"))
 KINDS = {
     "single": (DistributedType.NO, 1),
@@ -35,7 +33,6 @@ KINDS = {
     "ddp": (DistributedType.MULTI_GPU, 8),
     "fsdp2": (DistributedType.FSDP, 8),
     "fsdp2_keep_parameters": (DistributedType.FSDP, 8),
-    "deepspeed_zero2": (DistributedType.DEEPSPEED, 8),
 }
 
 
@@ -53,11 +50,9 @@ def test_every_accelerate_configuration_loads_and_says_what_the_launcher_knows(p
     assert path.read_text().startswith("# ") and config.mixed_precision is None  # precision is the run's
     known = vars(launch_command_parser().parse_args(["script.py"]))
     file = yaml.safe_load(path.read_text())
-    given = file.get("fsdp_config", {}) | file.get("deepspeed_config", {})
-    assert given.keys() <= known.keys()
+    assert file.get("fsdp_config", {}).keys() <= known.keys()
     arguments = launcher_arguments(path)
     assert arguments.num_processes == KINDS[path.stem][1] and arguments.use_fsdp == path.stem.startswith("fsdp2")
-    assert arguments.use_deepspeed == path.stem.startswith("deepspeed")
     assert arguments.multi_gpu == (
         path.stem in ("cpu2", "ddp")
     )  # the launcher starts several processes for this or FSDP only
@@ -96,68 +91,10 @@ def test_settings_of_fsdp_that_the_trainer_does_not_honour_are_named(variable, v
     assert re.search(message, problem)
 
 
-def zero_settings(monkeypatch, **changes: str) -> DeepSpeedPlugin:
-    """accelerate's plugin as the trainer finds it, started with deepspeed_zero2.yaml and some changed variables."""
-    arguments = launcher_arguments(ROOT / "training/configs/accelerate/deepspeed_zero2.yaml")
-    arguments.deepspeed_fields_from_accelerate_config = "zero_stage"  # as `launch_command` adds it
-    for key, value in {**prepare_deepspeed_cmd_env(arguments)[1], **changes}.items():
-        if key.startswith("ACCELERATE_"):
-            monkeypatch.setenv(key, value)
-    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
-    return DeepSpeedPlugin()
-
-
-def test_what_the_launcher_hands_on_of_deepspeed_is_what_the_trainer_honours(monkeypatch):
-    plugin = zero_settings(monkeypatch)
-    assert plugin.zero_stage == 2
-    found = _problems(plugin, OptimizerConfig())
-    assert [problem.split(";")[0] for problem in found] == (
-        [] if find_spec("deepspeed") else ["deepspeed is not installed"]
-    )
-    settings = engine_settings(plugin.zero_stage, OptimizerConfig(max_grad_norm=0.5), bf16=True)
-    assert settings["zero_optimization"]["stage"] == 2 and settings["gradient_clipping"] == 0.5
-    assert settings["torch_autocast"]["enabled"] and not {"bf16", "fp16", "optimizer", "scheduler"} & settings.keys()
-
-
-@pytest.mark.parametrize(
-    "variable, value, message",
-    [
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "zero_stage: 3; use .*fsdp2.yaml"),
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0", "zero_stage: 0; set it to 1 or 2"),
-        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device"),
-        ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "gradient_clipping.*optimizer.max_grad_norm"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps.*`gradient_accumulation`"),
-    ],
-)
-def test_settings_of_deepspeed_that_the_trainer_does_not_honour_are_named(variable, value, message, monkeypatch):
-    plugin = zero_settings(monkeypatch, **{variable: value})
-    (problem,) = [text for text in _problems(plugin, OptimizerConfig()) if "not installed" not in text]
-    assert re.search(message, problem)
-
-
-def test_settings_of_deepspeed_in_a_file_of_its_own_are_refused(monkeypatch, tmp_path):
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
-    file = {
-        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "ds.json"),
-    }
-    plugin = zero_settings(monkeypatch, **file)
-    assert any("deepspeed_config_file; leave it out" in text for text in _problems(plugin, OptimizerConfig()))
-
-
-def test_muon_under_deepspeed_is_refused_with_the_way_out(monkeypatch):
-    found = _problems(zero_settings(monkeypatch), OptimizerConfig(name="muon"))
-    assert re.search("needs whole matrices.*set adamw, or use .*fsdp2.yaml", found[-1])
-
-
-def test_accelerate_is_not_told_of_deepspeed_and_one_process_shares_nothing(monkeypatch):
-    zero_settings(monkeypatch)
-    with pytest.raises(ValueError, match="this program does not train under DeepSpeed"):
+def test_deepspeed_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported; use training/configs/accelerate/fsdp2.yaml"):
         make_accelerator(False)
-    accelerator = make_accelerator(False, deepspeed=True)
-    assert accelerator.distributed_type == DistributedType.NO
-    assert zero_plugin(accelerator) is None and zero_problems(accelerator, OptimizerConfig(name="muon")) == []
-    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
 
 
 def test_processes_that_would_each_train_alone_are_refused(monkeypatch):

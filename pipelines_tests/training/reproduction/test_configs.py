@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.config.layers import load_config
-from training.costs import whole_models
+from training.engine.models import whole_models
 from training.plan import make_plan
 
 

@@ -21,6 +21,7 @@ from training.evaluation.networks.published_files import (
     sha256,
     user_cache,
 )
+from training.files import whole_file
 
 
 # Output channels, kernel and stride of each convolution; "pool" stands before one that begins a slice, and "slice" after its last one.
@@ -129,10 +130,8 @@ def load_lpips(
         digest = sha256(packed)
         converted = (cache or user_cache()) / f"lpips-{trunk}-{digest[:16]}.safetensors"
         if not _converted_from(converted, digest):
-            converted.parent.mkdir(parents=True, exist_ok=True)
-            temporary = converted.with_suffix(".partial")
-            save_file(_from_packed(read_numpy_pickle(packed), packed), temporary, {"sha256_of_source": digest})
-            temporary.replace(converted)
+            with whole_file(converted) as unfinished:
+                save_file(_from_packed(read_numpy_pickle(packed), packed), unfinished, {"sha256_of_source": digest})
         state, sources = load_file(converted), {packed.name: digest}
     elif vision is not None:
         heads = Path(torchmetrics.__file__).parent / "functional/image/lpips_models" / f"{trunk}.pth"

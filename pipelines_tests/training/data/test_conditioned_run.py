@@ -1,4 +1,4 @@
-"""A run whose models are told something about each frame: from the tables beside the clips to the exported pipeline."""
+"""A run with conditions: from the tables beside the clips to the exported pipeline."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run, rows
-from training.curriculum import draw_batch, drop_conditions, window_request
+from training.curriculum import draw_batch, drop_conditions
+from training.data.buckets import window_request
 from training.engine.models import make_models
 from training.monitoring.heldout_windows import heldout_windows
 
@@ -18,7 +19,7 @@ CONDITIONS = {
 }
 
 
-def told_config(folder, **overrides):
+def conditioned_config(folder, **overrides):
     clips = folder / "clips"
     if not clips.is_dir():
         for seed in range(3):
@@ -28,26 +29,26 @@ def told_config(folder, **overrides):
     return make_config(**{"data": data_fields(clips, conditions=CONDITIONS), **overrides})
 
 
-def test_a_step_draws_what_its_frames_are_told(tmp_path):
-    config = told_config(tmp_path)
+def test_a_step_draws_the_conditions_of_its_frames(tmp_path):
+    config = conditioned_config(tmp_path)
     run = make_run(tmp_path / "run", config)
     stage = config.stages[2]
     batch = draw_batch(stage, window_request(config, stage), run.train_data, 1000, rows(3, count=16, total=16))
-    told = batch.conditions
-    assert {name: tuple(values.shape) for name, values in told.items()} == {
+    conditions = batch.conditions
+    assert {name: tuple(values.shape) for name, values in conditions.items()} == {
         "action": (16, 4, 2), "rate": (16, 4, 1), "motion": (16, 4, 1),
     }  # fmt: skip
-    absent = told["action"].isnan().all(dim=(1, 2))
+    absent = conditions["action"].isnan().all(dim=(1, 2))
     assert 2 < int(absent.sum()) < 14  # half of the windows
     assert absent[~batch.planning_signals_mask].all()
-    known = told["rate"][:, 1:][~told["rate"][:, 1:].isnan()]
+    known = conditions["rate"][:, 1:][~conditions["rate"][:, 1:].isnan()]
     assert {round(value, 3) for value in known.tolist()} == {0.05, 0.1}  # strides 1 and 2 at 20 a second
-    assert told["rate"][:, 0].isnan().all()
+    assert conditions["rate"][:, 0].isnan().all()
     moved = batch.to(torch.device("cpu"))
-    assert moved.conditions.keys() == told.keys()
+    assert moved.conditions.keys() == conditions.keys()
 
 
-def test_what_is_left_out_is_a_function_of_the_row():
+def test_dropped_conditions_are_a_function_of_the_row():
     values = {"a": torch.ones(6, 3, 2), "b": torch.ones(6, 3, 1)}
     kept = torch.tensor([True] * 5 + [False])
     whole = drop_conditions(values, {"a": 0.5, "b": 0.0}, kept, rows(7, count=6, total=6))
@@ -63,8 +64,8 @@ def test_what_is_left_out_is_a_function_of_the_row():
     assert not whole["b"][:5].isnan().any() and whole["b"][5].isnan().all()
 
 
-def test_a_told_run_learns_resumes_and_exports_a_pipeline_that_can_be_told(tmp_path):
-    run = make_run(tmp_path / "run", told_config(tmp_path))
+def test_a_run_with_conditions_learns_resumes_and_exports_a_pipeline_that_takes_them(tmp_path):
+    run = make_run(tmp_path / "run", conditioned_config(tmp_path))
     before = run.transformer.condition_embedder["action"].linear_2.weight.detach().clone()
     pipe = MarDiniPipeline.from_pretrained(run.train())
     assert pipe.transformer.config.conditions == {"action": 2, "rate": 1, "motion": 1}
@@ -73,20 +74,20 @@ def test_a_told_run_learns_resumes_and_exports_a_pipeline_that_can_be_told(tmp_p
     after = pipe.transformer.condition_embedder["action"].linear_2.weight
     assert not torch.equal(before, after.float())
     assert pipe.planner.condition_embedder["rate"].linear_2.weight.abs().max() > 0
-    again = make_run(tmp_path / "run", told_config(tmp_path))
+    again = make_run(tmp_path / "run", conditioned_config(tmp_path))
     assert again.train().is_dir() and again.global_step == run.global_step
 
 
-def test_held_out_windows_are_told_the_truth(tmp_path):
-    config = told_config(tmp_path)
+def test_heldout_windows_have_their_true_conditions(tmp_path):
+    config = conditioned_config(tmp_path)
     run = make_run(tmp_path / "run", config)
-    sampling = window_request(config, config.stages[2])
-    windows = heldout_windows(run.validation_data, type(sampling)("x", sampling.buckets, ((1, 1.0),)), 3, 0)
+    request = window_request(config, config.stages[2])
+    windows = heldout_windows(run.validation_data, type(request)("x", request.buckets, ((1, 1.0),)), 3, 0)
     assert not windows.conditions["action"].isnan().any()
 
 
 def test_a_clip_without_a_table_is_left_out_with_its_reason(tmp_path):
-    config = told_config(tmp_path)
+    config = conditioned_config(tmp_path)
     (tmp_path / "clips" / "1.csv").unlink()
     run = make_run(tmp_path / "run", config)
     census = run.train_data.census(window_request(config, config.stages[2]))
@@ -96,14 +97,14 @@ def test_a_clip_without_a_table_is_left_out_with_its_reason(tmp_path):
 def test_a_checkpoint_without_conditions_gains_them(tmp_path):
     plain = make_run(tmp_path / "plain", make_config())
     folder = plain.export(tmp_path / "pipeline")
-    told = make_models(told_config(tmp_path, init_from=str(folder)))
+    models = make_models(conditioned_config(tmp_path, init_from=str(folder)))
     latents = torch.randn(1, 4, 16, 4, 4)
     mask = torch.tensor([[True, False, False, False]])
     action = {"action": torch.rand(1, 4, 2)}
     model = MarDiniPipeline.from_pretrained(folder).transformer.float()
     expected = model(latents, torch.tensor(500), None, mask).sample
     torch.testing.assert_close(
-        told["transformer"](latents, torch.tensor(500), None, mask, conditions=action).sample, expected
+        models["transformer"](latents, torch.tensor(500), None, mask, conditions=action).sample, expected
     )
 
 

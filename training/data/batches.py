@@ -1,0 +1,89 @@
+"""Rows of a step's global batch, with their generators, and the tensors that a process trains on in one forward pass.
+
+`curriculum.py` draws a `Batch` for a `Draw`; the order of the clips is in `order.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from training.data.order import StepRows
+from training.randomness import step_generator
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The rows that one process draws: `count` of the `total` rows of the global batch, from row `first` on.
+
+    `shared` generators decide what all rows have in common, `rows` what belongs to one row; so a global batch is the
+    same for any number of processes and accumulated parts.
+
+    Args:
+        seed, stage, step: the run's seed, the stage's name, the step within the stage.
+        first, count, total: the rows.
+        attempt: how often the run has gone back to a checkpoint before this step; another number draws other batches.
+    """
+
+    seed: int
+    stage: str
+    step: int
+    first: int
+    count: int
+    total: int
+    attempt: int = 0
+
+    def shared(self, purpose: str) -> torch.Generator:
+        """Return a generator that is the same for all rows of the step."""
+        return step_generator(self.seed, self.stage, self.step, self.attempt, purpose)
+
+    def rows(self, purpose: str) -> list[torch.Generator]:
+        """Return a generator for each row."""
+        return [step_generator(self.seed, self.stage, self.step, self.attempt, purpose, row) for row in self._rows]
+
+    def places(self) -> StepRows:
+        """Return the same rows for the order of the clips."""
+        return StepRows(self.seed, self.step, self.total, tuple(self._rows), self.attempt)
+
+    @property
+    def _rows(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The input of a training step for one process.
+
+    Args:
+        latents: `(batch, frames, channels, height, width)`, clean.
+        planner_latents: `(batch, frames, channels, low height, low width)`, clean.
+        reference_mask: `(batch, frames)` bool.
+        num_masked_frames: masked frames of every row.
+        noise: like `latents`.
+        timesteps: `(batch,)` integers.
+        planning_signals_mask: `(batch,)` bool, False where the planning signals are dropped.
+        windows: the source of each row in words, for reports.
+        conditions: values of each frame by name, `(batch, frames, channels)`, NaN where a value is missing or dropped.
+    """
+
+    latents: torch.Tensor
+    planner_latents: torch.Tensor
+    reference_mask: torch.Tensor
+    num_masked_frames: int
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    planning_signals_mask: torch.Tensor
+    windows: tuple[str, ...] = ()
+    conditions: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device; the host does not wait for tensors that are `pinned`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """Return the batch in pinned memory, from which a GPU copies by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        changed = {k: change(v) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **changed, conditions={k: change(v) for k, v in self.conditions.items()})

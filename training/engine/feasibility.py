@@ -1,0 +1,169 @@
+"""Check a configuration before anything runs: problems, each with its fix, and notes on likely mistakes.
+
+Called by the trainer and by `plan.py`, which adds the checks that need clips or a memory limit.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diffusers_mardini.presets import load_preset
+from training.config.schema import RunConfig, StageConfig
+from training.data.buckets import size_multiple
+from training.data.sources import source_exists
+from training.engine.adapter import base_arguments
+from training.engine.models import VAE_FACTOR, adapted_layers, build_models, model_arguments, trained_parts
+from training.engine.sharding import uses_bfloat16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why a run cannot work, with its fix.
+
+    Args:
+        kind: `models` cannot be built or adapted; sizes do not divide (`size`); a stage has nothing to learn
+            (`stage`); there are no `clips`; the `memory` does not suffice.
+        text: the sentence that users read.
+    """
+
+    kind: Literal["models", "size", "stage", "clips", "memory"]
+    text: str
+
+    @property
+    def prevents_counting(self) -> bool:
+        """Return whether the costs of the run cannot be counted."""
+        return self.kind in ("models", "size")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
+    """Return the problems that can be found without reading a clip or running a step.
+
+    Args:
+        config: the run.
+        with_data: require sources of clips.
+    """
+    found = []
+    if config.lora is not None:
+        try:
+            found += _adapter_problems(config)
+        except ValueError as error:
+            return [Problem("models", f"planner and transformer cannot be adapted: {error}")]
+    try:
+        models = build_models(model_arguments(config), "meta")
+    except (TypeError, ValueError) as error:
+        text = f"planner and transformer cannot be built: {error}; check `preset`, `planner` and `transformer`"
+        return [Problem("models", text)]
+    planner, transformer = models["planner"].config, models["transformer"].config
+    width = planner.num_attention_heads * planner.attention_head_dim
+    for key, theirs, ours in (
+        ("planning_dim", "hidden size", width),
+        ("in_channels", "in_channels", planner.in_channels),
+    ):
+        if transformer[key] != ours:
+            text = f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}"
+            found.append(Problem("stage", f"{text}; set `transformer.{key}` to {ours}"))
+    multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
+    for stage in (shape for stage in config.stages for shape in config.by_bucket(stage)):
+        found += _stage_problems(config, stage, multiple)
+    for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
+        if with_data and spec is not None and not source_exists(spec):
+            found.append(Problem("clips", f"there is no source of clips at {spec}; set `data.{key}` to yours"))
+    return list(dict.fromkeys(found))  # several buckets may have the same
+
+
+def _stage_problems(config: RunConfig, stage: StageConfig, multiple: int) -> list[Problem]:
+    found, where, size = [], f"stage {stage.name!r}", config.size_of(stage)
+    if any(side % multiple for side in size):
+        nearest = [max(1, round(side / multiple)) * multiple for side in size]
+        text = (
+            f"{where}: {size[0]}x{size[1]} pixels do not divide into the autoencoder's {VAE_FACTOR}, patches and "
+            f"`planner_downscale` {config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest "
+            f"are {nearest[0]}x{nearest[1]}"
+        )
+        found.append(Problem("size", text))
+    low = stage.reference_ratio[0]
+    if stage.tasks.random > 0 and round(low * stage.num_frames) >= stage.num_frames:
+        most = (stage.num_frames - 1) / stage.num_frames
+        text = (
+            f"{where}: a reference_ratio from {low:g} keeps all of {stage.num_frames} frames and leaves none to learn "
+            f"from; lower its first number to {math.floor(most * 100) / 100:g} or less"
+        )
+        found.append(Problem("stage", text))
+    if stage.tasks.interpolation > 0 and stage.num_frames < 3:
+        text = (
+            f"{where}: interpolation keeps the first and the last of {stage.num_frames} frames and leaves none to "
+            "learn from; raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
+        )
+        found.append(Problem("stage", text))
+    return found
+
+
+def _adapter_problems(config: RunConfig) -> list[Problem]:
+    """Return where a run does not fit the pipeline that it adapts.
+
+    Raises:
+        ValueError: if there is no such pipeline, or no layer of it is adapted.
+    """
+    base, adapted = base_arguments(config.init_from), adapted_layers(config)
+    found, lora = [], config.lora
+    if lora.base_dtype != "float32" and not uses_bfloat16(config):
+        text = (
+            f"lora.base_dtype is {lora.base_dtype}, and this device would compute in float32; set `mixed_precision: "
+            "bf16`, or base_dtype to float32"
+        )
+        found.append(Problem("stage", text))
+    if config.data.planner_downscale != base["pipeline"]["planner_downscale"]:
+        text = (
+            f"`data.planner_downscale` is {config.data.planner_downscale}, but {config.init_from} has "
+            f"{base['pipeline']['planner_downscale']}; an adapter is used with the base's, set it to that"
+        )
+        found.append(Problem("stage", text))
+    for stage in config.stages:
+        attention = base["transformer"].get("temporal_attention", "temporal")
+        if stage.temporal_attention != attention:
+            text = (
+                f"stage {stage.name!r} has {stage.temporal_attention} attention, but {config.init_from} has "
+                f"{attention}, with which an adapter is used; set `temporal_attention: {attention}`"
+            )
+            found.append(Problem("stage", text))
+        if not set(trained_parts(stage)) & set(adapted):
+            text = (
+                f"stage {stage.name!r} trains the {stage.trains} alone, but `lora.targets` {lora.targets!r} changes "
+                f"only the {' and '.join(adapted)}; set `trains: joint`, or other targets"
+            )
+            found.append(Problem("models", text))
+    return found
+
+
+def find_notes(config: RunConfig) -> list[str]:
+    """Return what works and may be a mistake; `config` has `steps` (`RunConfig.for_processes`)."""
+    found = []
+    # A pipeline does not say how many frames it is meant for.
+    meant_for = load_preset(config.preset)["num_frames"] if config.lora is None else math.inf
+    if config.data.from_pixels:
+        found.append("`data.from_pixels`: what the autoencoder costs in every step is not counted here")
+    for stage in config.stages:
+        most = max(shape.num_frames for shape in config.by_bucket(stage))
+        if most > meant_for:
+            found.append(f"stage {stage.name!r} has {most} frames; preset {config.preset} is meant for {meant_for}")
+    return found + warmup_notes(config)
+
+
+def warmup_notes(config: RunConfig) -> list[str]:
+    """Return a sentence for each stage that ends before its warm-up does; `config` has `steps`."""
+    return [
+        warmup_note(f"stage {stage.name!r}", stage.steps, stage.warmup_steps)
+        for stage in config.stages
+        if stage.warmup_steps > stage.steps
+    ]
+
+
+def warmup_note(subject: str, steps: int, warmup_steps: int) -> str:
+    """Return a sentence on a warm-up that is longer than its `steps`."""
+    return (
+        f"{subject} ends after {steps} steps, within its warm-up of {warmup_steps}; its learning rate never "
+        f"reaches the peak, but {steps / warmup_steps:.1%} of it: lower `warmup_steps`"
+    )
