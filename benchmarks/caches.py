@@ -28,13 +28,13 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device
 from training.evaluate import TASKS, generate, given_indices, load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.tables import markdown_table
 
 
 PLAIN = "none"
-HEAD = (
-    "| cache | speed (least to largest) | PSNR to no cache | middle SSIM | middle PSNR | motion | sharpness |",
-    "|---|---|---|---|---|---|---|",
-)
+COLUMNS = (
+    "cache", "speed (least to largest)", "PSNR to no cache", "middle SSIM", "middle PSNR", "motion", "sharpness",
+)  # fmt: skip
 
 
 def configurations(pipe: MarDiniPipeline, steps: int, mag_ratios: list[float]) -> dict[str, Callable[[], Any] | None]:
@@ -108,7 +108,6 @@ def measure(
     clock, _ = clock_of(pipe.device)
     generate(pipe, truth, given, 2)  # warms up
     rows, plain_frames = [], None
-    print("\n".join(HEAD))
     for round_number in range(1, repeats + 1):
         for name, make_config in sides.items():
             with cached(pipe, make_config):
@@ -131,7 +130,6 @@ def measure(
                     **{score: scores[score] for score in ("mid_ssim", "mid_psnr", "motion", "sharpness")},
                 }
             )
-            print(markdown(rows[-1]), flush=True)
     return rows
 
 
@@ -142,11 +140,16 @@ def decibels_between(frames: torch.Tensor, reference: torch.Tensor, given: Seque
     return None if error == 0 else -10 * error.log10().item()
 
 
-def markdown(row: dict[str, Any]) -> str:
-    near = "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB"
+def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of `COLUMNS`."""
     return (
-        f"| {row['cache']} | {row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f}) | {near} | "
-        f"{row['mid_ssim']:.3f} | {row['mid_psnr']:.2f} dB | {row['motion']:.2f} | {row['sharpness']:.2f} |"
+        row["cache"],
+        f"{row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f})",
+        "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB",
+        f"{row['mid_ssim']:.3f}",
+        f"{row['mid_psnr']:.2f} dB",
+        f"{row['motion']:.2f}",
+        f"{row['sharpness']:.2f}",
     )
 
 
@@ -179,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     mag_ratios = calibrate(pipe, windows.frames[other], given, options.steps)
     print(f"mag_ratios = {mag_ratios}")
     rows = measure(pipe, windows.frames[~other], given, options.steps, mag_ratios, options.repeats)
+    print(markdown_table(COLUMNS, map(cells_of, rows)))
     print(f"Without a cache {rows[0]['seconds']:.2f} s.")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from diffusers_mardini.loaders import allow_single_files, layers_to_keep
 from diffusers_mardini.masking import reference_mask_from_indices
 from training.evaluate import generate, given_indices, load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.tables import markdown_table
 
 
 MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
@@ -165,12 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"harm": {}, "forms": []}
     for bits in (8, 4):
         result["harm"][bits] = harm(plain, truth, given, bits)
-        print(f"| weights of the transformer in {bits} bits | of the weights | of the squared error |\n|---|---|---|")
-        for row in result["harm"][bits]:
-            print(f"| `{row['layers']}` | {row['of_weights']:.2%} | {row['of_error']:.1%} |")
+        columns = (f"weights of the transformer in {bits} bits", "of the weights", "of the squared error")
+        cells = [
+            (f"`{row['layers']}`", f"{row['of_weights']:.2%}", f"{row['of_error']:.1%}")
+            for row in result["harm"][bits]
+        ]
+        print(markdown_table(columns, cells), flush=True)
 
     reference, full = None, sum(stored_bytes(getattr(plain, name)) for name in MODELS)
-    print("| form | planner and transformer | PSNR to float32 | middle SSIM | middle PSNR |\n|---|---|---|---|---|")
+    cells = []
     for name, load in {"float32": lambda: plain, **forms(options.checkpoint, plain)}.items():
         pipe = load()
         pipe.set_progress_bar_config(disable=True)
@@ -181,11 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         size = sum(stored_bytes(getattr(pipe, part)) for part in MODELS)
         row = {"form": name, "bytes": size, "of_float32": size / full, "psnr_to_float32": near}
         result["forms"].append(row | {score: scores[score] for score in ("mid_ssim", "mid_psnr")})
-        print(
-            f"| {name} | {size / 1e6:.1f} MB ({size / full:.0%}) | {'' if near is None else f'{near:.1f} dB'} | "
-            f"{scores['mid_ssim']:.3f} | {scores['mid_psnr']:.2f} dB |",
-            flush=True,
-        )
+        bytes_cell, near_cell = f"{size / 1e6:.1f} MB ({size / full:.0%})", "" if near is None else f"{near:.1f} dB"
+        cells.append((name, bytes_cell, near_cell, f"{scores['mid_ssim']:.3f}", f"{scores['mid_psnr']:.2f} dB"))
+    columns = ("form", "planner and transformer", "PSNR to float32", "middle SSIM", "middle PSNR")
+    print(markdown_table(columns, cells))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")

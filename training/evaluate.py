@@ -33,9 +33,10 @@ from training.evaluation.networks.frechet import (
 from training.evaluation.networks.lpips import MIN_SIZE, PACKED, TORCHVISION, Lpips, load_lpips
 from training.evaluation.networks.rife import MODEL as RIFE_MODEL
 from training.evaluation.networks.rife import check_rife, rife_is_installed
+from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import ADAPTED, generate
 from training.evaluation.scores import Evaluation, Networks
-from training.evaluation.tables import markdown_table, write_results, write_sheets
+from training.evaluation.tables import score_table
 from training.evaluation.windows import TASKS, given_indices, load_windows
 
 
@@ -184,7 +185,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     write_results(options.output, facts, rows, differences, windows)
     shown = sampling.label(options.steps[0], options.scheduler[0])
     sheets = write_sheets(options.output, windows, sampled, options.task, shown, options.sheets)
-    print("\n" + markdown_table(rows))
+    print(f"\n{score_table(rows)}\n")
     print(f"Wrote results.json, results.csv, results.md and {len(sheets)} contact sheets to {options.output}")
 
 

@@ -6,12 +6,13 @@ again at any time, also of a run that was killed.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
 from training.config.schema import RunConfig
+from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.monitoring.heldout_scores import SCORES
 from training.monitoring.records import METRICS, read_json, read_lines, read_run_config
@@ -107,7 +108,9 @@ def _heldout(config: RunConfig, records: list[dict]) -> list[str]:
             last = found[-1]
             rows.append([stage.name, last["step"], *(last["heldout"].get(column, "") for column in columns)])
     return (
-        ["## Held-out, at the last step of each stage", "", *_table(["stage", "step", *columns], rows)] if rows else []
+        ["## Held-out, at the last step of each stage", "", markdown_table(["stage", "step", *columns], rows)]
+        if rows
+        else []
     )
 
 
@@ -151,7 +154,7 @@ def _timings(config: RunConfig, records: list[dict]) -> list[str]:
             ]
         )  # fmt: skip
     columns = ["stage", "steps", "windows", "all", "windows/s of steps", "waiting for data", "held-out", "samples"]
-    return ["## Time", "", *_table(columns, rows)] if rows else []
+    return ["## Time", "", markdown_table(columns, rows)] if rows else []
 
 
 def _left_out(run: Path) -> list[str]:
@@ -164,7 +167,7 @@ def _left_out(run: Path) -> list[str]:
         for r in reports
     ]  # fmt: skip
     title = f"## {len(reports)} steps left out, because their loss or gradient was not finite"
-    return [title, "", *_table(["step", "stage", "attempt", "gradient norm", "windows"], rows)]
+    return [title, "", markdown_table(["step", "stage", "attempt", "gradient norm", "windows"], rows)]
 
 
 def _clips(report: dict) -> str:
@@ -178,7 +181,7 @@ def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
     if not starts:
         return lines
     rows = [[name, value] for name, value in starts[-1].items() if value is not None]
-    lines += ["", *_table(["at the last start", ""], rows)]
+    lines += ["", markdown_table(["at the last start", ""], rows)]
     changed = sorted(
         {n for start in starts for n in start if n not in ("time", "command") and start[n] != starts[-1].get(n)}
     )
@@ -199,12 +202,6 @@ def _ends(config: RunConfig, records: list[dict]) -> dict[str, int]:
     for record in records:
         ends[record["stage"]] = record["global_step"]
     return {stage.name: ends[stage.name] for stage in config.stages if stage.name in ends}
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def _hours(seconds: float) -> str:

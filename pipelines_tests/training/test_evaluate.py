@@ -22,8 +22,9 @@ from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.networks.frechet import Features, frechet_distance
+from training.evaluation.results import read_results, write_results
 from training.evaluation.scores import Evaluation, Networks
-from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
+from training.evaluation.tables import difference_table, score_table
 from training.evaluation.windows import Windows, load_windows, to_bytes
 from training.figures.contact_sheets import GIVEN_COLOUR, contact_sheet, side_by_side
 
@@ -332,7 +333,7 @@ def test_a_number_that_is_none_becomes_null_and_a_dash(windows, tmp_path):
     facts = {"command": "x", "task": "interpolation", "seeds": [0], "not_measured": ["fid: no file"]}
     write_results(tmp_path, facts, [row], [], windows)
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["motion"] is None
-    assert "| still | 0.500 [0.400, 0.600] | – |" in markdown_table([row])
+    assert "| still | 0.500 [0.400, 0.600] | – |" in score_table([row])
     assert "Not measured: fid: no file." in (tmp_path / "results.md").read_text() and difference_table([]) == ""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from training.evaluation.methods import BASELINE, OURS
-from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
+from training.evaluation.results import read_results
+from training.evaluation.tables import COLUMNS, difference_table, score_cell, score_table, spread_table
 from training.reproduction.comparison import differing
 from training.reproduction.pages import block_names, fill
 
@@ -60,9 +61,9 @@ def judge(results: dict[str, Any]) -> str:
             sides = {"below": [], "**above**": []}
             for row in simple:
                 side = "below" if ours[column] < row[column] else "**above**"
-                sides[side].append(f"{row['method']} ({row[column]:.{DIGITS[column]}f})")
+                sides[side].append(f"{row['method']} ({score_cell(row, column, with_interval=False)})")
             lines.append(
-                f"- {COLUMNS[column]}, less is better, no interval: {ours[column]:.{DIGITS[column]}f}, {_sides(sides, len(simple))}"
+                f"- {COLUMNS[column]}, less is better, no interval: {score_cell(ours, column, with_interval=False)}, {_sides(sides, len(simple))}"
             )
     return "\n".join(lines)
 
@@ -81,20 +82,20 @@ def whole(results: dict[str, Any]) -> str:
     """All tables and the sentences."""
     parts = [
         how(results),
-        markdown_table(results["rows"]),
+        score_table(results["rows"]),
         spread_table(results["rows"]),
         "Paired differences on the same windows:",
         difference_table(results["differences"]),
         judge(results),
     ]
-    return "\n\n".join(part.strip() for part in parts if part)
+    return "\n\n".join(part for part in parts if part)
 
 
 def short(results: dict[str, Any]) -> str:
     """A table of few columns."""
     kept = ("method", "intervals", *SHORT)
     rows = [{name: row[name] for name in kept if name in row} for row in results["rows"]]
-    return f"{how(results)}\n\n{markdown_table(rows)}"
+    return f"{how(results)}\n\n{score_table(rows)}"
 
 
 def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:

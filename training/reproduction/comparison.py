@@ -22,15 +22,9 @@ import torch
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.methods import OURS
 from training.evaluation.metrics import summarize
+from training.evaluation.results import read_results
 from training.evaluation.scores import paired_difference
-from training.evaluation.tables import (
-    COLUMNS,
-    difference_table,
-    markdown_table,
-    present_columns,
-    read_results,
-    spread_table,
-)
+from training.evaluation.tables import COLUMNS, difference_table, present_columns, score_table, spread_table
 from training.reproduction.pages import fill_all
 
 
@@ -155,12 +149,12 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
 def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """Both tables in markdown."""
     parts = [
-        markdown_table(rows),
+        score_table(rows),
         spread_table(rows, "trainings"),
         f"Paired differences to {rows[0]['method']} on the same windows:" if differences else "",
         difference_table(differences),
     ]
-    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    print(markdown_table(rows))
+    print(f"{score_table(rows)}\n")
     shown = present_columns(rows)
     if left_out := [
         name for column, name in COLUMNS.items() if column not in shown and any(column in row for row in rows)

@@ -18,8 +18,9 @@ import torch
 from training.evaluation.altered_signals import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
 from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import Sampling, baselines, model_key, ours
+from training.evaluation.results import write_results
 from training.evaluation.scores import Evaluation
-from training.evaluation.tables import difference_table, markdown_table, write_results
+from training.evaluation.tables import difference_table, score_table
 from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.figures.charts import Panel, Point, draw
 from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
@@ -60,10 +61,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     told |= {"networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, paired, windows)
     if options.page:
-        fill_all(options.page, {"scores": markdown_table(rows), "differences": difference_table(paired)})
+        fill_all(options.page, {"scores": score_table(rows), "differences": difference_table(paired)})
     of_plans = {found["than"]: found for found in paired}
     chart = draw(options.output / "chart.png", panels(of_plans, own, options.noise, options.dropped, options.squares))
-    print("\n" + difference_table([of_plans[own + change.suffix] for change in changes]))
+    print(f"\n{difference_table([of_plans[own + change.suffix] for change in changes])}\n")
     print(f"Wrote results.json, results.csv, results.md and {chart.name} to {options.output}")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.methods import OURS
-from training.evaluation.tables import COLUMNS, DIGITS, read_results
+from training.evaluation.results import read_results
+from training.evaluation.tables import COLUMNS, markdown_table, score_cell
 from training.figures.charts import Panel, Point, draw
 from training.reproduction.comparison import SETTING, differing
 from training.reproduction.pages import fill
@@ -65,21 +66,10 @@ def read_rows(paths: Sequence[Path]) -> Rows:
 def table(rows: Rows) -> str:
     """In markdown, with 95% intervals of what has some; Fréchet distances are of whole sets."""
     columns = [column for column in TABLE if all(column in row for row in rows.values())]
-    lines = [
-        "| solver | steps | " + " | ".join(COLUMNS[column] for column in columns) + " |",
-        "|" + "---|" * (len(columns) + 2),
+    cells = [
+        [solver, steps, *(score_cell(row, column) for column in columns)] for (solver, steps), row in rows.items()
     ]
-    for (solver, steps), row in rows.items():
-        cells = []
-        for column in columns:
-            digits = DIGITS.get(column, 3)
-            low_high = row["intervals"].get(column)
-            cells.append(
-                f"{row[column]:.{digits}f}"
-                + (f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else "")
-            )
-        lines.append(f"| {solver} | {steps} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(["solver", "steps", *(COLUMNS[column] for column in columns)], cells)
 
 
 def panels(rows: Rows) -> list[Panel]:
@@ -113,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.results)
-        print(table(rows))
+        print(f"{table(rows)}\n")
         print(f"Wrote {draw(options.output, panels(rows))}")
         if options.page:
             fill(options.page, "table", table(rows))

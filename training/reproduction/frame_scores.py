@@ -46,7 +46,7 @@ def over(scores: Sequence[Scores], places: Sequence[int]) -> Scores:
 def row(
     method: str, kind: str, scores: Mapping[str, torch.Tensor], bootstrap: Bootstrap, **labels: Any
 ) -> dict[str, Any]:
-    """One row of a table, as `tables.markdown_table` takes it, from scores `(videos,)`."""
+    """One row of a table, as `tables.score_table` takes it, from scores `(videos,)`."""
     means = summarize(dict(scores))
     intervals = {name: bootstrap.interval(scores, name) for name in means}
     return {"method": method, "kind": kind, **labels, **means, "intervals": intervals}

@@ -29,9 +29,9 @@ from training.evaluation.intervals import Bootstrap
 from training.evaluation.methods import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
 from training.evaluation.metrics import frame_sharpness, motion_steps
 from training.evaluation.networks.lpips import Lpips
+from training.evaluation.results import without_nan
 from training.evaluation.sampling import reconstruct
 from training.evaluation.scores import paired_difference
-from training.evaluation.tables import without_nan
 from training.evaluation.windows import Windows, digest_of, load_windows, to_bytes
 from training.figures.charts import draw
 from training.figures.contact_sheets import contact_sheet
@@ -158,7 +158,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
     tables = tables_of(record)
-    text = "\n\n".join(f"{name[0].upper()}{name[1:]}:\n\n{table.rstrip()}" for name, table in tables.items())
+    text = "\n\n".join(f"{name[0].upper()}{name[1:]}:\n\n{table}" for name, table in tables.items())
     (options.output / "results.md").write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
     if options.page:
         fill_all(options.page, tables)

@@ -25,9 +25,10 @@ from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.evaluate import load_networks
 from training.evaluation.finished_parts import Kept
 from training.evaluation.methods import OURS, Variant, baselines, model_key
+from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
-from training.evaluation.tables import markdown_table, write_results, write_sheets
+from training.evaluation.tables import score_table
 from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.losses import PlannerReconstructionHead
 from training.reproduction.options import facts
@@ -125,7 +126,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, differences, windows)
     write_sheets(options.output, windows, sampled, options.task, METHOD, 4)
-    print("\n" + markdown_table(rows))
+    print(f"\n{score_table(rows)}\n")
     print(f"Wrote results.json, results.csv, results.md and a contact sheet to {options.output}")
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from training.data.clips import load_clip
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
+from training.evaluation.tables import markdown_table
 from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
 from training.reproduction.pages import fill
 
@@ -60,12 +61,12 @@ def table(folder: Path, windows: Windows, size: int, stride: int) -> str:
     num_frames = windows.frames.shape[1]
     true = windows.frames[:, middle_index(num_frames, given_indices("interpolation", num_frames))]
     bootstrap = Bootstrap(windows.clips)
-    lines = ["| the true middle frame | mid SSIM | mid PSNR |", "|---|---|---|"]
+    rows = []
     for name, frames in displaced(folder, windows, size, stride).items():
         scores = {key: values[:, 0] for key, values in score_frames(frames[:, None], true[:, None]).items()}
         low, high = bootstrap.interval(scores, "ssim")
-        lines.append(f"| {name} | {scores['ssim'].mean():.3f} [{low:.3f}, {high:.3f}] | {scores['psnr'].mean():.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{scores['ssim'].mean():.3f} [{low:.3f}, {high:.3f}]", f"{scores['psnr'].mean():.2f}"])
+    return markdown_table(["the true middle frame", "mid SSIM", "mid PSNR"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips\n", flush=True)
         text = table(options.clips, windows, options.size, options.stride)
-        print(text)
+        print(f"{text}\n")
         if options.page:
             fill(options.page, options.block, text)
             print(f"Filled {options.block} of {options.page}")

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from training.evaluation.tables import read_results
+from training.evaluation.results import read_results
 from training.reproduction import carried_models as checkpoints
 
 
