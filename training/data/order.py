@@ -5,6 +5,7 @@ decided in `buckets.py`; frames are read in `windows.py`.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -115,7 +116,16 @@ def num_starts(entry: Entry, num_frames: int, rate: Rate) -> int:
         return len(_varying_starts(entry, num_frames, rate.fps))
     if rate.fps > entry.fps * SAME_RATE and num_frames > 1:  # frames would be repeated
         return 0
-    return max(0, entry.num_frames - int((num_frames - 1) * entry.fps / rate.fps + 0.5 - 1e-6))
+    return max(0, entry.num_frames - frames_at_stride(0, num_frames, entry.fps / rate.fps)[-1])
+
+
+def frames_at_stride(first: int, num_frames: int, stride: float) -> tuple[int, ...]:
+    """Return the clip frames of a window that begins at frame `first` and takes every `stride`-th.
+
+    A stride need not be whole: the nearest frame is taken, the earlier one of two that are equally near.
+    """
+    # Slightly below one half: rounding errors then cannot decide exact halves such as 12.5, which round down.
+    return tuple(first + math.floor(index * stride + 0.5 - 1e-6) for index in range(num_frames))
 
 
 def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tuple[int, ...]:
@@ -132,14 +142,12 @@ def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tu
         raise ValueError(f"clip '{entry.key}': {why_not(entry, num_frames, rate)}")
     start = min(int(place * starts), starts - 1)
     if rate.fps is None:
-        return tuple(range(start, start + num_frames * rate.stride, rate.stride))
+        return frames_at_stride(start, num_frames, rate.stride)
     if entry.variable_rate:
         start = int(_varying_starts(entry, num_frames, rate.fps)[start])
         times = np.array(entry.timestamps)
         return tuple(_nearest(_middles(times), times[start], num_frames, rate.fps).tolist())
-    # A tiny bit less than half, as in `num_starts`: exact halves, such as 12.5, then round down and not by chance.
-    steps = np.arange(num_frames) * (entry.fps / rate.fps)
-    return tuple((start + np.floor(steps + 0.5 - 1e-6).astype(int)).tolist())
+    return frames_at_stride(start, num_frames, entry.fps / rate.fps)
 
 
 def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
