@@ -19,7 +19,7 @@ from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransform
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import leading_indices, reference_mask_from_indices
 
-from .long_video import peak_bytes
+from .long_video_costs import peak_bytes
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 

@@ -26,8 +26,10 @@ from diffusers import (
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device
-from training.evaluate import TASKS, generate, given_indices, load_windows
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
 from training.evaluation.tables import markdown_table
 
 
@@ -174,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     other = torch.tensor([clip == windows.clips[-1] for clip in windows.clips])
     if other.all():
         parser.error(f"'{options.clips}' gives windows of one clip only; MagCache is calibrated on another, give two")
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     print(
         f"{options.task}, {int((~other).sum())} windows, {options.steps} steps on {device}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, {clock_of(pipe.device)[1]}, median of {options.repeats} rounds"

@@ -20,8 +20,10 @@ from diffusers import (
 
 from diffusers_mardini import MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from training.evaluate import TASKS, generate, given_indices, load_windows
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
 
 from .timing import describe_machine, write_json
 
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     truth = windows.frames[: options.max_windows]
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     print(f"{options.task}, {len(truth)} windows, {dtype} on {device} ({why})")
 
     def sample(scheduler: SchedulerMixin, count: int):

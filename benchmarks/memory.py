@@ -24,8 +24,8 @@ from diffusers_mardini import (
     load_preset,
 )
 
-from .long_video import peak_bytes
-from .sampling import CHECKPOINT
+from .long_video_costs import peak_bytes
+from .sampling_speed import CHECKPOINT
 from .timing import describe_machine, machine_line, write_json
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
 from training.data.clips import load_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
-from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.figures.contact_sheets import contact_sheet, side_by_side
 
 
@@ -52,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_task(
-    pipe: MarDiniPipeline, windows: Windows, task: str, steps: int, seed: int, fps: float, output: Path
+    pipe: MarDiniPipeline, windows: EvaluationWindows, task: str, steps: int, seed: int, fps: float, output: Path
 ) -> dict[str, dict[str, float]]:
     """Samples, scores and draws one task; returns the scores of each method and prints them."""
     truth = windows.frames
-    given = given_indices(task, truth.shape[1])
+    given = task_indices(task, truth.shape[1])
     start = time.perf_counter()
     sampled = {"ours": generate(pipe, truth, given, steps, seed)}
     seconds = (time.perf_counter() - start) / len(truth)

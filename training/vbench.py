@@ -25,10 +25,10 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
 from training.data.clips import fit
+from training.evaluation.evaluation_windows import digest_of
 from training.evaluation.methods import sampling_key
 from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
 from training.evaluation.sampling import sample_batch, weights_digest
-from training.evaluation.windows import digest_of
 
 
 IMAGES = (".jpg", ".jpeg", ".png")  # what VBench's custom_input looks for

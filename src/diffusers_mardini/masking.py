@@ -44,6 +44,20 @@ def leading_indices(num_kept: int) -> list[int]:
     return list(range(num_kept))
 
 
+TASKS = ("interpolation", "image-to-video", "expansion")
+
+
+def task_indices(task: str, num_frames: int) -> list[int]:
+    """Return the given frames of a task: first and last, the first, or the leading half (rounded up)."""
+    if task == "interpolation":
+        return interpolation_indices(num_frames)
+    if task == "image-to-video":
+        return leading_indices(1)
+    if task == "expansion":
+        return leading_indices((num_frames + 1) // 2)
+    raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
+
+
 def random_reference_mask(
     batch_size: int, num_frames: int, num_kept: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:

@@ -12,22 +12,28 @@ from typing import Any
 
 import torch
 
+from diffusers_mardini.masking import task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER
+from training.evaluation.evaluation_windows import EvaluationWindows
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.tables import difference_table, present_columns, score_table, spread_table
-from training.evaluation.windows import Windows, given_indices
 from training.figures.contact_sheets import contact_sheet
 
 
 def write_results(
-    output: Path, facts: Mapping[str, Any], rows: Sequence[dict], differences: Sequence[dict], windows: Windows
+    output: Path,
+    facts: Mapping[str, Any],
+    rows: Sequence[dict],
+    differences: Sequence[dict],
+    windows: EvaluationWindows,
 ) -> None:
-    """Writes `results.json`, `results.csv` and `results.md` into the folder `output`.
+    """Write `results.json`, `results.csv` and `results.md` into the folder `output`.
 
     Args:
-        output: is made.
-        facts: how it was measured: `command`, `task`, `seeds`, and whatever else belongs into the JSON file.
-        rows, differences: from `Evaluation.run`.
+        output: created if needed.
+        facts: the settings: `command`, `task`, `seeds`, and others for the JSON file.
+        rows: from `Evaluation.run`.
+        differences: from `Evaluation.run`.
         windows: that were scored.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -63,10 +69,10 @@ def write_results(
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What `write_results` wrote, a missing ratio as "not a number" again.
+    """Read the `results.json` of a folder; ratios that were saved as null are "not a number" again.
 
     Raises:
-        ValueError: if there is nothing.
+        ValueError: if there is none.
     """
     path = folder / "results.json"
     if not path.is_file():
@@ -76,7 +82,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _with_nan(value: Any) -> Any:
-    """The opposite of `without_nan`."""
+    """Undo `without_nan`."""
     if isinstance(value, dict):
         return {name: _with_nan(found) for name, found in value.items()}
     if isinstance(value, list):
@@ -86,29 +92,29 @@ def _with_nan(value: Any) -> Any:
 
 def write_sheets(
     output: Path,
-    windows: Windows,
+    windows: EvaluationWindows,
     sampled: Mapping[str, torch.Tensor],
     task: str,
     method: str,
     count: int,
     per_sheet: int = 4,
 ) -> list[Path]:
-    """Draws `count` windows, evenly spaced over all of them (not chosen), into the folder `output`.
+    """Draw `count` windows, evenly spaced over all of them (not chosen), into the folder `output`.
 
-    On `sheet_*.png` a method stands beside a simple one, or without its adapter; where it was sampled with other plans too,
-    `planning_*.png` have it beside these, from the same noise.
+    `sheet_*.png` compare a method with a simple one, or with and without its adapter. If it was also sampled with
+    altered planning signals, `planning_*.png` compare these, from the same noise.
     """
     simple = "cross-fade" if "cross-fade" in sampled else "copy of the nearest given frame"
     rows = {"ours": sampled[method], simple.split(" of ")[0]: sampled[simple]}
     if method + ADAPTED in sampled:
         rows = {"adapted": sampled[method + ADAPTED], "not adapted": sampled[method]}
     sheets = {"sheet": rows}
-    plans = {"not planned": method + DROPPED.suffix, "another's plan": method + OTHER.suffix}
-    changed = {label: sampled[name] for label, name in plans.items() if name in sampled}
-    if changed:
-        sheets["planning"] = {"planned": sampled[method], **changed}
+    labels = {"not planned": method + DROPPED.suffix, "another's signals": method + OTHER.suffix}
+    altered = {label: sampled[name] for label, name in labels.items() if name in sampled}
+    if altered:
+        sheets["planning"] = {"planned": sampled[method], **altered}
     output.mkdir(parents=True, exist_ok=True)
-    given = given_indices(task, windows.frames.shape[1])
+    given = task_indices(task, windows.frames.shape[1])
     total, paths = len(windows.frames), []
     count = min(count, total)
     picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
@@ -128,7 +134,7 @@ def write_sheets(
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no word for "not a number": a ratio to clips that stand still becomes null."""
+    """Replace "not a number" by None, which JSON can hold: a ratio to clips that stand still."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

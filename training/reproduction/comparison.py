@@ -25,7 +25,7 @@ from training.evaluation.metrics import summarize
 from training.evaluation.results import read_results
 from training.evaluation.scores import paired_difference
 from training.evaluation.tables import COLUMNS, difference_table, present_columns, score_table, spread_table
-from training.reproduction.pages import fill_all
+from training.reproduction.page_blocks import fill_all
 
 
 # Facts of results.json that two evaluations of the same windows share.
@@ -33,7 +33,7 @@ SETTING = ("task", "size", "num_frames", "stride", "fps", "windows_digest")
 
 
 @dataclass(frozen=True)
-class Method:
+class ComparedMethod:
     """A row of an evaluation, or of several of other trainings.
 
     Attributes:
@@ -83,7 +83,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def read_method(text: str) -> Method:
+def read_method(text: str) -> ComparedMethod:
     """`LABEL=FOLDER`, `LABEL=FOLDER,FOLDER` or either with `:METHOD` behind it.
 
     Raises:
@@ -98,19 +98,19 @@ def read_method(text: str) -> Method:
     trainings = [_read_training(label, folder, wanted) for folder in folders.split(",")]
     for training in trainings[1:]:
         _refuse_other_windows(trainings[0], training)
-    return Method(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
+    return ComparedMethod(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
 
 
-def _read_training(label: str, folder: str, wanted: str) -> Method:
+def _read_training(label: str, folder: str, wanted: str) -> ComparedMethod:
     results = read_results(Path(folder))
     rows = results["rows"]
     found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
     if not found:
         raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
-    return Method(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
+    return ComparedMethod(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
 
 
-def _refuse_other_windows(first: Method, method: Method) -> None:
+def _refuse_other_windows(first: ComparedMethod, method: ComparedMethod) -> None:
     if method.windows != first.windows or differing(first.setting, method.setting):
         told = [
             f"{m.label!r} scored {len(m.windows)} windows ({', '.join(f'{k} {v}' for k, v in m.setting.items())})"
@@ -121,7 +121,7 @@ def _refuse_other_windows(first: Method, method: Method) -> None:
         )
 
 
-def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the table, and differences of every method to the first.
 
     Raises:

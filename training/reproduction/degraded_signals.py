@@ -1,10 +1,10 @@
 """How good the planning signal has to be: what is sampled by it is scored with noise on it, with tokens dropped, and with means in their place.
 
-    python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-plan
+    python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-signals
 
 Windows and scores are those of `training.evaluate`; every change of the plan is sampled from the same noise, so that differences are
 paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; typed again after an interruption, it goes on. The changes are
-defined in `evaluation/plan_changes.py`.
+defined in `evaluation/alterations.py`.
 """
 
 import argparse
@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from training.evaluation.altered_signals import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
-from training.evaluation.finished_parts import Kept
-from training.evaluation.methods import Sampling, baselines, model_key, ours
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.altered_signals import DROPPED, OTHER, Alteration, noisy, pooled, tokens_dropped
+from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.methods import SamplerSettings, baselines, model_key, ours
 from training.evaluation.results import write_results
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import difference_table, score_table
-from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.figures.charts import Panel, Point, draw
-from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
-from training.reproduction.pages import fill_all
+from training.reproduction.page_blocks import fill_all
+from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 
 SCORE, SCORE_LABEL = "ssim", "change of mean SSIM"
@@ -40,20 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(options: argparse.Namespace, command: str) -> None:
-    changes = plan_changes(options.noise, options.dropped, options.squares)
+    changes = alterations(options.noise, options.dropped, options.squares)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     count = len(windows.frames)
     print(f"{count} windows of {len(set(windows.clips))} clips, {len(changes)} changes of the plan", flush=True)
-    sampling = Sampling(
-        steps=(options.steps,), seeds=tuple(options.seeds), batch_size=options.batch_size, plan_changes=tuple(changes)
+    sampling = SamplerSettings(
+        steps=(options.steps,), seeds=tuple(options.seeds), batch_size=options.batch_size, alterations=tuple(changes)
     )
-    variants = baselines(count, given, options.num_frames, None) + ours(pipe, windows.clips, sampling)
+    methods = baselines(count, given, options.num_frames, None) + ours(pipe, windows.clips, sampling)
     with torch.no_grad():
-        evaluation = Evaluation(windows, given, networks, Kept(options.output / "kept"))
-        rows, differences, _ = evaluation.run(variants)
+        evaluation = Evaluation(windows, given, networks, FinishedParts(options.output / "kept"))
+        rows, differences, _ = evaluation.run(methods)
 
     own = sampling.label(options.steps)
     paired = [found for found in differences if found["method"] == own]
@@ -68,7 +69,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     print(f"Wrote results.json, results.csv, results.md and {chart.name} to {options.output}")
 
 
-def plan_changes(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[PlanChange]:
+def alterations(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[Alteration]:
     """Every change that is measured; no plan at all, and another window's, are the ends of the scale.
 
     Args:
@@ -101,7 +102,7 @@ def panels(
         noise, dropped, squares: that were measured.
     """
 
-    def point(x: float, change: PlanChange) -> Point:
+    def point(x: float, change: Alteration) -> Point:
         found = differences[own + change.suffix]
         low, high = found["intervals"][SCORE]
         return Point(x, -found["difference"][SCORE], -high, -low)

@@ -19,19 +19,20 @@ import torch.nn.functional as F
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents
+from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
-from training.evaluate import load_networks
-from training.evaluation.finished_parts import Kept
-from training.evaluation.methods import OURS, Variant, baselines, model_key
+from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.methods import OURS, Method, baselines, model_key
+from training.evaluation.networks.loading import load_networks
 from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import score_table
-from training.evaluation.windows import TASKS, given_indices, load_windows
 from training.losses import PlannerReconstructionHead
-from training.reproduction.options import facts
+from training.reproduction.shared_options import facts
 
 
 METHOD = "planner alone"
@@ -84,9 +85,9 @@ class PlannerAlone:
         frames[:, given] = windows[:, given].float()
         return frames
 
-    def variant(self, count: int, batch_size: int = 8) -> Variant:
+    def method(self, count: int, batch_size: int = 8) -> Method:
         key = {"method": METHOD, **model_key(self.pipe), "head": self.newest}
-        return Variant(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
+        return Method(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,10 +119,10 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     networks, missing = load_networks(options.metrics, options.size, options.num_frames, device=str(device))
     planner = PlannerAlone(options.run, device, dtype)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    count, given = len(windows.frames), given_indices(options.task, options.num_frames)
-    variants = [*baselines(count, given, options.num_frames, None), planner.variant(count)]
-    kept = Kept(options.output / "kept")
-    rows, differences, sampled = Evaluation(windows, given, networks, kept).run(variants)
+    count, given = len(windows.frames), task_indices(options.task, options.num_frames)
+    methods = [*baselines(count, given, options.num_frames, None), planner.method(count)]
+    kept = FinishedParts(options.output / "kept")
+    rows, differences, sampled = Evaluation(windows, given, networks, kept).run(methods)
     told = facts(options, command, weights_digest(planner.pipe))
     told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
     write_results(options.output, told, rows, differences, windows)

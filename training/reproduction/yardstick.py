@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from diffusers_mardini.masking import task_indices
 from training.data.clips import load_clip
+from training.data.order import frames_at_stride
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
 from training.evaluation.tables import markdown_table
-from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
-from training.reproduction.pages import fill
+from training.reproduction.page_blocks import fill
 
 
 SHIFTS = (0.25, 0.5, 1.0)  # pixels of the scored frame, sideways
@@ -35,18 +37,18 @@ def moved(frames: torch.Tensor, degrees: float = 0.0, pixels: float = 0.0) -> to
     return F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def neighbours(folder: Path, windows: Windows, size: int, place: int, by: int) -> torch.Tensor:
+def neighbours(folder: Path, windows: EvaluationWindows, size: int, place: int, by: int) -> torch.Tensor:
     """The frames `(windows, 3, size, size)` that lie `by` frames of the clip after frame `place` of a window's first one."""
     clips = {name: load_clip(folder / name, size)[0] for name in dict.fromkeys(windows.clips)}
     chosen = [clips[name][start + place + by] for name, start in zip(windows.clips, windows.starts)]
     return torch.stack(chosen).float() / 255
 
 
-def displaced(folder: Path, windows: Windows, size: int, stride: int) -> dict[str, torch.Tensor]:
+def displaced(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> dict[str, torch.Tensor]:
     """Middle frames by what was done to the true ones."""
     num_frames = windows.frames.shape[1]
-    middle = middle_index(num_frames, given_indices("interpolation", num_frames))
-    place = frame_offsets(num_frames, stride)[middle]
+    middle = middle_index(num_frames, task_indices("interpolation", num_frames))
+    place = frames_at_stride(0, num_frames, stride)[middle]
     true = windows.frames[:, middle]
     found = {
         "one frame of the clip late": neighbours(folder, windows, size, place, 1),
@@ -56,10 +58,10 @@ def displaced(folder: Path, windows: Windows, size: int, stride: int) -> dict[st
     return found | {f"turned by {degrees:g}°": moved(true, degrees=degrees) for degrees in TURNS}
 
 
-def table(folder: Path, windows: Windows, size: int, stride: int) -> str:
+def table(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> str:
     """In markdown, with 95% intervals over clips."""
     num_frames = windows.frames.shape[1]
-    true = windows.frames[:, middle_index(num_frames, given_indices("interpolation", num_frames))]
+    true = windows.frames[:, middle_index(num_frames, task_indices("interpolation", num_frames))]
     bootstrap = Bootstrap(windows.clips)
     rows = []
     for name, frames in displaced(folder, windows, size, stride).items():

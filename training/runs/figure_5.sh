@@ -14,7 +14,7 @@ sample() {  # name of the result, checkpoint, held-out clips, and what else
 }
 compare() {  # name of the result and of its block, its planned row, and methods beside it
     "$PYTHON" -m training.reproduction.comparison "with the plan=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
-        "plan of another window=$OUT-$1:$2, plan of another window" "${@:3}" \
+        "planning signals of another window=$OUT-$1:$2, planning signals of another window" "${@:3}" \
         "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" -o "$OUT-$1" --page docs/results/figure_5.md "$1"
 }
 between() {  # name, checkpoint, held-out clips: both ends given
@@ -32,6 +32,6 @@ for way in between onwards; do
     "$way" carracing mardini-tiny-carracing "$CARRACING/val"
     if [ -n "$RACING" ]; then "$way" racing mardini-tiny-racing "$RACING/val"; fi
 done
-"$PYTHON" -m training.reproduction.carried_models "$(dirname "$OUT")" \
+"$PYTHON" -m training.reproduction.released_models "$(dirname "$OUT")" \
     --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png" \
     "$(basename "$OUT")-carracing-image-to-video/planning_0.png=docs/images/results/figure_5_image_to_video.png"

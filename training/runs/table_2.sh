@@ -3,7 +3,7 @@
 # then the transformer alone with as many steps of diffusion as the pair has had. For docs/results/table_2.md.
 # Typed again after an interruption it goes on where it stopped.
 SEEDS="${SEEDS:-1 2}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 unplanned="ours, 25 steps, planning signal dropped"
 first="${SEEDS%% *}"
 train planner_alone "planner-alone-$first" seed="$first"

@@ -137,7 +137,7 @@ def test_the_program_writes_a_page(tmp_path):
     told.write_text(f"Before\n{blocks}after\n")
     main([f"the small pair={one}", f"large={two}", "-o", str(tmp_path / "out"), "--page", str(told), "scores"])
     page = (tmp_path / "out" / "comparison.md").read_text()
-    assert f'compare "the small pair={one}" large={two}' in page
+    assert f'comparison "the small pair={one}" large={two}' in page
     assert "| the small pair | 0.350 [" in page and "| large − the small pair | +0.200 [+0.200, +0.200]" in page
     assert told.read_text().startswith("Before\n") and told.read_text().endswith("after\n")
     both, differences = told.read_text().split("<!-- scores: end -->")

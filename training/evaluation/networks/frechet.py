@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from training.evaluation.evaluation_windows import to_bytes
 from training.evaluation.networks.published_files import PublishedFile, find_file, missing, sha256
-from training.evaluation.windows import to_bytes
 
 
 INCEPTION = PublishedFile(

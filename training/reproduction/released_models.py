@@ -1,6 +1,6 @@
 """The checkpoints beside simple methods: puts what training/runs/evaluation.sh measured into pages.
 
-    python -m training.reproduction.carried_models outputs/results docs/results/checkpoints.md README.md
+    python -m training.reproduction.released_models outputs/results docs/results/checkpoints.md README.md
 
 A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
 of few columns, and `racing-stride-2 + racing-few-steps, short` also ours of the other folder, sampled in another way. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
@@ -18,7 +18,7 @@ from training.evaluation.methods import BASELINE, OURS
 from training.evaluation.results import read_results
 from training.evaluation.tables import COLUMNS, difference_table, score_cell, score_table, spread_table
 from training.reproduction.comparison import differing
-from training.reproduction.pages import block_names, fill
+from training.reproduction.page_blocks import block_names, fill
 
 
 SHORT = ("mid_ssim", "mid_lpips", "motion", "sharpness")
@@ -150,7 +150,7 @@ def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = Non
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.reproduction.carried_models", description=__doc__.splitlines()[0]
+        prog="python -m training.reproduction.released_models", description=__doc__.splitlines()[0]
     )
     parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
     parser.add_argument("pages", nargs="*", type=Path, help="markdown files whose blocks are filled")

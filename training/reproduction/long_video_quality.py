@@ -1,6 +1,6 @@
 """How long generation holds up: `slow_motion` between frames that lie further and further apart, and `extend` further and further on.
 
-    python -m training.reproduction.long_video checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/long-video
+    python -m training.reproduction.long_video_quality checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/long-video
 
 1. Slow motion: of the first frames of every clip each 8th, 16th and 32nd is given, and all between are sampled. A window holds nine frames, so
    that 16 and 32 need two levels. Scored are the frames that are sampled in all three cases.
@@ -24,21 +24,21 @@ from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
-from training.evaluation.finished_parts import Kept
+from training.evaluation.evaluation_windows import EvaluationWindows, digest_of, load_windows, to_bytes
+from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
-from training.evaluation.methods import BASELINE, CEILING, OURS, Variant, baselines, model_key, sampling_key
+from training.evaluation.methods import BASELINE, CEILING, OURS, Method, baselines, model_key, sampling_key
 from training.evaluation.metrics import frame_sharpness, motion_steps
 from training.evaluation.networks.lpips import Lpips
 from training.evaluation.results import without_nan
 from training.evaluation.sampling import reconstruct
 from training.evaluation.scores import paired_difference
-from training.evaluation.windows import Windows, digest_of, load_windows, to_bytes
 from training.figures.charts import draw
 from training.figures.contact_sheets import contact_sheet
 from training.reproduction.frame_scores import Scores, over, row, score_each_frame
 from training.reproduction.long_video_report import extension_panels, slow_motion_panels, tables_of
-from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
-from training.reproduction.pages import fill_all
+from training.reproduction.page_blocks import fill_all
+from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 
 ANOTHER = "another clip's frames"
@@ -46,7 +46,7 @@ NAMES = {"copy of the nearest given frame": "copy"}  # in charts and tables; oth
 
 
 @dataclass(frozen=True)
-class HeldoutSampler:
+class LongVideoSampler:
     """What all three parts sample and score with.
 
     Attributes:
@@ -60,16 +60,16 @@ class HeldoutSampler:
     pipe: MarDiniPipeline
     key: dict[str, Any]
     network: Lpips | None
-    kept: Kept
+    kept: FinishedParts
     options: argparse.Namespace
 
     def generators(self, seed: int, first: int, count: int) -> list[torch.Generator]:
         """One for each clip, seeded by its number."""
         return [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(count)]
 
-    def variant(
+    def method(
         self, method: str, count: int, call: Callable[[torch.Tensor, list], torch.Tensor], **key: Any
-    ) -> Variant:
+    ) -> Method:
         """Ours; `call` takes given frames `(clips, given, 3, height, width)` and generators and returns whole videos."""
 
         def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
@@ -78,39 +78,39 @@ class HeldoutSampler:
             return frames
 
         key = {"method": method, **self.key, "window": self.options.window, **key}
-        return Variant("ours", OURS, key, tuple(self.options.seeds), self.parts(count), sample)
+        return Method("ours", OURS, key, tuple(self.options.seeds), self.parts(count), sample)
 
-    def ceiling(self, count: int) -> Variant:
+    def ceiling(self, count: int) -> Method:
         """The true frames through the autoencoder."""
         key = {"method": "autoencoder", "given": "true", **self.key}
 
         def sample(windows: torch.Tensor, given: Sequence[int], *_: int) -> torch.Tensor:
             return reconstruct(self.pipe, windows, given)
 
-        return Variant("autoencoder", CEILING, key, (0,), self.parts(count), sample)
+        return Method("autoencoder", CEILING, key, (0,), self.parts(count), sample)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """First and last-plus-one of clips sampled together: the same where more clips follow, so that these go on from fewer."""
         size = self.options.batch_size
         return [(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def scores(self, variant: Variant, truth: torch.Tensor, given: Sequence[int]) -> tuple[list[Scores], torch.Tensor]:
+    def scores(self, method: Method, truth: torch.Tensor, given: Sequence[int]) -> tuple[list[Scores], torch.Tensor]:
         """Scores of every frame by seed, and the sampled videos of the first seed."""
         found, videos = [], []
-        for seed in variant.seeds:
-            done = [self._part(variant, truth[first:last], given, first, seed) for first, last in variant.batches]
+        for seed in method.seeds:
+            done = [self._part(method, truth[first:last], given, first, seed) for first, last in method.batches]
             found.append({name: torch.cat([scores[name] for scores, _ in done]) for name in done[0][0]})
             videos.append(torch.cat([frames for _, frames in done]))
         return found, videos[0]
 
     def _part(
-        self, variant: Variant, truth: torch.Tensor, given: Sequence[int], first: int, seed: int
+        self, method: Method, truth: torch.Tensor, given: Sequence[int], first: int, seed: int
     ) -> tuple[Scores, torch.Tensor]:
         """The same of clips that are sampled together."""
         last, sources = first + len(truth), dict(self.network.sources) if self.network is not None else {}
-        key = {"variant": variant.key, "clips": digest_of(truth), "given": list(given), "seed": seed}
+        key = {"variant": method.key, "clips": digest_of(truth), "given": list(given), "seed": seed}
         sampled = self.kept.get(
-            key, first, last, lambda: {"frames": to_bytes(variant.sample(truth, given, first, seed))}
+            key, first, last, lambda: {"frames": to_bytes(method.sample(truth, given, first, seed))}
         )
         frames = sampled["frames"].float() / 255
         key |= {"scores": "frames", "networks": sources}
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        _measure(options, "python -m training.reproduction.long_video " + shlex.join(typed))
+        _measure(options, "python -m training.reproduction.long_video_quality " + shlex.join(typed))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -146,7 +146,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     key = {**model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
-    sampler = HeldoutSampler(pipe, key, networks.lpips.get("alex"), Kept(options.output / "kept"), options)
+    sampler = LongVideoSampler(pipe, key, networks.lpips.get("alex"), FinishedParts(options.output / "kept"), options)
     with torch.no_grad():
         slow = slow_motion(sampler, short)
         extended = extension(sampler, long)
@@ -167,12 +167,12 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     print(f"\n{text}\n\nWrote results.json, results.md, charts and contact sheets to {options.output}")
 
 
-def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> Windows:
+def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> EvaluationWindows:
     """The beginnings of the clips; their frames as a file holds them."""
     return load_windows(options.clips, options.size, num_frames, stride, per_clip=1, max_clips=options.max_clips)
 
 
-def slow_motion(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
+def slow_motion(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
     """Part 1: rows by distance and level, and paired differences."""
     options, count, span = sampler.options, len(windows.frames), windows.frames.shape[1] - 1
     common = [place for place in range(span + 1) if all(place % distance for distance in options.distances)]
@@ -190,23 +190,23 @@ def slow_motion(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
                 output_type="pt",
             ).frames
 
-        variants = [
+        methods = [
             *baselines(count, given, span + 1, None),
             sampler.ceiling(count),
-            sampler.variant("slow motion", count, call, factor=distance),
+            sampler.method("slow motion", count, call, factor=distance),
         ]
         levels = slow_motion_levels(len(given), distance, options.window)
-        for variant in variants:
-            name = NAMES.get(variant.method, variant.method)
-            each, sheet[name] = sampler.scores(variant, windows.frames, given)
+        for method in methods:
+            name = NAMES.get(method.name, method.name)
+            each, sheet[name] = sampler.scores(method, windows.frames, given)
             label = f"{distance} apart, {name}"
             scores[label] = over(each, common)
             labels = {"distance": distance, "name": name}
-            rows.append(row(label, variant.kind, scores[label], bootstrap, **labels, level=None))
+            rows.append(row(label, method.kind, scores[label], bootstrap, **labels, level=None))
             for level in range(1, max(levels) + 1):
                 places = [place for place, found in enumerate(levels) if found == level]
                 found = over(each, places)
-                rows.append(row(f"{label}, level {level}", variant.kind, found, bootstrap, **labels, level=level))
+                rows.append(row(f"{label}, level {level}", method.kind, found, bootstrap, **labels, level=level))
     ours = [f"{distance} apart, ours" for distance in sorted(options.distances)]
     pairs = [(label, other) for label in ours for other in scores if other.startswith(label[:-4]) and other != label]
     pairs += [(label, ours[0]) for label in ours[1:]]
@@ -232,7 +232,7 @@ def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
     return levels
 
 
-def extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
+def extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
     """Part 2: rows by window of the chain, and scores of every frame."""
     options, (count, num_frames) = sampler.options, windows.frames.shape[:2]
     given = list(range(options.overlap))
@@ -243,27 +243,27 @@ def extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     def call(frames: torch.Tensor, generators: list) -> torch.Tensor:
         return _extend(sampler, frames, new, generators)
 
-    another = Variant(
+    another = Method(
         ANOTHER, BASELINE, {"method": ANOTHER}, (0,), [(0, count)], lambda frames, *_: frames.roll(1, dims=0)
     )
-    variants = [
+    methods = [
         *baselines(count, given, num_frames, None),
         *([another] if count > 1 else []),
         sampler.ceiling(count),
-        sampler.variant("extension", count, call, overlap=options.overlap),
+        sampler.method("extension", count, call, overlap=options.overlap),
     ]
     rows, frames, videos, bootstrap = [], [], {}, Bootstrap(windows.clips)
     scores = {number: {} for number in range(len(chain))}
-    for variant in tqdm(variants, unit="method", desc="extension", disable=None):
-        name = NAMES.get(variant.method, variant.method)
-        each, videos[name] = sampler.scores(variant, windows.frames, given)
+    for method in tqdm(methods, unit="method", desc="extension", disable=None):
+        name = NAMES.get(method.name, method.name)
+        each, videos[name] = sampler.scores(method, windows.frames, given)
         for number, places in enumerate(chain):
             scores[number][name] = over(each, places)
             label = f"frames {places[0]} to {places[-1]}, {name}"
             found = scores[number][name]
-            rows.append(row(label, variant.kind, found, bootstrap, window=number + 1, name=name))
+            rows.append(row(label, method.kind, found, bootstrap, window=number + 1, name=name))
         for place in range(len(given), num_frames):
-            frames.append(row(name, variant.kind, over(each, [place]), bootstrap, place=place, name=name))
+            frames.append(row(name, method.kind, over(each, [place]), bootstrap, place=place, name=name))
     differences = []
     for number, places in enumerate(chain):
         for name in scores[number]:
@@ -283,7 +283,7 @@ def extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     return {"rows": rows, "differences": differences, "frames": frames, "given": given}
 
 
-def far_extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
+def far_extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
     """Part 3: sharpness and motion of a few clips, by block of frames, relative to the mean of all true clips."""
     options = sampler.options
     truth = windows.frames
@@ -326,7 +326,7 @@ def far_extension(sampler: HeldoutSampler, windows: Windows) -> dict[str, Any]:
     return {"clips": windows.clips[:count], "blocks": blocks, "true_clips": spread}
 
 
-def _extend(sampler: HeldoutSampler, frames: torch.Tensor, new: int, generators: list) -> torch.Tensor:
+def _extend(sampler: LongVideoSampler, frames: torch.Tensor, new: int, generators: list) -> torch.Tensor:
     options = sampler.options
     return (
         sampler.pipe.extend(
@@ -366,7 +366,7 @@ def _sheet(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.reproduction.long_video", description=__doc__.splitlines()[0]
+        prog="python -m training.reproduction.long_video_quality", description=__doc__.splitlines()[0]
     )
     add_options(parser)
     parser.add_argument("--max-clips", type=int, help="only so many of the clips, the first ones")

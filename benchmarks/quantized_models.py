@@ -1,4 +1,4 @@
-"""What quantization takes and costs, and which layers it harms: `python -m benchmarks.quantization CHECKPOINT CLIPS`.
+"""What quantization takes and costs, and which layers it harms: `python -m benchmarks.quantized_models CHECKPOINT CLIPS`.
 
 Every form samples the same windows from the same noise as float32 weights do, and is held against those; 60 dB is the most that is counted. Forms whose package is not installed are left out, and named.
 """
@@ -16,9 +16,10 @@ from diffusers import GGUFQuantizationConfig, PipelineQuantizationConfig, TorchA
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files, layers_to_keep
-from diffusers_mardini.masking import reference_mask_from_indices
-from training.evaluate import generate, given_indices, load_windows
+from diffusers_mardini.masking import reference_mask_from_indices, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
 from training.evaluation.tables import markdown_table
 
 
@@ -148,7 +149,7 @@ def harm(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], bit
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantized_models", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    truth, given = windows.frames, given_indices("interpolation", options.num_frames)
+    truth, given = windows.frames, task_indices("interpolation", options.num_frames)
     plain = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=torch.float32)
     print(f"interpolation, {len(truth)} windows, {options.steps} steps on a CPU, torch {torch.__version__}")
 

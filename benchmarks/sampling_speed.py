@@ -1,4 +1,4 @@
-"""Whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling`.
+"""Whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling_speed`.
 
 The ladder starts from the plain form, in float32 and with the planner at every step. Every variant is the one before it and one more thing, samples the
 same windows, and takes its turn in the same process. To add one is a line in `VARIANTS`.
@@ -97,7 +97,7 @@ def sampler(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling_speed", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="folder or Hub id of a pipeline")
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))

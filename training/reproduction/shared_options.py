@@ -9,8 +9,7 @@ from typing import Any
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from training.evaluate import load_networks
-from training.evaluation.scores import Networks
+from training.evaluation.networks.loading import Networks, load_networks
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

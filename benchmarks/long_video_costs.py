@@ -1,4 +1,4 @@
-"""Time and memory of long videos against their length, each in a process of its own: `python -m benchmarks.long_video`.
+"""Time and memory of long videos against their length, each in a process of its own: `python -m benchmarks.long_video_costs`.
 
 On the CPU and with few steps, because neither time per frame nor memory grows with the number of steps. The base is the process with its models,
 before it samples; what lies above it is what the video takes, of which the finished frames themselves are named.
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .sampling import CHECKPOINT, Variant, make_pipeline
+from .sampling_speed import CHECKPOINT, Variant, make_pipeline
 from .timing import clock_of, describe_machine, machine_line, write_json
 
 
@@ -67,7 +67,7 @@ def measure(method: str, frames: int, steps: int, size: int, checkpoint: str) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_video", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_video_costs", description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 33, 129, 1000])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--checkpoint", default=str(CHECKPOINT), help="folder or Hub id of a pipeline")
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = []
     for method in options.methods:
         for frames in options.frames:
-            command = [sys.executable, "-m", "benchmarks.long_video", "--one", "--methods", method]
+            command = [sys.executable, "-m", "benchmarks.long_video_costs", "--one", "--methods", method]
             command += ["--frames", str(frames), "--steps", str(options.steps), "--size", str(options.size)]
             command += ["--checkpoint", options.checkpoint]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
