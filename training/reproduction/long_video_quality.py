@@ -1,13 +1,13 @@
-"""How long generation holds up: `slow_motion` between frames that lie further and further apart, and `extend` further and further on.
+"""Score long videos: `slow_motion` between frames further and further apart, and `extend` further and further.
 
     python -m training.reproduction.long_video_quality checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/long-video
 
-1. Slow motion: of the first frames of every clip each 8th, 16th and 32nd is given, and all between are sampled. A window holds nine frames, so
-   that 16 and 32 need two levels. Scored are the frames that are sampled in all three cases.
-2. Extension: the first four frames of every clip are given, and it is continued to its end, window by window.
-3. Far: some clips are continued for hundreds of frames, where there is no truth; sharpness and motion are told.
+1. Slow motion: every 8th, 16th or 32nd frame at the beginning of each clip is given, and all between are sampled. A
+   window has nine frames, so 16 and 32 need two levels. Only frames that are sampled in all three cases are scored.
+2. Extension: the first four frames of each clip are given, and it is continued to its end, window by window.
+3. Far: some clips are continued for hundreds of frames beyond their end; only sharpness and motion are scored.
 
-Writes `results.json`, `results.md`, charts and contact sheets; typed again after an interruption, it goes on.
+Writes `results.json`, `results.md`, charts and contact sheets; after an interruption, the same command goes on.
 """
 
 import argparse
@@ -42,46 +42,44 @@ from training.reproduction.shared_options import add_options, facts, load_lpips,
 
 
 ANOTHER = "another clip's frames"
-NAMES = {"copy of the nearest given frame": "copy"}  # in charts and tables; others keep theirs
+NAMES = {"copy of the nearest given frame": "copy"}  # short names for charts and tables
 
 
 @dataclass(frozen=True)
 class LongVideoSampler:
-    """What all three parts sample and score with.
+    """Sampling and scoring for all three parts.
 
     Attributes:
         pipe: the checkpoint.
-        key: what frames depend on of checkpoint and sampling.
-        network: of LPIPS, if there is one.
-        kept: what is done already.
+        key: the facts of checkpoint and sampler that frames depend on.
+        network: LPIPS, if it is installed.
+        finished: the parts that are done already.
         options: of the program.
     """
 
     pipe: MarDiniPipeline
     key: dict[str, Any]
     network: Lpips | None
-    kept: FinishedParts
+    finished: FinishedParts
     options: argparse.Namespace
 
     def generators(self, seed: int, first: int, count: int) -> list[torch.Generator]:
-        """One for each clip, seeded by its number."""
+        """Return a generator for each clip, seeded by its number."""
         return [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(count)]
 
-    def method(
-        self, method: str, count: int, call: Callable[[torch.Tensor, list], torch.Tensor], **key: Any
-    ) -> Method:
-        """Ours; `call` takes given frames `(clips, given, 3, height, width)` and generators and returns whole videos."""
+    def method(self, name: str, count: int, call: Callable[[torch.Tensor, list], torch.Tensor], **key: Any) -> Method:
+        """Return ours; `call` takes given frames `(clips, given, 3, height, width)` and generators and returns videos."""
 
         def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             frames = call(windows[:, list(given)], self.generators(seed, first, len(windows))).float().cpu()
             frames[:, list(given)] = windows[:, list(given)]
             return frames
 
-        key = {"method": method, **self.key, "window": self.options.window, **key}
+        key = {"method": name, **self.key, "window": self.options.window, **key}
         return Method("ours", OURS, key, tuple(self.options.seeds), self.parts(count), sample)
 
     def ceiling(self, count: int) -> Method:
-        """The true frames through the autoencoder."""
+        """Return the method that encodes and decodes the true frames."""
         key = {"method": "autoencoder", "given": "true", **self.key}
 
         def sample(windows: torch.Tensor, given: Sequence[int], *_: int) -> torch.Tensor:
@@ -90,12 +88,12 @@ class LongVideoSampler:
         return Method("autoencoder", CEILING, key, (0,), self.parts(count), sample)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
-        """First and last-plus-one of clips sampled together: the same where more clips follow, so that these go on from fewer."""
+        """Return first and last-plus-one of clips sampled together; more clips later leave them as they are."""
         size = self.options.batch_size
         return [(first, min(first + size, count)) for first in range(0, count, size)]
 
     def scores(self, method: Method, truth: torch.Tensor, given: Sequence[int]) -> tuple[list[Scores], torch.Tensor]:
-        """Scores of every frame by seed, and the sampled videos of the first seed."""
+        """Return the scores of every frame by seed, and the sampled videos of the first seed."""
         found, videos = [], []
         for seed in method.seeds:
             done = [self._part(method, truth[first:last], given, first, seed) for first, last in method.batches]
@@ -106,18 +104,19 @@ class LongVideoSampler:
     def _part(
         self, method: Method, truth: torch.Tensor, given: Sequence[int], first: int, seed: int
     ) -> tuple[Scores, torch.Tensor]:
-        """The same of clips that are sampled together."""
+        """Return scores and videos of clips that are sampled together."""
         last, sources = first + len(truth), dict(self.network.sources) if self.network is not None else {}
         key = {"variant": method.key, "clips": digest_of(truth), "given": list(given), "seed": seed}
-        sampled = self.kept.get(
+        sampled = self.finished.get(
             key, first, last, lambda: {"frames": to_bytes(method.sample(truth, given, first, seed))}
         )
         frames = sampled["frames"].float() / 255
         key |= {"scores": "frames", "networks": sources}
-        return self.kept.get(key, first, last, lambda: score_each_frame(frames, truth, self.network)), frames
+        return self.finished.get(key, first, last, lambda: score_each_frame(frames, truth, self.network)), frames
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     options = _parser().parse_args(arguments)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
@@ -151,10 +150,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         slow = slow_motion(sampler, short)
         extended = extension(sampler, long)
         far = far_extension(sampler, long)
-    told = facts(options, command, key["checkpoint"]) | {"networks": networks.sources, "not_measured": missing}
+    settings = facts(options, command, key["checkpoint"]) | {"networks": networks.sources, "not_measured": missing}
     slow |= {"clips": short.clips, "skipped": short.skipped}
     extended |= {"clips": long.clips, "skipped": long.skipped}
-    record = {**told, "slow_motion": slow, "extension": extended, "far": far}
+    record = {**settings, "slow_motion": slow, "extension": extended, "far": far}
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
     tables = tables_of(record)
@@ -168,12 +167,12 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 
 def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> EvaluationWindows:
-    """The beginnings of the clips; their frames as a file holds them."""
+    """Return the first window of each clip."""
     return load_windows(options.clips, options.size, num_frames, stride, per_clip=1, max_clips=options.max_clips)
 
 
 def slow_motion(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
-    """Part 1: rows by distance and level, and paired differences."""
+    """Run part 1: return rows by distance and level, and paired differences."""
     options, count, span = sampler.options, len(windows.frames), windows.frames.shape[1] - 1
     common = [place for place in range(span + 1) if all(place % distance for distance in options.distances)]
     rows, scores, sheet, bootstrap = [], {}, {}, Bootstrap(windows.clips)
@@ -223,7 +222,7 @@ def slow_motion(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[s
 
 
 def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
-    """For every frame of the slowed clip, in which level of the recursion it is made: 0 if given, 1 between given frames, 2 between those."""
+    """Return the level of recursion of each frame of the slowed clip: 0 if given, 1 between given frames, 2 between those."""
     levels = [0] * ((num_given - 1) * factor + 1)
     for made in slow_motion_windows(num_given, factor, window):
         above = max(levels[made.places[i]] for i in made.known)
@@ -233,7 +232,7 @@ def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
 
 
 def extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
-    """Part 2: rows by window of the chain, and scores of every frame."""
+    """Run part 2: return rows by window of the chain, and scores of every frame."""
     options, (count, num_frames) = sampler.options, windows.frames.shape[:2]
     given = list(range(options.overlap))
     new = num_frames - len(given)
@@ -284,7 +283,7 @@ def extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str
 
 
 def far_extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
-    """Part 3: sharpness and motion of a few clips, by block of frames, relative to the mean of all true clips."""
+    """Run part 3: return sharpness and motion of a few clips by block of frames, relative to the mean of all true clips."""
     options = sampler.options
     truth = windows.frames
     starts = truth[: options.far_clips, : options.overlap]
@@ -296,7 +295,7 @@ def far_extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict
         generators = sampler.generators(options.seeds[0], 0, count)
         return {"frames": to_bytes(_extend(sampler, starts, options.far_frames, generators))}
 
-    frames = sampler.kept.get(key, 0, count, make)["frames"].float() / 255  # (clips, length, 3, height, width)
+    frames = sampler.finished.get(key, 0, count, make)["frames"].float() / 255  # (clips, length, 3, height, width)
     motion, sharpness = motion_steps(frames), frame_sharpness(frames)[:, 1:]  # (clips, length - 1)
     true = {"motion": motion_steps(truth).mean().item(), "sharpness": frame_sharpness(truth).mean().item()}
     blocks = []
@@ -308,7 +307,7 @@ def far_extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict
             "sharpness": (sharpness[:, places].mean(dim=1) / true["sharpness"]).tolist(),
         }
         blocks.append({"first": first, "last": last - 1, **found})
-    # How far the true clips lie apart, to hold the blocks against.
+    # The range of the true clips, to compare the blocks with.
     spread = {
         "motion": (motion_steps(truth).mean(dim=1) / true["motion"]).sort().values.tolist(),
         "sharpness": (frame_sharpness(truth).mean(dim=1) / true["sharpness"]).sort().values.tolist(),
@@ -352,7 +351,7 @@ def _sheet(
     given: set[int],
     count: int = 2,
 ) -> None:
-    """A few clips, evenly spaced over all (not chosen), at some of their frames."""
+    """Draw a few clips, evenly spaced over all (not chosen), at some of their frames."""
     total = len(next(iter(rows.values())))
     count = min(count, total)
     picked = sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
@@ -369,19 +368,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m training.reproduction.long_video_quality", description=__doc__.splitlines()[0]
     )
     add_options(parser)
-    parser.add_argument("--max-clips", type=int, help="only so many of the clips, the first ones")
+    parser.add_argument("--max-clips", type=int, help="use only the first clips")
+    parser.add_argument("--window", type=int, default=9, help="frames of a window, as many as in training")
     parser.add_argument(
-        "--window", type=int, default=9, help="frames of a window: as many as the model was trained on"
-    )
-    parser.add_argument(
-        "--distances", type=int, nargs="+", default=[8, 16, 32], help="of given frames in the clip, for slow motion"
+        "--distances", type=int, nargs="+", default=[8, 16, 32], help="of given frames, for slow motion"
     )
     parser.add_argument("--num-frames", type=int, default=32, help="frames that a clip is extended to")
-    parser.add_argument("--stride", type=int, default=2, help="distance of an extended clip's frames in the clip")
-    parser.add_argument("--overlap", type=int, default=4, help="frames that are given, and that lead each window")
-    parser.add_argument("--far-clips", type=int, default=2, help="clips that are extended far, the first ones")
-    parser.add_argument("--far-frames", type=int, default=200, help="by so many frames")
-    parser.add_argument("--far-block", type=int, default=25, help="frames that are taken together")
+    parser.add_argument(
+        "--stride", type=int, default=2, help="clip frames from one frame of an extended clip to the next"
+    )
+    parser.add_argument("--overlap", type=int, default=4, help="given frames, and leading frames of each window")
+    parser.add_argument("--far-clips", type=int, default=2, help="number of clips for the far extension")
+    parser.add_argument("--far-frames", type=int, default=200, help="frames of the far extension")
+    parser.add_argument("--far-block", type=int, default=25, help="frames of a block")
     return parser
 
 

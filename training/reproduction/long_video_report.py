@@ -1,4 +1,4 @@
-"""Tables and charts of `long_video.py`, from what it writes into `results.json`."""
+"""Tables and charts of `long_video_quality.py`, from its `results.json`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +19,10 @@ INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables
 
 
 def tables_of(record: dict[str, Any]) -> dict[str, str]:
-    """All of it in markdown, by what it shows.
+    """Return all tables in markdown by name.
 
-    "slow motion" is of the frames that are sampled at every distance, "far extension" relative to the mean of the true clips.
+    "slow motion" covers the frames that are sampled at every distance; "far extension" is relative to the mean of the
+    true clips.
     """
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
     return {
@@ -36,7 +37,7 @@ def tables_of(record: dict[str, Any]) -> dict[str, str]:
 
 
 def extension_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each window: SSIM of the simple methods, all scores of ours."""
+    """Return a row for each window: SSIM of the simple methods, all scores of ours."""
     windows = [
         {found["name"]: found for found in rows if found["window"] == number}
         for number in dict.fromkeys(found["window"] for found in rows)
@@ -55,7 +56,7 @@ def extension_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def far_table(far: dict[str, Any]) -> str:
-    """A line for each block of frames, and how far the true clips lie apart."""
+    """Return a row for each block of frames, followed by the range of the true clips."""
     header = ["frames", *(f"{score}, {clip}" for score in ("motion", "sharpness") for clip in far["clips"])]
     rows = [
         [
@@ -69,7 +70,7 @@ def far_table(far: dict[str, Any]) -> str:
 
 
 def slow_motion_panels(slow: dict[str, Any]) -> list[Panel]:
-    """Charts of part 1: scores on the common frames by distance."""
+    """Return the charts of part 1: scores on the common frames by distance."""
     rows = [found for found in slow["rows"] if found["level"] is None]
     ticks = tuple(sorted({found["distance"] for found in rows}))
     columns = {"ssim": "SSIM", "lpips": "LPIPS", "motion": "motion, true clips' = 1"}
@@ -91,7 +92,7 @@ def slow_motion_panels(slow: dict[str, Any]) -> list[Panel]:
 
 
 def extension_panels(extended: dict[str, Any], far: dict[str, Any]) -> list[Panel]:
-    """Charts of parts 2 and 3: scores by frame."""
+    """Return the charts of parts 2 and 3: scores by frame."""
     frames = extended["frames"]
     names = [name for name in dict.fromkeys(found["name"] for found in frames) if name != "autoencoder"]
     ours = [found for found in frames if found["name"] == "ours"]

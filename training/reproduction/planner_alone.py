@@ -1,10 +1,11 @@
-"""Table 2's first rows: a planner that samples alone, by the reconstruction head of its training (Sec. 2.4.1).
+"""Score a planner that samples alone, by the reconstruction head of its training (Sec. 2.4.1; Table 2).
 
     python -m training.reproduction.planner_alone runs/claims-planner-alone CLIPS -o outputs/planner-alone
 
-The head is thrown away after training, so it is read from the run's last checkpoint, averaged as the planner is. The planner predicts one latent
-for each place, the mean of what is possible: it takes no noise and no steps. One that looks at a low resolution samples there, and its frames are enlarged.
-Scores, windows and files are those of `training.evaluate`, so that `compare.py` can set them beside its own.
+Finished pipelines do not contain the head, so its averaged weights are read from the run's last checkpoint. The planner
+predicts one latent for each place, the mean of all possible ones, without noise or steps. A planner at low resolution
+samples there, and its frames are enlarged. Scores, windows and files are those of `training.evaluate`, so
+`comparison.py` can read them.
 """
 
 import argparse
@@ -43,6 +44,8 @@ class PlannerAlone:
 
     Args:
         run: folder of a finished run whose last stage trained the planner by reconstruction.
+        device: to run on.
+        dtype: of the weights.
 
     Raises:
         ValueError: if the run is not finished, has no head, or trained something else last.
@@ -54,12 +57,12 @@ class PlannerAlone:
         config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
         if config.stages[-1].trains != "planner":
             raise ValueError(
-                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner that samples alone has "
-                "been trained by reconstruction until the end"
+                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner can sample alone "
+                "only if its last stage trained it by reconstruction"
             )
         newest = newest_checkpoint(run / "checkpoints")
         if newest is None:
-            raise ValueError(f"{run} has no checkpoint any more, and only there is the reconstruction head")
+            raise ValueError(f"{run} has no checkpoint, which alone contains the reconstruction head")
         averages = load_checkpoint(newest).averages
         self.pipe = MarDiniPipeline.from_pretrained(run / "pipeline", dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
@@ -72,7 +75,7 @@ class PlannerAlone:
 
     @torch.no_grad()
     def sample(self, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-        """Frames in [0, 1], shaped like `windows` `(batch, frames, 3, height, width)`, which is looked at where `given` says."""
+        """Return frames in [0, 1], shaped like `windows`, `(batch, frames, 3, height, width)`, from the given ones."""
         pipe, given = self.pipe, list(given)
         low = pipe.encode_low_frames(windows[:, given] * 2 - 1)  # (batch, given frames, channels, h_low, w_low)
         patches = self.head(pipe.plan(low, given, windows.shape[1]))
@@ -86,11 +89,13 @@ class PlannerAlone:
         return frames
 
     def method(self, count: int, batch_size: int = 8) -> Method:
+        """Return the method for `count` windows."""
         key = {"method": METHOD, **model_key(self.pipe), "head": self.newest}
         return Method(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.planner_alone", description=__doc__.splitlines()[0]
     )
@@ -121,11 +126,11 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     count, given = len(windows.frames), task_indices(options.task, options.num_frames)
     methods = [*baselines(count, given, options.num_frames, None), planner.method(count)]
-    kept = FinishedParts(options.output / "kept")
-    rows, differences, sampled = Evaluation(windows, given, networks, kept).run(methods)
-    told = facts(options, command, weights_digest(planner.pipe))
-    told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
-    write_results(options.output, told, rows, differences, windows)
+    finished = FinishedParts(options.output / "kept")
+    rows, differences, sampled = Evaluation(windows, given, networks, finished).run(methods)
+    record = facts(options, command, weights_digest(planner.pipe))
+    record |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
+    write_results(options.output, record, rows, differences, windows)
     write_sheets(options.output, windows, sampled, options.task, METHOD, 4)
     print(f"\n{score_table(rows)}\n")
     print(f"Wrote results.json, results.csv, results.md and a contact sheet to {options.output}")
