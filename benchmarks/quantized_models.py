@@ -1,6 +1,7 @@
-"""What quantization takes and costs, and which layers it harms: `python -m benchmarks.quantized_models CHECKPOINT CLIPS`.
+"""Measure size and quality of quantized models: `python -m benchmarks.quantized_models CHECKPOINT CLIPS`.
 
-Every form samples the same windows from the same noise as float32 weights do, and is held against those; 60 dB is the most that is counted. Forms whose package is not installed are left out, and named.
+Every form samples the same windows from the same noise as float32 weights, and is compared with them; PSNR is capped at
+60 dB. Forms whose package is not installed are left out and named.
 """
 
 import argparse
@@ -27,7 +28,7 @@ MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTra
 
 
 def stored_bytes(value: torch.nn.Module | torch.Tensor) -> int:
-    """What tensors really take; a quantized one tells the size that it stands for."""
+    """Return the bytes that tensors really take; a quantized tensor reports its unquantized size."""
     if isinstance(value, torch.nn.Module):
         return sum(stored_bytes(tensor) for tensor in value.state_dict(keep_vars=True).values())
     if hasattr(value, "__tensor_flatten__"):
@@ -36,7 +37,7 @@ def stored_bytes(value: torch.nn.Module | torch.Tensor) -> int:
 
 
 def write_gguf(file: Path, model: torch.nn.Module, kind: str, kept: Sequence[str]) -> None:
-    """Weights of layers in blocks of 32 numbers; what has no such weights, and what is kept, in float32."""
+    """Write a GGUF file with weights in blocks of 32 numbers; layers in `kept`, and other tensors, stay in float32."""
     import gguf
 
     writer = gguf.GGUFWriter(file, "mardini")
@@ -54,7 +55,7 @@ def write_gguf(file: Path, model: torch.nn.Module, kind: str, kept: Sequence[str
 
 
 def load_gguf(checkpoint: str, plain: MarDiniPipeline, kind: str, keeps: bool) -> MarDiniPipeline:
-    """The pipeline with both models from GGUF files, made of the plain one's."""
+    """Load the pipeline with both models from GGUF files that are made from `plain`."""
     allow_single_files()
     parts = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +81,7 @@ def load_torchao(checkpoint: str, dtype: torch.dtype, keeps: bool) -> MarDiniPip
 
 
 def forms(checkpoint: str, plain: MarDiniPipeline) -> dict[str, Callable[[], MarDiniPipeline]]:
-    """Name to a function that loads; those of packages that are missing are left out."""
+    """Return by name a function that loads a form; forms of missing packages are left out."""
     float32, bfloat16 = torch.float32, torch.bfloat16
     result = {"bfloat16": lambda: MarDiniPipeline.from_pretrained(checkpoint, dtype=bfloat16)}
     if importlib.util.find_spec("torchao"):
@@ -98,17 +99,17 @@ def forms(checkpoint: str, plain: MarDiniPipeline) -> dict[str, Callable[[], Mar
 
 
 def kind_of(layer: str) -> str:
-    """Which of the layers that are alike: `transformer_blocks.3.attn.to_q` is one of `blocks.attn`."""
+    """Return the group of similar layers: `transformer_blocks.3.attn.to_q` belongs to `blocks.attn`."""
     words = layer.split(".")
     return f"blocks.{words[2]}" if words[0] == "transformer_blocks" else words[0]
 
 
 @torch.no_grad()
 def harm(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], bits: int) -> list[dict[str, Any]]:
-    """Rounds the transformer's weights to some bits, layers of one kind at a time, and compares velocities.
+    """Round the transformer's weights to some bits, one kind of layers at a time, and compare velocities.
 
     Returns:
-        A row for each kind: its share of the weights, and of the sum of all kinds' squared errors, the mean over four timesteps each.
+        A row for each kind: its share of the weights and of the summed squared errors, which are means of four timesteps.
     """
     transformer = pipe.transformer
     pixels = windows * 2 - 1

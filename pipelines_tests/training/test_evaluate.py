@@ -285,7 +285,7 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
         (["--fps", "60"], "60 frames per second"),
-        (["--rife", "rife-v2.3"], "RIFE needs the package|does not sample any time"),
+        (["--rife", "rife-v2.3"], "RIFE needs the package|samples only the middle"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_sampled(checkpoint, clips, tmp_path, more, message):
