@@ -82,7 +82,7 @@ def test_the_program_draws_a_panel_for_each_value_and_prints_the_ends(tmp_path, 
     "value, title",
     [
         ("heldout:diffusion/0.95", "velocity, interpolation, t = 0.95"),
-        ("heldout:diffusion_unplanned/0.95", "velocity without a plan, interpolation, t = 0.95"),
+        ("heldout:diffusion_unplanned/0.95", "velocity without planning signals, interpolation, t = 0.95"),
         ("heldout:diffusion/task/image-to-video", "velocity, image-to-video"),
         ("heldout:diffusion/masked/4", "velocity, 4 frames sampled"),
         ("heldout:planner", "reconstruction, interpolation"),
