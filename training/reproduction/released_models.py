@@ -49,12 +49,12 @@ def judge(results: dict[str, Any]) -> str:
     lines = []
     for column, more_is_better in JUDGED.items():
         if column in ours:
-            sides: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
+            sides: dict[str, list[str]] = {"ahead of": [], "not clearly different from": [], "behind": []}
             for difference in found:
                 low, high = difference["intervals"][column]
                 above = low > 0 if more_is_better else high < 0
                 below = high < 0 if more_is_better else low > 0
-                side = "ahead of" if above else "behind" if below else "not told apart from"
+                side = "ahead of" if above else "behind" if below else "not clearly different from"
                 sides[side].append(difference["than"])
             lines.append(f"- {COLUMNS[column]}: {_sides(sides, len(found))}")
     for column in DISTANCES:

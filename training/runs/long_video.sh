@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How far slow_motion and extend go before quality falls. For docs/results/long_video.md.
-# Typed again after an interruption it goes on where it stopped; so it does with more clips (--max-clips 8, then without).
+# After an interruption the same command goes on; so it does with more clips (--max-clips 8, then without).
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"

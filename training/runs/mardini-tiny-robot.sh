@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every command behind checkpoints/mardini-tiny-robot and docs/results/robot.md. Needs the extra `train`, and a checkout of DROID's previews:
 #   git clone https://github.com/droid-dataset/droid-dataset.github.io && bash training/runs/mardini-tiny-robot.sh droid-dataset.github.io
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/robot_droid

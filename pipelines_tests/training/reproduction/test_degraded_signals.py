@@ -55,15 +55,15 @@ def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
 
-def test_the_chart_has_the_loss_of_the_changed_plan_with_its_interval():
-    """Differences are of the planner's own plan to the changed one: what a change costs lies below zero."""
-    changes = degraded_signals.alterations([1.0], [0.5], [2])
+def test_the_chart_has_the_loss_of_altered_signals_with_its_interval():
+    """Differences are of the own signals to the altered ones, so losses lie below zero."""
+    altered = degraded_signals.alterations([1.0], [0.5], [2])
     differences = {
-        "ours" + change.suffix: {
+        "ours" + alteration.suffix: {
             "difference": {degraded_signals.SCORE: 0.01 * number},
             "intervals": {degraded_signals.SCORE: (0.01 * number - 0.002, 0.01 * number + 0.004)},
         }
-        for number, change in enumerate(changes, start=1)
+        for number, alteration in enumerate(altered, start=1)
     }
     noise, dropped, means = degraded_signals.panels(differences, "ours", [1.0], [0.5], [2])
 
@@ -74,7 +74,7 @@ def test_the_chart_has_the_loss_of_the_changed_plan_with_its_interval():
     assert told(dropped.curves[""])[1:] == [(0.5, -0.02, -0.024, -0.018), (1, -0.05, -0.054, -0.048)]
     assert told(means.curves["of each frame"])[1] == (2, -0.03, -0.034, -0.028)
     assert told(means.curves["of all sampled frames"]) == [(1, -0.04, -0.044, -0.038)]
-    assert noise.levels == {"no plan": pytest.approx(-0.05)}
+    assert noise.levels == {"signals dropped": pytest.approx(-0.05)}
 
 
 def test_a_change_that_is_none_is_refused_before_anything_is_sampled(arguments, tmp_path):

@@ -48,7 +48,7 @@ def folder(tmp_path):
 def test_ahead_or_behind_is_said_only_where_the_interval_leaves_out_zero(folder):
     said = released_models.judge(read_results(folder / "laps"))
     assert "- mid SSIM: ahead of copy; behind flow\n" in said and "dropped" not in said
-    assert "- mid LPIPS: ahead of copy; not told apart from flow\n" in said  # less LPIPS is better
+    assert "- mid LPIPS: ahead of copy; not clearly different from flow\n" in said  # less LPIPS is better
     assert said.endswith("30.0, below flow (40.0); **above** copy (20.0)")  # the ceiling is no simple method
 
 
