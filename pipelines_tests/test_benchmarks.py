@@ -203,7 +203,7 @@ def test_variants_of_asymmetry_are_timed():
 
 
 def test_a_window_of_asymmetry_is_put_together_from_its_calls():
-    low, full = ("plan", True), ("plan", False)
+    low, full = ("planner", True), ("planner", False)
     seconds = {low: [1.0, 2.0], full: [10.0, 20.0]}
     seconds |= {("step", (True, None)): [0.1, 0.2], ("step", (True, "spatiotemporal")): [1.0, 1.0]}
     seconds |= {("step", (False, None)): [0.5, 0.5], ("step", (False, "spatiotemporal")): [1.5, 1.5]}
@@ -219,7 +219,7 @@ def test_the_memory_of_an_asymmetric_window_is_below_that_of_a_symmetric_one():
     for name, variant in {"ours": variants[0], "symmetric": variants[4]}.items():
         models = asymmetry.Models("mardini-tiny", 128, torch.device("cpu"), torch.float32)
         with PeakMemory() as memory:
-            models.plan(variant)()
+            models.planner_run(variant)()
         high[name] = memory.peak
     assert high["symmetric"] > 3 * high["ours"]
 

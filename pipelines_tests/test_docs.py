@@ -14,7 +14,7 @@ from diffusers_mardini import cli
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import clip
 from training import card
-from training.reproduction.pages import block_names
+from training.reproduction.page_blocks import block_names
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,11 +11,11 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from benchmarks.quantization import stored_bytes, write_gguf
+from benchmarks.quantized_models import stored_bytes, write_gguf
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files, layers_to_keep
 from pipelines_tests.tiny_pipeline import seeded
-from training.evaluate import load_windows
+from training.evaluation.evaluation_windows import load_windows
 
 
 ROOT = Path(__file__).resolve().parent.parent

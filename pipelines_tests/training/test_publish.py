@@ -174,7 +174,7 @@ def test_a_fact_is_told_in_one_place(tmp_path):
     (tmp_path / "card.yaml").write_text("hours: 2\n")
     assert facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml")) == {"hours": 2}
     (tmp_path / "card.json").write_text('{"hours": 3}')
-    with pytest.raises(ValueError, match="tells hours, which the run recorded itself"):
+    with pytest.raises(ValueError, match="gives hours, which the run recorded"):
         facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml"))
     (tmp_path / "card.yaml").write_text("- hours\n")
     with pytest.raises(ValueError, match="holds a list; it has to be a mapping"):

@@ -22,14 +22,9 @@ def test_a_warm_up_longer_than_its_stage_is_one_line_of_the_plan():
     config = with_stage(steps=4, warmup_steps=1000)
     (line,) = warmup_notes(config)
     assert line.startswith("stage 'planner' ends after 4 steps, within its warm-up of 1000") and "0.4% of it" in line
-<<<<<<< HEAD
-    assert line in notes(config)
-    assert "but at its end" in warmup_notes(with_stage(steps=4, warmup_steps=4))[0]
-    assert not warmup_notes(with_stage(steps=4, warmup_steps=3))
-=======
     assert line in find_notes(config)
-    assert not warmup_notes(with_stage(steps=4, warmup_steps=4))  # the last step has the peak rate
->>>>>>> b-data
+    assert "only at its end" in warmup_notes(with_stage(steps=4, warmup_steps=4))[0]
+    assert not warmup_notes(with_stage(steps=4, warmup_steps=3))
     by_clips = with_stage(steps=None, clips=100, batch_size=4, warmup_steps=30).for_processes(1)
     assert "ends after 25 steps" in warmup_notes(by_clips)[0]
 

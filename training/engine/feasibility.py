@@ -157,13 +157,15 @@ def warmup_notes(config: RunConfig) -> list[str]:
     return [
         warmup_note(f"stage {stage.name!r}", stage.steps, stage.warmup_steps)
         for stage in config.stages
-        if stage.warmup_steps > stage.steps
+        if stage.warmup_steps >= stage.steps
     ]
 
 
 def warmup_note(subject: str, steps: int, warmup_steps: int) -> str:
-    """Return a sentence on a warm-up that is longer than its `steps`."""
+    """Return a sentence on a warm-up that is not over before its `steps` are."""
+    share = steps / warmup_steps
+    reached = "reaches the peak only at its end" if share == 1 else f"never reaches the peak, but {share:.1%} of it"
     return (
-        f"{subject} ends after {steps} steps, within its warm-up of {warmup_steps}; its learning rate never "
-        f"reaches the peak, but {steps / warmup_steps:.1%} of it: lower `warmup_steps`"
+        f"{subject} ends after {steps} steps, within its warm-up of {warmup_steps}; its learning rate {reached}: lower "
+        "`warmup_steps`"
     )

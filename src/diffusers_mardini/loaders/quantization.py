@@ -5,7 +5,7 @@ cannot know is which layers it harms.
 """
 
 # The layers between the 16 channels of a latent and the model: in the CarRacing checkpoint 0.15% of the transformer's weights, and 30% of the squared error of
-# its velocity in 8 bits, 33% in 4 (`python -m benchmarks.quantization`). Those of the timestep and the planning signals take less harm than their share.
+# its velocity in 8 bits, 33% in 4 (`python -m benchmarks.quantized_models`). Those of the timestep and the planning signals take less harm than their share.
 _LATENT_LAYERS = {"planner": ["patch_embed"], "transformer": ["patch_embed", "proj_out", "skip_gain"]}
 
 

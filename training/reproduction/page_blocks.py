@@ -1,6 +1,6 @@
-"""What a program measured, put into a page between two marks, so that no number is typed again.
+"""Blocks of markdown pages that programs fill with measured tables, so that no number is typed by hand.
 
-A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`; what stands around it is written by people.
+A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`; the text around it is written by people.
 """
 
 import re
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def block_names(page: Path) -> list[str]:
-    """The blocks of a page in their order."""
+    """Return the names of the blocks of a page in their order."""
     return re.findall(r"^<!-- (.+): begin -->$", page.read_text(encoding="utf-8"), re.M)
 
 
 def fill(page: Path, name: str, text: str) -> None:
-    """Replaces what the block holds.
+    """Replace the contents of a block.
 
     Raises:
-        ValueError: if the page has no such block, or more than one; or if the block's first table would lose columns, as where a metric's network is
-            not at hand.
+        ValueError: if the page does not have exactly one such block; or if the block's first table would lose columns, as
+            when a metric's network is not installed.
     """
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     whole = page.read_text(encoding="utf-8")
@@ -36,16 +36,16 @@ def fill(page: Path, name: str, text: str) -> None:
 
 
 def _columns(text: str) -> list[str]:
-    """Of the first table of a block, but for the first one, which names the rows."""
+    """Return the columns of the first table of a block, without the first one, which names the rows."""
     heads = [line for line in text.splitlines() if line.startswith("|")]
     return [cell.strip() for cell in heads[0].strip("|").split("|")[1:]] if heads else []
 
 
 def fill_all(page: Path, tables: Mapping[str, str]) -> None:
-    """Fills every block of a page that one of the tables belongs to; other blocks are left as they are.
+    """Fill every block of a page that has the name of a table; leave other blocks as they are.
 
     Args:
-        page: markdown.
+        page: markdown file.
         tables: by the names of their blocks.
 
     Raises:

@@ -1,6 +1,7 @@
-"""What quantization takes and costs, and which layers it harms: `python -m benchmarks.quantization CHECKPOINT CLIPS`.
+"""Measure size and quality of quantized models: `python -m benchmarks.quantized_models CHECKPOINT CLIPS`.
 
-Every form samples the same windows from the same noise as float32 weights do, and is held against those; 60 dB is the most that is counted. Forms whose package is not installed are left out, and named.
+Every form samples the same windows from the same noise as float32 weights, and is compared with them; PSNR is capped at
+60 dB. Forms whose package is not installed are left out and named.
 """
 
 import argparse
@@ -16,16 +17,18 @@ from diffusers import GGUFQuantizationConfig, PipelineQuantizationConfig, TorchA
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files, layers_to_keep
-from diffusers_mardini.masking import reference_mask_from_indices
-from training.evaluate import generate, given_indices, load_windows
+from diffusers_mardini.masking import reference_mask_from_indices, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
+from training.evaluation.tables import markdown_table
 
 
 MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
 
 
 def stored_bytes(value: torch.nn.Module | torch.Tensor) -> int:
-    """What tensors really take; a quantized one tells the size that it stands for."""
+    """Return the bytes that tensors really take; a quantized tensor reports its unquantized size."""
     if isinstance(value, torch.nn.Module):
         return sum(stored_bytes(tensor) for tensor in value.state_dict(keep_vars=True).values())
     if hasattr(value, "__tensor_flatten__"):
@@ -34,7 +37,7 @@ def stored_bytes(value: torch.nn.Module | torch.Tensor) -> int:
 
 
 def write_gguf(file: Path, model: torch.nn.Module, kind: str, kept: Sequence[str]) -> None:
-    """Weights of layers in blocks of 32 numbers; what has no such weights, and what is kept, in float32."""
+    """Write a GGUF file with weights in blocks of 32 numbers; layers in `kept`, and other tensors, stay in float32."""
     import gguf
 
     writer = gguf.GGUFWriter(file, "mardini")
@@ -52,7 +55,7 @@ def write_gguf(file: Path, model: torch.nn.Module, kind: str, kept: Sequence[str
 
 
 def load_gguf(checkpoint: str, plain: MarDiniPipeline, kind: str, keeps: bool) -> MarDiniPipeline:
-    """The pipeline with both models from GGUF files, made of the plain one's."""
+    """Load the pipeline with both models from GGUF files that are made from `plain`."""
     allow_single_files()
     parts = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +81,7 @@ def load_torchao(checkpoint: str, dtype: torch.dtype, keeps: bool) -> MarDiniPip
 
 
 def forms(checkpoint: str, plain: MarDiniPipeline) -> dict[str, Callable[[], MarDiniPipeline]]:
-    """Name to a function that loads; those of packages that are missing are left out."""
+    """Return by name a function that loads a form; forms of missing packages are left out."""
     float32, bfloat16 = torch.float32, torch.bfloat16
     result = {"bfloat16": lambda: MarDiniPipeline.from_pretrained(checkpoint, dtype=bfloat16)}
     if importlib.util.find_spec("torchao"):
@@ -96,17 +99,17 @@ def forms(checkpoint: str, plain: MarDiniPipeline) -> dict[str, Callable[[], Mar
 
 
 def kind_of(layer: str) -> str:
-    """Which of the layers that are alike: `transformer_blocks.3.attn.to_q` is one of `blocks.attn`."""
+    """Return the group of similar layers: `transformer_blocks.3.attn.to_q` belongs to `blocks.attn`."""
     words = layer.split(".")
     return f"blocks.{words[2]}" if words[0] == "transformer_blocks" else words[0]
 
 
 @torch.no_grad()
 def harm(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], bits: int) -> list[dict[str, Any]]:
-    """Rounds the transformer's weights to some bits, layers of one kind at a time, and compares velocities.
+    """Round the transformer's weights to some bits, one kind of layers at a time, and compare velocities.
 
     Returns:
-        A row for each kind: its share of the weights, and of the sum of all kinds' squared errors, the mean over four timesteps each.
+        A row for each kind: its share of the weights and of the summed squared errors, which are means of four timesteps.
     """
     transformer = pipe.transformer
     pixels = windows * 2 - 1
@@ -147,7 +150,7 @@ def harm(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], bit
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantized_models", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
@@ -158,19 +161,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    truth, given = windows.frames, given_indices("interpolation", options.num_frames)
+    truth, given = windows.frames, task_indices("interpolation", options.num_frames)
     plain = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=torch.float32)
     print(f"interpolation, {len(truth)} windows, {options.steps} steps on a CPU, torch {torch.__version__}")
 
     result: dict[str, Any] = {"harm": {}, "forms": []}
     for bits in (8, 4):
         result["harm"][bits] = harm(plain, truth, given, bits)
-        print(f"| weights of the transformer in {bits} bits | of the weights | of the squared error |\n|---|---|---|")
-        for row in result["harm"][bits]:
-            print(f"| `{row['layers']}` | {row['of_weights']:.2%} | {row['of_error']:.1%} |")
+        columns = (f"weights of the transformer in {bits} bits", "of the weights", "of the squared error")
+        cells = [
+            (f"`{row['layers']}`", f"{row['of_weights']:.2%}", f"{row['of_error']:.1%}")
+            for row in result["harm"][bits]
+        ]
+        print(markdown_table(columns, cells), flush=True)
 
     reference, full = None, sum(stored_bytes(getattr(plain, name)) for name in MODELS)
-    print("| form | planner and transformer | PSNR to float32 | middle SSIM | middle PSNR |\n|---|---|---|---|---|")
+    cells = []
     for name, load in {"float32": lambda: plain, **forms(options.checkpoint, plain)}.items():
         pipe = load()
         pipe.set_progress_bar_config(disable=True)
@@ -181,11 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         size = sum(stored_bytes(getattr(pipe, part)) for part in MODELS)
         row = {"form": name, "bytes": size, "of_float32": size / full, "psnr_to_float32": near}
         result["forms"].append(row | {score: scores[score] for score in ("mid_ssim", "mid_psnr")})
-        print(
-            f"| {name} | {size / 1e6:.1f} MB ({size / full:.0%}) | {'' if near is None else f'{near:.1f} dB'} | "
-            f"{scores['mid_ssim']:.3f} | {scores['mid_psnr']:.2f} dB |",
-            flush=True,
-        )
+        bytes_cell, near_cell = f"{size / 1e6:.1f} MB ({size / full:.0%})", "" if near is None else f"{near:.1f} dB"
+        cells.append((name, bytes_cell, near_cell, f"{scores['mid_ssim']:.3f}", f"{scores['mid_psnr']:.2f} dB"))
+    columns = ("form", "planner and transformer", "PSNR to float32", "middle SSIM", "middle PSNR")
+    print(markdown_table(columns, cells))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,23 +1,22 @@
-"""Which windows of which clips are scored, and which of their frames are given (VIDIM-Bench's protocol: 9 frames, first and last given)."""
+"""The windows that are scored, cut out of held-out clips (VIDIM-Bench: 9 frames, first and last given).
+
+The windows that training draws are in `data/windows.py`; both take every n-th frame by `data/order.py`, and the given
+frames of a task are in `diffusers_mardini/masking.py`.
+"""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from diffusers_mardini.masking import interpolation_indices, leading_indices
 from training.data.clips import list_clips, load_clip
-from training.data.order import SAME_RATE
-
-
-TASKS = ("interpolation", "image-to-video", "expansion")
+from training.data.order import SAME_RATE, frames_at_stride
 
 
 @dataclass(frozen=True)
-class Windows:
+class EvaluationWindows:
     """The windows to be scored.
 
     Attributes:
@@ -33,40 +32,18 @@ class Windows:
     skipped: dict[str, str]
 
     def digest(self) -> str:
-        """Changes with any pixel of any window."""
+        """Return a digest of all pixels of all windows."""
         return digest_of(self.frames)
 
 
 def digest_of(frames: torch.Tensor) -> str:
-    """Changes with any pixel of `frames`, which are in [0, 1]."""
+    """Return a digest of all pixels of `frames`, which are in [0, 1]."""
     shape = str(tuple(frames.shape)).encode()
     return hashlib.sha256(shape + to_bytes(frames).numpy().tobytes()).hexdigest()
 
 
-def given_indices(task: str, num_frames: int) -> list[int]:
-    """The frames that a task gives: first and last, the first, or the leading half (rounded up)."""
-    if task == "interpolation":
-        return interpolation_indices(num_frames)
-    if task == "image-to-video":
-        return leading_indices(1)
-    if task == "expansion":
-        return leading_indices((num_frames + 1) // 2)
-    raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
-
-
-def frame_offsets(num_frames: int, step: float) -> list[int]:
-    """Where the frames of a window lie in its clip, counted from its first one.
-
-    Args:
-        num_frames: of the window.
-        step: clip frames from one window frame to the next; the nearest ones are taken where it is not whole, the earlier of two as
-            near, as in training (`data/order.py`).
-    """
-    return [math.ceil(index * step - 0.5) for index in range(num_frames)]
-
-
 def clip_step(clip_fps: float, stride: int, fps: float | None) -> float:
-    """Clip frames from one window frame to the next: `stride`, or what makes `fps` frames per second.
+    """Return the distance of window frames in clip frames: `stride`, or what makes `fps` frames per second.
 
     Raises:
         ValueError: if the clip has fewer frames per second than asked for: some would have to be shown twice.
@@ -78,9 +55,15 @@ def clip_step(clip_fps: float, stride: int, fps: float | None) -> float:
     return max(1.0, clip_fps / fps)
 
 
-def window_starts(length: int, offsets: list[int], count: int) -> list[int]:
-    """At most `count` different starts, evenly spaced from the first possible to the last possible one; none for short clips."""
-    last = length - 1 - offsets[-1]
+def window_starts(length: int, span: int, count: int) -> list[int]:
+    """Return up to `count` different starts, evenly spaced from the first to the last possible one.
+
+    Args:
+        length: frames of the clip; too few give no start.
+        span: clip frames from the first to the last frame of a window, both included.
+        count: most starts.
+    """
+    last = length - span
     if last < 0:
         return []
     if count == 1:
@@ -96,17 +79,17 @@ def load_windows(
     per_clip: int,
     fps: float | None = None,
     max_clips: int | None = None,
-) -> Windows:
-    """Cuts the windows out of every clip of a folder; clips that give none are counted and named.
+) -> EvaluationWindows:
+    """Cut the windows out of every clip of a folder; print the clips that give none with the reasons.
 
     Args:
-        folder: of clips.
-        size: side of the centred square, to which it is resized.
-        num_frames: of a window.
-        stride: clip frames from one window frame to the next; does not count where `fps` is given.
-        per_clip: at most so many windows.
+        folder: folder of clips.
+        size: side in pixels to which the centred square is resized.
+        num_frames: frames of a window.
+        stride: clip frames from one window frame to the next; ignored if `fps` is given.
+        per_clip: most windows of a clip.
         fps: frames per second of the windows, whatever the clips have.
-        max_clips: the first so many clips that give a window; no further ones are decoded.
+        max_clips: stop after this many clips that give a window; no further clips are decoded.
 
     Raises:
         ValueError: if no clip is long enough, or the numbers make no window.
@@ -128,15 +111,16 @@ def load_windows(
         name = path.relative_to(folder).as_posix()
         try:
             clip, clip_fps = load_clip(path, size)
-            offsets = frame_offsets(num_frames, clip_step(clip_fps, stride, fps))
+            step = clip_step(clip_fps, stride, fps)
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        found = window_starts(len(clip), offsets, per_clip)
+        span = frames_at_stride(0, num_frames, step)[-1] + 1
+        found = window_starts(len(clip), span, per_clip)
         if not found:
-            skipped[name] = f"{len(clip)} frames, a window needs {offsets[-1] + 1}"
+            skipped[name] = f"{len(clip)} frames, a window needs {span}"
         for start in found:
-            frames.append(clip[[start + offset for offset in offsets]])
+            frames.append(clip[list(frames_at_stride(start, num_frames, step))])
             clips.append(name)
             starts.append(start)
     if skipped:
@@ -146,15 +130,15 @@ def load_windows(
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
         raise ValueError(f"no clip of '{folder}' gives {num_frames} frames {wanted}; lower one of them")
-    return Windows(torch.stack(frames).float() / 255, clips, starts, skipped)
+    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped)
 
 
 def training_clips(
     folder: str | Path, size: int, stride: int, fps: float | None = None
 ) -> Iterator[tuple[torch.Tensor, float]]:
-    """Clips in [0, 1], `(length, 3, size, size)`, each with the step between neighbouring window frames; one at a time.
+    """Yield clips in [0, 1], `(length, 3, size, size)`, each with the distance of window frames in its frames.
 
-    Clips that can't be read, or have fewer frames per second than `fps`, are left out, counted and named.
+    Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
     """
     left_out = []
     for path in list_clips(folder):
@@ -170,5 +154,5 @@ def training_clips(
 
 
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:
-    """Frames in [0, 1] as a file holds them, `uint8`: what is scored, so that a result does not depend on having been kept."""
+    """Return frames in [0, 1] as `uint8`, as files hold them; these are scored, whether saved in between or not."""
     return (frames.float() * 255).round().clamp(0, 255).to(torch.uint8)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training.data.recipes import moving_shapes
 from training.evaluation.metrics import score_windows
-from training.reproduction import long_video
+from training.reproduction import long_video_quality
 from training.reproduction.frame_scores import over, score_each_frame
 
 
@@ -49,7 +49,7 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
         "far extension",
     ]
     page.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in blocks))
-    long_video.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
+    long_video_quality.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     record = json.loads((tmp_path / "results.json").read_text())
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
 
@@ -74,7 +74,7 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
         "frames 3 to 4, ours",
     ]
     assert [row["place"] for row in extended["frames"] if row["name"] == "copy"] == [1, 2, 3, 4]
-    another = next(row for row in extended["rows"] if row["name"] == long_video.ANOTHER)
+    another = next(row for row in extended["rows"] if row["name"] == long_video_quality.ANOTHER)
     assert another["motion"] == pytest.approx(1, abs=1e-6) and another["ssim"] < 0.9
     assert [(block["first"], block["last"], len(block["motion"])) for block in far["blocks"]] == [(1, 4, 2), (5, 6, 2)]
 
@@ -84,7 +84,7 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
         load_file(path)["frames"] for path in (tmp_path / "kept").rglob("*.safetensors") if "frames" in load_file(path)
     ]
     (video,) = [frames.float() / 255 for frames in kept if frames.shape[1] == length]
-    truth = long_video.load_windows(arguments[1], SIZE, 5, 2, per_clip=1).frames
+    truth = long_video_quality.load_windows(arguments[1], SIZE, 5, 2, per_clip=1).frames
     for block in far["blocks"]:
         steps = (video[:, block["first"] : block["last"] + 1] - video[:, block["first"] - 1 : block["last"]]).abs()
         true = (truth[:, 1:] - truth[:, :-1]).abs().mean().item()
@@ -105,7 +105,7 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
         assert Image.open(tmp_path / f"{name}.png").width > 300
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
-    long_video.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
+    long_video_quality.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
@@ -113,18 +113,18 @@ def test_slow_motion_and_extension_are_scored_where_they_can_be_compared(argumen
 def test_more_clips_go_on_from_fewer(arguments, tmp_path):
     few, all_clips = ["--batch-size", "1", "--max-clips", "1"], ["--batch-size", "1"]
     more = ["--distances", "2", "--far-clips", "1", "--far-frames", "1"]
-    long_video.main([*arguments, *more, *few, "-o", str(tmp_path)])
+    long_video_quality.main([*arguments, *more, *few, "-o", str(tmp_path)])
     ours = {path for path in (tmp_path / "kept").rglob("00000-00001.safetensors")}
     times = {path: path.stat().st_mtime_ns for path in ours}
-    long_video.main([*arguments, *more, *all_clips, "-o", str(tmp_path)])
+    long_video_quality.main([*arguments, *more, *all_clips, "-o", str(tmp_path)])
     assert len(json.loads((tmp_path / "results.json").read_text())["slow_motion"]["clips"]) == 2
     assert times == {path: path.stat().st_mtime_ns for path in ours}
     assert len(list((tmp_path / "kept").rglob("00001-00002.safetensors"))) >= 4
 
 
 def test_levels_are_those_of_the_recursion():
-    assert long_video.slow_motion_levels(2, 4, 3) == [0, 2, 1, 2, 0]
-    levels = long_video.slow_motion_levels(3, 16, 9)
+    assert long_video_quality.slow_motion_levels(2, 4, 3) == [0, 2, 1, 2, 0]
+    levels = long_video_quality.slow_motion_levels(3, 16, 9)
     assert [place for place, level in enumerate(levels) if level == 0] == [0, 16, 32]
     assert all(level == (1 if place % 2 == 0 else 2) for place, level in enumerate(levels) if level)
 
@@ -141,9 +141,9 @@ def test_scores_of_single_frames_are_those_of_windows():
 
 def test_distances_that_do_not_fit_are_refused(arguments, tmp_path):
     with pytest.raises(SystemExit, match="max_clips is 0"):
-        long_video.main([*arguments, "--max-clips", "0", "-o", str(tmp_path / "out")])
+        long_video_quality.main([*arguments, "--max-clips", "0", "-o", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"\[3, 4\]: each must be at least 2 and divide the largest one, 4"):
-        long_video.main([*arguments, "--distances", "3", "4", "-o", str(tmp_path / "out")])
+        long_video_quality.main([*arguments, "--distances", "3", "4", "-o", str(tmp_path / "out")])
     for more, message in (
         (["--overlap", "3"], "--overlap 3: give at least 1, and less than --window 3"),
         (["--overlap", "0"], "--overlap 0: give at least 1"),
@@ -152,5 +152,5 @@ def test_distances_that_do_not_fit_are_refused(arguments, tmp_path):
         (["--batch-size", "0"], "--batch-size 0: give at least 1"),
     ):
         with pytest.raises(SystemExit, match=message):
-            long_video.main([*arguments, *more, "-o", str(tmp_path / "out")])
+            long_video_quality.main([*arguments, *more, "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -1,10 +1,11 @@
-"""The checkpoints beside simple methods: puts what training/runs/evaluation.sh measured into pages.
+"""Put the scores of the released checkpoints beside simple methods, measured by training/runs/evaluation.sh, into pages.
 
-    python -m training.reproduction.carried_models outputs/results docs/results/checkpoints.md README.md
+    python -m training.reproduction.released_models outputs/results docs/results/checkpoints.md README.md
 
-A block `racing-stride-2` of a page takes all of the folder of that name, and what it says in sentences; `racing-stride-2, short` takes a table
-of few columns, and `racing-stride-2 + racing-few-steps, short` also ours of the other folder, sampled in another way. `--only carracing` fills the blocks of that folder and leaves all others as they are. `--picture carracing=docs/images/results/carracing.png` writes a contact sheet, the first one
-or, as in `figure-5-carracing/planning_0.png=...`, another one.
+A block `racing-stride-2` of a page gets all tables of that folder and the verdicts in sentences; `racing-stride-2, short`
+gets a table of few columns, and `racing-stride-2 + racing-few-steps, short` also our rows of the second folder.
+`--only carracing` fills the blocks of that folder alone. `--picture carracing=docs/images/results/carracing.png` copies
+its first contact sheet, `figure-5-carracing/planning_0.png=...` another one.
 """
 
 import argparse
@@ -15,20 +16,21 @@ from typing import Any
 from PIL import Image
 
 from training.evaluation.methods import BASELINE, OURS
-from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, read_results, spread_table
+from training.evaluation.results import read_results
+from training.evaluation.tables import COLUMNS, difference_table, score_cell, score_table, spread_table
 from training.reproduction.comparison import differing
-from training.reproduction.pages import block_names, fill
+from training.reproduction.page_blocks import block_names, fill
 
 
 SHORT = ("mid_ssim", "mid_lpips", "motion", "sharpness")
-# Whether more is better; of these a difference has an interval, of the distances it has none.
+# Whether more is better; differences of these scores have intervals, those of the distances have none.
 JUDGED = {"mid_ssim": True, "ssim": True, "mid_lpips": False, "lpips": False}
 PACE = {1: "every frame", 2: "every second frame", 3: "every third frame"}
 DISTANCES = ("fid", "fvd", "fd_efficientnet_lite0", "fd_window")
 
 
-def how(results: dict[str, Any]) -> str:
-    """Windows and seeds in one sentence."""
+def setting_sentence(results: dict[str, Any]) -> str:
+    """Return windows, pace and seeds in one sentence."""
     seeds, clips = results["seeds"], {window["clip"] for window in results["windows"]}
     sample = f"mean of the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     pace = PACE.get(results["stride"], f"every {results['stride']}th frame")
@@ -38,7 +40,7 @@ def how(results: dict[str, Any]) -> str:
 
 
 def judge(results: dict[str, Any]) -> str:
-    """What the differences between ours and the simple methods say, a line for each score; ahead or behind only where the interval leaves out zero."""
+    """Return a line for each score that compares ours with the simple methods; "ahead" and "behind" need an interval without zero."""
     rows = results["rows"]
     ours = next(row for row in rows if row["kind"] == OURS)
     simple = [row for row in rows if row["kind"] == BASELINE]
@@ -47,12 +49,12 @@ def judge(results: dict[str, Any]) -> str:
     lines = []
     for column, more_is_better in JUDGED.items():
         if column in ours:
-            sides: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
+            sides: dict[str, list[str]] = {"ahead of": [], "not clearly different from": [], "behind": []}
             for difference in found:
                 low, high = difference["intervals"][column]
                 above = low > 0 if more_is_better else high < 0
                 below = high < 0 if more_is_better else low > 0
-                side = "ahead of" if above else "behind" if below else "not told apart from"
+                side = "ahead of" if above else "behind" if below else "not clearly different from"
                 sides[side].append(difference["than"])
             lines.append(f"- {COLUMNS[column]}: {_sides(sides, len(found))}")
     for column in DISTANCES:
@@ -60,9 +62,9 @@ def judge(results: dict[str, Any]) -> str:
             sides = {"below": [], "**above**": []}
             for row in simple:
                 side = "below" if ours[column] < row[column] else "**above**"
-                sides[side].append(f"{row['method']} ({row[column]:.{DIGITS[column]}f})")
+                sides[side].append(f"{row['method']} ({score_cell(row, column, with_interval=False)})")
             lines.append(
-                f"- {COLUMNS[column]}, less is better, no interval: {ours[column]:.{DIGITS[column]}f}, {_sides(sides, len(simple))}"
+                f"- {COLUMNS[column]}, less is better, no interval: {score_cell(ours, column, with_interval=False)}, {_sides(sides, len(simple))}"
             )
     return "\n".join(lines)
 
@@ -77,28 +79,28 @@ def _sides(sides: dict[str, list[str]], total: int) -> str:
     return "; ".join(parts)
 
 
-def whole(results: dict[str, Any]) -> str:
-    """All tables and the sentences."""
+def all_tables(results: dict[str, Any]) -> str:
+    """Return all tables and the verdicts."""
     parts = [
-        how(results),
-        markdown_table(results["rows"]),
+        setting_sentence(results),
+        score_table(results["rows"]),
         spread_table(results["rows"]),
         "Paired differences on the same windows:",
         difference_table(results["differences"]),
         judge(results),
     ]
-    return "\n\n".join(part.strip() for part in parts if part)
+    return "\n\n".join(part for part in parts if part)
 
 
-def short(results: dict[str, Any]) -> str:
-    """A table of few columns."""
+def short_table(results: dict[str, Any]) -> str:
+    """Return a table of few columns."""
     kept = ("method", "intervals", *SHORT)
     rows = [{name: row[name] for name in kept if name in row} for row in results["rows"]]
-    return f"{how(results)}\n\n{markdown_table(rows)}"
+    return f"{setting_sentence(results)}\n\n{score_table(rows)}"
 
 
 def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first results, and of the others the rows of ours.
+    """Return the first results with the rows of ours of the others added.
 
     Raises:
         ValueError: if they are of other windows, seeds or weights.
@@ -112,7 +114,7 @@ def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_picture(sheet: Path, path: Path) -> Path:
-    """A contact sheet as it was drawn, as small as PNG makes it.
+    """Write a contact sheet as an optimized PNG.
 
     Raises:
         ValueError: if there is no such sheet.
@@ -126,7 +128,7 @@ def write_picture(sheet: Path, path: Path) -> Path:
 
 
 def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Path, str, str]]:
-    """What goes into which block of which page."""
+    """Return page, block and text of every block that is to be filled."""
     blocks = []
     for page in pages:
         for name in block_names(page):
@@ -143,23 +145,22 @@ def _texts(folder: Path, pages: Sequence[Path], only: Sequence[str] | None = Non
     for page, name, found in blocks:
         if only is None or set(found) & set(only):
             results = joined([read_results(folder / result) for result in found])
-            texts.append((page, name, short(results) if name.endswith(", short") else whole(results)))
+            texts.append((page, name, short_table(results) if name.endswith(", short") else all_tables(results)))
     return texts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.reproduction.carried_models", description=__doc__.splitlines()[0]
+        prog="python -m training.reproduction.released_models", description=__doc__.splitlines()[0]
     )
     parser.add_argument("results", type=Path, help="the folder of all results (OUT of evaluation.sh)")
-    parser.add_argument("pages", nargs="*", type=Path, help="markdown files whose blocks are filled")
-    parser.add_argument(
-        "--picture", nargs="+", default=[], metavar="NAME[/SHEET]=PNG", help="contact sheets to be shown"
-    )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="the folders whose blocks are filled; otherwise all")
+    parser.add_argument("pages", nargs="*", type=Path, help="markdown files with blocks to fill")
+    parser.add_argument("--picture", nargs="+", default=[], metavar="NAME[/SHEET]=PNG", help="contact sheets to copy")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="folders whose blocks are filled; default: all")
     options = parser.parse_args(arguments)
     try:
-        # All of it is made before any page is written: one that is half new would pass for a whole.
+        # All texts are made before any page is written, so that no page is left half new.
         texts = _texts(options.results, options.pages, options.only)
         for page, name, text in texts:
             fill(page, name, text)

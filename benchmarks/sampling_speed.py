@@ -1,7 +1,7 @@
-"""Whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling`.
+"""Time whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling_speed`.
 
-The ladder starts from the plain form, in float32 and with the planner at every step. Every variant is the one before it and one more thing, samples the
-same windows, and takes its turn in the same process. To add one is a line in `VARIANTS`.
+The first form is plain: float32, with the planner at every step. Each further form adds one saving to the one before. All
+sample the same windows, alternately in one process.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "mardini-tiny-carracing
 
 @dataclass(frozen=True)
 class Task:
-    """Which frames are given, and the guidance that the pipeline chooses for them."""
+    """The length of a window and its given frames; the pipeline chooses the guidance for them."""
 
     num_frames: int
     given: tuple[int, ...]
@@ -43,8 +43,8 @@ class Variant:
 
     Attributes:
         dtype: of planner, transformer and autoencoder.
-        compiled: compiles the blocks of both models (`compile_repeated_blocks`).
-        planner_at_every_step: the plan is made anew after every step, as a symmetric model would have to.
+        compiled: whether the blocks of both models are compiled (`compile_repeated_blocks`).
+        planner_at_every_step: whether the planner runs after every step, as in a symmetric model.
         call: keyword arguments of the pipeline's call.
     """
 
@@ -57,14 +57,14 @@ class Variant:
 VARIANTS = {
     "plain: float32, planner at every step": Variant(planner_at_every_step=True, call={"use_window_state": False}),
     "+ planner once": Variant(call={"use_window_state": False}),
-    "+ reference frames and keys of the plan once": Variant(),
+    "+ reference frames and keys of the planning signals once": Variant(),
     "+ bfloat16": Variant(dtype=torch.bfloat16),
     "+ compiled blocks": Variant(dtype=torch.bfloat16, compiled=True),
 }
 
 
 def make_pipeline(checkpoint: str | Path, variant: Variant, device: torch.device | str) -> MarDiniPipeline:
-    """A checkpoint in a variant's number format, compiled where it says so."""
+    """Load a checkpoint in the variant's number format; compile it if the variant says so."""
     pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=variant.dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     if variant.compiled:
@@ -76,7 +76,7 @@ def make_pipeline(checkpoint: str | Path, variant: Variant, device: torch.device
 def sampler(
     pipe: MarDiniPipeline, variant: Variant, task: Task, size: int, steps: int
 ) -> Callable[[int | None], torch.Tensor]:
-    """Samples the task's window from the same frames and noise; returns latents. Takes another number of steps, to warm up."""
+    """Return a function that samples the task's window from the same frames and noise; it takes a number of steps."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(len(task.given), 3, size, size, generator=generator)
     plan_again = None
@@ -98,13 +98,15 @@ def sampler(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling_speed", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="folder or Hub id of a pipeline")
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled form, minutes to start")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the compiled form, which takes minutes to start"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         plain = next(iter(seconds))
         print(f"\n{task_name}, {len(task.given)} of {task.num_frames} frames given")
         for name, times in seconds.items():
-            # How far two steps lead away from the plain form, of the latents' own deviation.
+            # Difference to the plain form after two steps, in standard deviations of the latents.
             differs = (results[name] - results[plain]).square().mean().sqrt() / results[plain].std()
             row = {
                 "task": task_name,

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_mardini.masking import task_indices
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE
+from training.data.clips import load_clip
+from training.data.manifest import Entry
 from training.data.metadata import write_metadata
-from training.evaluation import windows
-from training.evaluation.windows import (
+from training.data.order import Rate, frame_indices, num_starts
+from training.evaluation import evaluation_windows
+from training.evaluation.evaluation_windows import (
     clip_step,
-    frame_offsets,
-    given_indices,
     load_windows,
     to_bytes,
     training_clips,
@@ -37,8 +39,10 @@ def clips(tmp_path_factory):
 def test_no_more_clips_are_decoded_than_asked_for(clips, monkeypatch):
     every = load_windows(clips, SIZE, 5, stride=1, per_clip=2)
     assert every.clips == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
-    loaded, real = [], windows.load_clip
-    monkeypatch.setattr(windows, "load_clip", lambda path, size: (loaded.append(path.name), real(path, size))[1])
+    loaded, real = [], evaluation_windows.load_clip
+    monkeypatch.setattr(
+        evaluation_windows, "load_clip", lambda path, size: (loaded.append(path.name), real(path, size))[1]
+    )
     assert load_windows(clips, SIZE, 5, stride=1, per_clip=2, max_clips=1).clips == ["a.mp4", "a.mp4"]
     assert loaded == ["a.mp4"]
     with pytest.raises(ValueError, match="max_clips is 0"):
@@ -51,14 +55,12 @@ def shown(window: torch.Tensor) -> list[int]:
 
 
 def test_windows_are_evenly_spaced_from_the_first_to_the_last_possible_start():
-    offsets = frame_offsets(9, 2)
-    assert offsets == [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    assert window_starts(64, offsets, 2) == [0, 47]
-    assert window_starts(64, offsets, 3) == [0, 24, 47]
-    assert window_starts(18, offsets, 3) == [0, 1]
-    assert window_starts(17, offsets, 2) == [0]
-    assert window_starts(16, offsets, 2) == []
-    assert window_starts(64, offsets, 1) == [0]
+    assert window_starts(64, 17, 2) == [0, 47]
+    assert window_starts(64, 17, 3) == [0, 24, 47]
+    assert window_starts(18, 17, 3) == [0, 1]
+    assert window_starts(17, 17, 2) == [0]
+    assert window_starts(16, 17, 2) == []
+    assert window_starts(64, 17, 1) == [0]
 
 
 def test_short_clips_are_counted_and_named(clips, capsys):
@@ -100,11 +102,11 @@ def test_a_rate_just_above_the_clips_own_is_rounding():
 
 
 def test_tasks_give_the_frames_of_the_paper():
-    assert given_indices("interpolation", 9) == [0, 8]
-    assert given_indices("image-to-video", 9) == [0]
-    assert given_indices("expansion", 9) == [0, 1, 2, 3, 4]
+    assert task_indices("interpolation", 9) == [0, 8]
+    assert task_indices("image-to-video", 9) == [0]
+    assert task_indices("expansion", 9) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="'guessing'.*interpolation"):
-        given_indices("guessing", 9)
+        task_indices("guessing", 9)
 
 
 def test_the_digest_knows_every_pixel(clips):
@@ -119,8 +121,16 @@ def test_bytes_are_what_a_file_holds():
     assert to_bytes(torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_frames_between_two_are_the_earlier_ones_as_in_training():
-    assert frame_offsets(8, 20 / 8) == [0, 2, 5, 7, 10, 12, 15, 17]
+@pytest.mark.parametrize(("stride", "fps"), [(3, None), (1, 8), (1, 12), (1, 20), (1, 4.5)])
+def test_windows_have_the_frames_that_training_takes(clips, stride, fps):
+    windows = load_windows(clips, SIZE, num_frames=5, stride=stride, per_clip=3, fps=fps)
+    rate = Rate(stride=stride) if fps is None else Rate(fps=fps)
+    for name, start, frames in zip(windows.clips, windows.starts, windows.frames, strict=True):
+        clip, clip_fps = load_clip(clips / name, SIZE)
+        entry = Entry(key=name, status="ok", num_frames=len(clip), fps=clip_fps)
+        starts = num_starts(entry, 5, rate)
+        expected = frame_indices(entry, (start + 0.5) / starts, 5, rate)
+        assert torch.equal(frames, clip[list(expected)].float() / 255)
 
 
 def test_clips_of_one_name_in_two_folders_are_two(tmp_path):

@@ -1,6 +1,6 @@
-"""Arguments that the programs here share where they look at a checkpoint, and what they stand for.
+"""Command-line options and facts that the programs of this folder share.
 
-What a program measures is its own business; how windows are sampled and scored is `evaluation/`'s.
+Windows are sampled and scored by `evaluation/`.
 """
 
 import argparse
@@ -9,26 +9,25 @@ from typing import Any
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from training.evaluate import load_networks
-from training.evaluation.scores import Networks
+from training.evaluation.networks.loading import Networks, load_networks
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every such program is told; the defaults are those of `training.evaluate`."""
+    """Add the shared options; the defaults are those of `training.evaluate`."""
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample each; their mean is told")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one sample each; their mean is reported")
     parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
-    parser.add_argument("--page", type=Path, help="markdown file whose blocks are filled with the tables (page.py)")
+    parser.add_argument("--page", type=Path, help="markdown file with blocks for the tables")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
 
 
 def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
-    """The checkpoint where and in what it is to run, which is printed."""
+    """Load the checkpoint on the device and in the dtype that it runs in; print both."""
     device = choose_device(options.device)
     dtype, why = choose_dtype(options.dtype, device)
     print(f"{options.checkpoint} on {options.clips}: {options.steps} steps, {dtype} on {device} ({why})", flush=True)
@@ -38,7 +37,7 @@ def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
 
 
 def load_lpips(size: int, num_frames: int) -> tuple[Networks, list[str]]:
-    """LPIPS where its network can be had, else the reason why not."""
+    """Return LPIPS, or no network and the reason."""
     try:
         return load_networks(["lpips"], size, num_frames)
     except ValueError as error:
@@ -46,13 +45,13 @@ def load_lpips(size: int, num_frames: int) -> tuple[Networks, list[str]]:
 
 
 def facts(options: argparse.Namespace, command: str, checkpoint: str) -> dict[str, Any]:
-    """How it was measured, for `results.json`.
+    """Return the settings for `results.json`.
 
     Args:
         options: of the program.
         command: as it was typed.
         checkpoint: digest of the weights.
     """
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    told.pop("page", None)
-    return {**told, "command": command, "weights": checkpoint}
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    record.pop("page", None)
+    return {**record, "command": command, "weights": checkpoint}

@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from training.evaluation.tables import read_results
-from training.reproduction import carried_models as checkpoints
+from training.evaluation.results import read_results
+from training.reproduction import released_models
 
 
 def row(method, kind, ssim, distance, motion=0.5):
@@ -46,9 +46,9 @@ def folder(tmp_path):
 
 
 def test_ahead_or_behind_is_said_only_where_the_interval_leaves_out_zero(folder):
-    said = checkpoints.judge(read_results(folder / "laps"))
+    said = released_models.judge(read_results(folder / "laps"))
     assert "- mid SSIM: ahead of copy; behind flow\n" in said and "dropped" not in said
-    assert "- mid LPIPS: ahead of copy; not told apart from flow\n" in said  # less LPIPS is better
+    assert "- mid LPIPS: ahead of copy; not clearly different from flow\n" in said  # less LPIPS is better
     assert said.endswith("30.0, below flow (40.0); **above** copy (20.0)")  # the ceiling is no simple method
 
 
@@ -56,7 +56,7 @@ def test_blocks_of_pages_are_filled_by_their_names(folder):
     page, readme = folder / "page.md", folder / "README.md"
     page.write_text("# Page\n<!-- laps: begin -->\n<!-- laps: end -->\nby hand\n")
     readme.write_text("<!-- laps, short: begin -->\n<!-- laps, short: end -->\n")
-    checkpoints.main([str(folder), str(page), str(readme)])
+    released_models.main([str(folder), str(page), str(readme)])
     for text in (page.read_text(), readme.read_text()):
         assert "2 windows of 1 clips, every second frame, mean of the seeds 0, 1." in text
         assert "| copy | 0.300 [0.000, 1.000] |" in text and "| – |" in text  # a ratio to what stands still
@@ -69,11 +69,11 @@ def test_a_page_is_filled_whole_or_only_where_it_is_asked_for(folder):
     page.write_text("<!-- laps: begin -->\n<!-- laps: end -->\n<!-- robot: begin -->\nolder\n<!-- robot: end -->\n")
     before = page.read_text()
     with pytest.raises(SystemExit, match="no .*robot/results.json; run training.evaluate with -o"):
-        checkpoints.main([str(folder), str(page)])
+        released_models.main([str(folder), str(page)])
     assert page.read_text() == before  # not the laps alone, unasked
     with pytest.raises(SystemExit, match="no page has a block for lap; they have laps, robot"):
-        checkpoints.main([str(folder), str(page), "--only", "lap"])
-    checkpoints.main([str(folder), str(page), "--only", "laps"])
+        released_models.main([str(folder), str(page), "--only", "lap"])
+    released_models.main([str(folder), str(page), "--only", "laps"])
     assert "| copy | 0.300 [0.000, 1.000] |" in page.read_text()
     assert page.read_text().endswith("<!-- robot: begin -->\nolder\n<!-- robot: end -->\n")
 
@@ -81,12 +81,12 @@ def test_a_page_is_filled_whole_or_only_where_it_is_asked_for(folder):
 def test_a_contact_sheet_keeps_every_pixel(folder):
     sheet = Image.radial_gradient("L").convert("RGB").rotate(45)
     sheet.save(folder / "laps/sheet_0.png")
-    checkpoints.main([str(folder), "--picture", f"laps={folder / 'small.png'}"])
+    released_models.main([str(folder), "--picture", f"laps={folder / 'small.png'}"])
     sheet.crop((0, 0, 64, 64)).save(folder / "laps/planning_0.png")
-    checkpoints.main([str(folder), "--picture", f"laps/planning_0.png={folder / 'plan.png'}"])
+    released_models.main([str(folder), "--picture", f"laps/planning_0.png={folder / 'plan.png'}"])
     assert Image.open(folder / "plan.png").size == (64, 64)
     with pytest.raises(SystemExit, match="there is no .*robot/sheet_0.png"):
-        checkpoints.main([str(folder), "--picture", f"robot={folder / 'small.png'}"])
+        released_models.main([str(folder), "--picture", f"robot={folder / 'small.png'}"])
     small = Image.open(folder / "small.png")
     assert small.mode == "RGB" and small.tobytes() == sheet.tobytes()
 
@@ -104,7 +104,7 @@ def test_a_short_table_may_hold_ours_sampled_in_another_way(folder):
     page = folder / "page.md"
     for only in ([], ["--only", "guided"], ["--only", "laps"]):
         page.write_text("<!-- laps + guided, short: begin -->\n<!-- laps + guided, short: end -->\n")
-        checkpoints.main([str(folder), str(page), *only])
+        released_models.main([str(folder), str(page), *only])
         found = [line.split(" | ")[0].strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
         assert found[2:] == ["copy", "flow", "autoencoder", "ours, 25 steps", "ours, 25 steps, guidance 2"]
 
@@ -118,7 +118,7 @@ def test_results_of_other_windows_seeds_or_weights_share_no_table(folder, change
     page = folder / "page.md"
     page.write_text("<!-- laps + guided, short: begin -->\n<!-- laps + guided, short: end -->\n")
     with pytest.raises(SystemExit, match=told):
-        checkpoints.main([str(folder), str(page)])
+        released_models.main([str(folder), str(page)])
 
 
 def test_only_a_short_table_is_of_several_results(folder):
@@ -126,4 +126,4 @@ def test_only_a_short_table_is_of_several_results(folder):
     page = folder / "page.md"
     page.write_text("<!-- laps + guided: begin -->\n<!-- laps + guided: end -->\n")
     with pytest.raises(SystemExit, match="call it 'laps . guided, short'"):
-        checkpoints.main([str(folder), str(page)])
+        released_models.main([str(folder), str(page)])

@@ -1,7 +1,7 @@
-"""Time and memory of long videos against their length, each in a process of its own: `python -m benchmarks.long_video`.
+"""Measure time and memory of long videos by their length, each in its own process: `python -m benchmarks.long_video_costs`.
 
-On the CPU and with few steps, because neither time per frame nor memory grows with the number of steps. The base is the process with its models,
-before it samples; what lies above it is what the video takes, of which the finished frames themselves are named.
+Runs on the CPU with few steps, because memory does not grow with the number of steps. The base is the memory of the
+process after a short video; the memory above it is what the video takes, including its finished frames.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .sampling import CHECKPOINT, Variant, make_pipeline
+from .sampling_speed import CHECKPOINT, Variant, make_pipeline
 from .timing import clock_of, describe_machine, machine_line, write_json
 
 
@@ -25,9 +25,9 @@ WINDOW, OVERLAP, FACTOR = 9, 4, 8
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had resident.
+    """Return the peak resident memory of this process.
 
-    Linux counts into `ru_maxrss` what the process that started this one held; the high-water mark of its own memory does not.
+    On Linux `ru_maxrss` includes the memory of the parent process, so the process's own high-water mark is read instead.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -37,7 +37,7 @@ def peak_bytes() -> int:
 
 
 def measure(method: str, frames: int, steps: int, size: int, checkpoint: str) -> dict[str, Any]:
-    """Makes one video of about `frames` frames in this process; `slow_motion` by a factor of 8 rounds up to whole gaps."""
+    """Sample one video of about `frames` frames in this process; `slow_motion` rounds up to whole gaps."""
     pipe = make_pipeline(checkpoint, Variant(), "cpu")
     given = WINDOW - OVERLAP if method == "extend" else max(2, -(-(frames - 1) // FACTOR) + 1)
     video = torch.rand(given, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def measure(method: str, frames: int, steps: int, size: int, checkpoint: str) ->
             video[: -(-(count - 1) // FACTOR) + 1], FACTOR, window=WINDOW, num_inference_steps=steps, output_type="pil"
         ),
     }[method]
-    run(WINDOW)  # what is allocated once for all videos
+    run(WINDOW)  # allocates what all videos share
     clock = clock_of("cpu")
     base, start = peak_bytes(), clock()
     made = len(run(frames).frames[0])
@@ -67,13 +67,13 @@ def measure(method: str, frames: int, steps: int, size: int, checkpoint: str) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_video", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_video_costs", description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 33, 129, 1000])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--checkpoint", default=str(CHECKPOINT), help="folder or Hub id of a pipeline")
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--one", action="store_true", help="measure in this process, print json, and nothing else")
+    parser.add_argument("--one", action="store_true", help="measure in this process and print only json")
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     if options.one:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = []
     for method in options.methods:
         for frames in options.frames:
-            command = [sys.executable, "-m", "benchmarks.long_video", "--one", "--methods", method]
+            command = [sys.executable, "-m", "benchmarks.long_video_costs", "--one", "--methods", method]
             command += ["--frames", str(frames), "--steps", str(options.steps), "--size", str(options.size)]
             command += ["--checkpoint", options.checkpoint]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
