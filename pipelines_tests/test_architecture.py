@@ -19,9 +19,9 @@ MAY_IMPORT = {
     "models.attention": {"models.embeddings"},
     "latents": set(),
     "weights": set(),
-    "checkpoint_format": set(),
+    "format_version": set(),
     "cards": set(),
-    "hub": {"cards", "checkpoint_format", "components", "weights"},
+    "hub": {"cards", "format_version", "components", "weights"},
     "components": {"models", "schedulers"},
     "presets": set(),
     "pictures": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "pictures",
         "weights",
         "hub",
-        "checkpoint_format",
+        "format_version",
     },
     "loaders": {"loaders", "models", "weights"},
     "modular_pipelines": {
@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "models",
         "schedulers",
         "weights",
-        "checkpoint_format",
+        "format_version",
     },
 }
 OPTIONAL = {

@@ -8,7 +8,7 @@ training code is no part of it.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
-from .checkpoint_format import COMPONENTS, FORMAT_VERSION, LIBRARY
+from .format_version import COMPONENTS, FORMAT_VERSION, LIBRARY
 from .models import (
     AutoencoderPatchBasis,
     MarDiniPlannerOutput,

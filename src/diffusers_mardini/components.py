@@ -1,7 +1,7 @@
 """The classes that a `model_index.json` may name, under a name of their own.
 
 A saved pipeline says ["diffusers_mardini", class], and has a file of that name in each part's folder for the generic class of diffusers
-(`checkpoint_format.py`). `MarDiniPipeline` reads the same as ["diffusers_mardini.components", class], which is no file of the folder, so that
+(`format_version.py`). `MarDiniPipeline` reads the same as ["diffusers_mardini.components", class], which is no file of the folder, so that
 it runs none of its code.
 """
 

@@ -1,7 +1,7 @@
 """Sharing a folder on the Hub: is it safe, is it whole, what would be sent, and the sending itself.
 
 `plan_upload` looks and refuses, without a network; `push` sends what was planned, in one commit. A saved pipeline and a folder of
-LoRA weights can be sent. Cards are made in `cards.py`; what a saved pipeline consists of is told by `checkpoint_format.py`.
+LoRA weights can be sent. Cards are made in `cards.py`; what a saved pipeline consists of is told by `format_version.py`.
 """
 
 import json
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import components
 from .cards import FACTS, card_metadata, card_of_folder, retarget_card
-from .checkpoint_format import LIBRARY, check_format, shims
+from .format_version import LIBRARY, check_format, shims
 from .weights import check_tensors
 
 

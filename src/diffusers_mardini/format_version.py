@@ -1,9 +1,7 @@
-"""The form of a saved pipeline's folder: its version, and the files through which the generic class of diffusers finds us.
+"""The form of a saved pipeline's folder: its version, and the files of code through which diffusers finds our classes.
 
-`DiffusionPipeline.from_pretrained` looks class names up in diffusers itself. A folder whose `model_index.json` names a Python file
-beside it is loaded through that file (with `trust_remote_code=True`), and the file here, the shim, does nothing but import this package,
-or say what to install. From the Hub diffusers also wants to see, before it has run the shim, a file for each part whose library it does not know.
-`MarDiniPipeline.from_pretrained` needs none of them, and runs none.
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs the Python file that `model_index.json` names: the shim below, which
+only imports this package or says what to install. `MarDiniPipeline.from_pretrained` runs none of it. Saving is `pipelines/saving.py`.
 """
 
 import os
@@ -11,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-# Raised by one whenever a plugin that knows only the forms before would load a folder wrongly or fail without a reason.
+# Increment when older plugins would misread the folder or fail without a reason.
 FORMAT_VERSION = 1
-FORMAT_KEY = "_mardini_format"  # of model_index.json; the underscore keeps it out of the arguments of the pipeline
-LIBRARY = "diffusers_mardini"  # what model_index.json calls us
-COMPONENTS = f"{LIBRARY}.components"  # what `MarDiniPipeline` reads instead
+FORMAT_KEY = "_mardini_format"  # in model_index.json; the underscore keeps it out of the pipeline's arguments
+LIBRARY = "diffusers_mardini"  # our name in model_index.json
+COMPONENTS = f"{LIBRARY}.components"  # the module that `MarDiniPipeline` reads instead
 SHIM_NAME = "pipeline_mardini"
-# All in the `try`: what is imported outside of one diffusers looks for itself, and its message says less than ours.
+# The import stands in a `try`: diffusers checks imports outside one itself, with a worse message.
 SHIM = f'''"""Lets `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` find MarDini's pipeline."""
 
 FORMAT_VERSION = {FORMAT_VERSION}  # of the folder that this file lies in
@@ -37,14 +35,15 @@ if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
 
 MarDiniPipeline = diffusers_mardini.MarDiniPipeline
 '''
-# The same for a modular pipeline's folder: modular_config.json names this file and the class in it.
+# The same for the folder of a modular pipeline: modular_config.json names this file and the class in it.
 BLOCKS_SHIM_NAME = "modular_mardini"
 BLOCKS_SHIM = (
     SHIM.replace("DiffusionPipeline.from_pretrained", "ModularPipeline.from_pretrained")
     .replace("MarDini's pipeline", "MarDini's blocks")
     .replace("MarDiniPipeline", "MarDiniBlocks")
 )
-# One text for all parts: diffusers copies each of them to the same place before it imports it.
+# diffusers wants a file for each component whose library it does not know, before it runs the shim. They share one text
+# because diffusers copies each of them to the same place before importing it.
 COMPONENT_SHIM = '''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
 
 from diffusers_mardini.components import *  # noqa: F403
@@ -52,23 +51,23 @@ from diffusers_mardini.components import *  # noqa: F403
 
 
 def shims(index: Mapping[str, Any]) -> dict[str, str]:
-    """Path in the folder to text of every file of code that belongs to a pipeline with this index; there is no other."""
+    """Return the text of every file of code that belongs to a pipeline with this index, by its path in the folder."""
     parts = [name for name, value in index.items() if isinstance(value, list) and value[:1] == [LIBRARY]]
     return {f"{SHIM_NAME}.py": SHIM} | {f"{part}/{LIBRARY}.py": COMPONENT_SHIM for part in parts}
 
 
 def check_format(index: Mapping[str, Any], folder: str | os.PathLike) -> None:
-    """Refuses an index (the content of `model_index.json`) of a form that this version does not know.
+    """Refuse an index (the content of `model_index.json`) in a format that this version does not know.
 
-    An index without the key was saved before there was one, and is of the first form.
+    An index without the key has the first format.
 
     Raises:
-        ValueError: if the folder was saved by a newer plugin, or its version is no version.
+        ValueError: if a newer plugin saved the folder, or its version is not a whole number from 1.
     """
     version = index.get(FORMAT_KEY, 1)
     if not isinstance(version, int) or version < 1:
         raise ValueError(
-            f"model_index.json of '{folder}' has {FORMAT_KEY} {version!r}; it has to be a whole number from 1"
+            f"model_index.json of '{folder}' has {FORMAT_KEY} {version!r}; it must be a whole number from 1"
         )
     if version > FORMAT_VERSION:
         raise ValueError(
