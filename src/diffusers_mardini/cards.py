@@ -1,7 +1,8 @@
 """Model cards: the `README.md` of a checkpoint or of LoRA weights, from `templates/model_card.md` and known facts.
 
-An unknown fact is left out together with its section; nothing is guessed. `read_facts` reads from a folder what it says about itself:
-parameters, the size its autoencoder was trained on, rank and targets of an adapter. Uploading is `hub.py`.
+An unknown fact is left out together with its section; nothing is guessed. `read_facts` reads from a folder what it
+says about itself: parameters, the size its autoencoder was trained on, rank and targets of an adapter. Uploading is
+`hub.py`.
 """
 
 import json
@@ -58,8 +59,8 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
         facts: values for the keys of `FACTS`. A missing or empty one removes its section.
 
     Raises:
-        ValueError: for a key that is not in `FACTS`, a value of another kind, a missing name, or a sample that is neither a picture
-            nor a video.
+        ValueError: for a key that is not in `FACTS`, a value of another kind, a missing name, or a sample that is
+            neither a picture nor a video.
     """
     unknown = sorted(set(facts) - set(FACTS))
     if unknown:
@@ -121,7 +122,8 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
         return _adapter_facts(folder / LORA_WEIGHT_NAME_SAFE)
     raise ValueError(
-        f"'{folder}' has neither model_index.json nor {LORA_WEIGHT_NAME_SAFE}; give the folder of a saved pipeline or of LoRA weights"
+        f"'{folder}' has neither model_index.json nor {LORA_WEIGHT_NAME_SAFE}; give the folder of a saved pipeline or of "
+        "LoRA weights"
     )
 
 
@@ -139,10 +141,11 @@ def card_metadata(card: str) -> dict[str, Any]:
 
 
 def retarget_card(card: str, path: str) -> tuple[str, str | None]:
-    """Return the card with snippets that load from `path`, and the name they loaded before (`None` if nothing changed).
+    """Return the card with snippets that load from `path`, and the name they loaded before (`None` if nothing
+    changed).
 
-    The name is the one that the first snippet loads: the LoRA weights if there are any, else the pipeline. It is replaced in code
-    blocks only, within quotation marks and after `--checkpoint`.
+    The name is the one that the first snippet loads: the LoRA weights if there are any, else the pipeline. It is
+    replaced in code blocks only, within quotation marks and after `--checkpoint`.
     """
     loads = re.search(r'load_lora_weights\(\s*"([^"\n]+)"', card) or re.search(
         r'from_pretrained\(\s*"([^"\n]+)"', card
@@ -213,10 +216,12 @@ def _cell(value: Any) -> str:
 
 
 def learned_size(class_name: str, config: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the pictures that an autoencoder was trained on, or `None` if its config does not say.
+    """Return the side in pixels of the pictures that an autoencoder was trained on, or `None` if its config does not
+    say.
 
-    The `sample_size` of an `AutoencoderKL` does not count: it is often the default of its class, or the size of pictures (1024)
-    although our models were trained on windows of another size. Only `AutoencoderPatchBasis` records the size of its training.
+    The `sample_size` of an `AutoencoderKL` does not count: it is often the default of its class, or the size of
+    pictures (1024) although our models were trained on windows of another size. Only `AutoencoderPatchBasis` records
+    the size of its training.
     """
     return config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
 
@@ -270,8 +275,13 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
     for part in parameters:
         targets = saved.get(f"{part}.target_modules")
         kinds = [name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if saved.get(f"{part}.{key}")]
-        row = {"part": part, "rank": saved.get(f"{part}.r"), "alpha": saved.get(f"{part}.lora_alpha"), "kind": ", ".join(kinds) or None,
-               "targets": targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))}  # fmt: skip
+        row = {
+            "part": part,
+            "rank": saved.get(f"{part}.r"),
+            "alpha": saved.get(f"{part}.lora_alpha"),
+            "kind": ", ".join(kinds) or None,
+            "targets": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
+        }
         rows.append({key: value for key, value in row.items() if value is not None})
     return {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}
 

@@ -1,7 +1,8 @@
 """The form of a saved pipeline's folder: its version, and the files of code through which diffusers finds our classes.
 
-`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs the Python file that `model_index.json` names: the shim below, which
-only imports this package or says what to install. `MarDiniPipeline.from_pretrained` runs none of it. Saving is `pipelines/saving.py`.
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs the Python file that `model_index.json` names:
+the shim below, which only imports this package or says what to install. `MarDiniPipeline.from_pretrained` runs none of
+it. Saving is `pipelines/saving.py`.
 """
 
 import os
@@ -42,8 +43,8 @@ BLOCKS_SHIM = (
     .replace("MarDini's pipeline", "MarDini's blocks")
     .replace("MarDiniPipeline", "MarDiniBlocks")
 )
-# diffusers wants a file for each component whose library it does not know, before it runs the shim. They share one text
-# because diffusers copies each of them to the same place before importing it.
+# diffusers wants a file for each component whose library it does not know, before it runs the shim. They share one
+# text because diffusers copies each of them to the same place before importing it.
 COMPONENT_SHIM = '''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
 
 from diffusers_mardini.components import *  # noqa: F403
@@ -71,6 +72,6 @@ def check_format(index: Mapping[str, Any], folder: str | os.PathLike) -> None:
         )
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"'{folder}' was saved in format {version} by a newer diffusers-mardini; the installed one knows the formats up "
-            f"to {FORMAT_VERSION}; update it with `git pull` and `pip install .` in its checkout"
+            f"'{folder}' was saved in format {version} by a newer diffusers-mardini; the installed one knows the formats "
+            f"up to {FORMAT_VERSION}; update it with `git pull` and `pip install .` in its checkout"
         )

@@ -33,8 +33,8 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the number format to compute in, and the reason for it.
 
-    `"auto"` is bfloat16 where the hardware multiplies it, else float32: a CPU without such units emulates bfloat16 and is
-    several times slower with it (8 times on the one measured).
+    `"auto"` is bfloat16 where the hardware multiplies it, else float32: a CPU without such units emulates bfloat16 and
+    is several times slower with it (8 times on the one measured).
 
     Raises:
         ValueError: for a name that is neither "auto" nor one of `DTYPES`.
@@ -55,7 +55,7 @@ def uses_bfloat16(mixed_precision: str, device: torch.device) -> bool:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 natively (AMX or AVX512-BF16 on x86, the bf16 extension on ARM)."""
+    """Return whether the device multiplies bfloat16 natively (x86: AMX or AVX512-BF16, ARM: the bf16 extension)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):

@@ -1,7 +1,7 @@
 """`mardini`, the tasks of the pipeline from the command line; here are the steps that its commands share.
 
-Every command says first what it will do and last where the result lies, and checks everything that it can before a model runs. The
-commands are in `tasks.py` and `models.py`; they look the steps up in this package at each call.
+Every command says first what it will do and last where the result lies, and checks everything that it can before a
+model runs. The commands are in `tasks.py` and `models.py`; they look the steps up in this package at each call.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ class _VaeConfig(ConfigMixin):
 
 
 def _folder_or_hub_id(checkpoint: str) -> str:
-    """Return `checkpoint`; refuse a name that can only be a local folder and is none, as the Hub's answer would mislead."""
+    """Return `checkpoint`; refuse what can only be a local folder and is none, as the Hub's answer would mislead."""
     path = Path(checkpoint)
     if path.is_file():
         raise ValueError(

@@ -45,7 +45,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="Propose the commit only.")] = False,
 ) -> None:
-    """Show which files of a folder would go to the Hub, and the card; with --yes send them. Refuses unsafe or partial folders.
+    """Show which files of a folder would go to the Hub, and the card; with --yes send them. Refuses unsafe or partial
+    folders.
 
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
 
