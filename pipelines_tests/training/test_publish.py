@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.checkpoint_format import FORMAT_KEY, FORMAT_VERSION
+from diffusers_mardini.format_version import FORMAT_KEY, FORMAT_VERSION
 from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
