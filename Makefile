@@ -30,7 +30,7 @@ check: .venv/.dev  ## lint, changes nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: .venv/.docs  ## the pages of docs/ as a site in build/site; a link to nowhere is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run

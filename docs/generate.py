@@ -45,7 +45,15 @@ Every error that the plugin and the trainer raise with a text of their own, by t
 `…` stands for what differs: names, numbers, paths.
 Search for a few words of yours; [troubleshooting](troubleshooting.md) has causes and cures."""
 # What is raised for callers within the code, not for people
-_INTERNAL = {"AssertionError", "AttributeError", "IndexError", "KeyError", "NotImplementedError", "StopIteration", "SystemExit"}
+_INTERNAL = {
+    "AssertionError",
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "NotImplementedError",
+    "StopIteration",
+    "SystemExit",
+}
 
 
 def tree() -> str:
@@ -63,7 +71,7 @@ def tree() -> str:
         if line not in folders.setdefault(folder, []):
             folders[folder].append(line)
     lines = [_HEAD.format(title="Tree", text=_TREE)]
-    for folder, entries in folders.items():
+    for folder, entries in sorted(folders.items(), key=lambda item: (item[0] != ".", item[0])):
         lines += [f"## {'The root' if folder == '.' else f'`{folder}/`'}", "", *entries, ""]
     return "\n".join(lines)
 
@@ -103,20 +111,20 @@ def _description(path: Path) -> str:
 def _raised(node: ast.AST) -> list[str]:
     if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
         return []
-    text = " ".join(_text(node.exc.args[0]).split())
+    text = " ".join(text_of(node.exc.args[0]).split())
     internal = ast.unparse(node.exc.func).rpartition(".")[2] in _INTERNAL
     return [] if internal or len(text.replace("…", "").split()) < 3 else [text]
 
 
-def _text(node: ast.AST) -> str:
+def text_of(node: ast.AST) -> str:
     """Return what a string expression says, with `…` for what is put in."""
     match node:
         case ast.Constant(value=str(value)):
             return value
         case ast.JoinedStr(values=parts):
-            return "".join(map(_text, parts))
+            return "".join(map(text_of, parts))
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _text(left) + _text(right)
+            return text_of(left) + text_of(right)
     return "…"
 
 
