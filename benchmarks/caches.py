@@ -96,9 +96,9 @@ def clock_of(device: torch.device) -> tuple[Callable[[], float], str]:
 def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], steps: int) -> list[float]:
     """Return MagCache's ratios of this checkpoint: the residual of the blocks at a step over that of the step before."""
     printed = io.StringIO()  # diffusers only prints the ratios
-    with contextlib.redirect_stdout(printed):
-        with cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True)):
-            generate(pipe, windows, given, steps)
+    magcache = cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True))
+    with contextlib.redirect_stdout(printed), magcache:
+        generate(pipe, windows, given, steps)
     return [float(number) for number in re.search(r"\[(1\.0,[^]]*)\]", printed.getvalue()).group(1).split(",")]
 
 

@@ -112,7 +112,7 @@ def make_config(**overrides):
                 },
             ],
             **overrides,
-        }  # fmt: skip
+        }
     )
 
 

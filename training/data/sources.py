@@ -140,7 +140,7 @@ class VideoFolder:
         unnamed = [key for key in self._there if self._metadata is not None and key not in self._rows]
         reason = f"not named in {' or '.join(METADATA_FILES)}"
         others = {key: why for key, why in self._listing.left_out.items() if key not in self._rows}
-        return {key: reason for key in unnamed} | others
+        return dict.fromkeys(unnamed, reason) | others
 
     def notes(self) -> tuple[str, ...]:
         """Return lines on ignored files and rows."""
@@ -220,10 +220,7 @@ class WebdatasetShards:
         """Open the shards; `listing` is the listing of their folder if there is one already."""
         self.spec = str(spec)
         self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
-        if self._listing is None:
-            shards = _shards(self.spec)
-        else:
-            shards = [Path(spec) / name for name in self._listing.shards]
+        shards = _shards(self.spec) if self._listing is None else [Path(spec) / name for name in self._listing.shards]
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
         self._inside = Listing(self.spec)  # members that are ignored
         for shard in shards:

@@ -66,7 +66,7 @@ def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
             text = f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}"
             found.append(Problem("stage", f"{text}; set `transformer.{key}` to {ours}"))
     multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
-    for stage in (shape for stage in config.stages for shape in config.by_bucket(stage)):
+    for stage in (shape for whole in config.stages for shape in config.by_bucket(whole)):
         found += _stage_problems(config, stage, multiple)
     for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
         if with_data and spec is not None and not source_exists(spec):
