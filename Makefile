@@ -26,11 +26,11 @@ test-upstream: .venv/.dev  ## diffusers' own tests on our classes; DIFFUSERS=fol
 style: .venv/.dev  ## formats and repairs what can be repaired
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: .venv/.dev  ## lint, changes nothing
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: .venv/.dev  ## lint, format and types; changes nothing
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
-docs: .venv/.docs  ## the pages of docs/ as a site in build/site
-	$(BIN)/mkdocs build --quiet
+docs: .venv/.docs  ## the pages of docs/ as a site in build/site; a link to nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run

@@ -1,7 +1,8 @@
-"""What the asymmetry of resolution and attention saves (Table 3): `python -m benchmarks.asymmetry`.
+"""Measure the savings of the asymmetry of resolution and attention (Table 3): `python -m benchmarks.asymmetry`.
 
-Seconds of a window and memory at our size, measured, and operations and memory of the paper's four sizes, counted on meta tensors with nothing allocated.
-As in Table 3, 12 frames are made from 1 in 25 steps, without guidance, of which the table does not speak. The autoencoder is not counted.
+Seconds of a window and memory are measured at our size; operations and memory of the paper's four sizes are counted on
+meta tensors. As in Table 3, 12 frames are sampled from 1 in 25 steps; without guidance, which the table does not mention.
+The autoencoder is not counted.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransform
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import leading_indices, reference_mask_from_indices
 
-from .long_video import peak_bytes
+from .long_video_costs import peak_bytes
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
@@ -32,11 +33,11 @@ PAPER_GIGABYTES = {512: 42.6}
 
 @dataclass(frozen=True)
 class Variant:
-    """How a window is sampled: where the planner looks, how often it runs, and over what the transformer attends.
+    """A design of planner and transformer.
 
     Attributes:
-        low_resolution: of the planner.
-        planner_runs: for a window.
+        low_resolution: whether the planner sees a low resolution.
+        planner_runs: runs of the planner for a window.
         temporal_attention: of the transformer; `None` for the preset's own.
     """
 
@@ -57,7 +58,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Count:
-    """Of one call of a model: operations, bytes of its weights, most bytes of results alive."""
+    """Operations of one call of a model, bytes of its weights, and peak bytes of its activations."""
 
     operations: int
     weights: int
@@ -71,7 +72,7 @@ def _count(model: torch.nn.Module, dtype: torch.dtype, call: Callable[[torch.nn.
 
 
 def count_planner(arguments: dict[str, Any], side: int, dtype: torch.dtype) -> Count:
-    """Of the planner for latents of a side; blocks are alike, so that more of them follow from one and two."""
+    """Count the planner for square latents; all blocks cost the same, so one and two blocks give the rest."""
 
     def count(layers: int) -> Count:
         with torch.device("meta"):
@@ -86,7 +87,7 @@ def count_planner(arguments: dict[str, Any], side: int, dtype: torch.dtype) -> C
 def count_transformer(
     arguments: dict[str, Any], side: int, low_side: int, temporal_attention: str, dtype: torch.dtype
 ) -> Count:
-    """Of one step of the transformer."""
+    """Count one step of the transformer."""
 
     def count(layers: int) -> Count:
         changed = {"num_layers": layers, "temporal_attention": temporal_attention}
@@ -106,12 +107,12 @@ def _of_all_layers(count: Callable[[int], Count], layers: int) -> Count:
     return Count(
         one.operations + more * (two.operations - one.operations),
         one.weights + more * (two.weights - one.weights),
-        max(one.activations, two.activations),  # nothing is kept from block to block
+        max(one.activations, two.activations),  # activations are freed after each block
     )
 
 
 def count_preset(name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """A row for every variant: operations of a window, of which by the planner, bytes of weights and of the largest working set."""
+    """Return a row for every variant: operations of a window and of its planner, bytes of weights and peak activations."""
     preset = load_preset(name)
     arguments, side = preset["transformer"], size // 8
     rows = []
@@ -135,11 +136,13 @@ def count_preset(name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any
 
 
 class Models:
-    """Planner and transformer of a preset with random weights, and calls of them for the windows of every variant.
+    """Planner and transformer of a preset with random weights, and their calls for each variant.
 
     Args:
-        preset_name, size: of the window, in pixels.
-        device, dtype: of weights and latents.
+        preset_name: the preset.
+        size: side of a frame in pixels.
+        device: of weights and latents.
+        dtype: of weights and latents.
     """
 
     def __init__(self, preset_name: str, size: int, device: torch.device, dtype: torch.dtype):
@@ -159,8 +162,8 @@ class Models:
     def low_side(self, variant: Variant) -> int:
         return self.side // (self.downscale if variant.low_resolution else 1)
 
-    def plan(self, variant: Variant) -> Callable[[], torch.Tensor]:
-        """One run of the planner."""
+    def planner_run(self, variant: Variant) -> Callable[[], torch.Tensor]:
+        """Return a function that runs the planner once."""
         latents = torch.randn(*self.shape, self.low_side(variant), self.low_side(variant), **self.like)
 
         @torch.no_grad()
@@ -170,7 +173,7 @@ class Models:
         return run
 
     def step(self, variant: Variant) -> Callable[[], None]:
-        """One step of the transformer with a plan of the variant's size."""
+        """Return a function that runs one step of the transformer with planning signals of the variant's size."""
         low = self.low_side(variant)
         latents = torch.randn(*self.shape, self.side, self.side, **self.like)
         signals = torch.randn(1, FRAMES, low, low, self.planning_dim, **self.like)
@@ -185,40 +188,46 @@ class Models:
 
 
 def time_variants(models: Models, repeats: int) -> dict[str, list[float]]:
-    """Seconds of planner and transformer for a window, by variant.
+    """Return the seconds of planner and transformer for a window, by variant.
 
-    Single calls are timed, each in every round, and put together: one call does not depend on what ran before it, and a whole window of the dearest
+    Single calls are timed in every round and summed: calls do not depend on each other, and a whole window of the slowest
     variants takes minutes on a CPU.
     """
-    plans = {variant.low_resolution: models.plan(variant) for variant in VARIANTS.values()}
+    planner_runs = {variant.low_resolution: models.planner_run(variant) for variant in VARIANTS.values()}
     steps = {
         (variant.low_resolution, variant.temporal_attention): models.step(variant) for variant in VARIANTS.values()
     }
-    calls = {("plan", key): call for key, call in plans.items()} | {("step", key): call for key, call in steps.items()}
+    calls = {("planner", key): call for key, call in planner_runs.items()} | {
+        ("step", key): call for key, call in steps.items()
+    }
     return windows_of(alternate(calls, repeats, models.like["device"], warm_up=1))
 
 
 def windows_of(seconds: dict[tuple[str, Any], list[float]]) -> dict[str, list[float]]:
-    """Seconds of a window by variant, round by round, from those of its calls: `("plan", low_resolution)` and `("step", (low_resolution, attention))`."""
+    """Return the seconds of a window by variant and round, from those of its calls.
+
+    Args:
+        seconds: of `("planner", low_resolution)` and `("step", (low_resolution, attention))`.
+    """
     result = {}
     for name, variant in VARIANTS.items():
-        plan = seconds["plan", variant.low_resolution]
+        planner = seconds["planner", variant.low_resolution]
         step = seconds["step", (variant.low_resolution, variant.temporal_attention)]
-        result[name] = [variant.planner_runs * p + STEPS * s for p, s in zip(plan, step, strict=True)]
+        result[name] = [variant.planner_runs * p + STEPS * s for p, s in zip(planner, step, strict=True)]
     return result
 
 
 def measure_memory(preset_name: str, size: int, dtype: torch.dtype, variant: Variant) -> dict[str, int]:
-    """The most memory resident on a CPU in this process, with everything imported, and after a plan and a step of the variant."""
+    """Return the peak memory of this process on a CPU, after the imports and after one call of both models."""
     imported = peak_bytes()
     models = Models(preset_name, size, torch.device("cpu"), dtype)
-    models.plan(variant)()
+    models.planner_run(variant)()
     models.step(variant)()
     return {"imported_bytes": imported, "peak_bytes": peak_bytes()}
 
 
 def memory_of_variants(preset_name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """`measure_memory` in processes of their own; variants that differ in how often the planner runs share one."""
+    """Run `measure_memory` in a process for each variant; the number of planner runs makes no difference."""
     measured, rows = {}, []
     for name, variant in VARIANTS.items():
         key = (variant.low_resolution, variant.temporal_attention)
@@ -235,10 +244,12 @@ def memory_of_variants(preset_name: str, size: int, dtype: torch.dtype) -> list[
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asymmetry", description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="*", default=PAPER_PRESETS, help="counted")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 768, 1024], help="in pixels, counted")
+    parser.add_argument("--presets", nargs="*", default=PAPER_PRESETS, help="presets to count")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[256, 512, 768, 1024], help="sides of a frame in pixels to count"
+    )
     parser.add_argument("--timed-preset", default="mardini-tiny")
-    parser.add_argument("--timed-size", type=int, default=64, help="in pixels")
+    parser.add_argument("--timed-size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-timing", action="store_true", help="only count")
     parser.add_argument("--memory", action="store_true", help="measure memory, on the CPU, a process for each variant")

@@ -1,6 +1,7 @@
-"""Denoising steps on a CPU with attention in its two forms, by size of the picture: `python -m benchmarks.attention_forms`.
+"""Time denoising steps on a CPU with both forms of attention, by frame size: `python -m benchmarks.attention_forms`.
 
-`LONGEST_PLAIN_ON_CPU` in `models/attention.py` follows from it. Attention alone, out of its step, would be timed with other caches and threads.
+`LONGEST_PLAIN_ON_CPU` in `models/attention.py` is chosen by it. Whole steps are timed, because attention alone would find
+other data in the caches.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from diffusers_mardini.models import attention
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
-IN_A_ROW = 5  # steps of one form: in sampling, too, a step finds in the caches what the one before left there
+IN_A_ROW = 5  # steps of one form in a row, so that caches are filled as in sampling
 FORMS = {"kernel": 0, "products": 10**9, "chosen": None}  # the longest sequence that plain products take
 
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def steps(preset: dict[str, Any], size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The same denoising step in every form."""
+    """Return the same denoising step in every form."""
     torch.manual_seed(0)
     transformer = MarDiniTransformer3DModel(**preset["transformer"]).eval()
     torch.nn.Module.to(transformer, dtype)

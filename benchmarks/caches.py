@@ -1,7 +1,8 @@
-"""What diffusers' caches save, and what they cost in quality, on a trained checkpoint: `python -m benchmarks.caches CHECKPOINT CLIPS`.
+"""Measure speed and quality of diffusers' caches on a trained checkpoint: `python -m benchmarks.caches CHECKPOINT CLIPS`.
 
-All sides sample the same windows from the same noise, in turn, and are compared by medians. Scores against the true clips reward blur; each result is
-therefore also held against that without a cache. MagCache's ratios are calibrated on the last clip, which is not measured.
+All caches sample the same windows from the same noise, alternately, and are compared by medians. Scores against the true
+clips reward blur, so each result is also compared with that without a cache. MagCache's ratios are calibrated on the last
+clip, which is not measured.
 """
 
 import argparse
@@ -26,19 +27,21 @@ from diffusers import (
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device
-from training.evaluate import TASKS, generate, given_indices, load_windows
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
+from training.evaluation.tables import markdown_table
 
 
 PLAIN = "none"
-HEAD = (
-    "| cache | speed (least to largest) | PSNR to no cache | middle SSIM | middle PSNR | motion | sharpness |",
-    "|---|---|---|---|---|---|---|",
-)
+COLUMNS = (
+    "cache", "speed (least to largest)", "PSNR to no cache", "middle SSIM", "middle PSNR", "motion", "sharpness",
+)  # fmt: skip
 
 
 def configurations(pipe: MarDiniPipeline, steps: int, mag_ratios: list[float]) -> dict[str, Callable[[], Any] | None]:
-    """Name to a function that makes the cache's configuration; a new one for each run."""
+    """Return by name a function that makes a new configuration of the cache."""
 
     def pyramid(**ranges: int) -> PyramidAttentionBroadcastConfig:
         return PyramidAttentionBroadcastConfig(**ranges, current_timestep_callback=lambda: pipe.current_timestep)
@@ -46,8 +49,8 @@ def configurations(pipe: MarDiniPipeline, steps: int, mag_ratios: list[float]) -
     def faster() -> FasterCacheConfig:
         return FasterCacheConfig(
             current_timestep_callback=lambda: pipe.current_timestep,
-            attention_weight_callback=lambda _: 0.5,  # diffusers' default, which it warns of
-            is_guidance_distilled=True,  # where there is guidance too, the attention alone is approximated
+            attention_weight_callback=lambda _: 0.5,  # diffusers' default, which it warns about
+            is_guidance_distilled=True,  # approximate only the attention, with guidance too
         )
 
     def mag(threshold: float) -> MagCacheConfig:
@@ -73,7 +76,7 @@ def configurations(pipe: MarDiniPipeline, steps: int, mag_ratios: list[float]) -
 
 @contextlib.contextmanager
 def cached(pipe: MarDiniPipeline, make_config: Callable[[], Any] | None) -> Iterator[None]:
-    """The transformer with a cache within the block, and without it afterwards."""
+    """Enable a cache of the transformer inside the `with` block."""
     if make_config is not None:
         pipe.transformer.enable_cache(make_config())
     try:
@@ -84,31 +87,30 @@ def cached(pipe: MarDiniPipeline, make_config: Callable[[], Any] | None) -> Iter
 
 
 def clock_of(device: torch.device) -> tuple[Callable[[], float], str]:
-    """The clock and its name: with one thread on a CPU its own time, which stands still while others have the processor."""
+    """Return the clock and its name; processor time with one thread on a CPU, so that other processes do not count."""
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return time.process_time, "processor time"
     return time.perf_counter, "time"
 
 
 def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], steps: int) -> list[float]:
-    """MagCache's ratios of this checkpoint: how much the blocks add at a step, by how much they added at the step before."""
-    printed = io.StringIO()  # diffusers hands them out on no other way
-    with contextlib.redirect_stdout(printed):
-        with cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True)):
-            generate(pipe, windows, given, steps)
+    """Return MagCache's ratios of this checkpoint: the residual of the blocks at a step over that of the step before."""
+    printed = io.StringIO()  # diffusers only prints the ratios
+    magcache = cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True))
+    with contextlib.redirect_stdout(printed), magcache:
+        generate(pipe, windows, given, steps)
     return [float(number) for number in re.search(r"\[(1\.0,[^]]*)\]", printed.getvalue()).group(1).split(",")]
 
 
 def measure(
     pipe: MarDiniPipeline, truth: torch.Tensor, given: Sequence[int], steps: int, mag_ratios: list[float], repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for each cache: seconds, speed beside no cache (median, least and largest of the rounds), and scores."""
+    """Return a row for each cache: seconds, speed relative to no cache (median and range of the rounds), and scores."""
     sides = configurations(pipe, steps, mag_ratios)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     clock, _ = clock_of(pipe.device)
     generate(pipe, truth, given, 2)  # warms up
     rows, plain_frames = [], None
-    print("\n".join(HEAD))
     for round_number in range(1, repeats + 1):
         for name, make_config in sides.items():
             with cached(pipe, make_config):
@@ -131,22 +133,26 @@ def measure(
                     **{score: scores[score] for score in ("mid_ssim", "mid_psnr", "motion", "sharpness")},
                 }
             )
-            print(markdown(rows[-1]), flush=True)
     return rows
 
 
 def decibels_between(frames: torch.Tensor, reference: torch.Tensor, given: Sequence[int]) -> float | None:
-    """PSNR of all generated frames together, not capped as the scores of single frames are; `None` where they are equal."""
-    generated = [i for i in range(frames.shape[1]) if i not in set(given)]
-    error = (frames[:, generated] - reference[:, generated]).square().mean()
+    """Return the PSNR of all sampled frames together, without a cap; `None` if they are equal."""
+    sampled = [i for i in range(frames.shape[1]) if i not in set(given)]
+    error = (frames[:, sampled] - reference[:, sampled]).square().mean()
     return None if error == 0 else -10 * error.log10().item()
 
 
-def markdown(row: dict[str, Any]) -> str:
-    near = "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB"
+def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of `COLUMNS`."""
     return (
-        f"| {row['cache']} | {row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f}) | {near} | "
-        f"{row['mid_ssim']:.3f} | {row['mid_psnr']:.2f} dB | {row['motion']:.2f} | {row['sharpness']:.2f} |"
+        row["cache"],
+        f"{row['speed']:.2f} ({row['speed_least']:.2f} to {row['speed_largest']:.2f})",
+        "equal" if row["psnr_to_plain"] is None else f"{row['psnr_to_plain']:.1f} dB",
+        f"{row['mid_ssim']:.3f}",
+        f"{row['mid_psnr']:.2f} dB",
+        f"{row['motion']:.2f}",
+        f"{row['sharpness']:.2f}",
     )
 
 
@@ -171,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     other = torch.tensor([clip == windows.clips[-1] for clip in windows.clips])
     if other.all():
         parser.error(f"'{options.clips}' gives windows of one clip only; MagCache is calibrated on another, give two")
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     print(
         f"{options.task}, {int((~other).sum())} windows, {options.steps} steps on {device}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, {clock_of(pipe.device)[1]}, median of {options.repeats} rounds"
@@ -179,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     mag_ratios = calibrate(pipe, windows.frames[other], given, options.steps)
     print(f"mag_ratios = {mag_ratios}")
     rows = measure(pipe, windows.frames[~other], given, options.steps, mag_ratios, options.repeats)
+    print(markdown_table(COLUMNS, map(cells_of, rows)))
     print(f"Without a cache {rows[0]['seconds']:.2f} s.")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""One denoising step beside its own matrix products, and where the rest of its time goes: `python -m benchmarks.denoising_step`.
+"""Compare a denoising step with its own matrix products, and profile the rest: `python -m benchmarks.denoising_step`.
 
-All forms run in turn on the same window. The limit of a form is the matrix products that it makes, in its number format, alone; the share is limit over form:
-1 would be a step of nothing but products at the speed this machine reaches with these shapes.
+All forms run alternately on the same window. The limit of a form is the time of its matrix products alone, in its number
+format; a share of 1 (limit over form) would be a step of nothing but products at this machine's speed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from .products import products_alone, record_products
 from .timing import Spread, alternate, describe_machine, machine_line, ratio, write_json
 
 
-# Kinds of operators by what their names hold; the first that fits.
+# Kinds of operators by parts of their names; the first match counts.
 KINDS = {
     "matrix products": ("addmm", "::mm", "::bmm", "baddbmm", "linear"),
     "attention": ("scaled_dot_product", "softmax"),
@@ -36,8 +36,10 @@ COMPILED, ALONE = ", compiled", ", its products alone"
 
 
 def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device: torch.device) -> Callable:
-    """`make(dtype, compiled, with_state)` gives a function that runs one denoising step of a window whose leading frames are given;
-    with the state of the window, on its masked frames alone."""
+    """Return `make(dtype, compiled, with_state)`, which returns a function that runs one denoising step.
+
+    The leading frames of the window are given; with the state of the window, the step runs on its masked frames alone.
+    """
     arguments = preset["transformer"]
     side, low_side = size // 8, size // 8 // preset["planner_downscale"]
     mask = reference_mask_from_indices(leading_indices(given), frames, device=device)
@@ -47,7 +49,7 @@ def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device
 
     def make(dtype: torch.dtype, compiled: bool, with_state: bool) -> Callable[[], Any]:
         torch.manual_seed(0)
-        # As `from_pretrained(dtype=...)` loads it: the norms that are named stay in float32.
+        # As `from_pretrained(dtype=...)` loads it: `_keep_in_fp32_modules` stay in float32.
         transformer = MarDiniTransformer3DModel(**arguments).to(device).eval()
         for name, parameter in transformer.named_parameters():
             if not any(part in name.split(".") for part in transformer._keep_in_fp32_modules):
@@ -76,7 +78,7 @@ def make_step(preset: dict[str, Any], frames: int, given: int, size: int, device
 
 
 def profile_by_kind(step: Callable[[], Any], device: torch.device, runs: int = 3) -> dict[str, float]:
-    """Milliseconds of a run by `KINDS` of operators, each operator's own time; "other" is what fits none."""
+    """Return the milliseconds of a run by `KINDS` of operators, each operator's own time; "other" is the rest."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     step()
     with profile(activities=activities) as profiler:
@@ -123,8 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         limits[name] = products_alone(products, device)
         operations[name] = sum(product.operations for product in products)
         if not options.no_compile:
-            # All forms share the code of the block: more versions of it than dynamo keeps by default.
-            torch._dynamo.config.recompile_limit = 64
             forms[f"{name}{COMPILED}"] = make(dtype, True, with_state)
     sides = forms | {f"{name}{ALONE}": limit for name, limit in limits.items()}
     seconds = alternate(sides, options.repeats, device, warm_up=2)

@@ -1,7 +1,7 @@
-"""How few steps a solver needs, on a trained checkpoint: `python -m benchmarks.few_steps CHECKPOINT CLIPS`.
+"""Find how few steps solvers need on a trained checkpoint: `python -m benchmarks.few_steps CHECKPOINT CLIPS`.
 
-Every solver starts from the same noise. Scores against the true clips reward blur, and fewer steps blur; so each result is also held against that of 250 DDIM
-steps on the same noise, which tells what the solver gets wrong and nothing else.
+All solvers start from the same noise. Scores against the true clips reward blur, and fewer steps blur, so each result is
+also compared with 250 steps of DDIM from the same noise, which shows the error of the solver alone.
 """
 
 import argparse
@@ -20,8 +20,10 @@ from diffusers import (
 
 from diffusers_mardini import MarDiniPipeline, MarDiniScheduler
 from diffusers_mardini.hardware import choose_device, choose_dtype
-from training.evaluate import TASKS, generate, given_indices, load_windows
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
+from training.evaluation.sampling import generate
 
 from .timing import describe_machine, write_json
 
@@ -31,7 +33,7 @@ SCORES = ("mid_ssim", "mid_psnr", "motion", "sharpness")
 
 @dataclass(frozen=True)
 class Solver:
-    """A scheduler of diffusers and what is changed of the checkpoint's own configuration."""
+    """A scheduler of diffusers, and settings that differ from the checkpoint's configuration."""
 
     scheduler: type[SchedulerMixin]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +43,7 @@ class Solver:
 
 
 DPM, UNIPC = DPMSolverMultistepScheduler, UniPCMultistepScheduler
-# As `from_config` makes them: nothing else is set.
+# As `from_config` makes them, with no further settings.
 SOLVERS = {
     "DDIM (ours)": Solver(MarDiniScheduler),
     "Euler": Solver(EulerDiscreteScheduler),
@@ -52,7 +54,7 @@ SOLVERS = {
     "UniPC 3": Solver(UNIPC, {"solver_order": 3}),
     "Heun": Solver(HeunDiscreteScheduler),
 }
-# What may be set beside the order, tried one by one.
+# Settings other than the order, tried one by one.
 SETTINGS = {
     "DPM-Solver++ 2": Solver(DPM),
     "DPM-Solver++ 2, linspace": Solver(DPM, {"timestep_spacing": "linspace"}),
@@ -84,17 +86,21 @@ def compare(
     given: Sequence[int],
     reference_steps: int,
 ) -> list[dict[str, Any]]:
-    """Samples by every solver with every number of steps, the checkpoint's own with `reference_steps` first.
+    """Sample with every solver and number of steps, first with the checkpoint's own and `reference_steps`.
 
     Args:
-        sample: frames `(windows, frames, 3, height, width)` in [0, 1] by a scheduler in a number of steps, from the same noise.
+        sample: a scheduler and a number of steps to frames `(windows, frames, 3, height, width)` in [0, 1], from the same
+            noise.
         config: of the checkpoint's scheduler.
+        solvers: by name.
+        steps: numbers of steps.
         truth: the true frames.
-        given: positions of the frames that are shown.
+        given: positions of the given frames.
+        reference_steps: of DDIM.
 
     Returns:
-        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the
-        sampled frames against the first row's.
+        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the sampled
+        frames against those of the first row.
     """
     reference = sample(MarDiniScheduler.from_config(config), reference_steps)
     rows = []
@@ -120,7 +126,7 @@ def compare(
             scheduler = solver.build(config)
             try:
                 frames = sample(scheduler, count)
-            except ValueError as error:  # the pipeline refuses what would not arrive
+            except ValueError as error:  # the pipeline refuses settings that cannot work
                 print(f"{name:<44} {count:>5} refused: {error}", flush=True)
                 continue
             add(name, count, scheduler, frames)
@@ -128,7 +134,7 @@ def compare(
 
 
 def fewest_steps(rows: Sequence[dict[str, Any]], solver: str, distance: float) -> int | None:
-    """The fewest steps from which on a solver stays within a distance (PSNR in dB, larger is nearer) of the reference."""
+    """Return the fewest steps from which on a solver keeps a PSNR of at least `distance` to the reference."""
     enough = None
     for row in sorted((row for row in rows if row["solver"] == solver), key=lambda row: -row["steps"]):
         if not row["to_reference"] >= distance:  # also NaN
@@ -149,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--max-windows", type=int, default=16)
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4, 5, 8, 10, 15, 25])
     parser.add_argument("--reference-steps", type=int, default=250, help="of DDIM")
-    parser.add_argument("--settings", action="store_true", help="settings of the solvers instead of the solvers")
+    parser.add_argument("--settings", action="store_true", help="try settings of the solvers instead")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("-o", "--output", type=Path, help="json")
@@ -160,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     truth = windows.frames[: options.max_windows]
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     print(f"{options.task}, {len(truth)} windows, {dtype} on {device} ({why})")
 
     def sample(scheduler: SchedulerMixin, count: int):

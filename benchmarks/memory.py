@@ -1,8 +1,8 @@
-"""Peak memory of the ways to sample: `python -m benchmarks.memory`.
+"""Measure peak memory of several ways to sample: `python -m benchmarks.memory`.
 
-On this machine, each way in a process of its own: the most memory resident, above that of a process which has imported everything and loaded nothing. Of the
-paper's sizes, counted on meta tensors with nothing allocated: what each way keeps on an accelerator. Offloading shows on an accelerator only; on a
-CPU it is counted and not run.
+Each way runs in its own process on this machine; reported is its peak resident memory above that of a process that only
+imports. For the paper's sizes, the memory on an accelerator is counted on meta tensors, including offloading, which has
+no effect on a CPU.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from diffusers_mardini import (
     load_preset,
 )
 
-from .long_video import peak_bytes
-from .sampling import CHECKPOINT
+from .long_video_costs import peak_bytes
+from .sampling_speed import CHECKPOINT
 from .timing import describe_machine, machine_line, write_json
 
 
 LAYERWISE = {"storage_dtype": torch.float8_e4m3fn}
-# The autoencoder that the paper's presets name, by its published configuration.
+# The published configuration of the autoencoder of the paper's presets.
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -47,7 +47,7 @@ def _layerwise(pipe: MarDiniPipeline, dtype: torch.dtype) -> None:
         model.enable_layerwise_casting(**LAYERWISE, compute_dtype=dtype)
 
 
-# name: number format, what is done to the pipeline, keyword arguments of its call
+# name: number format, preparation of the pipeline, keyword arguments of its call
 RUNS: dict[str, tuple[torch.dtype, Callable[[MarDiniPipeline, torch.dtype], None], dict[str, Any]]] = {
     "float32, all frames through the VAE at once": (torch.float32, lambda *_: None, {"decode_chunk_size": 10**6}),
     "float32": (torch.float32, lambda *_: None, {}),
@@ -58,7 +58,7 @@ RUNS: dict[str, tuple[torch.dtype, Callable[[MarDiniPipeline, torch.dtype], None
 
 
 def measure(name: str | None, checkpoint: str, frames: int, size: int, steps: int) -> dict[str, int]:
-    """Samples in this process in the way of that name; `None` only imports."""
+    """Sample in this process in the way of that name; `None` only imports."""
     if name is not None:
         dtype, prepare, call = RUNS[name]
         pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=dtype)
@@ -70,10 +70,10 @@ def measure(name: str | None, checkpoint: str, frames: int, size: int, steps: in
 
 
 def count_modes(preset_name: str, size: int, decode_chunk_size: int) -> dict[str, int]:
-    """Most bytes on an accelerator by mode, for a window of the preset's frames with one given, in bf16.
+    """Return peak bytes on an accelerator by mode, for a window of the preset with one given frame, in bf16.
 
-    A model at work holds its weights, or what of them is there at once, and its largest working set; what waits is on the host or on the accelerator, as the
-    mode has it. Group offload is by block, one at a time and none fetched ahead.
+    The running model needs its loaded weights and its peak activations; the mode decides whether the other models wait
+    on the host or on the accelerator. Group offload loads one block at a time, without prefetching.
     """
     preset, dtype = load_preset(preset_name), torch.bfloat16
     frames, channels, side = preset["num_frames"], preset["transformer"]["in_channels"], size // 8
@@ -127,7 +127,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 def _bytes_saved(model: torch.nn.Module) -> int:
-    """By layerwise casting: half of the bf16 weights of the layers that it takes, which are the linear ones outside the model's own list."""
+    """Return the bytes that layerwise casting saves: half of the linear layers outside the model's own list of exceptions."""
     skipped = model._skip_layerwise_casting_patterns
     return sum(
         _bytes(module) // 2
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--frames", type=int, default=64, help="of a window; half of them are given")
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--presets", nargs="*", default=["mardini-s-t", "mardini-l-t"], help="counted")
+    parser.add_argument("--presets", nargs="*", default=["mardini-s-t", "mardini-l-t"], help="presets to count")
     parser.add_argument("--counted-size", type=int, default=512, help="side of a frame in pixels")
     parser.add_argument("--ways", nargs="*", choices=RUNS, default=list(RUNS))
     parser.add_argument("--one", nargs="?", const="", help="measure one way, or none, in this process; prints json")

@@ -1,8 +1,8 @@
-"""Video denoisers of diffusers and ours at one size, weights random: `python -m benchmarks.peers`.
+"""Time video denoisers of diffusers and ours at one size, with random weights: `python -m benchmarks.peers`.
 
-Each is its own class at about 25 M parameters, made narrow and, where that is not enough, shallow, with the patches, the tokens of text or image, the
-number of steps and the guidance that its pipeline has by default. All of them denoise 9 latent frames. What else a pipeline runs (text and image encoders,
-autoencoders) is left out on all sides; our planner is counted.
+Each is built from its own class with about 25 M parameters, made narrow and, if needed, shallow, with the patches, text or
+image tokens, number of steps and guidance of its pipeline's defaults. All denoise 9 latent frames. Encoders and
+autoencoders are left out; our planner is counted.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from .timing import Spread, alternate, describe_machine, machine_line, ratio, wr
 
 
 FRAMES = 9
-WIDTH = 320  # ours: 5 heads of 64, as deep as Table 1 has it, and a planner three times as wide
+WIDTH = 320  # ours: 5 heads of 64, the depth of Table 1, and a planner three times as wide
 PLANNER_DOWNSCALE = 4
 OURS = "MarDini (ours)"
 
@@ -41,12 +41,12 @@ class Peer:
     """A denoiser.
 
     Attributes:
-        build: makes it.
-        inputs: its keyword arguments for latents of a side.
-        steps: of its pipeline by default.
-        evaluations_per_step: 2 where its pipeline guides by default (Sec. 3: ours does where only leading frames are given).
-        once: makes what runs once for a video: `(module, keyword arguments of a side)`.
-        prepare: what the model itself computes once for a video from its inputs; gives the inputs of a step.
+        build: make the model.
+        inputs: the side of the latents to keyword arguments.
+        steps: its pipeline's default.
+        evaluations_per_step: 2 if its pipeline uses guidance by default (Sec. 3: ours does if only leading frames are given).
+        once: make the module that runs once for a video: `(module, side to keyword arguments)`.
+        prepare: model and inputs to the inputs of a step, after what the model computes once for a video.
     """
 
     build: Callable[[], torch.nn.Module]
@@ -76,7 +76,7 @@ def _our_inputs(side: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _our_step(transformer: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The masked frames alone, with the state of their window, as the pipeline samples."""
+    """Return the inputs of a step like the pipeline's: the masked frames alone, with the state of their window."""
     state = transformer(**inputs, return_window_state=True)
     return {"hidden_states": inputs["hidden_states"][:, 1:], "timestep": inputs["timestep"], "window_state": state}
 

@@ -1,6 +1,6 @@
-"""The matrix products of a piece of work: recorded while it runs, and run again alone, as the time that no faster form can fall below.
+"""Record the matrix products of some work and run them again alone: their time is a lower limit for any faster form.
 
-Attention is recorded as its two products. What a fused kernel saves (the scores are never stored) is therefore on the side of the work.
+Attention is recorded as its two products, so the limit does not include the savings of a fused kernel.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _PRODUCTS = {
     torch.ops.aten.bmm.default: 0,
     torch.ops.aten.addmm.default: 1,
     torch.ops.aten.baddbmm.default: 1,
-}  # the place of the left factor among the arguments
+}  # position of the left factor among the arguments
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
@@ -34,13 +34,13 @@ class Product:
 
     @property
     def operations(self) -> int:
-        """A multiplication and an addition count as two."""
+        """Return the number of multiplications and additions."""
         rows = torch.Size(self.left[:-1]).numel()
         return 2 * rows * self.left[-1] * self.right[-1]
 
 
 class ProductRecorder(TorchDispatchMode):
-    """Notes every matrix product that runs within it, in order, in `products`."""
+    """Record every matrix product inside the `with` block, in order, in `products`."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class ProductRecorder(TorchDispatchMode):
 
 
 def record_products(work: Callable[[], object]) -> list[Product]:
-    """The products of a piece of work that runs once."""
+    """Run `work` once and return its products."""
     recorder = ProductRecorder()
     with recorder:
         work()
@@ -70,7 +70,7 @@ def record_products(work: Callable[[], object]) -> list[Product]:
 
 
 def products_alone(products: list[Product], device: torch.device | str) -> Callable[[], None]:
-    """The same products on random matrices, each on its own, and nothing else."""
+    """Return a function that runs the same products on random matrices."""
     pairs = [
         tuple(torch.randn(shape, device=device).to(product.dtype) for shape in (product.left, product.right))
         for product in products

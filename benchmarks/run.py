@@ -1,7 +1,7 @@
-"""What MarDini's asymmetries save, as ratios measured in one run: `make bench`.
+"""Measure the savings of MarDini's asymmetries as ratios: `make bench`.
 
-Each pair differs in one thing, runs alternately, and is compared by medians, so that the ratio survives a busy machine. The models are
-random: speed does not depend on the weights.
+Each pair differs in one thing, runs alternately, and is compared by medians, so that a busy machine changes the ratios
+little. The models are random: speed does not depend on the weights.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def pairs(preset_name: str, size: int, device: str) -> list[tuple[str, Callable, Callable]]:
-    """What is compared: name, numerator, denominator."""
+    """Return the comparisons: name, numerator, denominator."""
     preset = load_preset(preset_name)
     torch.manual_seed(0)
     planner = MarDiniPlannerTransformer3DModel(**preset["planner"]).to(device).eval()

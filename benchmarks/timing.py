@@ -1,6 +1,6 @@
-"""What all benchmarks share: sides that run in turn, medians and ratios with their spread, the machine in words, a json file.
+"""Timing for all benchmarks: sides that run alternately, medians and ratios with their spread, the machine, a json file.
 
-Ratios are taken round by round and then summed up, because the speed of a shared machine drifts and both sides of a round meet the same of it.
+Ratios are computed per round and then summarized, because the speed of a shared machine drifts, but hardly in a round.
 """
 
 import gc
@@ -38,10 +38,10 @@ class Spread:
 def alternate(
     sides: dict[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu", warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every side, round by round: all sides run once in each of `warm_up + repeats` rounds, of which the first are dropped.
+    """Run all sides once in each of `warm_up + repeats` rounds; return the seconds of every side and counted round.
 
-    On a CPU with one thread they are seconds of the processor, so that what else runs on the machine is not counted; elsewhere seconds of
-    the clock. Garbage is collected between the runs and not within them.
+    On a CPU with one thread, processor time is measured, so that other processes do not count; elsewhere, wall-clock time.
+    Garbage is collected between the runs, not within them.
     """
     clock = clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -62,24 +62,24 @@ def alternate(
 
 
 def clock_of(device: torch.device | str) -> Callable[[], float]:
-    """What `alternate` reads the time from."""
+    """Return the clock of `alternate`."""
     one_thread = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if one_thread else time.perf_counter
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Waits until an accelerator has done what it was given; a CPU has."""
+    """Wait until a CUDA device has finished."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> Spread:
-    """Of two sides of `alternate`, round by round."""
+    """Return the ratio of two sides of `alternate`, round by round."""
     return Spread.of([one / other for one, other in zip(numerators, denominators, strict=True)])
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Processor, cores, threads and matrix units; neither the machine's name nor the user's."""
+    """Return processor, cores, threads and matrix units, without names of the machine or the user."""
     device = torch.device(device)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return {
@@ -95,7 +95,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """`describe_machine` in one line."""
+    """Return the facts of `describe_machine` in one line."""
     units = "AMX" if machine["amx"] else "bfloat16 units, no AMX" if machine["bfloat16_units"] else "no bfloat16 units"
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used, {units}; "
@@ -104,7 +104,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Writes the result and says where; does nothing without a path."""
+    """Write the result and print its path; do nothing without a path."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,4 +115,4 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Spread):
         return asdict(value)
-    raise TypeError(f"{type(value).__name__} has no place in json")
+    raise TypeError(f"{type(value).__name__} cannot be written to json")

@@ -1,8 +1,8 @@
-"""How fast a step of an adapter is beside one of all weights: `python -m benchmarks.train_adapter`.
+"""Time a training step of an adapter beside one of all weights: `python -m benchmarks.train_adapter`.
 
-Both train the same pipeline on the same made-up batch, as the trainer does (bf16 autocast where the device has units for it, plain attention and
-compiled blocks on a CPU), in turn, in one process, and are compared by medians. The whole model learns by AdamW here, as the adapter does. On a
-CPU the seconds are those that the process computed, so that a busy machine spoils less; with one thread they are those of a clock on the wall.
+All forms train the same pipeline on the same made-up batch with the trainer's settings (bf16 autocast if the device has
+units for it, plain attention and compiled blocks on a CPU), alternately, and are compared by medians. All weights are
+trained by AdamW here, like the adapter. On a CPU, processor time is measured.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FORMS = {
 
 
 def make_config(pipeline: str, lora: dict | None, batch_size: int, compiled: bool) -> RunConfig:
-    """A joint stage on a trained pipeline."""
+    """Return a joint stage on a trained pipeline."""
     stage = {"name": "joint", "trains": "joint", "steps": 1, "batch_size": batch_size, "compile": compiled}
     sizes = {} if lora else {part: base_arguments(pipeline)[part] for part in ("planner", "transformer", "scheduler")}
     return RunConfig(
@@ -39,7 +39,7 @@ def make_config(pipeline: str, lora: dict | None, batch_size: int, compiled: boo
 
 
 def step_of(config: RunConfig) -> Callable[[], None]:
-    """One step of the configuration's stage, on a model of its own."""
+    """Return one step of the configuration's stage, on its own model."""
     device, stage = choose_device(), config.stages[0]
     models = make_models(config).to(device)
     model = MarDiniTrainingModel(models["planner"], None, models["transformer"], make_scheduler(config))
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         for name, step in steps.items():
             start = clock()
             step()
-            if repeat > 0:  # one warms up
+            if repeat > 0:  # the first round warms up
                 times[name].append(clock() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     operations = {name: count_operations(config, config.stages[0]) for name, config in configs.items()}

@@ -1,8 +1,9 @@
-"""What data, logging and held-out losses take of a training step: `python -m benchmarks.train_monitoring`; data and logging at most 5%.
+"""Measure the share of data and logging in a training step, at most 5%: `python -m benchmarks.train_monitoring`.
 
-The trainer's own loop runs the joint step of `mardini-tiny` on the latent cache of made-up clips, with a line of `metrics.jsonl`, TensorBoard and a drawing of
-the panel after every step, ten times as often as by default, and its own lines say where the time went. With `--heldout`, held-out losses and
-scores come once, at the end; their time is told as a share of the steps that lie between two of them by default.
+The trainer's loop runs the joint step of `mardini-tiny` on cached latents of made-up clips and logs after every step, ten
+times as often as by default, to `metrics.jsonl`, TensorBoard and the panel; the times come from its own lines. With
+`--heldout`, held-out losses and scores are computed once at the end, and their time is compared with the steps between
+two of them by default.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from .train_step import make_config
 
 
 def logging_every_step(config: RunConfig, folder: Path, steps: int) -> RunConfig:
-    """The run with one stage of some steps, a line after each of them, and all it keeps in a folder."""
+    """Return the run with one stage of `steps` steps, a line after each, and all files in `folder`."""
     stages = [config.stages[0].model_copy(update={"steps": steps})]
     clips = str(folder / "clips")
     paths = {"train": clips, "validation": clips, "cache": folder / "latents", "manifests": folder / "manifests"}
@@ -38,12 +39,12 @@ def logging_every_step(config: RunConfig, folder: Path, steps: int) -> RunConfig
 
 
 def shares(lines: list[dict], batch_size: int) -> dict[str, float]:
-    """Median seconds of a step, of its wait for data, and of all between two steps, from lines that were written after every step."""
+    """Return median seconds of a step, of its wait for data, and of logging, from lines that were written after every step."""
     steps = [batch_size / line["windows_per_second"] for line in lines]
     return {
         "step": statistics.median(steps),
         "data": statistics.median(line["waiting_seconds"] for line in lines),
-        # What writing and showing the line of a step takes lies before the next line.
+        # The time for logging a step lies before the next line.
         "logging": statistics.median(
             max(0.0, line["seconds"] - step) for line, step in zip(lines[1:], steps[1:], strict=True)
         ),
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_monitoring", description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--heldout", action="store_true", help="time held-out losses and scores, too")
+    parser.add_argument("--heldout", action="store_true", help="also time held-out losses and scores")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,9 +71,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         run.monitor.console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
         run.train()
         finish_trackers(accelerator)
-        told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in told if "loss" in line]
-    seconds = shares(lines[2:], options.batch_size)  # two warm up
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in records if "loss" in line]
+    seconds = shares(lines[2:], options.batch_size)  # the first two warm up
     print(
         f"A joint step of mardini-tiny, {options.batch_size} windows, on {accelerator.device}, {torch.get_num_threads()} thread(s), "
         f"median of {len(lines) - 2}"
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     total = (seconds["data"] + seconds["logging"]) / seconds["step"]
     print(f"data and logging together {total:.2%} of a step (allowed: 5%)")
     every = RunConfig.model_fields["validate_every"].default
-    for heldout in (line["seconds"] for line in told if "heldout" in line):
+    for heldout in (line["seconds"] for line in records if "heldout" in line):
         print(
             f"held-out losses of {config.validation_windows} windows and scores of {config.quality_windows}: {heldout:.1f} s, "
             f"{heldout / (every * seconds['step']):.2%} of the {every} steps between them"

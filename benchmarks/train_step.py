@@ -1,7 +1,7 @@
-"""How fast a training step is, beside the straightforward form and beside its own matrix products: `python -m benchmarks.train_step`.
+"""Time a training step beside the straightforward form and its own matrix products: `python -m benchmarks.train_step`.
 
-All forms run in turn, in one process, on the same made-up batch, and are compared by medians. A form with a plus is the one before it and one
-more thing. The limit is the step's matrix products alone, same shapes and order, on random matrices.
+All forms run alternately in one process on the same made-up batch and are compared by medians. A form with a plus adds
+one thing to the one before. The limit is the step's matrix products alone, of the same shapes, on random matrices.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FLOATS = ("latents", "planner_latents", "noise")
 
 
 def make_config(batch_size: int, optimizer: str) -> RunConfig:
-    """The joint stage of the small models, as in `training/configs/tiny-carracing.yaml`."""
+    """Return the joint stage of the small models, as in `training/configs/tiny-carracing.yaml`."""
     stage = {"name": "joint", "trains": "joint", "steps": 1, "batch_size": batch_size, "planner_loss_weight": 0.5}
     return RunConfig(
         name="benchmark", data={"train": "none"}, vae="none", optimizer={"name": optimizer}, stages=[stage]
@@ -33,7 +33,7 @@ def make_config(batch_size: int, optimizer: str) -> RunConfig:
 
 
 def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, Callable[[], None]]:
-    """Steps by name, each with a model of its own."""
+    """Return steps by name, each with its own model."""
     stage = config.stages[0]
     shape = Shape.of(config, stage, stage.num_frames - 2)
     batch = shape.batch_of(device, torch.float32)
@@ -84,7 +84,7 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
     if device.type == "cpu":
         result["+ attention as plain products"] = step(autocast=True)
     if compiled:
-        result["+ compiled blocks (what the trainer does)"] = step(autocast=True, compile_blocks=True)
+        result["+ compiled blocks (as in the trainer)"] = step(autocast=True, compile_blocks=True)
         if bf16:
             result["bf16 weights and float32 masters instead of autocast"] = step(
                 autocast=False, masters=True, compile_blocks=True

@@ -1,8 +1,9 @@
-"""`make demo`: samples frames into real clips with a checkpoint, and shows truth, ours and a simple method side by side.
+"""Sample the three tasks on real clips and show truth, ours and a simple method side by side: `make demo`.
 
     python -m examples.demo --clips examples/clips --checkpoint checkpoints/mardini-tiny-carracing
 
-For each task it writes an mp4, a gif and a contact sheet. One sample of each clip is shown, in the order of the files; none is chosen.
+Writes an mp4, a gif and a contact sheet for each task, with one sample of each clip in the order of the files; none is
+chosen.
 """
 
 import argparse
@@ -12,12 +13,13 @@ from pathlib import Path
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
 from training.data.clips import load_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
-from training.evaluation.windows import TASKS, Windows, given_indices, load_windows
 from training.figures.contact_sheets import contact_sheet, side_by_side
 
 
@@ -26,6 +28,7 @@ SHOWN = ("mid_psnr", "mid_ssim", "motion", "sharpness")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     options = _parser().parse_args(arguments)
     if not (Path(options.checkpoint) / "model_index.json").is_file():
         raise SystemExit(
@@ -52,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_task(
-    pipe: MarDiniPipeline, windows: Windows, task: str, steps: int, seed: int, fps: float, output: Path
+    pipe: MarDiniPipeline, windows: EvaluationWindows, task: str, steps: int, seed: int, fps: float, output: Path
 ) -> dict[str, dict[str, float]]:
-    """Samples, scores and draws one task; returns the scores of each method and prints them."""
+    """Sample, score and draw one task; print and return the scores of each method."""
     truth = windows.frames
-    given = given_indices(task, truth.shape[1])
+    given = task_indices(task, truth.shape[1])
     start = time.perf_counter()
     sampled = {"ours": generate(pipe, truth, given, steps, seed)}
     seconds = (time.perf_counter() - start) / len(truth)
@@ -84,7 +87,7 @@ def run_task(
     contact_sheet(groups, given, title=f"{task}, {steps} steps").save(sheet)
     frames = side_by_side(groups, given)
     for suffix in (".mp4", ".gif"):
-        # Played three times over at half speed: nine frames are over before one has looked.
+        # Three times at half speed, because nine frames are too short to see anything.
         write_video(output / f"{task}{suffix}", frames * 3 if suffix == ".mp4" else frames, fps / 2)
     print(f"  {sheet}, {task}.mp4, {task}.gif", flush=True)
     return scores
@@ -100,10 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--num-frames", type=int, default=9)
-    parser.add_argument(
-        "--stride", type=int, default=2, help="distance of neighbouring window frames in frames of the clip"
-    )
-    parser.add_argument("--max-clips", type=int, default=6, help="the first so many clips")
+    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
+    parser.add_argument("--max-clips", type=int, default=6, help="use only the first clips")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

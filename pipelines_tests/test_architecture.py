@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "diffusers_mardini"
 SOURCES = sorted((ROOT / "src" / PACKAGE).rglob("*.py"))
 
-# Who may import which parts of the plugin. A part not named here is a leaf that stands above all others (command line,
-# costs, ...) and may import any.
+# The parts of the plugin that each part may import. A part not named here is above all others (command line, costs, ...)
+# and may import any.
 MAY_IMPORT = {
     "masking": set(),
     "schedulers": {"schedulers"},
@@ -19,9 +19,9 @@ MAY_IMPORT = {
     "models.attention": {"models.embeddings"},
     "latents": set(),
     "weights": set(),
-    "checkpoint_format": set(),
+    "format_version": set(),
     "cards": set(),
-    "hub": {"cards", "checkpoint_format", "components", "weights"},
+    "hub": {"cards", "format_version", "components", "weights"},
     "components": {"models", "schedulers"},
     "presets": set(),
     "pictures": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "pictures",
         "weights",
         "hub",
-        "checkpoint_format",
+        "format_version",
     },
     "loaders": {"loaders", "models", "weights"},
     "modular_pipelines": {
@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "models",
         "schedulers",
         "weights",
-        "checkpoint_format",
+        "format_version",
     },
 }
 # The rooms of the trainer from the bottom up: a module imports its own room and lower ones only. Everything else in
@@ -84,13 +84,13 @@ OPTIONAL = {
 
 
 def module_name(path: Path) -> str:
-    """`models.embeddings` for src/diffusers_mardini/models/embeddings.py; a package has the name of its folder."""
+    """Return `models.embeddings` for src/diffusers_mardini/models/embeddings.py; a package is named by its folder."""
     parts = list(path.relative_to(ROOT / "src" / PACKAGE).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    """Absolute names of all modules that a file imports; `from .a import b` counts as `a` and as `a.b`."""
+    """Return the absolute names of all modules that a file imports; `from .a import b` counts as `a` and as `a.b`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = tree.body if top_level_only else ast.walk(tree)
     package = path.relative_to(ROOT / "src").with_suffix("").parts[:-1] if (ROOT / "src") in path.parents else ()
@@ -106,7 +106,7 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
 
 
 def rule_for(module: str) -> set[str] | None:
-    """The rule of the longest prefix of `module` that has one."""
+    """Return the rule of the longest prefix of `module` that has one."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         rule = MAY_IMPORT.get(".".join(parts[:length]))

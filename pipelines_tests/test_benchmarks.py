@@ -55,7 +55,7 @@ def test_every_pair_of_the_benchmark_is_timed_and_printed(capsys):
 
 def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     seconds = train_step.main(["--batch-size", "1", "--repeats", "1", "--no-compile"])
-    assert list(seconds)[0].startswith("straightforward") and list(seconds)[-1].startswith("limit")
+    assert next(iter(seconds)).startswith("straightforward") and list(seconds)[-1].startswith("limit")
     assert len(seconds) >= 3 and all(value > 0 for value in seconds.values())
     assert capsys.readouterr().out.count("x") >= 2 * len(seconds)
 
@@ -63,7 +63,7 @@ def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
 def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
     base = base_folder()
     seconds = train_adapter.main(["--pipeline", str(base), "--batch-size", "1", "--repeats", "1", "--no-compile"])
-    assert list(seconds)[0] == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
+    assert next(iter(seconds)) == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
     *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
     assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
 
@@ -203,7 +203,7 @@ def test_variants_of_asymmetry_are_timed():
 
 
 def test_a_window_of_asymmetry_is_put_together_from_its_calls():
-    low, full = ("plan", True), ("plan", False)
+    low, full = ("planner", True), ("planner", False)
     seconds = {low: [1.0, 2.0], full: [10.0, 20.0]}
     seconds |= {("step", (True, None)): [0.1, 0.2], ("step", (True, "spatiotemporal")): [1.0, 1.0]}
     seconds |= {("step", (False, None)): [0.5, 0.5], ("step", (False, "spatiotemporal")): [1.5, 1.5]}
@@ -219,7 +219,7 @@ def test_the_memory_of_an_asymmetric_window_is_below_that_of_a_symmetric_one():
     for name, variant in {"ours": variants[0], "symmetric": variants[4]}.items():
         models = asymmetry.Models("mardini-tiny", 128, torch.device("cpu"), torch.float32)
         with PeakMemory() as memory:
-            models.plan(variant)()
+            models.planner_run(variant)()
         high[name] = memory.peak
     assert high["symmetric"] > 3 * high["ours"]
 

@@ -232,7 +232,7 @@ def test_folders_that_tell_nothing_and_samples_that_are_not_there_are_refused(tm
         write_model_card(tmp_path, {"samples": [{"file": "sheet.png", "caption": "x"}]})
     (tmp_path / "planner").mkdir()
     (tmp_path / "planner/model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
         read_facts(tmp_path)
 
 

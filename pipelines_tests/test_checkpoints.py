@@ -9,9 +9,9 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import card_metadata, markdown_table, render_model_card
 from training.card import facts_of, read_record
 from training.evaluation.baselines import cross_fade
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
-from training.evaluation.windows import load_windows
 
 
 ROOT = Path(__file__).resolve().parent.parent

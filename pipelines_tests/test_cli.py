@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffusers_mardini import cli, hardware
+from diffusers_mardini import cli
 from diffusers_mardini.video_io import read_images, read_video, write_video
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import tiny_pipeline
@@ -342,12 +341,3 @@ def test_push_names_what_it_refuses_and_asks_nobody(checkpoint, tmp_path):
         assert hub.requests == []
     assert code == 1 and "is not sent, for 2 reasons" in text
     assert "\n  optimizer.pt: can hold code" in text and "\n  planner/config.json: is missing" in text
-
-
-def test_auto_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(hardware, "has_bfloat16_units", lambda device: True)
-    assert hardware.choose_dtype("auto", cpu)[0] == torch.bfloat16
-    monkeypatch.setattr(hardware, "has_bfloat16_units", lambda device: False)
-    assert hardware.choose_dtype("auto", cpu)[0] == torch.float32
-    assert hardware.choose_dtype("float16", cpu)[0] == torch.float16

@@ -1,7 +1,7 @@
 """Compiled blocks take windows of every shape, in a few graphs, and without a break (`fullgraph=True`).
 
-Graphs are made by dynamo and run as they are: what is tested is when another one is made. A size of 1 has graphs of its own, and so has
-each size until a second one has been seen.
+Graphs are made by dynamo and run as they are: what is tested is when another one is made. A size of 1 has
+graphs of its own, and so has each size until a second one has been seen.
 """
 
 import functools
@@ -19,8 +19,8 @@ from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 SIZE = {"in_channels": 4, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 4, "mlp_dim": 8}
 # Frames, of which masked, rows and columns of latents.
-WINDOWS = [(3, 2, 4, 4), (4, 2, 4, 6), (5, 3, 6, 4), (7, 5, 4, 4), (8, 4, 8, 4), (9, 7, 4, 8), (11, 9, 2, 6), (13, 3, 6, 6),
-           (16, 12, 4, 4), (17, 15, 6, 4)]  # fmt: skip
+WINDOWS = [(3, 2, 4, 4), (4, 2, 4, 6), (5, 3, 6, 4), (7, 5, 4, 4), (8, 4, 8, 4), (9, 7, 4, 8), (11, 9, 2, 6),
+           (13, 3, 6, 6), (16, 12, 4, 4), (17, 15, 6, 4)]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def compiled(model: torch.nn.Module) -> CompileCounter:
 
 
 def test_ten_shapes_of_windows_make_few_graphs_of_the_planner():
-    """One for the first window, whose sizes are taken as fixed, and one or two for all others, for all blocks alike."""
+    """One for the first window, whose sizes are taken as fixed, and one or two for all others."""
     planner = lively(MarDiniPlannerTransformer3DModel(**SIZE))
 
     def plan(window: tuple) -> torch.Tensor:
@@ -91,7 +91,8 @@ def test_ten_shapes_of_windows_make_few_graphs_of_the_transformer(kind, with_sta
         graphs = compiled(transformer)
         results = [sample(transformer, window, with_state) for window in WINDOWS]
     torch.testing.assert_close(results, expected, atol=1e-4, rtol=1e-4)
-    # A first window, one of another size, one with another number of masked frames; whole windows: one whose plan has a single row.
+    # A first window, one of another size, one with another number of masked frames; of whole windows, one whose plan
+    # has a single row.
     assert graphs.frame_count <= (6 if with_state else 4)
 
 

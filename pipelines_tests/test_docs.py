@@ -1,5 +1,8 @@
-"""Pages that promise to work from top to bottom do."""
+"""Hold the pages to what they promise: commands run, links lead somewhere, and generated pages are current."""
 
+import ast
+import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -8,16 +11,33 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from diffusers_mardini import cli
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import clip
 from training import card
-from training.reproduction.pages import block_names
+from training.reproduction.page_blocks import block_names
 
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+_spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+generate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(generate)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that a page's headings can be linked by, as the site and GitHub make them."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    headings = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def type_command(line: str) -> tuple[int, str]:
@@ -44,6 +64,78 @@ def type_command(line: str) -> tuple[int, str]:
 def commands(block: str) -> list[str]:
     """The commands of a block; a document in the shell (cat > … <<'END') is one command of many lines."""
     return re.findall(r"^.*<<'END'\n(?:.*\n)*?END$|^.+$", block, re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_within_the_repository_leads_somewhere(page):
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    links = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
+    for link in links:
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}, which is not there"
+        if page.is_relative_to(DOCS):
+            assert target.resolve().is_relative_to(DOCS), f"{name_of(page)} links to {link}, which the site lacks"
+        if anchor:
+            assert anchor in anchors(target), f"{name_of(page)} links to {link}, and no heading there is called so"
+
+
+def test_every_page_is_in_the_navigation_of_the_site_and_linked_from_the_index():
+    def leaves(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [leaf for part in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(part)]
+
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(pages)
+    for folder in ("", "decisions/", "results/"):
+        index = (DOCS / folder / "index.md").read_text(encoding="utf-8")
+        for page in (path.name for path in (DOCS / folder).glob("*.md") if path.name != "index.md"):
+            assert f"({page}" in index, f"docs/{folder}index.md does not link to {page}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_every_program_and_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for module in set(re.findall(r"-m ((?:training|benchmarks|examples)(?:\.\w+)+)", text)):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or path.is_dir(), (
+            f"{name_of(page)} names {module}, which is not there"
+        )
+    for path in set(re.findall(r"\b(?:training|pipelines_tests)/[\w/-]+\.(?:py|sh|yaml|json|jsonl)\b", text)):
+        assert (ROOT / path).is_file(), f"{name_of(page)} names {path}, which is not there"
+
+
+@pytest.mark.parametrize("page", ["tree", "messages"])
+def test_pages_made_from_the_sources_are_current(page):
+    if page == "tree" and not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    made = getattr(generate, page)()
+    assert (DOCS / f"{page}.md").read_text(encoding="utf-8") == made, "run `python docs/generate.py`"
+
+
+def test_symptoms_of_troubleshooting_are_words_of_the_sources():
+    sources = [path for folder in ("src", "training") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    texts = {" ".join(generate.text_of(node).split()) for node in nodes if isinstance(node, ast.expr)} - {"…"}
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## Messages of other packages")[0]
+    symptoms = [phrase for cell in re.findall(r"^\| (.*?) \|", page, re.M) for phrase in re.findall(r"`(.+?)`", cell)]
+    assert len(symptoms) > 100
+    for symptom in symptoms:
+        parts = re.compile(".*".join(re.escape(part.strip()) for part in symptom.split("…") if part.strip()))
+        assert any(map(parts.search, texts)), f"no text of the sources has {symptom!r}"
+
+
+def test_the_readme_is_short_and_names_every_room():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") < 150
+    rooms = {path.parent.name for path in (ROOT / "training").glob("*/__init__.py")}
+    rooms |= {path.parent.name for path in (ROOT / "src/diffusers_mardini").glob("*/__init__.py")} - {"cli", "app"}
+    for room in rooms - {"__pycache__"}:
+        assert room in text, f"README.md does not name {room}"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +180,7 @@ def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
     assert filled
     for command in commands:  # what is compared was scored before
         if command[1] == "training.reproduction.comparison":
-            scored = {word for other in commands for flag, word in zip(other, other[1:]) if flag == "-o"}
+            scored = {word for other in commands for flag, word in itertools.pairwise(other) if flag == "-o"}
             for method in command[2 : command.index("-o")]:
                 folders = method.partition("=")[2].partition(":")[0].split(",")
                 assert set(folders) <= scored, method
@@ -161,3 +253,28 @@ def test_the_page_about_the_hub_works_from_top_to_bottom(tmp_path, monkeypatch):
         arrived = hub.repositories["you/mardini-mine"]
         assert "vae/diffusion_pytorch_model.safetensors" in arrived
         assert "Knows CarRacing alone" in arrived["README.md"].decode()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
+def test_the_quickstart_works_from_top_to_bottom(tmp_path, monkeypatch):
+    """Every block headed `bash`, in a folder like a checkout; the training is cut short."""
+    for folder in ("training", "checkpoints", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    page = (
+        (DOCS / "quickstart.md").read_text(encoding="utf-8").replace("stages.task.steps=1500", "stages.task.steps=10")
+    )
+    for block in re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.M):
+        for line in commands(block):
+            code, output = type_command(line)
+            assert code == 0, f"{line}\n{output}"
+    for name in (
+        "between.mp4",
+        "slower.mp4",
+        "longer.mp4",
+        "shapes.gif",
+        "runs/shapes/report.md",
+        "outputs/shapes/results.md",
+    ):
+        assert (tmp_path / name).is_file()

@@ -105,8 +105,8 @@ def test_a_file_of_facts_is_an_object(tmp_path, content, message):
         ("vae/config.json.tmp", "is temporary"),
         (".model.safetensors.partial", "is temporary"),
         ("run.sh", "is of no kind"),
-        ("broken.json", "is no valid JSON"),
-        ("model_index.json", "is no valid JSON"),
+        ("broken.json", "is not valid JSON"),
+        ("model_index.json", "is not valid JSON"),
     ],
 )
 def test_what_is_unsafe_or_left_over_is_named_with_its_reason(folder, name, reason):
@@ -164,7 +164,7 @@ def test_cut_off_weights_are_noticed(folder):
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1])
     (problem,) = problems_of(folder)
-    assert problem.startswith(f"{WEIGHTS}: is no whole safetensors file")
+    assert problem.startswith(f"{WEIGHTS}: is not a whole safetensors file")
 
 
 def test_shards_have_to_be_whole_and_listed(sharded, tmp_path):

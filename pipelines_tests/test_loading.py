@@ -16,7 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 
 import diffusers_mardini
 from diffusers_mardini import FORMAT_VERSION, MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
-from diffusers_mardini.checkpoint_format import SHIM, shims
+from diffusers_mardini.format_version import SHIM, shims
 from pipelines_tests.hub_server import HubServer, running_hub
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
@@ -233,7 +233,7 @@ def test_a_newer_format_on_the_hub_is_noticed_before_weights_are_fetched(copy, h
 
 @pytest.mark.parametrize("version", [0, "1", 1.5])
 def test_a_version_that_is_none_is_refused(copy, version):
-    with pytest.raises(ValueError, match="has to be a whole number from 1"):
+    with pytest.raises(ValueError, match="must be a whole number from 1"):
         MarDiniPipeline.from_pretrained(set_format(copy, version))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import yaml
 from packaging.requirements import Requirement
 
 import diffusers_mardini
@@ -15,7 +16,6 @@ import diffusers_mardini
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src/diffusers_mardini"
-LIGHT = {"torch", "diffusers", "numpy"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_dependency_but_xformers_is_pinned_within_its_range(metadata):
     )
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     extras = {name: lines for name, lines in metadata["extras_require"].items() if name != "xformers"}
-    for line in [*metadata["install_requires"], *sum(extras.values(), [])]:
+    for line in [*metadata["install_requires"], *(line for lines in extras.values() for line in lines)]:
         requirement = Requirement(line)
         if requirement.name != "setuptools":
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), line
@@ -78,7 +78,7 @@ def test_every_folder_of_code_and_data_is_packaged(metadata):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "docs", "bench", "train-tiny-racing",
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "check", "docs", "bench", "train-tiny-racing",
                                     "train-tiny-carracing", "train-tiny-robot"])  # fmt: skip
 def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_path):
     for name in ("Makefile", "setup.py", "constraints.txt"):
@@ -115,8 +115,8 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source], **run)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "diffusers_mardini/presets/mardini-l-t.json" in names
-    assert "diffusers_mardini/templates/model_card.md" in names
+    for name in ("presets/mardini-l-t.json", "templates/model_card.md", "py.typed"):
+        assert f"diffusers_mardini/{name}" in names
     assert not [name for name in names if name.startswith(("training", "pipelines_tests", "examples"))]
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = (
@@ -125,3 +125,9 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
         "cards.render_model_card({'name': 'x', 'num_frames': 9}); cli.app(['info', 'mardini-tiny'])"
     )
     assert "transformer" in subprocess.run([sys.executable, "-c", code], **run).stdout
+
+
+def test_a_commit_is_checked_by_what_make_check_runs_and_without_a_network():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    assert [(hook["entry"], hook["language"]) for hook in config["repos"][0]["hooks"]] == [("make check", "system")]

@@ -1,10 +1,10 @@
-"""The card of a published checkpoint, from what was written down about it: can be made again where the run is no longer there.
+"""Write the card of a published checkpoint from its recorded facts; the run itself is not needed.
 
     python -m training.card training/runs/mardini-tiny-carracing.yaml checkpoints/mardini-tiny-carracing
 
-The YAML file holds what no record tells (description, data, limits), written by hand. The JSON file beside it, of the same name, holds what the
-run and its evaluation recorded (stages, scores, hardware); `training.publish --keep-record` writes it. Keys are those of
-`diffusers_mardini.cards.FACTS`.
+The YAML file is written by hand and contains what no run records: description, data, limits. The JSON file beside it, of
+the same name, contains what the run and its evaluation recorded: stages, scores, hardware; `training.publish
+--keep-record` writes it. Keys are those of `diffusers_mardini.cards.FACTS`.
 """
 
 import argparse
@@ -22,21 +22,20 @@ _NO_SWITCH = frozenset({int, float, str})  # no fact of a card is true or false
 
 
 def read_record(card: Path) -> dict[str, Any]:
-    """What was kept beside the YAML file `card`; empty where nothing was."""
+    """Read the JSON file beside the YAML file `card`; empty if there is none."""
     path = card.with_suffix(".json")
     return read_json(path) if path.is_file() else {}
 
 
 def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What the YAML file says, and what was recorded.
+    """Return the facts of the YAML file and the recorded ones.
 
     Args:
         card: the YAML file.
-        record: recorded facts, and `evaluation`, the command behind the scores.
+        record: recorded facts, and `evaluation`, the command that measured the scores.
 
     Raises:
-        ValueError: if the YAML file is no mapping, gives a key twice or a number that is none, or tells a fact that
-            was recorded.
+        ValueError: if the YAML file is no mapping, gives a key twice, a number that is none, or a recorded fact.
     """
     written = load_yaml(card)
     for key, value in written.items():
@@ -46,7 +45,7 @@ def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{card}: {key}: {error}") from error
     twice = sorted(set(written) & set(record))
     if twice:
-        raise ValueError(f"{card} tells {', '.join(twice)}, which the run recorded itself; take it out of the file")
+        raise ValueError(f"{card} gives {', '.join(twice)}, which the run recorded; remove it from the file")
     facts = {**written, **record}
     command = facts.pop("evaluation", None)
     if command:
@@ -55,8 +54,9 @@ def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m training.card", description=__doc__.splitlines()[0])
-    parser.add_argument("card", type=Path, help="YAML file with the facts that no record tells")
+    parser.add_argument("card", type=Path, help="YAML file with the facts that no run records")
     parser.add_argument("folder", type=Path, help="the checkpoint")
     options = parser.parse_args(arguments)
     try:

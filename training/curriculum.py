@@ -18,8 +18,8 @@ from diffusers_mardini.masking import (
 )
 from training.config.schema import StageConfig
 from training.data.batches import Batch, Draw
-from training.data.buckets import Sampling
-from training.data.windows import Windows
+from training.data.buckets import WindowRequest
+from training.data.windows import ClipWindows
 
 
 def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torch.Tensor:
@@ -44,13 +44,15 @@ def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.
     return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def draw_batch(stage: StageConfig, sampling: Sampling, data: Windows, num_train_timesteps: int, draw: Draw) -> Batch:
+def draw_batch(
+    stage: StageConfig, request: WindowRequest, data: ClipWindows, num_train_timesteps: int, draw: Draw
+) -> Batch:
     """Draw everything random of a step: windows of `data`, masks, noise, timesteps, dropped signals.
 
     Raises:
         ValueError: if no clip of the step's bucket can be read any more.
     """
-    windows = data.draw(sampling, draw.places(), draw.rows("window"))
+    windows = data.draw(request, draw.places(), draw.rows("window"))
     latents, planner_latents = data.batch(windows, draw.rows("latents"))  # clips that broke are replaced in `windows`
     conditions = data.conditions(windows, latents)
     reference_mask = draw_reference_mask(stage, latents.shape[1], draw)

@@ -171,10 +171,8 @@ def turn_to_write(path: Path, what: str, stop: Callable[[], str | None] = lambda
     """Own a lock within the block, waiting for earlier owners; do without if the lock file cannot be written."""
     owner = Owner(path, what, wait=True, stop=stop)
     with contextlib.ExitStack() as held:
-        try:
+        with contextlib.suppress(OSError):
             held.enter_context(owner)
-        except OSError:
-            pass
         yield
 
 

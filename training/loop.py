@@ -19,7 +19,7 @@ from training.data.batches import Batch, Draw
 from training.data.buckets import heldout_window_request, window_request
 from training.data.census import StageCensus
 from training.data.loader import BatchLoader
-from training.data.windows import Windows
+from training.data.windows import ClipWindows
 from training.digests import tensors_digest
 from training.engine.adapter import export_adapter, frozen_digests
 from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
@@ -44,11 +44,11 @@ from training.files import append_line
 from training.losses import MarDiniTrainingModel
 from training.monitoring.heldout_losses import heldout_losses
 from training.monitoring.heldout_sampler import HeldoutSampler
-from training.monitoring.heldout_scores import heldout_quality
+from training.monitoring.heldout_scores import heldout_scores
 from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
-from training.monitoring.panel import Monitor
+from training.monitoring.panel import RunPanel
 from training.monitoring.records import forget_records_after
-from training.monitoring.samples import draw_samples
+from training.monitoring.samples import write_samples
 from training.monitoring.trackers import start_trackers, track, track_sheets
 from training.randomness import seeded_layers
 from training.stopping import Stopped, StopRequest
@@ -71,8 +71,8 @@ class Run:
         config: RunConfig,
         accelerator: Accelerator,
         vae: torch.nn.Module,
-        train_data: Windows,
-        validation_data: Windows | None,
+        train_data: ClipWindows,
+        validation_data: ClipWindows | None,
         folder: Path,
         allow_change: Sequence[str] = (),
     ):
@@ -86,7 +86,7 @@ class Run:
         self.models = make_models(config)
         shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
         self.planner, self.transformer = self.models["planner"], self.models["transformer"]
-        self.head = self.models["head"] if "head" in self.models else None
+        self.head = self.models.get("head", None)
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.checkpoints = RunCheckpoints(
             config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
@@ -94,7 +94,7 @@ class Run:
             | ({} if config.lora is None else frozen_digests(self.models)),
         )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
-        self.monitor = Monitor(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
+        self.monitor = RunPanel(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         # Three, for losses, scores and pictures; those of another stage replace them.
         self._read_heldout = functools.lru_cache(maxsize=3)(heldout_windows)
         self.global_step = 0
@@ -297,7 +297,7 @@ class Run:
             losses = {name: json_number(value) for name, value in losses.items()}
             failed = self._on_any_process(bool(hopeless))
             if config.quality_windows and not failed:
-                losses |= heldout_quality(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
+                losses |= heldout_scores(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
         self._write({"stage": stage.name, "step": step, "heldout": losses})
         if failed:
             self._refuse(hopeless, "held-out losses")
@@ -336,7 +336,7 @@ class Run:
     def _sample(self, stage: StageConfig, step: int) -> None:
         with self._averages():
             windows = self._heldout(stage, self.config.sample_windows)
-            samples = draw_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
+            samples = write_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": samples})
         sheets = {task: self.folder / sample["sheet"] for task, sample in samples.items()}
         track_sheets(self.accelerator, sheets, self.global_step)
@@ -367,12 +367,12 @@ class Run:
 
     def _write(self, record: dict) -> None:
         record = {
-            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.lap()
+            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.seconds_since_line()
         }  # fmt: skip
         if self.accelerator.is_main_process:
             append_line(self.folder / "metrics.jsonl", record)
         track(self.accelerator, record)
-        self.monitor.tell(record)
+        self.monitor.show(record)
 
     def _save(self, stage: StageConfig, step: int, steps: GradientSteps) -> None:
         averages = {f"the average of {name}": tensor for name, tensor in self.ema.tensors.items()}

@@ -19,7 +19,7 @@ from training.config.schema import RunConfig, StageConfig
 from training.costs import BucketCosts, StageCosts, count_disk, count_parameters, estimate_stage, probe
 from training.data.buckets import assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
-from training.data.sources import is_there
+from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
 from training.engine.models import adapted_layers
@@ -64,7 +64,7 @@ def make_plan(
     if any(problem.prevents_counting for problem in found):
         return Plan([], {}, {}, found, find_notes(config))
     entries = None
-    if with_data and is_there(config.data.train):
+    if with_data and source_exists(config.data.train):
         entries = read_clips(config, open_clips(config, config.data.train)).entries
     notes, stages, censuses = find_notes(config), [], []
     for stage in config.stages:

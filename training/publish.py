@@ -1,13 +1,14 @@
-"""Makes a checkpoint to carry or upload out of a finished run: its pipeline or adapter, and a model card from what the run itself recorded.
+"""Make a checkpoint folder out of a finished run: its pipeline or adapter, and a model card from the run's records.
 
-    python -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml outputs/evaluation-carracing/results.json \
-        -o checkpoints/mardini-tiny-carracing
+    python -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml \
+        outputs/evaluation-carracing/results.json -o checkpoints/mardini-tiny-carracing
 
-The YAML file holds what no record tells (description, data, limits); stages, hardware and hours come from the run's `config.json`,
-`metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. With `--keep-record` they are kept in a JSON file beside
-the YAML file, so that `card.py` can make the card again without the run. Pictures that the YAML file names as `samples` are copied from the folder
-of `results.json`. A run that went on from a published checkpoint, with `--start-at`, has its earlier stages from that JSON file. An adapter's
-`base_model` is the `init_from` of its run, unless the YAML file says where that is on the Hub.
+The YAML file contains what no run records: description, data, limits. Stages, hardware and hours come from the run's
+`config.json`, `metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. `--keep-record` saves
+them in a JSON file beside the YAML file, so that `card.py` can write the card again without the run. Pictures that the
+YAML file lists as `samples` are copied from the folder of `results.json`. A run that went on from a published checkpoint,
+with `--start-at`, takes its earlier stages from that JSON file. An adapter's `base_model` is the `init_from` of its run,
+unless the YAML file gives its place on the Hub.
 """
 
 import argparse
@@ -32,19 +33,19 @@ from training.files import read_json, read_lines, whole_folder, write_whole
 from training.monitoring.records import METRICS
 
 
-# What a line of `starts.jsonl` says of the hardware.
+# The facts of the hardware in a line of `starts.jsonl`.
 _START = {"processes": int, "threads": int, "device": str, "processor": str, "cores": int, "mixed_precision": str}
 
 
 def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
-    """One row for each stage of a finished run, with the windows it has really seen.
+    """Return a row for each stage of a finished run, with the windows it has really seen.
 
     Args:
         run: its folder.
-        earlier: rows of the checkpoint that the run went on from (`init_from`), for the stages before those it trained itself.
+        earlier: rows of the checkpoint that the run went on from (`init_from`), for stages that it did not train.
 
     Raises:
-        ValueError: if there is no record of a stage's end.
+        ValueError: if a stage has no record.
     """
     config = read_run_config(run)
     records = read_lines(run / "metrics.jsonl", METRICS)
@@ -73,7 +74,7 @@ def stages_of(run: Path, earlier: Sequence[dict] = ()) -> list[dict]:
 
 
 def resources_of(run: Path) -> dict[str, Any]:
-    """`hardware` and `hours`, as far as the run recorded them: a missing file or number leaves the fact out."""
+    """Return `hardware` and `hours`, if the run recorded them."""
     facts: dict[str, Any] = {}
     described = [_hardware(start) for start in read_lines(run / "starts.jsonl", _START)]
     if described:
@@ -85,7 +86,7 @@ def resources_of(run: Path) -> dict[str, Any]:
 
 
 def scores_of(results: Path) -> dict[str, Any]:
-    """`metrics`, the rows of `results.json` for the card, and `evaluation`, the command that made them."""
+    """Return `metrics`, the rows of `results.json` for the card, and `evaluation`, the command that measured them."""
     record = read_json(results, ("rows", "command"))
     columns = present_columns(record["rows"])
     rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in columns}} for row in record["rows"]]
@@ -93,17 +94,17 @@ def scores_of(results: Path) -> dict[str, Any]:
 
 
 def publish(run: Path, card: Path, results: Path, output: Path, keep_record: bool = False) -> Path:
-    """Copies the pipeline or the adapter of a run and writes its card; `output` is replaced whole.
+    """Copy the pipeline or the adapter of a run and write its card; `output` is replaced as a whole.
 
     Args:
         run: folder of a finished run.
-        card: YAML file with the facts that no record tells.
+        card: YAML file with the facts that no run records.
         results: `results.json` of `training.evaluate`.
         output: folder of the checkpoint.
-        keep_record: whether to keep what was recorded in a JSON file beside `card`.
+        keep_record: whether to save the recorded facts in a JSON file beside `card`.
 
     Raises:
-        ValueError: if the run is not finished, `output` holds something else than its kind, a sample is not there, or the scores are of
+        ValueError: if the run is not finished, `output` contains anything else, a sample is missing, or the scores are of
             other weights than the run's.
     """
     config = read_run_config(run)
@@ -114,7 +115,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         raise ValueError(f"{output} exists and is no {kind}; give another folder")
     _check_sampled_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
-    # A run that went on from a checkpoint knows its own hours alone, and not those of all stages.
+    # A run that went on from a checkpoint recorded its own hours, not those of earlier stages.
     whole = {row["stage"] for row in stages} <= {
         record["stage"] for record in read_lines(run / "metrics.jsonl", METRICS)
     }
@@ -138,17 +139,20 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
 
 
 def _check_sampled_by(config: RunConfig, finished: Path, results: Path) -> None:
-    """That scores are of these weights; results from before that was written down are taken as they are."""
-    told = read_json(results).get("sampled_by")
-    if told is None:
+    """Raise `ValueError` if the scores are of other weights; results without a digest are accepted."""
+    sampled_by = read_json(results).get("sampled_by")
+    if sampled_by is None:
         return
-    dtype = DTYPES[told["dtype"].removeprefix("torch.")]
+    dtype = DTYPES[sampled_by["dtype"].removeprefix("torch.")]
     if config.lora is None:
-        scored, digest = told["checkpoint"], weights_digest(MarDiniPipeline.from_pretrained(finished, dtype=dtype))
+        scored, digest = (
+            sampled_by["checkpoint"],
+            weights_digest(MarDiniPipeline.from_pretrained(finished, dtype=dtype)),
+        )
     else:
         pipe = MarDiniPipeline.from_pretrained(config.init_from, dtype=dtype)
         with adapter_loaded(pipe, finished):
-            scored, digest = told.get("adapted"), weights_digest(pipe)
+            scored, digest = sampled_by.get("adapted"), weights_digest(pipe)
     if scored != digest:
         how = (
             "evaluate that folder" if config.lora is None else f"evaluate {config.init_from} with --adapter {finished}"
@@ -159,7 +163,7 @@ def _check_sampled_by(config: RunConfig, finished: Path, results: Path) -> None:
 
 
 def _hardware(start: dict[str, Any]) -> str:
-    """One start of a run in words; see `starts.jsonl`."""
+    """Describe the hardware of one start of a run; see `starts.jsonl`."""
     autocast = "" if start["mixed_precision"] == "no" else f", {start['mixed_precision']}"
     processes = f"{start['processes']} process{'es' if start['processes'] > 1 else ''}"
     if start["device"] != "cpu":
@@ -169,18 +173,19 @@ def _hardware(start: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("card", type=Path, help="YAML file with the facts that no record tells")
+    parser.add_argument("card", type=Path, help="YAML file with the facts that no run records")
     parser.add_argument("results", type=Path, help="results.json of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument(
-        "--keep-record", action="store_true", help="for training.card, in a JSON file beside the YAML file"
+        "--keep-record", action="store_true", help="save the recorded facts for training.card beside the YAML file"
     )
     options = parser.parse_args(arguments)
     try:
         output = publish(options.run, options.card, options.results, options.output, options.keep_record)
-        print(f"the checkpoint lies in {output}")
+        print(f"Wrote the checkpoint to {output}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

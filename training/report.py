@@ -1,32 +1,33 @@
-"""What became of a run, on one page with its curves: `python -m training.report runs/NAME` writes `runs/NAME/report.md`.
+"""Write the report of a run, a page with its curves: `python -m training.report runs/NAME` writes `runs/NAME/report.md`.
 
-The trainer does so whenever a run ends, finished or not. Everything is read from what the run recorded, so that a report can be made
-again at any time, also of a run that was killed.
+The trainer writes it whenever a run ends, finished or not. Everything is read from the run's records, so a report can be
+written at any time, also of a run that was killed.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
+from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_json, read_lines, write_whole
 from training.monitoring.heldout_scores import SCORES
 from training.monitoring.records import METRICS
 
 
-CURVES = Path("report")  # folder of the pictures, within the run's
+CURVES = Path("report")  # folder of the pictures, inside the run's
 
 
 def write_report(run: Path) -> Path:
-    """Writes the page and its curves; returns the page.
+    """Write the page and its curves; return its path.
 
     Raises:
-        ValueError: if the folder is no run's.
+        ValueError: if the folder has no run.
     """
     config = read_run_config(run)
     starts = read_lines(run / "starts.jsonl", {"time": str, "processes": int})
@@ -57,7 +58,7 @@ def _state(run: Path, starts: list[dict]) -> list[str]:
     status = read_json(run / "status.json", ("state", "global_step", "time"))
     lines = [f"**{status['state'].capitalize()}** at step {status['global_step']}, {status['time']}."]
     if status["state"] == "running":
-        lines[0] += " Where nothing runs any more, the run was killed; the same command goes on with it."
+        lines[0] += " If no process runs any more, the run was killed; the same command goes on with it."
     if status.get("reason"):
         lines[0] += f" Why: {status['reason']}"
     if len(starts) > 1:
@@ -66,8 +67,8 @@ def _state(run: Path, starts: list[dict]) -> list[str]:
 
 
 def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
-    """Draws what there is to draw."""
-    told = [record for record in records if "loss" in record]
+    """Draw the curves that have points."""
+    steps = [record for record in records if "loss" in record]
     heldout = [record for record in records if "heldout" in record]
     lines = []
 
@@ -79,8 +80,8 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
             draw(run / CURVES / f"{name}.png", [panel], width=8)
             lines.extend([f"![{title}]({CURVES / name}.png)", "", where, ""])
 
-    losses = {name: _points(told, lambda r, name=name: r.get(name)) for name in ("planner_loss", "diffusion_loss")}
-    add("training", "Training losses", "Single steps, as they were told.", losses, True)
+    losses = {name: _points(steps, lambda r, name=name: r.get(name)) for name in ("planner_loss", "diffusion_loss")}
+    add("training", "Training losses", "Single steps, as they were logged.", losses, True)
     names = ("planner", "diffusion/0.2", "diffusion/0.6", "diffusion/0.95", "diffusion_unplanned/0.95")
     losses = {name: _points(heldout, lambda r, name=name: r["heldout"].get(name)) for name in names}
     text = "Averaged weights, first and last frame given; the number is the share of the timesteps."
@@ -107,12 +108,14 @@ def _heldout(config: RunConfig, records: list[dict]) -> list[str]:
             last = found[-1]
             rows.append([stage.name, last["step"], *(last["heldout"].get(column, "") for column in columns)])
     return (
-        ["## Held-out, at the last step of each stage", "", *_table(["stage", "step", *columns], rows)] if rows else []
+        ["## Held-out, at the last step of each stage", "", markdown_table(["stage", "step", *columns], rows)]
+        if rows
+        else []
     )
 
 
 def _samples(records: list[dict]) -> list[str]:
-    """The first and the last sheets, and links to all others."""
+    """Show the first and the last contact sheets; link all others."""
     drawn = [record for record in records if "samples" in record]
     if not drawn:
         return []
@@ -131,7 +134,7 @@ def _samples(records: list[dict]) -> list[str]:
 
 
 def _timings(config: RunConfig, records: list[dict]) -> list[str]:
-    """Time of the steps that count: what ran after a checkpoint and was lost to a kill is in no line."""
+    """Return the time of the steps that count; steps after the last checkpoint of a killed run have no record."""
     rows, seen = [], 0
     for stage in config.stages:
         own = [record for record in records if record["stage"] == stage.name]
@@ -151,7 +154,7 @@ def _timings(config: RunConfig, records: list[dict]) -> list[str]:
             ]
         )  # fmt: skip
     columns = ["stage", "steps", "windows", "all", "windows/s of steps", "waiting for data", "held-out", "samples"]
-    return ["## Time", "", *_table(columns, rows)] if rows else []
+    return ["## Time", "", markdown_table(columns, rows)] if rows else []
 
 
 def _left_out(run: Path) -> list[str]:
@@ -164,7 +167,7 @@ def _left_out(run: Path) -> list[str]:
         for r in reports
     ]  # fmt: skip
     title = f"## {len(reports)} steps left out, because their loss or gradient was not finite"
-    return [title, "", *_table(["step", "stage", "attempt", "gradient norm", "windows"], rows)]
+    return [title, "", markdown_table(["step", "stage", "attempt", "gradient norm", "windows"], rows)]
 
 
 def _clips(report: dict) -> str:
@@ -178,7 +181,7 @@ def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
     if not starts:
         return lines
     rows = [[name, value] for name, value in starts[-1].items() if value is not None]
-    lines += ["", *_table(["at the last start", ""], rows)]
+    lines += ["", markdown_table(["at the last start", ""], rows)]
     changed = sorted(
         {n for start in starts for n in start if n not in ("time", "command") and start[n] != starts[-1].get(n)}
     )
@@ -188,23 +191,17 @@ def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
 
 
 def _points(records: list[dict], value: Callable[[dict], float | str | None]) -> list[tuple[int, float]]:
-    """`(global step, value)` where there is a finite value: others are told by name, as JSON has no numbers for them."""
+    """Return `(global step, value)` of finite values; JSON has the others as text."""
     pairs = ((record["global_step"], value(record)) for record in records)
     return [(step, each) for step, each in pairs if isinstance(each, (int, float))]
 
 
 def _ends(config: RunConfig, records: list[dict]) -> dict[str, int]:
-    """The last global step of each stage that has begun."""
+    """Return the last global step of each stage that has begun."""
     ends: dict[str, int] = {}
     for record in records:
         ends[record["stage"]] = record["global_step"]
     return {stage.name: ends[stage.name] for stage in config.stages if stage.name in ends}
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def _hours(seconds: float) -> str:
@@ -212,10 +209,11 @@ def _hours(seconds: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the folder of a run, runs/NAME")
+    parser.add_argument("run", type=Path, help="folder of a run, runs/NAME")
     try:
-        print(f"wrote {write_report(parser.parse_args(arguments).run)}")
+        print(f"Wrote {write_report(parser.parse_args(arguments).run)}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -1,12 +1,14 @@
-"""Image-to-video by VBench's protocol, as far as it needs no text: videos named as its own tool reads them, and the scores that images alone decide.
+"""Sample videos from images by VBench's image-to-video protocol, named for its own tool, and compute the scores without text.
 
-    python -m training.vbench CHECKPOINT IMAGES --info vbench2_i2v_full_info.json -o outputs/vbench      # VBench's images and prompts
-    python -m training.vbench CHECKPOINT IMAGES -o outputs/vbench --score                              # any folder of images
+    # VBench's images and prompts, or any folder of images
+    python -m training.vbench CHECKPOINT IMAGES --info vbench2_i2v_full_info.json -o outputs/vbench
+    python -m training.vbench CHECKPOINT IMAGES -o outputs/vbench --score
 
-Five videos for each image, `videos/<prompt>-<0 to 4>.mp4`, each with a seed that is written down in `videos.json`, and `images/`, what was
-given. MarDini reads no text: a prompt is a name here. `evaluate_i2v.py --videos_path outputs/vbench/videos` of github.com/Vchitect/VBench scores
-them (with `--mode custom_input --custom_image_folder outputs/vbench/images` where no `--info` was given); `--score` computes here what
-`evaluation/consistency.py` describes. Typed again, it goes on.
+Writes five videos for each image, `videos/<prompt>-<0 to 4>.mp4`, their seeds in `videos.json`, and the given images in
+`images/`. MarDini reads no text: a prompt is only a name. `evaluate_i2v.py --videos_path outputs/vbench/videos` of
+github.com/Vchitect/VBench scores the videos (without `--info`, add `--mode custom_input --custom_image_folder
+outputs/vbench/images`); `--score` computes the scores of `evaluation/networks/consistency.py` here. After an
+interruption, the same command goes on.
 """
 
 import argparse
@@ -25,20 +27,20 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
 from training.data.clips import fit
+from training.evaluation.evaluation_windows import digest_of
 from training.evaluation.methods import sampling_key
 from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
 from training.evaluation.sampling import sample_batch, weights_digest
-from training.evaluation.windows import digest_of
 
 
-IMAGES = (".jpg", ".jpeg", ".png")  # what VBench's custom_input looks for
-TEXT_ALONE = "camera_motion"  # its prompts tell a camera what to do
+IMAGES = (".jpg", ".jpeg", ".png")  # the suffixes of VBench's custom_input
+TEXT_ALONE = "camera_motion"  # the dimension whose prompts differ only in text
 
 
 def prompts_of(images: Path, info: Path | None = None) -> dict[str, Path]:
-    """The image of each prompt: from VBench's list, or every image of a folder, whose name without the suffix is its prompt.
+    """Return the image of each prompt, from VBench's list or from a folder, where the file's stem is the prompt.
 
-    Prompts for camera motion are left out of VBench's list: only text tells them apart.
+    Prompts for camera motion are left out of VBench's list, because they differ only in text.
 
     Raises:
         ValueError: if an image is missing, there is none, or a prompt cannot be the name of a file.
@@ -68,24 +70,24 @@ def prompts_of(images: Path, info: Path | None = None) -> dict[str, Path]:
 
 
 def seed_of(seed: int, prompt: str, index: int) -> int:
-    """The seed of one video: another one for every prompt and index, drawn by no one."""
+    """Return the seed of one video, a hash of the arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed} {index} {prompt}".encode()).digest()[:6])
 
 
 def write_videos(
     pipe: MarDiniPipeline, prompts: dict[str, Path], output: Path, settings: dict[str, Any], samples: int = 5
 ) -> list[Path]:
-    """Writes the videos that are not there yet, and `videos.json`, which says how they were made.
+    """Write the missing videos, and `videos.json` with their settings.
 
     Args:
         pipe: the checkpoint.
         prompts: see `prompts_of`.
-        output: gets `videos/` and `images/`.
+        output: folder for `videos/` and `images/`.
         settings: `num_frames`, `height`, `width`, `steps`, `guidance_scale`, `seed`, `fps`.
         samples: videos of each image.
 
     Raises:
-        ValueError: if videos made in another way, or of other images, lie in `output`.
+        ValueError: if `output` has videos with other settings or of other images.
     """
     record_file = output / "videos.json"
     sampled_by = sampling_key(pipe.scheduler, settings["steps"], settings["guidance_scale"])
@@ -101,13 +103,12 @@ def write_videos(
             raise ValueError(
                 f"'{output}' holds videos made with another {', '.join(changed)}; give another folder, or remove it"
             )
-        # What lies there already stays told.
-        seeds_told, digests_told = before["seeds"] | seeds, images_before | digests
+        all_seeds, all_digests = before["seeds"] | seeds, images_before | digests
     else:
-        seeds_told, digests_told = seeds, digests
+        all_seeds, all_digests = seeds, digests
     videos, images = output / "videos", output / "images"
     images.mkdir(parents=True, exist_ok=True)
-    record = {"settings": made_by, "images": digests_told, "seeds": seeds_told}
+    record = {"settings": made_by, "images": all_digests, "seeds": all_seeds}
     record_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for prompt, path in tqdm(prompts.items(), unit="image", disable=None):
         image = _given_image(path, settings)
@@ -129,18 +130,18 @@ def write_videos(
 
 
 def _given_image(path: Path, settings: dict[str, Any]) -> torch.Tensor:
-    """`uint8` shaped `(1, 3, height, width)`."""
+    """Read an image as `uint8`, `(1, 3, height, width)`."""
     return fit(np.asarray(read_images(path)[0][0])[None], settings["height"], settings["width"])
 
 
 def score_videos(
     videos: Sequence[Path], prompts: dict[str, Path], output: Path, networks: Consistency
 ) -> dict[str, list]:
-    """Scores as VBench's own files have them: by dimension the mean over all, and a list with the score of each video.
+    """Return scores in the layout of VBench's own files: by dimension, the mean and a list with the score of each video.
 
     Args:
-        videos: as `write_videos` returns them; read back from the files, as VBench does.
-        prompts: see `prompts_of`; the images as they were given lie in `output`.
+        videos: from `write_videos`; read from the files, like VBench does.
+        prompts: see `prompts_of`.
         output: the folder of `write_videos`.
         networks: DINO and CLIP.
     """
@@ -162,6 +163,7 @@ def score_videos(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)
@@ -176,7 +178,7 @@ def _run(options: argparse.Namespace) -> None:
     print(
         f"{options.samples} videos for each of {len(prompts)} images with {options.checkpoint}; {dtype} on {device} ({why})"
     )
-    # Before anything is sampled: what cannot be had is said at once
+    # Before anything is sampled, so that missing networks are named at once
     networks = Consistency.from_pretrained(options.dino, options.clip, str(device)) if options.score else None
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -196,19 +198,19 @@ def _run(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.vbench", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
-    parser.add_argument("images", type=Path, help="folder of images, for VBench's own one of data/crop/<ratio>")
-    parser.add_argument(
-        "--info", type=Path, help="VBench's vbench2_i2v_full_info.json; without it, every image is taken"
-    )
+    parser.add_argument("images", type=Path, help="folder of images; for VBench's, data/crop/<ratio>")
+    parser.add_argument("--info", type=Path, help="VBench's vbench2_i2v_full_info.json; default: take every image")
     parser.add_argument("--samples", type=int, default=5, help="videos of each image")
     parser.add_argument("--num-frames", type=int, default=9)
     parser.add_argument("--height", type=int, default=64, help="images are cropped to this shape and resized")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, help="default: what the pipeline uses for image-to-video")
+    parser.add_argument("--guidance-scale", type=float, help="default: the pipeline's own for image-to-video")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fps", type=float, default=8, help="of the files")
-    parser.add_argument("--score", action="store_true", help="subject, background consistency and i2v subject, here")
+    parser.add_argument(
+        "--score", action="store_true", help="compute subject and background consistency and i2v subject"
+    )
     parser.add_argument("--dino", default=DINO, help="Hub id or folder of DINO ViT-B/16")
     parser.add_argument("--clip", default=CLIP, help="Hub id or folder of CLIP ViT-B/32")
     parser.add_argument("--device", default="auto")

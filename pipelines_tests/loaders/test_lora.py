@@ -131,7 +131,7 @@ def test_unclear_places_are_refused(pipe, folder, tmp_path):
 
 def test_weights_of_a_whole_model_are_no_lora(pipe, tmp_path):
     safetensors.torch.save_file(dict(pipe.planner.state_dict()), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="this is no LoRA: .* without `lora`"):
+    with pytest.raises(ValueError, match="this is not a LoRA: .* without `lora`"):
         pipe.load_lora_weights(tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_an_alpha_in_a_tensor_is_a_weight_of_alpha_over_rank(folder):
         pipe.load_lora_weights(tensors)
         results.append(run(pipe))
     assert torch.equal(*results)
-    with pytest.raises(ValueError, match="is no number that belongs to a pair of matrices"):
+    with pytest.raises(ValueError, match="is not a number that belongs to a pair of matrices"):
         tiny_pipeline().load_lora_weights(alpha)
 
 

@@ -29,7 +29,7 @@ from diffusers_mardini import (
     MarDiniPipeline,
     MarDiniScheduler,
 )
-from diffusers_mardini.checkpoint_format import SHIM
+from diffusers_mardini.format_version import SHIM
 from diffusers_mardini.modular_pipelines import MarDiniInterpolationInputStep, MarDiniVaeEncoderStep
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline

@@ -1,4 +1,4 @@
-"""Compiled blocks go through the stages of Fig. 4, forward and backward, in one graph each and no break."""
+"""Compiled blocks go through the stages of Fig. 4, forward and backward, in a few graphs and without a break."""
 
 import pytest
 import torch
@@ -11,15 +11,16 @@ from training.losses import MarDiniTrainingModel
 
 SIZE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_dim": 16}
 # What is trained, frames, pixels and attention.
-STAGES = [("planner", 4, 64, "spatiotemporal"), ("transformer", 4, 64, "spatiotemporal"), ("transformer", 9, 64, "spatiotemporal"),
-          ("joint", 9, 64, "spatiotemporal"), ("joint", 9, 128, "spatiotemporal"), ("joint", 17, 128, "temporal"),
+STAGES = [("planner", 4, 64, "spatiotemporal"), ("transformer", 4, 64, "spatiotemporal"),
+          ("transformer", 9, 64, "spatiotemporal"), ("joint", 9, 64, "spatiotemporal"), ("joint", 9, 128, "spatiotemporal"),
+          ("joint", 17, 128, "temporal"),
           ("joint", 17, 192, "temporal")]  # fmt: skip
 
 
 def make_config() -> RunConfig:
     stages = [
-        {"name": str(i), "trains": trains, "num_frames": frames, "size": size, "temporal_attention": kind, "steps": 1, "batch_size": 2,
-         "strides": {1: 1}, "warmup_steps": 0}
+        {"name": str(i), "trains": trains, "num_frames": frames, "size": size, "temporal_attention": kind,
+         "steps": 1, "batch_size": 2, "strides": {1: 1}, "warmup_steps": 0}
         for i, (trains, frames, size, kind) in enumerate(STAGES)
     ]  # fmt: skip
     return RunConfig(

@@ -18,13 +18,15 @@ from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from pipelines_tests.training.evaluation.networks.test_frechet import has_efficientnet
 from training import evaluate
 from training.evaluation.altered_signals import OTHER
-from training.evaluation.finished_parts import Kept
-from training.evaluation.methods import BASELINE, OURS, Sampling, TrainingClips, Variant, baselines, ours
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows, to_bytes
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.methods import BASELINE, OURS, Method, SamplerSettings, TrainingClips, baselines, ours
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.networks.frechet import Features, frechet_distance
-from training.evaluation.scores import Evaluation, Networks
-from training.evaluation.tables import difference_table, markdown_table, read_results, write_results
-from training.evaluation.windows import Windows, load_windows, to_bytes
+from training.evaluation.networks.loading import Networks
+from training.evaluation.results import read_results, write_results
+from training.evaluation.scores import Evaluation
+from training.evaluation.tables import difference_table, score_table
 from training.figures.contact_sheets import GIVEN_COLOUR, contact_sheet, side_by_side
 
 
@@ -71,13 +73,11 @@ def command(checkpoint, clips, output, *more: str) -> list[str]:
 
 
 class Sampled:
-    """A variant that counts what it samples, brightens by its seed, and can be interrupted."""
+    """A method that counts what it samples, brightens by its seed, and can be interrupted."""
 
     def __init__(self, seeds=(0, 1), breaks_at: int | None = None, **key):
         self.batches, self.breaks_at = [], breaks_at
-        self.variant = Variant(
-            "ours, counted", OURS, {"method": "counted", **key}, seeds, [(0, 2), (2, 4)], self.sample
-        )
+        self.method = Method("ours, counted", OURS, {"method": "counted", **key}, seeds, [(0, 2), (2, 4)], self.sample)
 
     def sample(self, windows, given, first, seed):
         if len(self.batches) == self.breaks_at:
@@ -114,8 +114,8 @@ def test_networks_are_asked_about_the_sampled_frames_and_whole_windows(clips, tm
         "fd_window": Features("window", colours_over_time, {"colours": "2" * 64}),
     }
     networks = Networks({"alex": MeanDifference(), "vgg": MeanDifference()}, features)
-    variant = Variant("ours, bright", OURS, {"method": "bright"}, (0, 1), [(0, 4), (4, len(windows.frames))], sample)
-    (row,), _, _ = Evaluation(windows, [0, 4], networks, Kept(tmp_path)).run([variant])
+    method = Method("ours, bright", OURS, {"method": "bright"}, (0, 1), [(0, 4), (4, len(windows.frames))], sample)
+    (row,), _, _ = Evaluation(windows, [0, 4], networks, FinishedParts(tmp_path)).run([method])
 
     truth = to_bytes(windows.frames).float() / 255
     each = [to_bytes(sample(truth, None, 0, seed)).float() / 255 for seed in (0, 1)]
@@ -148,7 +148,7 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
         "ours, 2 steps",
         "ours, 1 step",
         "ours, 2 steps, planning signal dropped",
-        "ours, 2 steps, plan of another window",
+        "ours, 2 steps, planning signals of another window",
     ]
     assert len(record["windows"]) == 4 and record["skipped"] == {"clip_2.mp4": "3 frames, a window needs 9"}
     assert rows["best match among training windows"]["mid_ssim"] == pytest.approx(1, abs=1e-3)  # its own clips
@@ -194,41 +194,45 @@ def test_typed_again_nothing_is_sampled_twice_and_the_results_are_the_same(check
 def test_an_interrupted_evaluation_goes_on_with_the_batch_that_was_missing(windows, tmp_path):
     broken, whole = Sampled(breaks_at=3), Sampled()
     with pytest.raises(KeyboardInterrupt):
-        Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([broken.variant])
-    rows, _, sampled = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([whole.variant])
+        Evaluation(windows, [0, 4], NOTHING, FinishedParts(tmp_path)).run([broken.method])
+    rows, _, sampled = Evaluation(windows, [0, 4], NOTHING, FinishedParts(tmp_path)).run([whole.method])
     assert broken.batches == [(0, 0), (0, 2), (1, 0)] and whole.batches == [(1, 2)]
-    fresh, _, expected = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path / "fresh")).run([Sampled().variant])
+    fresh, _, expected = Evaluation(windows, [0, 4], NOTHING, FinishedParts(tmp_path / "fresh")).run(
+        [Sampled().method]
+    )
     torch.testing.assert_close(sampled["ours, counted"], expected["ours, counted"], rtol=0, atol=0)
     assert {**rows[0], "seconds_per_window": 0} == {**fresh[0], "seconds_per_window": 0}
 
 
 def test_everything_that_matters_is_in_the_key(windows, tmp_path):
-    def batches_sampled(of: Windows = windows, given=(0, 4), **key) -> int:
+    def batches_sampled(of: EvaluationWindows = windows, given=(0, 4), **key) -> int:
         sampled = Sampled(seeds=(0,), **key)
-        Evaluation(of, list(given), NOTHING, Kept(tmp_path)).run([sampled.variant])
+        Evaluation(of, list(given), NOTHING, FinishedParts(tmp_path)).run([sampled.method])
         return len(sampled.batches)
 
-    brighter = Windows(windows.frames * 0.9, windows.clips, windows.starts, {})
+    brighter = EvaluationWindows(windows.frames * 0.9, windows.clips, windows.starts, {})
     assert [batches_sampled(), batches_sampled()] == [2, 0]
     assert batches_sampled(of=brighter) == batches_sampled(given=(0,)) == batches_sampled(steps=3) == 2
     keys = [
-        [variant.key for variant in ours(pipe, ["a.mp4", "b.mp4"], sampling)]
+        [method.key for method in ours(pipe, ["a.mp4", "b.mp4"], sampling)]
         for pipe in (tiny_pipeline(), tiny_pipeline(planner_downscale=4), tiny_pipeline(beta_schedule="linear"))
         for sampling in (
-            Sampling(),
-            Sampling(steps=(3,)),
-            Sampling(guidance_scale=2.0),
-            Sampling(schedulers=("DDIMScheduler",)),
+            SamplerSettings(),
+            SamplerSettings(steps=(3,)),
+            SamplerSettings(guidance_scale=2.0),
+            SamplerSettings(schedulers=("DDIMScheduler",)),
         )
     ]
     assert len({json.dumps(key[1]) for key in keys}) == 12
 
 
 def test_rows_are_called_by_what_is_not_left_to_the_pipeline():
-    assert Sampling().label(1) == "ours, 1 step"
-    assert Sampling(guidance_scale=1.0).label(25, "DDIMScheduler") == "ours, 25 steps, DDIMScheduler, guidance 1"
-    assert Sampling(guidance_scale=3.5).label(5) == "ours, 5 steps, guidance 3.5"
-    assert Sampling().label(25, change=OTHER) == f"ours, 25 steps{OTHER.suffix}"
+    assert SamplerSettings().label(1) == "ours, 1 step"
+    assert (
+        SamplerSettings(guidance_scale=1.0).label(25, "DDIMScheduler") == "ours, 25 steps, DDIMScheduler, guidance 1"
+    )
+    assert SamplerSettings(guidance_scale=3.5).label(5) == "ours, 5 steps, guidance 3.5"
+    assert SamplerSettings().label(25, alteration=OTHER) == f"ours, 25 steps{OTHER.suffix}"
 
 
 def test_training_clips_are_known_by_their_files(clips, tmp_path):
@@ -244,14 +248,14 @@ def test_training_clips_are_known_by_their_files(clips, tmp_path):
     [([0, 8], ["copy", "cross-fade", "DIS", "RIFE"]), ([0], ["copy"]), ([0, 1, 2, 3, 4], ["copy", "DIS"])],
 )
 def test_a_task_has_the_simple_methods_that_it_allows(given, names):
-    found = [variant.method for variant in baselines(4, given, 9, None, "rife-v4.6")]
+    found = [method.name for method in baselines(4, given, 9, None, "rife-v4.6")]
     assert [method.split()[0] for method in found] == names
-    assert all(variant.kind == BASELINE for variant in baselines(4, given, 9, None))
+    assert all(method.kind == BASELINE for method in baselines(4, given, 9, None))
 
 
 def test_scores_are_of_the_frames_as_a_file_holds_them(windows, tmp_path):
     sampled = Sampled(seeds=(0,))
-    rows, _, frames = Evaluation(windows, [0, 4], NOTHING, Kept(tmp_path)).run([sampled.variant])
+    rows, _, frames = Evaluation(windows, [0, 4], NOTHING, FinishedParts(tmp_path)).run([sampled.method])
     values = frames["ours, counted"] * 255
     torch.testing.assert_close(values, values.round(), atol=1e-4, rtol=0)
     expected = summarize(score_windows(frames["ours, counted"], windows.frames, [0, 4]))
@@ -281,7 +285,7 @@ def test_other_tasks_schedulers_and_paces_are_scored(checkpoint, clips, tmp_path
         (["--sha256", "i3d_torchscript.pt"], "gives no digest; write i3d_torchscript.pt=DIGEST"),
         (["--scheduler", "DDIM"], "'DDIM' cannot take over"),
         (["--fps", "60"], "60 frames per second"),
-        (["--rife", "rife-v2.3"], "RIFE needs the package|does not sample any time"),
+        (["--rife", "rife-v2.3"], "RIFE needs the package|samples only the middle"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_sampled(checkpoint, clips, tmp_path, more, message):
@@ -332,7 +336,7 @@ def test_a_number_that_is_none_becomes_null_and_a_dash(windows, tmp_path):
     facts = {"command": "x", "task": "interpolation", "seeds": [0], "not_measured": ["fid: no file"]}
     write_results(tmp_path, facts, [row], [], windows)
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["motion"] is None
-    assert "| still | 0.500 [0.400, 0.600] | – |" in markdown_table([row])
+    assert "| still | 0.500 [0.400, 0.600] | – |" in score_table([row])
     assert "Not measured: fid: no file." in (tmp_path / "results.md").read_text() and difference_table([]) == ""
 
 

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 
 def make_sources(folder):
-    row = {"method": "ours, 25 steps", **{column: 0.4321 for column in COLUMNS}}
+    row = {"method": "ours, 25 steps", **dict.fromkeys(COLUMNS, 0.4321)}
     (folder / "results.json").write_text(json.dumps({"command": "python -m training.evaluate x", "rows": [row]}))
     (folder / "card.yaml").write_text(
         yaml.safe_dump({"num_frames": 4, "data": "Noise.", "metrics_setting": "Two windows."})
@@ -162,7 +162,7 @@ def test_a_fact_is_told_in_one_place(tmp_path):
     (tmp_path / "card.yaml").write_text("hours: 2\n")
     assert facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml")) == {"hours": 2}
     (tmp_path / "card.json").write_text('{"hours": 3}')
-    with pytest.raises(ValueError, match="tells hours, which the run recorded itself"):
+    with pytest.raises(ValueError, match="gives hours, which the run recorded"):
         facts_of(tmp_path / "card.yaml", read_record(tmp_path / "card.yaml"))
     (tmp_path / "card.yaml").write_text("- hours\n")
     with pytest.raises(ValueError, match="holds a list; it has to be a mapping"):

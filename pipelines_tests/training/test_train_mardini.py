@@ -112,7 +112,7 @@ def make_config(**overrides):
                 },
             ],
             **overrides,
-        }  # fmt: skip
+        }
     )
 
 
@@ -144,7 +144,11 @@ def test_all_stages_run_and_end_in_a_pipeline_that_loads(tmp_path):
     assert [r["global_step"] for r in log] == list(range(1, 9)) and log[-1]["windows_seen"] == 16
     assert {"planner_loss", "diffusion_loss"} <= log[-1].keys() and "diffusion_loss" not in log[0]
     stages = make_config().stages
-    expected = [s.learning_rate * learning_rate_factor(step, s.steps, s.warmup_steps, s.final_learning_rate / s.learning_rate) for s in stages for step in range(s.steps)]
+    expected = [
+        s.learning_rate * learning_rate_factor(step, s.steps, s.warmup_steps, s.final_learning_rate / s.learning_rate)
+        for s in stages
+        for step in range(s.steps)
+    ]
     assert [line["learning_rate"] for line in log] == pytest.approx(expected) and len(set(expected)) > 1
     assert all(line["loss"] == pytest.approx(line["diffusion_loss"] + 0.5 * line["planner_loss"]) for line in log[5:])
     heldout = [r["heldout"] for r in records(tmp_path) if "heldout" in r]

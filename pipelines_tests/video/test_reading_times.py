@@ -92,7 +92,7 @@ def test_a_few_frames_that_stand_for_too_short_are_left_out_and_named(tmp_path, 
     times.insert(31, 1201)
     read, fps = read_video(timed(tmp_path / "glitch.mkv", numbered(61), times))
     assert fps == pytest.approx(25, rel=1e-3) and len(read) == 60
-    assert "1 that stand for too short were left out: 30" in caplog.text
+    assert "1 that are shown too briefly were left out: 30" in caplog.text
     assert sorted({*numbers(read), 30}) == list(range(61))
 
 

@@ -1,14 +1,14 @@
 """MarDini (arXiv 2410.20280) as a plugin of diffusers: models, scheduler and pipeline.
 
-Importing this package also tells diffusers where the classes named in a `model_index.json` are to be found. The
-training code is no part of it.
+Importing this package also registers with diffusers where to find the classes that a `model_index.json` names. The
+training code is not part of it.
 """
 
-# The base classes are looked up on this package when a pipeline is loaded.
+# diffusers looks the base classes up in this package when it loads a pipeline.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
-from .checkpoint_format import COMPONENTS, FORMAT_VERSION, LIBRARY
+from .format_version import COMPONENTS, FORMAT_VERSION, LIBRARY
 from .models import (
     AutoencoderPatchBasis,
     MarDiniPlannerOutput,
@@ -25,9 +25,9 @@ from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "FORMAT_VERSION",
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
-    "FORMAT_VERSION",
     "MarDiniBlocks",
     "MarDiniModularPipeline",
     "MarDiniPipeline",
@@ -44,8 +44,8 @@ __all__ = [
     "load_preset",
 ]
 
-# A library that diffusers does not list is written to model_index.json by module path, and cannot be loaded from the
-# Hub. The table is private to diffusers; pipelines_tests/test_loading.py notices when it changes.
+# Without this entry diffusers would write our classes to model_index.json by module path, which cannot be loaded from
+# the Hub. The table is private to diffusers; pipelines_tests/test_loading.py notices when it changes.
 _BASES = {
     name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 }

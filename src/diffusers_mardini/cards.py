@@ -1,13 +1,15 @@
-"""Model cards: the `README.md` of a checkpoint or of LoRA weights, from a local template and known facts.
+"""Model cards: the `README.md` of a checkpoint or of LoRA weights, from `templates/model_card.md` and known facts.
 
-A fact that is not known is left out together with its section; nothing is filled in by guess. What a folder itself can tell (its
-parameters, the size its autoencoder learned, rank and targets of an adapter) is read from it by `read_facts`. Uploading is `hub.py`.
+An unknown fact is left out together with its section; nothing is guessed. `read_facts` reads from a folder what it
+says about itself: parameters, the size its autoencoder was trained on, rank and targets of an adapter. Uploading is
+`hub.py`.
 """
 
 import json
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,26 +21,26 @@ from safetensors import SafetensorError, safe_open
 
 FACTS = {
     "name": "heading of the card (needed)",
-    "path": "what `from_pretrained` or `load_lora_weights` is given; the name where it is missing",
-    "description": "what it is, in a sentence or two",
+    "path": "argument of `from_pretrained` or `load_lora_weights`; by default the name",
+    "description": "a sentence or two about the model",
     "license": "licence of the weights, as an SPDX name in lower case",
     "base_model": "Hub id of the checkpoint that LoRA weights adapt; makes the card one of an adapter",
     "num_frames": "number: frames of a window",
     "size": "number: side of the square pictures in pixels",
-    "window": 'what a window is, e.g. "9 frames of 64x64 pixels, 12.5 a second"',
+    "window": 'size and rate of a window, e.g. "9 frames of 64x64 pixels, 12.5 a second"',
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
     "adapter": "list of dicts, one for each part that LoRA weights adapt",
-    "conditions": "list of dicts, one for each condition that frames may be told",
-    "data": "text: what it was trained on, where it comes from, what was held out",
+    "conditions": "list of dicts, one for each condition that frames can be given",
+    "data": "text: the training data, where they come from, and the held-out part",
     "stages": "list of dicts, one for each stage of the training",
-    "hardware": "text: what it was trained on, as recorded",
-    "hours": "number: how long all stages took together",
+    "hardware": "text: the machine it was trained on, as recorded",
+    "hours": "number: hours that all stages took together",
     "command": "the command or the list of commands that trained it",
     "metrics": "list of dicts, one for each method that was scored",
-    "metrics_setting": "text: what the scores were measured on, and how",
+    "metrics_setting": "text: how the scores were measured, and on which windows",
     "limits": "list of sentences",
-    "citation": "text: what else should be cited, e.g. the data",
+    "citation": "text: further works to cite, e.g. the data",
 }
 _KINDS = {
     **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "limits"), list | tuple),
@@ -51,14 +53,14 @@ PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".mp4",)
 
 
 def render_model_card(facts: Mapping[str, Any]) -> str:
-    """Fills the template.
+    """Return the text of a card.
 
     Args:
         facts: values for the keys of `FACTS`. A missing or empty one removes its section.
 
     Raises:
-        ValueError: on a key that is not in `FACTS` or a value of another kind, if the name is missing, or a sample is neither
-            picture nor video.
+        ValueError: for a key that is not in `FACTS`, a value of another kind, a missing name, or a sample that is
+            neither a picture nor a video.
     """
     unknown = sorted(set(facts) - set(FACTS))
     if unknown:
@@ -69,40 +71,19 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
             raise ValueError(f"the fact {key} is {facts[key]!r}; give {FACTS[key]}")
     if "name" not in facts:
         raise ValueError("a model card needs a name, its heading")
-    values = {key: _as_text(key, value) for key, value in facts.items()}
-    values.setdefault("path", values["name"])
-    values["metadata"] = _metadata(facts)
-    values["call"] = "".join(
-        f", {argument}={facts[key]}"
-        for argument, key in (("num_frames", "num_frames"), ("height", "size"), ("width", "size"))
-        if key in facts
-    )
-    if "base_model" not in facts:
-        values["pipeline"] = ""  # the sections of a card that is none of an adapter
-    resources = {"hardware": "trained on", "hours": "hours, all stages together"}
-    if resources.keys() & facts.keys():
-        values["resources"] = "\n".join(
-            f"- {label}: {values[key]}" for key, label in resources.items() if key in facts
-        )
-    text = (files(__package__) / "templates/model_card.md").read_text(encoding="utf-8")
-    for _ in range(2):  # sections stand in sections at most once
-        text = re.sub(
-            r"^\[\[(\w+)\]\]\n(.*?)^\[\[/\1\]\]\n",
-            lambda match: match[2] if match[1] in values else "",
-            text,
-            flags=re.DOTALL | re.MULTILINE,
-        )
-    return text.format(**values)
+    template = (files(__package__) / "templates/model_card.md").read_text(encoding="utf-8")
+    values = {"path": facts["name"]} | facts | {key: _LAYOUTS[key](facts[key]) for key in _LAYOUTS if key in facts}
+    return ModelCard.from_template(_metadata(facts), template_str=template, **values).content.rstrip() + "\n"
 
 
 def card_of_folder(folder: str | os.PathLike, facts: Mapping[str, Any]) -> str:
-    """The card of a checkpoint's folder; facts that the folder tells itself need not be given.
+    """Return the card of a checkpoint's folder; facts that `read_facts` finds there need not be given.
 
     Raises:
         ValueError: as `read_facts` and `render_model_card` do, or if a sample is not in the folder.
     """
     folder = Path(folder)
-    told = read_facts(folder)
+    found = read_facts(folder)
     is_pipeline = (folder / "model_index.json").is_file()
     if is_pipeline == bool(facts.get("base_model")):
         advice = (
@@ -111,7 +92,7 @@ def card_of_folder(folder: str | os.PathLike, facts: Mapping[str, Any]) -> str:
             else "has LoRA weights; give the fact base_model"
         )
         raise ValueError(f"'{folder}' {advice}, the Hub id of what LoRA weights adapt")
-    card = render_model_card({"name": folder.name, **told, **facts})
+    card = render_model_card({"name": folder.name, **found, **facts})
     missing = [sample["file"] for sample in facts.get("samples") or [] if not (folder / sample["file"]).is_file()]
     if missing:
         raise ValueError(f"the card shows {', '.join(missing)}, which '{folder}' does not have; copy it there first")
@@ -119,18 +100,18 @@ def card_of_folder(folder: str | os.PathLike, facts: Mapping[str, Any]) -> str:
 
 
 def write_model_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Path:
-    """Writes `README.md` into a checkpoint's folder; see `card_of_folder`."""
+    """Write `README.md` into a checkpoint's folder and return its path; see `card_of_folder`."""
     path = Path(folder) / "README.md"
     path.write_text(card_of_folder(folder, facts), encoding="utf-8")
     return path
 
 
 def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a saved pipeline, or the folder of LoRA weights, says about itself.
+    """Return the facts that a saved pipeline, or a folder of LoRA weights, holds about itself.
 
-    Of a pipeline: the number of parameters of each component, from the headers of its files, the size that our own
-    autoencoder was trained at, and the conditions of its models. Of LoRA weights: the parameters of each
-    part, and rank, alpha and targets where they were saved.
+    For a pipeline: the number of parameters of each component, from the headers of its files, the size that our own
+    autoencoder was trained on, and the conditions of its models. For LoRA weights: the parameters of each
+    part, and rank, alpha and targets if they were saved.
 
     Raises:
         ValueError: if the folder is neither, or a file of weights is damaged.
@@ -141,28 +122,30 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
         return _adapter_facts(folder / LORA_WEIGHT_NAME_SAFE)
     raise ValueError(
-        f"'{folder}' has neither model_index.json nor {LORA_WEIGHT_NAME_SAFE}; give the folder of a saved pipeline or of LoRA weights"
+        f"'{folder}' has neither model_index.json nor {LORA_WEIGHT_NAME_SAFE}; give the folder of a saved pipeline or of "
+        "LoRA weights"
     )
 
 
 def card_metadata(card: str) -> dict[str, Any]:
-    """The YAML at the top of a card, as a dict; empty where there is none.
+    """Return the YAML at the top of a card as a dict, which is empty if there is none.
 
     Raises:
-        ValueError: if it is no YAML.
+        ValueError: if it is not valid YAML.
     """
     try:
         return ModelCard(card).data.to_dict()
-    except Exception as error:  # the YAML parser's own classes have no base but Exception
-        reason = " ".join(str(error).split())  # told over many lines
-        raise ValueError(f"the block between the first two lines of --- is no YAML: {reason}") from error
+    except Exception as error:  # the YAML parser's classes have no base but Exception
+        reason = " ".join(str(error).split())  # the parser spreads it over many lines
+        raise ValueError(f"the block between the first two lines of --- is not valid YAML: {reason}") from error
 
 
 def retarget_card(card: str, path: str) -> tuple[str, str | None]:
-    """Makes the snippets of a card load from `path`; what they loaded from comes second, `None` where nothing changed.
+    """Return the card with snippets that load from `path`, and the name they loaded before (`None` if nothing
+    changed).
 
-    Only what the first snippet loads is replaced, in code blocks: the name within quotation marks and after `--checkpoint`. Where LoRA
-    weights are loaded it is them, not the pipeline below.
+    The name is the one that the first snippet loads: the LoRA weights if there are any, else the pipeline. It is
+    replaced in code blocks only, within quotation marks and after `--checkpoint`.
     """
     loads = re.search(r'load_lora_weights\(\s*"([^"\n]+)"', card) or re.search(
         r'from_pretrained\(\s*"([^"\n]+)"', card
@@ -178,7 +161,7 @@ def retarget_card(card: str, path: str) -> tuple[str, str | None]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same or overlapping keys as a markdown table; what a row does not have is an empty cell."""
+    """Lay rows out as a markdown table with a column for each key; a key that a row lacks is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
@@ -186,8 +169,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _metadata(facts: Mapping[str, Any]) -> str:
-    """The YAML that the Hub reads: what finds the model, what it derives from, what its page shows."""
+def _metadata(facts: Mapping[str, Any]) -> ModelCardData:
+    """Return the block that the Hub reads: by it the model is found, linked to its base model and illustrated."""
     adapter = {"base_model_relation": "adapter"} if "base_model" in facts else {}
     widget = [{"text": s["caption"], "output": {"url": s["file"]}} for s in facts.get("samples", [])]
     return ModelCardData(
@@ -198,24 +181,7 @@ def _metadata(facts: Mapping[str, Any]) -> str:
         base_model=facts.get("base_model"),
         **adapter,
         **({"widget": widget} if widget else {}),
-    ).to_yaml()
-
-
-def _as_text(key: str, value: Any) -> str:
-    if key == "parameters":
-        total = sum(value.values())
-        return markdown_table([{"part": k, "parameters": f"{v:,}"} for k, v in {**value, "together": total}.items()])
-    if key in ("stages", "metrics", "adapter", "conditions"):
-        return markdown_table(value)
-    if key == "samples":
-        return "\n\n".join(map(_sample, value))
-    if key == "limits":
-        return "\n".join(f"- {sentence}" for sentence in value)
-    if key == "command" and not isinstance(value, str):
-        return "\n".join(value)
-    if key == "hours":
-        return f"{value:.2f}"
-    return str(value)
+    )
 
 
 def _sample(sample: Mapping[str, str]) -> str:
@@ -230,6 +196,19 @@ def _sample(sample: Mapping[str, str]) -> str:
     raise ValueError(f"the sample {file} cannot be shown; use {', '.join(PICTURES + VIDEOS)}")
 
 
+def _parameter_table(parameters: Mapping[str, int]) -> str:
+    rows = {**parameters, "together": sum(parameters.values())}
+    return markdown_table([{"part": part, "parameters": f"{count:,}"} for part, count in rows.items()])
+
+
+# Facts that the template receives laid out; the others it lays out itself.
+_LAYOUTS: dict[str, Callable] = {
+    "parameters": _parameter_table,
+    **dict.fromkeys(("stages", "metrics", "adapter", "conditions"), markdown_table),
+    "samples": lambda samples: [_sample(sample) for sample in samples],
+}
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -237,10 +216,12 @@ def _cell(value: Any) -> str:
 
 
 def learned_size(class_name: str, config: Mapping[str, Any]) -> int | None:
-    """Side in pixels of the pictures that an autoencoder was trained on, where its config tells.
+    """Return the side in pixels of the pictures that an autoencoder was trained on, or `None` if its config does not
+    say.
 
-    An `AutoencoderKL` has a `sample_size` too, but often the default of its class, or that of pictures (1024) where the window of the
-    models is another: for it, and for every class but `AutoencoderPatchBasis`, `None`.
+    The `sample_size` of an `AutoencoderKL` does not count: it is often the default of its class, or the size of
+    pictures (1024) although our models were trained on windows of another size. Only `AutoencoderPatchBasis` records
+    the size of its training.
     """
     return config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
 
@@ -294,22 +275,21 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
     for part in parameters:
         targets = saved.get(f"{part}.target_modules")
         kinds = [name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if saved.get(f"{part}.{key}")]
-        row = {"part": part, "rank": saved.get(f"{part}.r"), "alpha": saved.get(f"{part}.lora_alpha"), "kind": ", ".join(kinds) or None,
-               "targets": targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))}  # fmt: skip
+        row = {
+            "part": part,
+            "rank": saved.get(f"{part}.r"),
+            "alpha": saved.get(f"{part}.lora_alpha"),
+            "kind": ", ".join(kinds) or None,
+            "targets": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
+        }
         rows.append({key: value for key, value in row.items() if value is not None})
     return {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Number of values of each tensor, from the header."""
+    """Return the number of values of each tensor, from the header."""
     try:
         with safe_open(path, framework="numpy") as file:
-            sizes = {}
-            for name in file.keys():
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                sizes[name] = size
-            return sizes
+            return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); save or copy it again") from error
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); save or copy it again") from error

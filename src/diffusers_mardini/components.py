@@ -1,11 +1,11 @@
-"""The classes that a `model_index.json` may name, under a name of their own.
+"""The classes that a `model_index.json` may name, in a module of their own.
 
-A saved pipeline says ["diffusers_mardini", class], and has a file of that name in each part's folder for the generic class of diffusers
-(`checkpoint_format.py`). `MarDiniPipeline` reads the same as ["diffusers_mardini.components", class], which is no file of the folder, so that
-it runs none of its code.
+A saved pipeline names them ["diffusers_mardini", class], and has a file of that name in each part's folder for the
+generic class of diffusers (`format_version.py`). `MarDiniPipeline` reads the same entry as
+["diffusers_mardini.components", class]: no file of the folder has this name, so none of its code runs.
 """
 
-# The base classes are looked up beside the classes when a pipeline is loaded.
+# diffusers looks the base classes up beside the classes when it loads a pipeline.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from .models import AutoencoderPatchBasis, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel

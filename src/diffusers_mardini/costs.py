@@ -1,11 +1,10 @@
-"""Counts what a model costs without allocating it: parameters, floating-point operations and memory, on the meta device.
+"""Count the costs of a model without allocating it: parameters, floating-point operations and memory, on the meta
+device.
 
-The counts are of one window with a first and a last frame given, batch of one, no guidance, sampled as the pipeline samples it: the
-given frames pass the transformer once ("references"), the others at every step. Operations are those of matrix products,
-attention and convolutions (torch's `FlopCounterMode`, a multiplication and an addition count as two).
-
-`measure` and what it is made of, `fused_attention` and `PeakMemory`, are the one way of counting: the plan of a training and the benchmarks
-use them too.
+The counts are for one window with a first and a last frame given, a batch of one and no guidance, sampled as the
+pipeline does: the given frames pass the transformer once ("references"), the others at every step. Operations are
+those of matrix products, attention and convolutions (torch's `FlopCounterMode`; a multiplication and an addition count
+as two). The cost plan of a run and the benchmarks count with the same `measure`.
 """
 
 import contextlib
@@ -31,16 +30,16 @@ from .presets import list_presets, load_preset
 
 @dataclass(frozen=True)
 class Cost:
-    """What one part costs.
+    """The costs of one component.
 
     Attributes:
         name: the component.
-        parameters: their number.
+        parameters: the number of its parameters.
         weight_bytes: memory of the weights.
         operations: floating-point operations of one call.
-        calls: how often it is called for one window.
-        activation_bytes: most memory held by results at any moment of a call without gradients, weights not counted.
-            Attention scores are not among them, see `fused_attention`.
+        calls: the number of calls for one window.
+        activation_bytes: the peak memory of results in a call without gradients, without weights and
+            without attention scores (see `fused_attention`).
     """
 
     name: str
@@ -59,7 +58,7 @@ def report(
     steps: int = 25,
     dtype: torch.dtype = torch.bfloat16,
 ) -> str:
-    """The costs of a preset or of a checkpoint's folder as plain text.
+    """Return the costs of a preset or of a checkpoint's folder as plain text.
 
     Raises:
         ValueError: if `model` is neither, its size is neither known nor given, or the window does not fit the model.
@@ -96,7 +95,7 @@ def report(
 
 
 def read_configs(model: str) -> dict[str, Any]:
-    """The keyword arguments of each part, of a preset or from the JSON files of a saved pipeline.
+    """Return the keyword arguments of each part, from a preset or from the JSON files of a saved pipeline.
 
     Raises:
         ValueError: if `model` is neither.
@@ -112,7 +111,7 @@ def read_configs(model: str) -> dict[str, Any]:
     for part in ("planner", "transformer", "vae"):
         config = json.loads((Path(model) / part / "config.json").read_text(encoding="utf-8"))
         name = config.pop("_class_name")
-        # Quantized weights are counted as if they were not: what they weigh depends on the library.
+        # Quantized weights are counted as if they were not quantized: their size depends on the library.
         configs[part] = {
             key: value for key, value in config.items() if not key.startswith("_") and key != "quantization_config"
         }
@@ -125,9 +124,14 @@ def read_configs(model: str) -> dict[str, Any]:
 def count_costs(
     configs: dict[str, Any], num_frames: int, height: int, width: int, steps: int, dtype: torch.dtype
 ) -> list[Cost]:
-    """Costs of planner, transformer and, where its class is of this package or an `AutoencoderKL`, the decoder."""
+    """Return the costs of planner, transformer and, for our autoencoder and `AutoencoderKL`, the decoder.
+
+    Raises:
+        ValueError: if the size does not fit the model, or the window has no frame between the first and the last.
+    """
     channels, low = configs["transformer"]["in_channels"], configs["planner_downscale"]
-    # As the pipeline has them (`vae_scale_factor`, `size_multiple`); a preset that names its VAE on the Hub means one of 8x.
+    # As the pipeline computes them (`vae_scale_factor`, `size_multiple`). Presets that name a VAE on the Hub mean one
+    # of 8x.
     factor = 2 ** (len(configs["vae"].get("block_out_channels", [0] * 4)) - 1)
     patches = configs["transformer"].get("patch_size", 2), low * configs["planner"].get("patch_size", 1)
     multiple = factor * math.lcm(*patches)
@@ -150,15 +154,17 @@ def count_costs(
     masked = num_frames - 2
 
     costs = []
-    plan = {"reference_mask": mask, "num_masked_frames": masked}
-    signals, cost = _measure("planner", parts["planner"], dtype, 1, lambda m: m(low_latents, **plan).planning_signals)
+    window = {"reference_mask": mask, "num_masked_frames": masked}
+    signals, cost = _measure(
+        "planner", parts["planner"], dtype, 1, lambda m: m(low_latents, **window).planning_signals
+    )
     costs.append(cost)
     state, cost = _measure(
         "references",
         parts["transformer"],
         dtype,
         1,
-        lambda m: m(latents, timestep, signals, **plan, return_window_state=True),
+        lambda m: m(latents, timestep, signals, **window, return_window_state=True),
     )
     # The transformer's weights are counted once.
     costs.append(replace(cost, parameters=0, weight_bytes=0))
@@ -174,12 +180,13 @@ def count_costs(
 
 @contextlib.contextmanager
 def fused_attention() -> Iterator[None]:
-    """Lets attention on meta tensors compute as fused kernels do, which store no scores.
+    """Make attention on meta tensors behave like fused kernels, which store no scores.
 
-    These are what diffusers' default backend, `scaled_dot_product_attention`, runs on GPUs, and on a CPU in the models' float32 sampling.
-    Without this, meta tensors would take attention apart into two products and keep the scores between them. That is still done, and
-    counted, where it happens on a device too: with a mask, and where only torch's `SDPBackend.MATH` is allowed. Not counted are the scores
-    that MPS stores, which has no fused kernel for whole sequences, and those of the plain products that `models/attention.py` makes on a CPU.
+    diffusers' default backend, `scaled_dot_product_attention`, runs such kernels on GPUs, and on a CPU for the models'
+    float32 sampling. Without this, meta tensors would split attention into two products and keep the scores between
+    them. That still happens, and is counted, where it happens on a device too: with a mask, and where only torch's
+    `SDPBackend.MATH` is allowed. The scores that MPS stores (it has no fused kernel for whole sequences) and those of
+    the plain products of `models/attention.py` on a CPU are not counted.
 
     torch's function is replaced meanwhile, because modes do not reach blocks that are recomputed in a backward pass.
     """
@@ -200,7 +207,7 @@ def fused_attention() -> Iterator[None]:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up the bytes of new results while they live, and keeps the largest sum (`peak`)."""
+    """Add up the bytes of new results while they live, and keep the largest sum (`peak`)."""
 
     def __init__(self):
         super().__init__()
@@ -224,14 +231,15 @@ class PeakMemory(TorchDispatchMode):
 
 
 def measure(call: Callable[[], Any]) -> tuple[Any, int, int]:
-    """Result of a call without gradients, its floating-point operations, and the most bytes of its results alive at any moment."""
+    """Run a call without gradients; return its result, its operations and the peak bytes of its results."""
     with torch.no_grad(), fused_attention(), FlopCounterMode(display=False) as counter, PeakMemory() as memory:
         result = call()
     return result, counter.get_total_flops(), memory.peak
 
 
 def _measure(name: str, module: nn.Module, dtype: torch.dtype, calls: int, call) -> tuple[Any, Cost]:
-    # ModelMixin's own `to` warns that some norms are better kept in float32, which does not matter for counting.
+    # nn.Module's `to`: that of ModelMixin warns that some norms are better kept in float32, which does not matter
+    # here.
     nn.Module.to(module, dtype).requires_grad_(False)
     result, operations, activation_bytes = measure(lambda: call(module))
     parameters = list(module.parameters())

@@ -1,7 +1,8 @@
-"""Sharing a folder on the Hub: is it safe, is it whole, what would be sent, and the sending itself.
+"""Share a saved pipeline or a folder of LoRA weights on the Hub.
 
-`plan_upload` looks and refuses, without a network; `push` sends what was planned, in one commit. A saved pipeline and a folder of
-LoRA weights can be sent. Cards are made in `cards.py`; what a saved pipeline consists of is told by `checkpoint_format.py`.
+`plan_upload` checks without a network that a folder is safe and complete, and lists the files to send; `push` sends
+them in one commit. Cards are made in `cards.py`; the files of code in a pipeline's folder are defined in
+`format_version.py`.
 """
 
 import json
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import components
 from .cards import FACTS, card_metadata, card_of_folder, retarget_card
-from .checkpoint_format import LIBRARY, check_format, shims
+from .format_version import LIBRARY, check_format, shims
 from .weights import check_tensors
 
 
@@ -42,14 +43,14 @@ _INDEX = re.compile(r"\.safetensors\.index(\.[^.]+)?\.json$")  # a variant's nam
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be sent.
+    """The files and the card of one upload.
 
     Attributes:
         folder: where the files are.
-        repo_id: where to, `owner/name`.
-        files: path in the folder, which is also that in the repository, to its size in bytes; the card is not among them.
+        repo_id: the repository, `owner/name`.
+        files: size in bytes of each file but the card, by its path in the folder and in the repository.
         card: text of `README.md`.
-        notes: what the card says otherwise than the folder's own, for the user to read.
+        notes: sentences for the user about how the card differs from the folder's own.
     """
 
     folder: Path
@@ -60,22 +61,22 @@ class Upload:
 
 
 def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any] | None = None) -> Upload:
-    """Checks a folder and says what of it would be sent; needs no network and changes nothing.
+    """Check a folder and return what would be sent; needs no network and changes nothing.
 
     Args:
         folder: a saved pipeline, or LoRA weights.
-        repo_id: `owner/name`. Snippets of the card are made to load from it.
-        facts: for a card (`cards.FACTS`) beside what the folder tells; only where the folder has no `README.md`.
+        repo_id: `owner/name`. Snippets of the card are changed to load from it.
+        facts: for a card (`cards.FACTS`), beside those that the folder holds; only if the folder has no `README.md`.
 
     Raises:
         ValueError: naming every file that is unsafe to share, and everything that is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"'{folder}' is no folder; give that of a saved pipeline or of LoRA weights")
+        raise ValueError(f"'{folder}' is not a folder; give the folder of a saved pipeline or of LoRA weights")
     check_repo_id(repo_id)
     index = _read_index(folder)
-    # Where the index is lost our own files are no reason of their own.
+    # If the index is lost, our own files of code are not reported as well.
     parts = {path.parent.name: [LIBRARY] for path in folder.glob(f"*/{LIBRARY}.py")}
     files, problems = _look_through(folder, shims(parts if index is None else index))
     problems += _missing(folder, index)
@@ -86,7 +87,7 @@ def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any
         )
     has_card = files.pop(CARD, None) is not None
     if has_card and facts:
-        raise ValueError(f"'{folder}' has a {CARD}, so that the facts given would not be used; remove one of them")
+        raise ValueError(f"'{folder}' has a {CARD}, so the given facts would not be used; remove one of them")
     notes = []
     if has_card:
         card, loaded = retarget_card((folder / CARD).read_text(encoding="utf-8"), repo_id)
@@ -95,34 +96,30 @@ def plan_upload(folder: str | os.PathLike, repo_id: str, facts: Mapping[str, Any
                 f"the snippets of {CARD} load from {repo_id} there, not from {loaded}; the file here stays as it is"
             )
         if card_metadata(card).get("library_name") != "diffusers":
-            notes.append(
-                f"{CARD} does not say `library_name: diffusers`, so that the Hub will show no snippet of its own"
-            )
+            notes.append(f"{CARD} does not say `library_name: diffusers`, so the Hub will show no snippet of its own")
     else:
         card = card_of_folder(folder, {"name": repo_id.split("/")[1], "path": repo_id, **(facts or {})})
-        notes.append(
-            f"there is no {CARD}; one is made of what the folder tells" + (" and the facts given" if facts else "")
-        )
+        notes.append(f"there is no {CARD}; one is made from the folder" + (" and the given facts" if facts else ""))
     return Upload(folder, repo_id, files, card, tuple(notes))
 
 
 def read_facts_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Facts for a card from a JSON file.
+    """Return facts for a card from a JSON file.
 
     Raises:
-        ValueError: if it is no JSON object; unknown facts are refused when the card is made.
+        ValueError: if it is not a JSON object. Unknown facts are refused later, when the card is made.
     """
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"'{path}' is no valid JSON ({error})") from error
+        raise ValueError(f"'{path}' is not valid JSON ({error})") from error
     if not isinstance(facts, dict):
         raise ValueError(f"'{path}' holds a {type(facts).__name__}; write an object with keys of {', '.join(FACTS)}")
     return facts
 
 
 def describe(upload: Upload) -> str:
-    """The plan for a user to read: files with sizes, then the card as it would be."""
+    """Return a text for the user: the files with their sizes, then the card."""
     files = {**upload.files, CARD: len(upload.card.encode())}
     width = max(map(len, files))
     lines = [f"{len(files)} files of {upload.folder} for {upload.repo_id}, {_size(sum(files.values()))}:"]
@@ -138,14 +135,14 @@ def push(
     token: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Makes the repository where it is not there yet and sends everything in one commit; returns the address of the commit.
+    """Create the repository if needed, send everything in one commit and return the address of the commit.
 
     Files of the repository that the folder does not have stay there.
 
     Args:
         upload: from `plan_upload`.
         commit_message: by default "Upload" and the folder's name.
-        private: for a new repository; by default as the owner has set it.
+        private: for a new repository; by default the owner's setting.
         token: by default the one of `hf auth login` or of the environment variable HF_TOKEN.
         create_pr: propose the commit instead of making it.
 
@@ -175,18 +172,18 @@ def push(
         raise ValueError(
             f"the Hub at {api.endpoint} was not reached ({error}); nothing was committed, try again"
         ) from error
-    return commit.pr_url if create_pr else commit.commit_url
+    return str(commit.pr_url if create_pr else commit.commit_url)
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises `ValueError` for what cannot be the `owner/name` of a repository."""
+    """Refuse a name that cannot be the `owner/name` of a repository, with a `ValueError`."""
     if repo_id.count("/") != 1:
         raise ValueError(f"the repository is {repo_id!r}; give owner and name, such as 'you/mardini-mine'")
     validate_repo_id(repo_id)  # its errors are ValueErrors that say which letters are allowed
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """`None` where there is no index, or it is damaged, which is told when the files are looked through."""
+    """Return the index; `None` if there is none, or a damaged one, which `_look_through` reports."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -195,7 +192,10 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def _look_through(folder: Path, code: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
-    """Sizes of what may be shared, and what may not with its reason; `code` is what may be, by its path."""
+    """Return the sizes of the files that may be shared, and the reasons against the others.
+
+    `code` holds the texts of the files of code that are allowed, by path.
+    """
     files, problems = {}, []
     for name, path in _walk(folder):
         reason = _unsafe(folder, name, path, code)
@@ -207,7 +207,7 @@ def _look_through(folder: Path, code: Mapping[str, str]) -> tuple[dict[str, int]
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files, and folders that are not entered: links, hidden and temporary ones."""
+    """Yield all files, and the folders that are not entered: links, hidden and temporary ones."""
     for root, folders, names in os.walk(folder):
         stop = [
             name for name in folders
@@ -220,12 +220,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str | None:
-    """Why a file may not be shared; `None` if it may."""
+    """Return the reason why a file may not be shared; `None` if it may."""
     suffix = path.suffix.lower()
     if path.is_symlink():
         target = path.resolve()
         if not target.exists():
-            return f"is a link to {os.readlink(path)}, which is not there"
+            return f"is a link to {os.readlink(path)}, which does not exist"
         if not target.is_relative_to(folder.resolve()):
             return f"is a link that leaves the folder, to {target}; put a copy in its place"
         if target.is_dir():
@@ -239,23 +239,23 @@ def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str
         if name not in code:
             return "is code; only the few lines that save_pretrained writes may be shared with weights"
         if path.read_text(encoding="utf-8", errors="replace") != code[name]:
-            return "is not the file that this version writes; load the pipeline and save_pretrained it anew"
+            return "is not the file that this version writes; load the pipeline and save it again with save_pretrained"
         return None
     if suffix not in ALLOWED and name not in ALLOWED_NAMES:
-        return f"is of no kind that a checkpoint needs ({', '.join(ALLOWED)}); move it away"
+        return f"is not of a kind that a checkpoint needs ({', '.join(ALLOWED)}); move it away"
     if suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            return f"is no valid JSON ({error})"
+            return f"is not valid JSON ({error})"
         if name == "model_index.json" and not isinstance(content, dict):
-            return f"holds a {type(content).__name__} and not the parts of a pipeline"
+            return f"holds a {type(content).__name__} instead of the parts of a pipeline"
     if suffix == ".safetensors":
         try:
             with safe_open(path, framework="numpy"):
                 pass
         except SafetensorError as error:
-            return f"is no whole safetensors file ({error}); save or copy it again"
+            return f"is not a whole safetensors file ({error}); save or copy it again"
     if name == CARD:
         try:
             card_metadata(path.read_text(encoding="utf-8"))
@@ -265,7 +265,7 @@ def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str
 
 
 def _missing(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
-    """What a complete folder would have and this one lacks; what is there but damaged has been told of already."""
+    """Return sentences about files that a complete folder has and this one lacks, without the damaged ones."""
     if index is not None:
         return _missing_of_pipeline(folder, index)
     if (folder / "model_index.json").exists() or (folder / LORA_WEIGHT_NAME_SAFE).exists():
@@ -277,7 +277,8 @@ def _missing(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
 
 def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"{name}: is missing; without it diffusers' own class does not find us. Load the pipeline and save_pretrained it anew"
+        f"{name}: is missing; without it diffusers' own class does not find us; load the pipeline and save it again "
+        "with save_pretrained"
         for name in shims(index)
         if not (folder / name).exists()
     ]
@@ -298,7 +299,7 @@ def _missing_of_pipeline(folder: Path, index: Mapping[str, Any]) -> list[str]:
 
 
 def _missing_weights(folder: Path) -> list[str]:
-    """Weights, shards or their index that the folder of a model lacks."""
+    """Return sentences about weights, shards or their index that the folder of a model lacks."""
     there = sorted(path.name for path in folder.iterdir() if path.name.startswith("diffusion_pytorch_model"))
     indices = [name for name in there if _INDEX.search(name)]
     weights = [name for name in there if name.endswith(".safetensors")]
@@ -326,10 +327,10 @@ def _missing_weights(folder: Path) -> list[str]:
 
 
 def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
-    """Weights that lack tensors of the model that the configuration makes, have others, or some of another shape.
+    """Return sentences about weights whose tensors differ, in name or shape, from those of the configured model.
 
-    `kind` is what `model_index.json` says of the part. Quantized weights have names of their own, and are not looked
-    at.
+    `kind` is the entry of `model_index.json`, library and class. Quantized weights have other names and are not
+    checked.
     """
     model_class = getattr(components if kind[0] == LIBRARY else diffusers, kind[1], None)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -341,12 +342,12 @@ def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
                 name: tuple(tensor.shape) for name, tensor in model_class.from_config(config).state_dict().items()
             }
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        return [f"config.json: no {kind[1]} can be made of it ({error})"]
-    # Shards of one set of weights have one name but for their numbers; those of a variant have another one.
+        return [f"config.json: no {kind[1]} can be made from it ({error})"]
+    # Shards of one set of weights differ in their numbers only; a variant has another name.
     there: dict[str, dict[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         shapes = _shapes(path)
-        if not shapes:  # a damaged file, told of already
+        if not shapes:  # a damaged file, reported already
             return []
         there.setdefault(_NUMBERS.sub("", path.name), {}).update(shapes)
     problems = []
@@ -369,7 +370,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {}
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Any PIL image as 8-bit sRGB, which everything here works on."""
+"""Convert any PIL image to 8-bit sRGB, the form that the whole package works on."""
 
 import io
 from functools import lru_cache
@@ -11,17 +11,17 @@ from PIL import Image, ImageCms
 
 logger = logging.get_logger(__name__)
 
-SAME_TO_THE_EYE = 2  # of 255: profiles of sRGB differ among each other by about 1
+SAME_TO_THE_EYE = 2  # of 255: profiles that all mean sRGB differ from each other by about 1
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Makes 8-bit sRGB of a picture as viewers show it: by its colour profile, on white, and 16-bit greys scaled.
+    """Return a picture in 8-bit sRGB as viewers show it: by its colour profile, on white, and 16-bit greys scaled.
 
-    PIL's own conversion cuts 16-bit greys off at 255, uncovers what lies under transparent pixels, and leaves the
-    profile aside. Here one that cannot be used is left aside with a warning.
+    PIL's own conversion clips 16-bit greys at 255, shows the colours under transparent pixels, and ignores the
+    profile. Here a profile that cannot be used is ignored with a warning.
 
     Raises:
-        ValueError: of 32-bit whole numbers or fractions, whose range no file tells.
+        ValueError: for 32-bit integers or floats, whose range no file states.
     """
     profile, name = picture.info.get("icc_profile"), getattr(picture, "filename", "")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # PNG has no 32 bits
@@ -37,12 +37,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
-    picture.info.pop("icc_profile", None)  # else whoever gets this would apply it again
+    picture.info.pop("icc_profile", None)  # otherwise the next reader would apply it again
     return picture
 
 
 def _by_profile(picture: Image.Image, profile: bytes, label: str) -> Image.Image:
-    """A picture in sRGB, `RGB` or `RGBA`; itself where the profile is that of sRGB or cannot be used."""
+    """Return a picture in sRGB, `RGB` or `RGBA`; the picture itself if the profile means sRGB or cannot be used."""
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     colours = picture if picture.mode in ("L", "CMYK") else picture.convert("L" if picture.mode == "LA" else "RGB")
     try:
@@ -56,6 +56,7 @@ def _by_profile(picture: Image.Image, profile: bytes, label: str) -> Image.Image
     if transform is None:
         return picture
     converted = ImageCms.applyTransform(colours, transform)
+    assert converted is not None, "only in-place transforms return None"
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
@@ -68,7 +69,7 @@ def _colour_space(profile: bytes) -> str:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the colours of a profile to sRGB; `None` where that changes nothing."""
+    """Return the transform from a profile's colours to sRGB; `None` if it would change nothing."""
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
     )

@@ -1,7 +1,7 @@
-"""Clips in and out of files: mp4, gif, or a folder of pictures. The door of `video/`.
+"""Read and write clips: mp4, gif, or a folder of pictures. The public names of `video/`.
 
-Frames are numpy `uint8` arrays shaped `(frames, height, width, 3)` or PIL images; tensors in [-1, 1] are made by the
-pipeline's video processor, and crops by `training/data/clips.py`.
+Frames are numpy `uint8` arrays shaped `(frames, height, width, 3)` or PIL images; the pipeline's video processor makes
+tensors in [-1, 1] of them, and `training/data/clips.py` crops.
 """
 
 from .video.picture_files import PICTURE_SUFFIXES, natural_key

@@ -1,6 +1,6 @@
-"""Reads a run's configuration: a YAML file, the files that it extends, and overrides, each laid over the one before.
+"""Read a run's configuration: a YAML file, the files that it extends, and overrides, each on top of the one before.
 
-What the keys mean and which values they take is in `config.py`.
+The keys and their values are defined in `schema.py`.
 """
 
 import copy
@@ -12,23 +12,25 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from diffusers_mardini.video.errors import named_file_errors
-from training.config.schema import ALTERNATIVES, MODELS, RunConfig
+from training.config.schema import MODELS, RunConfig
+from training.config.stages import ALTERNATIVES
 from training.config.yaml_files import load_yaml, parse_yaml
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file, the files it extends, and overrides.
+    """Read a YAML file, the files it extends, and overrides.
 
-    `extends: other.yaml` (relative to the file) starts from another configuration. Mappings are merged key by key, all else is
-    replaced, `strides` too. `stages` given as a list replaces the parent's; given as a mapping by stage name it changes the
-    fields it names, takes out the stages that are `null`, and appends those the parent does not have.
+    `extends: other.yaml` (relative to the file) starts from another configuration. Mappings are merged key by key;
+    everything else, and `strides`, is replaced. `stages` as a list replaces the parent's. As a mapping by stage name
+    it changes the fields it names, removes the stages that are `null`, and appends those the parent does not have.
 
     Args:
         path: the file.
         overrides: `key=value`, dotted (`optimizer.ema_decay=0.99`, `stages.joint.steps=10`), values in YAML.
 
     Raises:
-        ValueError: names file, key, what was given, what is accepted, and the nearest valid key.
+        ValueError: if the configuration is not valid; names file, key, the given value, what is accepted and the
+            nearest valid key.
     """
     layers = [*_read_layers(Path(path), ()), *(_read_override(override) for override in overrides)]
     merged: dict[str, Any] = {}
@@ -58,13 +60,13 @@ def read_run_config(run: Path) -> RunConfig:
 
 
 def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict]]:
-    """`(file, mapping)` of a file and all it extends, parents first; `stages` are mappings by name."""
+    """Return `(file, mapping)` of a file and all it extends, parents first."""
     if not path.is_file():
         extended = f", which {children[-1]} extends" if children else ""
         raise ValueError(f"there is no configuration at {path}{extended}; see training/configs/ for examples")
     if path.resolve() in [child.resolve() for child in children]:
         chain = " -> ".join(map(str, [*children, path]))
-        raise ValueError(f"{path} extends itself: {chain}; take one `extends` out")
+        raise ValueError(f"{path} extends itself: {chain}; remove one `extends`")
     layer = load_yaml(path)
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
@@ -85,7 +87,7 @@ def _read_override(text: str) -> tuple[str, dict]:
 
 
 def _merge(target: dict, layer: dict, source: str) -> None:
-    """Puts a layer on top of `target`, in place."""
+    """Put a layer on top of `target`, in place."""
     for key, value in layer.items():
         if key == "stages":
             _merge_stages(target, value, source)
@@ -118,7 +120,8 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
             stage is None or source.startswith("override ") or (stages and "trains" not in stage)
         ):
             raise ValueError(
-                f"{source}: there is no stage {name!r}{_nearest(name, stages)}; the stages are {', '.join(map(str, stages))}"
+                f"{source}: there is no stage {name!r}{_nearest(name, stages)}; the stages are "
+                f"{', '.join(map(str, stages))}"
             )
         if stage is None:
             del stages[name]
@@ -132,12 +135,12 @@ def _nearest(name: Any, known: Iterable[Any]) -> str:
 
 
 def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: str | Path) -> str:
-    """One line on a validation error: where it was given, the key, what is wrong and the nearest valid key."""
+    """Describe a validation error in one line: its source, the key, what is wrong and the nearest valid key."""
     location = list(error["loc"])
     if location[:1] == ["stages"] and len(location) > 1:
         location[1] = merged["stages"][location[1]]["name"]
     key = ".".join(map(str, location))
-    # Told where it stands: by the last layer that names the key or, for a missing key, what it would stand in.
+    # The source is the last layer that names the key or, if the key is missing, its nearest parent.
     depths = range(len(location), 0, -1)
     named_by = [name for depth in depths for name, layer in reversed(layers) if _names(layer, location[:depth])]
     source = named_by[0] if named_by else path
@@ -153,7 +156,7 @@ def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: st
 
 
 def _names(layer: Any, location: list) -> bool:
-    """Whether a layer, as read from its file, gives the key at `location`."""
+    """Return whether a layer, as read from its file, gives the key at `location`."""
     for key in location:
         if isinstance(layer, list):
             layer = {stage.get("name"): stage for stage in layer if isinstance(stage, dict)}

@@ -1,7 +1,7 @@
-"""What every configuration refuses: switches or text for numbers, numbers that are not finite, names that are paths.
+"""Checks for every configuration: no booleans or text for numbers, no infinite numbers, no paths for names.
 
-pydantic alone takes `true` for 1 and "5" for 5, and lets nan pass every bound. Which keys there are, and their bounds,
-is in the models themselves.
+pydantic alone takes `true` for 1 and "5" for 5, and lets nan pass every bound. The keys and their bounds are defined
+by the models that use this.
 """
 
 import math
@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
-_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number that YAML 1.1 reads as text
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # numbers such as 1e-4, which YAML 1.1 reads as text
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
-# Windows knows these as devices, with any suffix.
+# Device names on Windows, whatever their suffix.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
 MAX_NAME = 100  # bytes; file systems take 255, and temporary names are longer than the name
 
 
 class StrictModel(BaseModel):
-    """A model that refuses unknown keys, and values of another kind than its fields have."""
+    """A model that refuses unknown keys and values of the wrong kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,15 +32,16 @@ class StrictModel(BaseModel):
 
 
 def check_kind(value: Any, kinds: frozenset = frozenset({Any})) -> None:
-    """Looks at a value and all that lists and mappings hold.
+    """Check a value, and all values within lists and mappings.
 
     Args:
-        kinds: types of which a value may be; by default all.
+        kinds: the types that are accepted; by default all.
 
     Raises:
-        ValueError: if a number is not finite, or is a switch or text, or a switch is something else.
+        ValueError: if a number is not finite, or a boolean or text is given for a number, or anything else for a
+            boolean.
     """
-    if kinds & _MODELS:  # checks itself
+    if kinds & _MODELS:  # it checks itself
         return
     if isinstance(value, dict):
         for key, item in value.items():
@@ -52,15 +53,18 @@ def check_kind(value: Any, kinds: frozenset = frozenset({Any})) -> None:
             check_kind(item, kinds)
     elif isinstance(value, bool):
         if not kinds & {bool, Any}:
-            raise ValueError(f"{str(value).lower()} is a switch; give {_wanted(kinds)}")
+            raise ValueError(f"{str(value).lower()} is a boolean; give {_wanted(kinds)}")
     elif isinstance(value, int | float):
         if not _is_finite(value):
             raise ValueError(f"{str(value)[:20]} is not finite; give {_wanted(kinds)}")
         if kinds <= {bool, type(None)}:
-            raise ValueError(f"{value} is no switch; give true or false")
-    elif isinstance(value, str) and not kinds & {str, Any}:
-        if not (float in kinds and _SCIENTIFIC.fullmatch(value) and math.isfinite(float(value))):
-            raise ValueError(f"{value!r} is text; give {_wanted(kinds)}, without quotes")
+            raise ValueError(f"{value} is not a boolean; give true or false")
+    elif (
+        isinstance(value, str)
+        and not kinds & {str, Any}
+        and not (float in kinds and _SCIENTIFIC.fullmatch(value) and math.isfinite(float(value)))
+    ):
+        raise ValueError(f"{value!r} is text; give {_wanted(kinds)}, without quotes")
 
 
 def _is_finite(value: int | float) -> bool:
@@ -80,7 +84,7 @@ _MODELS = frozenset({BaseModel})
 
 
 def _kinds(annotation: Any) -> frozenset:
-    """The types of a field's values, those within lists and mappings too; paths and literals count as text."""
+    """Return the types of a field's values, also within lists and mappings; paths and literals count as text."""
     if get_origin(annotation) is Literal:
         return frozenset(map(type, get_args(annotation)))
     if get_origin(annotation) is Annotated:
@@ -94,7 +98,7 @@ def _kinds(annotation: Any) -> frozenset:
 
 
 def check_name(name: str) -> str:
-    """Returns a name that can be that of a folder on every system.
+    """Return the name if it can name a folder on every system.
 
     Raises:
         ValueError: if it is a path, hidden, empty, too long, or reserved somewhere.
@@ -102,9 +106,9 @@ def check_name(name: str) -> str:
     if not name.strip():
         raise ValueError("a name must not be empty")
     if found := _NOT_IN_NAMES.search(name):
-        raise ValueError(f"{name!r} holds {found[0]!r}; a name is no path: use letters, digits, - and _")
+        raise ValueError(f"{name!r} holds {found[0]!r}; a name is not a path: use letters, digits, - and _")
     if name.startswith(".") or name != name.strip() or name.endswith("."):
-        raise ValueError(f"{name!r} begins or ends with a dot or a space; leave that out")
+        raise ValueError(f"{name!r} begins or ends with a dot or a space; remove it")
     if name.split(".")[0].rstrip().lower() in _DEVICES:
         raise ValueError(f"{name!r} is the name of a device on Windows; use another one")
     if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:

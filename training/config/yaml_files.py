@@ -1,6 +1,6 @@
-"""Reads YAML, for configurations and cards: every error names the file and the line, and no key is given twice.
+"""Read YAML for configurations and model cards: errors name the file and the line, and repeated keys are refused.
 
-Numbers are those of YAML 1.2: `3e-4` is one, `010` and `1:30` are text and not 8 and 90.
+Numbers follow YAML 1.2: `3e-4` is a number; `010` and `1:30` are text, not 8 and 90.
 """
 
 import re
@@ -14,22 +14,22 @@ _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float",
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes the last of two equal keys without a word.
+    """PyYAML's safe loader, but refusing repeated keys, of which PyYAML silently takes the last.
 
     Args:
-        stream: the text, or the bytes of a file, whose encoding is found.
-        label: what messages call it.
+        stream: the text, or the bytes of a file, whose encoding is detected.
+        label: its name in messages.
     """
 
     def __init__(self, stream: str | bytes, label: str):
         super().__init__(stream)
         self.label = label
-        self._open: list[str | None] = []  # anchors of what is being read
+        self._open: list[str | None] = []  # anchors of the nodes being read
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self._open:
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands within itself", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} contains itself", event.start_mark)
         return super().compose_node(parent, index)
 
     def compose_sequence_node(self, anchor):
@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         self._open.pop()
         lines: dict[Any, int] = {}
-        for key_node, _ in node.value:  # here, where what `<<` takes over is not among them yet
+        for key_node, _ in node.value:  # before the keys that `<<` merges are added
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
                 continue
             key, line = self.construct_object(key_node), key_node.start_mark.line + 1
@@ -82,10 +82,10 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(path: Path) -> dict:
-    """The mapping that a file holds.
+    """Return the mapping that a file holds.
 
     Raises:
-        ValueError: names file and line, where it is not YAML, not a mapping, or gives a key twice.
+        ValueError: if it is not YAML, not a mapping, or gives a key twice; names file and line.
     """
     try:
         content = path.read_bytes()
@@ -99,12 +99,12 @@ def load_yaml(path: Path) -> dict:
 
 
 def parse_yaml(text: str, label: str) -> Any:
-    """The value of a text that `label` names in messages; raises `ValueError` as `load_yaml` does."""
+    """Return the value of a text, which messages call `label`; raise `ValueError` as `load_yaml` does."""
     return _parse(text, label)[0]
 
 
 def _parse(content: str | bytes, label: str) -> tuple[Any, int]:
-    """The value, and the line that it begins in."""
+    """Return the value and the line where it begins."""
     try:
         loader = _Loader(content, label)
         node = loader.get_single_node()

@@ -1,7 +1,7 @@
-"""Buckets: the shapes that batches have, and which clip goes into which (the paper's dynamic-resolution finish).
+"""Buckets: the shapes of batches, and which clip goes to which bucket (the paper's dynamic-resolution finish).
 
-A clip goes to the bucket of the nearest aspect ratio that it is long enough for, and stays there for the stage. In
-what order buckets and clips come is in `order.py`.
+A clip goes to the bucket of the nearest aspect ratio that it is long enough for, and stays there for the stage.
+`order.py` decides the order of buckets and clips.
 """
 
 import math
@@ -16,7 +16,7 @@ from training.data.order import Rate, num_starts, why_not
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """Height and width in pixels, frames of a window."""
+    """Shape of a batch: height and width in pixels, frames of a window."""
 
     height: int
     width: int
@@ -24,6 +24,7 @@ class Bucket:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Return height and width."""
         return self.height, self.width
 
     def __str__(self) -> str:
@@ -31,14 +32,14 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What a stage asks of the data.
+class WindowRequest:
+    """The windows that a stage asks for.
 
     Attributes:
-        stage: its name, which chooses the order.
+        stage: its name, on which the order depends.
         buckets: shapes of batches.
-        strides: weights of distances between frames, as pairs; or
-        fps: frames per second of the windows. One of the two.
+        strides: pairs of a distance between frames and its weight; empty if `fps` is given.
+        fps: frames per second of the windows; `None` if `strides` are given.
         flip: share of windows that are mirrored left to right.
         off_centre: share of windows that are cropped at one of `OFF_CENTRE`.
     """
@@ -63,22 +64,22 @@ class Sampling:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All views that windows may have."""
+        """Return all views that windows may have."""
         crops = (CENTRE, *OFF_CENTRE) if self.off_centre else (CENTRE,)
         return tuple(View(crop, flip) for flip in ((False, True) if self.flip else (False,)) for crop in crops)
 
     @property
     def rates(self) -> tuple[Rate, ...]:
-        """All rates of positive weight, the widest windows last."""
+        """Return all rates of positive weight, the longest windows last."""
         if self.fps is not None:
             return (Rate(fps=self.fps),)
         return tuple(Rate(stride=stride) for stride, weight in sorted(self.strides) if weight > 0)
 
 
-def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
+def window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
     """Return the windows that a stage trains on."""
     shapes = config.by_bucket(stage)
-    return Sampling(
+    return WindowRequest(
         stage.name,
         tuple(Bucket(*config.size_of(shape), shape.num_frames) for shape in shapes),
         tuple(sorted((stage.strides or {}).items())),
@@ -88,16 +89,16 @@ def window_request(config: RunConfig, stage: StageConfig) -> Sampling:
     )
 
 
-def heldout_window_request(config: RunConfig, stage: StageConfig) -> Sampling:
+def heldout_window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
     """Return the windows of a stage's held-out losses: first bucket, commonest stride, centred, not mirrored."""
     drawn = window_request(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
-    return Sampling(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
+    return WindowRequest(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
 
 
 @dataclass(frozen=True)
 class Census:
-    """Where all clips went.
+    """The clips of each bucket, and the reasons for those left out.
 
     Attributes:
         buckets: those of the stage.
@@ -121,37 +122,39 @@ class Census:
 
 
 def size_multiple(compression: int, patch_size: int, planner_patch_size: int, planner_downscale: int) -> int:
-    """What both sides of a bucket must be divisible by.
+    """Return the number by which both sides of a bucket must be divisible.
 
     Args:
-        compression: pixels per latent of the autoencoder, 8 as a rule.
+        compression: pixels per latent of the autoencoder, usually 8.
         patch_size: of the transformer, in latents.
         planner_patch_size: of the planner, in latents of frames that are `planner_downscale` times smaller.
     """
     return math.lcm(compression * patch_size, compression * planner_patch_size * planner_downscale)
 
 
-def assign(entries: Iterable[Entry], sampling: Sampling) -> Census:
-    """Gives every usable clip its bucket: the nearest aspect ratio, then the most frames, then the largest size that
-    it is not enlarged to. A clip must fit at one of the rates; a mixture of strides is cut to those that fit when
-    windows are drawn."""
-    clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in sampling.buckets}
+def assign(entries: Iterable[Entry], request: WindowRequest) -> Census:
+    """Assign every usable clip to a bucket.
+
+    The nearest aspect ratio wins, then the most frames, then the largest size that does not enlarge the clip. A clip
+    must be long enough for one of the rates; when its windows are drawn, larger strides fall back to one that fits.
+    """
+    clips: dict[Bucket, list[Entry]] = {bucket: [] for bucket in request.buckets}
     left_out = {}
     for entry in entries:
         if entry.status != "ok":
             left_out[entry.key] = entry.reason
             continue
-        fitting = [bucket for bucket in sampling.buckets if num_starts(entry, bucket.frames, sampling.rates[0])]
+        fitting = [bucket for bucket in request.buckets if num_starts(entry, bucket.frames, request.rates[0])]
         if not fitting:
-            shortest = min(bucket.frames for bucket in sampling.buckets)
-            left_out[entry.key] = why_not(entry, shortest, sampling.rates[0])
+            shortest = min(bucket.frames for bucket in request.buckets)
+            left_out[entry.key] = why_not(entry, shortest, request.rates[0])
             continue
         clips[min(fitting, key=lambda bucket: _preference(entry, bucket))].append(entry)
-    return Census(sampling.buckets, tuple(map(tuple, clips.values())), left_out)
+    return Census(request.buckets, tuple(map(tuple, clips.values())), left_out)
 
 
 def _preference(entry: Entry, bucket: Bucket) -> tuple:
-    """Smaller is better."""
+    """Return a sorting key; the smallest is the best bucket."""
     distance = abs(math.log(entry.width / entry.height) - math.log(bucket.width / bucket.height))
     enlarges = bucket.height > entry.height or bucket.width > entry.width
     area = bucket.height * bucket.width

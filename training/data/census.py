@@ -1,6 +1,6 @@
-"""Which clips a stage uses, and why it leaves the others out, in numbers: printed by `plan.py`, kept by a run as `census.json`.
+"""Count the clips that a stage uses, with reasons for the others: printed by `plan.py`, saved as `census.json`.
 
-Clips get their buckets in `data/buckets.py`; what decoding said of them is in `data/manifest.py`.
+`buckets.py` assigns clips to buckets; `manifest.py` has the facts found by decoding them.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.config.schema import RunConfig
-from training.data.buckets import Census, Sampling
+from training.data.buckets import Census, WindowRequest
 from training.data.failures import shown
 from training.data.manifest import Manifest, default_path, make_manifest
 from training.data.order import num_starts
@@ -19,7 +19,7 @@ from training.locks import turn_to_write
 
 @dataclass(frozen=True)
 class BucketCensus:
-    """One bucket: its shape, its clips, those of them that it enlarges, and its share of the stage's batches."""
+    """One bucket: its shape, its number of clips and of clips it enlarges, and its share of the stage's batches."""
 
     height: int
     width: int
@@ -31,11 +31,11 @@ class BucketCensus:
 
 @dataclass(frozen=True)
 class StageCensus:
-    """What a stage finds in a source.
+    """The clips and windows that a stage finds in a source.
 
     Attributes:
-        buckets: those of the stage, empty ones too.
-        windows: how many different windows there are, by the distance of their frames ("stride 2", "8 frames per second").
+        buckets: those of the stage, also empty ones.
+        windows: number of different windows by the distance between frames ("stride 2", "8 frames per second").
         left_out: reasons by clip.
     """
 
@@ -44,8 +44,8 @@ class StageCensus:
     left_out: dict[str, str]
 
     @classmethod
-    def of(cls, census: Census, sampling: Sampling, batch: int) -> "StageCensus":
-        """Counts where the clips went; `batch` is the number of windows of a step, of all processes."""
+    def of(cls, census: Census, request: WindowRequest, batch: int) -> "StageCensus":
+        """Count clips and windows; `batch` is the number of windows of a step over all processes."""
         batches = [math.ceil(len(clips) / batch) for clips in census.clips]
         buckets = tuple(
             BucketCensus(
@@ -63,20 +63,21 @@ class StageCensus:
                 for bucket, clips in zip(census.buckets, census.clips)
                 for entry in clips
             )
-            for rate in sampling.rates
+            for rate in request.rates
         }
         return cls(buckets, windows, census.left_out)
 
     @property
     def clips(self) -> int:
+        """Return the number of clips in all buckets."""
         return sum(bucket.clips for bucket in self.buckets)
 
     def lines(self, seen: int | None = None, most_reasons: int | None = None) -> list[str]:
-        """In words.
+        """Describe the census in lines of text.
 
         Args:
-            seen: windows that the stage draws; told as passes over the windows that there are.
-            most_reasons: how many of the clips left out are named; all of them unless given.
+            seen: windows that the stage draws; shown as passes over the available windows.
+            most_reasons: how many of the clips left out are named; all unless given.
         """
         windows = ", ".join(f"{count:,} windows at {rate}" for rate, count in self.windows.items())
         most = max(self.windows.values())
@@ -96,22 +97,22 @@ class StageCensus:
 
 
 def open_clips(config: RunConfig, spec: str) -> Source:
-    """A source of the run, `data.train` or `data.validation`; `ValueError` if nothing of the kind is there."""
+    """Open a source of the run, `data.train` or `data.validation`; raise `ValueError` if there is none."""
     return open_source(spec, config.data.picture_fps)
 
 
 def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
-    """Return what decoding says of every clip of a source, on all cores, as far as it is not known; one program at a time.
+    """Return the manifest of a source, decoding its new clips on all cores; one program at a time.
 
-    What the source passes over, as being no clip, is printed.
+    Files that the source ignores because they are not clips are printed.
 
     Args:
-        config: says where the manifest lies.
+        config: of the run; names the folder of manifests.
         source: of the clips.
-        stop: asked between clips, for a reason to stop.
+        stop: called between clips; returns a reason to stop, or `None`.
 
     Raises:
-        ValueError: if there is no clip.
+        ValueError: if there are no clips.
         Stopped: if there was a reason to stop.
     """
     path = default_path(source.spec, config.data.manifests)

@@ -1,8 +1,7 @@
-"""Reads folders of clips (the layout of HF `videofolder`) into square uint8 tensors.
+"""Crop and resize clips, and read folders of them (the layout of HF `videofolder`) into square uint8 tensors.
 
-Every clip is cropped to its centred square and resized with antialiasing: what VIDIM-Bench scores; `fit` does the same for any
-aspect ratio, and beside the centre. Decoding itself is the business of `diffusers_mardini/video_io.py`, other sources are in `sources.py`, and latents
-are made by `latents.py`.
+Squares are centred and resized with antialiasing, as VIDIM-Bench scores them; `fit` takes any aspect ratio and place.
+`diffusers_mardini/video_io.py` decodes, `sources.py` has the other kinds of sources, `latents.py` encodes.
 """
 
 from collections.abc import Iterator
@@ -22,17 +21,17 @@ from training.data.metadata import read_metadata
 
 
 CROP_POLICY = "centre of the aspect ratio, PIL bicubic"
-# Where a crop lies along the side that is longer than it: 0 is its beginning, 1 its end.
+# Places of a crop along the side that exceeds it: 0 is the beginning, 1 the end.
 CENTRE, OFF_CENTRE = 0.5, (0.0, 0.25, 0.75, 1.0)
 
 
 @dataclass(frozen=True, order=True)
 class View:
-    """What of a picture is shown.
+    """The visible part of a picture.
 
     Attributes:
         crop: place of the crop, `CENTRE` or one of `OFF_CENTRE`.
-        flip: whether it is mirrored left to right.
+        flip: whether the picture is mirrored left to right.
     """
 
     crop: float = CENTRE
@@ -42,7 +41,7 @@ class View:
         return ("" if self.crop == CENTRE else f", cropped at {self.crop}") + (", mirrored" if self.flip else "")
 
     def of(self, frames: np.ndarray, height: int, width: int) -> torch.Tensor:
-        """`uint8` `(frames, height, width, 3)` as `(frames, 3, height, width)`, cropped, resized and mirrored."""
+        """Crop, resize and mirror `uint8` `(frames, height, width, 3)` to `(frames, 3, height, width)`."""
         fitted = fit(frames, height, width, self.crop)
         return fitted.flip(-1) if self.flip else fitted
 
@@ -65,9 +64,9 @@ class Clips:
 
 
 def list_clips(folder: str | Path) -> list[Path]:
-    """List the videos of a folder and the folders in it, in natural order; with metadata, exactly those that they name.
+    """List the videos of a folder and its subfolders in natural order; with metadata, exactly those that they name.
 
-    What is passed over is printed, once in a process.
+    Files that are ignored are printed, once per process.
 
     Raises:
         ValueError: if the folder is missing or has no clips.
@@ -82,29 +81,29 @@ def list_clips(folder: str | Path) -> list[Path]:
         raise ValueError(
             f"folder '{folder}' holds no clips; accepted are {', '.join(VIDEO_SUFFIXES)}{listing.summary()}"
         )
-    _tell(str(folder), listing.passed_over(() if metadata is None else metadata.rows))
+    _print_ignored(str(folder), listing.passed_over(() if metadata is None else metadata.rows))
     return sorted((folder / name for name in names), key=natural_key)
 
 
 @cache
-def _tell(folder: str, passed_over: tuple[str, ...]) -> None:
+def _print_ignored(folder: str, passed_over: tuple[str, ...]) -> None:
     if passed_over:
         print("\n  ".join([f"passed over in '{shown(folder)}':", *passed_over]))
 
 
 def square(frames: np.ndarray, size: int) -> torch.Tensor:
-    """Crops `uint8` `(frames, height, width, 3)` to the centred square and resizes: `(frames, 3, size, size)`."""
+    """Crop `uint8` `(frames, height, width, 3)` to the centred square and resize to `(frames, 3, size, size)`."""
     return fit(frames, size, size)
 
 
 def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> torch.Tensor:
-    """Crops `uint8` `(frames, height, width, 3)` to the largest part of an aspect ratio and resizes with antialiasing.
+    """Crop `uint8` `(frames, height, width, 3)` to the largest part of an aspect ratio and resize with antialiasing.
 
     Args:
         frames: pictures.
         height: of the result in pixels.
         width: of the result in pixels.
-        crop: where the part lies along the side that is longer than it, in [0, 1].
+        crop: place of the part along the side that exceeds it, in [0, 1].
 
     Returns:
         `uint8` shaped `(frames, 3, height, width)`.
@@ -122,16 +121,18 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
 
 
 def load_clip(path: str | Path, size: int) -> tuple[torch.Tensor, float]:
-    """One clip as `uint8` `(frames, 3, size, size)` and its frames per second; `ValueError` if it can't be read."""
+    """Return a clip, `uint8` `(frames, 3, size, size)`, and its frames per second; raise `ValueError` if damaged."""
     frames, fps = read_video(path, lambda frame: square(frame[None], size)[0].permute(1, 2, 0).numpy())
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps
 
 
 def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """Yields `(name, frames, fps)` of every readable clip, one in memory at a time.
+    """Yield `(name, frames, fps)` of every readable clip, one in memory at a time.
 
     Args:
-        skipped: filled with the reason, by file name, of each clip that could not be read; printed at the end.
+        folder: of the clips.
+        size: side of the square frames.
+        skipped: is filled with the reason, by file name, for each clip that cannot be read; printed at the end.
 
     Raises:
         ValueError: if no clip can be read.
@@ -149,11 +150,11 @@ def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Ite
         print(f"{len(skipped)} of {len(paths)} clips of '{folder}' were left out:")
         print("\n".join(f"  {line}" for line in reason_lines(skipped)))
     if len(skipped) == len(paths):
-        raise ValueError(f"none of the {len(paths)} clips of '{folder}' can be read; the reasons stand above")
+        raise ValueError(f"none of the {len(paths)} clips of '{folder}' can be read; the reasons are printed above")
 
 
 def load_clips(folder: str | Path, size: int) -> Clips:
-    """All clips of a folder in memory; see `iterate_clips`."""
+    """Read all clips of a folder into memory; see `iterate_clips`."""
     skipped: dict[str, str] = {}
     names, frames, fps = zip(*iterate_clips(folder, size, skipped))
     return Clips(list(frames), list(names), list(fps), skipped)

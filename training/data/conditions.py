@@ -1,7 +1,7 @@
-"""Conditions of windows: what happened at each frame, from a table beside the clip or from the window itself (ours).
+"""Conditions of windows: numbers for each frame, read from a table beside the clip or derived from the window (ours).
 
-The models embed them (`diffusers_mardini/models/conditions.py`); which ones a run has says `data.conditions` of its configuration.
-Values that are not known are NaN; leaving values out at random is the business of `training/curriculum.py`.
+`data.conditions` of the configuration names them; `diffusers_mardini/models/conditions.py` embeds them. Unknown values
+are NaN; `training/curriculum.py` drops values at random.
 """
 
 import csv
@@ -15,7 +15,7 @@ import torch
 from diffusers_mardini.models.conditions import read_config
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video.errors import named_file_errors
-from training.config.schema import ConditionConfig
+from training.config.data_section import ConditionConfig
 from training.data.manifest import Entry
 from training.data.sources import Source
 
@@ -27,8 +27,8 @@ class ClipConditions:
     """The conditions of the clips of one source.
 
     Args:
-        source: has the clips; tables lie beside them, under the same name with the suffix `.csv` or `.parquet`.
-        conditions: by name, as the configuration has them.
+        source: of the clips; the table of a clip has its path with the suffix `.csv` or `.parquet`.
+        conditions: by name, as in the configuration.
     """
 
     def __init__(self, source: Source, conditions: Mapping[str, ConditionConfig]):
@@ -37,7 +37,7 @@ class ClipConditions:
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def why_absent(self, entry: Entry) -> str | None:
-        """Return why a clip cannot be used: its table is missing, damaged, or has another number of rows than the clip frames."""
+        """Return why a clip cannot be used: its table is missing, damaged, or has not one row per frame."""
         if not any(condition.columns for condition in self.conditions.values()):
             return None
         try:
@@ -52,7 +52,7 @@ class ClipConditions:
         Args:
             entry: the clip.
             frames: indices of the window's frames, rising.
-            latents: of these frames, `(frames, channels, height, width)`; motion is derived from them.
+            latents: of these frames, `(frames, channels, height, width)`, from which motion is derived.
 
         Raises:
             ValueError: if the table of the clip cannot be used.
@@ -65,16 +65,17 @@ class ClipConditions:
                 clip = {name: torch.from_numpy(values)[None]}  # (1, frames of the clip, channels)
                 found[name] = conditions_at(clip, self.known, list(frames))[name][0]
             elif condition.derive == "rate":
-                found[name] = rates(entry.times(frames))
+                found[name] = frame_intervals(entry.times(frames))
             else:
-                found[name] = motion(latents)
+                found[name] = latent_motion(latents)
         return found
 
     def _read_table(self, entry: Entry) -> dict[str, np.ndarray]:
         clip = self.source.open(entry.key)
         if not isinstance(clip, Path):
             raise ValueError(
-                f"conditions are read from tables beside clips, and '{self.source.spec}' has no files of its own"
+                f"conditions are read from tables beside clips, but the clips of '{self.source.spec}' are not files; "
+                "unpack them into a folder"
             )
         tables = [path for suffix in TABLE_SUFFIXES if (path := _beside(clip, suffix)).is_file()]
         if len(tables) != 1:
@@ -91,7 +92,7 @@ class ClipConditions:
 
 
 def condition_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
-    """Return what planner and transformer are built with to take these conditions."""
+    """Return the arguments with which planner and transformer are built to take these conditions."""
     return {
         "conditions": {name: condition.channels for name, condition in conditions.items()} or None,
         "condition_info": {name: condition.info for name, condition in conditions.items()} or None,
@@ -99,10 +100,10 @@ def condition_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, 
 
 
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read columns of numbers, float32 `(rows,)`; an empty cell is NaN: not known.
+    """Read columns of numbers, float32 `(rows,)`; an empty cell becomes NaN, an unknown value.
 
     Raises:
-        ValueError: if the file is damaged, a column is missing, or a cell is no number.
+        ValueError: if the file is damaged, a column is missing, or a cell is not a number.
     """
     with named_file_errors(f"'{path}'", "a table of conditions"):
         table = _parquet_columns(path) if path.suffix == ".parquet" else _csv_columns(path)
@@ -115,18 +116,18 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
         endless = [column for column in columns if np.isinf(values[column]).any()]
         if endless:
             raise ValueError(
-                f"column {endless[0]} holds a value that is not finite; leave a cell empty where nothing is known"
+                f"column {endless[0]} holds a value that is not finite; leave the cell empty if the value is unknown"
             )
         return values
 
 
-def rates(times: np.ndarray) -> torch.Tensor:
-    """Return the seconds since the frame before, `(frames, 1)`; NaN at the first frame, which has none."""
+def frame_intervals(times: np.ndarray) -> torch.Tensor:
+    """Return the seconds between each frame and the one before, `(frames, 1)`; NaN at the first frame."""
     return torch.from_numpy(np.diff(times, prepend=np.nan).astype(np.float32))[:, None]
 
 
-def motion(latents: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute difference of the latents to those of the frame before, `(frames, 1)`; NaN at the first frame."""
+def latent_motion(latents: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of latents from the frame before, `(frames, 1)`; NaN at the first frame."""
     difference = latents.diff(dim=0).abs().flatten(1).mean(dim=1)
     return torch.cat([difference.new_full((1,), torch.nan), difference]).float()[:, None]
 
@@ -155,13 +156,15 @@ def _number(cell: float | str | None, column: str) -> float:
 
 
 def _parquet_columns(path: Path) -> dict[str, list]:
-    import pyarrow.parquet  # comes with `datasets`, and takes half a second to import
+    import pyarrow.parquet  # comes with the optional `datasets`; importing it takes half a second
 
     table = pyarrow.parquet.read_table(path)
     columns = {}
     for name in table.column_names:
         values = table.column(name).to_pylist()
-        if values and isinstance(values[0], list):  # LeRobot keeps vectors in one column: action.0, action.1, ...
+        if values and isinstance(
+            values[0], list
+        ):  # LeRobot stores a vector per cell; name its elements action.0, action.1, ...
             columns |= {f"{name}.{i}": [row[i] for row in values] for i in range(len(values[0]))}
         else:
             columns[name] = values

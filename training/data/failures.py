@@ -1,6 +1,6 @@
-"""Clips that could not be read: how their reasons are told, and those that fail in mid-run, kept with the run.
+"""Describe clips that could not be read, and record those that fail during a run.
 
-What is read in their place is decided in `windows.py`.
+`windows.py` chooses the windows that take their place.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 def shown(text: str) -> str:
-    r"""Return a name as a line of UTF-8 can hold it: other bytes as `\xff`, control characters as `\n`."""
+    r"""Return a name as one printable line of UTF-8: other bytes as `\xff`, control characters as `\n`."""
     text = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) & 0xFF:02x}", text)
     text = re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name of the file system can be written to a file of UTF-8."""
+    """Return whether a file's name can be encoded in UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -29,14 +29,14 @@ def is_utf8(name: str) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what an error says as one line."""
+    """Return an error's message as one line."""
     if isinstance(error, MemoryError):
         return "there was too little memory to read it"
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def reason_lines(left_out: Mapping[str, str], of_one_reason: int = 10, most: int = 100) -> list[str]:
-    """Return a line for each clip left out, with its reason; where there are very many, some are named, the rest counted."""
+    """Return a line for each clip left out, with its reason; of very many, some are named and the rest counted."""
     lines, seen, more = [], Counter(), Counter()
     for key, reason in left_out.items():
         seen[reason] += 1
@@ -50,7 +50,7 @@ def reason_lines(left_out: Mapping[str, str], of_one_reason: int = 10, most: int
 
 
 class FailedClips:
-    """One line of a file for each clip, whichever process meets it first and however often the run is started again.
+    """A file with one line per failed clip, whichever process meets it first and however often the run is restarted.
 
     Args:
         path: `failed_clips.jsonl` of the run.
@@ -63,7 +63,7 @@ class FailedClips:
         return len(self._known())
 
     def add(self, source: str, clip: str, reason: str) -> None:
-        """Prints and writes a clip that is not in the file yet. Two processes that meet it at the same moment may both do so."""
+        """Print and record a clip that is not in the file yet; two processes that meet it at once may both do so."""
         if (source, clip) in self._known():
             return
         print(
@@ -77,9 +77,11 @@ class FailedClips:
             "reason": reason,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        start = "" if self._text()[-1:] in ("", "\n") else "\n"  # after half a line
+        start = "" if self._text()[-1:] in ("", "\n") else "\n"  # the last line was cut short
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(start + json.dumps(record) + "\n")  # one short write, which processes do not mix up
+            file.write(
+                start + json.dumps(record) + "\n"
+            )  # one short write, so that lines of several processes do not mix
 
     def _known(self) -> set[tuple[str, str]]:
         known = set()

@@ -1,7 +1,6 @@
-"""What lies in a folder that is given as a source: videos, folders of pictures, and everything that is passed over.
+"""List a folder that is given as a source: videos, folders of pictures, and everything that is ignored.
 
-Only names are looked at here. Which of them a source uses is decided in `sources.py`; metadata are read in
-`metadata.py`.
+Only names are examined here. `sources.py` decides which of them a source uses; `metadata.py` reads metadata.
 """
 
 import os
@@ -19,7 +18,7 @@ from training.data.failures import is_utf8, reason_lines, shown
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _ARCHIVES = (".tar", ".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-# With the name of a clip, its captions and its table of conditions: not worth a word.
+# Files with the name of a clip: its captions and its table of conditions, which are not worth a note.
 _SIDECARS = (".txt", ".json", ".caption", ".srt", ".vtt", ".csv", ".parquet")
 _UNFINISHED = re.compile(r"\.(part|partial|temp|tmp|download|crdownload)$", re.IGNORECASE)
 _METADATA = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -27,19 +26,19 @@ _METADATA = (".jsonl", ".csv", ".tsv", ".parquet")
 
 @dataclass
 class Listing:
-    """The names in a folder and the folders in it. Links to folders are followed; every real folder is listed once.
+    """The names in a folder and its subfolders. Links to folders are followed; every real folder is listed once.
 
     Attributes:
         root: the folder.
         videos: paths within it, in natural order (2 before 10).
         pictures: how many pictures lie in each folder, by its path; "" is the root.
-        archives: paths of archives, shards among them.
-        left_out: what may be a clip and cannot be used, each with the reason.
-        others: paths of files that are no clips, by suffix.
-        hidden: how many files and folders have a name that begins with a point.
-        empty, linked_again: folders without anything, and links to folders that are listed under another path.
-        metadata: paths of files that are named like metadata, and are not those of the root.
-        folders: paths of all folders that were listed, by real path.
+        archives: paths of archives, including shards.
+        left_out: reasons by path, for what may be a clip but cannot be used.
+        others: paths of files that are not clips, by suffix.
+        hidden: number of files and folders whose names begin with a dot.
+        empty, linked_again: empty folders, and links to folders that are listed under another path.
+        metadata: paths of files named like metadata outside of the root.
+        folders: paths of all listed folders, by real path.
     """
 
     root: str
@@ -56,16 +55,16 @@ class Listing:
 
     @property
     def picture_folders(self) -> list[str]:
-        """Folders that hold pictures, in natural order, without the root."""
+        """Return the folders that hold pictures, in natural order, without the root."""
         return sorted(filter(None, self.pictures), key=natural_path_key)
 
     def add(self, key: str, clips: Container[str] = (), why_not: str = "") -> None:
-        """Put a file where it belongs: among the videos, what is left out with a reason, or what is counted.
+        """Add a file to the videos, to the clips left out with a reason, or to the files that are only counted.
 
         Args:
             key: path of the file.
-            clips: paths of clips without their suffix; a text or table with the path of one belongs to it.
-            why_not: reason for which the file cannot be a clip, whatever it is called.
+            clips: paths of clips without their suffix; a text or table with such a path belongs to the clip.
+            why_not: reason why the file cannot be a clip, whatever its name.
         """
         folder, _, name = key.rpartition("/")
         stem, suffix = os.path.splitext(name)
@@ -92,37 +91,39 @@ class Listing:
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """Paths of everything that can be a clip."""
+        """Return the paths of everything that can be a clip."""
         return frozenset((*self.videos, *self.picture_folders))
 
     @cached_property
     def folded(self) -> dict[str, str]:
-        """The same paths as Windows and macOS compare them: without case, accents in one way of Unicode."""
+        """Return the same paths by how Windows and macOS compare them: case-folded, in one Unicode normal form."""
         return {unicodedata.normalize("NFC", key).casefold(): key for key in self.known}
 
     @property
     def shards(self) -> list[str]:
-        """Archives in the root whose suffix is `.tar`, in natural order."""
+        """Return the archives in the root whose suffix is `.tar`, in natural order."""
         tars = (key for key in self.archives if "/" not in key and key.lower().endswith(".tar"))
         return sorted(tars, key=natural_key)
 
     def notes(self, used: Container[str] = ()) -> tuple[str, ...]:
-        """Tell what is passed over besides `left_out`, a line for each kind however many files there are.
+        """Describe what is ignored besides `left_out`, in one line per kind of file.
 
         Args:
-            used: paths that metadata name; of pictures, the folders that are clips.
+            used: paths that metadata name; for pictures, the folders that are clips.
         """
         others = {suffix: [key for key in keys if key not in used] for suffix, keys in self.others.items()}
         counts = sorted(((-len(keys), suffix, keys) for suffix, keys in others.items() if keys))
-        told = [f"{-count} {suffix or 'without a suffix'} ({_examples(keys, 1)})" for count, suffix, keys in counts]
+        by_suffix = [
+            f"{-count} {suffix or 'without a suffix'} ({_examples(keys, 1)})" for count, suffix, keys in counts
+        ]
         pictures = {key: count for key, count in self.pictures.items() if key not in used}
         archives = [key for key in self.archives if key not in used]
         hidden = "1 hidden file or folder" if self.hidden == 1 else f"{self.hidden} hidden files or folders"
-        more = f" and {len(told) - 8} other suffixes" if told[8:] else ""
+        more = f" and {len(by_suffix) - 8} other suffixes" if by_suffix[8:] else ""
         where = _examples([key or "." for key in pictures])
         only = " or ".join(METADATA_FILES)
         lines = (
-            (told, f"not clips: {', '.join(told[:8])}{more}"),
+            (by_suffix, f"not clips: {', '.join(by_suffix[:8])}{more}"),
             (pictures, f"pictures that are no clips: {sum(pictures.values())}, in {where}"),
             (
                 archives,
@@ -136,22 +137,22 @@ class Listing:
         return tuple(line for there, line in lines if there)
 
     def passed_over(self, used: Container[str] = ()) -> tuple[str, ...]:
-        """Tell everything that is passed over, what is left out with a reason first."""
+        """Describe everything that is ignored, beginning with what is left out with a reason."""
         left_out = {key: reason for key, reason in self.left_out.items() if key not in used}
         return (*reason_lines(left_out), *self.notes(used))
 
     def summary(self) -> str:
-        """End the sentence that nothing can be used with what is there."""
+        """Return what the folder holds instead, to end a sentence that nothing in it can be used."""
         return "".join(f"; {line}" for line in (*reason_lines(self.left_out, 3, 5), *self.notes()))
 
 
 def list_folder(folder: str | os.PathLike) -> Listing:
-    """List what lies in a folder and the folders in it; what cannot be read is left out with its reason."""
+    """List a folder and its subfolders; what cannot be read is left out with its reason."""
     listing = Listing(os.fspath(folder))
     above = {str(path) for path in Path(os.path.realpath(folder)).parents}
     waiting, links = deque([""]), deque()
     while waiting or links:
-        key = waiting.popleft() if waiting else links.popleft()  # links last: a folder is called by its own path
+        key = waiting.popleft() if waiting else links.popleft()  # links last, so that a folder keeps its own path
         path = os.path.join(listing.root, key)
         real = os.path.realpath(path)
         if real in listing.folders or real in above:
@@ -168,7 +169,7 @@ def list_folder(folder: str | os.PathLike) -> Listing:
             listing.empty.append(key)
         names = [(entry, f"{key}/{entry.name}" if key else entry.name) for entry in entries if entry.name[0] != "."]
         listing.hidden += len(entries) - len(names)
-        files, clips = [], set()  # a caption has the name of its video, or of its folder of pictures
+        files, clips = [], set()  # captions have the name of a video or of a folder of pictures
         for entry, inner in names:
             if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(inner)
@@ -184,19 +185,19 @@ def list_folder(folder: str | os.PathLike) -> Listing:
 
 
 def natural_path_key(key: str) -> list:
-    """Sorting key for paths in which numbers count as numbers, folder for folder."""
+    """Return a sorting key for paths that compares numbers by value, folder by folder."""
     return [natural_key(part) for part in Path(key).parts]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to what cannot be reached
+    except OSError:  # a link to itself, or to an unreachable place
         return False
 
 
 def _why_not(entry: os.DirEntry) -> str:
-    """Return the reason for which a file of any name cannot be a clip, "" as a rule."""
+    """Return why a file cannot be a clip whatever its name, "" if it can."""
     if not os.path.isfile(entry.path):
         if entry.is_symlink():
             return f"it is a link to '{shown(os.readlink(entry.path))}', where nothing is"

@@ -1,7 +1,7 @@
-"""Latents of all frames of all clips: made once, by several processes, and kept in safetensors shards.
+"""The latent cache: latents of all frames of all clips, encoded once by several processes, in safetensors shards.
 
-Stored are the moments of the autoencoder's posterior, so that each epoch samples anew. Clips come from `sources.py` and
-`manifest.py`; windows are cut out by `windows.py`.
+The shards hold the moments of the autoencoder's posterior, so that each epoch samples new latents. Clips come from
+`sources.py` and `manifest.py`; `windows.py` cuts out windows.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ from training.stopping import Stopped
 
 
 FRAME_POLICY = "every frame, upright"
-# A deviation of exp(-10) = 5e-5 is below the resolution of the means in float16: such a posterior is a point.
+# A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
 _POINT_LOGVAR = -20.0
 _SIZES = ("latents", "planner_latents")
 
 
 class ClipError(ValueError):
-    """A clip that cannot be read, or not any more: it is left out, while other errors end the build or the run."""
+    """A clip cannot be read (any more) and is left out; other errors end the build or the run."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Posteriors of some frames, normalized, `(frames, channels, height, width)`.
+    """Normalized posteriors of some frames, `(frames, channels, height, width)`.
 
     Attributes:
-        mean, planner_mean: at full size and at the planner's.
-        logvar, planner_logvar: logarithms of their variances; `None` where the autoencoder is deterministic.
+        mean, planner_mean: means at full size and at the planner's size.
+        logvar, planner_logvar: logarithms of their variances; `None` if the autoencoder is deterministic.
     """
 
     mean: torch.Tensor
@@ -53,7 +53,7 @@ class Moments:
     planner_logvar: torch.Tensor | None
 
     def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws latents of both sizes, float32 on the CPU; nothing is drawn from the generator without a variance."""
+        """Sample latents of both sizes, float32 on the CPU; without a variance the generator is not used."""
         return tuple(
             mean.float() if logvar is None else
             mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, generator=generator)
@@ -63,11 +63,13 @@ class Moments:
 
 @torch.no_grad()
 def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale: int) -> Moments:
-    """Posteriors of `uint8` frames `(frames, 3, height, width)`, on the CPU."""
+    """Return the posteriors of `uint8` frames `(frames, 3, height, width)`, on the CPU."""
     video = (frames[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, height, width)
     found = []
     for size in (video, downscale_video(video, planner_downscale)):
-        with torch.autocast(vae.device.type, enabled=False):  # in the autoencoder's own precision, whoever asks
+        with torch.autocast(
+            vae.device.type, enabled=False
+        ):  # in the autoencoder's own precision, whatever the caller's
             mean, logvar = encode_moments(vae, size)
         found.append((mean[0].cpu(), None if logvar.max() <= _POINT_LOGVAR else logvar[0].cpu()))
     (mean, logvar), (planner_mean, planner_logvar) = found
@@ -79,9 +81,9 @@ class LatentCache:
 
     Attributes:
         size: height and width of the frames in pixels.
-        views: what of the frames it holds.
-        left_out: clips that could not be encoded, with the reason.
-        stopped: why the processes that made it stopped before its end; `None` if they did not.
+        views: the views of the frames that it holds.
+        left_out: reasons by key, for clips that could not be encoded.
+        stopped: why the processes stopped before the cache was complete; `None` if they did not.
     """
 
     def __init__(self, folder: Path):
@@ -103,11 +105,12 @@ class LatentCache:
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self._chunks
 
-    def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:
-        """Moments of some frames of a clip, in the stored type.
+    def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:  # noqa: B008
+        """Return the moments of some frames of a clip, in the stored type.
 
         Raises:
-            ValueError: if the cache does not hold them; `ClipError` if its files were damaged since it was opened.
+            ValueError: if the cache does not hold them.
+            ClipError: if its files were damaged since it was opened.
         """
         if view not in self.views:
             raise ValueError(
@@ -137,7 +140,7 @@ class LatentCache:
                     "made anew"
                 )
         for (size, kind), rows in parts.items():
-            # Chunks of a clip may be points while others are not.
+            # Some chunks of a clip may lack a variance while others have one.
             found[size, kind] = torch.stack(
                 [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], -30.0) for i in indices.tolist()]
             )
@@ -174,26 +177,28 @@ def build_latent_cache(
     wait: Callable[[], None] = lambda: None,
     stop: Callable[[], str | None] = lambda: None,
 ) -> LatentCache:
-    """Encodes the clips that the cache does not hold yet, and opens it. Every process of a run calls this.
+    """Encode the clips that the cache does not hold yet, and open it. Every process of a run calls this.
 
-    Settings (autoencoder's config and weights, sizes, crop, frame and flip policy, decoder, storage type) choose a folder in
-    `cache_dir`; within it clips are known by the hash of their bytes. So nothing stale is ever found, a killed build goes on
-    with the clips that no whole shard holds, and clips may come and go. One run at a time builds a cache.
+    The settings (autoencoder's config and weights, sizes, crop, frame and flip policy, decoder, storage type) choose a
+    folder in `cache_dir`; within it clips are identified by the hash of their bytes. So stale latents are never used,
+    a killed build continues with the clips that no complete shard holds, and clips may be added and removed. One run
+    at a time builds a cache.
 
     Args:
         source: opens the clips.
-        entries: the clips, usable ones.
-        vae: an image autoencoder with `AutoencoderKL`'s interface; runs where it lies, in its own type.
+        entries: the usable clips.
+        vae: an image autoencoder with `AutoencoderKL`'s interface; runs on its own device in its own dtype.
         size: height and width of the frames in pixels.
         planner_downscale: how many times smaller the planner's frames are.
-        views: what of the frames to store, each in space of its own: latents of mirrored frames are not mirrored latents.
-            Every crop is stored mirrored, or none.
+        views: the views of the frames to store, each separately: latents of mirrored frames are not mirrored latents.
+            Either every crop is also stored mirrored, or none.
         batch_size: frames encoded at once.
         dtype: of the stored moments.
-        shard_bytes: a shard is written when it is that large.
+        shard_bytes: size at which a shard is written.
         rank, world: this process encodes the clips `rank`, `rank + world`, ...
         wait: returns when all processes have called it, such as `accelerator.wait_for_everyone`.
-        stop: asked after every batch, for a reason to stop; clips that are done by then are kept for the next start.
+        stop: called after every batch; returns a reason to stop, or `None`. Finished clips are kept for the next
+            start.
 
     Raises:
         ValueError: if no clip is left, or the moments of a clip are not finite.
@@ -210,20 +215,20 @@ def build_latent_cache(
         "dtype": str(dtype),
     }
     crops = sorted({view.crop for view in views})
-    if crops != [CENTRE]:  # left out otherwise, so that caches made before there were crops are found
+    if crops != [CENTRE]:  # a cache of the centre alone is named without crops
         settings["crops"] = crops
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     entries = list(entries)
-    # By place in the list and not among what is missing, which the other processes may see at another time.
+    # Shared by place in the list of all clips: processes may not agree on which ones are missing.
     mine = {entry.sha256: entry for entry in entries[rank::world]}
     known, _ = _scan(folder)
     missing = [entry for sha, entry in mine.items() if sha not in known]
     if world == 1 and not missing and (folder / "index.json").is_file():
         cache = LatentCache(folder)
         if not cache.left_out and all(entry in cache for entry in entries):
-            return cache  # nothing is new and nothing is written, so that many processes may read
+            return cache  # nothing is written if nothing is new, so that many programs can read it at once
     if missing:
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
     writer, left_out, stopped = _ShardWriter(folder, rank, shard_bytes, dtype), {}, None
@@ -256,7 +261,7 @@ def build_latent_cache(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The frames `first` to `end` of a clip, out of the tensors `number` of a shard, whose first row is frame `offset`."""
+    """Frames `first` to `end` of a clip, in the tensors `number` of a shard, whose first row is frame `offset`."""
 
     shard: str
     number: int
@@ -269,7 +274,7 @@ def _encode_clip(
     source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int,
     views: Sequence[View], batch_size: int, writer: "_ShardWriter", stop: Callable[[], str | None],
 ) -> None:  # fmt: skip
-    """Streams a clip through the autoencoder; a clip that fails leaves nothing in the shard that is being filled."""
+    """Encode a clip batch by batch; a clip that fails leaves nothing in the shard being filled."""
     done, batch = 0, []
     writer.begin(entry)
 
@@ -291,7 +296,7 @@ def _encode_clip(
 
     frames = _frames(source, entry)
     for frame in frames:
-        # One by one: a batch of frames of 4K would take 1.6 GB.
+        # Frame by frame: a batch of 4K frames would take 1.6 GB.
         batch.append([view.of(frame[None], *size) for view in views])
         if len(batch) == batch_size:
             encode()
@@ -305,7 +310,7 @@ def _encode_clip(
 
 
 def _suffix(view: View) -> str:
-    """What the names of a view's tensors end with."""
+    """Return the suffix of the names of a view's tensors."""
     return ("" if view.crop == CENTRE else f".crop{view.crop}") + (".flipped" if view.flip else "")
 
 
@@ -320,12 +325,13 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
 
 
 class _ShardWriter:
-    """Collects chunks and writes a shard whenever there are enough of them; a shard is whole or absent."""
+    """Collect chunks and write a shard whenever there are enough; a shard is complete or absent."""
 
     def __init__(self, folder: Path, rank: int, shard_bytes: int, dtype: torch.dtype):
         self.folder, self.rank, self.shard_bytes, self.dtype = folder, rank, shard_bytes, dtype
         self._entry: Entry | None = None
-        # (entry, first frame, pieces by name); the open clip's are apart until it ends or the shard is full
+        # (entry, first frame, pieces by name); those of the current clip are kept apart until it ends or the shard is
+        # full
         self._chunks: list[tuple[Entry, int, dict[str, list[torch.Tensor]]]] = []
         self._open: tuple[Entry, int, dict[str, list[torch.Tensor]]] | None = None
         self._bytes = 0
@@ -336,15 +342,17 @@ class _ShardWriter:
     def add(self, first: int, tensors: dict[str, torch.Tensor]) -> None:
         if self._open is None:
             self._open = (self._entry, first, {})
-        if first > self._open[1] and tensors.keys() != self._open[2].keys():  # one of the batches is a point by chance
+        if (
+            first > self._open[1] and tensors.keys() != self._open[2].keys()
+        ):  # this batch lacks a variance by chance, or the ones before do
             self._close()
             self._open = (self._entry, first, {})
         for name, tensor in tensors.items():
             stored = tensor.to(self.dtype).contiguous()
             if not torch.isfinite(stored).all():
                 raise ValueError(
-                    f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in float32, or "
-                    "look at its scaling factor"
+                    f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in "
+                    "float32, or check its scaling factor"
                 )
             self._open[2].setdefault(name, []).append(stored)
             self._bytes += stored.nbytes
@@ -356,7 +364,7 @@ class _ShardWriter:
         self._close()
 
     def abandon(self) -> None:
-        """Forgets the open clip; parts of it that are in shards already are never complete and so never used."""
+        """Drop the current clip; parts of it that are already in shards are incomplete and so never used."""
         if self._open is not None:
             self._bytes -= sum(piece.nbytes for pieces in self._open[2].values() for piece in pieces)
             self._open = None
@@ -386,13 +394,13 @@ class _ShardWriter:
 
 
 def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
-    """Chunks by hash of all clips that whole shards hold completely, and the shards that are damaged."""
+    """Return the chunks, by hash, of all clips that the shards hold completely, and the damaged shards."""
     pieces: dict[str, list[tuple[int, int, str, int]]] = {}
     totals: dict[str, int] = {}
     damaged = []
     for path in sorted(folder.glob("shard-*.safetensors")):
         try:
-            with safe_open(path, framework="pt") as file:  # refuses a file of another length than its header says
+            with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
                 header = [
                     (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
                 ]
@@ -406,7 +414,7 @@ def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
     for sha, total in totals.items():
         chunks, position = [], 0
         while position < total:
-            # Parts of an attempt that was killed may overlap those of a later one.
+            # Parts written before a kill may overlap those of a later start.
             fitting = [piece for piece in pieces[sha] if piece[0] <= position < piece[1]]
             if not fitting:
                 break
@@ -427,9 +435,9 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
     for rank in range(world):
         file = folder / f"left-out-{rank}.json"
         with _damage(file):
-            told = json.loads(file.read_text(encoding="utf-8"))
-            left_out |= told["left_out"]
-            reasons += [told["stopped"]] if told["stopped"] else []
+            outcome = json.loads(file.read_text(encoding="utf-8"))
+            left_out |= outcome["left_out"]
+            reasons += [outcome["stopped"]] if outcome["stopped"] else []
         file.unlink()
     for path in folder.glob(f".shard-*{UNFINISHED}"):  # leftovers of a killed build
         path.unlink()
@@ -443,7 +451,7 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Makes a sentence of what reading a file of the cache raises, with the file's name and what to do."""
+    """Turn errors of reading a file of the cache into one that names the file and says what to do."""
     try:
         yield
     except FILE_ERRORS as error:

@@ -1,7 +1,7 @@
-"""Prepares the batches of coming steps while one is computed, in a thread beside the loop.
+"""Prepare the batches of the next steps in a thread while one is computed.
 
-What a step draws is a function of its number, so there is no state to keep and any number of workers gives the same batches; what is drawn
-is in `training/curriculum.py`.
+A batch is a function of its step's number, so there is no state to save and any number of workers gives the same
+batches; `training/curriculum.py` draws them.
 """
 
 from collections import deque
@@ -14,12 +14,13 @@ Prepared = TypeVar("Prepared")
 
 
 class BatchLoader(Generic[Prepared]):
-    """Yields `(step, make(step))` in order; a context manager, at whose end no thread of it is left.
+    """Iterate over `(step, make(step))` in order; a context manager that ends its thread.
 
     Args:
-        make: prepares a step; what it raises is raised where the step is asked for.
+        make: prepares a step; its errors are raised when the step is reached.
         steps: the steps.
-        workers: how many steps are prepared ahead, by one thread so that clips are read in order; 0: none, in the loop's own thread.
+        workers: number of steps prepared ahead, all by one thread so that clips are read in order; 0: none, in the
+            loop's own thread.
     """
 
     def __init__(self, make: Callable[[int], Prepared], steps: range, workers: int):
@@ -44,6 +45,6 @@ class BatchLoader(Generic[Prepared]):
         return self
 
     def __exit__(self, *exception) -> None:
-        """Lets the batch that is being prepared end, and drops the others."""
+        """Finish the batch that is being prepared, and drop the others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -1,8 +1,8 @@
-"""What decoding said of every clip, written once: exact frame counts, rates, sizes, and why a clip was left out.
+"""The manifest: facts found by decoding every clip once: exact frame counts, rates, sizes, reasons for leaving out.
 
     python -m training.data.manifest FOLDER [-o FILE] [--strict] [--workers N]
 
-Headers lie and files break, so nothing here is estimated. Which clips a stage then uses is decided in `buckets.py`.
+Headers can be wrong and files damaged, so nothing is estimated. `buckets.py` decides which clips a stage uses.
 """
 
 import argparse
@@ -41,24 +41,27 @@ class Entry(BaseModel):
     key: str
     status: Literal["ok", "left out"]
     reason: str = ""
-    stamp: str | None = Field(None, description="Size and time of change; a clip is decoded again when they differ.")
-    sha256: str = Field("", description="Of the clip's bytes; caches are keyed by it.")
+    stamp: str | None = Field(
+        None, description="Size and time of change; a clip whose stamp differs is decoded again."
+    )
+    sha256: str = Field("", description="Of the clip's bytes; the key of the latent cache.")
     size: int = Field(0, description="Bytes.")
     num_frames: int = 0
-    fps: float = Field(0.0, description="The mean, where the rate varies.")
+    fps: float = Field(0.0, description="The mean if the rate varies.")
     width: int = 0
     height: int = 0
     start: float = Field(0.0, description="Time of the first frame.")
     duration: float = 0.0
     codec: str = ""
-    timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, where the rate varies.")
+    timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, if the rate varies.")
 
     @property
     def variable_rate(self) -> bool:
+        """Return whether the time between frames varies."""
         return self.timestamps is not None
 
     def times(self, indices: Iterable[int] | None = None) -> np.ndarray:
-        """Times of some frames, or of all, `(frames,)`."""
+        """Return the times of some frames, by default of all, `(frames,)`."""
         indices = np.arange(self.num_frames) if indices is None else np.fromiter(indices, dtype=int)
         if self.timestamps is not None:
             return np.array(self.timestamps)[indices]
@@ -70,10 +73,10 @@ class Manifest:
     """All clips of a source, in its order.
 
     Attributes:
-        source: what `open_source` was given.
+        source: the argument of `open_source`.
         entries: usable clips and those left out.
         path: the file.
-        notes: what else the source passes over, in lines for the census; not in the file.
+        notes: lines on what else the source ignores; not in the file.
     """
 
     source: str
@@ -83,16 +86,19 @@ class Manifest:
 
     @property
     def ok(self) -> tuple[Entry, ...]:
+        """Return the usable clips."""
         return tuple(entry for entry in self.entries if entry.status == "ok")
 
     @property
     def left_out(self) -> tuple[Entry, ...]:
+        """Return the clips that cannot be used."""
         return tuple(entry for entry in self.entries if entry.status != "ok")
 
     def census(self) -> str:
-        """Tell what there is in plain lines: counts, rates, sizes, the clips left out with their reasons, what is no clip.
+        """Return the census as text: counts, rates, sizes, clips left out with their reasons, and files that are not
+        clips.
 
-        Where very many clips are left out, some are named and the others counted; the file has them all.
+        If very many clips are left out, some are named and the others counted; the file has them all.
         """
         ok, left_out = self.ok, self.left_out
         lines = [f"{len(ok)} of {len(self.entries)} clips of '{shown(self.source)}' can be used"]
@@ -113,7 +119,7 @@ class Manifest:
 
 
 def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
-    """Where the manifest of a source lies unless told otherwise: `<folder>/<name>-<hash of the whole name>.jsonl`."""
+    """Return the default path of a source's manifest: `<folder>/<name>-<hash of the whole name>.jsonl`."""
     spec = str(spec)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(spec).name)
     where = str(Path(spec).resolve()) if Path(spec).exists() else spec
@@ -126,16 +132,16 @@ def make_manifest(
     workers: int = 1,
     stop: Callable[[], str | None] = lambda: None,
 ) -> Manifest:
-    """Decodes every clip of a source that is not in the file yet, or has changed since, and writes the file.
+    """Decode every clip of a source that is not in the file yet or has changed since, and write the file.
 
-    A killed run goes on where it stood; the file itself is whole or absent. Entries made by another version of the decoder
-    are made anew. One process at a time makes a manifest.
+    After a kill, the next start continues; the file itself is complete or absent. Entries of another version of the
+    decoder are not used. One process at a time makes a manifest.
 
     Args:
         source: see `sources.py`.
         path: the file, by default `default_path`.
         workers: threads that decode.
-        stop: asked between clips, for a reason to stop; what was decoded is kept for the next start.
+        stop: called between clips; returns a reason to stop, or `None`. Decoded clips are kept for the next start.
 
     Raises:
         ValueError: if the source holds no clips at all.
@@ -153,7 +159,7 @@ def make_manifest(
         file, stopping = None, []
 
         def ask() -> None:
-            """Clips that have begun are decoded to their end."""
+            """Ask whether to stop; clips that have begun are decoded to their end."""
             if not stopping and (reason := stop()):
                 stopping.append(reason)
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -162,13 +168,13 @@ def make_manifest(
             nonlocal file
             first = waiting.popleft()
             if isinstance(first, Future):
-                while not first.done():  # of a cancelled one `wait` would not say so
+                while not first.done():  # `wait` does not return for a cancelled future
                     wait([first], timeout=0.5)
                     ask()
                 if first.cancelled():
                     return
                 first = first.result()
-                if file is None:  # where nothing is new nothing is written, so that many processes may read
+                if file is None:  # nothing is written if nothing is new, so that many programs can read it at once
                     _write_lines(unfinished, header, known.values())
                     file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
                 file.write(first.model_dump_json(exclude_defaults=True) + "\n")
@@ -196,7 +202,7 @@ def make_manifest(
 
 
 def read_manifest(source: Source, path: Path) -> Manifest | None:
-    """What `write_manifest` wrote; `None` where there is no file, or it is of another source or of another decoder.
+    """Read a manifest; return `None` if there is no file, or it belongs to another source or another decoder.
 
     Raises:
         ValueError: if the file is damaged.
@@ -204,7 +210,7 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        # Not `splitlines`: a name may hold characters that it takes for the end of a line, such as U+2028.
+        # Not `splitlines`, which would also split at characters such as U+2028 within a name.
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if json.loads(first) != _header(source.spec):
             return None
@@ -214,7 +220,7 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Writes a copy, whole or not at all."""
+    """Write a copy, complete or not at all."""
     _write_lines(path, _header(manifest.source), manifest.entries)
 
 
@@ -223,7 +229,7 @@ def _header(spec: str) -> dict:
 
 
 def _start(pool: ThreadPoolExecutor, source: Source, key: str, old: Entry | None) -> Entry | Future:
-    """Open here, since streams are read in order, and decode in the pool; what is known of an unchanged clip stays."""
+    """Open a clip here, since streams are read in order, and decode it in the pool; keep unchanged clips' entries."""
     stamp = None
     try:
         stamp = source.stamp(key)
@@ -253,14 +259,14 @@ def _probe(key: str, opened: Path | bytes, fps: float | None, stamp: str | None,
 
 
 def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
-    # Memory, a disk or a permission may be back the next time, though the file has not changed: without a stamp, the
-    # clip is tried again.
+    # Missing memory, a disk or a permission may be there the next time though the file has not changed; without a
+    # stamp the clip is tried again.
     passing = any(isinstance(each, (MemoryError, OSError)) for each in (error, error.__cause__))
     return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
 
 
 def _hash(opened: Path | bytes) -> tuple[str, int]:
-    """SHA-256 and size in bytes of a file, of bytes, or of all files of a folder with their names."""
+    """Return the SHA-256 and the size in bytes of a file, of bytes, or of all files of a folder with their names."""
     digest, size = hashlib.sha256(), 0
     if isinstance(opened, bytes):
         return hashlib.sha256(opened).hexdigest(), len(opened)
@@ -276,14 +282,14 @@ def _hash(opened: Path | bytes) -> tuple[str, int]:
 
 
 def _read_lines(path: Path, header: dict) -> Iterable[Entry]:
-    """Entries of a file with the same header; none where it is absent, damaged, or made by another decoder."""
+    """Yield the entries of a file with the same header; none if it is absent or of another decoder."""
     if not path.is_file():
         return
     try:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
         if json.loads(first) != header:
             return
-        for line in lines[:-1]:  # what follows the last line break is a line that a kill cut short
+        for line in lines[:-1]:  # the last line was cut short by a kill
             yield Entry.model_validate_json(line)
     except ValueError as error:  # of its encoding, of JSON or of an entry
         print(f"'{path}' is damaged after some lines and is made anew from there ({sentence(error)})")
@@ -301,12 +307,15 @@ def _counts(values: Iterable[str], most: int = 8) -> str:
 
 
 def main() -> int:
+    """Make the manifest of a source and print its census; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "source", help="a folder of videos, picture folders or .tar shards, a .tar, or datasets:NAME#SPLIT"
+        "source", help="a folder of videos, of picture folders or of .tar shards; a shard; or datasets:NAME#SPLIT"
     )
-    parser.add_argument("-o", "--output", type=Path, help=f"the manifest; by default in {MANIFESTS}/")
-    parser.add_argument("--fps", type=float, help="frames per second of picture folders, where no metadata says it")
+    parser.add_argument("-o", "--output", type=Path, help=f"path of the manifest (default: in {MANIFESTS}/)")
+    parser.add_argument(
+        "--fps", type=float, help="frames per second of picture folders whose metadata do not state it"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a clip is left out")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""`metadata.jsonl` and `metadata.csv` of a folder of clips (the layout of HF `videofolder`): which clips it names.
+"""Read and write `metadata.jsonl` and `metadata.csv` of a folder of clips (the layout of HF `videofolder`).
 
-What lies in the folder itself is listed by `folders.py`.
+`folders.py` lists the folder itself.
 """
 
 import csv
@@ -20,12 +20,12 @@ from training.files import write_whole
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file of metadata says.
+    """The content of a file of metadata.
 
     Attributes:
         path: the file.
-        rows: by path of the clip within the folder; of several rows of a clip, the last.
-        repeated: how many rows name a clip that an earlier one names.
+        rows: by path of the clip within the folder; the last of several rows for one clip.
+        repeated: number of rows that name a clip again.
     """
 
     path: Path
@@ -34,22 +34,22 @@ class Metadata:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Tell what of the file is not used."""
+        """Return lines on the rows that are not used."""
         if not self.repeated:
             return ()
         return (f"rows of {self.path.name} that name a clip again: {self.repeated}; each clip is used once",)
 
 
 def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `metadata.jsonl`, whole or not at all: a folder that has one is complete."""
+    """Write `metadata.jsonl`, complete or not at all: a folder that has one is complete."""
     write_whole(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metadata(listing: Listing) -> Metadata | None:
-    """Read the metadata of a folder, `None` where there are none.
+    """Read the metadata of a folder; return `None` if there are none.
 
     Raises:
-        ValueError: if both files are there, or the file cannot be read, names nothing, or has a row without a usable
+        ValueError: if both files exist, or the file cannot be read, names no clip, or has a row without a usable
             file_name.
     """
     found = [
@@ -86,12 +86,12 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"'{path}' is a link to nothing, or no file; mend or delete it")
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a mark before the first column
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark before the first column
     except OSError as error:
         raise ValueError(f"'{path}' cannot be read ({sentence(error)})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not UTF-8 ({sentence(error)}); save it as UTF-8") from error
-    if "\0" in text:  # UTF-16 without its mark can be taken for UTF-8
+    if "\0" in text:  # UTF-16 without a byte order mark can look like UTF-8
         raise ValueError(f"'{path}' is not UTF-8 text (it holds zero bytes); save it as UTF-8")
     return text
 
@@ -117,7 +117,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     columns: list[str] | None = None
     try:
         for values in reader:
-            if not any(value.strip() for value in values):  # spreadsheets keep rows that were emptied
+            if not any(value.strip() for value in values):  # spreadsheets keep emptied rows
                 continue
             if columns is None:
                 columns = [value.strip() for value in values]
@@ -142,7 +142,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a row; which of two values of one column counts would be a guess."""
+    """Return a row as a dictionary; raise `ValueError` if a column that is used comes twice."""
     names = [name for name, _ in pairs]
     for name in ("file_name", "fps"):
         if names.count(name) > 1:
@@ -158,8 +158,8 @@ def _unusable(path: Path, number: int, row: Any) -> ValueError:
 def _key(name: str, listing: Listing) -> str | None:
     """Return the path within the folder by which the listing knows a clip, `None` if the name leads out of the folder.
 
-    A name may be a full path, begin with `./`, have the backslashes of Windows, or blanks around it. A clip that is not
-    there keeps its name, so that the census can tell.
+    A name may be a full path, begin with `./`, have backslashes as on Windows, or blanks around it. A missing clip
+    keeps its name, so that the census can report it.
     """
     if name in listing.known:
         return name
@@ -167,7 +167,7 @@ def _key(name: str, listing: Listing) -> str | None:
     for key in filter(None, keys):
         if key in listing.known:
             return key
-        if os.path.exists(os.path.join(listing.root, key)):  # Windows and macOS do not tell a.mp4 from A.MP4
+        if os.path.exists(os.path.join(listing.root, key)):  # Windows and macOS do not distinguish a.mp4 and A.MP4
             same = listing.folded.get(unicodedata.normalize("NFC", key).casefold())
             is_same = same is not None and os.path.samefile(
                 os.path.join(listing.root, same), os.path.join(listing.root, key)

@@ -1,10 +1,11 @@
-"""Which clip, which frames: pure functions of (seed, stage, step, row), so that nothing has to be saved to resume.
+"""Choose clips and frames by pure functions of (seed, stage, step, row), so that resuming needs no saved state.
 
-Each clip of a bucket is drawn once before any is drawn again, whatever the number of processes. Which clips a bucket holds is
-decided in `buckets.py`; frames are read in `windows.py`.
+Each clip of a bucket is drawn once before any is drawn again, whatever the number of processes. `buckets.py` decides
+which clips a bucket holds; `windows.py` reads the frames.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,12 +16,12 @@ from training.data.manifest import Entry
 from training.randomness import step_generator
 
 
-SAME_RATE = 1.002  # 29.97 frames per second pass for 30: NTSC's rates are a thousandth slower than their names
+SAME_RATE = 1.002  # 29.97 frames per second count as 30: NTSC's rates are a thousandth slower than their names
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How far apart the frames of a window lie: `stride` frames of the clip, or `1 / fps` seconds. Exactly one is given."""
+    """Distance between the frames of a window: `stride` frames of the clip or `1 / fps` seconds; one of the two."""
 
     stride: int | None = None
     fps: float | None = None
@@ -37,14 +38,14 @@ class Rate:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of one step's batch that this process takes.
+    """The rows of one step's batch that this process reads.
 
     Attributes:
         seed: of the run.
         step: batches drawn before this one in the stage.
         batch_size: rows of the batch over all processes and accumulated parts.
-        rows: those asked for, out of `range(batch_size)`.
-        attempt: another number chooses other orders of the clips.
+        rows: this process's rows, out of `range(batch_size)`.
+        attempt: each number has its own order of the clips.
     """
 
     seed: int
@@ -59,9 +60,10 @@ class StepRows:
 
 
 def permuted(index: int, size: int, *keys: str | int) -> int:
-    """The place of `index` in a permutation of `range(size)` that `keys` choose, without making the permutation.
+    """Return the place of `index` in the permutation of `range(size)` that `keys` choose, without computing the
+    others.
 
-    A Feistel network of four rounds over the next even number of bits; numbers beyond `size` are sent through again.
+    Uses a Feistel network of four rounds over the next even number of bits; results beyond `size` pass it again.
     """
     if not 0 <= index < size:
         raise ValueError(f"index {index} lies outside of 0 to {size - 1}")
@@ -79,16 +81,19 @@ def permuted(index: int, size: int, *keys: str | int) -> int:
 
 
 def clip_at(position: int, num_clips: int, *keys: str | int) -> int:
-    """The clip at a position of the endless order: epoch after epoch, each a permutation of its own."""
+    """Return the clip at a position of the endless order, in which each epoch is another permutation."""
     epoch, place = divmod(position, num_clips)
     return permuted(place, num_clips, *keys, epoch)
 
 
 def bucket_at(seed: int, stage: str, step: int, batches: tuple[int, ...]) -> tuple[int, int]:
-    """The bucket of a step, and how many batches came from it before in this stage.
+    """Return the bucket of a step and the number of earlier batches from it in this stage.
 
     Args:
-        batches: batches per epoch of each bucket; in an epoch of the stage each bucket comes that often, in random order.
+        seed: of the run.
+        stage: its name.
+        step: batches drawn before this one in the stage.
+        batches: batches per epoch of each bucket; each epoch has that many of each, in random order.
     """
     epoch, place = divmod(step, sum(batches))
     buckets, earlier = _bucket_sequence(seed, stage, epoch, batches)
@@ -108,21 +113,33 @@ def _bucket_sequence(seed: int, stage: str, epoch: int, batches: tuple[int, ...]
 
 
 def num_starts(entry: Entry, num_frames: int, rate: Rate) -> int:
-    """How many windows of `num_frames` at a rate a clip has."""
+    """Return how many windows of `num_frames` at a rate a clip has."""
     if rate.fps is None:
         return max(0, entry.num_frames - (num_frames - 1) * rate.stride)
     if entry.variable_rate:
         return len(_varying_starts(entry, num_frames, rate.fps))
     if rate.fps > entry.fps * SAME_RATE and num_frames > 1:  # frames would be repeated
         return 0
-    return max(0, entry.num_frames - int((num_frames - 1) * entry.fps / rate.fps + 0.5 - 1e-6))
+    return max(0, entry.num_frames - frames_at_stride(0, num_frames, entry.fps / rate.fps)[-1])
+
+
+def frames_at_stride(first: int, num_frames: int, stride: float) -> tuple[int, ...]:
+    """Return the clip frames of a window that begins at frame `first` and takes every `stride`-th.
+
+    A stride need not be whole: the nearest frame is taken, the earlier one of two that are equally near.
+    """
+    # Slightly below one half: rounding errors then cannot decide exact halves such as 12.5, which round down.
+    return tuple(first + math.floor(index * stride + 0.5 - 1e-6) for index in range(num_frames))
 
 
 def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tuple[int, ...]:
-    """The frames of a window: those nearest to `t0 + i / fps`, or every `stride`-th.
+    """Return the frames of a window: those nearest to `t0 + i / fps`, or every `stride`-th.
 
     Args:
-        place: where in the clip, in [0, 1): 0 is the first window that it has, just below 1 the last.
+        entry: the clip.
+        place: position in the clip, in [0, 1): 0 is its first window, just below 1 its last.
+        num_frames: of the window.
+        rate: distance between its frames.
 
     Raises:
         ValueError: if the clip has no such window; `why_not` says why.
@@ -132,18 +149,16 @@ def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tu
         raise ValueError(f"clip '{entry.key}': {why_not(entry, num_frames, rate)}")
     start = min(int(place * starts), starts - 1)
     if rate.fps is None:
-        return tuple(range(start, start + num_frames * rate.stride, rate.stride))
+        return frames_at_stride(start, num_frames, rate.stride)
     if entry.variable_rate:
         start = int(_varying_starts(entry, num_frames, rate.fps)[start])
         times = np.array(entry.timestamps)
         return tuple(_nearest(_middles(times), times[start], num_frames, rate.fps).tolist())
-    # A tiny bit less than half, as in `num_starts`: exact halves, such as 12.5, then round down and not by chance.
-    steps = np.arange(num_frames) * (entry.fps / rate.fps)
-    return tuple((start + np.floor(steps + 0.5 - 1e-6).astype(int)).tolist())
+    return frames_at_stride(start, num_frames, entry.fps / rate.fps)
 
 
 def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
-    """Why a clip has no window of `num_frames` at a rate."""
+    """Return why a clip has no window of `num_frames` at a rate."""
     if rate.fps is None:
         span = (num_frames - 1) * rate.stride + 1
         return f"has {entry.num_frames} frames; {num_frames} at {rate} span {span}"
@@ -156,7 +171,7 @@ def why_not(entry: Entry, num_frames: int, rate: Rate) -> str:
 
 @lru_cache(maxsize=4096)
 def _varying_starts(entry: Entry, num_frames: int, fps: float) -> np.ndarray:
-    """First frames of the windows that fit, repeat no frame, and have each within half a step of its time."""
+    """Return the first frames of windows that fit, repeat no frame, and have each within half a step of its time."""
     times, starts = np.array(entry.timestamps), []
     middles = _middles(times)
     for start in range(len(times)):
@@ -174,5 +189,5 @@ def _middles(times: np.ndarray) -> np.ndarray:
 
 
 def _nearest(middles: np.ndarray, time: float, num_frames: int, fps: float) -> np.ndarray:
-    """Frames nearest to `time + i / fps`; all times up to the middle between two frames belong to the first of them."""
+    """Return the frames nearest to `time + i / fps`; the exact middle between two frames belongs to the first."""
     return np.searchsorted(middles, time + np.arange(num_frames) / fps - 1e-9)

@@ -1,6 +1,6 @@
-"""The clips of a run, made ready before anything is trained: manifests, latent caches or pixels, the census of every stage.
+"""Prepare the clips of a run before training: manifests, latent caches or pixels, and the census of every stage.
 
-`train_mardini.py` calls it. What windows are drawn from them is in `curriculum.py`.
+`train_mardini.py` calls this; `curriculum.py` draws windows from the result.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.config.schema import RunConfig
-from training.data.buckets import Sampling, assign, heldout_window_request, window_request
+from training.data.buckets import WindowRequest, assign, heldout_window_request, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
 from training.data.failures import FailedClips
 from training.data.manifest import Entry, default_path, read_manifest, write_manifest
 from training.data.sources import Source
-from training.data.windows import LatentWindows, PixelWindows, Windows
+from training.data.windows import ClipWindows, LatentWindows, PixelWindows
 from training.files import read_json, write_whole
 from training.locks import turn_to_write
 from training.stopping import Stopped
@@ -32,10 +32,10 @@ FAILED_CLIPS = "failed_clips.jsonl"
 
 @dataclass(frozen=True)
 class RunData:
-    """Windows to train on, windows held out (or none), and the clips that broke on the way."""
+    """Windows to train on, held-out windows if there are any, and the clips that failed."""
 
-    train: Windows
-    validation: Windows | None
+    train: ClipWindows
+    validation: ClipWindows | None
     failed: FailedClips
 
 
@@ -47,58 +47,59 @@ def prepare_data(
     resumes: bool = False,
     stop: Callable[[], str | None] = lambda: None,
 ) -> RunData:
-    """Reads what there is, refuses stages without clips, encodes, and tells the census; every process of a run calls this.
+    """Read the clips, refuse stages without any, encode them, and print the census; every process of a run calls this.
 
     Args:
         config: with `steps` and `batch_size` (`RunConfig.for_processes`).
         vae: the autoencoder.
-        folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips as they were when the run began, and
-            `census.json`.
-        resumes: go on with the clips as they were then, so that the same windows are drawn whatever has happened to the source since.
-        stop: asked between clips, for a reason to stop.
+        folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips at the beginning of the
+            run, and `census.json`.
+        accelerator: of the run.
+        resumes: use the clips of the beginning, so that the same windows are drawn even if the source has changed.
+        stop: called between clips; returns a reason to stop, or `None`.
 
     Raises:
         ValueError: if a source or a stage has no clips.
-        Stopped: on every process, if there was a reason to stop; what was decoded and encoded is kept.
+        Stopped: on every process, if there was a reason to stop; decoded and encoded clips are kept.
     """
-    # 1. What there is, and what is asked of it
+    # 1. The clips, and the windows that each stage asks for
     uses = {"train": window_request, "validation": heldout_window_request}
     specs = {name: spec for name in uses if (spec := getattr(config.data, name)) is not None}
-    samplings = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
+    requests = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
     sources, entries = {}, {}
     for name, spec in specs.items():
         kept = folder / f"clips-{name}.jsonl"
         sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes, stop)
-    _refuse_stages_without_clips(samplings, entries)
+    _refuse_stages_without_clips(requests, entries)
 
-    # 2. Windows, encoded beforehand or when they are drawn
+    # 2. Windows, encoded now or when they are drawn
     vae.to(accelerator.device)
     failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
-        windows[name] = _windows(config, sources[name], entries[name], samplings[name], vae, accelerator, stop)
+        windows[name] = _windows(config, sources[name], entries[name], requests[name], vae, accelerator, stop)
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
-        vae.to("cpu")  # the device belongs to what is trained
+        vae.to("cpu")  # free the device for the models that are trained
 
     # 3. The census
     censuses = {
         name: {
             stage.name: StageCensus.of(
-                windows[name].census(sampling), sampling, stage.windows_per_step(accelerator.num_processes)
+                windows[name].census(request), request, stage.windows_per_step(accelerator.num_processes)
             )
-            for stage, sampling in zip(config.stages, samplings[name])
+            for stage, request in zip(config.stages, requests[name])
         }
         for name in specs
     }
     if accelerator.is_main_process:
-        _tell(config, censuses, accelerator, folder / "census.json", resumes)
+        _report_census(config, censuses, accelerator, folder / "census.json", resumes)
     return RunData(windows["train"], windows.get("validation"), failed)
 
 
 def _clips(
     config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool, stop: Callable[[], str | None]
 ) -> tuple[Source, tuple[Entry, ...]]:
-    """A source and its clips: those that the run keeps or, where it has none yet, what the main process finds."""
+    """Return a source and its clips: those saved with the run or, at its beginning, those the main process finds."""
     source = open_clips(config, spec)
 
     def find() -> None:
@@ -113,7 +114,7 @@ def _clips(
 
 
 def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> None:
-    """Runs on the main process while the others wait; all raise what it raises, so that none waits for one that has failed."""
+    """Call `make` on the main process while the others wait; all raise its errors, so that none waits forever."""
     failure: list[ValueError | OSError | Stopped | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -125,17 +126,19 @@ def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> Non
         raise failure[0]
 
 
-def _refuse_stages_without_clips(samplings: dict[str, list[Sampling]], entries: dict[str, tuple[Entry, ...]]) -> None:
+def _refuse_stages_without_clips(
+    requests: dict[str, list[WindowRequest]], entries: dict[str, tuple[Entry, ...]]
+) -> None:
     found = []
-    for name, asked in samplings.items():
-        for sampling in asked:
-            census = assign(entries[name], sampling)
+    for name, asked in requests.items():
+        for request in asked:
+            census = assign(entries[name], request)
             if not any(census.clips):
                 reasons = [f"    {clip}: {reason}" for clip, reason in list(census.left_out.items())[:10]]
                 more = len(census.left_out) - len(reasons)
                 found += [
-                    f"  stage {sampling.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be used; lower its "
-                    "`num_frames` or strides, change its `fps`, or add clips",
+                    f"  stage {request.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be "
+                    "used; lower its `num_frames` or strides, change its `fps`, or add clips",
                     *reasons,
                     *([f"    and {more} more"] if more else []),
                 ]
@@ -144,12 +147,12 @@ def _refuse_stages_without_clips(samplings: dict[str, list[Sampling]], entries: 
 
 
 def _windows(
-    config: RunConfig, source: Source, entries: tuple[Entry, ...], samplings: list[Sampling], vae: torch.nn.Module,
+    config: RunConfig, source: Source, entries: tuple[Entry, ...], requests: list[WindowRequest], vae: torch.nn.Module,
     accelerator: Accelerator, stop: Callable[[], str | None],
-) -> Windows:  # fmt: skip
+) -> ClipWindows:  # fmt: skip
     clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
     if config.data.from_pixels:
-        sizes = sorted({bucket.size for sampling in samplings for bucket in sampling.buckets})
+        sizes = sorted({bucket.size for request in requests for bucket in request.buckets})
         threads = max(1, config.data.workers)
         return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads, clip_conditions)
     cache = config.data.cache / default_path(source.spec).stem
@@ -157,15 +160,15 @@ def _windows(
     with contextlib.ExitStack() as held:
         on_main_process(lambda: held.enter_context(turn), accelerator)
         return LatentWindows.build(
-            source, entries, samplings, vae, config.data.planner_downscale, cache, accelerator.process_index,
+            source, entries, requests, vae, config.data.planner_downscale, cache, accelerator.process_index,
             accelerator.num_processes, accelerator.wait_for_everyone, clip_conditions, stop,
         )  # fmt: skip
 
 
-def _tell(
+def _report_census(
     config: RunConfig, censuses: dict[str, dict[str, StageCensus]], accelerator: Accelerator, path: Path, resumes: bool
 ) -> None:
-    """Prints the census of every stage, and what has changed of it since the run began, and writes it with every clip left out."""
+    """Print the census of every stage and its changes since the run began; write it with every clip left out."""
     for name, stages in censuses.items():
         print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
@@ -176,17 +179,18 @@ def _tell(
         name: {"source": getattr(config.data, name), "stages": {k: asdict(v) for k, v in stages.items()}}
         for name, stages in censuses.items()
     }
-    records = json.loads(json.dumps(records))  # tuples are lists from here on, as in the file
+    records = json.loads(json.dumps(records))  # turns tuples into lists, as in the file
     before = {}
     if resumes and path.is_file():
         try:
             before = read_json(path)
         except ValueError as error:
-            print(f"note: {error}; it is made anew, and what has changed since the run began is not told")
+            print(f"note: {error}; it is made anew, without a comparison with the run's beginning")
     for name, record in before.items():
         for stage, census in record["stages"].items():
             if census != records.get(name, {}).get("stages", {}).get(stage, census):
                 print(
-                    f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows from here on"
+                    f"note: stage {stage!r} finds other clips in data.{name} than before, and draws other windows "
+                    "from here on"
                 )
     write_whole(path, json.dumps(records, indent=1) + "\n")

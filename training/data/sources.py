@@ -1,7 +1,7 @@
-"""Where clips come from: folders of videos, folders of pictures, webdataset shards, `datasets` datasets.
+"""Sources of clips: folders of videos, folders of pictures, webdataset shards, `datasets` datasets.
 
-A source lists keys and opens them; it never decodes. What decoding says of each clip is in `manifest.py`, frames are read by
-`diffusers_mardini/video_io.py`.
+A source lists keys and opens them; it never decodes. `manifest.py` collects facts by decoding each clip;
+`diffusers_mardini/video_io.py` reads frames.
 """
 
 import hashlib
@@ -23,39 +23,39 @@ _READ_ERRORS = (*FILE_ERRORS, tarfile.TarError)
 
 
 class Source(Protocol):
-    """What a manifest, the latent cache and training from pixels ask of a source."""
+    """The interface of a source for the manifest, the latent cache and training from pixels."""
 
-    spec: str  # what `open_source` was given: the name in messages and in the manifest
+    spec: str  # the argument of `open_source`; its name in messages and in the manifest
 
     def keys(self) -> Iterator[str]:
-        """Names of all clips, always in the same order."""
+        """Yield the keys of all clips, always in the same order."""
 
     def open(self, key: str) -> Path | bytes:
-        """A video file, its bytes, or a folder of pictures; `ValueError` if it is not there."""
+        """Return a video file, its bytes, or a folder of pictures; raise `ValueError` if it is missing."""
 
     def stamp(self, key: str) -> str | None:
-        """Changes when the clip does, known without reading it; `None` where there is no such thing."""
+        """Return a text that changes whenever the clip does, without reading the clip; `None` if there is none."""
 
     def fps(self, key: str) -> float | None:
-        """Frames per second of a folder of pictures, `None` for videos, which say it themselves."""
+        """Return the frames per second of a folder of pictures; `None` for videos, which state it themselves."""
 
     def left_out(self) -> dict[str, str]:
-        """Return clips that are there and not among `keys`, with the reason; complete when `keys` has come to its end."""
+        """Return the reasons for clips that are not among `keys`; complete once `keys` is exhausted."""
 
     def notes(self) -> tuple[str, ...]:
-        """Tell what else is passed over, in lines for the census."""
+        """Return lines for the census on what else is ignored."""
 
 
 def open_source(spec: str | Path, fps: float | None = None) -> Source:
-    """Finds out what is where.
+    """Open a source by its name.
 
     Args:
-        spec: a folder of videos, of picture folders, or of `.tar` shards; a shard, or several as `train-{000..009}.tar`; or
-            `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams it).
-        fps: frames per second of picture folders, where their metadata does not say.
+        spec: a folder of videos, of picture folders, or of `.tar` shards; a shard, or several as
+            `train-{000..009}.tar`; or `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams it).
+        fps: frames per second of picture folders whose metadata do not state it.
 
     Raises:
-        ValueError: if nothing of the kind is there.
+        ValueError: if there is no such source.
     """
     spec = str(spec)
     for prefix, streaming in (("datasets:", False), ("datasets-stream:", True)):
@@ -66,8 +66,8 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     folder = Path(spec)
     if not folder.is_dir():
         raise ValueError(
-            f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar shards, "
-            "a shard, or datasets:NAME"
+            f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar "
+            "shards, a shard, or datasets:NAME"
         )
     listing = list_folder(folder)
     if listing.shards:
@@ -87,21 +87,21 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     )
 
 
-def is_there(spec: str) -> bool:
-    """Whether there is anything at a source's place, without reading it; `datasets` are taken at their word."""
+def source_exists(spec: str) -> bool:
+    """Return whether a source exists, without reading it; always true for `datasets`."""
     if spec.startswith(("datasets:", "datasets-stream:")):
         return True
     return all(shard.exists() for shard in _shards(spec)) if spec.endswith(".tar") else Path(spec).is_dir()
 
 
 class VideoFolder:
-    """Videos of a folder and the folders in it (the layout of HF `videofolder`); keys are paths within it.
+    """Videos of a folder and its subfolders (the layout of HF `videofolder`); keys are paths within it.
 
     With a `metadata.jsonl` or `metadata.csv`, exactly those that it names.
     """
 
     def __init__(self, folder: str | Path, listing: Listing | None = None):
-        """`listing` is what lies in the folder, if that is known already."""
+        """Open the folder; `listing` is its listing if there is one already."""
         self.folder = Path(folder)
         self.spec = str(folder)
         self._listing = list_folder(folder) if listing is None else listing
@@ -110,13 +110,15 @@ class VideoFolder:
 
     @property
     def _there(self) -> list[str]:
-        """Everything that is there and can be a clip of this kind."""
+        """Return everything in the folder that can be a clip of this kind."""
         return self._listing.videos
 
     def keys(self) -> Iterator[str]:
+        """Yield the paths of the videos."""
         yield from self._there if self._metadata is None else sorted(self._rows, key=natural_path_key)
 
     def open(self, key: str) -> Path:
+        """Return the path of a video."""
         path = _existing(self.folder / key)
         if path.is_dir():
             raise ValueError(
@@ -125,24 +127,28 @@ class VideoFolder:
         return path
 
     def stamp(self, key: str) -> str | None:
+        """Return its size and time of change."""
         path = self.folder / key
         return _stat_stamp(path) if path.exists() else None
 
     def fps(self, key: str) -> float | None:
+        """Return `None`: videos state their own rate."""
         return None
 
     def left_out(self) -> dict[str, str]:
+        """Return videos that metadata do not name, and files that cannot be used."""
         unnamed = [key for key in self._there if self._metadata is not None and key not in self._rows]
         reason = f"not named in {' or '.join(METADATA_FILES)}"
         others = {key: why for key, why in self._listing.left_out.items() if key not in self._rows}
-        return {key: reason for key in unnamed} | others
+        return dict.fromkeys(unnamed, reason) | others
 
     def notes(self) -> tuple[str, ...]:
+        """Return lines on ignored files and rows."""
         return self._listing.notes(self._rows) + (() if self._metadata is None else self._metadata.notes)
 
 
 class PictureFolders(VideoFolder):
-    """A folder of folders of pictures, each a clip in natural order (2 before 10).
+    """Folders of pictures in a folder, each a clip in natural order (2 before 10).
 
     Frames per second come from `fps` of the metadata's rows, else from the argument.
     """
@@ -155,8 +161,8 @@ class PictureFolders(VideoFolder):
         }
         if fps is None and not all(key in self._rates for key in self.keys()):
             raise ValueError(
-                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a run's "
-                "`data.picture_fps`, or --fps), or a metadata.jsonl with file_name (the folder) and fps"
+                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a "
+                "run's `data.picture_fps`, or --fps), or a metadata.jsonl with file_name (the folder) and fps"
             )
 
     @property
@@ -175,9 +181,11 @@ class PictureFolders(VideoFolder):
         return rate
 
     def open(self, key: str) -> Path:
+        """Return the path of a folder of pictures."""
         return _existing(self.folder / key)
 
     def stamp(self, key: str) -> str | None:
+        """Return a hash of the names, sizes and times of change of its pictures."""
         path = self.folder / key
         if not path.is_dir():
             return None
@@ -187,34 +195,34 @@ class PictureFolders(VideoFolder):
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def fps(self, key: str) -> float | None:
+        """Return the frames per second of its metadata, else of the argument."""
         return self._rates.get(key, self._fps)
 
     def left_out(self) -> dict[str, str]:
+        """Return unnamed folders, files that cannot be used, and videos."""
         reason = "a video beside folders of pictures; make videos a source of their own"
         return super().left_out() | {key: reason for key in self._listing.videos if key not in self._rows}
 
     def notes(self) -> tuple[str, ...]:
+        """Return lines on ignored files and rows."""
         clips = self._there if self._metadata is None else [*self._there, *self._rows]
         return self._listing.notes(frozenset(clips)) + (() if self._metadata is None else self._metadata.notes)
 
 
 class WebdatasetShards:
-    """Video members of tar shards, read in place: keys are `shard.tar/member.mp4`.
+    """Video members of tar shards, read in place; keys are `shard.tar/member.mp4`.
 
-    Other members (captions, metadata) are no clips. The shards are local and uncompressed, so that any clip can be read by
-    itself. Of a damaged shard the members before the damage are used.
+    Other members (captions, metadata) are not clips. The shards are local and uncompressed, so that each clip can be
+    read by itself. Of a damaged shard the members before the damage are used.
     """
 
     def __init__(self, spec: str | Path, listing: Listing | None = None):
-        """`listing` is what lies in the folder of shards, if `spec` is one and that is known already."""
+        """Open the shards; `listing` is the listing of their folder if there is one already."""
         self.spec = str(spec)
         self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
-        if self._listing is None:
-            shards = _shards(self.spec)
-        else:
-            shards = [Path(spec) / name for name in self._listing.shards]
+        shards = _shards(self.spec) if self._listing is None else [Path(spec) / name for name in self._listing.shards]
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
-        self._inside = Listing(self.spec)  # what of the shards is passed over
+        self._inside = Listing(self.spec)  # members that are ignored
         for shard in shards:
             self._add(_existing(shard))
         if not self._members:
@@ -246,9 +254,11 @@ class WebdatasetShards:
                 self._members[key] = (shard, member.offset_data, member.size)
 
     def keys(self) -> Iterator[str]:
+        """Yield `shard.tar/member.mp4` in the order of the shards."""
         yield from self._members
 
     def open(self, key: str) -> bytes:
+        """Return the bytes of a member."""
         if key not in self._members:
             raise ValueError(f"there is no '{key}' in the shards of '{self.spec}'")
         shard, offset, length = self._members[key]
@@ -260,21 +270,25 @@ class WebdatasetShards:
         return data
 
     def stamp(self, key: str) -> str | None:
+        """Return its shard's size and time of change, and its place in it."""
         if key not in self._members or not self._members[key][0].exists():
             return None
         shard, offset, length = self._members[key]
         return f"{_stat_stamp(shard)} {offset} {length}"
 
     def fps(self, key: str) -> None:
+        """Return `None`: videos state their own rate."""
         return None
 
     def left_out(self) -> dict[str, str]:
+        """Return damaged shards and members, and videos beside the shards."""
         if self._listing is None:
             return self._inside.left_out
         reason = "beside .tar shards, which are the clips of this folder; give videos a folder of their own"
         return self._inside.left_out | self._listing.left_out | dict.fromkeys(self._listing.videos, reason)
 
     def notes(self) -> tuple[str, ...]:
+        """Return lines on ignored members and files."""
         inside = tuple(f"in the shards, {note}" for note in self._inside.notes())
         return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
@@ -282,13 +296,12 @@ class WebdatasetShards:
 class DatasetVideos:
     """The video column of a `datasets` dataset, local or streamed; keys are row numbers, such as `row-12`.
 
-    The column is cast to `Video(decode=False)`, so that PyAV alone decodes. A streamed dataset is read in order, once for a manifest:
-    its rows are counted as they are opened, and opening a row that lies before the last one starts it again. Make the latent cache
-    from it, rather than train from its pixels.
+    The column is cast to `Video(decode=False)`, so that only PyAV decodes. A streamed dataset is read in order, and
+    opening an earlier row restarts the stream; so make the latent cache from it instead of training from its pixels.
     """
 
     def __init__(self, spec: str, streaming: bool = False, dataset=None):
-        """`dataset` is loaded by `spec` (see `open_source`) where none is given."""
+        """Load the dataset that `spec` names (see `open_source`), unless `dataset` is given."""
         import datasets
 
         self.spec = spec
@@ -315,12 +328,14 @@ class DatasetVideos:
         self._broken: dict[str, str] = {}  # parts of a stream, with the reason
 
     def keys(self) -> Iterator[str]:
+        """Yield `row-0`, `row-1`, ... in the order of the rows."""
         index = 0
         while self._has(index):
             yield f"row-{index}"
             index += 1
 
     def open(self, key: str) -> Path | bytes:
+        """Return the path or the bytes of a row's video."""
         video = self._video(int(key.removeprefix("row-")))
         if video is None or (video["bytes"] is None and video["path"] is None):
             raise ValueError(f"{key} of '{self.spec}' holds no video")
@@ -349,7 +364,7 @@ class DatasetVideos:
         return (self._last if self._streamed else self._dataset[index])[self._column]
 
     def _read_to(self, index: int) -> bool:
-        """Makes a row of a stream the last one that was read; whether there is such a row."""
+        """Read a stream up to a row; return whether there is such a row."""
         if self._rows is None or index < self._next - 1:
             self._rows, self._next, self._last = self._stream(), 0, None
         while self._next <= index:
@@ -361,14 +376,14 @@ class DatasetVideos:
         return True
 
     def _stream(self) -> Iterator[dict]:
-        """Yields the rows of a stream file by file, so that one that is broken does not take the others with it."""
+        """Yield the rows of a stream file by file, so that a broken file does not end the others."""
         import datasets
 
         parts = self._dataset.num_shards
         for part in range(parts):
             try:
                 yield from self._dataset.shard(parts, part) if parts > 1 else self._dataset
-            except (ConnectionError, TimeoutError):  # the files are not to blame
+            except (ConnectionError, TimeoutError):  # not the fault of a file
                 raise
             except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
                 self._broken[f"file {part + 1} of {parts}"] = (
@@ -376,28 +391,32 @@ class DatasetVideos:
                 )
 
     def stamp(self, key: str) -> None:
+        """Return `None`: rows have no stamp and are read again."""
         return None
 
     def fps(self, key: str) -> None:
+        """Return `None`: videos state their own rate."""
         return None
 
     def left_out(self) -> dict[str, str]:
+        """Return broken files of a stream, and videos that `datasets` does not list."""
         if self._listing is None:
             return self._broken
         reason = (
-            "`datasets` does not list it: it is of another split, behind a link, not named in the metadata, or of a format "
-            "that `datasets` does not know; give the folder itself as the source"
+            "`datasets` does not list it: it belongs to another split, is behind a link, not named in the metadata, "
+            "or of a format that `datasets` does not know; give the folder itself as the source"
         )
         real = {key: os.path.realpath(os.path.join(self._listing.root, key)) for key in self._listing.videos}
         unlisted = {key: reason for key, path in real.items() if path not in self._opened}
         return self._broken | self._listing.left_out | unlisted
 
     def notes(self) -> tuple[str, ...]:
+        """Return lines on ignored files."""
         return () if self._listing is None else self._listing.notes()
 
 
 def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):
-    """Load a dataset; what `datasets` raises gets the names of the files that are to blame, which it rarely says."""
+    """Load a dataset; add the names of the faulty files to errors of `datasets`, which rarely names them."""
     import datasets
 
     try:
@@ -420,7 +439,7 @@ def _shards(spec: str) -> list[Path]:
 
 
 def _members(shard: Path) -> tuple[list[tarfile.TarInfo], str]:
-    """Return the files in a shard up to its end or to its first damage, and what is wrong with it, or ""."""
+    """Return the files in a shard up to its end or first damage, and a description of the damage, or ""."""
     members: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -428,7 +447,7 @@ def _members(shard: Path) -> tuple[list[tarfile.TarInfo], str]:
                 if not member.isdir():
                     members.append(member)
             end = tar.offset
-        with open(shard, "rb") as file:  # what cannot be taken for a header ends the reading without an error
+        with open(shard, "rb") as file:  # tarfile ends without an error at bytes that are not a header
             file.seek(end)
             rest = file.read(1 << 16)
     except _READ_ERRORS as error:
@@ -460,7 +479,7 @@ def _damaged(listing: Listing) -> dict[str, str]:
 def _existing(path: Path) -> Path:
     if not os.path.exists(path):
         raise ValueError(f"there is nothing at '{path}'")
-    if not os.path.isfile(path) and not os.path.isdir(path):  # to open a pipe would wait for ever
+    if not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe would wait forever
         raise ValueError(f"'{path}' is neither a file nor a folder")
     return path
 

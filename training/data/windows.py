@@ -1,7 +1,7 @@
-"""Windows of clips as both models see them, from the latent cache or straight from pixels.
+"""Windows of clips as latents for both models, read from the latent cache or encoded from pixels.
 
-Which clips a stage uses is decided in `buckets.py`, in which order they come in `order.py`; masks and noise are drawn in
-`training/curriculum.py`.
+`buckets.py` decides which clips a stage uses and `order.py` their order; `training/curriculum.py` draws masks and
+noise.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
-from training.data.buckets import Bucket, Census, Sampling, assign
+from training.data.buckets import Bucket, Census, WindowRequest, assign
 from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
 from training.data.failures import sentence, shown
@@ -28,17 +28,17 @@ from training.data.sources import Source
 
 @dataclass(frozen=True)
 class WindowDraw:
-    """A window before it is read; what an error report needs to find it again.
+    """A window that was drawn and not read yet.
 
     Attributes:
         clip: key of the clip.
         frames: indices of its frames.
-        view: what of them is shown.
+        view: the part of them that is visible.
         bucket: shape of the batch.
-        rate: distance of the frames that was drawn; a clip that is too short for it has the next smaller one of the stage.
-        place: where in the clip, in [0, 1).
-        order: which order of clips this is one of, and
-        position: where in it.
+        rate: distance between frames as drawn; a clip that is too short for it uses the next smaller one of the stage.
+        place: position in the clip, in [0, 1).
+        order: key of the order of clips that it belongs to.
+        position: its position in that order.
     """
 
     clip: str
@@ -57,17 +57,17 @@ class WindowDraw:
 @dataclass(frozen=True)
 class _Order:
     clips: tuple[Entry, ...]
-    rates: tuple[Rate, ...]  # the widest windows last
+    rates: tuple[Rate, ...]  # the longest windows last
     shuffled: bool
 
 
-class Windows:
-    """What `LatentWindows` and `PixelWindows` have in common: everything but reading.
+class ClipWindows:
+    """Base class of `LatentWindows` and `PixelWindows`: everything except reading.
 
     Attributes:
-        failures: reasons by key of the clips that could not be read since the start.
-        sizes: heights and widths that there are.
-        on_failure: called once with the key and the reason of each of these clips.
+        failures: reasons by key, for clips that could not be read since the start.
+        sizes: available heights and widths.
+        on_failure: called once for each of these clips, with its key and the reason.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class Windows:
         self.sizes = tuple(sizes)
         self.failures: dict[str, str] = {}
         self.on_failure: Callable[[str, str], None] = self._print_failure
-        self._censuses: dict[Sampling, Census] = {}
+        self._censuses: dict[WindowRequest, Census] = {}
         self._orders: dict[tuple, _Order] = {}
         self._by_key = {entry.key: entry for entry in self.entries}
 
-    def census(self, sampling: Sampling) -> Census:
-        """Where all clips go in a stage; printed, it names every clip left out.
+    def census(self, request: WindowRequest) -> Census:
+        """Return the clips of each bucket of a stage; printed, the census names every clip left out.
 
         Raises:
             ValueError: if a bucket's size is not among `sizes`, or no clip is left.
         """
-        if sampling not in self._censuses:
-            missing = [bucket for bucket in sampling.buckets if bucket.size not in self.sizes]
+        if request not in self._censuses:
+            missing = [bucket for bucket in request.buckets if bucket.size not in self.sizes]
             if missing:
-                raise ValueError(f"bucket {missing[0]} of stage '{sampling.stage}' is none of the sizes {self.sizes}")
-            census = assign(self.entries, sampling)
+                raise ValueError(f"bucket {missing[0]} of stage '{request.stage}' is none of the sizes {self.sizes}")
+            census = assign(self.entries, request)
             left_out, clips = dict(census.left_out), []
             for bucket, assigned in zip(census.buckets, census.clips):
                 reasons = {entry.key: self._why_absent(entry, bucket) for entry in assigned}
@@ -103,53 +103,54 @@ class Windows:
                 clips.append(tuple(entry for entry in assigned if not reasons[entry.key]))
             census = Census(census.buckets, tuple(clips), left_out)
             if not any(census.clips):
-                raise ValueError(f"stage '{sampling.stage}' has no clips:\n{census}")
-            self._censuses[sampling] = census
-        return self._censuses[sampling]
+                raise ValueError(f"stage '{request.stage}' has no clips:\n{census}")
+            self._censuses[request] = census
+        return self._censuses[request]
 
     def draw(
-        self, sampling: Sampling, rows: StepRows, sample_generators: Sequence[torch.Generator]
+        self, request: WindowRequest, rows: StepRows, sample_generators: Sequence[torch.Generator]
     ) -> list[WindowDraw]:
-        """The windows of a step: one bucket for all processes; within it every clip comes once before any comes again.
+        """Draw the windows of a step, all of one bucket; every clip of it comes once before any comes again.
 
         Args:
-            sampling: what the stage asks for.
-            rows: which step, and which rows of its batch.
-            sample_generators: one for each of the rows; place, view and stride are drawn from it.
+            request: the windows that the stage asks for.
+            rows: the step, and the rows of its batch.
+            sample_generators: one per row, from which place, view and stride are drawn.
         """
-        census = self.census(sampling)
+        census = self.census(request)
         filled = [index for index, clips in enumerate(census.clips) if clips]
         batches = tuple(math.ceil(len(census.clips[index]) / rows.batch_size) for index in filled)
-        turn, earlier = bucket_at(rows.seed, sampling.stage, rows.step, batches)
+        turn, earlier = bucket_at(rows.seed, request.stage, rows.step, batches)
         bucket = census.buckets[filled[turn]]
-        order = (rows.seed, rows.attempt, sampling.stage, *bucket.size, bucket.frames)
-        self._orders[order] = _Order(census.clips[filled[turn]], sampling.rates, shuffled=True)
+        order = (rows.seed, rows.attempt, request.stage, *bucket.size, bucket.frames)
+        self._orders[order] = _Order(census.clips[filled[turn]], request.rates, shuffled=True)
         draws = []
         for row, generator in zip(rows.rows, sample_generators, strict=True):
             place, flip, share = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            rate = _weighted(sampling, share)
-            view = View(_crop(sampling, generator), flip < sampling.flip)
+            rate = _weighted(request, share)
+            view = View(_crop(request, generator), flip < request.flip)
             position = earlier * rows.batch_size + row
             draws.append(self._window(order, position, bucket, rate, place, view))
         return draws
 
-    def heldout(self, sampling: Sampling, num_windows: int) -> list[WindowDraw]:
-        """Fixed windows, evenly spaced over all that the clips have; all of them where there are fewer.
+    def heldout(self, request: WindowRequest, num_windows: int) -> list[WindowDraw]:
+        """Return fixed windows, evenly spaced over all windows of the clips; all of them if there are fewer.
 
         Args:
-            sampling: of one bucket and one rate.
+            request: of one bucket and one rate.
+            num_windows: at most so many.
 
         Raises:
             ValueError: if no clip has such a window.
         """
-        (bucket,), (rate,) = sampling.buckets, sampling.rates
-        (clips,) = self.census(sampling).clips
+        (bucket,), (rate,) = request.buckets, request.rates
+        (clips,) = self.census(request).clips
         counts = np.array([num_starts(entry, bucket.frames, rate) for entry in clips])
         order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
         ends = counts.cumsum()
         total, draws = int(ends[-1]), []
-        # In float32 the last of more than 2**24 windows may be rounded up to one that there is not.
+        # In float32 the last of more than 2**24 windows may be rounded up beyond the end.
         for window in torch.linspace(0, total - 1, min(num_windows, total)).long().clamp(max=total - 1).tolist():
             position = int(np.searchsorted(ends, window, side="right"))
             place = (window - (ends[position] - counts[position]) + 0.5) / counts[position]
@@ -157,33 +158,34 @@ class Windows:
         return draws
 
     def fps(self, draw: WindowDraw) -> float:
-        """Frames per second of a window."""
+        """Return the frames per second of a window."""
         return draw.rate.fps or self._by_key[draw.clip].fps / (draw.frames[1] - draw.frames[0])
 
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
-        """Starts to read windows that a later `batch` will ask for, where reading takes time."""
+        """Start to read the windows of a later `batch`, if reading takes time."""
 
     def batch(
         self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads windows and samples their latents.
+        """Read windows and sample their latents.
 
-        A clip that can't be read any more is told once to `on_failure`, counted in `failures`, and its window is replaced, in
-        `draws` too, by one of the next clip of the same order.
+        A clip that cannot be read any more is reported once to `on_failure` and recorded in `failures`; its window is
+        replaced, also in `draws`, by one of the next clip of the same order.
 
         Args:
             draws: of one bucket.
-            generators: one for each; latents are sampled from it where the autoencoder has a variance.
+            generators: one per window, from which latents are sampled if the autoencoder has a variance.
 
         Returns:
-            Latents `(batch, frames, channels, height, width)` and the planner's, `(batch, frames, channels, h, w)`, float32.
+            Latents `(batch, frames, channels, height, width)` and the planner's `(batch, frames, channels, h, w)`,
+            float32.
 
         Raises:
             ValueError: if no clip of the bucket can be read.
         """
         self.prefetch(draws)
         samples = []
-        with torch.autocast("cpu", enabled=False):  # an evaluation that runs under it reads what training reads
+        with torch.autocast("cpu", enabled=False):  # latents must not depend on the caller's autocast
             for index, generator in enumerate(generators):
                 draws[index], moments = self._read_or_replace(draws[index])
                 samples.append(moments.sample(generator))
@@ -192,16 +194,17 @@ class Windows:
 
     @property
     def condition_drops(self) -> dict[str, float]:
-        """Share of the rows that training tells nothing of a condition, by name."""
-        told = {} if self.clip_conditions is None else self.clip_conditions.conditions
-        return {name: condition.drop for name, condition in told.items()}
+        """Return the share of rows from which training drops each condition, by name."""
+        conditions = {} if self.clip_conditions is None else self.clip_conditions.conditions
+        return {name: condition.drop for name, condition in conditions.items()}
 
     def conditions(self, draws: Sequence[WindowDraw], latents: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what windows that `batch` returned are told, `(batch, frames, channels)` by name; empty where nothing is.
+        """Return the conditions of windows that `batch` has read, `(batch, frames, channels)` by name; empty if there
+        are none.
 
         Args:
             draws: as `batch` left them.
-            latents: the first of what it returned.
+            latents: the full-size latents that it returned.
         """
         if self.clip_conditions is None:
             return {}
@@ -215,7 +218,7 @@ class Windows:
         clips, rates, shuffled = vars(self._orders[order]).values()
         number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
         entry = clips[number]
-        # The rate that was drawn or, in a mixture of strides, the widest below it for which the clip is long enough.
+        # The drawn rate or, in a mixture of strides, the largest one below it for which the clip is long enough.
         for fitting in reversed(rates[: rates.index(rate) + 1]):
             if num_starts(entry, bucket.frames, fitting):
                 break
@@ -225,7 +228,7 @@ class Windows:
     def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
         clips = self._orders[draw.order].clips
         first = draw.position
-        # What is left of this epoch and all of the next: every clip at least once.
+        # The rest of this epoch and all of the next: every clip at least once.
         for position in range(first + 1, first + 2 * len(clips) + 1):
             if draw.clip not in self.failures:
                 try:
@@ -241,8 +244,8 @@ class Windows:
 
     def _print_failure(self, clip: str, reason: str) -> None:
         print(
-            f"clip '{shown(clip)}' can't be read and is left out from here on ({len(self.failures)} of {len(self.entries)} clips so "
-            f"far): {reason}"
+            f"clip '{shown(clip)}' can't be read and is left out from here on ({len(self.failures)} of "
+            f"{len(self.entries)} clips so far): {reason}"
         )
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
@@ -252,8 +255,8 @@ class Windows:
         raise NotImplementedError
 
 
-class LatentWindows(Windows):
-    """Windows from latent caches, one for each size that has clips."""
+class LatentWindows(ClipWindows):
+    """Windows from latent caches, one cache for each size that has clips."""
 
     def __init__(
         self,
@@ -270,7 +273,7 @@ class LatentWindows(Windows):
         cls,
         source: Source,
         entries: Iterable[Entry],
-        samplings: Iterable[Sampling],
+        requests: Iterable[WindowRequest],
         vae: torch.nn.Module,
         planner_downscale: int,
         cache_dir: str | Path,
@@ -280,14 +283,14 @@ class LatentWindows(Windows):
         clip_conditions: ClipConditions | None = None,
         stop: Callable[[], str | None] = lambda: None,
     ) -> "LatentWindows":
-        """Encodes what the stages need of each size, and only that; see `build_latent_cache`."""
-        entries, samplings = tuple(entries), tuple(samplings)
+        """Encode at each size the clips that the stages need, and no others; see `build_latent_cache`."""
+        entries, requests = tuple(entries), tuple(requests)
         needed: dict[tuple[int, int], dict[str, Entry]] = {}
-        for sampling in samplings:
-            census = assign(entries, sampling)
+        for request in requests:
+            census = assign(entries, request)
             for bucket, clips in zip(census.buckets, census.clips):
                 needed.setdefault(bucket.size, {}).update({entry.key: entry for entry in clips})
-        views = tuple(dict.fromkeys(view for sampling in samplings for view in sampling.views))
+        views = tuple(dict.fromkeys(view for request in requests for view in request.views))
         caches = {
             size: build_latent_cache(
                 source,
@@ -297,7 +300,9 @@ class LatentWindows(Windows):
                 planner_downscale,
                 cache_dir,
                 views,
-                batch_size=max(1, min(64, 64 * 256**2 // (size[0] * size[1]))),  # memory as of 64 frames of 256x256
+                batch_size=max(
+                    1, min(64, 64 * 256**2 // (size[0] * size[1]))
+                ),  # at most the memory of 64 frames of 256x256
                 rank=rank,
                 world=world,
                 wait=wait,
@@ -318,10 +323,10 @@ class LatentWindows(Windows):
         return self.caches[draw.bucket.size].read(entry, draw.frames, draw.view)
 
 
-class PixelWindows(Windows):
-    """Windows decoded and encoded when they are asked for: no cache, any size, more time.
+class PixelWindows(ClipWindows):
+    """Windows decoded and encoded when they are read: no cache, any size, more time.
 
-    Threads decode (PyAV and PIL work outside of Python's lock), in advance after `prefetch`; this process encodes.
+    Threads decode, ahead of time after `prefetch` (PyAV and PIL release Python's lock); the calling thread encodes.
     """
 
     def __init__(
@@ -337,10 +342,11 @@ class PixelWindows(Windows):
         super().__init__(entries, sizes, clip_conditions)
         self.source, self.vae, self.planner_downscale = source, vae, planner_downscale
         self._pool = ThreadPoolExecutor(max(1, workers))
-        self._opening = threading.Lock()  # streams are read in order, by one at a time
+        self._opening = threading.Lock()  # streams are read in order, by one thread at a time
         self._pending: dict[WindowDraw, Future] = {}
 
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
+        """Start to decode windows of a later `batch`."""
         for draw in draws:
             if draw not in self._pending and draw.clip not in self.failures:
                 self._pending[draw] = self._pool.submit(self._decode, self._by_key[draw.clip], draw)
@@ -348,11 +354,12 @@ class PixelWindows(Windows):
     def batch(
         self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read windows as the base class does; drop decoded windows that were replaced."""
         asked = list(draws)
         try:
             return super().batch(draws, generators)
         finally:
-            for draw in asked:  # the windows of a clip that broke are decoded, and not read
+            for draw in asked:  # windows of a clip that failed may be decoded but never read
                 self._pending.pop(draw, None)
 
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
@@ -375,18 +382,18 @@ class PixelWindows(Windows):
         return moments
 
 
-def _crop(sampling: Sampling, generator: torch.Generator) -> float:
-    """Where a window is cropped; nothing is drawn where all are in the middle."""
-    if not sampling.off_centre:
+def _crop(request: WindowRequest, generator: torch.Generator) -> float:
+    """Draw the place of a crop; draw nothing if all crops are centred."""
+    if not request.off_centre:
         return CENTRE
     share, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    return OFF_CENTRE[int(place * len(OFF_CENTRE))] if share < sampling.off_centre else CENTRE
+    return OFF_CENTRE[int(place * len(OFF_CENTRE))] if share < request.off_centre else CENTRE
 
 
-def _weighted(sampling: Sampling, share: float) -> Rate:
-    """The rate at a share, in [0, 1), of the mixture."""
-    if sampling.fps is not None:
-        return Rate(fps=sampling.fps)
-    weights = [weight for _, weight in sorted(sampling.strides) if weight > 0]
+def _weighted(request: WindowRequest, share: float) -> Rate:
+    """Return the rate at a share, in [0, 1), of the mixture."""
+    if request.fps is not None:
+        return Rate(fps=request.fps)
+    weights = [weight for _, weight in sorted(request.strides) if weight > 0]
     ends = np.cumsum(weights) / sum(weights)
-    return sampling.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]
+    return request.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]

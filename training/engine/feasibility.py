@@ -10,7 +10,7 @@ from typing import Literal
 from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import size_multiple
-from training.data.sources import is_there
+from training.data.sources import source_exists
 from training.engine.adapter import base_arguments
 from training.engine.models import VAE_FACTOR, adapted_layers, build_models, model_arguments, trained_parts
 from training.engine.sharding import uses_bfloat16
@@ -66,10 +66,10 @@ def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
             text = f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}"
             found.append(Problem("stage", f"{text}; set `transformer.{key}` to {ours}"))
     multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
-    for stage in (shape for stage in config.stages for shape in config.by_bucket(stage)):
+    for stage in (shape for whole in config.stages for shape in config.by_bucket(whole)):
         found += _stage_problems(config, stage, multiple)
     for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
-        if with_data and spec is not None and not is_there(spec):
+        if with_data and spec is not None and not source_exists(spec):
             found.append(Problem("clips", f"there is no source of clips at {spec}; set `data.{key}` to yours"))
     return list(dict.fromkeys(found))  # several buckets may have the same
 
@@ -157,13 +157,15 @@ def warmup_notes(config: RunConfig) -> list[str]:
     return [
         warmup_note(f"stage {stage.name!r}", stage.steps, stage.warmup_steps)
         for stage in config.stages
-        if stage.warmup_steps > stage.steps
+        if stage.warmup_steps >= stage.steps
     ]
 
 
 def warmup_note(subject: str, steps: int, warmup_steps: int) -> str:
-    """Return a sentence on a warm-up that is longer than its `steps`."""
+    """Return a sentence on a warm-up that is not over before its `steps` are."""
+    share = steps / warmup_steps
+    reached = "reaches the peak only at its end" if share == 1 else f"never reaches the peak, but {share:.1%} of it"
     return (
-        f"{subject} ends after {steps} steps, within its warm-up of {warmup_steps}; its learning rate never "
-        f"reaches the peak, but {steps / warmup_steps:.1%} of it: lower `warmup_steps`"
+        f"{subject} ends after {steps} steps, within its warm-up of {warmup_steps}; its learning rate {reached}: lower "
+        "`warmup_steps`"
     )

@@ -1,1 +1,1 @@
-"""The parts of `training.evaluate` and `training.vbench`: windows, sampling them, keeping what is done, published networks, scores, tables."""
+"""The parts of `training.evaluate` and `training.vbench`: windows, methods, sampling, scores, published networks, tables."""

@@ -1,7 +1,7 @@
-"""Other planning signals than the planner's own: none, another window's, or its own made worse.
+"""Planning signals altered before the transformer sees them: none, another window's, or the planner's own made worse.
 
-They say how much of the plan the transformer needs. Where they are put in is `sampling.py`; what they cost in quality is measured by
-`claims/degraded_plan.py`.
+The loss of quality shows how much the transformer relies on the signals. `sampling.py` puts them in;
+`reproduction/degraded_signals.py` measures the loss.
 """
 
 from collections import Counter
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
-class PlanContext:
-    """What a change may use beside the plan.
+class SignalContext:
+    """The facts that an alteration may use beside the signals.
 
     Attributes:
         unconditional: the transformer's unconditional planning signal, `(channels,)`.
         given: positions of the given frames.
-        generators: one for each window, so that what is drawn does not depend on the batch.
+        generators: one for each window, so that random numbers do not depend on the batch.
     """
 
     unconditional: torch.Tensor
@@ -27,97 +27,104 @@ class PlanContext:
     generators: Sequence[torch.Generator]
 
     def masked(self, num_frames: int) -> list[int]:
-        """Positions of the frames that are sampled."""
+        """Return the positions of the masked frames."""
         return [i for i in range(num_frames) if i not in set(self.given)]
 
 
 @dataclass(frozen=True)
-class PlanChange:
-    """What the transformer meets in place of the plan.
+class Alteration:
+    """One way to alter planning signals.
 
     Attributes:
-        key: tells it from every other change; part of what kept results are known by.
-        suffix: of the method's name.
+        key: unique name; part of the key of saved results.
+        suffix: appended to the name of the method.
         apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that shape.
     """
 
     key: str
     suffix: str
-    apply: Callable[[torch.Tensor, PlanContext], torch.Tensor]
+    apply: Callable[[torch.Tensor, SignalContext], torch.Tensor]
 
 
-def _drop(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
+def _drop(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:
     return context.unconditional.to(signals).expand_as(signals)
 
 
-def _of_another(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
+def _of_another(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:
     if len(signals) < 2:
-        raise ValueError("the plan of another window needs at least 2 windows")
+        raise ValueError("the planning signals of another window need at least 2 windows")
     return signals.roll(len(signals) // 2, dims=0)
 
 
-# The unconditional signal at every place of the planner's grid is the same as no planning signal at all: the cross-attention
+# The unconditional signal at every place of the planner's grid equals no planning signal at all: the cross-attention
 # averages equal values.
-DROPPED = PlanChange("none", ", planning signal dropped", _drop)
-# Half a batch further: another clip's where no clip has more windows than half a batch (`batch_of_others`), since they follow each other.
-OTHER = PlanChange("half a batch further", ", plan of another window", _of_another)
+DROPPED = Alteration("none", ", planning signal dropped", _drop)
+# Windows of a clip follow each other: half a batch further is another clip if no clip fills more than half a batch.
+OTHER = Alteration("half a batch further", ", planning signals of another window", _of_another)
 
 
 def batch_of_others(clips: Sequence[str]) -> int:
-    """Fewest windows of a batch in which `OTHER` takes every plan from another clip.
+    """Return the smallest batch in which `OTHER` takes all planning signals from other clips.
 
     Args:
-        clips: of each window; a clip's windows follow each other.
+        clips: the clip of each window; windows of a clip follow each other.
 
     Raises:
-        ValueError: if there are not so many windows.
+        ValueError: if there are fewer windows than that.
     """
     least = 2 * max(Counter(clips).values())
     if len(clips) < least:
         raise ValueError(
-            f"the plan of another clip's window needs at least {least} windows where a clip has {least // 2}; "
+            f"planning signals of another clip's window need at least {least} windows where a clip has {least // 2}; "
             f"there are {len(clips)}: add clips, or take fewer windows of each"
         )
     return least
 
 
-def noisy(deviations: float) -> PlanChange:
-    """Normal noise on every value, so many times as strong as the plan's own deviation.
+def noisy(deviations: float) -> Alteration:
+    """Return an alteration that adds normal noise, as many times as strong as the signals' own deviation.
 
-    That deviation is each channel's, over all places of the sampled frames of the window. A window is given the same noise at any strength.
+    That deviation is taken per channel over all places of the window's masked frames.
+    The noise of a window is the same at any strength.
     """
     if not deviations > 0:
         raise ValueError(f"noise of {deviations:g} standard deviations; give a positive number")
 
-    def apply(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
+    def apply(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:
         own = signals[:, context.masked(signals.shape[1])].float().std(dim=(1, 2, 3), keepdim=True)
         noise = _drawn(torch.randn, signals.shape[1:], context).to(own.device)
         return (signals.float() + deviations * own * noise).to(signals.dtype)
 
-    return PlanChange(f"noise {deviations:g}", f", plan with noise {deviations:g} times its deviation", apply)
+    suffix = f", planning signals with noise {deviations:g} times their deviation"
+    return Alteration(f"noise {deviations:g}", suffix, apply)
 
 
-def tokens_dropped(share: float) -> PlanChange:
-    """Each token of the plan is the unconditional signal with this probability; a larger share drops the same ones and more."""
+def tokens_dropped(share: float) -> Alteration:
+    """Return an alteration that makes each token unconditional with this probability.
+
+    A larger share drops the tokens of a smaller one and more.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share of dropped tokens is {share:g}; give a number between 0 and 1")
 
-    def apply(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
+    def apply(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:
         dropped = _drawn(torch.rand, signals.shape[1:-1], context) < share  # (batch, frames, rows, columns)
         return torch.where(dropped[..., None].to(signals.device), context.unconditional.to(signals), signals)
 
-    return PlanChange(f"dropped {share:g}", f", {share:.0%} of the plan's tokens dropped", apply)
+    return Alteration(f"dropped {share:g}", f", {share:.0%} of the planning tokens dropped", apply)
 
 
-def pooled(side: int = 1, over_frames: bool = False) -> PlanChange:
-    """A coarser plan: means over squares of `side` tokens, and over all sampled frames, each in the place of all that it is the mean of.
+def pooled(side: int = 1, over_frames: bool = False) -> Alteration:
+    """Return an alteration that replaces each block of tokens by its mean.
 
-    Given frames keep a plan of their own.
+    Args:
+        side: a block is a square of so many tokens on each side.
+        over_frames: whether a block reaches over all masked frames. Given frames keep their own signals.
     """
     if side < 1 or (side == 1 and not over_frames):
         raise ValueError(f"means over {side}x{side} tokens of one frame change nothing; give a side of at least 2")
 
-    def apply(signals: torch.Tensor, context: PlanContext) -> torch.Tensor:
+    def apply(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:
         batch, frames, rows, columns, _ = signals.shape
         new = signals.float()
         if side > 1:
@@ -127,19 +134,14 @@ def pooled(side: int = 1, over_frames: bool = False) -> PlanChange:
             new = grid.movedim(1, -1).unflatten(0, (batch, frames))  # (batch, frames, rows, columns, channels)
         if over_frames:
             masked = context.masked(frames)
-            new = new.index_copy(
-                1,
-                torch.tensor(masked, device=new.device),
-                new[:, masked].mean(dim=1, keepdim=True).expand(-1, len(masked), -1, -1, -1),
-            )
+            mean = new[:, masked].mean(dim=1, keepdim=True).expand(-1, len(masked), -1, -1, -1)
+            new = new.index_copy(1, torch.tensor(masked, device=new.device), mean)
         return new.to(signals.dtype)
 
-    squares = f" of {side}x{side} tokens" if side > 1 else ""
-    over = f"{' and' if squares else ' of'} all sampled frames" if over_frames else ""
-    return PlanChange(
-        f"pooled {side}{' over frames' if over_frames else ''}", f", plan of means{squares}{over}", apply
-    )
+    blocks = [f"{side}x{side} tokens"] * (side > 1) + ["all sampled frames"] * over_frames
+    key = f"pooled {side}{' over frames' if over_frames else ''}"
+    return Alteration(key, f", planning signals averaged over {' and '.join(blocks)}", apply)
 
 
-def _drawn(draw: Callable[..., torch.Tensor], shape: Sequence[int], context: PlanContext) -> torch.Tensor:
+def _drawn(draw: Callable[..., torch.Tensor], shape: Sequence[int], context: SignalContext) -> torch.Tensor:
     return torch.stack([draw(tuple(shape), generator=generator) for generator in context.generators])

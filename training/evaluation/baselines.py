@@ -1,28 +1,28 @@
-"""What needs no training: copying, cross-fading, optical flow, and looking for the best match among the training clips.
+"""Methods without training: copying, cross-fading, optical flow, and the best match among the training clips.
 
-Each function takes windows in [0, 1], `(batch, frames, 3, height, width)`, looks only at the `given` frames and returns whole
-windows of the same shape, so that `metrics.score_windows` treats them like ours.
+Each function takes windows in [0, 1], `(batch, frames, 3, height, width)`, uses only the `given` frames and returns
+whole windows of the same shape, so that `metrics.score_windows` scores them like ours.
 """
 
 from collections.abc import Iterable, Sequence
 
 import torch
 
-from training.evaluation.windows import frame_offsets
+from training.data.order import frames_at_stride
 
 
-# DIS looks for motion on patches of 8 pixels, so that small frames are enlarged to about this many pixels first.
+# DIS compares patches of 8 pixels; small frames are first enlarged to about this many pixels.
 FLOW_SIZE = 256
 
 
 def copy_nearest(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-    """Every frame is the nearest given one (the earlier of two equally near)."""
+    """Replace every frame by the nearest given one (the earlier of two equally near)."""
     nearest = [min(sorted(given), key=lambda g: abs(g - i)) for i in range(windows.shape[1])]
     return windows[:, nearest]
 
 
 def cross_fade(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-    """Blends linearly between the given frames on either side; before the first and after the last one it stands still."""
+    """Blend linearly between the given frames on either side; repeat the first and last one outside of them."""
     result = []
     for left, right, time in neighbours(windows.shape[1], given):
         result.append(torch.lerp(windows[:, left], windows[:, right], time))
@@ -30,11 +30,11 @@ def cross_fade(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
 
 
 def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-    """Warps the given frames on either side along DIS optical flow in both directions and blends them.
+    """Warp the given frames on either side along DIS optical flow in both directions and blend them.
 
-    The flow at time t is mixed from the two measured ones as in Super SloMo (arXiv 1712.00080, Eq. 4), which assumes straight
-    and even motion. After the last given frame the motion of the last two goes on, straight and even; before the first one, or with
-    a single given frame, there is nothing to measure, so it stands still there.
+    The flow at time t is mixed from the two measured ones as in Super SloMo (arXiv 1712.00080, Eq. 4), which assumes
+    straight and even motion. After the last given frame the motion between the last two is continued. Before the first
+    one, or with a single given frame, no motion is known and the frame is repeated.
     """
     import cv2
 
@@ -72,13 +72,13 @@ def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
 def best_match(
     windows: torch.Tensor, given: Sequence[int], clips: Iterable[tuple[torch.Tensor, float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training window whose frames at the given places are nearest (mean squared error) to the given frames.
+    """Return the training window whose frames at the given positions are nearest (mean squared error) to the given ones.
 
     Args:
         windows: `(batch, frames, 3, height, width)` in [0, 1].
         given: positions of the given frames.
-        clips: training clips in [0, 1], each `(length, 3, height, width)`, with the distance of neighbouring window frames in frames
-            of the clip; walked through once, one at a time; every start is tried.
+        clips: training clips in [0, 1], each `(length, 3, height, width)`, with the distance of window frames in frames of
+            the clip; read once, one at a time; every start is tried.
 
     Returns:
         The matches, shaped like `windows` with the given frames put back, and their mean squared errors `(batch,)`.
@@ -89,7 +89,7 @@ def best_match(
     best = torch.full((batch,), float("inf"))
     result = windows.float().clone()
     for clip, step in clips:
-        offsets = frame_offsets(num_frames, step)
+        offsets = frames_at_stride(0, num_frames, step)
         starts = clip.shape[0] - offsets[-1]
         if starts < 1:
             continue
@@ -112,7 +112,7 @@ def best_match(
 
 
 def neighbours(num_frames: int, given: Sequence[int]) -> list[tuple[int, int, float]]:
-    """For every frame the given frame before it, the one after it, and how far it is between them (0 to 1)."""
+    """Return for every frame the given frame before it, the one after it, and its place between them (0 to 1)."""
     result = []
     for index in range(num_frames):
         before = [g for g in given if g <= index]
@@ -129,7 +129,7 @@ def _shrink(flow, scale: int) -> torch.Tensor:
 
 
 def _warp(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Reads `frame`, `(3, height, width)`, at every pixel plus `flow`, `(2, height, width)` in pixels (x, y)."""
+    """Sample `frame`, `(3, height, width)`, at every pixel plus `flow`, `(2, height, width)` in pixels (x, y)."""
     height, width = frame.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([(x + flow[0] + 0.5) / width, (y + flow[1] + 0.5) / height], dim=-1) * 2 - 1

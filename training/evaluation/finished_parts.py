@@ -1,7 +1,7 @@
-"""What an evaluation has finished, on disk: typed again after an interruption, it goes on.
+"""The finished parts of an evaluation on disk: after an interruption, the same command goes on with them.
 
-Tensors lie in safetensors files, in a folder for each key; the key, everything that the tensors depend on, is written beside them as JSON.
-What no key asks for any more is left where it is and does no harm.
+Tensors are safetensors files in a folder for each key; the key, everything that they depend on, is beside them as JSON.
+Parts that no key asks for any more are left in place and do no harm.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from training.files import whole_file, write_whole
 
 
-class Kept:
+class FinishedParts:
     """Tensors by key and by range of windows.
 
     Args:
-        folder: made when the first tensors are kept.
+        folder: created when the first tensors are saved.
     """
 
     def __init__(self, folder: Path):
@@ -30,9 +30,9 @@ class Kept:
     def get(
         self, key: dict[str, Any], first: int, last: int, make: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """The tensors of the windows `first` to `last - 1`, made by `make` where they are not there yet.
+        """Return the tensors of the windows `first` to `last - 1`; call `make` for them if they are not saved yet.
 
-        A file that cannot be read is made again: files appear whole, so that it was damaged later.
+        An unreadable file is made again: files are written whole, so it was damaged later.
         """
         text = json.dumps(key, sort_keys=True)
         folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -50,5 +50,5 @@ class Kept:
 
 
 def _sorted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In one order, whether they come from a file or not."""
+    """Return tensors in the order of their names, whether they come from a file or not."""
     return dict(sorted(tensors.items()))

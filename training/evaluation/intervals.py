@@ -1,4 +1,8 @@
-"""How sure a number is: bootstrap over clips, because windows of one clip are not independent, and paired, because all methods saw the same windows."""
+"""95% intervals of scores, by bootstrap.
+
+Clips are resampled, because windows of one clip are not independent. Differences are paired, because all methods are
+scored on the same windows.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +16,13 @@ LEVEL = 0.95
 
 
 class Bootstrap:
-    """Resamples of the clips, drawn once, so that every method and every difference is looked at in the same ones.
+    """Resamples of the clips, drawn once and shared by all methods and differences.
 
-    Of a single clip nothing can be drawn: its intervals are "not a number".
+    A single clip cannot be resampled: its intervals are "not a number".
 
     Args:
         clips: the clip of each window.
-        seed: of the draws.
+        seed: of the resamples.
     """
 
     def __init__(self, clips: Sequence[str], seed: int = 0):
@@ -31,13 +35,13 @@ class Bootstrap:
             self.weights = torch.full_like(self.weights, torch.nan)
 
     def interval(self, scores: Mapping[str, torch.Tensor], name: str) -> tuple[float, float]:
-        """Where the mean (for `RATIOS` the ratio of sums) over windows lies in 95% of the resamples."""
+        """Return the interval of the mean over windows, for `RATIOS` of the ratio of sums."""
         return _range(self._resampled(scores, name))
 
     def difference(
         self, scores: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor], name: str
     ) -> tuple[float, float]:
-        """The same of the difference between two methods, window by window."""
+        """Return the interval of the paired difference between two methods."""
         return _range(self._resampled(scores, name) - self._resampled(others, name))
 
     def _resampled(self, scores: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

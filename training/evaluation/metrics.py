@@ -1,7 +1,7 @@
-"""How close sampled windows come to the real ones: per window, so that means, errors and pairs can be taken afterwards.
+"""Scores of sampled windows beside the real ones, one per window; `intervals.py` takes means and intervals of them.
 
-SSIM and PSNR reward blur, so they are never reported without the amount and the evenness of motion and the sharpness. Everything takes frames
-in [0, 1], `(batch, frames, 3, height, width)`. The simple methods to compare with are in `baselines.py`.
+SSIM and PSNR reward blur, so they are never reported without the amount and evenness of motion and the sharpness.
+Frames are in [0, 1], `(batch, frames, 3, height, width)`. Scores that need a network are in `networks/`.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 
-# A frame that is copied exactly has infinite PSNR, and one such frame would make every mean infinite.
+# One exact frame has infinite PSNR and would make every mean infinite.
 MAX_PSNR = 60.0
 
-# Sums that become ratios to the true clips' only after all windows are added up: single still windows divide by nothing.
+# Divided by the true clips' values only after summing over all windows, because a single still window has zero.
 RATIOS = {"motion": "true_motion", "evenness": "true_evenness", "sharpness": "true_sharpness"}
 
 
 def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Scores each window of a batch by itself.
+    """Score each window of a batch by itself.
 
     Args:
-        frames: sampled windows in [0, 1], `(batch, frames, 3, height, width)`; what stands at given frames is ignored.
+        frames: sampled windows in [0, 1], `(batch, frames, 3, height, width)`; given frames are ignored.
         truth: the real windows, same shape.
-        given: positions of the frames that the method was shown.
+        given: positions of the given frames.
 
     Returns:
         Float tensors `(batch,)`: `mid_ssim` and `mid_psnr` (dB) of the middle frame, `ssim` and `psnr` averaged over the
-        generated frames, and the raw values of `RATIOS` and their true counterparts that `summarize` turns into ratios.
+        sampled frames, and the raw values of `RATIOS` with their true counterparts, which `summarize` divides.
     """
     if frames.shape != truth.shape or frames.ndim != 5:
         raise ValueError(
@@ -57,7 +57,7 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
 
 
 def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Scores each frame by itself.
+    """Score each frame by itself.
 
     Args:
         frames: sampled frames in [0, 1], `(batch, frames, 3, height, width)`.
@@ -76,7 +76,7 @@ def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.T
 
 
 def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Means over windows; those of `RATIOS` as the ratio of the sampled sum to the true one over all windows."""
+    """Return means over windows; for `RATIOS`, the sum over all sampled windows divided by that over the true ones."""
     result = {}
     for name, values in scores.items():
         if name in RATIOS:
@@ -88,7 +88,7 @@ def summarize(scores: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def generated_indices(num_frames: int, given: Sequence[int]) -> list[int]:
-    """The frames that the method had to sample."""
+    """Return the positions of the masked frames, which a method samples."""
     generated = [i for i in range(num_frames) if i not in set(given)]
     if not generated or len(generated) == num_frames or not all(0 <= i < num_frames for i in given):
         raise ValueError(
@@ -98,7 +98,7 @@ def generated_indices(num_frames: int, given: Sequence[int]) -> list[int]:
 
 
 def middle_index(num_frames: int, given: Sequence[int]) -> int:
-    """The middle of the window, as VIDIM-Bench's MidF scores take it; the middle sampled frame where that one is given."""
+    """Return the middle of the window, as in VIDIM-Bench's MidF scores; if it is given, the middle sampled frame."""
     generated = generated_indices(num_frames, given)
     return num_frames // 2 if num_frames // 2 in generated else generated[len(generated) // 2]
 
@@ -112,12 +112,12 @@ def _psnr(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def motion_steps(frames: torch.Tensor) -> torch.Tensor:
-    """How much changes from each frame to the next, `(batch, frames - 1)`."""
+    """Return the mean absolute change from each frame to the next, `(batch, frames - 1)`."""
     return (frames[:, 1:] - frames[:, :-1]).abs().mean(dim=(2, 3, 4))
 
 
 def _evenness(frames: torch.Tensor) -> torch.Tensor:
-    """Over what share of its steps a window's motion is spread: 1 where all are equal, 1 / steps where it is a single jump, 0 where nothing moves.
+    """Return how evenly a window's motion is spread: 1 for equal steps, 1 / steps for one jump, 0 for no motion.
 
     It is the perplexity of the steps' shares of the motion, divided by the number of steps.
     """
@@ -128,7 +128,7 @@ def _evenness(frames: torch.Tensor) -> torch.Tensor:
 
 
 def frame_sharpness(frames: torch.Tensor) -> torch.Tensor:
-    """How much neighbouring pixels of each frame differ, `(batch, frames)`."""
+    """Return the mean absolute difference of neighbouring pixels of each frame, `(batch, frames)`."""
     across = (frames[..., 1:] - frames[..., :-1]).abs().mean(dim=(2, 3, 4))
     down = (frames[..., 1:, :] - frames[..., :-1, :]).abs().mean(dim=(2, 3, 4))
     return across + down

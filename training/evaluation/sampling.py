@@ -1,4 +1,7 @@
-"""Fills in the frames of windows with the pipeline that users call: one sample each, nothing chosen."""
+"""Sample the masked frames of windows with the pipeline that users call: one sample each, none chosen.
+
+The methods that are compared are made of these functions in `methods.py`.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,25 +12,25 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import decode_latents, encode_video
 from training.digests import tensors_digest
-from training.evaluation.altered_signals import OTHER, PlanChange, PlanContext
+from training.evaluation.altered_signals import OTHER, Alteration, SignalContext
 
 
 ADAPTED = ", with the adapter"  # in names of methods
-# Added to the seeds of what changes a plan draws, so that it has nothing to do with the noise that is sampled from.
-PLAN_SEED = 1 << 40
+# Added to the seeds of alterations, so that their random numbers are independent of the noise that is denoised.
+ALTERATION_SEED = 1 << 40
 
 
 @contextlib.contextmanager
-def plan_changed(pipe: MarDiniPipeline, change: PlanChange | None, context: PlanContext) -> Iterator[None]:
-    """Within it the transformer meets another plan than the planner's; `None` leaves the planner's own."""
+def signals_altered(pipe: MarDiniPipeline, alteration: Alteration | None, context: SignalContext) -> Iterator[None]:
+    """Alter the planner's signals inside the `with` block; `None` leaves them as they are."""
 
     def replace(module, args, output):
-        new = change.apply(output[0], context)  # (batch, frames, rows, columns, channels)
+        new = alteration.apply(output[0], context)  # (batch, frames, rows, columns, channels)
         if isinstance(output, tuple):
             return (new, *output[1:])
         return type(output)(planning_signals=new)
 
-    handle = pipe.planner.register_forward_hook(replace) if change is not None else None
+    handle = pipe.planner.register_forward_hook(replace) if alteration is not None else None
     try:
         yield
     finally:
@@ -36,7 +39,7 @@ def plan_changed(pipe: MarDiniPipeline, change: PlanChange | None, context: Plan
 
 
 def scheduler_named(pipe: MarDiniPipeline, name: str) -> SchedulerMixin:
-    """A scheduler of diffusers with the noise schedule that the checkpoint was trained with.
+    """Return a scheduler of diffusers with the noise schedule that the checkpoint was trained with.
 
     Raises:
         ValueError: if diffusers has no such scheduler, or it cannot take over the schedule.
@@ -52,7 +55,7 @@ def scheduler_named(pipe: MarDiniPipeline, name: str) -> SchedulerMixin:
 
 @contextlib.contextmanager
 def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) -> Iterator[None]:
-    """Within it the pipeline samples with `scheduler`; `None` leaves its own."""
+    """Let the pipeline sample with `scheduler` inside the `with` block; `None` leaves its own."""
     own = pipe.scheduler
     pipe.scheduler = own if scheduler is None else scheduler
     try:
@@ -62,15 +65,15 @@ def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) 
 
 
 def batches(count: int, batch_size: int, least: int = 1) -> list[tuple[int, int]]:
-    """First and last-plus-one of batches of nearly equal size.
+    """Return first and last-plus-one of batches of nearly equal size.
 
     Args:
-        count: of all windows.
+        count: number of windows.
         batch_size: most windows of a batch.
-        least: fewest windows of a batch, which may have more than `batch_size` then.
+        least: fewest windows of a batch; overrides `batch_size`.
 
     Raises:
-        ValueError: if batches are to be empty, or there are fewer windows than the fewest of a batch.
+        ValueError: if `batch_size` is below 1, or `count` below `least`.
     """
     if batch_size < 1:
         raise ValueError(f"batches of {batch_size} windows; give a batch size of at least 1")
@@ -89,33 +92,33 @@ def sample_batch(
     steps: int,
     seed: int = 0,
     first: int = 0,
-    plan_change: PlanChange | None = None,
+    alteration: Alteration | None = None,
     guidance_scale: float | None = None,
 ) -> torch.Tensor:
-    """Samples a batch once from its given frames.
+    """Sample a batch once from its given frames.
 
-    Each window has a random generator of its own, seeded by `seed` and its number, so that the result does not depend on the
-    batch (with the plan of another window it does: that comes from the same batch).
+    Each window has its own random generator, seeded by `seed` and its number, so the result does not depend on the
+    batch; only `OTHER` takes planning signals from the same batch.
 
     Args:
         pipe: the checkpoint.
-        windows: in [0, 1], `(batch, frames, 3, height, width)`; looked at where `given` says.
+        windows: in [0, 1], `(batch, frames, 3, height, width)`; only the given frames are used.
         given: positions of the given frames.
         steps: of the scheduler.
         seed: of all windows.
-        first: the number of the first window.
-        plan_change: what the transformer meets instead of the plan.
+        first: number of the first window.
+        alteration: of the planning signals.
         guidance_scale: `None` is the pipeline's own choice for the task.
 
     Returns:
         Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
     """
-    generators, plan_generators = (
+    generators, alteration_generators = (
         [torch.Generator().manual_seed(stream + seed * 1_000_003 + first + i) for i in range(len(windows))]
-        for stream in (0, PLAN_SEED)
+        for stream in (0, ALTERATION_SEED)
     )
-    context = PlanContext(pipe.transformer.unconditional_planning_signal, given, plan_generators)
-    with plan_changed(pipe, plan_change, context):
+    context = SignalContext(pipe.transformer.unconditional_planning_signal, given, alteration_generators)
+    with signals_altered(pipe, alteration, context):
         frames = pipe(
             video=windows[:, list(given)],
             frame_indices=list(given),
@@ -137,23 +140,23 @@ def generate(
     steps: int,
     seed: int = 0,
     batch_size: int = 8,
-    plan_change: PlanChange | None = None,
+    alteration: Alteration | None = None,
 ) -> torch.Tensor:
-    """Samples every window once, batch by batch; see `sample_batch`."""
+    """Sample every window once, batch by batch; see `sample_batch`."""
     sampled = [
-        sample_batch(pipe, windows[first:last], given, steps, seed, first, plan_change)
-        for first, last in batches(len(windows), batch_size, least=2 if plan_change is OTHER else 1)
+        sample_batch(pipe, windows[first:last], given, steps, seed, first, alteration)
+        for first, last in batches(len(windows), batch_size, least=2 if alteration is OTHER else 1)
     ]
     return torch.cat(sampled)
 
 
 @torch.no_grad()
 def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-    """Every frame but the given ones through the autoencoder and back: the best that any model on top of it can reach.
+    """Encode and decode all frames but the given ones: the best that any model with this autoencoder can reach.
 
     Args:
         windows: in [0, 1], `(windows, frames, 3, height, width)`.
-        given: positions of the given frames, which stay as they are, as in `sample_batch`.
+        given: positions of the given frames, which stay unchanged.
     """
     frames = [
         decode_latents(pipe.vae, encode_video(pipe.vae, window[None].to(pipe.device, pipe.vae.dtype) * 2 - 1))

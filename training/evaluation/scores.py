@@ -1,59 +1,42 @@
-"""Samples every variant and scores it; what is done is kept."""
+"""Sample and score every method; finished parts are saved.
+
+The scores are defined in `metrics.py` and `networks/`, their intervals in `intervals.py`.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from training.evaluation.finished_parts import Kept
+from training.evaluation.evaluation_windows import EvaluationWindows, to_bytes
+from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
-from training.evaluation.methods import BASELINE, OURS, Variant
+from training.evaluation.methods import BASELINE, OURS, Method
 from training.evaluation.metrics import generated_indices, middle_index, score_windows, summarize
 from training.evaluation.networks.frechet import Features, frechet_distance
+from training.evaluation.networks.loading import Networks
 from training.evaluation.networks.lpips import Lpips
-from training.evaluation.windows import Windows, to_bytes
 
 
-FORMAT = 2  # of what is kept: raised where the frames or the scores of the same key become others
+FORMAT = 2  # increment when the same key would give other frames or scores than those saved
 COMPARED = ("mid_ssim", "mid_psnr", "mid_lpips", "ssim", "psnr", "lpips", "motion", "sharpness")
 
 
-@dataclass(frozen=True)
-class Networks:
-    """Published networks that were found.
-
-    Attributes:
-        lpips: by trunk.
-        features: of the Fréchet distances, by column.
-    """
-
-    lpips: Mapping[str, Lpips]
-    features: Mapping[str, Features]
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Digests of the files that were loaded, by name."""
-        return {
-            k: v for network in (*self.lpips.values(), *self.features.values()) for k, v in network.sources.items()
-        }
-
-
 class Evaluation:
-    """Windows, what is given of them, and where results are kept.
+    """The scoring of methods on the same windows.
 
     Args:
         windows: to be scored.
         given: positions of the given frames.
         networks: for the scores that need some.
-        kept: what is done already.
+        finished: the parts that are done already.
     """
 
-    def __init__(self, windows: Windows, given: Sequence[int], networks: Networks, kept: Kept):
-        self.windows, self.given, self.networks, self.kept = windows, list(given), networks, kept
-        # What is compared with is what a file would hold, as what is sampled is.
+    def __init__(self, windows: EvaluationWindows, given: Sequence[int], networks: Networks, finished: FinishedParts):
+        self.windows, self.given, self.networks, self.finished = windows, list(given), networks, finished
+        # Rounded as a file rounds it, like the sampled frames.
         self.truth = to_bytes(windows.frames).float() / 255
         self.generated = generated_indices(self.truth.shape[1], given)
         self.key = {"format": FORMAT, "windows": windows.digest(), "given": self.given}
@@ -61,54 +44,54 @@ class Evaluation:
         self._truth_features: dict[str, torch.Tensor] = {}
 
     def run(
-        self, variants: Sequence[Variant]
+        self, methods: Sequence[Method]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
-        """All rows of the table, paired differences, and the sampled frames of the first seed by method.
+        """Return all rows of the table, paired differences, and the sampled frames of the first seed by method.
 
-        Differences are those between ours and the baselines, and between ours and the same with another plan.
+        Differences are between ours and the baselines, and between ours and the same with altered planning signals.
         """
         rows, sampled, scores = [], {}, {}
-        total = sum(len(self.truth) * len(variant.seeds) for variant in variants)
+        total = sum(len(self.truth) * len(method.seeds) for method in methods)
         with tqdm(total=total, unit="window", disable=None) as bar:
-            for variant in variants:
-                bar.set_description(variant.method)
-                frames, seconds = zip(*[self.sample(variant, seed, bar) for seed in variant.seeds])
-                sampled[variant.method] = frames[0]
-                by_seed = [self.score(variant, seed, frame) for seed, frame in zip(variant.seeds, frames, strict=True)]
-                row, scores[variant.method] = self.row(variant, by_seed, frames, sum(seconds) / len(seconds))
+            for method in methods:
+                bar.set_description(method.name)
+                frames, seconds = zip(*[self.sample(method, seed, bar) for seed in method.seeds])
+                sampled[method.name] = frames[0]
+                by_seed = [self.score(method, seed, frame) for seed, frame in zip(method.seeds, frames, strict=True)]
+                row, scores[method.name] = self.row(method, by_seed, frames, sum(seconds) / len(seconds))
                 rows.append(row)
-                tqdm.write(f"  {variant.method}: mid SSIM {row['mid_ssim']:.3f}, motion {row['motion']:.2f}")
+                tqdm.write(f"  {method.name}: mid SSIM {row['mid_ssim']:.3f}, motion {row['motion']:.2f}")
         pairs = [
-            (variant.method, other.method)
-            for variant in variants
-            if variant.kind == OURS
-            for other in variants
+            (method.name, other.name)
+            for method in methods
+            if method.kind == OURS
+            for other in methods
             if other.kind == BASELINE
         ]
-        pairs += [(variant.planned, variant.method) for variant in variants if variant.planned]
+        pairs += [(method.unaltered, method.name) for method in methods if method.unaltered]
         differences = [paired_difference(method, other, scores, self.bootstrap) for method, other in pairs]
         return rows, differences, sampled
 
-    def sample(self, variant: Variant, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
-        """All windows of one sample in [0, 1], rounded as a file rounds them, and the seconds that each took."""
+    def sample(self, method: Method, seed: int, bar: tqdm | None = None) -> tuple[torch.Tensor, float]:
+        """Return all windows of one sample in [0, 1], rounded as a file rounds them, and the seconds per window."""
         frames, seconds = [], 0.0
-        for first, last in variant.batches:
+        for first, last in method.batches:
 
             def make() -> dict[str, torch.Tensor]:
                 start = time.perf_counter()
-                batch = variant.sample(self.truth[first:last], self.given, first, seed)
+                batch = method.sample(self.truth[first:last], self.given, first, seed)
                 spent = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
                 return {"frames": to_bytes(batch), "seconds": spent}
 
-            tensors = self.kept.get(self._sampled(variant, seed), first, last, make)
+            tensors = self.finished.get(self._sampled(method, seed), first, last, make)
             frames.append(tensors["frames"])
             seconds += tensors["seconds"].item()
             if bar is not None:
                 bar.update(last - first)
         return torch.cat(frames).float() / 255, seconds / len(self.truth)
 
-    def score(self, variant: Variant, seed: int, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The scores of each window: float tensors `(windows,)` by name."""
+    def score(self, method: Method, seed: int, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the scores of each window: float tensors `(windows,)` by name."""
 
         def lpips(network: Lpips) -> dict[str, torch.Tensor]:
             pairs = zip(
@@ -119,46 +102,46 @@ class Evaluation:
             middle = self.generated.index(middle_index(self.truth.shape[1], self.given))
             return {"mid_lpips": each[:, middle], "lpips": each.mean(dim=1)}
 
-        result = self._kept(variant, seed, "windows", {}, lambda: score_windows(frames, self.truth, self.given))
+        result = self._finished(method, seed, "windows", {}, lambda: score_windows(frames, self.truth, self.given))
         for trunk, network in self.networks.lpips.items():
-            found = self._kept(
-                variant, seed, f"lpips-{trunk}", network.sources, lambda network=network: lpips(network)
+            found = self._finished(
+                method, seed, f"lpips-{trunk}", network.sources, lambda network=network: lpips(network)
             )
             suffix = "" if trunk == "alex" else f"_{trunk}"
             result |= {f"{name}{suffix}": values for name, values in found.items()}
         return result
 
-    def distance(self, column: str, variant: Variant, seed: int, frames: torch.Tensor) -> float:
-        """The Fréchet distance of one sample of all windows to the true ones."""
+    def distance(self, column: str, method: Method, seed: int, frames: torch.Tensor) -> float:
+        """Return the Fréchet distance of one sample of all windows to the true ones."""
         features = self.networks.features[column]
 
-        def kept(of: Variant | None, windows: torch.Tensor) -> torch.Tensor:
+        def features_of(of: Method | None, windows: torch.Tensor) -> torch.Tensor:
             def make() -> dict[str, torch.Tensor]:
                 return {"features": self._extract(features, windows)}
 
-            return self._kept(of, seed if of else 0, column, features.sources, make)["features"]
+            return self._finished(of, seed if of else 0, column, features.sources, make)["features"]
 
         if column not in self._truth_features:
-            self._truth_features[column] = kept(None, self.truth)
-        return frechet_distance(kept(variant, frames), self._truth_features[column], features.components)
+            self._truth_features[column] = features_of(None, self.truth)
+        return frechet_distance(features_of(method, frames), self._truth_features[column], features.components)
 
     def row(
-        self, variant: Variant, by_seed: list[dict[str, torch.Tensor]], frames: Sequence[torch.Tensor], seconds: float
+        self, method: Method, by_seed: list[dict[str, torch.Tensor]], frames: Sequence[torch.Tensor], seconds: float
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """What `results.json` says of a variant, and the means over seeds of the scores of each window."""
+        """Return the row of a method in `results.json`, and the means over seeds of the scores of each window."""
         mean = {name: torch.stack([scores[name] for scores in by_seed]).mean(dim=0) for name in by_seed[0]}
         seeds = {name: [summarize(scores)[name] for scores in by_seed] for name in summarize(mean)}
         distances = {
             column: [
-                self.distance(column, variant, seed, frame) for seed, frame in zip(variant.seeds, frames, strict=True)
+                self.distance(column, method, seed, frame) for seed, frame in zip(method.seeds, frames, strict=True)
             ]
             for column in self.networks.features
         }
         values = summarize(mean) | {column: sum(found) / len(found) for column, found in distances.items()}
         seeds |= distances
         row = {
-            "method": variant.method,
-            "kind": variant.kind,
+            "method": method.name,
+            "kind": method.kind,
             **values,
             "intervals": {name: self.bootstrap.interval(mean, name) for name in summarize(mean)},
             "seeds": seeds,
@@ -174,27 +157,27 @@ class Evaluation:
         frames = windows[:, self.generated].flatten(0, 1)  # (windows * sampled, 3, height, width)
         return torch.cat([features.extract(batch) for batch in frames.split(16)])
 
-    def _sampled(self, variant: Variant | None, seed: int) -> dict[str, Any]:
-        own = {"method": "truth"} if variant is None else variant.key
+    def _sampled(self, method: Method | None, seed: int) -> dict[str, Any]:
+        own = {"method": "truth"} if method is None else method.key
         return {**self.key, "variant": own, "seed": seed}
 
-    def _kept(
+    def _finished(
         self,
-        variant: Variant | None,
+        method: Method | None,
         seed: int,
-        what: str,
+        scores: str,
         sources: Mapping[str, str],
         make: Callable[[], dict[str, torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
-        batches = [] if variant is None else variant.batches
-        key = {**self._sampled(variant, seed), "batches": batches, "scores": what, "networks": dict(sources)}
-        return self.kept.get(key, 0, len(self.truth), make)
+        batches = [] if method is None else method.batches
+        key = {**self._sampled(method, seed), "batches": batches, "scores": scores, "networks": dict(sources)}
+        return self.finished.get(key, 0, len(self.truth), make)
 
 
 def paired_difference(
     method: str, other: str, scores: Mapping[str, dict[str, torch.Tensor]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """How much more a method scores than another on the same windows, with the interval of the difference.
+    """Return how much more a method scores than another on the same windows, with the interval of the difference.
 
     Args:
         method, other: names in `scores`.

@@ -1,4 +1,4 @@
-"""One kind of chart for the report of a run and for the pages of `docs/results/`: lines over an axis, each with its interval."""
+"""Charts of lines with intervals, for the report of a run and for the pages of `docs/results/`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PNG = {"dpi": 100, "bbox_inches": "tight"}
 
 @dataclass(frozen=True)
 class Point:
-    """A value at a place of the axis, and where its interval begins and ends, if it has one."""
+    """A point of a curve with its interval, if it has one."""
 
     x: float
     y: float
@@ -23,15 +23,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the charts side by side in a picture.
+    """One chart of a picture.
 
     Attributes:
-        title, x_label, y_label: what is shown.
-        curves: by their label, points in the order of the axis.
-        levels: by its label, a height that a thin line marks, such as a simple method's.
-        marks: by its label, a place of the axis that a thin line marks, such as the end of a stage.
-        log_x, log_y: whether an axis is logarithmic.
-        ticks: places of the axis that are labelled; all that matplotlib chooses if empty.
+        title: above the chart.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        curves: points by the label of their curve.
+        levels: heights by label, drawn as thin lines, such as a simple method's score.
+        marks: places of the horizontal axis by label, drawn as thin lines, such as the end of a stage.
+        log_x: whether the horizontal axis is logarithmic.
+        log_y: whether the vertical axis is logarithmic.
+        ticks: labelled places of the horizontal axis; matplotlib's choice if empty.
     """
 
     title: str
@@ -46,15 +49,15 @@ class Panel:
 
 
 def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
-    """Draws the panels from left to right into one PNG.
+    """Draw panels side by side into one PNG.
 
     Args:
-        path: its folder is made.
+        path: the file; its folder is created.
         panels: at least one.
-        width: of a panel, inches.
+        width: of a panel in inches.
 
     Raises:
-        ValueError: if there is no panel, or one without a point.
+        ValueError: if there is no panel, or one without points.
     """
     empty = [panel.title for panel in panels if not any(panel.curves.values())]
     if not panels or empty:
@@ -69,7 +72,7 @@ def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
             ranges = [(p.x, p.low, p.high) for p in points if p.low is not None and p.high is not None]
             if len(ranges) > 1:
                 axes.fill_between(*zip(*ranges), color=line.get_color(), alpha=0.15, linewidth=0)
-            elif ranges:  # nothing lies between the points of a curve that has one
+            elif ranges:  # a single point has no area to fill
                 axes.vlines(*ranges[0], color=line.get_color(), alpha=0.5, linewidth=1.4)
         for label, height in (panel.levels or {}).items():
             axes.axhline(height, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
@@ -83,7 +86,7 @@ def draw(path: Path, panels: Sequence[Panel], width: float = 5.2) -> Path:
             axes.set_xscale("log")
         if panel.log_y:
             axes.set_yscale("log")
-            # Losses span about a decade: round numbers, not powers of ten.
+            # Losses span about one decade, so label round numbers and not powers of ten.
             axes.yaxis.set_major_locator(AutoLocator())
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

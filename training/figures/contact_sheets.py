@@ -1,4 +1,4 @@
-"""Pictures to judge by eye: one row per method, one column per frame, the frames that were given in a coloured frame."""
+"""Contact sheets for judging by eye: a row per method, a column per frame, given frames with an orange border."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ def contact_sheet(
     width: int = 128,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draws windows below each other.
+    """Draw windows below each other.
 
     Args:
         groups: for each window a caption and its rows: label to frames in [0, 1], `(frames, 3, height, width)`.
-        given: positions of the frames that the methods were shown; framed in every row.
+        given: positions of the given frames, which get a border.
         title: one line at the top.
-        width: least width of a drawn frame in pixels; small frames are enlarged by a whole factor without smoothing.
-        names: of the columns; by default the frames' numbers.
+        width: least width of a frame in pixels; small frames are enlarged by a whole factor without smoothing.
+        names: of the columns; default: the frames' numbers.
     """
     first = next(iter(groups[0][1].values()))
     num_frames, _, height, frame_width = first.shape
@@ -71,12 +71,12 @@ def contact_sheet(
 def side_by_side(
     groups: Sequence[tuple[str, dict[str, torch.Tensor]]], given: Sequence[int], width: int = 192
 ) -> list[Image.Image]:
-    """The windows as frames of one video: a row for each window, a column for each method; given frames are framed.
+    """Return the frames of a video that shows windows in rows and methods in columns; given frames have a border.
 
     Args:
-        groups: as `contact_sheet` takes them; captions are not drawn.
-        given: positions of the frames that the methods were shown.
-        width: least width of a drawn frame in pixels.
+        groups: as for `contact_sheet`; captions are not drawn.
+        given: positions of the given frames.
+        width: least width of a frame in pixels.
     """
     labels = list(groups[0][1])
     num_frames, _, height, frame_width = groups[0][1][labels[0]].shape
@@ -104,5 +104,5 @@ def side_by_side(
 
 
 def to_image(frame: torch.Tensor) -> Image.Image:
-    """A frame in [0, 1], `(3, height, width)`, as a picture."""
+    """Return a frame in [0, 1], `(3, height, width)`, as a picture."""
     return Image.fromarray((frame.float() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())

@@ -1,1 +1,1 @@
-"""What a run shows and keeps while it trains: the panel, records, held-out losses and scores, samples."""
+"""Monitoring of a run while it trains: the panel, records, held-out losses and scores, samples."""

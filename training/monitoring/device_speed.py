@@ -1,4 +1,4 @@
-"""How fast this device multiplies matrices: what a run's share of peak is a share of."""
+"""Measure how fast this device multiplies matrices, the peak with which a run's speed is compared."""
 
 import time
 
@@ -6,13 +6,13 @@ import torch
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> tuple[float, str]:
-    """Times products of two square matrices for `seconds`, and takes the fastest.
+    """Time products of two square matrices for `seconds`, and take the fastest.
 
-    A measured peak, not the data sheet's: what a large product reaches here, with the threads of this process and beside whatever
-    else the machine does at the moment.
+    This is not the data sheet's peak, but the speed of a large product with the threads of this process and the
+    current load of the machine.
 
     Returns:
-        Floating-point operations per second, and in words how they were measured.
+        Floating-point operations per second, and a description of the measurement.
     """
     side = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)

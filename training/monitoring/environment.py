@@ -1,4 +1,4 @@
-"""What a run was started with and on: one line of `starts.jsonl` for each start, so that its report can say so."""
+"""Record the environment of each start of a run in a line of `starts.jsonl`, for its report."""
 
 import os
 import platform
@@ -18,12 +18,12 @@ PACKAGES = ("diffusers-mardini", "torch", "diffusers", "accelerate", "safetensor
 
 
 def record_start(folder: Path, accelerator: Accelerator) -> None:
-    """Appends this start to `starts.jsonl` in the run's folder."""
+    """Append this start to `starts.jsonl` in the run's folder."""
     append_line(folder / "starts.jsonl", describe_start(accelerator))
 
 
 def describe_start(accelerator: Accelerator) -> dict:
-    """Time, command, processes, processors, versions and git revision; neither the machine's name nor the user's."""
+    """Return time, command, processes, processors, versions and git revision, but no names of machine or user."""
     device = accelerator.device
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -43,7 +43,7 @@ def describe_start(accelerator: Accelerator) -> dict:
 
 
 def processor_name() -> str:
-    """As Linux calls it; elsewhere what Python knows."""
+    """Return the processor's name as Linux gives it; elsewhere as Python does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def processor_name() -> str:
 
 
 def git_revision(folder: Path) -> str | None:
-    """The commit of the code, and whether files differ from it; `None` outside of a repository or without git."""
+    """Return the commit and the number of changed files; `None` outside of a repository or without git."""
 
     def git(*arguments: str) -> str | None:
         try:

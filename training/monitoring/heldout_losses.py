@@ -1,6 +1,6 @@
-"""Held-out losses: fixed windows, fixed noise, fixed masks, fixed timesteps, so that two steps of a run, or two runs, can be compared.
+"""Held-out losses with fixed windows, noise, masks and timesteps, to compare steps of a run, or several runs.
 
-They are told by timestep, by task and by the number of masked frames, which is what the models learn to deal with.
+They are reported by timestep, by task and by the number of masked frames: the variation that the models learn.
 """
 
 from dataclasses import replace
@@ -22,11 +22,11 @@ from training.randomness import step_generator
 
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # shares of the timesteps, for interpolation
-PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns: their mean is told
+PATTERN_NOISE_LEVELS = (0.4, 0.8)  # for the other patterns, of which the mean is reported
 
 
 def patterns(num_frames: int, num_windows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Masks `(windows, frames)` by name: the tasks, and random positions with one, half and all but one of the frames masked."""
+    """Return masks `(windows, frames)`: the tasks', and random ones with one, half and all but one frame masked."""
 
     # Two frames have nothing between them.
     tasks = ("image-to-video", "interpolation", "expansion") if num_frames > 2 else ("image-to-video",)
@@ -50,17 +50,21 @@ def heldout_losses(
     seed: int,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Losses of fixed windows, the processes sharing them: each plans a pattern once, for all that is told of it.
+    """Return losses of fixed windows, which the processes share; the planner runs once per pattern.
 
     Args:
-        head: the planner's, or `None`: then there is no reconstruction.
-        windows: this process's share of them, see `heldout_windows`.
-        stage: what is trained.
+        planner, transformer, scheduler: of the run.
+        head: the planner's reconstruction head, or `None` for no reconstruction.
+        windows: this process's share, see `heldout_windows`.
+        stage: decides which losses there are.
+        seed: of the noise and the masks.
+        accelerator: of the run.
 
     Returns:
-        As far as the stage trains what they need, with the first and the last frame given (of two frames, the first): `planner` (reconstruction at low
-        resolution), `diffusion/<share of the timesteps>` and, without the planning signal, `diffusion_unplanned/0.95`. For every name
-        of `patterns`: `planner/<pattern>` and `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
+        Losses of the models that the stage trains. With the first and the last frame given (of two frames, the first):
+        `planner` (reconstruction at low resolution), `diffusion/<share of the timesteps>` and, without planning
+        signals, `diffusion_unplanned/0.95`. For every name of `patterns`: `planner/<pattern>` and
+        `diffusion/<pattern>`, the mean over `PATTERN_NOISE_LEVELS`.
     """
     latents, numbers = windows.latents, list(windows.numbers)
     noises = [step_generator(seed, "heldout", "noise", number) for number in numbers]
@@ -117,9 +121,11 @@ def heldout_losses(
 
 
 def _parts(windows: HeldoutWindows, batch_size: int, processes: int) -> list[tuple[torch.Tensor, int]]:
-    """Rows that are scored together, no more than a step of the stage holds, and how many of them count.
+    """Return rows that are scored together, at most as many as a step's batch, and how many of them count.
 
-    As many parts on every process, since shards of a model are gathered together: one that has fewer windows repeats one that does not count.
+    Every process has as many parts, because all must take part when sharded models are gathered: one with fewer
+        windows
+    repeats a row that does not count.
     """
     most = -(-windows.total // processes)
     rows = torch.arange(len(windows.latents))

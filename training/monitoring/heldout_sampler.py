@@ -1,7 +1,7 @@
-"""Sampling held-out windows while a run trains: by the pipeline that users call, from latents that are encoded already.
+"""Sample held-out windows while a run trains, with the users' pipeline, from encoded latents.
 
-The weights are the caller's: the run lends its averages. Nothing here draws from a global generator, so that a run which samples
-learns what one learns that does not.
+The caller decides on the weights; a run uses its moving averages. Nothing here uses a global generator, so that
+sampling does not change what a run learns.
 """
 
 import contextlib
@@ -21,20 +21,21 @@ from training.randomness import step_generator
 
 
 class HeldoutSampler:
-    """A run's models as a pipeline, for as long as they carry the weights to be looked at.
+    """A run's models as a pipeline.
 
     Args:
-        vae, planner, head, transformer, scheduler: of the run; used where they are and not changed.
+        vae, planner, head, transformer, scheduler: of the run; used on their devices and not changed.
         planner_downscale: of the run.
         steps: denoising steps.
-        seed: of the noise, which is the same for a window whenever it is sampled.
-        accelerator: device and precision.
+        seed: of the noise; a window has the same noise whenever it is sampled.
+        accelerator: gives device and precision.
     """
 
     def __init__(
-        self, vae, planner, head, transformer, scheduler, planner_downscale: int, steps: int, seed: int, accelerator: Accelerator
+        self, vae, planner, head, transformer, scheduler, planner_downscale: int, steps: int, seed: int,
+        accelerator: Accelerator,
     ):  # fmt: skip
-        # Another scheduler of the same settings: sampling moves its timesteps.
+        # A scheduler of its own, because sampling changes its timesteps.
         scheduler = MarDiniScheduler.from_config(scheduler.config)
         self.pipe = MarDiniPipeline(vae, planner, transformer, scheduler, planner_downscale)
         self.pipe.set_progress_bar_config(disable=True)
@@ -48,30 +49,30 @@ class HeldoutSampler:
         self,
         latents: torch.Tensor,
         planner_latents: torch.Tensor,
-        given: Sequence[int],
+        given_indices: Sequence[int],
         numbers: Sequence[int],
         stage: StageConfig,
         conditions: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
-        """Fills in all frames but the given ones, with guidance as the pipeline's default has it.
+        """Sample all masked frames with the pipeline's default guidance.
 
-        Where the stage trains the transformer alone, it is led by its unconditional signal, as in training.
+        If the stage trains the transformer alone, it uses the unconditional signal, as in training.
 
         Args:
-            latents, planner_latents: clean windows, see `HeldoutWindows`; read at given frames only.
-            given: positions of the frames that are shown.
-            numbers: of the windows, `(windows,)`: each has a noise of its own.
+            latents, planner_latents: clean windows, see `HeldoutWindows`; only given frames are read.
+            given_indices: places of the given frames.
+            numbers: of the windows, `(windows,)`; each has its own noise.
             stage: must train the transformer.
-            conditions: what each frame is told, `(windows, frames, channels)` by name.
+            conditions: of each frame, `(windows, frames, channels)` by name.
 
         Returns:
             Clean latents `(windows, frames, channels, height, width)`.
         """
-        device, given = self.accelerator.device, list(given)
+        device, given = self.accelerator.device, list(given_indices)
         alone = stage.trains == "transformer"
         options = SamplingOptions(self.steps, guidance_scale=1.0 if alone else None)
         sampled = []
-        # As many at once as a step of the stage holds: without gradients they need less memory than there.
+        # As many at once as a step of the stage has: without gradients they need less memory.
         for rows in torch.arange(len(latents)).split(stage.batch_size):
             noise = torch.stack(
                 [
@@ -79,35 +80,35 @@ class HeldoutSampler:
                     for row in rows.tolist()
                 ]
             )
-            told = {name: values[rows] for name, values in conditions.items()}
+            values = {name: each[rows] for name, each in conditions.items()}
             with self.accelerator.autocast():
                 signals = None
                 if not alone:
                     low = planner_latents[rows][:, given].to(device)
-                    signals = self.pipe.plan(low, given, latents.shape[1], conditions=told)
+                    signals = self.pipe.plan(low, given, latents.shape[1], conditions=values)
                 noise = self.pipe.prepare_latents(tuple(noise.shape), latents=noise)
                 references = latents[rows][:, given].to(device)
                 with self.pipe.progress_bar(total=self.steps) as bar:
-                    sampled.append(self.pipe.denoise(noise, references, given, signals, options, bar, told))
+                    sampled.append(self.pipe.denoise(noise, references, given, signals, options, bar, values))
         return torch.cat(sampled)
 
     @torch.no_grad()
     def reconstruct(
         self,
         planner_latents: torch.Tensor,
-        given: Sequence[int],
+        given_indices: Sequence[int],
         conditions: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
-        """Low-resolution windows `(windows, frames, channels, h, w)` as the planner and its head fill them in (Sec. 2.4.1)."""
+        """Return windows `(windows, frames, channels, h, w)` with masked frames reconstructed (Sec. 2.4.1)."""
         windows, frames = planner_latents.shape[:2]
         planner_latents = planner_latents.to(self.accelerator.device)
-        mask = reference_mask_from_indices(given, frames, windows, planner_latents.device)
+        mask = reference_mask_from_indices(given_indices, frames, windows, planner_latents.device)
         planner = self.pipe.planner
         with self.accelerator.autocast():
             signals = planner(
                 planner_latents,
                 mask,
-                num_masked_frames=frames - len(given),
+                num_masked_frames=frames - len(given_indices),
                 conditions={name: values.to(planner_latents.device) for name, values in conditions.items()} or None,
             ).planning_signals
             filled = unpatchify(self.head(signals), planner.config.patch_size)
@@ -115,7 +116,7 @@ class HeldoutSampler:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Frames in [0, 1] on the CPU, `(windows, frames, 3, height, width)`, one window at a time."""
+        """Return frames in [0, 1] on the CPU, `(windows, frames, 3, height, width)`, decoded one window at a time."""
         vae = self.pipe.vae
         with _lent(vae, self.accelerator.device):
             frames = [decode_latents(vae, window[None].to(vae.device, vae.dtype)).float().cpu() for window in latents]
@@ -123,14 +124,14 @@ class HeldoutSampler:
 
 
 def tasks(num_frames: int) -> dict[str, list[int]]:
-    """The given frames by task, for tasks that leave some frame of a window to sample."""
+    """Return the given frames by task, for tasks that mask at least one frame."""
     given = {task: task_indices(task, num_frames) for task in ("interpolation", "image-to-video")}
     return {task: indices for task, indices in given.items() if len(indices) < num_frames}
 
 
 @contextlib.contextmanager
 def _lent(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """The module on a device, and afterwards back where it was: an autoencoder need not take the trainer's memory all along."""
+    """Move a module to a device and back, so that the autoencoder does not take the trainer's memory all the time."""
     home = next(module.parameters()).device
     module.to(device)
     try:

@@ -1,7 +1,7 @@
-"""Held-out quality: windows sampled between their first and last frame, scored against what the autoencoder makes of the truth.
+"""Score held-out windows sampled between their first and last frame, against the autoencoder's decoding of the truth.
 
-SSIM and PSNR reward blur, so the amount of motion and the sharpness, relative to the true ones, stand beside them; all are defined in
-`metrics.py`. The losses are in `heldout.py`.
+SSIM and PSNR reward blur, so motion and sharpness relative to the true ones are reported, too; `evaluation/metrics.py`
+defines all of them. `heldout_losses.py` has the losses.
 """
 
 import torch
@@ -17,24 +17,24 @@ TASK = "interpolation"
 SCORES = ("mid_psnr", "mid_ssim", "motion", "sharpness")
 
 
-def heldout_quality(sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig) -> dict[str, float | str]:
-    """Scores of sampled windows, the processes sharing them; every process must call it.
+def heldout_scores(sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig) -> dict[str, float | str]:
+    """Score sampled windows, which the processes share; every process must call this.
 
     Returns:
-        `quality/<score>` for `SCORES`; nothing where the stage does not train the transformer, or its windows have no frame
+        `quality/<score>` for `SCORES`; empty if the stage does not train the transformer, or its windows have no frame
         between the first and the last.
     """
     given = tasks(windows.latents.shape[1]).get(TASK)
     if given is None or stage.trains == "planner":
         return {}
     accelerator, count = sampler.accelerator, len(windows.latents)
-    # Equal shares, the last window repeated where they are not: models that are sharded must run equally often everywhere.
+    # Equal shares, filled up with the last window, because sharded models must run equally often on all processes.
     share = -(-count // accelerator.num_processes)
     first = accelerator.process_index * share
     mine = [min(number, count - 1) for number in range(first, first + share)]
     latents = windows.latents[mine]
-    told = {name: values[mine] for name, values in windows.conditions.items()}
-    sampled = sampler.decode(sampler.sample(latents, windows.planner_latents[mine], given, mine, stage, told))
+    conditions = {name: values[mine] for name, values in windows.conditions.items()}
+    sampled = sampler.decode(sampler.sample(latents, windows.planner_latents[mine], given, mine, stage, conditions))
     scores = score_windows(sampled, sampler.decode(latents), given)
     names = list(scores)
     stacked = torch.stack([scores[name] for name in names], dim=1).to(accelerator.device)  # (share, scores)

@@ -1,30 +1,31 @@
-"""Which held-out windows are scored, sampled and shown: fixed, evenly spaced over all that there are, as tensors of clean latents.
+"""Read the fixed held-out windows of a run, evenly spaced over all that there are, as clean latents.
 
-`heldout.py` computes their losses, `sampling.py` fills in their frames, `quality.py` scores them, `samples.py` draws them.
+`heldout_losses.py` computes their losses, `heldout_sampler.py` samples them, `heldout_scores.py` scores the samples,
+and `samples.py` writes pictures of them.
 """
 
 from dataclasses import dataclass, field
 
 import torch
 
-from training.data.buckets import Sampling
-from training.data.windows import Windows
+from training.data.buckets import WindowRequest
+from training.data.windows import ClipWindows
 from training.randomness import step_generator
 
 
 @dataclass(frozen=True)
 class HeldoutWindows:
-    """Windows to be scored or sampled.
+    """Held-out windows, or one process's share of them.
 
     Attributes:
         latents: clean, `(windows, frames, channels, height, width)`.
         planner_latents: the same frames as the planner sees them, `(windows, frames, channels, h, w)`.
-        captions: where each window was cut out, in words.
+        captions: clip and frames of each window.
         fps: frames per second at which they are shown.
-        numbers: of the windows, out of `range(total)`; their noise and masks follow from them.
-        total: windows that were chosen, of which these may be one process's share.
-        counted: how many of these count; the others are there because every process needs one.
-        conditions: what each frame is told, `(windows, frames, channels)` by name.
+        numbers: of the windows, out of `range(total)`; noise and masks depend on them.
+        total: number of windows over all processes.
+        counted: number of these windows that count; others are there because every process needs one.
+        conditions: of each frame, `(windows, frames, channels)` by name.
     """
 
     latents: torch.Tensor
@@ -38,13 +39,12 @@ class HeldoutWindows:
 
 
 def heldout_windows(
-    data: Windows, sampling: Sampling, count: int, seed: int, process: int = 0, processes: int = 1
+    data: ClipWindows, request: WindowRequest, count: int, seed: int, process: int = 0, processes: int = 1
 ) -> HeldoutWindows:
-    """At most `count` windows of what a stage holds out, or this process's share of them; the same for the same seed, whenever and by
-    whichever process asked for."""
-    draws = data.heldout(sampling, count)
+    """Read at most `count` held-out windows of a stage, or this process's share; a seed always gives the same ones."""
+    draws = data.heldout(request, count)
     numbers = range(process, len(draws), processes)
-    # Fewer windows than processes: it has one that does not count, since shards of a model are gathered together.
+    # Give idle processes a window that does not count: FSDP needs every process.
     present = numbers or range(1)
     mine = [draws[number] for number in present]
     generators = [step_generator(seed, "heldout", "latents", number) for number in present]

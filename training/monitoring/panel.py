@@ -1,7 +1,7 @@
-"""What a run shows while it trains: a live panel on a terminal, plain lines elsewhere, and the times of `metrics.jsonl`.
+"""Show a run's progress: a live panel on a terminal, plain lines elsewhere; measure the times of `metrics.jsonl`.
 
-Nothing here waits for the device: losses are shown when the loop has read them for a line of `metrics.jsonl`, and times are those of
-a loop that waits for every step anyway, to ask whether it is finite.
+Nothing here waits for the device: the loop has read the losses for a line of `metrics.jsonl`, and it waits for every
+step anyway to check that it is finite.
 """
 
 import os
@@ -28,17 +28,17 @@ from training.monitoring.heldout_scores import SCORES
 
 T = TypeVar("T")
 
-# What a line of `metrics.jsonl` says of time, and two runs of the same configuration differ in.
+# Keys of `metrics.jsonl` that differ between two runs of the same configuration.
 TIMES = ("windows_per_second", "seconds", "waiting_seconds")
 
 MODELS = ("planner", "transformer")
 LINE_SECONDS = 10.0  # between two plain lines
-COUNT_AFTER_SECONDS = 10.0  # a shorter stage would spend more on the counting of its operations than on its steps
+COUNT_AFTER_SECONDS = 10.0  # a shorter stage would take longer to count its operations than to train
 
 
 @dataclass
-class _Speed:
-    """Of the steps between two lines of losses."""
+class _StepTimes:
+    """Sums over the steps between two lines of losses."""
 
     windows: int = 0
     steps: int = 0
@@ -46,15 +46,15 @@ class _Speed:
     waiting: float = 0.0
 
 
-class Monitor:
-    """Follows a run; use it as a context, so that the terminal is left in order.
+class RunPanel:
+    """Shows the progress of a run; use it as a context manager, so that the terminal is restored at the end.
 
     Args:
-        config: the run, in `steps` and `batch_size`.
-        accelerator: only its main process shows anything.
-        shares: of the batches of a stage, by bucket, where a stage has several; equal shares unless given.
-        console: where to; by default the standard output. It decides between the panel and lines.
-        clock: seconds, rising.
+        config: of the run, in `steps` and `batch_size`.
+        accelerator: of the run; only its main process shows anything.
+        shares: shares of a stage's batches by bucket, by name of the stage; equal shares unless given.
+        console: by default the standard output; a terminal gets the panel, others get lines.
+        clock: returns rising seconds.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Monitor:
         self.console = console or Console()
         self.clock = clock
         self.live: Live | None = None
-        self.operations: dict[str, float] = {}  # of a step on this process, by stage, once counted
+        self.operations: dict[str, float] = {}  # of a step on this process, by stage; empty until counted
         self.peak: float | None = None
         self.losses: dict = {}
         self.heldout: dict = {}
         self.last_line = float("-inf")
-        self.refresh_seconds = 1.0  # between two drawings of the panel
+        self.refresh_seconds = 1.0  # between two refreshes of the panel
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "RunPanel":
         return self
 
     def __exit__(self, *_) -> None:
@@ -87,12 +87,12 @@ class Monitor:
             self.live = None
 
     def begin_stage(self, stage: StageConfig, first_step: int, windows_per_step: int) -> None:
-        """A stage begins, or goes on, at `first_step`; `windows_per_step` counts all processes."""
+        """Begin or continue a stage at `first_step`; `windows_per_step` counts all processes."""
         self.stage = stage
         self.first_step = self.step_number = first_step
         self.windows_per_step = windows_per_step
         self.began = self.line_at = self.refreshed = self.clock()
-        self.now, self.shown = _Speed(), _Speed()
+        self.now, self.shown = _StepTimes(), _StepTimes()
         self.losses = {}
         self.tokens = {
             name: self._mean(stage, lambda shape: count_tokens(self.config, shape)[name]) for name in MODELS
@@ -103,7 +103,7 @@ class Monitor:
         self._refresh()
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; a step begins when the next one is asked for, and waits until it is there."""
+        """Yield the same batches; a step begins with the request for its batch, and the wait for it is measured."""
         batches = iter(batches)
         while True:
             self.step_began = self.clock()
@@ -115,7 +115,7 @@ class Monitor:
             yield batch
 
     def step(self) -> None:
-        """A step has ended; what follows until the next one (lines, held-out losses, checkpoints) does not count as its time."""
+        """End a step; lines, held-out losses and checkpoints until the next one do not count as step time."""
         now = self.clock()
         self.now.seconds += now - self.step_began
         self.now.steps += 1
@@ -125,21 +125,21 @@ class Monitor:
             self._refresh()
 
     def times(self) -> dict[str, float]:
-        """What a line of losses says of the steps since the last such line; `lap` gives the rest of `TIMES`."""
-        speed, self.shown, self.now = self.now, self.now, _Speed()
+        """Return the times of the steps since the last line of losses, all of `TIMES` except `seconds`."""
+        speed, self.shown, self.now = self.now, self.now, _StepTimes()
         return {
             "windows_per_second": round(speed.windows / speed.seconds, 3) if speed.seconds else 0.0,
             "waiting_seconds": round(speed.waiting, 4),
         }
 
-    def lap(self) -> float:
-        """Seconds since the last line of `metrics.jsonl`, or since the stage's begin."""
+    def seconds_since_line(self) -> float:
+        """Return the seconds since the last line of `metrics.jsonl` or the beginning of the stage."""
         now = self.clock()
         seconds, self.line_at = now - self.line_at, now
         return round(seconds, 4)
 
-    def tell(self, record: dict) -> None:
-        """Shows a line of `metrics.jsonl`."""
+    def show(self, record: dict) -> None:
+        """Show a line of `metrics.jsonl`."""
         if not self.accelerator.is_main_process:
             return
         if "heldout" in record:
@@ -153,8 +153,8 @@ class Monitor:
         elif "heldout" in record or ("loss" in record and self._line_is_due()):
             self._print(self.line("heldout" in record))
 
-    def reading(self) -> dict[str, str]:
-        """What there is to see, by label."""
+    def readings(self) -> dict[str, str]:
+        """Return the displayed values by label."""
         speed, stage = self.shown, self.stage
         per_second = speed.windows / speed.seconds if speed.seconds else None
         tokens = {name: count for name, count in self.tokens.items() if count}
@@ -167,7 +167,7 @@ class Monitor:
             "learning rate": _number(self.losses.get("learning_rate"), ".2e"),
             "gradient norm": _number(self.losses.get("grad_norm"), ".3f"),
             "clips/s": _number(per_second, ",.2f"),
-            **{f"{name} tokens/s": _number(per_second and per_second * count, ",.0f") for name, count in tokens.items()},
+            **{f"{k} tokens/s": _number(per_second and per_second * count, ",.0f") for k, count in tokens.items()},
             "waiting for data": _number(speed.seconds and speed.waiting / speed.seconds, ".1%"),
             "of measured peak": _number(self._share_of_peak(), ".1%"),
             "memory": f"{memory_in_use(self.accelerator.device) / 2**30:.2f} GiB",
@@ -177,8 +177,8 @@ class Monitor:
         }  # fmt: skip
 
     def line(self, heldout: bool = False) -> str:
-        """The same in one line."""
-        reading = self.reading()
+        """Return the displayed values in one line."""
+        reading = self.readings()
         start = f"stage {reading['stage']}, step {reading['step']}"
         if heldout:
             return f"{start}: held out {reading['held out']}"
@@ -187,8 +187,9 @@ class Monitor:
         return f"{start}: " + ", ".join(f"{short.get(label, label)} {value}" for label, value in rest.items())
 
     def panel(self) -> Panel:
+        """Return the displayed values as a panel."""
         grid = Table.grid(padding=(0, 2))
-        reading = list(self.reading().items())
+        reading = list(self.readings().items())
         *pairs, (heldout_label, heldout) = reading
         half = -(-len(pairs) // 2)
         for left, right in zip(pairs[:half], [*pairs[half:], ("", "")]):
@@ -214,7 +215,7 @@ class Monitor:
         return True
 
     def _count(self) -> None:
-        """Counts the operations of all stages and measures the peak, once: seconds, also for the models of the paper."""
+        """Count the operations of all stages and measure the peak, once: seconds even for the models of the paper."""
         self.operations = {
             stage.name: self._mean(stage, lambda shape: count_operations(self.config, shape))
             for stage in self.config.stages
@@ -224,7 +225,7 @@ class Monitor:
         self._print(f"peak measured here: {how}")
 
     def _mean(self, stage: StageConfig, count: Callable[[StageConfig], float]) -> float:
-        """Of what a batch of each bucket of a stage counts, by the buckets' shares of the batches."""
+        """Return the mean of `count` over a stage's buckets, weighted by their shares of the batches."""
         shapes = self.config.by_bucket(stage)
         shares = self.shares.get(stage.name) or [1 / len(shapes)] * len(shapes)
         return sum(share * count(shape) for share, shape in zip(shares, shapes, strict=True))
@@ -235,8 +236,10 @@ class Monitor:
         return self.operations[self.stage.name] * self.shown.steps / self.shown.seconds / self.peak
 
     def _time_left(self) -> tuple[float | None, float | None]:
-        """Seconds of the stage and of the run, by this stage's pace, held-out losses and checkpoints included; later stages are
-        taken to need as much longer as they have more operations."""
+        """Return the seconds left of the stage and of the run, including held-out losses and checkpoints.
+
+        The pace is that of this stage; the steps of later stages take longer in proportion to their operations.
+        """
         done = self.step_number - self.first_step
         if not done:
             return None, None
@@ -251,21 +254,21 @@ class Monitor:
 
 
 def shows_panel(console: Console) -> bool:
-    """Whether somebody watches: a terminal that moves its cursor, and no continuous integration."""
+    """Return whether the console is a terminal that can move its cursor, outside of continuous integration."""
     return (
         console.is_terminal and not console.is_dumb_terminal and os.environ.get("CI", "").lower() in ("", "0", "false")
     )
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, else what this process holds of the machine's memory."""
+    """Return bytes: the most that was allocated on a CUDA device, else the resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def _number(value: float | str | None, form: str) -> str:
-    """The number in a format, its name where it is not finite, a dash where there is none."""
+    """Format a number; pass on the name of one that is not finite, and a dash for none."""
     if value is None:
         return "–"
     return value if isinstance(value, str) else format(value, form)
@@ -280,7 +283,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _heldout(losses: dict) -> str:
-    """The scores, where there are any, else the first of the losses."""
+    """Format the scores if there are any, else the first of the losses."""
     shown = {name: losses[f"quality/{name}"] for name in SCORES if f"quality/{name}" in losses} or dict(
         list(losses.items())[:1]
     )

@@ -1,7 +1,7 @@
-"""Pictures while a run trains: a few fixed held-out windows, true, as they are given, and sampled, for every task.
+"""Write pictures while a run trains: a few fixed held-out windows, true, with given frames only, and sampled.
 
-They lie in `samples/<global step>-<stage>/`, a contact sheet and a video for each task. What is shown as the truth is the autoencoder's
-decoding of it: the best that the models could reach.
+`samples/<global step>-<stage>/` gets a contact sheet and a video for each task. The truth is shown as the autoencoder
+decodes it, the best that the models can reach.
 """
 
 from pathlib import Path
@@ -15,26 +15,25 @@ from training.monitoring.heldout_sampler import HeldoutSampler, tasks
 from training.monitoring.heldout_windows import HeldoutWindows
 
 
-PAPER = 0.85  # the grey of frames that are not given
+MASKED_GREY = 0.85  # of masked frames
 
 
-def draw_samples(
+def write_samples(
     sampler: HeldoutSampler, windows: HeldoutWindows, stage: StageConfig, global_step: int, folder: Path
 ) -> dict[str, dict]:
-    """Samples the windows and, on the main process, writes them below `folder`, the run's.
+    """Sample the windows and, on the main process, write pictures of them in `folder`, the run's.
 
-    Every process samples all of them, and not its share: they are few, and so a model that is sharded over the processes, which
-    runs only where all of them run it, needs no other way.
+    Every process samples all windows, because they are few and a sharded model only runs if all processes run it.
 
-    In a stage that trains the planner alone, there is nothing but its reconstruction at low resolution, and that is shown.
+    A stage that trains the planner alone has no samples; its reconstruction at low resolution is shown instead.
 
     Returns:
-        For each task `sheet` and `video`, paths relative to `folder`, and the `windows` in words.
+        For each task, the paths `sheet` and `video` relative to `folder`, and the captions of the `windows`.
     """
     target = Path("samples") / f"{global_step:08d}-{stage.name}"
     low = stage.trains == "planner"
     truth = sampler.decode(windows.planner_latents if low else windows.latents)
-    told = {}
+    written = {}
     for task, given in tasks(windows.latents.shape[1]).items():
         if low:
             latents = sampler.reconstruct(windows.planner_latents, given, windows.conditions)
@@ -53,7 +52,7 @@ def draw_samples(
             (caption, {"truth": true, "given": _only(true, given), label: ours})
             for caption, true, ours in zip(windows.captions, truth, sampled, strict=True)
         ]
-        told[task] = {
+        written[task] = {
             "sheet": str(target / f"{task}.png"),
             "video": str(target / f"{task}.mp4"),
             "windows": list(windows.captions),
@@ -62,13 +61,13 @@ def draw_samples(
             (folder / target).mkdir(parents=True, exist_ok=True)
             how = "the planner's reconstruction" if low else f"{sampler.steps} denoising steps"
             title = f"{task}, step {global_step}, {stage.name}, {how}"
-            contact_sheet(groups, given, title).save(folder / told[task]["sheet"])
-            write_video(folder / told[task]["video"], side_by_side(groups, given), windows.fps)
-    return told
+            contact_sheet(groups, given, title).save(folder / written[task]["sheet"])
+            write_video(folder / written[task]["video"], side_by_side(groups, given), windows.fps)
+    return written
 
 
 def _only(frames: torch.Tensor, given: list[int]) -> torch.Tensor:
-    """The given frames, and paper in place of the others."""
-    shown = torch.full_like(frames, PAPER)
+    """Return the frames with grey in place of the masked ones."""
+    shown = torch.full_like(frames, MASKED_GREY)
     shown[given] = frames[given]
     return shown

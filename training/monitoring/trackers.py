@@ -1,6 +1,7 @@
-"""Losses and pictures to TensorBoard, trackio or Weights & Biases, through accelerate's trackers; `metrics.jsonl` is written in any case.
+"""Send losses and pictures to TensorBoard, trackio or Weights & Biases through accelerate's trackers.
 
-TensorBoard and trackio keep everything on this machine; wandb goes where its own settings say (`WANDB_MODE=offline` keeps it here).
+TensorBoard and trackio store everything on this machine; wandb follows its own settings (`WANDB_MODE=offline` stores
+it here). `metrics.jsonl` is always written.
 """
 
 import importlib.util
@@ -17,11 +18,11 @@ from PIL import Image
 from training.config.schema import RunConfig
 
 
-PROJECT = "mardini"  # what runs are filed under
+PROJECT = "mardini"  # the trackers' name of the project
 
 
 def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """What `Accelerator` needs to be given for these trackers.
+    """Return the arguments of `Accelerator` for these trackers.
 
     Raises:
         ValueError: if one of them is not installed.
@@ -29,8 +30,8 @@ def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"`trackers` names {', '.join(missing)}, not installed here; `pip install {' '.join(missing)}`, or leave it out: "
-            f"trackers=[{', '.join(name for name in names if name not in missing)}]"
+            f"`trackers` names {', '.join(missing)}, not installed here; `pip install {' '.join(missing)}`, or "
+            f"leave it out: trackers=[{', '.join(name for name in names if name not in missing)}]"
         )
     return {
         "log_with": list(names),
@@ -39,14 +40,15 @@ def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def start_trackers(accelerator: Accelerator, config: RunConfig, folder: Path, global_step: int) -> None:
-    """Starts the trackers that the accelerator was made for, where `global_step` steps lie behind; what came later is forgotten.
+    """Start the accelerator's trackers after `global_step` finished steps; later values of an earlier start are
+    dropped.
 
     A second call does nothing.
     """
     if accelerator.trackers:
         return
     resolved = config.model_dump(mode="json")
-    identity = folder / "wandb_id"  # with it a resumed run goes on with its curves there, instead of beginning others
+    identity = folder / "wandb_id"  # with it a resumed run continues its curves
     if accelerator.is_main_process and "wandb" in config.trackers and not (global_step and identity.is_file()):
         identity.write_text(uuid.uuid4().hex[:8] + "\n")
     arguments = {
@@ -59,7 +61,7 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, folder: Path, gl
 
 
 def track(accelerator: Accelerator, record: dict) -> None:
-    """Sends the numbers of a line of `metrics.jsonl`: `train/<name>` or `heldout/<name>`."""
+    """Send the numbers of a line of `metrics.jsonl` as `train/<name>` or `heldout/<name>`."""
     if "heldout" in record:
         values = {f"heldout/{name}": value for name, value in record["heldout"].items()}
     elif "loss" in record:
@@ -71,7 +73,7 @@ def track(accelerator: Accelerator, record: dict) -> None:
 
 
 def track_sheets(accelerator: Accelerator, sheets: dict[str, Path], global_step: int) -> None:
-    """Sends contact sheets, by task."""
+    """Send contact sheets by task."""
     for tracker in accelerator.trackers if accelerator.is_main_process else ():
         for task, path in sheets.items():
             name = f"samples/{task}"
@@ -89,6 +91,7 @@ def track_sheets(accelerator: Accelerator, sheets: dict[str, Path], global_step:
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
+    """Finish and remove the accelerator's trackers."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []

@@ -1,1 +1,1 @@
-"""The paper's claims at a size that anyone can run: what its figures and tables need beside `training.evaluate` (docs/results/)."""
+"""The figures and tables of the paper, reproduced at a size that anyone can run; beside `training.evaluate`, for docs/results/."""

@@ -1,13 +1,14 @@
-"""Sets methods of several evaluations side by side, as far as they scored the same windows.
+"""Compare methods of several evaluations that scored the same windows.
 
     python -m training.reproduction.comparison "small pair=outputs/pair" "large pair=outputs/large-pair:ours, 25 steps" -o outputs/table-2
 
-A method is named by a label, the folder of `training.evaluate`'s results and, after a colon, which of its rows; without one, the first row of ours.
-Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of the same method with other seeds: their scores are averaged window by
-window, and the standard deviation over trainings is told. Writes a table, and every method's difference to the first, window by window, with 95%
-intervals by bootstrap over clips, below it that of each pair of trainings, in the order given, where both have equally many: as `comparison.md` and, with `--page PAGE NAME`,
-into the block `NAME` of a page, or the differences alone into `NAME, differences` (`page.py`). The intervals do not hold the chance of a training.
-Scores of single windows are means over the seeds that each evaluation was told.
+A method is a label, the folder of `training.evaluate`'s results and, after a colon, one of its rows; default is the first
+row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of one method with different
+seeds: their scores are averaged window by window, and the standard deviation over trainings is reported. Writes a table
+and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where both have as many
+trainings, also the difference of each pair of trainings, in order. They go to `comparison.md` and, with `--page PAGE
+NAME`, into the block `NAME` of a page, the differences alone into `NAME, differences` (`page_blocks.py`). The intervals
+do not cover the variation between trainings. Scores of single windows are means over the seeds of each evaluation.
 """
 
 import argparse
@@ -22,31 +23,25 @@ import torch
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.methods import OURS
 from training.evaluation.metrics import summarize
+from training.evaluation.results import read_results
 from training.evaluation.scores import paired_difference
-from training.evaluation.tables import (
-    COLUMNS,
-    difference_table,
-    markdown_table,
-    present_columns,
-    read_results,
-    spread_table,
-)
-from training.reproduction.pages import fill_all
+from training.evaluation.tables import COLUMNS, difference_table, present_columns, score_table, spread_table
+from training.reproduction.page_blocks import fill_all
 
 
-# Facts of results.json that two evaluations of the same windows share.
+# Facts of results.json that evaluations of the same windows have in common.
 SETTING = ("task", "size", "num_frames", "stride", "fps", "windows_digest")
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of an evaluation, or of several of other trainings.
+class ComparedMethod:
+    """A row of an evaluation, or rows of several trainings.
 
     Attributes:
-        label: what it is called here.
-        rows: of `results.json`, one of each training.
-        windows: clip and start of each that was scored.
-        setting: what was scored, as far as it can make pixels differ: task, size, frames and pace of the windows, and their digest.
+        label: its name here.
+        rows: of `results.json`, one for each training.
+        windows: clip and start of each window.
+        setting: the facts of `SETTING`.
     """
 
     label: str
@@ -56,17 +51,17 @@ class Method:
 
     @property
     def each(self) -> list[dict[str, torch.Tensor]]:
-        """Of each training and window, float64 `(windows,)` by name, as far as all trainings have them."""
+        """Return the scores of each training that all have, float64 `(windows,)` by name."""
         names = [name for name in self.rows[0]["windows"] if all(name in row["windows"] for row in self.rows)]
         return [{name: torch.tensor(row["windows"][name], dtype=torch.float64) for name in names} for row in self.rows]
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """The mean over trainings of each window, float64 `(windows,)` by name."""
+        """Return the mean over trainings of each window, float64 `(windows,)` by name."""
         return {name: torch.stack([scores[name] for scores in self.each]).mean(dim=0) for name in self.each[0]}
 
     def row(self, bootstrap: Bootstrap) -> dict[str, Any]:
-        """The line of the table: as it was measured, or of several trainings the means, with the deviation between them as `spread`."""
+        """Return the row of the table: means over trainings, with their standard deviation as `spread`."""
         if len(self.rows) == 1:
             return {**self.rows[0], "method": self.label, "spread": {}}
         mean = self.scores
@@ -80,7 +75,7 @@ class Method:
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Which of `SETTING` differ; results from before there was a digest have none, which is no difference."""
+    """Return the facts of `SETTING` that differ."""
     digests = (one.get("windows_digest"), other.get("windows_digest"))
     return [
         name
@@ -89,11 +84,12 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def read_method(text: str) -> Method:
-    """`LABEL=FOLDER`, `LABEL=FOLDER,FOLDER` or either with `:METHOD` behind it.
+def read_method(text: str) -> ComparedMethod:
+    """Parse `LABEL=FOLDER[,FOLDER...][:METHOD]` and read the results.
 
     Raises:
-        ValueError: if there are no results, or none of that method; if trainings of one method did not score the same windows, or are one.
+        ValueError: if the results or the method are missing, a folder is named twice, or trainings of one method scored
+            different windows.
     """
     label, equals, rest = text.partition("=")
     folders, _, wanted = rest.partition(":")
@@ -104,31 +100,31 @@ def read_method(text: str) -> Method:
     trainings = [_read_training(label, folder, wanted) for folder in folders.split(",")]
     for training in trainings[1:]:
         _refuse_other_windows(trainings[0], training)
-    return Method(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
+    return ComparedMethod(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
 
 
-def _read_training(label: str, folder: str, wanted: str) -> Method:
+def _read_training(label: str, folder: str, wanted: str) -> ComparedMethod:
     results = read_results(Path(folder))
     rows = results["rows"]
     found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
     if not found:
         raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
-    return Method(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
+    return ComparedMethod(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
 
 
-def _refuse_other_windows(first: Method, method: Method) -> None:
+def _refuse_other_windows(first: ComparedMethod, method: ComparedMethod) -> None:
     if method.windows != first.windows or differing(first.setting, method.setting):
-        told = [
+        scored = [
             f"{m.label!r} scored {len(m.windows)} windows ({', '.join(f'{k} {v}' for k, v in m.setting.items())})"
             for m in (first, method)
         ]
         raise ValueError(
-            f"{' and '.join(told)}, which are others; evaluate both with the same clips, size, stride, windows per clip and task"
+            f"{' and '.join(scored)}, which differ; evaluate both with the same clips, size, stride, windows per clip and task"
         )
 
 
-def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the table, and differences of every method to the first.
+def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the table, and the differences of every method to the first.
 
     Raises:
         ValueError: if two did not score the same windows, or have the same label.
@@ -153,22 +149,26 @@ def compare(methods: Sequence[Method]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
-    """Both tables in markdown."""
+    """Return all tables in markdown."""
     parts = [
-        markdown_table(rows),
+        score_table(rows),
         spread_table(rows, "trainings"),
         f"Paired differences to {rows[0]['method']} on the same windows:" if differences else "",
         difference_table(differences),
     ]
-    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.comparison", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "methods", nargs="+", metavar="LABEL=FOLDER[,FOLDER...][:METHOD]", help="the first is compared with"
+        "methods",
+        nargs="+",
+        metavar="LABEL=FOLDER[,FOLDER...][:METHOD]",
+        help="all others are compared with the first",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for comparison.md")
     parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
@@ -187,12 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    print(markdown_table(rows))
+    print(f"{score_table(rows)}\n")
     shown = present_columns(rows)
     if left_out := [
         name for column, name in COLUMNS.items() if column not in shown and any(column in row for row in rows)
     ]:
-        print(f"left out, since not all were measured so: {', '.join(left_out)}")
+        print(f"left out, because not all methods have them: {', '.join(left_out)}")
     print(f"Wrote {options.output / 'comparison.md'}")
 
 

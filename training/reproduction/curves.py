@@ -1,10 +1,10 @@
-"""Curves of several runs in one picture, those of different seeds together as their mean and range.
+"""Draw curves of several runs in one picture; runs with different seeds as their mean and range.
 
     python -m training.reproduction.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
         "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
 
-Reads what the trainer wrote, `metrics.jsonl`: values of `heldout:` are told as they stand, those of `loss:`, which are single steps, as means over
-`--every` lines. Prints the last value of every curve.
+Reads the trainer's `metrics.jsonl`: values of `heldout:` are drawn as they are; those of `loss:`, which are single steps,
+as means over `--every` lines. Prints the last value of every curve.
 """
 
 import argparse
@@ -19,15 +19,15 @@ KINDS = {"heldout": "held-out loss", "loss": "training loss"}
 
 
 def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
-    """`(windows seen, value)` of a run.
+    """Return `(windows seen, value)` of a run.
 
     Args:
         run: its folder.
         value: `heldout:NAME` or `loss:NAME`.
-        every: lines of `loss:` that one point is the mean of.
+        every: number of `loss:` lines that are averaged to a point.
 
     Returns:
-        Means of what is finite; where nothing of a point is, it is left out.
+        Means of the finite values; points without any are left out.
 
     Raises:
         ValueError: if the run has no such value.
@@ -41,21 +41,21 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
     if not records:
         raise ValueError(f"there is nothing in {run / 'metrics.jsonl'}; train the run first")
     if kind == "heldout":
-        told = [(r["windows_seen"], r["heldout"][name]) for r in records if name in r.get("heldout", {})]
+        lines = [(r["windows_seen"], r["heldout"][name]) for r in records if name in r.get("heldout", {})]
         every = 1
     else:
-        told = [(r["windows_seen"], r[name]) for r in records if name in r]
-    # Grouped before what is not finite is left out, so that the points of every run of a curve stand at the same places.
-    groups = [told[i : i + every] for i in range(0, len(told), every)]
+        lines = [(r["windows_seen"], r[name]) for r in records if name in r]
+    # Grouped before values that are not finite are left out, so that all runs of a curve have points at the same places.
+    groups = [lines[i : i + every] for i in range(0, len(lines), every)]
     finite = [(group[-1][0], [found for _, found in group if isinstance(found, (int, float))]) for group in groups]
     points = [(seen, sum(found) / len(found)) for seen, found in finite if found]
     if not points:
-        raise ValueError(f"{run / 'metrics.jsonl'} tells no {value}")
+        raise ValueError(f"{run / 'metrics.jsonl'} has no {value}")
     return points
 
 
 def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
-    """Curves of the same places as one, with their lowest and highest values; places that not all have are left out."""
+    """Return the mean of several curves with their range, at the places that all of them have."""
     by_place = [dict(curve) for curve in curves]
     places = sorted(set.intersection(*(set(curve) for curve in by_place)))
     if not places:
@@ -69,7 +69,7 @@ def mean_and_range(curves: Sequence[Sequence[tuple[int, float]]]) -> list[Point]
 
 
 def stage_ends(run: Path) -> dict[str, int]:
-    """Windows seen at the end of each stage of a run."""
+    """Return the windows seen at the end of each stage of a run."""
     return {
         record["stage"]: record["windows_seen"]
         for record in read_lines(run / "metrics.jsonl", {"stage": str, "windows_seen": int})
@@ -77,28 +77,29 @@ def stage_ends(run: Path) -> dict[str, int]:
 
 
 def title_of(value: str) -> str:
-    """What a value is, in words: the names are those of `training/monitoring/heldout_losses.py` and of the trainer's lines."""
+    """Return the title of a value of the trainer's lines; held-out names are those of `monitoring/heldout_losses.py`."""
     kind, _, name = value.partition(":")
     family, _, rest = name.partition("/")
     if kind == "loss":
         return {"diffusion_loss": "velocity, all tasks", "planner_loss": "reconstruction, all tasks"}.get(name, name)
-    what = {
+    loss = {
         "planner": "reconstruction",
         "diffusion": "velocity",
-        "diffusion_unplanned": "velocity without a plan",
+        "diffusion_unplanned": "velocity without planning signals",
     }.get(family)
-    if what is None:
+    if loss is None:
         return name
     if rest.startswith("task/"):
-        return f"{what}, {rest.removeprefix('task/')}"
+        return f"{loss}, {rest.removeprefix('task/')}"
     if rest.startswith("masked/"):
-        return f"{what}, {rest.removeprefix('masked/')} frames sampled"
-    return f"{what}, interpolation" + (f", t = {rest}" if rest else "")
+        return f"{loss}, {rest.removeprefix('masked/')} frames sampled"
+    return f"{loss}, interpolation" + (f", t = {rest}" if rest else "")
 
 
 def panel_of(
     value: str, runs: Mapping[str, Sequence[Path]], every: int, log_y: bool, marks: Mapping[str, float]
 ) -> Panel:
+    """Return the chart of a value, with a curve for each label of `runs`."""
     curves = {
         label: mean_and_range([read_curve(run, value, every) for run in folders]) for label, folders in runs.items()
     }
@@ -106,6 +107,7 @@ def panel_of(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.curves", description=__doc__.splitlines()[0]
     )
@@ -113,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runs", nargs="+", metavar="LABEL=RUN[,RUN...]", help="a curve, of one run or of several seeds"
     )
     parser.add_argument("--values", nargs="+", required=True, metavar="KIND:NAME", help="a panel each")
-    parser.add_argument("--every", type=int, default=5, help="lines of training losses that a point is the mean of")
-    parser.add_argument("--log", action="store_true", help="logarithmic heights")
+    parser.add_argument("--every", type=int, default=5, help="lines of training losses averaged to a point")
+    parser.add_argument("--log", action="store_true", help="logarithmic vertical axis")
     parser.add_argument("--stages", action="store_true", help="mark where the stages of the first run end")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG")
     options = parser.parse_args(arguments)

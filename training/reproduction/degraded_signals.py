@@ -1,10 +1,10 @@
-"""How good the planning signal has to be: what is sampled by it is scored with noise on it, with tokens dropped, and with means in their place.
+"""Measure how good the planning signals must be: score samples with noisy, dropped and averaged signals.
 
-    python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-plan
+    python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-signals
 
-Windows and scores are those of `training.evaluate`; every change of the plan is sampled from the same noise, so that differences are
-paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; typed again after an interruption, it goes on. The changes are
-defined in `evaluation/plan_changes.py`.
+Windows and scores are those of `training.evaluate`; all alterations are sampled from the same noise, so differences are
+paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; after an interruption, the same command goes
+on. The alterations are defined in `evaluation/altered_signals.py`.
 """
 
 import argparse
@@ -15,21 +15,24 @@ from typing import Any
 
 import torch
 
-from training.evaluation.altered_signals import DROPPED, OTHER, PlanChange, noisy, pooled, tokens_dropped
-from training.evaluation.finished_parts import Kept
-from training.evaluation.methods import Sampling, baselines, model_key, ours
+from diffusers_mardini.masking import TASKS, task_indices
+from training.evaluation.altered_signals import DROPPED, OTHER, Alteration, noisy, pooled, tokens_dropped
+from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.methods import SamplerSettings, baselines, model_key, ours
+from training.evaluation.results import write_results
 from training.evaluation.scores import Evaluation
-from training.evaluation.tables import difference_table, markdown_table, write_results
-from training.evaluation.windows import TASKS, given_indices, load_windows
+from training.evaluation.tables import difference_table, score_table
 from training.figures.charts import Panel, Point, draw
-from training.reproduction.options import add_options, facts, load_lpips, load_pipeline
-from training.reproduction.pages import fill_all
+from training.reproduction.page_blocks import fill_all
+from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 
 SCORE, SCORE_LABEL = "ssim", "change of mean SSIM"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     options = _parser().parse_args(arguments)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
@@ -39,41 +42,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(options: argparse.Namespace, command: str) -> None:
-    changes = plan_changes(options.noise, options.dropped, options.squares)
+    altered = alterations(options.noise, options.dropped, options.squares)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    given = given_indices(options.task, options.num_frames)
+    given = task_indices(options.task, options.num_frames)
     networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
     count = len(windows.frames)
-    print(f"{count} windows of {len(set(windows.clips))} clips, {len(changes)} changes of the plan", flush=True)
-    sampling = Sampling(
-        steps=(options.steps,), seeds=tuple(options.seeds), batch_size=options.batch_size, plan_changes=tuple(changes)
+    print(
+        f"{count} windows of {len(set(windows.clips))} clips, {len(altered)} alterations of the planning signals",
+        flush=True,
     )
-    variants = baselines(count, given, options.num_frames, None) + ours(pipe, windows.clips, sampling)
+    settings = SamplerSettings(
+        steps=(options.steps,), seeds=tuple(options.seeds), batch_size=options.batch_size, alterations=tuple(altered)
+    )
+    methods = baselines(count, given, options.num_frames, None) + ours(pipe, windows.clips, settings)
     with torch.no_grad():
-        evaluation = Evaluation(windows, given, networks, Kept(options.output / "kept"))
-        rows, differences, _ = evaluation.run(variants)
+        evaluation = Evaluation(windows, given, networks, FinishedParts(options.output / "kept"))
+        rows, differences, _ = evaluation.run(methods)
 
-    own = sampling.label(options.steps)
+    own = settings.label(options.steps)
     paired = [found for found in differences if found["method"] == own]
-    told = facts(options, command, model_key(pipe)["checkpoint"])
-    told |= {"networks": networks.sources, "not_measured": missing}
-    write_results(options.output, told, rows, paired, windows)
+    record = facts(options, command, model_key(pipe)["checkpoint"])
+    record |= {"networks": networks.sources, "not_measured": missing}
+    write_results(options.output, record, rows, paired, windows)
     if options.page:
-        fill_all(options.page, {"scores": markdown_table(rows), "differences": difference_table(paired)})
-    of_plans = {found["than"]: found for found in paired}
-    chart = draw(options.output / "chart.png", panels(of_plans, own, options.noise, options.dropped, options.squares))
-    print("\n" + difference_table([of_plans[own + change.suffix] for change in changes]))
+        fill_all(options.page, {"scores": score_table(rows), "differences": difference_table(paired)})
+    by_method = {found["than"]: found for found in paired}
+    chart = draw(options.output / "chart.png", panels(by_method, own, options.noise, options.dropped, options.squares))
+    print(f"\n{difference_table([by_method[own + alteration.suffix] for alteration in altered])}\n")
     print(f"Wrote results.json, results.csv, results.md and {chart.name} to {options.output}")
 
 
-def plan_changes(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[PlanChange]:
-    """Every change that is measured; no plan at all, and another window's, are the ends of the scale.
+def alterations(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[Alteration]:
+    """Return all alterations that are measured; signals dropped, and those of another window, are the ends of the scale.
 
     Args:
         noise: strengths, see `noisy`.
         dropped: shares, see `tokens_dropped`.
-        squares: sides, see `pooled`; means over all sampled frames are taken of single tokens.
+        squares: sides, see `pooled`; the mean over all sampled frames is taken of single tokens.
     """
     return [
         *map(noisy, noise),
@@ -92,32 +98,34 @@ def panels(
     dropped: Sequence[float],
     squares: Sequence[int],
 ) -> list[Panel]:
-    """Charts of how much the score changes.
+    """Return charts of the change of the score.
 
     Args:
-        differences: of the planner's own plan to the changed one, as `Evaluation.run` has them, by method.
-        own: the method with the planner's own plan.
-        noise, dropped, squares: that were measured.
+        differences: of the planner's own signals to the altered ones, as `Evaluation.run` returns them, by method.
+        own: name of the method with the planner's own signals.
+        noise: strengths that were measured.
+        dropped: shares that were measured.
+        squares: sides that were measured.
     """
 
-    def point(x: float, change: PlanChange) -> Point:
-        found = differences[own + change.suffix]
+    def point(x: float, alteration: Alteration) -> Point:
+        found = differences[own + alteration.suffix]
         low, high = found["intervals"][SCORE]
         return Point(x, -found["difference"][SCORE], -high, -low)
 
-    ends = {"no plan": point(0, DROPPED).y}
+    ends = {"signals dropped": point(0, DROPPED).y}
     untouched = Point(0, 0, 0, 0)
     return [
         Panel(
-            "noise on the plan",
-            "in deviations of the plan",
+            "noise on the signals",
+            "in deviations of the signals",
             SCORE_LABEL,
             {"": [untouched, *(point(x, noisy(x)) for x in sorted(noise))]},
             levels=ends,
         ),
         Panel(
             "tokens dropped",
-            "share of the plan's tokens",
+            "share of the planning tokens",
             SCORE_LABEL,
             {"": [untouched, *(point(x, tokens_dropped(x)) for x in sorted(dropped)), point(1, DROPPED)]},
             levels=ends,
@@ -142,17 +150,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(parser)
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
-    parser.add_argument("--stride", type=int, default=2, help="distance of neighbouring window frames in the clip")
+    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="in standard deviations of the plan"
+        "--noise", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="in standard deviations of the signals"
     )
     parser.add_argument(
-        "--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the plan's tokens"
+        "--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the planning tokens"
     )
     parser.add_argument(
-        "--squares", type=int, nargs="+", default=[2, 4], help="sides, in tokens, of squares to take means of"
+        "--squares", type=int, nargs="+", default=[2, 4], help="sides, in tokens, of the squares that are averaged"
     )
     return parser
 

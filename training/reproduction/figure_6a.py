@@ -1,10 +1,10 @@
-"""Fig. 6a: quality against the number of steps, a curve for each solver.
+"""Draw Fig. 6a: quality against the number of steps, a curve for each solver.
 
     python -m training.reproduction.figure_6a outputs/results/figure-6a-ddim outputs/results/figure-6a-solvers \
         -o docs/images/results/figure_6a.png --page docs/results/figure_6a.md
 
-Draws rows of `training.evaluate --steps ... --scheduler ...` of the same windows, and writes their table into the block `table` of a page.
-Differences with their intervals: `compare.py`.
+Reads results of `training.evaluate --steps ... --scheduler ...` on the same windows, and writes their table into the block
+`table` of a page. `comparison.py` gives differences with their intervals.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.methods import OURS
-from training.evaluation.tables import COLUMNS, DIGITS, read_results
+from training.evaluation.results import read_results
+from training.evaluation.tables import COLUMNS, markdown_table, score_cell
 from training.figures.charts import Panel, Point, draw
 from training.reproduction.comparison import SETTING, differing
-from training.reproduction.pages import fill
+from training.reproduction.page_blocks import fill
 
 
 SOLVERS = {"": "DDIM", "DPMSolverMultistepScheduler": "DPM-Solver++", "UniPCMultistepScheduler": "UniPC"}
@@ -34,10 +35,10 @@ Rows = dict[tuple[str, int], dict[str, Any]]
 
 
 def read_rows(paths: Sequence[Path]) -> Rows:
-    """Ours, sampled with its own planning signal, of several results.
+    """Read the rows of ours with the planner's own signals from several results.
 
     Raises:
-        ValueError: if the results are not of the same windows, weights and guidance, two have the same row, or none of them has one.
+        ValueError: if windows, weights or guidance of the results differ, two have the same row, or none has one.
     """
     rows, windows = {}, None
     same = ("checkpoint", "sampled_by", "guidance_scale", "seeds", "windows")
@@ -63,27 +64,16 @@ def read_rows(paths: Sequence[Path]) -> Rows:
 
 
 def table(rows: Rows) -> str:
-    """In markdown, with 95% intervals of what has some; Fréchet distances are of whole sets."""
+    """Return the table in markdown, with 95% intervals; Fréchet distances, which are of whole sets, have none."""
     columns = [column for column in TABLE if all(column in row for row in rows.values())]
-    lines = [
-        "| solver | steps | " + " | ".join(COLUMNS[column] for column in columns) + " |",
-        "|" + "---|" * (len(columns) + 2),
+    cells = [
+        [solver, steps, *(score_cell(row, column) for column in columns)] for (solver, steps), row in rows.items()
     ]
-    for (solver, steps), row in rows.items():
-        cells = []
-        for column in columns:
-            digits = DIGITS.get(column, 3)
-            low_high = row["intervals"].get(column)
-            cells.append(
-                f"{row[column]:.{digits}f}"
-                + (f" [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else "")
-            )
-        lines.append(f"| {solver} | {steps} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(["solver", "steps", *(COLUMNS[column] for column in columns)], cells)
 
 
 def panels(rows: Rows) -> list[Panel]:
-    """One for each of the scores that are drawn and that all rows have."""
+    """Return a chart for each score of `DRAWN` that all rows have."""
     solvers = dict.fromkeys(solver for solver, _ in rows)
     ticks = sorted({steps for _, steps in rows})
     result = []
@@ -104,16 +94,17 @@ def panels(rows: Rows) -> list[Panel]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.figure_6a", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("results", nargs="+", type=Path, metavar="FOLDER", help="of results of training.evaluate")
+    parser.add_argument("results", nargs="+", type=Path, metavar="FOLDER", help="results of training.evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture, PNG")
-    parser.add_argument("--page", type=Path, help="whose block `table` is filled")
+    parser.add_argument("--page", type=Path, help="markdown file whose block `table` is filled")
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.results)
-        print(table(rows))
+        print(f"{table(rows)}\n")
         print(f"Wrote {draw(options.output, panels(rows))}")
         if options.page:
             fill(options.page, "table", table(rows))

@@ -1,7 +1,6 @@
-"""Scores of every single frame of sampled videos, and their means over groups of frames.
+"""Scores of single frames of long videos, and their means over groups of frames.
 
-Windows as a whole are scored by `evaluation/scores.py`; videos that are longer are looked at frame by frame, because how far a frame lies
-from the given ones is the question.
+`evaluation/scores.py` scores whole windows; here the question is how quality depends on the distance to the given frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +17,16 @@ Scores = dict[str, torch.Tensor]
 
 
 def score_each_frame(frames: torch.Tensor, truth: torch.Tensor, network: Lpips | None) -> Scores:
-    """Scores of videos, frame by frame.
+    """Score videos frame by frame.
 
     Args:
         frames: sampled, in [0, 1], `(videos, frames, 3, height, width)`.
         truth: the real ones, same shape.
-        network: of LPIPS; `None` leaves it out.
+        network: LPIPS; `None` leaves it out.
 
     Returns:
-        Float tensors `(videos, frames)`: those of `score_frames`, `lpips`, and `motion` and `true_motion`, the step from the frame before (0
-        at the first).
+        Float tensors `(videos, frames)`: those of `score_frames`, `lpips`, and `motion` and `true_motion`, the change from
+        the frame before (0 at the first).
     """
     scores = score_frames(frames, truth)
     for name, videos in (("motion", frames), ("true_motion", truth)):
@@ -39,14 +38,14 @@ def score_each_frame(frames: torch.Tensor, truth: torch.Tensor, network: Lpips |
 
 
 def over(scores: Sequence[Scores], places: Sequence[int]) -> Scores:
-    """Means over some frames, and over the seeds that `scores` has one entry for: `(videos,)` by name."""
+    """Return means over some frames and over seeds, one entry of `scores` each: `(videos,)` by name."""
     return {name: torch.stack([each[name][:, list(places)] for each in scores]).mean(dim=(0, 2)) for name in scores[0]}
 
 
 def row(
     method: str, kind: str, scores: Mapping[str, torch.Tensor], bootstrap: Bootstrap, **labels: Any
 ) -> dict[str, Any]:
-    """One row of a table, as `tables.markdown_table` takes it, from scores `(videos,)`."""
+    """Return a row for `tables.score_table` from scores `(videos,)`."""
     means = summarize(dict(scores))
     intervals = {name: bootstrap.interval(scores, name) for name in means}
     return {"method": method, "kind": kind, **labels, **means, "intervals": intervals}

@@ -1,10 +1,17 @@
-"""Tables and charts of `long_video.py`, from what it writes into `results.json`."""
+"""Tables and charts of `long_video_quality.py`, from its `results.json`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from training.evaluation.methods import BASELINE
-from training.evaluation.tables import COLUMNS, DIGITS, difference_table, markdown_table, present_columns
+from training.evaluation.tables import (
+    COLUMNS,
+    difference_table,
+    markdown_table,
+    present_columns,
+    score_cell,
+    score_table,
+)
 from training.figures.charts import Panel, Point
 
 
@@ -12,26 +19,25 @@ INTERVALS = ("ssim", "lpips", "motion", "sharpness")  # shown in the tables
 
 
 def tables_of(record: dict[str, Any]) -> dict[str, str]:
-    """All of it in markdown, by what it shows.
+    """Return all tables in markdown by name.
 
-    "slow motion" is of the frames that are sampled at every distance, "far extension" relative to the mean of the true clips.
+    "slow motion" covers the frames that are sampled at every distance; "far extension" is relative to the mean of the
+    true clips.
     """
     slow, extended, far = record["slow_motion"], record["extension"], record["far"]
     return {
-        "slow motion": markdown_table([found for found in slow["rows"] if found["level"] is None], INTERVALS),
+        "slow motion": score_table([found for found in slow["rows"] if found["level"] is None], INTERVALS),
         "slow motion, paired": difference_table(slow["differences"]),
-        "slow motion, levels": markdown_table(
-            [found for found in slow["rows"] if found["level"] is not None], INTERVALS
-        ),
+        "slow motion, levels": score_table([found for found in slow["rows"] if found["level"] is not None], INTERVALS),
         "extension": extension_table(extended["rows"]),
-        "extension, all scores": markdown_table(extended["rows"], INTERVALS),
+        "extension, all scores": score_table(extended["rows"], INTERVALS),
         "extension, paired": difference_table(extended["differences"]),
         "far extension": far_table(far),
     }
 
 
 def extension_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each window: SSIM of the simple methods, all scores of ours."""
+    """Return a row for each window: SSIM of the simple methods, all scores of ours."""
     windows = [
         {found["name"]: found for found in rows if found["window"] == number}
         for number in dict.fromkeys(found["window"] for found in rows)
@@ -39,33 +45,32 @@ def extension_table(rows: Sequence[dict[str, Any]]) -> str:
     simple = [name for name, found in windows[0].items() if found["kind"] == BASELINE]
     columns = [column for column in present_columns([windows[0]["ours"]]) if column in INTERVALS]
     header = ["frames (window)", *(f"{name}: {COLUMNS['ssim']}" for name in simple)]
-    lines = [header + [f"ours: {COLUMNS[column]}" for column in columns]]
-    lines.append(["---"] * len(lines[0]))
+    header += [f"ours: {COLUMNS[column]}" for column in columns]
+    lines = []
     for number, window in enumerate(windows, start=1):
         ours = window["ours"]
         frames = ours["method"].removeprefix("frames ").removesuffix(", ours")
-        cells = [f"{window[name]['ssim']:.3f}" for name in simple]
-        for column in columns:
-            digits, (low, high) = DIGITS.get(column, 3), ours["intervals"][column]
-            cells.append(f"{ours[column]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-        lines.append([f"{frames} ({number})", *cells])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+        cells = [score_cell(window[name], "ssim", with_interval=False) for name in simple]
+        lines.append([f"{frames} ({number})", *cells, *(score_cell(ours, column) for column in columns)])
+    return markdown_table(header, lines)
 
 
 def far_table(far: dict[str, Any]) -> str:
-    """A line for each block of frames, and how far the true clips lie apart."""
-    lines = ["| frames | " + " | ".join(f"motion, {clip}" for clip in far["clips"]) + " | "]
-    lines[0] += " | ".join(f"sharpness, {clip}" for clip in far["clips"]) + " |"
-    lines.append("|---|" + "---|" * 2 * len(far["clips"]))
-    for block in far["blocks"]:
-        cells = [f"{value:.2f}" for value in (*block["motion"], *block["sharpness"])]
-        lines.append(f"| {block['first']} to {block['last']} | " + " | ".join(cells) + " |")
+    """Return a row for each block of frames, followed by the range of the true clips."""
+    header = ["frames", *(f"{score}, {clip}" for score in ("motion", "sharpness") for clip in far["clips"])]
+    rows = [
+        [
+            f"{block['first']} to {block['last']}",
+            *(f"{value:.2f}" for value in (*block["motion"], *block["sharpness"])),
+        ]
+        for block in far["blocks"]
+    ]
     spread = "; ".join(f"{name} {values[0]:.2f} to {values[-1]:.2f}" for name, values in far["true_clips"].items())
-    return "\n".join(lines) + f"\n\nThe true clips lie from {spread}.\n"
+    return f"{markdown_table(header, rows)}\n\nThe true clips lie from {spread}."
 
 
 def slow_motion_panels(slow: dict[str, Any]) -> list[Panel]:
-    """Charts of part 1: scores on the common frames by distance."""
+    """Return the charts of part 1: scores on the common frames by distance."""
     rows = [found for found in slow["rows"] if found["level"] is None]
     ticks = tuple(sorted({found["distance"] for found in rows}))
     columns = {"ssim": "SSIM", "lpips": "LPIPS", "motion": "motion, true clips' = 1"}
@@ -87,7 +92,7 @@ def slow_motion_panels(slow: dict[str, Any]) -> list[Panel]:
 
 
 def extension_panels(extended: dict[str, Any], far: dict[str, Any]) -> list[Panel]:
-    """Charts of parts 2 and 3: scores by frame."""
+    """Return the charts of parts 2 and 3: scores by frame."""
     frames = extended["frames"]
     names = [name for name in dict.fromkeys(found["name"] for found in frames) if name != "autoencoder"]
     ours = [found for found in frames if found["name"] == "ours"]

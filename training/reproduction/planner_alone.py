@@ -1,10 +1,11 @@
-"""Table 2's first rows: a planner that samples alone, by the reconstruction head of its training (Sec. 2.4.1).
+"""Score a planner that samples alone, by the reconstruction head of its training (Sec. 2.4.1; Table 2).
 
     python -m training.reproduction.planner_alone runs/claims-planner-alone CLIPS -o outputs/planner-alone
 
-The head is thrown away after training, so it is read from the run's last checkpoint, averaged as the planner is. The planner predicts one latent
-for each place, the mean of what is possible: it takes no noise and no steps. One that looks at a low resolution samples there, and its frames are enlarged.
-Scores, windows and files are those of `training.evaluate`, so that `compare.py` can set them beside its own.
+Finished pipelines do not contain the head, so its averaged weights are read from the run's last checkpoint. The planner
+predicts one latent for each place, the mean of all possible ones, without noise or steps. A planner at low resolution
+samples there, and its frames are enlarged. Scores, windows and files are those of `training.evaluate`, so
+`comparison.py` can read them.
 """
 
 import argparse
@@ -19,18 +20,20 @@ import torch.nn.functional as F
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents
+from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.reconstruction_head import PlannerReconstructionHead
-from training.evaluate import load_networks
-from training.evaluation.finished_parts import Kept
-from training.evaluation.methods import OURS, Variant, baselines, model_key
+from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.methods import OURS, Method, baselines, model_key
+from training.evaluation.networks.loading import load_networks
+from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import batches, weights_digest
 from training.evaluation.scores import Evaluation
-from training.evaluation.tables import markdown_table, write_results, write_sheets
-from training.evaluation.windows import TASKS, given_indices, load_windows
-from training.reproduction.options import facts
+from training.evaluation.tables import score_table
+from training.reproduction.shared_options import facts
 
 
 METHOD = "planner alone"
@@ -41,6 +44,8 @@ class PlannerAlone:
 
     Args:
         run: folder of a finished run whose last stage trained the planner by reconstruction.
+        device: to run on.
+        dtype: of the weights.
 
     Raises:
         ValueError: if the run is not finished, has no head, or trained something else last.
@@ -52,12 +57,12 @@ class PlannerAlone:
         config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
         if config.stages[-1].trains != "planner":
             raise ValueError(
-                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner that samples alone has "
-                "been trained by reconstruction until the end"
+                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner can sample alone "
+                "only if its last stage trained it by reconstruction"
             )
         newest = newest_checkpoint(run / "checkpoints")
         if newest is None:
-            raise ValueError(f"{run} has no checkpoint any more, and only there is the reconstruction head")
+            raise ValueError(f"{run} has no checkpoint, which alone contains the reconstruction head")
         averages = load_checkpoint(newest).averages
         self.pipe = MarDiniPipeline.from_pretrained(run / "pipeline", dtype=dtype).to(device)
         self.pipe.set_progress_bar_config(disable=True)
@@ -70,7 +75,7 @@ class PlannerAlone:
 
     @torch.no_grad()
     def sample(self, windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-        """Frames in [0, 1], shaped like `windows` `(batch, frames, 3, height, width)`, which is looked at where `given` says."""
+        """Return frames in [0, 1], shaped like `windows`, `(batch, frames, 3, height, width)`, from the given ones."""
         pipe, given = self.pipe, list(given)
         low = pipe.encode_low_frames(windows[:, given] * 2 - 1)  # (batch, given frames, channels, h_low, w_low)
         patches = self.head(pipe.plan(low, given, windows.shape[1]))
@@ -83,12 +88,14 @@ class PlannerAlone:
         frames[:, given] = windows[:, given].float()
         return frames
 
-    def variant(self, count: int, batch_size: int = 8) -> Variant:
+    def method(self, count: int, batch_size: int = 8) -> Method:
+        """Return the method for `count` windows."""
         key = {"method": METHOD, **model_key(self.pipe), "head": self.newest}
-        return Variant(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
+        return Method(METHOD, OURS, key, (0,), batches(count, batch_size), lambda w, given, *_: self.sample(w, given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.planner_alone", description=__doc__.splitlines()[0]
     )
@@ -117,15 +124,15 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     networks, missing = load_networks(options.metrics, options.size, options.num_frames, device=str(device))
     planner = PlannerAlone(options.run, device, dtype)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
-    count, given = len(windows.frames), given_indices(options.task, options.num_frames)
-    variants = [*baselines(count, given, options.num_frames, None), planner.variant(count)]
-    kept = Kept(options.output / "kept")
-    rows, differences, sampled = Evaluation(windows, given, networks, kept).run(variants)
-    told = facts(options, command, weights_digest(planner.pipe))
-    told |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
-    write_results(options.output, told, rows, differences, windows)
+    count, given = len(windows.frames), task_indices(options.task, options.num_frames)
+    methods = [*baselines(count, given, options.num_frames, None), planner.method(count)]
+    finished = FinishedParts(options.output / "kept")
+    rows, differences, sampled = Evaluation(windows, given, networks, finished).run(methods)
+    record = facts(options, command, weights_digest(planner.pipe))
+    record |= {"seeds": [0], "networks": networks.sources, "not_measured": missing}
+    write_results(options.output, record, rows, differences, windows)
     write_sheets(options.output, windows, sampled, options.task, METHOD, 4)
-    print("\n" + markdown_table(rows))
+    print(f"\n{score_table(rows)}\n")
     print(f"Wrote results.json, results.csv, results.md and a contact sheet to {options.output}")
 
 

@@ -1,8 +1,8 @@
-"""What a score means: the true middle frame itself, shown too late or too early, shifted, or turned.
+"""Show what a score means: score the true middle frame one frame late or early, shifted, and turned.
 
     python -m training.reproduction.yardstick runs/data/carracing/val --page docs/evaluation.md --block "yardstick carracing"
 
-Windows, crop and middle frame are those of `training.evaluate` between two given frames, so that its numbers can be held against these.
+Windows, crop and middle frame are those of `training.evaluate` for interpolation, so the scores can be compared.
 """
 
 import argparse
@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from diffusers_mardini.masking import task_indices
 from training.data.clips import load_clip
+from training.data.order import frames_at_stride
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
-from training.evaluation.windows import Windows, frame_offsets, given_indices, load_windows
-from training.reproduction.pages import fill
+from training.evaluation.tables import markdown_table
+from training.reproduction.page_blocks import fill
 
 
 SHIFTS = (0.25, 0.5, 1.0)  # pixels of the scored frame, sideways
@@ -25,7 +28,7 @@ TURNS = (0.5, 1.0, 2.0)  # degrees, around the centre
 
 
 def moved(frames: torch.Tensor, degrees: float = 0.0, pixels: float = 0.0) -> torch.Tensor:
-    """Frames `(batch, 3, side, side)` turned around the centre and shifted to the left, bicubic, with the border repeated."""
+    """Turn frames `(batch, 3, side, side)` around the centre and shift them left; bicubic, the border repeated."""
     turn, side = math.radians(degrees), frames.shape[-1]
     matrix = torch.tensor(
         [[math.cos(turn), -math.sin(turn), 2 * pixels / side], [math.sin(turn), math.cos(turn), 0.0]]
@@ -34,48 +37,49 @@ def moved(frames: torch.Tensor, degrees: float = 0.0, pixels: float = 0.0) -> to
     return F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def neighbours(folder: Path, windows: Windows, size: int, place: int, by: int) -> torch.Tensor:
-    """The frames `(windows, 3, size, size)` that lie `by` frames of the clip after frame `place` of a window's first one."""
+def clip_frames(folder: Path, windows: EvaluationWindows, size: int, place: int, by: int) -> torch.Tensor:
+    """Return the clip frames `place + by` after the first frames of the windows, `(windows, 3, size, size)`."""
     clips = {name: load_clip(folder / name, size)[0] for name in dict.fromkeys(windows.clips)}
     chosen = [clips[name][start + place + by] for name, start in zip(windows.clips, windows.starts)]
     return torch.stack(chosen).float() / 255
 
 
-def displaced(folder: Path, windows: Windows, size: int, stride: int) -> dict[str, torch.Tensor]:
-    """Middle frames by what was done to the true ones."""
+def displaced(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> dict[str, torch.Tensor]:
+    """Return altered true middle frames by the name of the alteration."""
     num_frames = windows.frames.shape[1]
-    middle = middle_index(num_frames, given_indices("interpolation", num_frames))
-    place = frame_offsets(num_frames, stride)[middle]
+    middle = middle_index(num_frames, task_indices("interpolation", num_frames))
+    place = frames_at_stride(0, num_frames, stride)[middle]
     true = windows.frames[:, middle]
     found = {
-        "one frame of the clip late": neighbours(folder, windows, size, place, 1),
-        "one frame of the clip early": neighbours(folder, windows, size, place, -1),
+        "one frame of the clip late": clip_frames(folder, windows, size, place, 1),
+        "one frame of the clip early": clip_frames(folder, windows, size, place, -1),
     }
     found |= {f"shifted by {pixels:g} px": moved(true, pixels=pixels) for pixels in SHIFTS}
     return found | {f"turned by {degrees:g}°": moved(true, degrees=degrees) for degrees in TURNS}
 
 
-def table(folder: Path, windows: Windows, size: int, stride: int) -> str:
-    """In markdown, with 95% intervals over clips."""
+def table(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> str:
+    """Return the table in markdown, with 95% intervals over clips."""
     num_frames = windows.frames.shape[1]
-    true = windows.frames[:, middle_index(num_frames, given_indices("interpolation", num_frames))]
+    true = windows.frames[:, middle_index(num_frames, task_indices("interpolation", num_frames))]
     bootstrap = Bootstrap(windows.clips)
-    lines = ["| the true middle frame | mid SSIM | mid PSNR |", "|---|---|---|"]
+    rows = []
     for name, frames in displaced(folder, windows, size, stride).items():
         scores = {key: values[:, 0] for key, values in score_frames(frames[:, None], true[:, None]).items()}
         low, high = bootstrap.interval(scores, "ssim")
-        lines.append(f"| {name} | {scores['ssim'].mean():.3f} [{low:.3f}, {high:.3f}] | {scores['psnr'].mean():.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{scores['ssim'].mean():.3f} [{low:.3f}, {high:.3f}]", f"{scores['psnr'].mean():.2f}"])
+    return markdown_table(["the true middle frame", "mid SSIM", "mid PSNR"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.yardstick", description=__doc__.splitlines()[0]
     )
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
-    parser.add_argument("--stride", type=int, default=2, help="distance of neighbouring window frames in the clip")
+    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--page", type=Path, help="markdown file whose block is filled with the table")
     parser.add_argument("--block", default="yardstick")
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips\n", flush=True)
         text = table(options.clips, windows, options.size, options.stride)
-        print(text)
+        print(f"{text}\n")
         if options.page:
             fill(options.page, options.block, text)
             print(f"Filled {options.block} of {options.page}")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Where a fixed number of parameters does most, in the planner or in the transformer, two seeds each. For docs/results/balance.md.
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 SEEDS="${SEEDS:-1 2}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 for seed in $SEEDS; do
     train pair "pair-$seed" seed="$seed"
     score "table-2/pair-$seed" "runs/claims-pair-$seed/pipeline" --no-planning

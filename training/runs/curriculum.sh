@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole curriculum against its last stage alone, at equal cost. For docs/results/curriculum.md.
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 SEEDS="${SEEDS:-1}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 for seed in $SEEDS; do
     for run in pair direct; do
         train "$run" "$run-$seed" seed="$seed"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Scores both checkpoints at all tasks, for docs/results/checkpoints.md. Needs the extras `train` and `sim`, the networks of docs/evaluation.md, and the laps (training/runs/mardini-tiny-racing.sh):
 #   RACING=runs/data/rc_racing bash training/runs/evaluation.sh
-# Typed again after an interruption it goes on where it stopped; SEEDS=0 first and all of them afterwards costs nothing twice.
+# After an interruption the same command goes on; SEEDS=0 first and all of them afterwards costs nothing twice.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 RACING="${RACING:-runs/data/rc_racing}"
@@ -11,7 +11,7 @@ OUT="${OUT:-outputs/results}"
 [ -f "$CARRACING/train-500/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/train-500" --clips 500 --first-seed 0
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
 read -ra SEEDS <<< "${SEEDS:-0 1 2 3}"
-score() {  # name of the result, checkpoint, training clips, held-out clips, and what else
+score() {  # name of the result, checkpoint, training clips, held-out clips, and further options
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$4" --train-clips "$3" --steps 25 --seeds "${SEEDS[@]}" -o "$OUT/$1" "${@:5}"
 }
 racing=(mardini-tiny-racing "$RACING/train" "$RACING/val")

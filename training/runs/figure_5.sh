@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fig. 5: with and without the planning signal, from the same noise. For docs/results/figure_5.md. Needs the networks of docs/evaluation.md, and for the second half the laps:
 #   RACING=runs/data/rc_racing bash training/runs/figure_5.sh
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CARRACING="${CARRACING:-runs/data/carracing}"
@@ -9,12 +9,12 @@ RACING="${RACING:-}"
 OUT="${OUT:-outputs/results/figure-5}"
 read -ra SEEDS <<< "${SEEDS:-0}"
 [ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-sample() {  # name of the result, checkpoint, held-out clips, and what else
+sample() {  # name of the result, checkpoint, held-out clips, and further options
     "$PYTHON" -m training.evaluate "checkpoints/$2" "$3" --steps 25 --seeds "${SEEDS[@]}" --sheets 2 -o "$OUT-$1" "${@:4}"
 }
 compare() {  # name of the result and of its block, its planned row, and methods beside it
-    "$PYTHON" -m training.reproduction.comparison "with the plan=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
-        "plan of another window=$OUT-$1:$2, plan of another window" "${@:3}" \
+    "$PYTHON" -m training.reproduction.comparison "with planning signals=$OUT-$1:$2" "planning signal dropped=$OUT-$1:$2, planning signal dropped" \
+        "planning signals of another window=$OUT-$1:$2, planning signals of another window" "${@:3}" \
         "autoencoder alone (ceiling)=$OUT-$1:autoencoder alone (ceiling)" -o "$OUT-$1" --page docs/results/figure_5.md "$1"
 }
 between() {  # name, checkpoint, held-out clips: both ends given
@@ -25,13 +25,13 @@ onwards() {  # the same with the first frame alone: without guidance, and with t
     local name="$1-image-to-video"
     sample "$name" "${@:2}" --task image-to-video --guidance-scale 1 --no-planning --wrong-planning
     sample "$name-guided" "${@:2}" --task image-to-video
-    compare "$name" "ours, 25 steps, guidance 1" "with the plan, guidance 2.5=$OUT-$name-guided:ours, 25 steps" \
+    compare "$name" "ours, 25 steps, guidance 1" "with planning signals, guidance 2.5=$OUT-$name-guided:ours, 25 steps" \
         "copy of the given frame=$OUT-$name:copy of the nearest given frame"
 }
 for way in between onwards; do
     "$way" carracing mardini-tiny-carracing "$CARRACING/val"
     if [ -n "$RACING" ]; then "$way" racing mardini-tiny-racing "$RACING/val"; fi
 done
-"$PYTHON" -m training.reproduction.carried_models "$(dirname "$OUT")" \
+"$PYTHON" -m training.reproduction.released_models "$(dirname "$OUT")" \
     --picture "$(basename "$OUT")-carracing/planning_0.png=docs/images/results/figure_5.png" \
     "$(basename "$OUT")-carracing-image-to-video/planning_0.png=docs/images/results/figure_5_image_to_video.png"

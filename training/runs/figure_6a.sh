@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fig. 6a: quality against the number of DDIM steps, and beside the paper against DPM-Solver++ and UniPC. For docs/results/figure_6a.md.
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"

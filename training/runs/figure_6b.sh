@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fig. 6b: interpolation and image-to-video over the joint-task stage while the share of kept frames falls, where it stays high, and where it is low from
-# the beginning. For docs/results/figure_6b.md. Typed again after an interruption it goes on where it stopped.
+# the beginning. For docs/results/figure_6b.md. After an interruption the same command goes on.
 SEEDS="${SEEDS:-0}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 for seed in $SEEDS; do
     train pair "pair-$seed" seed="$seed"
     for run in constant-ratio falling-ratio low-ratio; do

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fig. 6c: identity attention against full attention, three seeds each. For docs/results/figure_6c.md.
-# Typed again after an interruption it goes on where it stopped. With a name and overrides, the same of other runs, whose chart and tables lie in
+# After an interruption the same command goes on. With a name and overrides, the same of other runs, whose chart and tables lie in
 # $SCORES/figure-6c-NAME and not on the page: figure_6c.sh temporal stages.joint.temporal_attention=temporal stages.joint.steps=300
 SEEDS="${SEEDS:-0 1 2}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 variant="${1:+-$1}"
 folder="figure-6c$variant"
 chart="${1:+$SCORES/$folder/curves.png}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An adapter that takes the checkpoint of real laps to another domain. Needs the extras `train` and
-# `sim`. Typed again after an interruption it goes on where it stopped.
+# `sim`. After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/carracing-desert

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every command behind checkpoints/mardini-tiny-carracing, from nothing but the installed extras `train` and `sim`.
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/carracing

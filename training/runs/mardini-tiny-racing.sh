@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every command behind checkpoints/mardini-tiny-racing. Needs the extra `train`, and a checkout of the laps:
 #   git clone https://github.com/criscola/donkeycar && bash training/runs/mardini-tiny-racing.sh donkeycar
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/rc_racing

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every command behind checkpoints/mardini-tiny-robot and docs/results/robot.md. Needs the extra `train`, and a checkout of DROID's previews:
 #   git clone https://github.com/droid-dataset/droid-dataset.github.io && bash training/runs/mardini-tiny-robot.sh droid-dataset.github.io
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 DATA=runs/data/robot_droid
@@ -22,7 +22,7 @@ rows() {  # LABEL=FOLDER:METHOD for each of the rows of an evaluation
 simple=("copy of the nearest given frame" "best match among training windows" "autoencoder alone (ceiling)")
 methods=()
 rows outputs/evaluation-robot "ours, 25 steps" "ours, 10 steps" "ours, 5 steps" "ours, 1 step" "ours, 25 steps, planning signal dropped" \
-    "ours, 25 steps, plan of another window" "cross-fade" "DIS optical flow" "${simple[@]}"
+    "ours, 25 steps, planning signals of another window" "cross-fade" "DIS optical flow" "${simple[@]}"
 "$PYTHON" -m training.reproduction.comparison "${methods[@]}" -o outputs/evaluation-robot --page docs/results/robot.md interpolation
 methods=()
 rows outputs/evaluation-robot-image-to-video "ours, 25 steps" "${simple[@]}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Table 2: planner alone, transformer alone, small planner and transformer, large planner and transformer, two seeds each, one of the planner alone, and the pair without its plan;
+# Table 2: planner alone, transformer alone, small planner and transformer, large planner and transformer, two seeds each, one of the planner alone, and the pair without its signals;
 # then the transformer alone with as many steps of diffusion as the pair has had. For docs/results/table_2.md.
-# Typed again after an interruption it goes on where it stopped.
+# After an interruption the same command goes on.
 SEEDS="${SEEDS:-1 2}"
-source "$(dirname "$0")/claims.inc.sh"
+source "$(dirname "$0")/reproduction.inc.sh"
 unplanned="ours, 25 steps, planning signal dropped"
 first="${SEEDS%% *}"
 train planner_alone "planner-alone-$first" seed="$first"
@@ -26,7 +26,7 @@ set_side_by_side all "transformer alone=$alone" "small planner + transformer=$pa
 set_side_by_side planner-alone "transformer alone=$SCORES/table-2/transformer-alone-$first:$unplanned" \
     "planner alone=$SCORES/table-2/planner-alone-$first"
 set_side_by_side pairs "small planner + transformer=$pair" "large planner + transformer=$large"
-set_side_by_side unplanned "transformer alone=$alone" "small planner + transformer, without its plan=$pair:$unplanned"
+set_side_by_side unplanned "transformer alone=$alone" "small planner + transformer, without its signals=$pair:$unplanned"
 set_side_by_side equal-diffusion "transformer alone, 500 steps=$(each "$SCORES/table-2/transformer-alone-500"):$unplanned" \
     "small planner + transformer=$pair" "large planner + transformer=$large"
 "$PYTHON" -m training.reproduction.curves "transformer alone=$(each runs/claims-transformer-alone)" "small planner + transformer=$(each runs/claims-pair)" \

@@ -5,7 +5,7 @@ set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
 OUT="${OUT:-outputs/results/table-3}"
 export OMP_NUM_THREADS=1
-asymmetry() {  # name of the result, and what else
+asymmetry() {  # name of the result, and further options
     [ -f "$OUT/$1.json" ] || "$PYTHON" -m benchmarks.asymmetry -o "$OUT/$1.json" "${@:2}"
 }
 asymmetry timed-64 --presets --timed-size 64 --repeats 10

@@ -1,4 +1,4 @@
-"""Configurations and cards: numbers are finite numbers, switches are switches, names are no paths."""
+"""Configurations and cards: numbers are finite, booleans are booleans, names are not paths."""
 
 import json
 
@@ -28,14 +28,14 @@ def base(tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("data.flip=true", "data.flip: .*true is a switch; give a number"),
-        ("stages.a.steps=yes", "stages.a.steps: .*true is a switch"),
-        ("stages.a.off_centre=false", "stages.a.off_centre: .*false is a switch"),
-        ("stages.a.size=[64, true]", "stages.a.size: .*true is a switch"),
-        ("stages.a.strides={1: true}", "stages.a.strides: .*true is a switch"),
-        ("stages.a.strides={true: 1}", "stages.a.strides: .*true is a switch"),
-        ("stages.a.tasks={leading: true}", "stages.a.tasks.leading: .*true is a switch"),
-        ("gradient_checkpointing=1", "gradient_checkpointing: .*1 is no switch; give true or false"),
+        ("data.flip=true", "data.flip: .*true is a boolean; give a number"),
+        ("stages.a.steps=yes", "stages.a.steps: .*true is a boolean"),
+        ("stages.a.off_centre=false", "stages.a.off_centre: .*false is a boolean"),
+        ("stages.a.size=[64, true]", "stages.a.size: .*true is a boolean"),
+        ("stages.a.strides={1: true}", "stages.a.strides: .*true is a boolean"),
+        ("stages.a.strides={true: 1}", "stages.a.strides: .*true is a boolean"),
+        ("stages.a.tasks={leading: true}", "stages.a.tasks.leading: .*true is a boolean"),
+        ("gradient_checkpointing=1", "gradient_checkpointing: .*1 is not a boolean; give true or false"),
         ("stages.a.compile='true'", "stages.a.compile: .*'true' is text; give true or false"),
         ("stages.a.strides={1: .nan}", "stages.a.strides: .*nan is not finite"),
         ("stages.a.strides={1: .inf}", "stages.a.strides: .*inf is not finite"),
@@ -51,11 +51,11 @@ def base(tmp_path):
         ("max_hours=1:30", "max_hours: .*'1:30' is text"),
         ("stages.a.steps=010", "stages.a.steps: .*'010' is text"),
         (f"seed={2**64}", "seed: .*less than"),
-        ("lora.rank=true", "lora.rank: .*true is a switch"),
+        ("lora.rank=true", "lora.rank: .*true is a boolean"),
         ("optimizer.ema_decay=.nan", "optimizer.ema_decay: .*nan is not finite"),
     ],
 )
-def test_what_is_no_number_or_no_switch_is_refused_with_its_key(base, override, message):
+def test_values_that_are_not_numbers_or_booleans_are_refused_with_their_key(base, override, message):
     with pytest.raises(ValueError, match=f"(?s)override .*{message}"):
         load_config(base, [override])
 
@@ -121,23 +121,23 @@ def test_a_name_that_is_no_word_is_refused_with_the_file(base, name):
 def test_the_autoencoders_and_the_adapters_configurations_are_as_strict(tmp_path):
     path = tmp_path / "vae.yaml"
     for line, message in (
-        ("steps: true", "true is a switch"),
+        ("steps: true", "true is a boolean"),
         ("latent_noise: .nan", "nan is not finite"),
         ("width: '9'", "'9' is text"),
-        ("train_encoder: 1", "1 is no switch"),
+        ("train_encoder: 1", "1 is not a boolean"),
         ("output: d", "'output' is given twice"),
     ):
         path.write_text(f"clips: a\nheld_out: b\noutput: c\n{line}\n")
         with pytest.raises(ValueError, match=f"(?s)vae.yaml.*{message}"):
             AutoencoderTrainingConfig.from_yaml(path)
     for fields in ({"rank": True}, {"dropout": float("nan")}, {"rslora": 1}, {"alpha": "8"}):
-        with pytest.raises(ValueError, match="switch|finite|text"):
+        with pytest.raises(ValueError, match="boolean|finite|text"):
             AdapterConfig(**fields)
 
 
 @pytest.mark.parametrize(
     "line, message",
-    [("hours: .nan", "hours: nan is not finite"), ("num_frames: true", "num_frames: true is a switch"),
+    [("hours: .nan", "hours: nan is not finite"), ("num_frames: true", "num_frames: true is a boolean"),
      ("parameters: {vae: .inf}", "parameters: inf is not finite"), ("name: again", "'name' is given twice, in line 1 and in line 2"),
      ("\tsize: 1", "line 2.*indent with spaces")],
 )  # fmt: skip

@@ -17,8 +17,8 @@ from training.config.yaml_files import load_yaml, parse_yaml
         ("yes: 1\ntrue: 2", "'true' is given twice"),
         ("a:\n\tb: 1", r"not YAML \(line 2, column 1\).*indent with spaces, not with tabs"),
         ("a: 1\nb: *x", r"not YAML \(line 2, column 4\): found undefined alias 'x'"),
-        ("a: &x {b: *x}", r"line 1.*\*x stands within itself"),
-        ("a: &x [1, [*x]]", r"line 1.*\*x stands within itself"),
+        ("a: &x {b: *x}", r"line 1.*\*x contains itself"),
+        ("a: &x [1, [*x]]", r"line 1.*\*x contains itself"),
         ("- 1", "line 1: holds a list; it has to be a mapping"),
         ("# only this\n\n5", "line 3: holds 5; it has to be a mapping"),
         ("", "line 1: holds nothing"),
@@ -34,7 +34,7 @@ from training.config.yaml_files import load_yaml, parse_yaml
         ("[" * 3000, "nested too deeply"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_file_and_line(tmp_path, text, message):
+def test_unreadable_yaml_is_reported_with_file_and_line(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"(?s)run.yaml.*{message}"):

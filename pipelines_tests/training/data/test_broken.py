@@ -1,4 +1,4 @@
-"""One broken file never ends a census, the making of latents, or a run; what is broken is named with what to do."""
+"""A broken file never ends a census, the encoding of latents or a run; errors name it and say what to do."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.training.clip_files import noise, write_clip
-from training.data.buckets import Bucket, Sampling
+from training.data.buckets import Bucket, WindowRequest
 from training.data.failures import FailedClips
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest, read_manifest
@@ -33,7 +33,7 @@ ERRORS = [
     Image.DecompressionBombError("bad"), av.error.InvalidDataError(1, "bad"),
     UnicodeDecodeError("utf-8", b"", 0, 0, "bad"),
 ]  # fmt: skip
-SAMPLING = Sampling("stage", (Bucket(16, 16, 3),), strides=((1, 1.0),))
+REQUEST = WindowRequest("stage", (Bucket(16, 16, 3),), strides=((1, 1.0),))
 
 
 class OneBreaks(VideoFolder):
@@ -80,19 +80,19 @@ def test_a_clip_that_raises_is_left_out_of_census_latents_and_windows(folder, tm
     assert list(cache.left_out) == ["1.mp4"] and cache.left_out["1.mp4"]
     windows = PixelWindows(source, good, [(16, 16)], tiny_vae(), 2)
     generators = [torch.Generator().manual_seed(row) for row in range(6)]
-    draws = windows.draw(SAMPLING, StepRows(0, 0, 6, tuple(range(6))), generators)
+    draws = windows.draw(REQUEST, StepRows(0, 0, 6, tuple(range(6))), generators)
     windows.batch(draws, generators)
     assert list(windows.failures) == ["1.mp4"] and windows.failures["1.mp4"]
 
 
 def test_an_error_that_is_no_files_fault_is_not_swallowed(folder, tmp_path):
-    with pytest.raises(AttributeError):
-        census(OneBreaks(folder, AttributeError("a slip of ours")), tmp_path)
+    with pytest.raises(AssertionError):
+        census(OneBreaks(folder, AssertionError("a slip of ours")), tmp_path)
     entries = make_manifest(VideoFolder(folder), tmp_path / "good.jsonl").ok
     windows = PixelWindows(VideoFolder(folder), entries, [(16, 16)], torch.nn.Identity(), 2)  # no autoencoder
     generators = [torch.Generator()]
     with pytest.raises(AttributeError):
-        windows.batch(windows.draw(SAMPLING, StepRows(0, 0, 1, (0,)), generators), generators)
+        windows.batch(windows.draw(REQUEST, StepRows(0, 0, 1, (0,)), generators), generators)
     assert windows.failures == {}
 
 
@@ -208,7 +208,7 @@ def test_of_a_damaged_shard_the_members_before_the_damage_are_used(folder, tmp_p
     assert ("y.tar/b.mp4" in found) == (damage in ("cut off", "appended"))
 
 
-def test_members_of_shards_that_are_no_clips_are_told(folder, tmp_path):
+def test_members_of_shards_that_are_not_clips_are_reported(folder, tmp_path):
     data = (folder / "0.mp4").read_bytes()
     members = {
         "./a.mp4": data,
@@ -226,11 +226,12 @@ def test_members_of_shards_that_are_no_clips_are_told(folder, tmp_path):
     found = census(source, tmp_path)
     assert isinstance(source, WebdatasetShards) and found.pop("x.tar/./a.mp4") == ""
     assert set(found) == {"x.tar/\\xff.mp4", "x.tar/c.mp4", "v.mp4"} and "beside .tar shards" in found["v.mp4"]
-    told = "\n".join(source.notes())
+    reported = "\n".join(source.notes())
     assert (
-        "in the shards, not clips: 1 .json (x.tar/./b.json)" in told and "in the shards, passed over: 1 hidden" in told
+        "in the shards, not clips: 1 .json (x.tar/./b.json)" in reported
+        and "in the shards, passed over: 1 hidden" in reported
     )
-    assert "archives that are not opened: sub/z.tar" in told
+    assert "archives that are not opened: sub/z.tar" in reported
 
 
 def hub(folder: Path, tmp_path: Path, kind: str) -> Path:
@@ -265,7 +266,7 @@ def test_a_dataset_that_cannot_be_loaded_names_its_broken_file(folder, tmp_path,
         open_source(f"datasets:{hub(folder, tmp_path, kind)}")
 
 
-def test_clips_that_datasets_does_not_list_are_told(folder, tmp_path, monkeypatch):
+def test_clips_that_datasets_does_not_list_are_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (folder / "2.mp4").rename(folder / "2.webm")
     (folder / "notes.txt").touch()

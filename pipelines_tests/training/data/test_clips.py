@@ -82,7 +82,7 @@ def test_folders_without_clips_are_refused(tmp_path):
 
 
 def test_real_laps_load():
-    root = Path(os.environ.get("MARDINI_DATA", Path(__file__).parents[2] / "../shared/data"))
+    root = Path(os.environ.get("MARDINI_DATA", Path(__file__).parents[3] / "../shared/data"))
     folder = root / "rc_racing" / "val"
     if not folder.is_dir():
         pytest.skip("no footage of real laps beside the checkout")

@@ -1,20 +1,26 @@
-"""What a window says of its frames: tables beside clips, intervals, rates and motion."""
+"""Conditions of a window's frames: tables beside clips, intervals, rates and motion."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 
 from diffusers_mardini.models.conditions import Condition
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video_io import write_video
-from training.config.schema import ConditionConfig
-from training.data.conditions import ClipConditions, motion, rates, read_table
+from training.config.data_section import ConditionConfig, DataConfig
+from training.data.conditions import ClipConditions, frame_intervals, latent_motion, read_table
 from training.data.manifest import make_manifest
+from training.data.recipes.car_racing import ACTION_NAMES
 from training.data.sources import open_source
 
 
+PAGE = Path(__file__).parents[3] / "docs/data.md"
 ACTION = ConditionConfig(columns=["steer", "gas"], range=[(-1, 1), (0, 1)])
 
 
@@ -46,20 +52,22 @@ def test_a_frame_that_comes_twice_keeps_its_own_value():
 
 
 def test_rates_are_seconds_and_the_first_frame_has_none():
-    assert rates(np.array([1.0, 1.5, 1.75])).tolist()[1:] == [[0.5], [0.25]]
-    assert rates(np.array([1.0, 1.5])).isnan().tolist() == [[True], [False]]
+    assert frame_intervals(np.array([1.0, 1.5, 1.75])).tolist()[1:] == [[0.5], [0.25]]
+    assert frame_intervals(np.array([1.0, 1.5])).isnan().tolist() == [[True], [False]]
 
 
 def test_motion_is_the_difference_of_neighbouring_latents():
     latents = torch.stack([torch.zeros(2, 3, 3), torch.ones(2, 3, 3), torch.full((2, 3, 3), 0.5)])
-    assert motion(latents)[1:].tolist() == [[1.0], [0.5]] and motion(latents)[0].isnan()
+    assert latent_motion(latents)[1:].tolist() == [[1.0], [0.5]] and latent_motion(latents)[0].isnan()
 
 
-def test_a_window_is_told_what_the_table_beside_its_clip_says(tmp_path):
+def test_a_window_has_the_values_of_the_table_beside_its_clip(tmp_path):
     source, entry = clip_with(tmp_path / "clips", [(i / 100, 0.5) for i in range(12)])
-    told = ClipConditions(source, {"action": ACTION, "rate": ConditionConfig(derive="rate", range=[(0.05, 0.5)])})
-    assert told.why_absent(entry) is None
-    found = told.of(entry, (1, 3, 5), torch.zeros(3, 4, 2, 2))
+    conditions = ClipConditions(
+        source, {"action": ACTION, "rate": ConditionConfig(derive="rate", range=[(0.05, 0.5)])}
+    )
+    assert conditions.why_absent(entry) is None
+    found = conditions.of(entry, (1, 3, 5), torch.zeros(3, 4, 2, 2))
     torch.testing.assert_close(found["action"], torch.tensor([[0.005, 0.5], [0.025, 0.5], [0.045, 0.5]]))
     torch.testing.assert_close(found["rate"][1:], torch.full((2, 1), 0.2))
 
@@ -113,3 +121,11 @@ def test_a_condition_has_one_origin_and_a_range_for_its_channels():
     ):
         with pytest.raises(ValueError):
             ConditionConfig(**wrong)
+
+
+def test_the_example_of_the_page_fits_the_tables_that_the_simulator_recipe_writes():
+    section = PAGE.read_text(encoding="utf-8").partition("## Conditions")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", section, re.DOTALL | re.M)
+    data = DataConfig(**yaml.safe_load(block)["data"])
+    assert tuple(data.conditions["action"].columns) == ACTION_NAMES
+    assert [data.conditions[name].derive for name in ("rate", "motion")] == ["rate", "motion"]

@@ -1,4 +1,4 @@
-"""What lies in a folder of clips is used or told: nothing is left out in silence, and nothing ends the census."""
+"""Every file in a folder of clips is used or reported, and none ends the census."""
 
 import os
 import shutil
@@ -54,10 +54,10 @@ def test_files_that_are_no_clips_are_counted_by_suffix_in_one_line(folder):
     put(folder, "b.xyz", "c/d.xyz")
     for name in ("notes.txt", "README", "c/e.json", "a.txt", "a.csv"):
         (folder / name).write_text("x")
-    told = census(folder).census()
-    assert "not clips: 2 .xyz (b.xyz and others), 1 without a suffix (README), 1 .json (c/e.json), 1 .txt" in told
-    assert "a.txt" not in told and "a.csv" not in told  # captions and conditions of a clip
-    assert told.startswith("1 of 1 clips")
+    reported = census(folder).census()
+    assert "not clips: 2 .xyz (b.xyz and others), 1 without a suffix (README), 1 .json (c/e.json), 1 .txt" in reported
+    assert "a.txt" not in reported and "a.csv" not in reported  # captions and conditions of a clip
+    assert reported.startswith("1 of 1 clips")
 
 
 def test_a_file_without_a_suffix_that_is_no_text_is_left_out_by_name(folder):
@@ -68,8 +68,8 @@ def test_a_file_without_a_suffix_that_is_no_text_is_left_out_by_name(folder):
 def test_hidden_and_unfinished_files_are_never_clips(folder):
     put(folder, ".x.123.part.mp4", ".git/y.mp4", "._a.mp4", "z.part.mp4", "z.mp4.crdownload")
     assert used(folder) == ["a.mp4"] and list(reasons(folder)) == ["z.part.mp4"]
-    told = census(folder).census()
-    assert "passed over: 3 hidden files or folders" in told and "1 .crdownload (z.mp4.crdownload)" in told
+    reported = census(folder).census()
+    assert "passed over: 3 hidden files or folders" in reported and "1 .crdownload (z.mp4.crdownload)" in reported
     assert [path.name for path in list_clips(folder)] == ["a.mp4"]
 
 
@@ -77,9 +77,9 @@ def test_archives_empty_folders_and_metadata_of_inner_folders_are_named(folder):
     put(folder, "b.zip", "c.tar.gz", "d/e.mp4", "f/g.tar")
     (folder / "empty").mkdir()
     (folder / "d/metadata.jsonl").write_text("{}")
-    told = census(folder).census()
-    assert "archives that are not opened: b.zip, c.tar.gz, f/g.tar" in told and "empty folders: empty" in told
-    assert "not read: d/metadata.jsonl" in told
+    reported = census(folder).census()
+    assert "archives that are not opened: b.zip, c.tar.gz, f/g.tar" in reported and "empty folders: empty" in reported
+    assert "not read: d/metadata.jsonl" in reported
 
 
 @posix
@@ -126,7 +126,7 @@ def test_a_name_that_is_not_utf8_leaves_its_clip_out_and_no_other(folder, capsys
     assert reasons(folder) == dict.fromkeys(("b\\xff.mp4", "\\xfe/c.mp4"), "its name is not UTF-8; rename it")
     assert used(folder) == ["a.mp4"] and "b\\xff.mp4: its name" in manifest.census()
     assert read_manifest(VideoFolder(folder), manifest.path) == manifest  # the file is UTF-8
-    module._tell.cache_clear()
+    module._print_ignored.cache_clear()
     assert load_clips(folder, 8).names == ["a.mp4"] and "b\\xff.mp4: its name" in capsys.readouterr().out
 
 
@@ -148,8 +148,8 @@ def test_a_source_whose_own_name_is_not_utf8_can_be_used(folder, monkeypatch, ca
 def test_control_characters_of_a_name_do_not_reach_the_census(folder):
     (folder / "b\nc.mp4").touch()
     (folder / "\x1b[31md.mp4").touch()
-    told = census(folder).census()
-    assert "b\\nc.mp4: the file is empty" in told and "\\x1b[31md.mp4: the file is empty" in told
+    reported = census(folder).census()
+    assert "b\\nc.mp4: the file is empty" in reported and "\\x1b[31md.mp4: the file is empty" in reported
 
 
 def test_a_folder_with_the_name_of_a_clip_is_a_folder(folder):
@@ -174,12 +174,12 @@ def test_the_census_of_very_many_clips_is_short(folder):
         (folder / f"{index}.mp4").touch()
         (folder / f"x.{index}a").touch()
     manifest = census(folder)
-    told = manifest.census()
-    assert len(told.splitlines()) < 25 and "and 290 more: the file is empty (0 bytes)" in told
-    assert "and 292 other suffixes" in told and len(manifest.left_out) == 300
+    reported = manifest.census()
+    assert len(reported.splitlines()) < 25 and "and 290 more: the file is empty (0 bytes)" in reported
+    assert "and 292 other suffixes" in reported and len(manifest.left_out) == 300
 
 
-def test_pictures_beside_videos_and_videos_beside_pictures_are_told(folder):
+def test_pictures_beside_videos_and_videos_beside_pictures_are_reported(folder):
     write_video(folder / "p", noise(3, 16, 16), fps=1)
     assert "pictures that are no clips: 3, in p" in census(folder).census()
     (folder / "metadata.jsonl").write_text('{"file_name": "p", "fps": 5}')
@@ -188,15 +188,19 @@ def test_pictures_beside_videos_and_videos_beside_pictures_are_told(folder):
     assert "is a folder, and this is a source of videos" in reasons(folder)["p"]
 
 
-def test_what_is_no_picture_of_a_folder_of_pictures_is_told(folder):
+def test_other_files_in_a_folder_of_pictures_are_reported(folder):
     pictures = folder.parent / "pictures"
     write_video(pictures / "p", noise(3, 16, 16), fps=1)
     Image.new("RGB", (16, 16)).save(pictures / "loose.png")
     (pictures / "p/Thumbs.db").touch()
     before = PictureFolders(pictures, 5).stamp("p")
     (pictures / "p/._0.png").write_bytes(bytes(9))
-    told = "\n".join(PictureFolders(pictures, 5).notes())
-    assert "pictures that are no clips: 1, in ." in told and "1 .db (p/Thumbs.db)" in told and "1 hidden file" in told
+    reported = "\n".join(PictureFolders(pictures, 5).notes())
+    assert (
+        "pictures that are no clips: 1, in ." in reported
+        and "1 .db (p/Thumbs.db)" in reported
+        and "1 hidden file" in reported
+    )
     assert PictureFolders(pictures, 5).stamp("p") == before
 
 

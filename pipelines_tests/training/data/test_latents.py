@@ -1,4 +1,4 @@
-"""The latent cache: what the pipeline would encode, made once, and never trusted when stale."""
+"""The latent cache holds the pipeline's latents, encoded once and never used when stale."""
 
 import json
 import threading
@@ -76,7 +76,7 @@ def test_cache_is_reused_while_nothing_changed(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "downscale", "size", "clip", "decoder"])
-def test_what_is_stale_is_never_used(folder, tmp_path, monkeypatch, change):
+def test_stale_latents_are_never_used(folder, tmp_path, monkeypatch, change):
     cached(folder, tiny_vae(), 32, 2, tmp_path / "cache")
     vae, downscale, size, encoded = tiny_vae(), 2, 32, 15
     if change == "weights":

@@ -1,4 +1,4 @@
-"""The manifest says what decoding said; bad clips have a reason, and nothing is decoded twice."""
+"""The manifest holds facts found by decoding; bad clips have a reason, and no clip is decoded twice."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""`metadata.csv` and `metadata.jsonl` name clips exactly, or say with their own name and a line what is wrong."""
+"""`metadata.csv` and `metadata.jsonl` name clips exactly, or errors name the file and the line."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def test_tables_of_spreadsheets_are_read(folder, text):
     assert keys(folder) == ["a.mp4"]
 
 
-def test_a_clip_that_is_named_again_is_used_once_and_told(folder):
+def test_a_clip_that_is_named_again_is_used_once_and_reported(folder):
     (folder / "metadata.csv").write_text("file_name,text\na.mp4,x\n./a.mp4,y\ns/b.mp4,z\n")
     manifest = make_manifest(open_source(folder), folder.parent / "manifest.jsonl")
     assert [entry.key for entry in manifest.ok] == ["a.mp4", "s/b.mp4"]

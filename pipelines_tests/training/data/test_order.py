@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from training.data.manifest import Entry
-from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts, permuted, why_not
+from training.data.order import (
+    Rate,
+    StepRows,
+    bucket_at,
+    clip_at,
+    frame_indices,
+    frames_at_stride,
+    num_starts,
+    permuted,
+    why_not,
+)
 
 
 def entry(num_frames=64, fps=25.0, timestamps=None) -> Entry:
@@ -112,3 +122,10 @@ def test_a_rate_is_a_stride_or_a_number_per_second():
     for arguments in ({}, {"stride": 2, "fps": 8.0}, {"stride": 0}, {"fps": -1.0}):
         with pytest.raises(ValueError):
             Rate(**arguments)
+
+
+def test_frames_at_a_stride_are_the_nearest_and_the_earlier_of_two_as_near():
+    assert frames_at_stride(3, 4, 2) == (3, 5, 7, 9)
+    assert frames_at_stride(0, 5, 2.5) == (0, 2, 5, 7, 10)
+    assert frames_at_stride(1, 3, 1.2) == (1, 2, 3)
+    assert frames_at_stride(0, 2, 12.5 + 1e-9) == (0, 12)  # a rounding error does not decide

@@ -94,9 +94,9 @@ def test_a_run_takes_every_kind_of_source(tmp_path, monkeypatch, kind):
     make_run(tmp_path / "run", one_stage(fields)).train()
     log = [record for record in records(tmp_path / "run") if "loss" in record]
     assert len(log) == 2 and all(isinstance(record["loss"], float) for record in log)
-    told = json.loads((tmp_path / "run" / "census.json").read_text())["train"]
-    assert told["source"] == source and told["stages"]["joint"]["buckets"][0]["clips"] == 3
-    assert told["stages"]["joint"]["windows"] == {"stride 1": 27, "stride 2": 18}  # 12 - 3 and 12 - 6 in each clip
+    reported = json.loads((tmp_path / "run" / "census.json").read_text())["train"]
+    assert reported["source"] == source and reported["stages"]["joint"]["buckets"][0]["clips"] == 3
+    assert reported["stages"]["joint"]["windows"] == {"stride 1": 27, "stride 2": 18}  # 12 - 3 and 12 - 6 in each clip
 
 
 def test_a_stage_is_sampled_by_time(tmp_path):
@@ -203,7 +203,7 @@ def test_pixels_give_the_windows_of_the_cache(tmp_path):
     assert not list((tmp_path / "trained").rglob("shard-*"))
 
 
-def test_a_clip_that_breaks_in_mid_run_is_counted_told_once_and_replaced(tmp_path, capsys):
+def test_a_clip_that_breaks_in_mid_run_is_counted_reported_once_and_replaced(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips")
     config = one_stage(data_fields(clips, validation=None, from_pixels=True, workers=1), steps=6)
     intact = prepare(config, tmp_path).train
@@ -213,11 +213,13 @@ def test_a_clip_that_breaks_in_mid_run_is_counted_told_once_and_replaced(tmp_pat
     capsys.readouterr()
     run.train()
     assert capsys.readouterr().out.count("clip '1.mp4'") == 1
-    told = [json.loads(line) for line in (tmp_path / "trained/failed_clips.jsonl").read_text().splitlines()]
-    assert [(record["source"], record["clip"]) for record in told] == [(str(clips), "1.mp4")] and told[0]["reason"]
+    reported = [json.loads(line) for line in (tmp_path / "trained/failed_clips.jsonl").read_text().splitlines()]
+    assert [(record["source"], record["clip"]) for record in reported] == [(str(clips), "1.mp4")] and reported[0][
+        "reason"
+    ]
     assert [record["global_step"] for record in records(tmp_path / "trained") if "loss" in record] == list(range(1, 7))
 
-    # Started again, the run goes on with the clips as they were: the same windows but those of the broken clip, told no more.
+    # Started again, the run goes on with the clips as they were: the same windows but those of the broken clip, reported no more.
     again = make_run(tmp_path / "trained", config)
     capsys.readouterr()
     for step, before in enumerate(expected):
@@ -240,7 +242,7 @@ def test_a_resumed_run_draws_from_the_clips_that_it_began_with(tmp_path, capsys)
     (tmp_path / "latents").rename(tmp_path / "gone")
     (clips / "0.mp4").unlink()
     capsys.readouterr()
-    prepare(config, tmp_path, resumes=True)  # what can't be made again is told
+    prepare(config, tmp_path, resumes=True)  # what can't be made again is reported
     assert "note: stage 'joint' finds other clips in data.train than before" in capsys.readouterr().out
     kept = tmp_path / "run" / "clips-train.jsonl"
     kept.write_text(kept.read_text()[:-20])

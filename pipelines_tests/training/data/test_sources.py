@@ -37,7 +37,7 @@ def test_a_folder_of_videos_in_natural_order(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_metadata_names_the_clips_and_the_others_are_told(folder, tmp_path, name):
+def test_metadata_names_the_clips_and_the_others_are_reported(folder, tmp_path, name):
     keys = ["b/c10.mp4", "a.mp4", "gone.mp4"]
     if name.endswith("jsonl"):
         text = "".join(json.dumps({"file_name": key, "text": "x"}) + "\n" for key in keys)
@@ -73,7 +73,7 @@ def test_picture_folders_are_clips_at_a_given_rate(tmp_path):
     assert [source.fps(key) for key in source.keys()] == [3.0, 4.0]
 
 
-def test_the_stamp_of_a_picture_folder_tells_of_changes(tmp_path):
+def test_the_stamp_of_a_picture_folder_changes_with_its_pictures(tmp_path):
     write_video(tmp_path / "clips" / "x", noise(4, 16, 16), fps=1)
     source = PictureFolders(tmp_path / "clips", fps=5)
     before = source.stamp("x")

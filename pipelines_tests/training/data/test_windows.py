@@ -7,16 +7,16 @@ import torch
 
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl, tiny_vae
-from training.data.buckets import Bucket, Sampling
+from training.data.buckets import Bucket, WindowRequest
 from training.data.manifest import Entry, make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
-from training.data.windows import LatentWindows, PixelWindows, Windows, _weighted
+from training.data.windows import ClipWindows, LatentWindows, PixelWindows, _weighted
 from training.randomness import step_generator
 
 
 SQUARE, WIDE = Bucket(16, 16, 3), Bucket(16, 32, 3)
-MIXTURE = Sampling("stage", (SQUARE,), strides=((1, 0.3), (2, 0.7)))
+MIXTURE = WindowRequest("stage", (SQUARE,), strides=((1, 0.3), (2, 0.7)))
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def folder(tmp_path):
     return tmp_path / "clips"
 
 
-def make(folder, kind=LatentWindows, vae=None, samplings=(MIXTURE,)):
+def make(folder, kind=LatentWindows, vae=None, requests=(MIXTURE,)):
     source = VideoFolder(folder)
     entries = make_manifest(source, folder.parent / "manifest.jsonl").entries
     vae = vae or tiny_vae()
     if kind is LatentWindows:
-        return LatentWindows.build(source, entries, samplings, vae, 2, folder.parent / "cache")
-    return PixelWindows(source, entries, {bucket.size for s in samplings for bucket in s.buckets}, vae, 2)
+        return LatentWindows.build(source, entries, requests, vae, 2, folder.parent / "cache")
+    return PixelWindows(source, entries, {bucket.size for s in requests for bucket in s.buckets}, vae, 2)
 
 
 def rows_of(step, rows=range(4), batch_size=4):
@@ -42,25 +42,25 @@ def rows_of(step, rows=range(4), batch_size=4):
     return StepRows(0, step, batch_size, rows), generators
 
 
-def run(windows, sampling, step, rows=range(4), batch_size=4):
+def run(windows, request, step, rows=range(4), batch_size=4):
     place, generators = rows_of(step, rows, batch_size)
-    draws = windows.draw(sampling, place, generators)
+    draws = windows.draw(request, place, generators)
     return draws, windows.batch(draws, generators)
 
 
 def test_strides_come_as_often_as_their_weights_say():
     assert [_weighted(MIXTURE, share).stride for share in (0, 0.29, 0.31, 0.99)] == [1, 1, 2, 2]
-    uneven = Sampling("stage", (SQUARE,), strides=((3, 1.0), (1, 0.0), (2, 4.0)))  # in any order, of any sum
+    uneven = WindowRequest("stage", (SQUARE,), strides=((3, 1.0), (1, 0.0), (2, 4.0)))  # in any order, of any sum
     assert [_weighted(uneven, share).stride for share in (0, 0.79, 0.81, 0.99)] == [2, 2, 3, 3]
 
 
 def test_cache_and_pixels_give_the_same_windows(folder):
     vae = tiny_kl()
-    sampling = Sampling("stage", (SQUARE, WIDE), fps=5.0, flip=0.5, off_centre=0.5)
-    cached, pixels = (make(folder, kind, vae, (sampling,)) for kind in (LatentWindows, PixelWindows))
+    request = WindowRequest("stage", (SQUARE, WIDE), fps=5.0, flip=0.5, off_centre=0.5)
+    cached, pixels = (make(folder, kind, vae, (request,)) for kind in (LatentWindows, PixelWindows))
     views = []
     for step in range(3):
-        (draws, batch), (pixel_draws, pixel_batch) = run(cached, sampling, step), run(pixels, sampling, step)
+        (draws, batch), (pixel_draws, pixel_batch) = run(cached, request, step), run(pixels, request, step)
         assert draws == pixel_draws
         views += [draw.view for draw in draws]
         assert batch[0].shape[:3] == (4, 3, 4) and batch[0].shape[-1] == 2 * batch[1].shape[-1]
@@ -87,17 +87,17 @@ def test_every_clip_comes_equally_often_and_windows_vary(folder):
     assert set(Counter(draw.clip for draw in draws).values()) == {8}
     assert {draw.rate.stride for draw in draws} == {1, 2}
     assert len({draw.frames for draw in draws}) > 5
-    assert all(len(set(d.frames[i + 1] - d.frames[i] for i in range(2))) == 1 for d in draws)
+    assert all(len({d.frames[i + 1] - d.frames[i] for i in range(2)}) == 1 for d in draws)
 
 
 def test_a_batch_comes_from_one_bucket_and_buckets_by_their_clips(folder):
-    sampling = Sampling("stage", (SQUARE, WIDE), strides=((1, 1.0),))
-    windows = make(folder, samplings=(sampling,))
-    census = windows.census(sampling)
+    request = WindowRequest("stage", (SQUARE, WIDE), strides=((1, 1.0),))
+    windows = make(folder, requests=(request,))
+    census = windows.census(request)
     assert [[entry.key for entry in clips] for clips in census.clips] == [["0.mp4", "2.mp4"], ["1.mp4", "3.mp4"]]
     shapes = Counter()
     for step in range(8):
-        draws, (latents, _) = run(windows, sampling, step, range(2), 2)
+        draws, (latents, _) = run(windows, request, step, range(2), 2)
         assert len({draw.bucket for draw in draws}) == 1
         assert latents.shape[-2:] == tuple(side // 8 for side in draws[0].bucket.size)
         shapes[draws[0].bucket] += 1
@@ -105,7 +105,7 @@ def test_a_batch_comes_from_one_bucket_and_buckets_by_their_clips(folder):
 
 
 def test_heldout_windows_are_spread_over_all_that_there_are(folder):
-    windows, by_two = make(folder), Sampling("held out", (SQUARE,), strides=((2, 1.0),))
+    windows, by_two = make(folder), WindowRequest("held out", (SQUARE,), strides=((2, 1.0),))
     starts = {"0.mp4": 5, "1.mp4": 2, "2.mp4": 1, "3.mp4": 4}  # of 9, 6, 5 and 8 frames, three of which span five
     draws = windows.heldout(by_two, 1000)
     expected = [(clip, (start, start + 2, start + 4)) for clip in starts for start in range(starts[clip])]
@@ -121,7 +121,7 @@ def test_heldout_windows_are_spread_over_all_that_there_are(folder):
 
 @pytest.mark.parametrize("kind", [LatentWindows, PixelWindows])
 def test_windows_read_under_autocast_are_those_read_without(folder, kind):
-    windows, by_two = make(folder, kind), Sampling("held out", (SQUARE,), strides=((2, 1.0),))
+    windows, by_two = make(folder, kind), WindowRequest("held out", (SQUARE,), strides=((2, 1.0),))
     draws = windows.heldout(by_two, 2)
     plain = windows.batch(list(draws), [torch.Generator()] * 2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -131,28 +131,28 @@ def test_windows_read_under_autocast_are_those_read_without(folder, kind):
 
 def test_heldout_windows_of_more_clips_than_float32_can_count():
     entries = [Entry(key=key, status="ok", num_frames=50_000_001, fps=10, width=16, height=16) for key in ("a", "b")]
-    draws = Windows(entries, [SQUARE.size]).heldout(Sampling("held out", (SQUARE,), strides=((1, 1.0),)), 2)
+    draws = ClipWindows(entries, [SQUARE.size]).heldout(WindowRequest("held out", (SQUARE,), strides=((1, 1.0),)), 2)
     assert [draw.clip for draw in draws] == ["a", "b"] and draws[-1].frames[-1] == 50_000_000
 
 
 def test_heldout_windows_by_time(folder):
     windows = make(folder)
-    draws = windows.heldout(Sampling("held out", (SQUARE,), fps=5.0), 4)
+    draws = windows.heldout(WindowRequest("held out", (SQUARE,), fps=5.0), 4)
     assert [draw.frames[1] - draw.frames[0] for draw in draws] == [2] * 4
     with pytest.raises(ValueError, match="stage 'held out' has no clips"):
-        windows.heldout(Sampling("held out", (SQUARE,), fps=1.0), 4)
+        windows.heldout(WindowRequest("held out", (SQUARE,), fps=1.0), 4)
 
 
 def test_a_short_clip_takes_the_widest_stride_that_fits(folder):
-    sampling = Sampling("stage", (SQUARE,), strides=((1, 0.01), (3, 0.99)))
-    windows = make(folder, samplings=(sampling,))
-    draws = [draw for step in range(4) for draw in run(windows, sampling, step)[0]]
+    request = WindowRequest("stage", (SQUARE,), strides=((1, 0.01), (3, 0.99)))
+    windows = make(folder, requests=(request,))
+    draws = [draw for step in range(4) for draw in run(windows, request, step)[0]]
     assert {draw.frames[1] - draw.frames[0] for draw in draws if draw.clip == "2.mp4"} == {1}
     assert 3 in {draw.frames[1] - draw.frames[0] for draw in draws if draw.clip == "0.mp4"}
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])
-def test_a_clip_that_breaks_in_mid_run_is_told_once_and_replaced(folder, capsys, damage):
+def test_a_clip_that_breaks_in_mid_run_is_reported_once_and_replaced(folder, capsys, damage):
     windows = make(folder, PixelWindows)
     intact = [run(windows, MIXTURE, step) for step in range(4)]
     if damage == "deleted":
@@ -234,13 +234,13 @@ def test_after_a_rollback_clips_come_in_another_order(folder):
 
 
 def test_buckets_without_clips_are_no_error(folder):
-    sampling = Sampling("stage", (SQUARE, Bucket(32, 16, 3)), strides=((1, 1.0),))
-    windows = make(folder, samplings=(sampling,))
-    assert [len(clips) for clips in windows.census(sampling).clips] == [4, 0]
-    assert run(windows, sampling, 0)[1][0].shape[-2:] == (2, 2)
+    request = WindowRequest("stage", (SQUARE, Bucket(32, 16, 3)), strides=((1, 1.0),))
+    windows = make(folder, requests=(request,))
+    assert [len(clips) for clips in windows.census(request).clips] == [4, 0]
+    assert run(windows, request, 0)[1][0].shape[-2:] == (2, 2)
 
 
 def test_unknown_sizes_are_refused(folder):
     windows = make(folder)
     with pytest.raises(ValueError, match="none of the sizes"):
-        windows.census(Sampling("stage", (WIDE,), fps=5.0))
+        windows.census(WindowRequest("stage", (WIDE,), fps=5.0))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.evaluation.altered_signals import DROPPED, OTHER, PlanContext, noisy, pooled, tokens_dropped
+from training.evaluation.altered_signals import DROPPED, OTHER, SignalContext, noisy, pooled, tokens_dropped
 
 
 GIVEN = [0, 4]
@@ -16,8 +16,8 @@ def signals(batch: int = 2) -> torch.Tensor:
     return drawn * torch.tensor([1.0, 1.0, 10.0])
 
 
-def context(numbers=(0, 1)) -> PlanContext:
-    return PlanContext(UNCONDITIONAL, GIVEN, [torch.Generator().manual_seed(number) for number in numbers])
+def context(numbers=(0, 1)) -> SignalContext:
+    return SignalContext(UNCONDITIONAL, GIVEN, [torch.Generator().manual_seed(number) for number in numbers])
 
 
 def test_noise_is_as_strong_as_asked_for_in_every_channel_and_the_same_at_any_strength():

@@ -6,15 +6,15 @@ from peft import LoraConfig
 
 from diffusers_mardini import MarDiniPipeline
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
-from training.evaluation.altered_signals import DROPPED, OTHER, PlanContext, batch_of_others, noisy, tokens_dropped
+from training.evaluation.altered_signals import DROPPED, OTHER, SignalContext, batch_of_others, noisy, tokens_dropped
 from training.evaluation.sampling import (
     batches,
     generate,
-    plan_changed,
     reconstruct,
     sample_batch,
     scheduler_named,
     scheduler_replaced,
+    signals_altered,
     weights_digest,
 )
 
@@ -57,7 +57,7 @@ def test_no_batch_has_a_single_window_unless_there_is_only_one():
 
 
 def test_the_plan_of_another_window_is_there_however_small_the_batch(pipe, windows):
-    generate(pipe, windows, [0, 4], steps=1, batch_size=1, plan_change=OTHER)
+    generate(pipe, windows, [0, 4], steps=1, batch_size=1, alteration=OTHER)
 
 
 @pytest.mark.parametrize("batch_size", (1, 3, 8))
@@ -66,7 +66,7 @@ def test_the_plan_of_another_window_is_another_clips(per_clip, batch_size):
     clips = [f"{number}.mp4" for number, count in enumerate(per_clip) for _ in range(count)]
     for first, last in batches(len(clips), batch_size, batch_of_others(clips)):
         window = torch.arange(first, last)
-        context = PlanContext(torch.zeros(1), [0], [])
+        context = SignalContext(torch.zeros(1), [0], [])
         other = OTHER.apply(window[:, None, None, None, None], context).flatten()
         assert all(clips[a] != clips[b] for a, b in zip(window, other))
 
@@ -81,12 +81,12 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 5, 16, 4, 4, generator=generator)
     low = torch.randn(2, 5, 16, 2, 2, generator=generator)
-    context = PlanContext(pipe.transformer.unconditional_planning_signal, [0, 4], [])
+    context = SignalContext(pipe.transformer.unconditional_planning_signal, [0, 4], [])
     with torch.no_grad():
         own = pipe.planner(low, mask)[0]
-        with plan_changed(pipe, DROPPED, context):
+        with signals_altered(pipe, DROPPED, context):
             none = pipe.planner(low, mask, return_dict=False)[0]
-        with plan_changed(pipe, OTHER, context):
+        with signals_altered(pipe, OTHER, context):
             other = pipe.planner(low, mask).planning_signals
         timestep = torch.tensor(500)
         replaced = pipe.transformer(latents, timestep, none, mask)[0]
@@ -98,7 +98,7 @@ def test_dropped_planning_is_the_transformers_own_unconditional_branch(pipe):
 
 def test_the_plan_of_another_window_needs_another_window(pipe, windows):
     with pytest.raises(ValueError, match="at least 2 windows"):
-        sample_batch(pipe, windows[:1], [0, 4], steps=1, plan_change=OTHER)
+        sample_batch(pipe, windows[:1], [0, 4], steps=1, alteration=OTHER)
 
 
 # Weights are random, and the plan hardly differs from token to token: so much noise.
@@ -107,7 +107,7 @@ def test_what_is_drawn_to_change_a_plan_depends_on_window_and_seed_alone(windows
     def plans(seed: int, batch_size: int) -> torch.Tensor:
         pipe = tiny_pipeline()
         counter = CallCounter(pipe)
-        generate(pipe, windows, [0, 4], steps=1, seed=seed, batch_size=batch_size, plan_change=change)
+        generate(pipe, windows, [0, 4], steps=1, seed=seed, batch_size=batch_size, alteration=change)
         return torch.cat([kwargs["planning_signals"] for _, kwargs, _ in counter.inputs["window_state"]])
 
     together, apart, other_seed = plans(0, 4), plans(0, 2), plans(1, 4)

@@ -66,7 +66,7 @@ def test_a_window_is_sampled_alike_in_any_company(sampler):
     )  # another noise
 
 
-def test_what_is_not_given_is_not_looked_at(sampler):
+def test_masked_frames_are_not_read(sampler):
     latents, low = make_windows()
     sampled = sampler.sample(latents, low, [0], range(3), joint())
     latents[:, 1:], low[:, 1:] = 7.0, 7.0

@@ -13,7 +13,7 @@ from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldou
 from pipelines_tests.training.test_train_mardini import clips_folder, make_config, make_run, records
 from training.data.buckets import heldout_window_request
 from training.evaluation.metrics import score_windows, summarize
-from training.monitoring.heldout_scores import SCORES, heldout_quality
+from training.monitoring.heldout_scores import SCORES, heldout_scores
 from training.monitoring.heldout_windows import heldout_windows
 
 
@@ -39,14 +39,14 @@ def test_scores_are_those_of_the_sampled_windows(tmp_path):
     windows = windows_of(run, stage, 3)
     sampled = sampler.sample(windows.latents, windows.planner_latents, [0, 3], range(3), stage)
     expected = summarize(score_windows(sampler.decode(sampled), sampler.decode(windows.latents), [0, 3]))
-    scores = heldout_quality(sampler, windows, stage)
+    scores = heldout_scores(sampler, windows, stage)
     assert scores == {f"quality/{name}": pytest.approx(expected[name], abs=2e-5) for name in SCORES}
 
 
 def test_windows_without_a_frame_in_between_have_no_scores(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2].model_copy(update={"num_frames": 2})
-    assert heldout_quality(make_heldout_sampler(run), windows_of(run, stage, 3), stage) == {}
+    assert heldout_scores(make_heldout_sampler(run), windows_of(run, stage, 3), stage) == {}
 
 
 def test_heldout_windows_are_spread_over_all_clips_and_named(tmp_path):
@@ -64,11 +64,11 @@ from accelerate import Accelerator
 from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldout_sampler
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
-from training.monitoring.heldout_scores import heldout_quality
+from training.monitoring.heldout_scores import heldout_scores
 torch.set_num_threads(1)
 run = make_run(Path(sys.argv[1]), make_config(data=data_fields(Path(sys.argv[2]))))
 stage = run.config.stages[2]
-scores = heldout_quality(make_heldout_sampler(run), windows_of(run, stage, 3), stage)
+scores = heldout_scores(make_heldout_sampler(run), windows_of(run, stage, 3), stage)
 if run.accelerator.is_main_process:
     print(json.dumps([run.accelerator.num_processes, scores]))
 """

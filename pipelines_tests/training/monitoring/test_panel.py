@@ -1,4 +1,4 @@
-"""What a run shows while it trains, by a clock of the test's own."""
+"""The panel of a run, with a clock of the test's own."""
 
 import io
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
 from training.costs import count_operations
 from training.monitoring.device_speed import measure_peak
-from training.monitoring.panel import COUNT_AFTER_SECONDS, TIMES, Monitor, shows_panel
+from training.monitoring.panel import COUNT_AFTER_SECONDS, TIMES, RunPanel, shows_panel
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 def make_monitor(terminal: bool, config=None, shares=None):
     clock, file = Clock(), io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120, color_system=None, _environ={"TERM": "xterm"})
-    return Monitor(config or make_config(), Accelerator(cpu=True), shares, console, clock), clock, file
+    return RunPanel(config or make_config(), Accelerator(cpu=True), shares, console, clock), clock, file
 
 
 def take_steps(monitor, clock, steps, waiting=0.5, working=1.5, between=0.0):
@@ -50,12 +50,15 @@ def test_times_are_those_of_the_steps_and_not_of_what_comes_between():
     monitor.begin_stage(monitor.config.stages[0], 0, windows_per_step=8)
     take_steps(monitor, clock, 2, between=10)
     assert monitor.times() == {"windows_per_second": 16 / 4, "waiting_seconds": 1.0}
-    assert monitor.lap() == 24.0
+    assert monitor.seconds_since_line() == 24.0
     take_steps(monitor, clock, 1)
-    assert monitor.times() == {"windows_per_second": 8 / 2, "waiting_seconds": 0.5} and monitor.lap() == 2.0
+    assert (
+        monitor.times() == {"windows_per_second": 8 / 2, "waiting_seconds": 0.5}
+        and monitor.seconds_since_line() == 2.0
+    )
 
 
-def test_a_reading_tells_speed_waiting_and_the_time_left():
+def test_readings_have_speed_waiting_and_the_time_left():
     monitor, clock, _ = make_monitor(terminal=False)
     stages = monitor.config.stages
     monitor.begin_stage(stages[0], 0, windows_per_step=8)
@@ -63,7 +66,7 @@ def test_a_reading_tells_speed_waiting_and_the_time_left():
     monitor.times()
     monitor.operations = {"planner": 2e9, "transformer": 4e9, "joint": 6e9}
     monitor.peak = 4e9
-    reading = monitor.reading()
+    reading = monitor.readings()
     assert reading["stage"] == "1 of 3: planner" and reading["step"] == "2 of 3"
     assert reading["clips/s"] == "4.00" and reading["waiting for data"] == "25.0%"
     tokens = 4 * 2 * (2 + 1)  # frames, rows, patches of a row and [NEXT]
@@ -90,9 +93,9 @@ def test_a_resumed_stage_goes_by_the_pace_of_its_own_steps():
     monitor, clock, _ = make_monitor(terminal=False)
     stage = monitor.config.stages[0].model_copy(update={"steps": 100})
     monitor.begin_stage(stage, 90, windows_per_step=8)
-    assert monitor.reading()["left of the stage"] == "–"
+    assert monitor.readings()["left of the stage"] == "–"
     take_steps(monitor, clock, 2)
-    assert monitor.reading()["step"] == "92 of 100" and monitor.reading()["left of the stage"] == "0 min 16 s"
+    assert monitor.readings()["step"] == "92 of 100" and monitor.readings()["left of the stage"] == "0 min 16 s"
 
 
 def test_without_a_terminal_there_are_plain_lines_and_not_too_many():
@@ -103,7 +106,7 @@ def test_without_a_terminal_there_are_plain_lines_and_not_too_many():
         monitor.begin_stage(stage, 0, windows_per_step=8)
         for step in range(1, 31):
             take_steps(monitor, clock, 1)
-            monitor.tell(record(step=step, loss=0.5 + step, grad_norm="nan", learning_rate=1e-3, **monitor.times()))
+            monitor.show(record(step=step, loss=0.5 + step, grad_norm="nan", learning_rate=1e-3, **monitor.times()))
     lines = [line for line in file.getvalue().splitlines() if "loss" in line]
     assert len(lines) == 7  # one in ten seconds, and the last: 60 seconds
     assert lines[0].startswith(
@@ -117,8 +120,8 @@ def test_without_a_terminal_there_are_plain_lines_and_not_too_many():
 def test_heldout_scores_have_a_line_of_their_own():
     monitor, _, file = make_monitor(terminal=False)
     monitor.begin_stage(monitor.config.stages[0], 0, windows_per_step=8)
-    monitor.tell(record(heldout={"planner": 0.25}))
-    monitor.tell(record(heldout={"planner": 0.25, "quality/mid_ssim": 0.75, "quality/motion": "nan"}))
+    monitor.show(record(heldout={"planner": 0.25}))
+    monitor.show(record(heldout={"planner": 0.25, "quality/mid_ssim": 0.75, "quality/motion": "nan"}))
     assert file.getvalue().splitlines() == [
         "stage 1 of 3: planner, step 0 of 3: held out planner 0.250",
         "stage 1 of 3: planner, step 0 of 3: held out mid_ssim 0.750, motion nan",
@@ -131,7 +134,7 @@ def test_on_a_terminal_there_is_a_panel_that_is_put_away_at_the_end(monkeypatch)
     with monitor:
         monitor.begin_stage(monitor.config.stages[0], 0, windows_per_step=8)
         take_steps(monitor, clock, 2)
-        monitor.tell(record(loss=0.123456, grad_norm=1.0, learning_rate=1e-3, **monitor.times()))
+        monitor.show(record(loss=0.123456, grad_norm=1.0, learning_rate=1e-3, **monitor.times()))
         shown = file.getvalue()
         assert monitor.live is not None and "\x1b[?25l" in shown  # the cursor is hidden
     for text in ("1 of 3: planner", "2 of 3", "0.1235", "1.00e-03", "clips/s", "25.0%", "GiB", "left of the run"):
@@ -160,10 +163,10 @@ def test_operations_are_counted_and_the_peak_measured_once_a_stage_has_run_for_a
     monitor, clock, file = make_monitor(terminal=False)
     monitor.begin_stage(monitor.config.stages[0], 0, windows_per_step=2)
     take_steps(monitor, clock, 1)
-    monitor.tell(record(loss=1.0))
+    monitor.show(record(loss=1.0))
     assert monitor.peak is None and monitor.operations == {}
     clock.now += COUNT_AFTER_SECONDS
-    monitor.tell(record(loss=1.0))
+    monitor.show(record(loss=1.0))
     assert monitor.operations["joint"] == count_operations(monitor.config, monitor.config.stages[2]) > 0
     assert "peak measured here: " in file.getvalue() and "float32 matrices on cpu" in file.getvalue()
 
@@ -175,7 +178,7 @@ def test_the_measured_peak_is_a_rate_and_draws_from_no_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_line_of_a_run_tells_its_time(tmp_path, capsys):
+def test_every_line_of_a_run_has_its_times(tmp_path, capsys):
     make_run(tmp_path).train(stop_after="planner")
     lines = records(tmp_path)
     assert all(line["seconds"] >= 0 for line in lines)

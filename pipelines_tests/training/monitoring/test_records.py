@@ -1,4 +1,4 @@
-"""What a run wrote about itself, damaged: lines are dropped with a word, and files are named."""
+"""Damaged records of a run: lines are left out and reported, and errors name the file."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def test_a_run_with_a_damaged_record_goes_on(tmp_path, capsys, line):
     path.write_bytes(before + line)
     make_run(tmp_path).train(stop_after="planner")
     assert path.read_bytes() == before
-    told = capsys.readouterr().out
-    assert (f"{path}, line {before.count(10) + 1}: damaged" in told) == line.endswith(b"\n")
+    reported = capsys.readouterr().out
+    assert (f"{path}, line {before.count(10) + 1}: damaged" in reported) == line.endswith(b"\n")
 
 
 def test_a_report_leaves_damaged_records_out_and_names_damaged_files(tmp_path, capsys):
@@ -32,8 +32,8 @@ def test_a_report_leaves_damaged_records_out_and_names_damaged_files(tmp_path, c
     )
     (tmp_path / "starts.jsonl").write_bytes(b"{}\n")
     assert "Training losses" in write_report(tmp_path).read_text()
-    told = capsys.readouterr().out
-    assert "metrics.jsonl, line 1: damaged" in told and "starts.jsonl, line 1: damaged" in told
+    reported = capsys.readouterr().out
+    assert "metrics.jsonl, line 1: damaged" in reported and "starts.jsonl, line 1: damaged" in reported
     for name, content in (("status.json", b"\0\0"), ("nonfinite/a.json", b"[]"), ("config.json", b"{")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)

@@ -11,7 +11,7 @@ from pipelines_tests.training.monitoring.test_heldout_sampler import make_heldou
 from pipelines_tests.training.monitoring.test_heldout_scores import windows_of
 from pipelines_tests.training.test_train_mardini import make_config, make_run, records
 from training.engine.checkpoint import list_checkpoints
-from training.monitoring.samples import PAPER, draw_samples
+from training.monitoring.samples import MASKED_GREY, write_samples
 
 
 def sampled(**fields):
@@ -34,9 +34,9 @@ def test_pictures_are_drawn_before_the_first_step_in_between_and_at_the_end_of_a
         "00000006-joint",
         "00000008-joint",
     ]
-    told = [record for record in records(finished) if "samples" in record]
-    assert [f"{record['global_step']:08d}-{record['stage']}" for record in told] == drawn
-    for record in told:
+    reported = [record for record in records(finished) if "samples" in record]
+    assert [f"{record['global_step']:08d}-{record['stage']}" for record in reported] == drawn
+    for record in reported:
         assert record["samples"].keys() == {"interpolation", "image-to-video"}
         for each in record["samples"].values():
             assert len(each["windows"]) == 2 and each["windows"][0].startswith("0.mp4 from frame 0")
@@ -57,18 +57,18 @@ def test_a_run_learns_the_same_with_and_without_pictures(finished, tmp_path):
     assert all(torch.equal(weights[2][key], weights[3][key]) for key in weights[3])
 
 
-def test_a_run_that_goes_on_draws_the_same_pictures_and_tells_of_each_once(finished, tmp_path):
+def test_a_run_that_goes_on_writes_the_same_pictures_and_records_each_once(finished, tmp_path):
     make_run(tmp_path, sampled()).train(stop_after="transformer")
     make_run(tmp_path, sampled()).train()
     sheets = sorted(path.relative_to(finished) for path in finished.glob("samples/*/*.png"))
     assert len(sheets) == 10
     for sheet in sheets:
         assert (tmp_path / sheet).read_bytes() == (finished / sheet).read_bytes()
-    told = [[r["samples"] for r in records(folder) if "samples" in r] for folder in (finished, tmp_path)]
-    assert told[0] == told[1]
+    reported = [[r["samples"] for r in records(folder) if "samples" in r] for folder in (finished, tmp_path)]
+    assert reported[0] == reported[1]
 
 
-def test_records_of_a_run_that_was_killed_before_its_first_checkpoint_are_not_told_twice(tmp_path):
+def test_records_of_a_run_that_was_killed_before_its_first_checkpoint_are_not_kept_twice(tmp_path):
     make_run(tmp_path, sampled()).train(stop_after="planner")
     for name in ("checkpoints", "stages"):
         (tmp_path / name).rename(tmp_path / f"gone-{name}")
@@ -103,9 +103,9 @@ def test_a_run_without_heldout_clips_or_with_0_draws_nothing(tmp_path):
 def test_the_row_of_given_frames_shows_these_and_paper(tmp_path):
     run = make_run(tmp_path)
     stage = run.config.stages[2]
-    told = draw_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
-    assert told["interpolation"]["sheet"] == "samples/00000007-joint/interpolation.png"
-    pixels = np.asarray(Image.open(tmp_path / told["interpolation"]["sheet"]))
-    paper = (pixels == round(PAPER * 255)).all(axis=2)
+    reported = write_samples(make_heldout_sampler(run), windows_of(run, stage, 1), stage, 7, tmp_path)
+    assert reported["interpolation"]["sheet"] == "samples/00000007-joint/interpolation.png"
+    pixels = np.asarray(Image.open(tmp_path / reported["interpolation"]["sheet"]))
+    paper = (pixels == round(MASKED_GREY * 255)).all(axis=2)
     # Of the four frames, as large as they are drawn, two are not given.
     assert paper.sum() == pytest.approx(2 * 128 * 128, rel=0.01)

@@ -68,8 +68,8 @@ def test_steps_that_were_lost_and_run_again_are_there_once(tmp_path):
     for step in range(4, 7):
         track(resumed, line(step, loss=10.0 * step))
     finish_trackers(resumed)
-    told = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
-    assert told == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
+    reported = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
+    assert reported == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
 
 
 def test_a_run_tracks_what_it_writes(tmp_path):
@@ -110,13 +110,13 @@ def test_other_trackers_take_losses_and_sheets_through_the_same_calls(tmp_path, 
 
 
 def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path, monkeypatch):
-    def told(global_step: int) -> dict:
+    def reported(global_step: int) -> dict:
         accelerator, given = Accelerator(cpu=True), []
         monkeypatch.setattr(accelerator, "init_trackers", lambda _, init_kwargs: given.append(init_kwargs["wandb"]))
         start_trackers(accelerator, make_config(trackers=["wandb"]), tmp_path, global_step)
         return given[0]
 
-    first, resumed, anew = told(0), told(7), told(0)
+    first, resumed, anew = reported(0), reported(7), reported(0)
     assert first["id"] == resumed["id"] != anew["id"] and resumed["resume"] == "allow"
     start(tmp_path / "without")
     assert not (tmp_path / "without/wandb_id").exists()

@@ -125,7 +125,7 @@ def test_scores_that_only_one_has_are_left_out_and_named(tmp_path, capsys):
     main([f"one={one}", f"two={two}", "-o", str(tmp_path / "out")])
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "LPIPS" not in page and "FD-window" not in page and "| two − one | +0.200" in page
-    assert "left out, since not all were measured so: mean LPIPS, FD-window" in capsys.readouterr().out
+    assert "left out, because not all methods have them: mean LPIPS, FD-window" in capsys.readouterr().out
 
 
 def test_the_program_writes_a_page(tmp_path):
@@ -137,7 +137,7 @@ def test_the_program_writes_a_page(tmp_path):
     told.write_text(f"Before\n{blocks}after\n")
     main([f"the small pair={one}", f"large={two}", "-o", str(tmp_path / "out"), "--page", str(told), "scores"])
     page = (tmp_path / "out" / "comparison.md").read_text()
-    assert f'compare "the small pair={one}" large={two}' in page
+    assert f'comparison "the small pair={one}" large={two}' in page
     assert "| the small pair | 0.350 [" in page and "| large − the small pair | +0.200 [+0.200, +0.200]" in page
     assert told.read_text().startswith("Before\n") and told.read_text().endswith("after\n")
     both, differences = told.read_text().split("<!-- scores: end -->")

@@ -23,7 +23,7 @@ def test_training_losses_are_averaged_and_heldout_ones_are_not(tmp_path):
     folder = run(tmp_path / "a", [4.0, 2.0, 1.0, 3.0], 0.5)
     assert read_curve(folder, "loss:diffusion_loss", 2) == [(20, 3.0), (40, 2.0)]
     assert read_curve(folder, "heldout:diffusion/0.6", 2) == [(20, 0.5)]
-    with pytest.raises(ValueError, match="tells no loss:planner_loss"):
+    with pytest.raises(ValueError, match="has no loss:planner_loss"):
         read_curve(folder, "loss:planner_loss", 1)
     with pytest.raises(ValueError, match="neither heldout:NAME nor loss:NAME"):
         read_curve(folder, "planner_loss", 1)
@@ -82,7 +82,7 @@ def test_the_program_draws_a_panel_for_each_value_and_prints_the_ends(tmp_path, 
     "value, title",
     [
         ("heldout:diffusion/0.95", "velocity, interpolation, t = 0.95"),
-        ("heldout:diffusion_unplanned/0.95", "velocity without a plan, interpolation, t = 0.95"),
+        ("heldout:diffusion_unplanned/0.95", "velocity without planning signals, interpolation, t = 0.95"),
         ("heldout:diffusion/task/image-to-video", "velocity, image-to-video"),
         ("heldout:diffusion/masked/4", "velocity, 4 frames sampled"),
         ("heldout:planner", "reconstruction, interpolation"),

@@ -7,12 +7,12 @@ from PIL import Image
 
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training.data.recipes import moving_shapes
-from training.reproduction import degraded_signals as degraded_plan
+from training.reproduction import degraded_signals
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("degraded_plan")
+    folder = tmp_path_factory.mktemp("degraded_signals")
     tiny_pipeline().save_pretrained(folder / "checkpoint")
     moving_shapes.record(folder / "clips", clips=2, num_frames=6, size=SIZE)
     small = ["--size", str(SIZE), "--num-frames", "3", "--stride", "1", "--steps", "1", "--dtype", "float32"]
@@ -34,9 +34,9 @@ def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows
     page.write_text(
         "# Plans\n<!-- scores: begin -->\n<!-- scores: end -->\n<!-- of others: begin -->\nkept\n<!-- of others: end -->\n"
     )
-    degraded_plan.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
+    degraded_signals.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     record = json.loads((tmp_path / "results.json").read_text())
-    suffixes = [change.suffix for change in degraded_plan.plan_changes([1.0], [0.5], [2])]
+    suffixes = [alteration.suffix for alteration in degraded_signals.alterations([1.0], [0.5], [2])]
     rows = {row["method"]: row for row in record["rows"]}
     assert [row["method"] for row in record["rows"] if row["kind"] == "ours"] == [
         "ours, 1 step" + suffix for suffix in ["", *suffixes]
@@ -50,22 +50,22 @@ def test_every_changed_plan_is_held_against_the_planners_own_on_the_same_windows
     assert page.read_text().count("| ours, 1 step") == 1 + len(suffixes) and "\nkept\n" in page.read_text()
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
-    degraded_plan.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
+    degraded_signals.main([*arguments, "-o", str(tmp_path), "--page", str(page)])
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.safetensors")}
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
 
-def test_the_chart_has_the_loss_of_the_changed_plan_with_its_interval():
-    """Differences are of the planner's own plan to the changed one: what a change costs lies below zero."""
-    changes = degraded_plan.plan_changes([1.0], [0.5], [2])
+def test_the_chart_has_the_loss_of_altered_signals_with_its_interval():
+    """Differences are of the own signals to the altered ones, so losses lie below zero."""
+    altered = degraded_signals.alterations([1.0], [0.5], [2])
     differences = {
-        "ours" + change.suffix: {
-            "difference": {degraded_plan.SCORE: 0.01 * number},
-            "intervals": {degraded_plan.SCORE: (0.01 * number - 0.002, 0.01 * number + 0.004)},
+        "ours" + alteration.suffix: {
+            "difference": {degraded_signals.SCORE: 0.01 * number},
+            "intervals": {degraded_signals.SCORE: (0.01 * number - 0.002, 0.01 * number + 0.004)},
         }
-        for number, change in enumerate(changes, start=1)
+        for number, alteration in enumerate(altered, start=1)
     }
-    noise, dropped, means = degraded_plan.panels(differences, "ours", [1.0], [0.5], [2])
+    noise, dropped, means = degraded_signals.panels(differences, "ours", [1.0], [0.5], [2])
 
     def told(points):
         return [pytest.approx((p.x, p.y, p.low, p.high)) for p in points]
@@ -74,10 +74,10 @@ def test_the_chart_has_the_loss_of_the_changed_plan_with_its_interval():
     assert told(dropped.curves[""])[1:] == [(0.5, -0.02, -0.024, -0.018), (1, -0.05, -0.054, -0.048)]
     assert told(means.curves["of each frame"])[1] == (2, -0.03, -0.034, -0.028)
     assert told(means.curves["of all sampled frames"]) == [(1, -0.04, -0.044, -0.038)]
-    assert noise.levels == {"no plan": pytest.approx(-0.05)}
+    assert noise.levels == {"signals dropped": pytest.approx(-0.05)}
 
 
 def test_a_change_that_is_none_is_refused_before_anything_is_sampled(arguments, tmp_path):
     with pytest.raises(SystemExit, match="share of dropped tokens is 1"):
-        degraded_plan.main([*arguments, "--dropped", "1", "-o", str(tmp_path / "out")])
+        degraded_signals.main([*arguments, "--dropped", "1", "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

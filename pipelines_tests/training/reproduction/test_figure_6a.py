@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from training.evaluation.altered_signals import DROPPED
-from training.evaluation.methods import Sampling
+from training.evaluation.methods import SamplerSettings
 from training.reproduction import figure_6a as steps
 
 
@@ -50,7 +50,7 @@ def test_rows_of_several_results_become_one_table_and_a_curve_for_each_solver(tw
 
 def test_rows_that_name_their_guidance_are_read(two):
     """As `training.evaluate` calls them."""
-    guided = Sampling(guidance_scale=2.5)
+    guided = SamplerSettings(guidance_scale=2.5)
     for folder, scheduler in zip(two, ("", "UniPCMultistepScheduler"), strict=True):
         named = [row(guided.label(10, scheduler), 0.8), row(guided.label(10, scheduler, DROPPED), 0.1)]
         (folder / "results.json").write_text(results(named, guidance_scale=2.5))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
-from training.evaluation.windows import load_windows
+from training.evaluation.evaluation_windows import load_windows
 from training.reproduction import yardstick
 from training.reproduction.yardstick import displaced, moved
 

@@ -1,4 +1,4 @@
-"""Adapters, weights in one file, and what quantization leaves alone."""
+"""Load LoRA adapters and weights in one file; list the layers that quantization should leave alone."""
 
 from .lora import MarDiniLoraLoaderMixin
 from .lora_files import LoraDescription

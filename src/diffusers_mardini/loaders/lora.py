@@ -1,7 +1,7 @@
 """LoRA for the pipeline: one adapter may change the planner, the transformer or both.
 
-What is done here is what all diffusers pipelines share (`LoraBaseMixin`), for our two models, with names that agree in
-both, and with files that are checked before a model is touched. Training adapters is `training/`'s.
+The interface is that of all diffusers pipelines (`LoraBaseMixin`), for our two models: an adapter has one name in
+both, and files are checked before a model changes. Adapters are trained by `training/train_mardini_lora.py`.
 """
 
 import copy
@@ -40,9 +40,9 @@ logger = logging.get_logger(__name__)
 class MarDiniLoraLoaderMixin(LoraBaseMixin):
     """Load, mix, fuse, swap and save LoRA adapters of the planner and the transformer.
 
-    What is reported active is what runs, over both models. While an adapter is fused, whatever changes adapters raises
-    `ValueError`, except `unfuse_lora` and `unload_lora_weights`. Inherited from diffusers as it is:
-    `enable_lora_hotswap`.
+    The adapters reported as active are those that run, in both models. While an adapter is fused, every method that
+    changes adapters raises `ValueError`, except `unfuse_lora` and `unload_lora_weights`. `enable_lora_hotswap` is
+    inherited from diffusers unchanged.
     """
 
     _lora_loadable_modules = list(COMPONENTS)
@@ -58,17 +58,17 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
     ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         """Return the tensors of a LoRA, and on request the arguments of its `LoraConfig`s, all prefixed by component.
 
-        Of a file that names no component, `load_lora_weights` finds it; here, names begin as they do in the file.
+        If a file names no component, names stay as they are in the file; `load_lora_weights` finds the component.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
-            weight_name: which file of a folder.
-            subfolder: where in the folder.
-            return_lora_metadata: whether to return the configuration too, `None` where there is none.
+            weight_name: the file in the folder.
+            subfolder: a folder within the folder.
+            return_lora_metadata: whether to return the configuration too, `None` if there is none.
             hub_arguments: `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token` and `revision`.
 
         Raises:
-            ValueError: for pickles, unclear folders and tensors that belong to no LoRA.
+            ValueError: for pickles, ambiguous folders and tensors that belong to no LoRA.
         """
         tensors, description = read_lora(
             pretrained_model_name_or_path_or_dict, weight_name, subfolder, **hub_arguments
@@ -102,21 +102,20 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         low_cpu_mem_usage: bool = True,
         **file_arguments: Any,
     ) -> None:
-        """Add an adapter to the planner, the transformer or both, as its file has it; it is the only active one.
+        """Add an adapter to the models that its file names: planner, transformer or both. It becomes the only active
+        one.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
-            adapter_name: what `set_adapters` will call it, without points; by default `default_0`, `default_1` and so
-                on.
-            hotswap: puts the new weights where those of the adapter `adapter_name` are, at their full strength and
-                without changing the model, so that a compiled one is not compiled anew. `enable_lora_hotswap` first,
-                where ranks differ.
-            low_cpu_mem_usage: makes no random weights before loading.
+            adapter_name: its name for `set_adapters`, without dots; by default `default_0`, `default_1` and so on.
+            hotswap: replace the weights of the adapter `adapter_name` in place, at full strength, so that a compiled
+                model is not compiled again. If ranks differ, call `enable_lora_hotswap` first.
+            low_cpu_mem_usage: create no random weights before loading.
             file_arguments: those of `lora_state_dict`.
 
         Raises:
-            ValueError: for files and names that cannot be used, for an adapter of which any tensor does not fit, and
-                while an adapter is fused; before a model is changed.
+            ValueError: for files and names that cannot be used, for an adapter with a tensor that does not fit, and
+                while an adapter is fused. The models are unchanged then.
         """
         tensors, description = read_lora(pretrained_model_name_or_path_or_dict, **file_arguments)
         models = self._lora_models()
@@ -144,34 +143,34 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 if hotswap:
                     settle_swap(models[name], part, configs[name], adapter_name)
         except Exception:
-            if not hotswap:  # half an adapter is none
+            if not hotswap:  # remove the half that was loaded
                 for name in done:
                     models[name].delete_adapters(adapter_name)
             for state in before.values():
                 state.restore()
             raise
         if not hotswap:
-            for name in models.keys() - parts.keys():  # half of another adapter would go on running there
+            for name in models.keys() - parts.keys():  # otherwise another adapter would go on running there
                 activate(models[name], [adapter_name])
                 models[name].enable_lora()
 
     def _checked_parts(
         self, tensors: dict[str, torch.Tensor], description: LoraDescription
     ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, dict[str, Any]]]:
-        """Return tensors and configurations by component, once all of them are known to fit."""
+        """Return tensors and configurations by component, after checking that all of them fit."""
         models, adapters = self._lora_models(), description.adapters
 
         def check(component: str, part: dict[str, torch.Tensor], config: dict[str, Any] | None) -> dict[str, Any]:
             return check_fit(models[component], component, part, config, description.base_model)
 
-        # One model's file, which does not name it, has one configuration, which does not either.
+        # A file of one model that does not name it has one configuration, which does not name it either.
         only = next(iter(adapters.values())) if len(adapters) == 1 and not adapters.keys() & set(COMPONENTS) else None
         parts = by_component(tensors, models, lambda component, part: check(component, part, only))
         for name in parts:
             if name not in models:
                 raise ValueError(
-                    f"the adapter changes the {name}, which this pipeline does not have; a modular one has it after "
-                    "`load_components()` where one of its blocks uses it"
+                    f"the adapter changes the {name}, which this pipeline does not have; a modular pipeline has it "
+                    "after `load_components()` if one of its blocks uses it"
                 )
         if len(parts) != 1 or any(name.split(".")[0] in COMPONENTS for name in tensors):
             only = None
@@ -199,19 +198,19 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """Write an adapter to one safetensors file.
 
         Args:
-            save_directory: where to; made if it is missing.
-            planner_lora_layers, transformer_lora_layers: what `peft.get_peft_model_state_dict` gives; at least one.
-            is_main_process: nothing is written where it is False.
-            weight_name: of the file; `pytorch_lora_weights.safetensors` by default.
-            safe_serialization: only True, as in all of this package.
+            save_directory: the folder; created if it is missing.
+            planner_lora_layers, transformer_lora_layers: results of `peft.get_peft_model_state_dict`; at least one.
+            is_main_process: if False, nothing is written.
+            weight_name: name of the file; `pytorch_lora_weights.safetensors` by default.
+            safe_serialization: only True, as everywhere in this package.
             planner_lora_adapter_metadata, transformer_lora_adapter_metadata:
                 `model.peft_config[adapter_name].to_dict()`: rank, alpha, targets. Without it a scale of 1 (alpha equal
                 to the rank) is assumed on loading.
             base_model: the folder or Hub id of the pipeline that was adapted.
-            training_config: how the adapter was trained; anything that JSON can say.
+            training_config: the configuration of its training; anything that JSON can hold.
 
         Returns:
-            The file, or None where nothing was to be written.
+            The path of the file, or None if nothing was to be written.
 
         Raises:
             ValueError: for no layers, for a pickle, and for metadata without layers.
@@ -243,20 +242,20 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """Make adapters active, each with a weight, or with one per component: `{"planner": 0.5, "transformer": 1}`.
 
         Args:
-            adapter_names: which; all others are inactive from now on, in both models. None of them with `[]`.
-            adapter_weights: one for all or a list with one for each; 1 where it is not given.
+            adapter_names: the adapters; all others become inactive, in both models. `[]` leaves none active.
+            adapter_weights: one for all, or a list with one for each; 1 by default.
 
         Raises:
-            ValueError: for names that are not loaded, for components that have no adapters, for weights that are no
-                finite numbers, while an adapter is fused, and where a model is wrapped by `torch.compile(model)`.
+            ValueError: for names that are not loaded, for components that have no adapters, for weights that are not
+                finite numbers, while an adapter is fused, and if a model is wrapped by `torch.compile(model)`.
         """
         self._refuse_wrapped_models()
         self._refuse_fused()
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         refuse_unknown(adapter_names, self._all_adapters())
         if isinstance(adapter_weights, dict) and len(adapter_names) > 1:
-            # diffusers takes components out of the dictionary as it goes: one that is shared serves the first only.
-            adapter_weights = [adapter_weights] * len(adapter_names)
+            # diffusers removes components from the dictionary as it goes: a shared one would serve the first only.
+            adapter_weights = [adapter_weights for _ in adapter_names]
         if isinstance(adapter_weights, list):
             adapter_weights = [dict(weight) if isinstance(weight, dict) else weight for weight in adapter_weights]
             for weight in adapter_weights:
@@ -264,16 +263,16 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                     unknown = sorted(weight.keys() - set(COMPONENTS))
                     raise ValueError(f"`adapter_weights` names {unknown}; components are {', '.join(COMPONENTS)}")
         _check_weights(adapter_weights)
-        if not adapter_names:  # which diffusers' own takes for an error
+        if not adapter_names:  # an error for diffusers' own method
             for model in self._lora_models().values():
                 activate(model, [])
             return
         super().set_adapters(adapter_names, adapter_weights)
 
     def get_active_adapters(self) -> list[str]:
-        """Return the names of the adapters that run, in one of the models or both; none while they are disabled."""
+        """Return the names of the adapters that run, in one model or both; none while they are disabled."""
         models = [model for model in self._lora_models().values() if not are_disabled(model)]
-        # The longest list first: in the order in which `set_adapters` was given them.
+        # The longest list first, which has the order that `set_adapters` was given.
         lists = sorted(map(chosen_adapters, models), key=len, reverse=True)
         return list(dict.fromkeys(name for names in lists for name in names))
 
@@ -286,13 +285,13 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         return [name for names in self.get_list_adapters().values() for name in names]
 
     def disable_lora(self) -> None:
-        """Switch all adapters off until `enable_lora`; refused while one is fused, which would stay in the weights."""
+        """Switch all adapters off until `enable_lora`; refused while one is fused, as it would stay in the weights."""
         self._refuse_wrapped_models()
         self._refuse_fused()
         super().disable_lora()
 
     def enable_lora(self) -> None:
-        """Switch the adapters on again that were active before `disable_lora`."""
+        """Switch on the adapters that were active before `disable_lora`."""
         self._refuse_wrapped_models()
         super().enable_lora()
 
@@ -304,13 +303,12 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         super().set_lora_device(adapter_names, device)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Take adapters out of both models; with the last one, a model is what it was before the first.
+        """Remove adapters from both models; after the last one, a model is as it was before the first.
 
-        If none is left that is active, the first of the others is from now on, in both models.
+        If no active adapter is left, the first of the others becomes active in both models.
 
         Raises:
-            ValueError: for names that are not loaded, and while an adapter is fused into the weights, which would stay
-                there.
+            ValueError: for names that are not loaded, and while an adapter is fused, as it would stay in the weights.
         """
         self._refuse_wrapped_models()
         self._refuse_fused()
@@ -327,7 +325,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             activate(model, left)
 
     def unload_lora_weights(self) -> None:
-        """Take all adapters out: both models are what they were before, bit for bit, unless adapters were fused."""
+        """Remove all adapters: both models are as they were before, bit for bit, unless adapters were fused."""
         self._refuse_wrapped_models()
         super().unload_lora_weights()
 
@@ -348,19 +346,20 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | str | None = None,
     ) -> None:
-        """Add adapters to the weights, so that they cost no time; `unfuse_lora` takes them out again.
+        """Add adapters to the weights, so that they cost no time; `unfuse_lora` removes them again.
 
-        To keep them in for good: `fuse_lora`, `unload_lora_weights`, `save_pretrained`.
+        To keep them for good: `fuse_lora`, `unload_lora_weights`, `save_pretrained`.
 
         Args:
-            components: `["planner", "transformer"]` unless given.
-            lora_scale: a further weight, while they are fused.
+            components: by default `["planner", "transformer"]`.
+            lora_scale: a further weight while they are fused.
             safe_fusing: whether to look for NaN in the sum first.
-            adapter_names: all active ones unless given. Others of these components do not run until `unfuse_lora`.
+            adapter_names: by default all active ones. Other adapters of these components do not run until
+                `unfuse_lora`.
 
         Raises:
-            ValueError: for names that are not loaded, where none is active, for what is fused already, and for
-                adapters that could not be taken out again; before the weights change.
+            ValueError: for names that are not loaded, if none is active, for adapters that are fused already, and for
+                those that could not be removed again. The weights are unchanged then.
         """
         models = self._chosen_models(components)
         if any(model.is_fused for model in models):
@@ -381,9 +380,9 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             raise
 
     def unfuse_lora(self, components: list[str] | str | None = None) -> None:
-        """Take fused adapters out of the weights.
+        """Remove fused adapters from the weights.
 
-        Weights are equal to before up to the rounding of one sum and difference, strengths to the bit.
+        The weights are those of before up to the rounding of one sum and one difference; strengths are exactly equal.
 
         Raises:
             ValueError: if nothing is fused.
@@ -393,7 +392,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             raise ValueError("there is nothing to unfuse: no adapter is fused into the weights")
         for model in models:
             model.unfuse_lora()
-        if not self.fused_loras:  # others rested while it was fused
+        if not self.fused_loras:  # models whose adapters paused while it was fused
             for model in self._lora_models().values():
                 if model.is_fused:
                     model.unfuse_lora()
@@ -420,23 +419,23 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         refuse_fused(self.fused_loras)
 
     def _refuse_loaded_adapters(self) -> None:
-        """Raise `ValueError` where adapters are loaded: a folder saved now would miss the weights they stand on."""
+        """Raise `ValueError` if adapters are loaded: a folder saved now would lack the model's own weights."""
         refuse_loaded(self.get_list_adapters())
 
     def _lora_models(self) -> dict[str, torch.nn.Module]:
-        """Return planner and transformer, as far as the pipeline has them: a modular one may have none."""
+        """Return those of planner and transformer that the pipeline has; a modular one may have none."""
         models = {part: getattr(self, part, None) for part in COMPONENTS}
         return {part: model for part, model in models.items() if model is not None}
 
     def _refuse_wrapped_models(self) -> None:
         """Raise `ValueError` for a model in the wrapper of `torch.compile(model)`.
 
-        diffusers loads adapters through it, and then finds none.
+        diffusers loads adapters through the wrapper, and then does not find them.
         """
         for part, model in self._lora_models().items():
-            if hasattr(model, "_orig_mod"):  # asked so, because importing the wrapper's class takes seconds
+            if hasattr(model, "_orig_mod"):  # not isinstance: importing the wrapper's class takes seconds
                 raise ValueError(
-                    f"the {part} is wrapped by `torch.compile`, and this does not reach the adapters in the wrapper; "
+                    f"the {part} is wrapped by `torch.compile`, so its adapters cannot be reached; "
                     f"compile it in place, `pipe.{part}.compile()`, or its blocks, "
                     f"`pipe.{part}.compile_repeated_blocks()`"
                 )
@@ -452,6 +451,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                     f"{' and '.join(owners) or 'nothing, it is not loaded'}, and the new one "
                     f"{' and '.join(parts) or 'nothing'}; both must change the same models"
                 )
+            assert name is not None, "an adapter of this name is loaded"
             return name
         if name is None:
             return next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
@@ -464,7 +464,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
 
 
 def _check_weights(weights: Any) -> None:
-    """Raise `ValueError` if a weight of an adapter is no finite number; weights may lie in lists and dictionaries."""
+    """Raise `ValueError` if a weight of an adapter is not finite; weights may be in lists and dictionaries."""
     if isinstance(weights, (list, tuple, dict)):
         for weight in weights.values() if isinstance(weights, dict) else weights:
             _check_weights(weight)

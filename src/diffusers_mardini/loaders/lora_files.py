@@ -1,8 +1,8 @@
-"""LoRA files: safetensors, with what is to be known about the adapter in the header.
+"""Read and write LoRA files: safetensors, with a description of the adapter in the header.
 
 Tensors are named `planner.…` and `transformer.…`. The header holds the configuration of the adapter in the form that
-all diffusers loaders read, and under a key of ours where the adapter comes from. Putting adapters into models is
-`lora.py`'s, and what names mean `lora_names.py`'s.
+all diffusers loaders read, and the origin of the adapter under a key of ours. `lora.py` puts adapters into models,
+`lora_names.py` interprets names.
 """
 
 import json
@@ -23,19 +23,19 @@ from .lora_names import in_peft_form
 
 DESCRIPTION_KEY = "mardini_lora"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-PEFT_CONFIG = "adapter_config.json"  # beside the weights, where peft saved them
+PEFT_CONFIG = "adapter_config.json"  # beside weights that peft saved
 
 
 @dataclass(frozen=True)
 class LoraDescription:
-    """Hold what the header of a LoRA file tells.
+    """The content of a LoRA file's header.
 
-    Args:
+    Attributes:
         adapters: for each component that the file adapts, the arguments of peft's `LoraConfig`: `r`, `lora_alpha`,
-            `target_modules`, `use_dora` and so on. Empty for files that were saved without; under `""` where the file
-            was saved from one model alone and does not name it.
-        base_model: the folder or Hub id of the pipeline that the adapter was trained on, where it is known.
-        training_config: how it was trained, where it is known.
+            `target_modules`, `use_dora` and so on. Empty for a file without them; under `""` for a file of one model
+            that does not name it.
+        base_model: the folder or Hub id of the pipeline that the adapter was trained on, if known.
+        training_config: the configuration of its training, if known.
     """
 
     adapters: dict[str, dict[str, Any]]
@@ -46,10 +46,10 @@ class LoraDescription:
 def write_lora_file(
     folder: str | os.PathLike, weight_name: str | None, tensors: dict[str, torch.Tensor], description: LoraDescription
 ) -> Path:
-    """Write `tensors` and their description; an older file of the same name is replaced at once or not at all.
+    """Write tensors and their description; an older file of the same name is replaced in one step or not at all.
 
     Raises:
-        ValueError: for a name that is not a safetensors file's, or a folder that is a file.
+        ValueError: for a name without the suffix of safetensors, or a folder that is a file.
     """
     folder = Path(folder)
     weight_name = LORA_WEIGHT_NAME_SAFE if weight_name is None else weight_name
@@ -82,17 +82,17 @@ def read_lora(
     use_safetensors: bool | None = None,
     **hub_arguments: Any,
 ) -> tuple[dict[str, torch.Tensor], LoraDescription]:
-    """Return the tensors of a LoRA, with names that end as peft's do, and what its header tells.
+    """Return the tensors of a LoRA, with names that end as peft's do, and its description.
 
     Args:
         source: a folder, a file, an id on the Hub, or the tensors themselves.
-        weight_name: which file of a folder.
-        subfolder: where in the folder.
+        weight_name: the file in the folder.
+        subfolder: a folder within the folder.
         use_safetensors: as in diffusers; `False` is refused.
         hub_arguments: those of `HUB_ARGUMENTS`.
 
     Raises:
-        ValueError: for pickles, unclear folders, damaged files and tensors that belong to no LoRA.
+        ValueError: for pickles, ambiguous folders, damaged files and tensors that belong to no LoRA.
     """
     unknown = sorted(hub_arguments.keys() - set(HUB_ARGUMENTS))
     if unknown:
@@ -100,7 +100,7 @@ def read_lora(
     if use_safetensors is False:
         raise ValueError("`use_safetensors=False` would unpickle a file; only .safetensors is read")
     if isinstance(source, dict):
-        return in_peft_form(source, told_alpha=False), LoraDescription({})
+        return in_peft_form(source, has_alpha=False), LoraDescription({})
     file = local_lora_file(source, weight_name, subfolder)
     hub_arguments = {name: hub_arguments.get(name) for name in HUB_ARGUMENTS}
     try:
@@ -120,11 +120,11 @@ def read_lora(
     if not description.adapters and any(name.startswith("base_model.") for name in tensors):
         config = _peft_config(source, file, subfolder, hub_arguments)
         description = replace(description, adapters={"": config} if config else {})
-    return in_peft_form(tensors, told_alpha=bool(description.adapters)), description
+    return in_peft_form(tensors, has_alpha=bool(description.adapters)), description
 
 
 def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescription:
-    """Return what the header of a LoRA file tells.
+    """Return the description in the header of a LoRA file.
 
     Raises:
         ValueError: if it cannot be read.
@@ -143,7 +143,7 @@ def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescr
 def _peft_config(
     source: str | os.PathLike, file: Path | None, subfolder: str | None, hub_arguments: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the configuration that peft writes beside the weights that it saves, `None` where there is none."""
+    """Return the configuration that peft saves beside weights, `None` if there is none."""
     from peft import LoraConfig, PeftConfig
 
     if file is not None:
@@ -155,7 +155,7 @@ def _peft_config(
         config = PeftConfig.from_pretrained(str(source), subfolder=subfolder, **given)
     except (ValueError, TypeError, KeyError, OSError) as error:
         if file is None:
-            return None  # the Hub has none, as a rule
+            return None  # most repositories on the Hub have none
         raise ValueError(
             f"{file.parent / PEFT_CONFIG} cannot be read as the configuration of a LoRA ({error})"
         ) from error
@@ -165,10 +165,10 @@ def _peft_config(
 
 
 def local_lora_file(path: str | os.PathLike, weight_name: str | None, subfolder: str | None) -> Path | None:
-    """Return the safetensors file that a path on this machine means; `None` where it is none, but an id on the Hub.
+    """Return the safetensors file that a local path means; `None` if it is not a local path but an id on the Hub.
 
     Raises:
-        ValueError: for pickles, for a path that leads nowhere and for a folder that leaves open which file is meant.
+        ValueError: for pickles, for a path that does not exist and for a folder with several files to choose from.
     """
     if weight_name is not None:
         require_safetensors(weight_name)

@@ -1,6 +1,6 @@
-"""Whether an adapter fits a model: asked before anything changes, so that it is loaded whole or refused.
+"""Check that an adapter fits a model before anything changes, so that it is loaded completely or refused.
 
-Names have been understood before, by `lora_names.py`.
+`lora_names.py` has interpreted its names before.
 """
 
 import math
@@ -14,14 +14,14 @@ from ..models.adapters import adapter_layers
 
 
 A, B, BIAS, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"
-# Ways to begin an adapter that change the model's own weights; the file then only fits those changed ones.
+# Initializations that change the model's own weights; the file then only fits the changed weights.
 _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# What a configuration can ask for beside matrices of linear layers.
+# Options of a configuration that adapt anything but linear layers.
 _NOT_LAYERS = ("modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices")
 
 
 def adaptable_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Return the linear layers of a model by name, also those that have adapters already."""
+    """Return the linear layers of a model by name, including those that have adapters already."""
     model = getattr(model, "_orig_mod", model)  # `torch.compile(model)`
     return {
         name: module
@@ -32,7 +32,7 @@ def adaptable_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 def plain_config(part: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return a configuration with a scale of 1 for every layer, for a file that has none."""
-    # As diffusers has it for a file without one.
+    # As diffusers does for a file without one.
     ranks = {f"^{name}": tensor.shape[1] for name, tensor in part.items() if name.endswith(B)}
     return get_peft_kwargs(ranks, None, part)
 
@@ -44,14 +44,14 @@ def check_fit(
     config: dict[str, Any] | None,
     base_model: str | None,
 ) -> dict[str, Any]:
-    """Return the configuration to load `part` with: `config`, or one of its own.
+    """Return the configuration to load `part` with: `config`, or a plain one.
 
     Args:
         model: the model to adapt.
         component: its name.
         part: tensors under peft's names.
         config: arguments of peft's `LoraConfig`, from the file.
-        base_model: what the adapter was trained on, for the message.
+        base_model: the model that the adapter was trained on, for the message.
 
     Raises:
         ValueError: if a layer is missing here or has another size, if not every layer has both matrices of one rank,
@@ -90,13 +90,13 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"`{name}` of the LoRA has {kind}; expected floating-point numbers")
     if not torch.isfinite(tensor.float()).all():
         raise ValueError(
-            f"`{name}` of the LoRA holds values that are not finite; it was damaged, or its training had blown up"
+            f"`{name}` of the LoRA holds values that are not finite; it was damaged, or its training diverged"
         )
 
 
 def _check_layer(component: str, path: str, layer: torch.nn.Module, own: dict[str, torch.Tensor], hint: str) -> None:
-    """Raise `ValueError` unless a layer has both matrices, of its size and of one rank."""
-    for end, other in ((A, B), (B, A)):
+    """Raise `ValueError` unless the LoRA has both matrices of a layer, of its size and of one rank."""
+    for end, _other in ((A, B), (B, A)):
         if end not in own:
             raise ValueError(
                 f"the LoRA has `{component}.{path}.{next(iter(own))}` but no `{end}` for that layer; it needs {A} and "
@@ -127,7 +127,7 @@ def _check_layer(component: str, path: str, layer: torch.nn.Module, own: dict[st
 
 
 def _check_config(component: str, tensors: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]) -> None:
-    """Raise `ValueError` if a configuration contradicts the tensors, or asks for what is no LoRA of layers."""
+    """Raise `ValueError` if a configuration contradicts the tensors, or adapts anything but linear layers."""
     from peft import LoraConfig
 
     where = f"the configuration of the {component}'s adapter"
@@ -135,7 +135,7 @@ def _check_config(component: str, tensors: dict[str, dict[str, torch.Tensor]], c
         lora = LoraConfig(**config)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{where} is no LoraConfig that the installed peft knows ({error}); a newer peft may"
+            f"{where} is not a LoraConfig that the installed peft knows ({error}); a newer peft may know it"
         ) from error
     asked = [key for key in _NOT_LAYERS if getattr(lora, key, None)]
     if asked:
@@ -197,7 +197,7 @@ def settle_swap(
 ) -> None:
     """Give swapped layers their rank and alpha.
 
-    peft keeps the old ones, from which `set_adapters` would reckon the new strength.
+    peft keeps the old ones, from which `set_adapters` would compute the new strength.
     """
     from peft import LoraConfig
 
@@ -211,13 +211,13 @@ def settle_swap(
             math.sqrt(layer.r[adapter_name]) if lora.use_rslora else layer.r[adapter_name]
         )
         if torch.is_tensor(layer.scaling[adapter_name]):
-            layer.scaling[adapter_name].fill_(scaling)  # compiled models hold on to this tensor
+            layer.scaling[adapter_name].fill_(scaling)  # compiled models keep a reference to this tensor
         else:
             layer.scaling[adapter_name] = scaling
 
 
 def refuse_not_finite(model: torch.nn.Module, names: list[str]) -> None:
-    """Raise `ValueError` if an adapter holds NaN or infinity: fused, it could not be taken out again."""
+    """Raise `ValueError` if an adapter holds NaN or infinity: once fused, it could not be removed again."""
     for layer in adapter_layers(model):
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector"):
             for name in names:

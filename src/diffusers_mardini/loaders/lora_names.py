@@ -1,7 +1,7 @@
-"""Names of the tensors of a LoRA: those of peft, diffusers and other trainers, and which model they mean.
+"""Interpret the names of a LoRA's tensors: those of peft, diffusers and other trainers.
 
-First the ends of the names are brought into peft's form (`in_peft_form`), then what is before them into layers of the
-planner and the transformer (`by_component`). A file is understood whole or refused.
+First the ends of the names are converted to peft's form (`in_peft_form`), then their beginnings to layers of the
+planner and the transformer (`by_component`). A file is understood completely or refused.
 """
 
 import re
@@ -19,13 +19,13 @@ ACCEPTED = (
     "the model's name, or with `diffusion_model.` or peft's `base_model.model.` before it, if the layers fit one of "
     "the models only; and kohya's `lora_unet_<layer, joined by _>.lora_down.weight`"
 )
-# Names of the two matrices in files of other trainers, and peft's.
+# From the names of the two matrices in files of other trainers to peft's.
 _PEFT_NAMES = {
     f".{prefix}{old}.weight": f".lora_{new}.weight"
     for prefix in ("lora_", "lora.", "lora_linear_layer.")
     for old, new in (("down", "A"), ("up", "B"))
 }
-# Layer, what it is, and the name of the adapter, which peft leaves in when a state dict is saved as it is.
+# Layer, kind of tensor, and the name of the adapter, which stays in a state dict of peft's that is saved unchanged.
 _MATRIX = re.compile(r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B)(?:\.(?P<adapter>[^.]+))?\.(?P<end>weight|bias)")
 _LENGTHS = re.compile(
     r"(?P<layer>.+)\.(?P<kind>lora_magnitude_vector)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
@@ -34,19 +34,19 @@ _ALPHA = ".alpha"
 _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "_orig_mod.", "module.")
 
 
-def in_peft_form(tensors: dict[str, torch.Tensor], told_alpha: bool) -> dict[str, torch.Tensor]:
+def in_peft_form(tensors: dict[str, torch.Tensor], has_alpha: bool) -> dict[str, torch.Tensor]:
     """Return the tensors under peft's names, which end in `lora_A.weight`, `lora_B.weight` and so on.
 
-    Where a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that a scale of
-    1 is meant.
+    If a file has a tensor `alpha` for each layer, the matrix B is multiplied by alpha over rank, so that the scale
+    becomes 1.
 
     Args:
-        tensors: by name.
-        told_alpha: whether the header tells alpha.
+        tensors: tensors by name.
+        has_alpha: whether the header gives alpha.
 
     Raises:
-        ValueError: for names that are not understood, for two adapters, and for an alpha that is told twice or belongs
-            to no layer.
+        ValueError: for names that are not understood, for two adapters, and for an alpha that is given twice or
+            belongs to no layer.
     """
     if not tensors:
         raise ValueError("the LoRA holds no tensors")
@@ -71,9 +71,9 @@ def in_peft_form(tensors: dict[str, torch.Tensor], told_alpha: bool) -> dict[str
         raise ValueError(
             f"the LoRA holds several adapters: {', '.join(f'`{name}`' for name in adapters.values())}; give one"
         )
-    if alphas and told_alpha:
+    if alphas and has_alpha:
         raise ValueError(
-            f"the LoRA tells alpha twice, in its header and as a tensor, `{next(iter(alphas))}{_ALPHA}`; remove one "
+            f"the LoRA gives alpha twice, in its header and as a tensor, `{next(iter(alphas))}{_ALPHA}`; remove one "
             "of them"
         )
     for layer, alpha in alphas.items():
@@ -97,8 +97,8 @@ def _refuse_strange(strange: list[str], total: int) -> None:
     no_lora = [name for name in strange if "lora" not in name]
     if no_lora:
         raise ValueError(
-            f"this is no LoRA: {len(no_lora)} of its {total} tensors have names without `lora`, such as {no_lora[0]}; "
-            f"{ACCEPTED}"
+            f"this is not a LoRA: {len(no_lora)} of its {total} tensors have names without `lora`, such as "
+            f"{no_lora[0]}; {ACCEPTED}"
         )
     if strange:
         raise ValueError(
@@ -110,7 +110,7 @@ def _multiply_by_alpha(tensors: dict[str, torch.Tensor], layer: str, alpha: torc
     down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
     if down not in tensors or up not in tensors or alpha.numel() != 1 or not alpha.float().isfinite().all():
         raise ValueError(
-            f"`{layer}{_ALPHA}` of the LoRA is no number that belongs to a pair of matrices `{down}` and `{up}`"
+            f"`{layer}{_ALPHA}` of the LoRA is not a number that belongs to a pair of matrices `{down}` and `{up}`"
         )
     rank = len(tensors[down]) if tensors[down].ndim else 0
     if rank:  # otherwise the shape is refused later, with the model at hand
@@ -127,9 +127,9 @@ def by_component(
     """Return the tensors by component, under their names within it and in a fixed order.
 
     Args:
-        tensors: in peft's form.
-        models: by component, those that the pipeline has.
-        check: raises `ValueError` if tensors do not fit a component.
+        tensors: tensors in peft's form.
+        models: the models of the pipeline, by component.
+        check: a function that raises `ValueError` if tensors do not fit a component.
 
     Raises:
         ValueError: if names are not understood, or could mean either model.
@@ -137,7 +137,7 @@ def by_component(
     unwrapped = {_unwrapped(name): tensor for name, tensor in sorted(tensors.items())}
     if len(unwrapped) < len(tensors):
         raise ValueError(
-            "the LoRA has tensors that differ only in what is before the layer's name, such as `module.`; give one of "
+            "the LoRA has tensors that differ only in a prefix of the layer's name, such as `module.`; give one of "
             "each"
         )
     native = [name for name in unwrapped if name.split(".")[0] in COMPONENTS]
@@ -145,7 +145,7 @@ def by_component(
         other = next(name for name in unwrapped if name not in native)
         raise ValueError(
             f"{len(unwrapped) - len(native)} of the {len(unwrapped)} tensors of the LoRA belong to neither planner "
-            f"nor transformer, such as `{other}`; nothing is loaded of a file that fits in part"
+            f"nor transformer, such as `{other}`; a file that fits only in part is not loaded"
         )
     if native:
         return _grouped((*name.split(".", 1), tensor) for name, tensor in unwrapped.items())
@@ -167,7 +167,7 @@ def _the_one_that_fits(
     found: dict[str, dict[str, str]],
     check: Callable[[str, dict[str, torch.Tensor]], Any],
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the tensors under the component that has all their layers, in their sizes."""
+    """Return the tensors under the component that has all their layers, in the right sizes."""
     fitting, reasons = {}, []
     for part, names in found.items():
         missing = [name for name in tensors if name not in names]
@@ -184,7 +184,7 @@ def _the_one_that_fits(
     example = next(iter(tensors))
     if len(fitting) > 1:
         raise ValueError(
-            f"the LoRA's names, such as `{example}`, do not tell which model it is for, and it fits "
+            f"the LoRA's names, such as `{example}`, do not say which model it is for, and it fits "
             f"{' and '.join(fitting)}; put `planner.` or `transformer.` before each name"
         )
     if not fitting:
@@ -200,14 +200,14 @@ def _grouped(named) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _unwrapped(name: str) -> str:
-    """Take off what wrappers of models put before names."""
+    """Remove the prefixes that wrappers of models put before names."""
     while prefix := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
 
 
 def _renamed(tensors: dict[str, torch.Tensor], part: str, model: torch.nn.Module) -> dict[str, str]:
-    """Return the names within a model by those of the file, of tensors whose layers it has."""
+    """Return names within the model, by name in the file, for the tensors whose layers it has."""
     layers = adaptable_layers(model)
     joined: dict[str, list[str]] = {}
     for layer in layers:

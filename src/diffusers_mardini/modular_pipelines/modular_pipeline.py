@@ -12,7 +12,7 @@ from diffusers import ModularPipeline, ModularPipelineBlocks
 from diffusers import __version__ as diffusers_version
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
-from ..checkpoint_format import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_VERSION, check_format
+from ..format_version import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_VERSION, check_format
 from ..loaders import MarDiniLoraLoaderMixin
 from ..pipelines.one_call import one_call_at_a_time
 from ..weights import check_tensors, check_weight_files, empty_tensors, require_safetensors_argument

@@ -1,6 +1,6 @@
 """How the pipeline is saved, read and shared: `save_pretrained` leaves a folder that anybody may load and push.
 
-What such a folder is, and the code in it, is told by `checkpoint_format.py`; checks and the upload by `hub.py`.
+What such a folder is, and the code in it, is told by `format_version.py`; checks and the upload by `hub.py`.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint_format import (
+from ..format_version import (
     COMPONENT_SHIM,
     COMPONENTS,
     FORMAT_KEY,

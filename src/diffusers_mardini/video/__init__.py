@@ -1,1 +1,1 @@
-"""Clips in and out of files. The only room that names PyAV; `diffusers_mardini.video_io` is its door."""
+"""Read and write clips. Only this package imports PyAV; its public names are in `diffusers_mardini.video_io`."""

@@ -1,6 +1,6 @@
-"""What the numbers of a decoded frame mean as colours, and the same picture as 8-bit sRGB on white.
+"""Convert a decoded frame to 8-bit sRGB on white, by its own colour tags and those of its stream.
 
-Knows the frame and the tags of its stream. Where the picture lies on the screen is the business of `upright.py`.
+Crop, turns and the shape of pixels are handled in `upright.py`.
 """
 
 from collections.abc import Callable
@@ -31,27 +31,27 @@ WIDE_PRIMARIES = {BT2020: BT2020_TO_BT709, 11: P3_TO_BT709, 12: P3_TO_BT709}
 # swscale's usual way rounds more than 8 bits down to 253 of 255.
 DEEP_INTERPOLATION = 2 | 0x2000  # BILINEAR | FULL_CHR_H_INT
 DEEP_YUV_WHITE = 255 * 256  # what swscale makes white of YUV in 16 bits
-ROWS = 64  # are converted at once: the tables' results stay in the processor's cache
+ROWS = 64  # converted at once, so that the results of the tables stay in the processor's cache
 
 
-def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, tell: Callable[[str], None]) -> np.ndarray:
-    """Makes 8-bit sRGB of a stored frame: by its matrix and range, tone-mapped if HDR, on white if transparent.
+def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, warn: Callable[[str], None]) -> np.ndarray:
+    """Return a stored frame as 8-bit sRGB: by its matrix and range, tone-mapped if HDR, on white if transparent.
 
     Args:
-        frame: of any pixel format.
-        stream: whose decoder knows transfer and primaries.
-        tell: called with a sentence, without its subject, about what is lost.
+        frame: a frame of any pixel format.
+        stream: its stream, whose decoder knows transfer and primaries.
+        warn: called with a sentence, without its subject, about what is lost.
 
     Returns:
-        `uint8` shaped `(height, width, 3)`, maybe in the memory of the frame.
+        `uint8` shaped `(height, width, 3)`; it may share the frame's memory.
     """
     transparent, deep, yuv = _kind(frame.format.name)
     transfer, primaries = int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries)
     options = _matrix(frame, transfer, primaries) if yuv else {}
     is_hdr = transfer in (PQ, HLG)
     if is_hdr:
-        tell(
-            f"is HDR ({'PQ' if transfer == PQ else 'HLG'}); it is tone-mapped to SDR, where all that is brighter than "
+        warn(
+            f"is HDR ({'PQ' if transfer == PQ else 'HLG'}); it is tone-mapped to SDR, where everything brighter than "
             f"reference white ({REFERENCE_WHITE} nits) is white"
         )
         colours = frame.to_ndarray(format="rgb48le", **options)
@@ -75,7 +75,7 @@ def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, tell: Callable[[s
 
 @lru_cache(maxsize=64)
 def _kind(pixel_format: str) -> tuple[bool, bool, bool]:
-    """Whether a pixel format may be transparent, has more than 8 bits, and is YUV."""
+    """Return whether a pixel format may be transparent, has more than 8 bits, and is YUV."""
     kind = av.VideoFormat(pixel_format, 16, 16)
     components = kind.components
     transparent = kind.has_palette or any(component.is_alpha for component in components)
@@ -84,7 +84,7 @@ def _kind(pixel_format: str) -> tuple[bool, bool, bool]:
 
 
 def _matrix(frame: av.VideoFrame, transfer: int, primaries: int) -> dict[str, int]:
-    """Options by which swscale takes the right matrix: the tagged one, else that which players take for the size."""
+    """Return swscale's options for the right matrix: the tagged one, else the one that players assume for the size."""
     tagged = int(frame.colorspace)
     if tagged in UNREADABLE_MATRICES:
         raise ValueError(
@@ -98,11 +98,11 @@ def _matrix(frame: av.VideoFrame, transfer: int, primaries: int) -> dict[str, in
 
 
 def _on_white(array: np.ndarray, stream: av.VideoStream) -> np.ndarray:
-    """`(height, width, 4)` on white, by the rule of pictures."""
+    """Return a picture of `(height, width, 4)` on white, as `to_rgb` does it for files of pictures."""
     alpha = array[..., 3]
     if alpha.min() == 255:
         return array[..., :3]
-    if stream.codec_context.name == "rawvideo" and alpha.max() == 0:  # 32 bits of AVI, of which 8 are padding
+    if stream.codec_context.name == "rawvideo" and alpha.max() == 0:  # AVI with 32 bits, of which 8 are padding
         return array[..., :3]
     return np.asarray(to_rgb(Image.fromarray(np.ascontiguousarray(array))))
 
@@ -112,13 +112,13 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
 
 
 def _by_light(array: np.ndarray, light: np.ndarray, to_bt709: tuple | None, system_gamma: bool) -> np.ndarray:
-    """8-bit sRGB `(height, width, 3)` of whole numbers `array`.
+    """Return 8-bit sRGB `(height, width, 3)` of a picture whose values are converted through linear light.
 
     Args:
-        array: signal, an index of `light`.
-        light: of each signal; 1 is white.
-        to_bt709: matrix from the primaries to those of sRGB.
-        system_gamma: whether `light` is that of the scene, as HLG has it, rather than that of the screen.
+        array: the signal, integers that index `light`.
+        light: the light of each signal; 1 is white.
+        to_bt709: the matrix from the picture's primaries to those of sRGB.
+        system_gamma: whether `light` is the light of the scene, as in HLG, rather than of the screen.
     """
     result = np.empty(array.shape, np.uint8)
     encoded = _srgb_encoded()
@@ -137,7 +137,7 @@ def _by_light(array: np.ndarray, light: np.ndarray, to_bt709: tuple | None, syst
 
 @lru_cache(maxsize=4)
 def _hdr_light(transfer: int, white: int) -> np.ndarray:
-    """Light of each 16-bit signal up to `white`: for PQ of the screen in reference whites, for HLG of the scene."""
+    """Return the light of each 16-bit signal up to `white`: for PQ that of the screen, for HLG that of the scene."""
     signal = np.minimum(np.arange(65536) / white, 1.0)
     if transfer == PQ:
         power = signal ** (1 / 78.84375)

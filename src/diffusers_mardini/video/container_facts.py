@@ -1,6 +1,6 @@
-"""What PyAV does not pass on of a container: the crop that it asks for, and whether its bytes end too early.
+"""Read facts of a container that PyAV does not pass on: the crop that it asks for, and whether the file is cut off.
 
-Matroska and MP4 are trees of sized elements; only the few that are asked for are read.
+Matroska and MP4 are trees of sized elements; only the few that are needed are read.
 """
 
 import io
@@ -17,13 +17,13 @@ MATROSKA = b"\x1a\x45\xdf\xa3"
 SEGMENT, TRACKS, TRACK, TRACK_TYPE, VIDEO, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0xE0, 0x1F43B675
 PIXEL_CROPS = (0x54BB, 0x54AA, 0x54CC, 0x54DD)  # in the order of `Crop`
 UNKNOWN_LENGTH = 2**56
-MOST_ELEMENTS = 100_000  # the list of tracks may stand behind all pictures
+MOST_ELEMENTS = 100_000  # read before the list of tracks, which may come after all pictures
 
 VISUAL_ENTRY = 78  # bytes of an MP4's sample entry before the boxes in it
 
 
 def video_crops(file: io.IOBase) -> list[Crop]:
-    """Reads the crop of each video track of a Matroska or MP4 file, in their order; empty for other files."""
+    """Return the crop of each video track of a Matroska or MP4 file, in order; empty for other files."""
     try:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -33,12 +33,12 @@ def video_crops(file: io.IOBase) -> list[Crop]:
         if head[4:] in (b"ftyp", b"moov", b"wide", b"mdat", b"free", b"skip"):
             return _mp4_crops(file, size)
     except (EOFError, ValueError, struct.error, ZeroDivisionError):
-        pass  # damaged: what can be read of it is for FFmpeg to say
+        pass  # a damaged file, which FFmpeg may still read or will report
     return []
 
 
 def ends_whole(file: io.IOBase) -> bool | None:
-    """Whether the bytes end where those of a whole file do; `None` where the format does not tell."""
+    """Return whether the file ends where a complete one does; `None` if the format does not show it."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(189)
@@ -57,14 +57,14 @@ def ends_whole(file: io.IOBase) -> bool | None:
 
 
 def _number(file: io.IOBase, is_name: bool) -> int:
-    """A number of Matroska, whose first byte says how long it is; names keep that mark, lengths do not."""
+    """Read a number of Matroska, whose first byte marks its length; names keep that mark, lengths do not."""
     first = file.read(1)
     if not first:
         raise EOFError
     length = 9 - first[0].bit_length()
     rest = file.read(length - 1)
     if length > 8 or len(rest) < length - 1:
-        raise ValueError("no number of Matroska")
+        raise ValueError("not a number of Matroska")
     value = int.from_bytes(first + rest, "big")
     if is_name:
         return value
@@ -73,7 +73,7 @@ def _number(file: io.IOBase, is_name: bool) -> int:
 
 
 def _elements(file: io.IOBase, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Name, start and end of what stands between two places of a Matroska file; the caller may move the file."""
+    """Yield name, start and end of the elements between two places of Matroska; the caller may move the file."""
     while place < end:
         file.seek(place)
         name, length = _number(file, True), _number(file, False)
@@ -91,16 +91,16 @@ def _matroska_crops(file: io.IOBase, size: int) -> list[Crop]:
     start, end = next(((start, end) for name, start, end in _elements(file, 0, size) if name == SEGMENT), (0, 0))
     inside = islice(_elements(file, start, min(end, size)), MOST_ELEMENTS)
     start, end = next(((start, end) for name, start, end in inside if name == TRACKS), (0, 0))
-    for name, start, end in _elements(file, start, min(end, size)):
-        fields = {name: place for name, *place in _elements(file, start, end)} if name == TRACK else {}
+    for track, *place in _elements(file, start, min(end, size)):
+        fields = {name: inner for name, *inner in _elements(file, *place)} if track == TRACK else {}
         if TRACK_TYPE in fields and value(*fields[TRACK_TYPE]) == 1:
-            video = {name: place for name, *place in _elements(file, *fields.get(VIDEO, (0, 0)))}
+            video = {name: inner for name, *inner in _elements(file, *fields.get(VIDEO, (0, 0)))}
             crops.append(tuple(value(*video[name]) if name in video else 0 for name in PIXEL_CROPS))
     return crops
 
 
 def _boxes(file: io.IOBase, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of the boxes between two places of an MP4; the caller may move the file."""
+    """Yield name, start and end of the boxes between two places of an MP4; the caller may move the file."""
     while place + 8 <= end:
         file.seek(place)
         length, name = struct.unpack(">I4s", file.read(8))
@@ -110,12 +110,12 @@ def _boxes(file: io.IOBase, place: int, end: int) -> Iterator[tuple[bytes, int, 
             start += 8
         place = place + length if length else end
         if place < start:
-            raise ValueError("no box of MP4")
+            raise ValueError("not a box of MP4")
         yield name, start, min(place, end)
 
 
 def _find(file: io.IOBase, start: int, end: int, *names: bytes) -> tuple[int, int]:
-    """Start and end of the first box at a path of names; an empty place where there is none."""
+    """Return start and end of the first box at a path of names; an empty range if there is none."""
     for wanted in names:
         start, end = next(((s, e) for name, s, e in _boxes(file, start, end) if name == wanted), (end, end))
     return start, end
@@ -140,7 +140,7 @@ def _mp4_crops(file: io.IOBase, size: int) -> list[Crop]:
 
 
 def _clean_aperture(numbers: tuple[int, ...], width: int, height: int) -> Crop:
-    """The crop of a box `clap`: width, height, and how far its middle lies right of and below that of the whole."""
+    """Return the crop of a box `clap`: width, height, and the offset of its centre to the right and down."""
     shown_width, shown_height, right, down = (Fraction(*numbers[i : i + 2]) for i in range(0, 8, 2))
     left = int(right + (width - shown_width) / 2)
     above = int(down + (height - shown_height) / 2)

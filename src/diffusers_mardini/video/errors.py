@@ -1,7 +1,7 @@
-"""What reading a file can raise, and the one place where it becomes a sentence with the file's name.
+"""The errors that reading a file can raise, and the one place that turns them into a sentence with the file's name.
 
 PyAV, Pillow and Python's own readers raise errors of many kinds for a damaged file; a list of them in each place
-that reads would miss one somewhere. Writing is not covered: there an error is no fault of the file.
+that reads would miss one somewhere. Errors of writing are not covered, because they are not the file's fault.
 """
 
 import struct
@@ -22,9 +22,9 @@ FILE_ERRORS = (
     ValueError,
     OSError,
     EOFError,
-    SyntaxError,  # Pillow, of a damaged PNG, TIFF or EXIF
+    SyntaxError,  # Pillow, for a damaged PNG, TIFF or EXIF
     TypeError,
-    AttributeError,  # diffusers, of JSON that holds a list where it looks for keys
+    AttributeError,  # diffusers, for JSON that holds a list instead of keys
     LookupError,
     ArithmeticError,
     NotImplementedError,
@@ -35,19 +35,19 @@ FILE_ERRORS = (
     Image.DecompressionBombError,
     UnidentifiedImageError,
 )
-# Raised by Pillow's readers (AVIF) and PyAV's converters, too; not in the list above, because torch raises them when
-# no file is at fault.
+# Pillow's readers (AVIF) and PyAV's converters raise these too. They are not in the list above, because torch raises
+# them when no file is at fault.
 READERS_ERRORS = (*FILE_ERRORS, RuntimeError, AttributeError, AssertionError)
 
 
 @contextmanager
 def named_file_errors(label: str, wanted: str, verb: str = "read") -> Iterator[None]:
-    """Turns whatever reading a file raises into one sentence.
+    """Turn any error of reading a file into one sentence.
 
     Args:
-        label: how to call the file, such as its quoted path.
-        wanted: what it was read as: "a picture", "a video", "JSON".
-        verb: what cannot be done with it.
+        label: the file in the message, such as its quoted path.
+        wanted: the kind of file that was expected: "a picture", "a video", "JSON".
+        verb: the action that failed.
 
     Raises:
         UnreadableFileError: for every error of `READERS_ERRORS`, except those that name the file already.

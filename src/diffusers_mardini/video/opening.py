@@ -1,7 +1,7 @@
-"""Videos as they are opened: which of several streams, which decoder, and frames made whole.
+"""Open a video: choose its stream and decoder, and decode frames, deinterlaced.
 
-What a container, a stream or a frame says beyond its numbers is asked here, in `upright.py` and in `colour.py`, and
-nowhere else.
+Tags and metadata of a container, a stream or a frame are read here, in `upright.py` and in `colour.py`, and nowhere
+else.
 """
 
 import io
@@ -23,27 +23,27 @@ from .upright import Screen
 
 logger = logging.get_logger(__name__)
 
-# FFmpeg's own decoders of these drop the transparency.
+# FFmpeg's own decoders of these codecs drop the transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Covers of sound files, and previews.
+# Streams that are no videos: covers of sound files, and previews.
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
-STILL_BRANDS = ("avif", "heic", "heix", "mif1", "mif2")  # of HEIF, which FFmpeg takes for a video of one frame
+STILL_BRANDS = ("avif", "heic", "heix", "mif1", "mif2")  # brands of HEIF, which FFmpeg reads as a video of one frame
 
 _decoding = partial(named_file_errors, wanted="a video", verb="decoded")
 
 
 class OnePictureError(UnreadableFileError):
-    """A picture where a video was asked for."""
+    """A picture was given in place of a video."""
 
 
 class Film:
-    """The stream of an open video that is shown.
+    """The stream of an open video that a player would show.
 
     Attributes:
-        container: as PyAV opened it.
+        container: the container that PyAV opened.
         stream: the stream.
-        label: how to call the file in messages.
-        is_whole: whether its bytes end where a whole file's do; `None` where they do not tell.
+        label: the file's name in messages.
+        is_whole: whether the file ends where a complete one does; `None` if the format does not show it.
         is_picture: whether it is a still picture that FFmpeg reads as a video.
         is_interlaced: whether a frame so far was made of two fields.
     """
@@ -52,14 +52,14 @@ class Film:
         self.container, self.label, self.is_whole = container, label, is_whole
         self.is_picture = container.metadata.get("major_brand", "").strip() in STILL_BRANDS
         self.is_interlaced = False
-        self._say, self._told, self._size = say, set(), None
+        self._say, self._said, self._size = say, set(), None
         self.stream = self._choose()
         tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         crop = crops[tracks.index(self.stream)] if len(crops) == len(tracks) else NO_CROP
-        self._screen = Screen(self.stream, crop, self.tell)
+        self._screen = Screen(self.stream, crop, self.warn)
 
     def _choose(self) -> av.VideoStream:
-        """FFmpeg's rule: what is marked as default, then the largest, then the first."""
+        """Choose the stream by FFmpeg's rule: the one marked as default, then the largest, then the first."""
         name = self.container.format.name
         streams = [stream for stream in self.container.streams.video if not stream.disposition & NO_FILM]
         if not streams:
@@ -73,22 +73,23 @@ class Film:
             raise OnePictureError(f"{self.label} is one picture, made of {len(films)} tiles; save it as JPEG or PNG")
         return max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
 
-    def tell(self, sentence: str) -> None:
-        """Warns once of something that is lost or ignored; `sentence` lacks its subject."""
-        if sentence not in self._told:
-            self._told.add(sentence)
+    def warn(self, sentence: str) -> None:
+        """Warn once of something that is lost or ignored; `sentence` lacks its subject, the file."""
+        if sentence not in self._said:
+            self._said.add(sentence)
             self._say(f"{self.label} {sentence}")
 
     def error(self, sentence: str) -> UnreadableFileError:
+        """Return an error about this file; `sentence` lacks its subject."""
         return UnreadableFileError(f"{self.label} {sentence}")
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Decodes from where the container stands; fields become whole pictures."""
+        """Decode from the container's current position; interlaced fields become whole frames."""
         weaver = None
         for frame in self._decoded():
             if weaver is None and frame.interlaced_frame:
                 self.is_interlaced = True
-                self.tell("is interlaced; its frames are made whole by interpolating lines")
+                self.warn("is interlaced; its frames are made whole by interpolating lines")
                 weaver = Weaver()
             if weaver is None:
                 yield frame
@@ -102,15 +103,15 @@ class Film:
             yield from whole
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Height and width of a frame as it is shown.
+        """Return height and width of a frame as `show` returns it.
 
         Raises:
-            UnreadableFileError: if the frames before had another size.
+            UnreadableFileError: if the frames before it had another size.
         """
         return self._same(self._screen.size(frame), frame)
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
-        """A frame as it is seen: upright, with square pixels, `uint8` `(height, width, 3)`; checks as `size` does."""
+        """Return a frame upright, with square pixels, as `uint8` `(height, width, 3)`; check as `size` does."""
         try:
             shown = self._screen.show(frame)
         except READERS_ERRORS:
@@ -129,12 +130,12 @@ class Film:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decode = self._alpha_decoder() or self.stream.codec_context
-        with _decoding(self.label):  # a generator sees no errors of those who use its frames
+        with _decoding(self.label):  # errors of the code that uses the frames are not raised in here
             for packet in self.container.demux(self.stream):
                 yield from decode.decode(packet)
 
     def _alpha_decoder(self) -> av.VideoCodecContext | None:
-        """A decoder that keeps the transparency, where the file has it and the stream's own drops it."""
+        """Return a decoder that keeps the transparency, if the file has any and the stream's own decoder drops it."""
         name = ALPHA_DECODERS.get(self.stream.codec_context.name)
         stated = {key.lower(): value for key, value in self.stream.metadata.items()}
         if name is None or stated.get("alpha_mode") != "1":
@@ -142,21 +143,22 @@ class Film:
         try:
             decoder = av.CodecContext.create(name, "r")
         except ValueError:
-            self.tell(f"is transparent, which only the decoder {name} knows; this PyAV has none, so it lies on black")
+            self.warn(f"is transparent, which only the decoder {name} knows; this PyAV has none, so it lies on black")
             return None
         decoder.extradata = self.stream.codec_context.extradata
         return decoder
 
 
 class Weaver:
-    """Makes whole frames of frames of two fields, as many as there were; others pass through."""
+    """Deinterlace: return a whole frame for each frame of two fields; other frames pass through."""
 
     def __init__(self):
         self._graph, self._kind = None, None
 
     def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        """Take a frame and return those that are finished."""
         kind, whole = (frame.width, frame.height, frame.format.name), []
-        if kind != self._kind:
+        if self._graph is None or kind != self._kind:
             whole, self._kind, self._graph = self.finish(), kind, av.filter.Graph()
             source = self._graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
@@ -167,13 +169,14 @@ class Weaver:
         return whole + self._ready()
 
     def finish(self) -> list[av.VideoFrame]:
-        """The last frames, which wait for ones after them."""
+        """Return the last frames, which were waiting for the ones after them."""
         if self._graph is None:
             return []
         self._graph.push(None)
         return self._ready()
 
     def _ready(self) -> list[av.VideoFrame]:
+        assert self._graph is not None, "called after a frame was pushed"
         frames = []
         while True:
             try:
@@ -184,14 +187,14 @@ class Weaver:
 
 @contextmanager
 def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iterator[Film]:
-    """Opens a video file or its bytes.
+    """Open a video file or its bytes.
 
     Args:
-        source: a path, whatever its name looks like, or the bytes of a file.
-        repeated: whether the same file is opened again and again; it is then warned of once in a process.
+        source: a path, which may look like a pattern or an address of FFmpeg's, or the bytes of a file.
+        repeated: whether the same file is opened again and again; each warning is then given once in a process.
 
     Raises:
-        UnreadableFileError: if nothing is there, or no video.
+        UnreadableFileError: if there is no file, or it is not a video.
     """
     label = f"the video of {len(source)} bytes" if isinstance(source, bytes) else f"'{source}'"
     if not isinstance(source, bytes) and not Path(source).is_file():
@@ -201,11 +204,11 @@ def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iter
     with file:
         with _decoding(label):
             if not isinstance(source, bytes):
-                # FFmpeg would take names such as "take:1.mp4" or "a%d.gif" for more than names.
+                # FFmpeg would take names such as "take:1.mp4" or "a%d.gif" for addresses and patterns.
                 file.name = f"video{Path(source).suffix}"
             crops, is_whole = video_crops(file), ends_whole(file)
             file.seek(0)
-            # Titles may be in any encoding. A list of other files (.m3u8, concat) is no video: it could name anything.
+            # Titles may be in any encoding. A list of other files (.m3u8, concat) is refused: it could name any file.
             options = {"protocol_whitelist": "none"}
             container = av.open(file, metadata_errors="ignore", container_options=options)
         with container:

@@ -1,6 +1,6 @@
-"""Where results go: which names are refused, where a result lies while it is unfinished, and how it gets its name.
+"""Places of results: refuse bad names, hold unfinished results in a hidden folder, and rename finished ones.
 
-Knows nothing of what is written; `writing.py` does.
+The formats are in `writing.py`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where the open file of a living process cannot be removed, which serves as its lock
+except ImportError:  # on Windows the open file of a living process cannot be removed, which serves as a lock
     fcntl = None
 
 
@@ -28,10 +28,10 @@ _DAY = 24 * 60 * 60
 
 
 def real_place(path: Path, is_folder: bool) -> Path:
-    """Return where a result of this name really goes: where a link points, else the path itself.
+    """Return the real place of a result of this name: the target of a link, else the path itself.
 
     Raises:
-        ValueError: for names that stand for no file, and where a folder, a device or an endless link is in the way.
+        ValueError: for names that cannot be a file's, and if a folder, a device or an endless link is in the way.
     """
     if str(path) == "-":
         raise ValueError("'-' stands for standard output, to which no video is written; give a name such as out.mp4")
@@ -45,7 +45,7 @@ def real_place(path: Path, is_folder: bool) -> Path:
     if path.exists() and not path.is_dir() and not path.is_file():
         raise ValueError(f"'{path}' is a device or a pipe, not a file; give the name of a file")
     if is_folder and path.is_symlink():
-        raise ValueError(f"'{path}' is a link to '{place}'; give that itself")
+        raise ValueError(f"'{path}' is a link to '{place}'; give its target")
     if not is_folder and place.is_dir():
         raise ValueError(f"'{path}' is a folder; give the name of a file")
     there = nearest_folder(place)
@@ -56,16 +56,16 @@ def real_place(path: Path, is_folder: bool) -> Path:
 
 
 def nearest_folder(place: Path) -> Path:
-    """Return the nearest of the folders around a place that is there already, or what stands in its stead."""
+    """Return the nearest existing parent of a place: a folder, or whatever has its name."""
     return next((folder for folder in place.absolute().parents if os.path.lexists(folder)), place)
 
 
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a new hidden folder within `folder` for what is unfinished; it is removed at the end, whatever happens.
+    """Yield a new hidden folder within `folder` for unfinished files; it is removed at the end, whatever happens.
 
-    What killed processes left there is removed first. A process that lives holds a lock on its own, so that others
-    leave it alone. The name doesn't depend on the result's, so that no legal name becomes too long.
+    Folders of killed processes are removed first. A living process holds a lock on its own folder, so that others
+    leave it alone. The name does not depend on the result's, so that no legal name becomes too long.
     """
     _remove_abandoned(folder)
     room, lock = _claim(folder)
@@ -80,11 +80,11 @@ def publish(finished: Path, place: Path, overwrite: bool) -> None:
     """Give a finished file or folder its name in one step.
 
     Raises:
-        FileExistsError: where something stands and `overwrite` is false, even if it came a moment ago.
+        FileExistsError: if the place is taken and `overwrite` is false, even if it was taken a moment ago.
     """
     if overwrite:
         old = finished.with_name("replaced")
-        if finished.is_dir() and place.is_dir():  # a folder takes the place of an empty one only
+        if finished.is_dir() and place.is_dir():  # a folder can only replace an empty one
             os.replace(place, old)
         try:
             os.replace(finished, place)
@@ -93,7 +93,7 @@ def publish(finished: Path, place: Path, overwrite: bool) -> None:
                 os.replace(old, place)
             raise
     elif os.name == "nt":
-        os.rename(finished, place)  # fails where something stands
+        os.rename(finished, place)  # fails if the place is taken
     elif finished.is_dir():
         place.mkdir()
         os.replace(finished, place)
@@ -117,18 +117,18 @@ def spare_names(path: Path) -> Iterator[Path]:
 
 
 def _claim(folder: Path) -> tuple:
-    """A new room and its open lock."""
+    """Return a new folder and its open lock."""
     while True:
         room = folder / f".{_MACHINE}-{secrets.token_hex(4)}{UNFINISHED}"
         room.mkdir()
-        lock = open(room / "lock", "xb")
+        lock = open(room / "lock", "xb")  # noqa: SIM115
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process took it for abandoned between the two lines, and removes it
+        except BlockingIOError:  # another process found it unlocked between the two lines, and removes it
             lock.close()
             continue
-        except OSError:  # a file system without locks, where nothing is ever taken for abandoned
+        except OSError:  # on a file system without locks no folder counts as abandoned
             pass
         if (room / "lock").exists():
             return room, lock
@@ -136,12 +136,12 @@ def _claim(folder: Path) -> tuple:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove rooms whose lock is free: their process is dead. Locks of other machines may not show; they get a day."""
+    """Remove folders whose lock is free, as their process is dead. Other machines' locks may not show: wait a day."""
     for name in os.listdir(folder) if os.access(folder, os.R_OK) else ():
         room, found = folder / name, _ROOM.fullmatch(name)
         if found is None:
             continue
-        with contextlib.suppress(OSError):  # held, gone meanwhile, or not ours to remove
+        with contextlib.suppress(OSError):  # locked, gone meanwhile, or another user's
             if found[1] != _MACHINE and time.time() - room.stat().st_mtime < _DAY:
                 continue
             if fcntl is None:

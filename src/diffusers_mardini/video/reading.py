@@ -1,9 +1,11 @@
-"""Clips out of files: every frame, those at some times, or only what there is to know of them."""
+"""Read clips: every frame, the frames at some times, or only the facts about them."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,23 +21,24 @@ from .times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 
 logger = logging.get_logger(__name__)
 
-READING = 2  # raised when some files are read with other pixels or times than before
-# A last frame that stands for less is not held: encoders write a length of their own choice there. Gifs are exact.
+READING = 2  # increment when some files are read with other pixels or times than before
+# A last frame that is shown for less is not repeated, because encoders write an arbitrary length there. Gifs are
+# exact.
 HELD_FROM = 0.1  # seconds
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What decoding every frame of a video tells; containers' headers guess.
+    """The facts about a video that decoding every frame gives; headers of containers only guess.
 
     Attributes:
-        num_frames: frames that decode.
-        fps: frames per second; the mean where the rate varies.
-        height, width: of an upright frame.
+        num_frames: the number of frames that can be decoded.
+        fps: frames per second; the mean if the rate varies.
+        height, width: size of an upright frame.
         start: time of the first frame on the file's own clock, in seconds.
         duration: seconds from the first frame to the end of the last.
-        codec: name of the decoder, `png` and the like for a folder of pictures.
-        timestamps: seconds of all frames on the file's own clock where the rate varies; `None` where frame `i` lies
+        codec: name of the decoder; for a folder of pictures their suffix, such as `png`.
+        timestamps: seconds of all frames on the file's own clock if the rate varies; `None` if frame `i` lies
             within a quarter of a frame of `start + i / fps`.
     """
 
@@ -51,12 +54,12 @@ class VideoFacts:
 
 @dataclass
 class _Decoded:
-    """What is known of the frames of a film when all were decoded.
+    """The facts about the decoded frames of a film.
 
     Attributes:
-        times: seconds of each on the file's own clock, `None` where it has none.
-        damaged: indices of those that the decoder could not make whole.
-        final: the last one.
+        times: seconds of each frame on the file's own clock, `None` for one without a time.
+        damaged: indices of the frames that the decoder could not restore.
+        final: the last frame.
     """
 
     times: list[float | None] = field(default_factory=list)
@@ -64,13 +67,14 @@ class _Decoded:
     final: av.VideoFrame | None = None
 
     def add(self, frame: av.VideoFrame) -> None:
+        """Take the facts of the next frame."""
         if frame.is_corrupt:
             self.damaged.append(len(self.times))
         self.times.append(frame.time)
         self.final = frame
 
     def first_unordered(self) -> int | None:
-        """Index of the first frame without a time after that of the one before."""
+        """Return the index of the first frame whose time is not after that of the one before, or `None`."""
         for index, (before, time) in enumerate(zip([float("-inf"), *self.times], self.times)):
             if before is None or time is None or time <= before:
                 return index
@@ -78,7 +82,7 @@ class _Decoded:
 
 
 def decoder_version() -> str:
-    """Name and version of what decodes, for fingerprints: another decoder may give other pixels, or other frames."""
+    """Return name and version of the decoder for fingerprints: another may give other pixels, or other frames."""
     return (
         f"reading {READING}, PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
     )
@@ -87,20 +91,20 @@ def decoder_version() -> str:
 def read_video(
     path: str | os.PathLike, prepare: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[np.ndarray, float]:
-    """Decodes every frame of a video as a player shows it, evenly spaced.
+    """Return every frame of a video as a player shows it, evenly spaced in time.
 
     Frames are upright, with square pixels, cropped as the container asks, in sRGB (HDR is tone-mapped), on white
-    where they are transparent, and deinterlaced.
+    if they are transparent, and deinterlaced.
 
-    Where their times are uneven (screen recordings, phones, gifs that hold a frame) each is shown until the next
-    one's time: the clip gets the rate of most of its frames, or up to four times that where many stand for less, and
+    If their times are uneven (screen recordings, phones, gifs that hold a frame), each frame is shown until the next
+    one's time: the clip gets the rate of most of its frames, or up to four times that if many are shown for less, and
     held frames are repeated. A pause is filled for 10 seconds at most, and all pauses with at most four times as many
-    frames as there were, or 300. Warnings say so, and how many frames a cut-off file lacks.
+    frames as the file has, or 300. Warnings report this, and how many frames a cut-off file lacks.
 
     Args:
         path: a video file (anything FFmpeg decodes, gif included).
-        prepare: what is kept of a frame, `uint8` shaped `(height, width, 3)`, such as a smaller one of the same
-            form. A long video of large frames then never lies in memory whole.
+        prepare: a function of a frame, `uint8` shaped `(height, width, 3)`, that returns what to keep of it, such as
+            a smaller frame. A long video of large frames then fits in memory.
 
     Returns:
         The frames, `uint8` shaped `(frames, height, width, 3)`, and their number per second: 8 for a gif of one
@@ -114,19 +118,19 @@ def read_video(
 
 
 def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> VideoFacts:
-    """Decodes every frame and keeps none: exact numbers in bounded memory, however long the video is.
+    """Return exact facts about a video: decode every frame and keep none, so that memory is bounded.
 
     Args:
         source: a video file, its bytes, or a folder of pictures.
-        fps: frames per second of a folder of pictures, which does not say it itself.
+        fps: frames per second of a folder of pictures, which has no rate of its own.
 
     Raises:
-        ValueError: as `read_video` does, and if the frames have no increasing time stamps, or end well
-            before the length that the file states (a truncated file).
+        ValueError: as `read_video` does, and if time stamps do not increase, or frames end well before the
+            length that the file states (a truncated file).
     """
     if _is_folder(source):
         return _probe_pictures(Path(source), fps)
-    decoded, size = _Decoded(), None
+    decoded, size = _Decoded(), (0, 0)
     with open_film(source) as film:
         for frame in film.frames():
             size = film.size(frame)
@@ -139,7 +143,7 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
         rate = _stated_rate(film, len(timestamps))
         if missing := _what_is_missing(film, timestamps, rate):
             raise film.error(missing)
-        _tell_damage(film, decoded)
+        _warn_of_damage(film, decoded)
         last = _last_length(film, timestamps, decoded)
     even = even_rate(timestamps, rate or (PICTURE_FPS if len(timestamps) == 1 else 0.0))
     mean = even or mean_rate(timestamps)
@@ -151,9 +155,9 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
 
 
 def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
+    """Yield `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
-    Arguments, frames and errors are those of `probe_video`, whose checks of the whole are not repeated.
+    Arguments, frames and errors are those of `probe_video`, but its checks of the whole file are not repeated.
     """
     if _is_folder(source):
         for index, file in enumerate(picture_files(Path(source))):
@@ -167,11 +171,11 @@ def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) 
 def read_frames(
     source: str | os.PathLike | bytes, timestamps: Sequence[float], fps: float | None = None
 ) -> np.ndarray:
-    """Reads the frames nearest to some times. Decoding starts at the key frame before the first of them.
+    """Return the frames nearest to some times; decoding starts at the key frame before the first of them.
 
     Args:
         source, fps: see `probe_video`.
-        timestamps: seconds on the file's own clock, not decreasing; exact ones come from `probe_video`.
+        timestamps: seconds on the file's own clock, not decreasing; `probe_video` gives exact ones.
 
     Returns:
         `uint8` shaped `(len(timestamps), height, width, 3)`.
@@ -180,7 +184,7 @@ def read_frames(
         ValueError: as `read_video` does, or if the video ends before the last time by more than a frame.
     """
     wanted = list(timestamps)
-    if not wanted or any(second < first for first, second in zip(wanted, wanted[1:])):
+    if not wanted or any(second < first for first, second in itertools.pairwise(wanted)):
         raise ValueError(f"timestamps must be at least one and must not decrease, got {wanted}")
     if _is_folder(source):
         files = picture_files(Path(source))
@@ -188,12 +192,12 @@ def read_frames(
         if not 0 <= indices[0] <= indices[-1] < len(files):
             raise ValueError(f"folder '{source}' has {len(files)} pictures, picture {indices[-1]} was asked for")
         return np.stack([np.asarray(read_picture(files[index])) for index in indices])
-    # Key frames are found by decoding time, which may lie before the time of presentation: then seek further back.
+    # Key frames are found by decoding time, which may be before the time of presentation: then seek further back.
     for head_start in (0.0, 2.0, None):
         with open_film(source, repeated=True) as film:
             if head_start is not None:
                 try:
-                    ticks = max(0, int((wanted[0] - head_start) / film.stream.time_base))
+                    ticks = max(0, int((wanted[0] - head_start) / _time_base(film)))
                     film.container.seek(ticks, stream=film.stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
@@ -206,20 +210,20 @@ def read_frames(
 def read_images(
     path: str | os.PathLike, prepare: Callable[[Image.Image], Image.Image] | None = None
 ) -> tuple[list[Image.Image], float | None]:
-    """Reads a picture, a folder of pictures (in natural order: 2 before 10) or a video as PIL images.
+    """Return a picture, a folder of pictures (in natural order: 2 before 10) or a video as PIL images.
 
-    A file whose suffix is none of a picture's is taken for what it holds.
+    A file without the suffix of a picture is recognised by its content.
 
     Args:
-        path: of what to read.
-        prepare: what is kept of an image; see `read_video`.
+        path: the file or folder.
+        prepare: a function of an image that returns what to keep of it; see `read_video`.
 
     Returns:
-        RGB images (the same object where a frame is held), and the frames per second where the source says so (a
-        video), else `None`.
+        RGB images (the same object for each repetition of a held frame), and the frames per second of a video, else
+        `None`.
 
     Raises:
-        ValueError: if nothing readable is there.
+        ValueError: if there is nothing readable.
     """
     path = Path(path)
     prepare = prepare or (lambda image: image)
@@ -234,7 +238,7 @@ def read_images(
 
 
 def has_sound(path: str | os.PathLike) -> bool:
-    """Whether a video file has sound beside its pictures; `False` of pictures, folders, and what cannot be read."""
+    """Return whether a video file has sound; `False` for pictures, folders, and files that cannot be read."""
     try:
         with open_film(path) as film:
             return len(film.container.streams.audio) > 0
@@ -243,7 +247,7 @@ def has_sound(path: str | os.PathLike) -> bool:
 
 
 def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> tuple[list, float | None]:
-    """What `prepare` makes of the frames, at even times, and their rate, if any; a held frame is the same object."""
+    """Return prepared frames at even times, and their rate, if any; a held frame is the same object each time."""
     frames, decoded = [], _Decoded()
     with open_film(path) as film:
         for frame in film.frames():
@@ -254,9 +258,9 @@ def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> t
         fps = _stated_rate(film, len(frames))
         if (index := decoded.first_unordered()) is None and len(frames) > 1:
             return _spread(film, frames, decoded, fps)
-    _tell_damage(film, decoded)
+    _warn_of_damage(film, decoded)
     if index is not None and decoded.times[index] is not None:
-        film.tell(
+        film.warn(
             f"has time stamps that do not increase (frame {index}); its frames are taken as {fps:.4g} per second"
         )
     if fps <= 0 and len(frames) > 1:
@@ -265,15 +269,16 @@ def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> t
 
 
 def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[list, float]:
-    """The frames at even times, and their rate; says what became of those that were not."""
+    """Return the frames at even times, and their rate; warn if frames were repeated or left out."""
     times = np.array(decoded.times)
     if missing := _what_is_missing(film, times, fps):
-        film.tell(missing)
+        film.warn(missing)
     else:
-        _tell_damage(film, decoded)
+        _warn_of_damage(film, decoded)
     even, last, exact = even_rate(times, fps), _last_length(film, times, decoded), _is_gif(film)
     if even and exact:
-        # A gif's times are rounded to hundredths. If its last frame stands for less than the others, these are held.
+        # A gif's times are rounded to hundredths. If its last frame is shown for less than the others, these are
+        # repeated.
         off = np.abs(times - times[0] - np.arange(len(times)) / even).max()
         even = even if off <= 0.0101 and last >= 0.75 / even else None
     if even and last < 1.5 / even:
@@ -284,15 +289,15 @@ def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[li
     text = f"has frames at uneven times: {len(frames)} became {len(showing.order)}, at {showing.fps:.4g} per second"
     if showing.left_out:
         listed = ", ".join(map(str, showing.left_out[:10])) + (", ..." if len(showing.left_out) > 10 else "")
-        text += f"; {len(showing.left_out)} that stand for too short were left out: {listed}, counted from 0"
+        text += f"; {len(showing.left_out)} that are shown too briefly were left out: {listed}, counted from 0"
     if showing.cut > 0:
         text += f"; pauses of up to {showing.longest:.1f} seconds were shortened, by {showing.cut:.1f} seconds in all"
-    film.tell(text)
+    film.warn(text)
     return [frames[index] for index in showing.order], showing.fps
 
 
 def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:
-    """A sentence, without its subject, where the file states that it ends well after its last frame."""
+    """Return a sentence, without its subject, if the file states an end well after its last frame; else `None`."""
     count, stated = len(times), _stated_end(film)
     if _has_all(film, count):
         return None
@@ -309,16 +314,17 @@ def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:
 
 
 def _last_length(film: Film, times: np.ndarray, decoded: _Decoded) -> float:
-    """Seconds for which the last frame stands; 0 where that is as long as the others, or is not known."""
+    """Return the seconds for which the last frame is shown; 0 if they are those of the others, or unknown."""
     if _is_gif(film):
-        # Elsewhere its own length is that of another frame, where frames are stored in another order.
-        return float((decoded.final.duration or 0) * decoded.final.time_base)
+        # Other formats may store frames in another order; the length found here is then another frame's.
+        assert decoded.final is not None, "called after a frame was decoded"
+        return float((decoded.final.duration or 0) * (decoded.final.time_base or 0))
     last = _stated_end(film) - float(times[-1]) if len(times) > 1 and _has_all(film, len(times)) else 0.0
     return last if last >= HELD_FROM and last >= 1.5 * usual_gap(np.diff(times)) else 0.0
 
 
 def _has_all(film: Film, count: int) -> bool:
-    """Whether nothing is missing for sure, `count` frames being decoded."""
+    """Return whether surely nothing is missing, if `count` frames were decoded."""
     return bool(film.is_whole or (film.stream.frames and count >= film.stream.frames))
 
 
@@ -326,23 +332,29 @@ def _is_gif(film: Film) -> bool:
     return film.container.format.name == "gif"
 
 
-def _tell_damage(film: Film, decoded: _Decoded) -> None:
+def _warn_of_damage(film: Film, decoded: _Decoded) -> None:
     if decoded.damaged:
         count, first = len(decoded.damaged), decoded.damaged[0]
-        film.tell(f"is damaged in {count} of {len(decoded.times)} frames, first in frame {first}, counted from 0")
+        film.warn(f"is damaged in {count} of {len(decoded.times)} frames, first in frame {first}, counted from 0")
     if film.is_whole is False:
-        film.tell("ends in the midst of its data, as a broken download does; how much is missing it does not tell")
+        film.warn("ends in the midst of its data, as a broken download does; how much is missing is unknown")
 
 
 def _stated_rate(film: Film, count: int) -> float:
-    """Frames per second that the container states or FFmpeg guesses; 0 where neither does, as of a single picture."""
+    """Return the rate that the container states or FFmpeg guesses; 0 if there is none, as for a single picture."""
     if count == 1 and (film.is_picture or _is_gif(film)):
         return 0.0
     return float(film.stream.average_rate or film.stream.guessed_rate or 0)
 
 
+def _time_base(film: Film) -> Fraction:
+    if film.stream.time_base is None:
+        raise film.error("has no clock; encode it again as .mp4")
+    return film.stream.time_base
+
+
 def _time(film: Film, frame: av.VideoFrame) -> float:
-    if frame.time is None:  # a bare stream, or a container that broke since it was probed
+    if frame.time is None:  # a bare stream, or a container that was damaged since it was probed
         raise film.error("has frames without time stamps; encode it again as .mp4")
     return float(frame.time)
 
@@ -350,16 +362,16 @@ def _time(film: Film, frame: av.VideoFrame) -> float:
 def _nearest(
     decoded: Iterator[av.VideoFrame], film: Film, wanted: list[float], at_start: bool
 ) -> list[np.ndarray] | None:
-    """The frame nearest to each time, or `None` where the frames begin too late or end too early."""
+    """Return the frame nearest to each time, or `None` if the frames begin too late or end too early."""
     found, before, first = [], None, True
     for frame in decoded:
         time = _time(film, frame)
         if before is None and time > wanted[0] + 1e-6 and not at_start:
             return None
-        # All times up to the middle between two frames belong to the first of them.
+        # Times up to the middle between two frames belong to the first of them.
         while before is not None and wanted[len(found)] <= (before.time + time) / 2:
             if first and film.is_interlaced and not at_start:
-                return None  # it was made whole without the frame before it, so otherwise than when all are decoded
+                return None  # it was deinterlaced without the frame before it, so it differs from a full decoding
             found.append(film.show(before))
             if len(found) == len(wanted):
                 return found
@@ -371,11 +383,11 @@ def _nearest(
 
 
 def _stated_end(film: Film) -> float:
-    """Where the file says that the video ends, in seconds on its own clock; 0 where it does not."""
+    """Return the end of the video as the file states it, in seconds on its own clock; 0 if it states none."""
     stream = film.stream
     if stream.duration:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    stated = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # as Matroska has it
+        return float(((stream.start_time or 0) + stream.duration) * _time_base(film))
+    stated = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska's form
     if stated:
         hours, minutes, seconds = map(float, stated.groups())
         return 3600 * hours + 60 * minutes + seconds

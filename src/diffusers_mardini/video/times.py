@@ -1,26 +1,26 @@
-"""Times of frames: whether they are even, and which frame is shown when. Knows no file."""
+"""Times of frames: test whether they are even, and choose the frame to show at each even time. Knows no files."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 
-PICTURE_FPS = 8.0  # of what has one frame, whose rate nothing tells
-FINEST_GRID = 4  # times as fine as the usual gap, for frames that stand for less
-FEW = 0.02  # a share of frames that may be left out rather than make the grid finer for all
-LONGEST_PAUSE = 10.0  # seconds for which a frame is repeated at most
-MOST_REPEATED = 4  # times as many frames as there were, at most
-ALWAYS_ALLOWED = 300  # frames, however few there were
+PICTURE_FPS = 8.0  # of a single frame, which has no rate
+FINEST_GRID = 4  # how many times finer than the usual gap even times may be, for frames shown for less
+FEW = 0.02  # the share of frames that may be left out rather than make the grid finer for all
+LONGEST_PAUSE = 10.0  # the most seconds for which a frame is repeated
+MOST_REPEATED = 4  # the result has at most so many times as many frames as the file
+ALWAYS_ALLOWED = 300  # frames of the result, however few the file has
 
 
 @dataclass(frozen=True)
 class Showing:
-    """Which frames are shown at even times.
+    """The frames to show at even times.
 
     Attributes:
         order: index of the frame at each time.
         fps: times per second.
-        left_out: indices of frames that are never shown, because others stand at the nearest times.
+        left_out: indices of frames that are never shown, because others are nearer to every time.
         longest: seconds of the longest pause.
         cut: seconds of pauses that are not filled.
     """
@@ -33,15 +33,16 @@ class Showing:
 
 
 def mean_rate(timestamps: np.ndarray) -> float:
+    """Return the mean number of frames per second of at least two increasing times."""
     return float((len(timestamps) - 1) / (timestamps[-1] - timestamps[0]))
 
 
 def even_rate(timestamps: np.ndarray, stated: float) -> float | None:
-    """Frames per second at which each frame lies within a quarter of a frame of its place, or `None`.
+    """Return the rate at which each frame lies within a quarter of a frame of its even time, or `None`.
 
     Args:
         timestamps: seconds, increasing.
-        stated: what the header says; it comes first, being a clean number such as 25.
+        stated: the rate in the header; it is tried first, being a round number such as 25.
     """
     for rate in (stated, mean_rate(timestamps) if len(timestamps) > 1 else 0.0):
         if rate > 0 and np.abs(timestamps - timestamps[0] - np.arange(len(timestamps)) / rate).max() < 0.25 / rate:
@@ -50,23 +51,23 @@ def even_rate(timestamps: np.ndarray, stated: float) -> float | None:
 
 
 def usual_gap(gaps: np.ndarray) -> float:
-    """Seconds between most frames: the mean of those near the middle one, which is as coarse as the clock."""
+    """Return the usual gap: the mean of the gaps near the median, which alone is as coarse as the clock."""
     middle = np.sort(gaps)[(len(gaps) - 1) // 2]
     return float(gaps[np.abs(gaps - middle) <= 0.25 * middle].mean())
 
 
 def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool = False) -> Showing:
-    """Shows each frame until the next one's time, as a player does, at even times.
+    """Choose the frame to show at each even time: each until the next one's time, as a player does.
 
     Args:
         timestamps: seconds of at least two frames, increasing.
-        last: seconds for which the last one stands; 0 where that is not known.
-        rate: frames per second where the frames' times are even; `None` for that of most frames, or a multiple of it
-            where many frames stand for less.
-        exact: whether times are meant, as those of a gif are, and not measured: they are then kept where that can be.
+        last: seconds for which the last frame is shown; 0 if unknown.
+        rate: frames per second if the times are even; `None` for the rate of most frames, or a multiple of it
+            if many frames are shown for less.
+        exact: whether the times were chosen, like a gif's, and not measured: they are then kept if possible.
     """
     gap, starts, finer = (1 / rate, np.arange(len(timestamps)), 1) if rate else _grid(timestamps, last, exact)
-    # How many times each is shown. A frame that begins in the middle between two times belongs to the earlier one.
+    # How many times each frame is shown. One that begins halfway between two times belongs to the earlier one.
     counts = np.append(np.diff(starts), max(1, round(last / gap)) if last else finer).astype(np.int64)
     shown = np.minimum(counts, _longest_allowed(counts, gap, finer))
     return Showing(
@@ -79,7 +80,7 @@ def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool 
 
 
 def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.ndarray, int]:
-    """Seconds between even times, at which of them each frame begins, and how much finer than usual they are."""
+    """Return the gap between even times, the time at which each frame begins (an index), and usual gap over gap."""
     gaps = np.diff(timestamps)
     if exact:
         gaps = np.append(gaps, last or gaps[-1])
@@ -88,7 +89,8 @@ def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.n
             places = ends / gap
             if np.abs(places - places.round()).max() < 0.3 and np.diff(places.round()).min() > 0:
                 return gap, places[:-1].round(), max(1, round(usual_gap(gaps) / gap))
-    usual, fewest, best = usual_gap(gaps), len(timestamps), None
+    usual, fewest = usual_gap(gaps), len(timestamps)
+    best = usual, np.arange(len(timestamps)), 1
     for finer in range(1, FINEST_GRID + 1):
         gap = usual / finer
         starts = np.ceil((timestamps - timestamps[0]) / gap - 0.5 - 1e-6)
@@ -101,7 +103,7 @@ def _grid(timestamps: np.ndarray, last: float, exact: bool) -> tuple[float, np.n
 
 
 def _common_gap(gaps: np.ndarray, near: float) -> float:
-    """What all gaps are multiples of, but for rounding: each is counted by what the shorter ones tell."""
+    """Return the length of which all gaps are multiples up to rounding; each gap is counted by the shorter ones."""
     seconds, count = 0.0, 0
     for gap in np.sort(gaps):
         seconds, count = seconds + gap, count + max(1, round(gap / near))
@@ -110,7 +112,7 @@ def _common_gap(gaps: np.ndarray, near: float) -> float:
 
 
 def _longest_allowed(counts: np.ndarray, gap: float, finer: int) -> int:
-    """How many times one frame may be shown, so that neither a pause nor all of them together fill the memory."""
+    """Return how often a frame may be shown, so that neither one pause nor all of them fill the memory."""
     allowed = max(round(LONGEST_PAUSE / gap), MOST_REPEATED * finer)
     most = max(MOST_REPEATED * finer * len(counts), ALWAYS_ALLOWED)
     low, high = 1, allowed

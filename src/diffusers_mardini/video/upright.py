@@ -1,4 +1,4 @@
-"""What a decoded frame looks like on a screen: cropped, upright, with square pixels, 8-bit sRGB."""
+"""Turn a decoded frame into the picture that a player shows: cropped, upright, with square pixels, 8-bit sRGB."""
 
 from collections.abc import Callable
 
@@ -9,33 +9,33 @@ from PIL import Image
 from .colour import frame_to_rgb
 
 
-MOST_UNSQUARE = 16  # times as wide as high, or as high as wide; what says more is damaged
+MOST_UNSQUARE = 16  # the most that a pixel's width and height may differ, as a ratio; more is damage
 
 
 class Screen:
-    """How the frames of one stream are shown.
+    """The screen that the frames of one stream are shown on.
 
     Args:
-        stream: whose frames they are.
+        stream: the stream.
         crop: rows and columns that the container hides: above, below, left, right.
-        tell: called with a sentence, without its subject, about what is lost or ignored.
+        warn: called with a sentence, without its subject, about what is lost or ignored.
     """
 
-    def __init__(self, stream: av.VideoStream, crop: tuple[int, int, int, int], tell: Callable[[str], None]):
+    def __init__(self, stream: av.VideoStream, crop: tuple[int, int, int, int], warn: Callable[[str], None]):
         self._stream = stream
         self._crop = crop
-        self._tell = tell
+        self._warn = warn
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Height and width of what `show` returns."""
-        size = self._square_pixels(*self._window(frame)[1])
-        return size[::-1] if _orientation(frame)[0] else size
+        """Return height and width of the picture that `show` returns."""
+        height, width = self._square_pixels(*self._window(frame)[1])
+        return (width, height) if _orientation(frame)[0] else (height, width)
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
-        """A frame as `uint8` `(height, width, 3)` in memory of its own."""
+        """Return a frame as `uint8` `(height, width, 3)` in memory of its own."""
         window, stored = self._window(frame)
         height, width = self._square_pixels(*stored)
-        array = frame_to_rgb(frame, self._stream, self._tell)[window]
+        array = frame_to_rgb(frame, self._stream, self._warn)[window]
         if width != stored[1]:
             array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
         swap, flip_rows, flip_columns = _orientation(frame)
@@ -44,21 +44,21 @@ class Screen:
         return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)
 
     def _window(self, frame: av.VideoFrame) -> tuple[tuple[slice, slice], tuple[int, int]]:
-        """Rows and columns that the container lets be seen, and how many they are."""
+        """Return the rows and columns that the container's crop leaves, and their numbers."""
         above, below, left, right = self._crop
         height, width = frame.height - above - below, frame.width - left - right
         if min(self._crop) < 0 or height < 1 or width < 1:
-            self._tell("asks for a crop of which nothing is left; it is ignored")
+            self._warn("asks for a crop that leaves nothing; it is ignored")
             self._crop = (0, 0, 0, 0)
             return self._window(frame)
         return (slice(above, above + height), slice(left, left + width)), (height, width)
 
     def _square_pixels(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which stored pixels are square: DVD, DV and HDV store theirs narrower than shown."""
+        """Return height and width with square pixels: DVD, DV and HDV store theirs narrower than shown."""
         stated = self._stream.sample_aspect_ratio or self._stream.codec_context.sample_aspect_ratio
-        aspect = float(stated or 1)
-        if not 1 / MOST_UNSQUARE <= aspect <= MOST_UNSQUARE:
-            self._tell(
+        aspect = float(stated) if stated else 1.0
+        if stated and not 1 / MOST_UNSQUARE <= aspect <= MOST_UNSQUARE:
+            self._warn(
                 f"states pixels of {stated.numerator}:{stated.denominator}, which cannot be; they are taken for square"
             )
             aspect = 1.0
@@ -66,7 +66,7 @@ class Screen:
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How a stored frame becomes upright: swap its axes, then flip it top to bottom, then left to right.
+    """Return the steps that turn a stored frame upright: swap its axes, flip it top to bottom, flip it left to right.
 
     FFmpeg's display matrix maps x to `a x + c y` and y to `b x + d y`; phones write turns by 90 degrees and mirrors.
     """

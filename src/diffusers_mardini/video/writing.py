@@ -1,4 +1,4 @@
-"""Clips into files: mp4, gif, or a folder of PNG; whole or not at all."""
+"""Write clips: mp4, gif, or a folder of PNG; complete or not at all."""
 
 import contextlib
 import math
@@ -24,16 +24,14 @@ from .places import UNFINISHED, nearest_folder, publish, real_place, spare_names
 
 WRITABLE = "`.mp4`, `.gif` or no suffix (a folder of PNG)"
 ACCEPTED_FRAMES = "PIL images, or uint8 shaped (frames, height, width, 3)"
-MAX_GIF_FPS = 50  # viewers show frames of less than two hundredths of a second for longer
-MAX_GIF_SECONDS = 655  # of one picture: a gif counts hundredths of a second with 16 bits
+MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
+MAX_GIF_SECONDS = 655  # for one picture: a gif counts hundredths of a second in 16 bits
 MAX_MP4_FPS = 1_000_000
-MAX_MP4_SECONDS = 1_000_000  # of one picture
+MAX_MP4_SECONDS = 1_000_000  # for one picture
 MAX_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # the first is libx264's
-WRITER = "diffusers_mardini"  # in the metadata of the PNG that `write_video` writes, by which it knows them again
-BT709, LIMITED = (
-    1,
-    1,
-)  # FFmpeg's numbers: the first of its matrices, primaries and transfers alike; the second of its ranges
+WRITER = "diffusers_mardini"  # in the metadata of PNG, by which `write_video` recognises its own files
+BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer alike
+LIMITED = 1  # FFmpeg's number for the range
 
 
 def write_video(
@@ -45,23 +43,23 @@ def write_video(
 ) -> Path:
     """Write frames as `.mp4` (H.264, yuv420p, tagged BT.709), as `.gif`, or, without a suffix, as a folder of PNG.
 
-    The result appears whole or not at all: it is written in a hidden folder beside `path` and then renamed. What a
-    killed process left there is removed by the next call.
+    The result appears complete or not at all: it is written in a hidden folder beside `path` and then renamed. The
+    next call removes what a killed process left there.
 
     Args:
-        path: where to. An existing file is replaced, or the file to which a link points; an existing folder only
-            where it holds nothing but pictures that this function wrote, as their metadata say.
+        path: file or folder to write. An existing file is replaced, or the file that a link points to; an existing
+            folder only if it holds nothing but pictures whose metadata say that this function wrote them.
         frames: PIL images (anything that can be iterated), or `uint8` shaped `(frames, height, width, 3)` (array or
             tensor). For mp4 an odd side gets its last row or column repeated, since yuv420p needs even sides.
         fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to
             hundredths of a second, and equal neighbours become one frame that is held.
         crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
-        overwrite: whether to replace what exists. If not, it is left alone even where it appears while this writes.
+        overwrite: whether to replace an existing result. If not, one that appears during the call stays, too.
 
     Raises:
-        ValueError: on an unknown suffix, no frames, frames of different sizes, a rate that cannot be written, or where
-            something else stands (`check_writable`).
-        OSError: where the disk is full or fails.
+        ValueError: for an unknown suffix, no frames, frames of different sizes, a rate that cannot be written, or
+            other files in the way (`check_writable`).
+        OSError: if the disk is full or fails.
     """
     path = Path(path)
     place, fps = _checked(path, fps)
@@ -86,16 +84,16 @@ def write_video(
 
 
 def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | None = None) -> None:
-    """Make sure that `write_video` can write there, before frames are made: writes two tiny ones and removes them.
+    """Make sure that `write_video` can write to `path`, before frames are made: write two tiny ones and remove them.
 
     Args:
         path, fps: see `write_video`.
-        size: width and height, where they are known.
+        size: width and height, if they are known.
 
     Raises:
-        ValueError: on an unknown suffix, a rate or a size that the format does not have, a name or a place where
-            nothing can be written, a folder in the way of a file, or, in the way of a folder of PNG, a link, a file or
-            a folder that holds anything else.
+        ValueError: for an unknown suffix, a rate or a size that the format does not allow, a name or a place where
+            nothing can be written, a folder in the way of a file, or a link, a file or a folder with other files
+            in the way of a folder of PNG.
     """
     path = Path(path)
     place, fps = _checked(path, fps)
@@ -104,11 +102,11 @@ def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | 
     place = place.absolute()
     there = nearest_folder(place)
     tiny = np.zeros((2, 16, 16, 3), np.uint8)
-    tiny[1] = 255  # equal ones would become one in a gif, held for twice as long
+    tiny[1] = 255  # a gif would merge equal ones into one that is held for twice as long
     try:
         with _named_write_errors(path), unfinished(there) as room:
             _write(room / "clip", path.suffix.lower(), tiny, fps, crf=18)
-            named = room / "named" / place.relative_to(there)  # asks the file system whether it has such names
+            named = room / "named" / place.relative_to(there)  # fails if the file system does not allow the name
             named.parent.mkdir(parents=True)
             os.replace(room / "clip", named)
     except OSError as error:
@@ -116,9 +114,10 @@ def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | 
 
 
 def keep_frames(path: str | os.PathLike, frames: Iterable[Image.Image] | np.ndarray, fps: float) -> Path:
-    """Write frames that could not be written to `path` under a name that is free, and return it.
+    """Write frames that could not be written to `path` under a free name, and return it.
 
-    Beside `path` if possible, else in the folder for temporary files; as `path` asks for if possible, else as PNG.
+    The name is beside `path` if possible, else in the folder for temporary files; the format is that of `path` if
+    possible, else PNG.
 
     Raises:
         ValueError, OSError: if none of these can be written.
@@ -134,13 +133,13 @@ def keep_frames(path: str | os.PathLike, frames: Iterable[Image.Image] | np.ndar
                 return write_video(name, array, fps, overwrite=False)
             except (ValueError, OSError) as error:
                 failure = error
-                if not name.exists():  # another number would not help
+                if not name.exists():  # another number in the name would not help
                     break
     raise failure
 
 
 def _checked(path: Path, fps: float) -> tuple[Path, float]:
-    """Where the result really goes and its rate, if nothing that is known without writing speaks against them."""
+    """Return the real place of the result and its rate, after all checks that need no writing."""
     suffix = path.suffix.lower()
     if suffix not in ("", ".", ".mp4", ".gif"):
         raise ValueError(f"cannot write '{path}': the suffix '{path.suffix}' is unknown; use {WRITABLE}")
@@ -151,13 +150,13 @@ def _checked(path: Path, fps: float) -> tuple[Path, float]:
         place = real_place(path, is_folder=not suffix)
         if not suffix:
             _refuse_foreign(path)
-    except OSError as error:  # names that are too long, folders that may not be looked into
+    except OSError as error:  # names that are too long, folders that may not be read
         raise ValueError(f"cannot write '{path}': {error.strerror or error}") from error
     return place, fps
 
 
 def _checked_rate(fps: float, suffix: str) -> float:
-    """The rate as a plain number, if files of this suffix can have it."""
+    """Return the rate as a plain number, if files of this suffix can have it."""
     if isinstance(fps, bool) or not isinstance(fps, Real):
         raise ValueError(f"fps must be a number of frames per second, got {fps!r}")
     try:
@@ -192,13 +191,13 @@ def _exists(path: Path) -> str:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace what `write_video` did not write."""
+    """Refuse to replace files that `write_video` did not write."""
     if folder.exists() and not (folder.is_dir() and all(map(_is_ours, folder.iterdir()))):
         raise ValueError(f"'{folder}' exists and holds other files; give another output or empty it first")
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether `write_video` wrote this picture of a folder."""
+    """Return whether `write_video` wrote this picture of a folder."""
     if not re.fullmatch(r"frame_\d{5,}\.png", file.name):
         return False
     try:
@@ -218,7 +217,7 @@ def _named_write_errors(path: Path) -> Iterator[None]:
 
 
 def _as_array(frames: Iterable[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
-    """`uint8` shaped `(frames, height, width, 3)`."""
+    """Return the frames as `uint8` shaped `(frames, height, width, 3)`."""
     if isinstance(frames, (str, bytes, dict, Image.Image)) or not hasattr(frames, "__iter__"):
         raise ValueError(f"frames must be {ACCEPTED_FRAMES}, got {type(frames).__name__}")
     if not isinstance(frames, (np.ndarray, torch.Tensor)):
@@ -250,7 +249,7 @@ def _as_array(frames: Iterable[Image.Image] | np.ndarray | torch.Tensor) -> np.n
 def _numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array
-    if array.dtype != torch.uint8:  # numpy has no bfloat16, for one
+    if array.dtype != torch.uint8:  # numpy lacks some types, such as bfloat16
         raise ValueError(f"frames must be {ACCEPTED_FRAMES}, got {array.dtype} shaped {tuple(array.shape)}")
     return array.detach().cpu().numpy()
 
@@ -269,21 +268,21 @@ def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: float) -> None:
     odd = (0, height % 2), (0, width % 2), (0, 0)
     rate = _rate(fps)
     options = {"movflags": "+faststart"}
-    # The usual clocks of the container count a slow frame with too few bits, and round the length of fast ones to 0.
+    # The container's default clocks have too few bits for slow frames, and round the length of fast ones to 0.
     if rate < Fraction(1, 1000):
         options["video_track_timescale"] = str(rate.numerator)
     if rate > 1000:
         options["movie_timescale"] = str(rate.numerator)
-    # With a protocol before it, a path is a path, whatever colons it holds; the format does not depend on its name.
+    # `file:` keeps FFmpeg from reading a colon in the path as a protocol; the format does not depend on the name.
     with av.open(f"file:{path.absolute()}", mode="w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "medium"}
         context = stream.codec_context
-        # One thread: the picture then does not depend on how many cores the machine has.
+        # One thread, so that the result does not depend on the number of cores.
         context.thread_count = 1
-        # Without tags players guess the matrix by the size, each in its own way.
+        # Without tags, players guess the matrix by the size, each in its own way.
         context.colorspace, context.color_primaries, context.color_trc = BT709, BT709, BT709
         context.color_range = LIMITED
         for frame in array:
@@ -294,7 +293,7 @@ def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: float) -> None:
 
 
 def _rate(fps: float) -> Fraction:
-    """Frames per second as a fraction of moderate numbers; below 1 the seconds of a frame are rounded instead."""
+    """Return the rate as a fraction of moderate numbers; below 1 the seconds per frame are rounded instead."""
     if fps >= 1:
         return Fraction(fps).limit_denominator(1001)
     return 1 / (1 / Fraction(fps)).limit_denominator(1001)
@@ -302,7 +301,7 @@ def _rate(fps: float) -> Fraction:
 
 def _write_gif(path: Path, array: np.ndarray, fps: float) -> None:
     first, *rest = [Image.fromarray(frame) for frame in array]
-    # Ends in hundredths of a second, so that roundings do not add up.
+    # Round the end of each frame, in hundredths of a second, so that roundings do not add up.
     ends = [round(100 * (index + 1) / fps) for index in range(len(array))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
     try:
@@ -319,7 +318,7 @@ def _write_pictures(folder: Path, array: np.ndarray) -> None:
     written = PngInfo()
     written.add_text("Software", WRITER)
     files = [folder / f"frame_{index:05d}.png" for index in range(len(array))]
-    # Unfinished ones have another suffix, so that nobody who looks for pictures takes them for a clip.
+    # Unfinished files have another suffix, so that no reader takes them for a clip.
     for file, frame in zip(files, array):
         Image.fromarray(frame).save(f"{file}{UNFINISHED}", format="PNG", pnginfo=written)
     for file in files:

@@ -1,1 +1,1 @@
-"""Where the clips of the small models come from: a program for each set."""
+"""Programs that make or select the clips of the small models, one for each data set."""

@@ -1,10 +1,11 @@
-"""Unlimited driving clips that anyone can make: Gymnasium's CarRacing-v3, seeded tracks, a scripted driver.
+"""Record driving clips in Gymnasium's CarRacing-v3, on seeded tracks with a scripted driver.
 
     python -m training.data.recipes.car_racing OUT --clips 600 --first-seed 0
 
-writes a folder of mp4, the actions beside each, and `metadata.jsonl`. `--drivers varied` drives at all speeds and leaves the
-road, too, for models that are told how to drive. `--palette desert` samples road and grass otherwise: the same tracks as another domain, to adapt a model
-to. Needs the extra `sim` (`gymnasium[box2d]`); runs headless. Reading such a folder back is the business of `training/data/clips.py`.
+writes a folder of mp4 files, a CSV of actions beside each, and `metadata.jsonl`. `--drivers varied` drives at all
+speeds and also off the road, for models conditioned on actions. `--palette desert` changes the colours of road and
+grass: the same tracks as another domain, to adapt a model to. Needs the extra `sim` (`gymnasium[box2d]`); runs
+headless.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from training.data.recipes.car_racing_pixel_driver import PixelDriver
 
 STEPS_PER_FRAME = 2
 FPS = 25  # the simulator makes 50 steps a second
-ROWS = 84  # of 96: below them the simulator draws its score bar
+ROWS = 84  # of 96; the score bar is below
 MAX_ATTEMPTS = 12
-ACTION_NAMES = ("steering", "gas", "brake")  # in [-1, 1], [0, 1] and [0, 1]; columns of the file beside each clip
+ACTION_NAMES = ("steering", "gas", "brake")  # in [-1, 1], [0, 1] and [0, 1]; the columns of the CSV beside each clip
 DRIVERS = {"careful": Driver, "varied": VariedDriver, "pixels": PixelDriver}
 SOURCE = "gymnasium CarRacing-v3 (training/data/recipes/car_racing.py)"
 LICENSE = "own recording of Gymnasium (MIT)"
 
-# Road, ground and the squares of grass on it, in RGB up to 255, as Gymnasium's attributes are called; the first are its own colours.
+# Colours of road, ground and grass squares by Gymnasium's attribute names, RGB up to 255; "meadow" has its defaults.
 PALETTES = {
     "meadow": {"road_color": (102, 102, 102), "bg_color": (102, 204, 102), "grass_color": (102, 230, 102)},
     "desert": {"road_color": (92, 66, 60), "bg_color": (214, 178, 118), "grass_color": (236, 202, 140)},
@@ -39,11 +40,11 @@ PALETTES = {
 
 
 def drive(env, seed: int, num_frames: int, kind: type = Driver) -> tuple[np.ndarray, np.ndarray, Driver, int]:
-    """Drive one clip on the track of `seed`, trying other drivers of a kind on it until one does not give up.
+    """Drive one clip on the track of `seed`, drawing drivers of a kind until one does not give up.
 
     Returns:
-        Frames, `uint8` shaped `(num_frames, 84, 96, 3)`; actions, `(num_frames, 3)`, each the mean of what was done in the
-        interval that leads to its frame; the driver; and how many attempts it took.
+        Frames, `uint8` shaped `(num_frames, 84, 96, 3)`; actions, `(num_frames, 3)`, each the mean over the interval
+        that leads to its frame; the driver; and the number of attempts.
 
     Raises:
         ValueError: if all of `MAX_ATTEMPTS` drivers give up.
@@ -65,13 +66,13 @@ def _attempt(
     env.drawn = False
     env.reset(seed=seed)
     start = int(driver.start * len(env.track)) % len(env.track)
-    # The simulator always starts at the same place of a lap; laps would then be seen from their first corner only.
+    # The simulator always starts at the same place of a lap, so the clips would only show the first corner.
     env.car.destroy()
     env.car = Car(env.world, *env.track[start][1:4])
 
     hands = driver.at_wheel(Road(env.track, start), rng)
     sees = getattr(hands, "needs_pictures", False)
-    frames, actions = [], []  # of the steps that are kept; of all steps
+    frames, actions = [], []  # frames of the kept steps, actions of all steps
     for step in range(WARM_UP_STEPS + STEPS_PER_FRAME * num_frames):
         action = hands.act(env.car.hull, step)
         if action is None:
@@ -86,9 +87,8 @@ def _attempt(
             hands.picture = observation
         if kept:
             frames.append(observation[:ROWS])
-    leading = np.array(actions)[
-        WARM_UP_STEPS - STEPS_PER_FRAME + 1 :
-    ]  # the first interval begins a frame before the clip
+    # The first interval begins a frame before the clip.
+    leading = np.array(actions)[WARM_UP_STEPS - STEPS_PER_FRAME + 1 :]
     leading = leading[: STEPS_PER_FRAME * num_frames].reshape(num_frames, STEPS_PER_FRAME, len(ACTION_NAMES))
     return np.stack(frames), leading.mean(axis=1)
 
@@ -104,7 +104,7 @@ def _make_env(palette: str):
         ) from error
 
     class SparselyDrawnCarRacing(CarRacing):
-        """CarRacing-v3 that draws only the steps that are kept: drawing is nine tenths of its time."""
+        """CarRacing-v3 that renders only the kept steps: rendering takes nine tenths of its time."""
 
         drawn = True
 
@@ -117,7 +117,7 @@ def _make_env(palette: str):
     return env
 
 
-_ENV = None  # one simulator for each worker process; a process records in one palette
+_ENV = None  # one simulator per worker process, which records in one palette
 
 
 def _record(job: tuple[int, int, Path, str, str]) -> dict:
@@ -148,7 +148,7 @@ def _record(job: tuple[int, int, Path, str, str]) -> dict:
 
 
 def _write_actions(path: Path, actions: np.ndarray) -> None:
-    """Write the actions beside a clip, one line for each frame."""
+    """Write the actions beside a clip, one line per frame."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(ACTION_NAMES)
@@ -164,14 +164,13 @@ def record(
     palette: str = "meadow",
     drivers: str = "careful",
 ) -> list[dict]:
-    """Record clips with the seeds `first_seed …` into `folder`, each with its actions in a CSV beside it; return the lines of
-    `metadata.jsonl`."""
+    """Record clips with the seeds `first_seed …` and their actions; return the rows of `metadata.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "metadata.jsonl").exists():
         raise SystemExit(f"'{folder}' already holds recorded clips; give another folder or delete it first")
     jobs = [(seed, num_frames, folder, palette, drivers) for seed in range(first_seed, first_seed + clips)]
     rows = []
-    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _Here() as pool:
+    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _SameProcess() as pool:
         for row in pool.imap(_record, jobs):
             rows.append(row)
             if len(rows) % 50 == 0:
@@ -185,8 +184,8 @@ def record(
     return rows
 
 
-class _Here:
-    """A pool of no processes."""
+class _SameProcess:
+    """Stand-in for a process pool that works in this process."""
 
     imap = staticmethod(map)
 
@@ -198,6 +197,7 @@ class _Here:
 
 
 def main() -> None:
+    """Record the clips that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=600)
@@ -207,7 +207,8 @@ def main() -> None:
     parser.add_argument("--palette", choices=PALETTES, default="meadow", help="colours of road and grass")
     parser.add_argument(
         "--drivers", choices=DRIVERS, default="careful",
-        help="careful stays on the road; varied drives at all speeds and leaves it; pixels sees only the picture, for tests",
+        help="careful: stays on the road; varied: all speeds, also off the road; pixels: sees only the picture, for "
+        "tests",
     )  # fmt: skip
     arguments = parser.parse_args()
     record(

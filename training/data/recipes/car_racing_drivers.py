@@ -1,7 +1,7 @@
-"""Scripted drivers of CarRacing that know the road: a careful one that stays on it, and varied ones that do not always.
+"""Scripted drivers of CarRacing that know the road: a careful one that stays on it, and varied ones that may leave it.
 
-Recording is the business of `car_racing.py`. Lengths are in simulator units (the road is 13.3 wide), speeds in units per second,
-times in simulator steps (50 a second); an action is `(steering in [-1, 1], gas in [0, 1], brake in [0, 1])`.
+`car_racing.py` records them. Lengths are in simulator units (the road is 13.3 wide), speeds in units per second, times
+in simulator steps (50 a second); an action is `(steering in [-1, 1], gas in [0, 1], brake in [0, 1])`.
 """
 
 import math
@@ -11,11 +11,11 @@ import numpy as np
 
 
 WARM_UP_STEPS = 60  # the camera zooms in during the first 50
-ON_ROAD = 9.0  # distance from the road's middle: half the road and a little grass
+ON_ROAD = 9.0  # distance from the middle of the road: half its width and a little grass
 
 
 class Road:
-    """The middle of a track as a closed line of tiles, and where on it a car is.
+    """The middle of a track as a closed line of tiles, and a car's position on it.
 
     Args:
         track: Gymnasium's list of `(alpha, beta, x, y)`.
@@ -28,7 +28,7 @@ class Road:
         self.tile = tile
 
     def follow(self, position: np.ndarray) -> None:
-        """Move `tile` to the one nearest to a car that was near it before."""
+        """Move `tile` to the nearest one, for a car that was near it before."""
         window = (self.tile + np.arange(-5, 12)) % len(self.points)
         self.tile = int(window[np.linalg.norm(self.points[window] - position, axis=1).argmin()])
 
@@ -37,11 +37,11 @@ class Road:
         self.tile = int(np.linalg.norm(self.points - position, axis=1).argmin())
 
     def distance(self, position: np.ndarray) -> float:
-        """Return how far the car is from the middle of the road."""
+        """Return the car's distance from the middle of the road."""
         return float(np.linalg.norm(self.points[self.tile] - position))
 
     def ahead(self, distance: float) -> np.ndarray:
-        """Return the point of the road's middle that lies `distance` further on."""
+        """Return the point in the middle of the road `distance` further on."""
         tiles = distance / self.tile_length
         whole, part = int(tiles), tiles - int(tiles)
         count = len(self.points)
@@ -51,18 +51,19 @@ class Road:
 
 @dataclass(frozen=True)
 class Driver:
-    """Drives one clip along the road and gives up where it cannot stay on it."""
+    """The settings of a driver who follows the road for one clip and gives up when off it."""
 
-    look_ahead: float  # distance of the point on the road that is steered at
+    look_ahead: float  # distance of the point on the road to steer at
     gain: float  # steering per radian of error
     speed: float  # on the straight
     caution: float  # how much bends slow the car down
-    offset: float  # to the side of the road's middle
-    noise: float  # of the steering, slowly changing
-    start: float  # where on the lap, 0 to 1
+    offset: float  # sideways from the middle of the road
+    noise: float  # slowly changing noise of the steering
+    start: float  # position on the lap, 0 to 1
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Driver":
+        """Draw the settings of a driver."""
         return cls(
             look_ahead=round(rng.uniform(14, 28), 2),
             gain=round(rng.uniform(0.6, 1.8), 2),
@@ -74,7 +75,7 @@ class Driver:
         )
 
     def at_wheel(self, road: Road, rng: np.random.Generator) -> "CarefulHands":
-        """Return what drives this clip, which remembers where it is."""
+        """Return the hands that drive this clip."""
         return CarefulHands(self, road, rng)
 
 
@@ -96,7 +97,7 @@ class CarefulHands:
         return self._toward(error, speed)
 
     def _error(self, position: np.ndarray, angle: float) -> float:
-        """Return by how much the car must turn, in radians, left being positive."""
+        """Return the angle by which the car must turn, in radians; left is positive."""
         driver, road = self.driver, self.road
         middle = road.ahead(driver.look_ahead)
         forward = road.ahead(driver.look_ahead + road.tile_length) - middle
@@ -117,7 +118,7 @@ class CarefulHands:
 
 @dataclass(frozen=True)
 class Event:
-    """Steps `first` to `last` during which the wheel and the pedals are held, whatever the road does."""
+    """Steps `first` to `last` during which wheel and pedals are held still, regardless of the road."""
 
     first: int
     last: int
@@ -128,10 +129,10 @@ class Event:
 
 @dataclass(frozen=True)
 class VariedDriver(Driver):
-    """Drives at any speed, and for some time does something else than follow the road; never gives up.
+    """The settings of a driver at any speed who does not always follow the road and never gives up.
 
-    A third only follows; a third brakes, swerves and accelerates now and then, and finds back; a third holds the wheel for a
-    second or longer, which ends in spins and on the grass. One in six starts from standing.
+    A third only follow the road; a third brake, swerve and accelerate now and then and return to it; a third hold the
+    wheel for a second or longer, which ends in spins and on the grass. One in six starts from a standstill.
     """
 
     standing: bool = False
@@ -139,6 +140,7 @@ class VariedDriver(Driver):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "VariedDriver":
+        """Draw the settings of a driver."""
         base = {
             "look_ahead": round(rng.uniform(10, 32), 2),
             "gain": round(rng.uniform(0.4, 2.4), 2),
@@ -167,13 +169,15 @@ class VariedDriver(Driver):
         )
 
     def at_wheel(self, road: Road, rng: np.random.Generator) -> "VariedHands":
+        """Return the hands that drive this clip."""
         return VariedHands(self, road, rng)
 
 
 class VariedHands(CarefulHands):
-    """Follows the road, except during events; from the grass it drives back to the nearest place of the road."""
+    """Follows the road except during events; returns from the grass to the nearest place of the road."""
 
     def act(self, hull, step: int) -> tuple[float, float, float] | None:
+        """Return the action of a step."""
         position, speed = np.array(hull.position), math.hypot(*hull.linearVelocity)
         (self.road.follow if self.road.distance(position) < 2 * ON_ROAD else self.road.find)(position)
         if self.driver.standing and step < WARM_UP_STEPS:
@@ -182,7 +186,7 @@ class VariedHands(CarefulHands):
             if event.first <= step < event.last:
                 return event.steer, event.gas, event.brake
         error = self._error(position, hull.angle)
-        if abs(error) > 1.2:  # turned around: slowly, with the wheel at its stop
+        if abs(error) > 1.2:  # turned around: drive slowly at full lock
             return (-math.copysign(1.0, error), 0.3 if speed < 12 else 0.0, 0.3 if speed > 20 else 0.0)
         return self._toward(error, speed)
 
@@ -196,5 +200,5 @@ def _wrap(angle: float) -> float:
 
 
 def heading_error(direction: np.ndarray, angle: float) -> float:
-    """Return by how much a car at `angle` must turn to look along `direction`, in radians; left is positive."""
+    """Return the angle by which a car at `angle` must turn to face `direction`, in radians; left is positive."""
     return _wrap(_heading(direction) - angle)

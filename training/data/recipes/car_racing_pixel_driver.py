@@ -1,6 +1,6 @@
-"""A driver of CarRacing that sees only the picture: another hand than those of `car_racing_drivers.py`, with which it shares no code.
+"""A driver of CarRacing that sees only the picture and shares no code with those of `car_racing_drivers.py`.
 
-Clips of it are never trained on. They show whether a model knows the simulator or only the habits of one driver.
+Its clips are never trained on: they show whether a model has learned the simulator or only the habits of one driver.
 """
 
 import math
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 
-ROWS = np.arange(20, 60, 4)  # of the 96x96 picture; the car stands at row 70, and looks up
+ROWS = np.arange(20, 60, 4)  # of the 96x96 picture; the car is at row 70 and faces up
 CAR_COLUMN, CAR_ROW = 48, 70
 
 
 @dataclass(frozen=True)
 class PixelDriver:
-    """Turns towards the grey of the road in the picture, and goes as fast as it sees road ahead.
+    """The settings of a driver who steers towards the grey of the road, the faster the more road is in sight.
 
     Attributes:
-        start: where on the lap, 0 to 1.
-        eagerness: steering per radian between the car's nose and the road that is seen.
-        damping: steering against the turning that the picture shows.
+        start: position on the lap, 0 to 1.
+        eagerness: steering per radian between the car's heading and the visible road.
+        damping: steering by the change of that angle, less at high speed.
         fast, slow: speeds with much and with little road in sight.
-        pulse: number of steps between two pushes of the gas pedal; people do not hold it still.
+        pulse: steps between two pushes of the gas pedal, which people do not hold still.
     """
 
     start: float
@@ -34,6 +34,7 @@ class PixelDriver:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "PixelDriver":
+        """Draw the settings of a driver."""
         return cls(
             start=round(rng.uniform(0, 1), 4),
             eagerness=round(rng.uniform(0.8, 1.6), 2),
@@ -44,12 +45,12 @@ class PixelDriver:
         )
 
     def at_wheel(self, road, rng: np.random.Generator) -> "PixelHands":
-        """Return what drives this clip; the road that the simulator knows is not looked at."""
+        """Return the hands that drive this clip; they do not use `road`."""
         return PixelHands(self)
 
 
 class PixelHands:
-    """Needs a picture of every step: `needs_pictures`."""
+    """Drives by the picture of the step before, which the recorder sets (`needs_pictures`)."""
 
     needs_pictures = True
 
@@ -74,7 +75,7 @@ class PixelHands:
         return float(np.clip(steer, -1, 1)), gas, brake
 
     def _look(self) -> tuple[float, float]:
-        """Return the angle to the road ahead in radians, right being positive, and the share of rows that show any."""
+        """Return the angle to the road ahead in radians, right is positive, and the share of rows that show road."""
         if self.picture is None:
             return 0.0, 0.0
         pixels = self.picture[ROWS].astype(int)  # (rows, 96, 3)
@@ -85,5 +86,5 @@ class PixelHands:
             return 0.0, 0.0
         columns = (grey * np.arange(96)).sum(axis=1)[seen] / counts[seen]
         angles = np.arctan2(columns - CAR_COLUMN, CAR_ROW - ROWS[seen])
-        weights = 1.0 / (1 + np.abs(ROWS[seen] - 44) / 12)  # the middle distance says most about the next half second
+        weights = 1.0 / (1 + np.abs(ROWS[seen] - 44) / 12)  # the middle distance predicts the next half second best
         return float((angles * weights).sum() / weights.sum()), float(seen.mean())

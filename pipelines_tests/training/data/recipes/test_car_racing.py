@@ -1,4 +1,4 @@
-"""CarRacing clips: drivers that drive, the same for the same seed, and what they did beside the clip."""
+"""CarRacing clips: drivers that drive, equal for equal seeds, and their actions beside the clip."""
 
 import csv
 import json

@@ -8,7 +8,7 @@ import pytest
 
 from diffusers_mardini.video_io import read_video, write_video
 from training.data.recipes import droid as prepare_droid
-from training.data.recipes.droid import HELD_OUT_LAB, TRAIN_LABS, VIDEOS, clip_name, prepare
+from training.data.recipes.droid import HELDOUT_LAB, TRAIN_LABS, VIDEOS, clip_name, prepare
 
 
 LAB = sorted(TRAIN_LABS)[0]
@@ -22,7 +22,7 @@ def add_video(checkout, lab, second, frames=12, moving=True):
     return folder / "20655732.mp4"
 
 
-def test_a_name_tells_laboratory_time_and_camera():
+def test_a_name_states_laboratory_time_and_camera():
     assert clip_name(Path("20d7e5d4/2023-05-09/Tue_May__9_02:22:47_2023/20655732.mp4")) == (
         "droid_20d7e5d4_20230509_022247_20655732.mp4"
     )
@@ -30,7 +30,7 @@ def test_a_name_tells_laboratory_time_and_camera():
         clip_name(Path("20d7e5d4/yesterday/20655732.mp4"))
 
 
-def test_one_laboratory_is_held_out_whole_and_short_long_or_still_clips_are_not_trained_on(
+def test_one_laboratory_is_heldout_as_a_whole_and_short_long_or_still_clips_are_not_trained_on(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(prepare_droid, "MIN_FRAMES", 12)
@@ -40,8 +40,8 @@ def test_one_laboratory_is_held_out_whole_and_short_long_or_still_clips_are_not_
     add_video(checkout, LAB, 2, frames=21)
     add_video(checkout, LAB, 3, moving=False)
     add_video(checkout, LAB, 7, frames=11)
-    add_video(checkout, HELD_OUT_LAB, 4, frames=21)
-    add_video(checkout, HELD_OUT_LAB, 5, moving=False)
+    add_video(checkout, HELDOUT_LAB, 4, frames=21)
+    add_video(checkout, HELDOUT_LAB, 5, moving=False)
     add_video(checkout, "f147f077", 6)
     rows = prepare(checkout, tmp_path / "out")
     assert [row["file_name"] for row in rows["train"]] == [f"droid_{LAB}_20230509_022201_20655732.mp4"]
@@ -52,12 +52,12 @@ def test_one_laboratory_is_held_out_whole_and_short_long_or_still_clips_are_not_
     lines = (tmp_path / "out/val/metadata.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows["val"]
     assert {row["license"] for row in rows["val"]} == {"CC-BY-4.0"} and {row["lab"] for row in rows["val"]} == {
-        HELD_OUT_LAB
+        HELDOUT_LAB
     }
 
 
 def test_clips_that_are_there_and_other_folders_are_refused(tmp_path):
-    add_video(tmp_path / "checkout", HELD_OUT_LAB, 1)
+    add_video(tmp_path / "checkout", HELDOUT_LAB, 1)
     prepare(tmp_path / "checkout", tmp_path / "out")
     with pytest.raises(ValueError, match="already holds clips"):
         prepare(tmp_path / "checkout", tmp_path / "out")

@@ -63,9 +63,9 @@ def test_clips_are_cut_from_runs_and_still_ones_left_out(tmp_path, capsys):
     assert rows["train"][0]["license"] == "MIT" and rows["train"][0]["source"].endswith("0..9_cam_image_array_.jpg")
 
 
-def test_held_out_laps_are_apart_from_training(tmp_path):
+def test_heldout_laps_are_apart_from_training(tmp_path):
     make_tub(tmp_path / "tub", 60)
-    tub = Tub("s1", "tub", train_until=30, held_out_from=40)
+    tub = Tub("s1", "tub", train_until=30, heldout_from=40)
     rows = prepare(tmp_path, tmp_path / "out", (tub,))
     assert starts(rows["train"]) == [0, 10, 20] and starts(rows["val"]) == [40, 50]
     assert (tmp_path / "out" / "val" / "rc_s1_00050.mp4").is_file()

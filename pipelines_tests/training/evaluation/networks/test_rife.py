@@ -55,7 +55,7 @@ def test_frames_that_are_not_given_are_not_seen_and_outside_it_stands_still(pack
 
 
 def test_models_that_know_the_middle_alone_are_refused(package):
-    with pytest.raises(ValueError, match="'rife-v2.3' does not sample any time.*'rife-v4.6'"):
+    with pytest.raises(ValueError, match="'rife-v2.3' samples only the middle.*'rife-v4.6'"):
         rife.rife(clip(5, 1), [0, 4], model="rife-v2.3")
 
 

@@ -1,0 +1,133 @@
+"""The configuration's section `data`: which clips a run reads, how, and which conditions its models get.
+
+Reading itself is in `training/data/`; the whole configuration is in `schema.py`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from training.config.strict import StrictModel
+
+
+class ConditionConfig(StrictModel):
+    """One condition: numbers for each frame that both models get (ours, not the paper's)."""
+
+    columns: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Columns of the table beside each clip, `<clip>.csv` or `<clip>.parquet`, one row per frame; or "
+        "give `derive`.",
+    )
+    derive: Literal["rate", "motion"] | None = Field(
+        None,
+        description="`rate`: seconds since the previous frame of the window; `motion`: mean absolute difference of "
+        "the latents from that frame.",
+    )
+    range: list[tuple[float, float]] = Field(
+        min_length=1,
+        description="Lowest and highest value of each channel, scaled to -1 and 1; one pair for all channels, or one "
+        "per channel.",
+    )
+    unit: str = Field("", description="Unit of the values, shown in errors and model cards.")
+    interval: Literal["mean", "sum"] = Field(
+        "mean",
+        description="How the values of skipped frames are combined: `mean` (actions) or `sum`.",
+    )
+    drop: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Share of training windows without this condition; raising it helps sampling without it.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.columns is None) == (self.derive is None):
+            raise ValueError("give either `columns` of the tables beside the clips or `derive`")
+        if len(self.range) not in (1, self.channels):
+            raise ValueError(
+                f"range has {len(self.range)} pairs for {self.channels} channels; give one pair, or one per channel"
+            )
+        for low, high in self.range:
+            if not low < high:
+                raise ValueError(f"range has [{low}, {high}]; the lowest value must be below the highest")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Return how many numbers each frame has."""
+        return len(self.columns) if self.columns else 1
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Return the entry of the models' `condition_info`."""
+        pairs = [list(pair) for pair in self.range] * (self.channels if len(self.range) == 1 else 1)
+        description = {
+            "rate": "seconds since the frame before in the window",
+            "motion": "mean absolute difference of the latents to the frame before in the window",
+            None: "from a table beside each clip; belongs to the interval that leads to its frame",
+        }[self.derive]
+        names = {"names": list(self.columns)} if self.columns else {}
+        interval = "sum" if self.derive == "rate" else self.interval
+        return {**names, "unit": self.unit, "range": pairs, "interval": interval, "description": description}
+
+
+class DataConfig(StrictModel):
+    """Clips and how they are read."""
+
+    train: str = Field(
+        description="Source of training clips: a folder of videos, of picture folders or of .tar shards; a shard, or "
+        "several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, `datasets-stream:NAME#SPLIT`."
+    )
+    validation: str | None = Field(
+        None, description="Source of held-out clips, of the same kinds. None: no held-out losses."
+    )
+    picture_fps: float | None = Field(
+        None, gt=0, description="Frames per second of picture folders whose metadata do not state it."
+    )
+    size: int = Field(
+        64, ge=16, description="Side of the square centre crop in pixels; the cost grows with its square."
+    )
+    planner_downscale: int | None = Field(
+        None,
+        ge=1,
+        description="How many times smaller the planner's frames are (Sec. 2.2). None: as the preset has it.",
+    )
+    flip: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of windows mirrored left to right; above 0 the latent cache is twice as large. Leave it "
+        "at 0 where left and right differ.",
+    )
+    conditions: dict[str, ConditionConfig] = Field(
+        {},
+        description="Conditions of each frame by name, such as `action`; see below. Empty: the paper's models.",
+    )
+    from_pixels: bool = Field(
+        False,
+        description="Decode and encode windows when they are drawn instead of caching the latents of all frames: no "
+        "disk space, slower steps.",
+    )
+    workers: int = Field(
+        1,
+        ge=0,
+        description="Steps prepared ahead while one is computed and, with `from_pixels`, threads that decode; 0: "
+        "read in the loop.",
+    )
+    manifests: Path = Field(
+        Path("runs/manifests"),
+        description="Folder of the manifests, the facts found by decoding every clip; shared by all runs.",
+    )
+    cache: Path = Field(Path("runs/latents"), description="Folder of the latents, kept between runs.")
+
+    @model_validator(mode="after")
+    def _tables_fit_unmirrored_windows(self):
+        if self.flip > 0 and any(condition.columns for condition in self.conditions.values()):
+            raise ValueError(
+                "flip mirrors windows but not the tables beside the clips, so a turn to the left would be shown as "
+                "one to the right; set flip to 0"
+            )
+        return self

@@ -1,0 +1,213 @@
+"""The configuration of one stage of training, a row of Fig. 4.
+
+`curriculum.py` says what a stage does with it, `plan.py` what it costs; the whole configuration is in `schema.py`.
+"""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from training.config.strict import Name, StrictModel
+
+
+# Pairs of which a stage gives one (of `size` and `buckets` at most one). A later layer (child file, override) that
+# names one drops the other.
+ALTERNATIVES = {
+    "steps": "clips",
+    "clips": "steps",
+    "strides": "fps",
+    "fps": "strides",
+    "batch_size": "global_batch",
+    "global_batch": "batch_size",
+    "size": "buckets",
+    "buckets": "size",
+}
+
+
+class TaskMixture(StrictModel):
+    """Weights of the masking patterns; a batch has one pattern, so that all rows have equally many given frames."""
+
+    random: float = Field(
+        1.0, ge=0, description="Weight of given frames at random positions, as many as `reference_ratio` says."
+    )
+    interpolation: float = Field(0.0, ge=0, description="Weight of giving the first and the last frame.")
+    leading: float = Field(0.0, ge=0, description="Weight of giving the leading frames (image-to-video, expansion).")
+
+    @model_validator(mode="after")
+    def _some_weight(self):
+        if self.random + self.interpolation + self.leading <= 0:
+            raise ValueError("all task weights are 0; raise at least one of random, interpolation, leading")
+        return self
+
+
+class StageConfig(StrictModel):
+    """One row of Fig. 4."""
+
+    name: Name = Field(
+        description="Name of the stage, used in logs and checkpoints; its result is written to `stages/<name>`."
+    )
+    trains: Literal["planner", "transformer", "joint"] = Field(
+        description="`planner`: reconstruction (Sec. 2.4.1); `transformer`: diffusion with the unconditional signal; "
+        "`joint`: both models by diffusion."
+    )
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; or give `clips`.")
+    clips: int | None = Field(
+        None,
+        ge=1,
+        description="Clips seen (Fig. 4), instead of `steps`: as many steps as the global batch needs to see them.",
+    )
+    num_frames: int = Field(9, ge=2, description="Frames of a window.")
+    strides: dict[int, float] | None = Field(
+        {2: 1.0}, description="Weights of the distances between window frames, counted in clip frames; or give `fps`."
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        description="Frames per second of a window (Fig. 4), instead of `strides`: frames are chosen by time; "
+        "lowering it shows more motion.",
+    )
+    size: int | tuple[int, int] | None = Field(
+        None,
+        description="Side of the square windows in pixels, or [height, width]. None: `data.size`. The cost grows "
+        "with its square.",
+    )
+    buckets: list[tuple[int, ...]] | None = Field(
+        None,
+        min_length=1,
+        description="Shapes of batches, [height, width] or [height, width, frames], instead of `size`: a clip goes "
+        "to the nearest aspect ratio. Held-out losses are measured in the first.",
+    )
+    reference_ratio: tuple[float, float] = Field(
+        (0.35, 1.0), description="Smallest and largest share of given frames (Fig. 4)."
+    )
+    tasks: TaskMixture = Field(TaskMixture(), description="Mixture of masking patterns.")
+    leading_frames: tuple[int, int] = Field(
+        (1, 3), description="Smallest and largest number of frames that the `leading` pattern gives."
+    )
+    off_centre: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of windows cropped at an end of the longer side, or half-way to it, instead of the "
+        "centre, against over-fitting; above 0 the latent cache is five times as large.",
+    )
+    temporal_attention: Literal["temporal", "spatiotemporal"] = Field(
+        "temporal",
+        description="The transformer's attention across frames; a later stage may change it and keeps the weights "
+        "(Sec. 2.4.2).",
+    )
+    batch_size: int | None = Field(
+        8,
+        ge=1,
+        description="Windows per process and step; raising it makes gradients steadier and costs memory; or give "
+        "`global_batch`.",
+    )
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Windows per step over all processes, which share it equally; instead of `batch_size`.",
+    )
+    gradient_accumulation: int = Field(
+        1,
+        ge=1,
+        description="Batches per process and step, one after the other: a larger step in the memory of one batch.",
+    )
+    learning_rate: float = Field(1.4e-4, gt=0, description="Peak learning rate (the paper: 1.4e-4).")
+    final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine decay.")
+    warmup_steps: int = Field(
+        100, ge=0, description="Steps of linear warm-up; raise it if the loss spikes at the start."
+    )
+    planning_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of windows whose planning signals are dropped (Sec. 2.4.1)."
+    )
+    planner_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Ours: weight of the planner's reconstruction loss in a joint stage; the paper drops it (0).",
+    )
+    timestep_shift: float = Field(
+        1.0, gt=0, description="Above 1, high noise is drawn more often: u -> s u / (1 + (s - 1) u)."
+    )
+    compile: bool = Field(
+        False, description="Compile the repeated blocks: the first steps take a minute or more, later ones are faster."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each_pair(cls, values: Any) -> Any:
+        """Refuse both keys of a pair; where one is given, drop the default of the other."""
+        if not isinstance(values, dict) or values.keys() - cls.model_fields.keys():
+            return values  # an unknown key may be the missing one misspelt; report that instead
+        values = dict(values)
+        for first, second in (("steps", "clips"), ("strides", "fps"), ("batch_size", "global_batch")):
+            given = [key for key in (first, second) if values.get(key) is not None]
+            if len(given) == 2:
+                raise ValueError(
+                    f"`{first}` ({values[first]!r}) and `{second}` ({values[second]!r}) are both given; keep one of "
+                    "them"
+                )
+            none_left = not given and (first in values or cls.model_fields[first].default is None)
+            if none_left:
+                raise ValueError(f"neither `{first}` nor `{second}` is given; give one of them")
+            if given == [second]:
+                values[first] = None
+        if values.get("size") is not None and values.get("buckets") is not None:
+            raise ValueError(
+                f"`size` ({values['size']!r}) and `buckets` ({values['buckets']!r}) are both given; keep one of them"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        sides = self.size if isinstance(self.size, tuple) else (self.size or 16,)
+        if min(sides) < 16:
+            raise ValueError(f"size is {self.size}; every side must be at least 16 pixels")
+        for bucket in self.buckets or []:
+            if len(bucket) not in (2, 3) or min(bucket[:2]) < 16 or min(bucket[2:], default=2) < 2:
+                raise ValueError(
+                    f"bucket {list(bucket)} must be [height, width] or [height, width, frames], with sides of at "
+                    "least 16 pixels and at least 2 frames"
+                )
+        shapes = [(*bucket, self.num_frames)[:3] for bucket in self.buckets or []]
+        if len(set(shapes)) != len(shapes):
+            raise ValueError(f"buckets is {self.buckets}; each shape must be given once")
+        low, high = self.reference_ratio
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"reference_ratio is {self.reference_ratio}; it must be 0 <= low <= high <= 1")
+        least, largest = self.leading_frames
+        shortest = min((frames for _, _, frames in shapes), default=self.num_frames)
+        if self.tasks.leading > 0 and not 1 <= least <= largest < shortest:
+            raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {shortest - 1}")
+        if self.strides is not None and (
+            any(stride < 1 or weight < 0 for stride, weight in self.strides.items()) or sum(self.strides.values()) <= 0
+        ):
+            raise ValueError(
+                f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0, not all 0"
+            )
+        return self
+
+    def for_processes(self, num_processes: int) -> "StageConfig":
+        """Return the same stage in `steps` and `batch_size`, whichever of each pair was given.
+
+        Raises:
+            ValueError: if the processes, or the parts of `gradient_accumulation`, cannot share the global batch
+                equally.
+        """
+        shares = num_processes * self.gradient_accumulation
+        batch = self.global_batch or self.batch_size * shares
+        if batch % shares:
+            parts = f" in {self.gradient_accumulation} parts each" if self.gradient_accumulation > 1 else ""
+            raise ValueError(
+                f"stage {self.name!r} has a global batch of {batch}, which {num_processes} processes{parts} cannot "
+                f"share equally; use a number of processes that divides it, or set `stages.{self.name}.global_batch` "
+                f"to {max(1, round(batch / shares)) * shares}"
+            )
+        steps = self.steps or math.ceil(self.clips / batch)
+        return self.model_copy(
+            update={"steps": steps, "clips": None, "batch_size": batch // shares, "global_batch": None}
+        )
+
+    def windows_per_step(self, num_processes: int) -> int:
+        """Return the windows of a step over all processes and accumulated parts; needs a `batch_size`."""
+        return self.batch_size * self.gradient_accumulation * num_processes

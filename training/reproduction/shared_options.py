@@ -1,0 +1,57 @@
+"""Command-line options and facts that the programs of this folder share.
+
+Windows are sampled and scored by `evaluation/`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.hardware import choose_device, choose_dtype
+from training.evaluation.networks.loading import Networks, load_networks
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the shared options; the defaults are those of `training.evaluate`."""
+    parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
+    parser.add_argument("clips", type=Path, help="folder of held-out clips")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one sample each; their mean is reported")
+    parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
+    parser.add_argument("--page", type=Path, help="markdown file with blocks for the tables")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+
+
+def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
+    """Load the checkpoint on the device and in the dtype that it runs in; print both."""
+    device = choose_device(options.device)
+    dtype, why = choose_dtype(options.dtype, device)
+    print(f"{options.checkpoint} on {options.clips}: {options.steps} steps, {dtype} on {device} ({why})", flush=True)
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_lpips(size: int, num_frames: int) -> tuple[Networks, list[str]]:
+    """Return LPIPS, or no network and the reason."""
+    try:
+        return load_networks(["lpips"], size, num_frames)
+    except ValueError as error:
+        return Networks({}, {}), [f"lpips: {error}"]
+
+
+def facts(options: argparse.Namespace, command: str, checkpoint: str) -> dict[str, Any]:
+    """Return the settings for `results.json`.
+
+    Args:
+        options: of the program.
+        command: as it was typed.
+        checkpoint: digest of the weights.
+    """
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    record.pop("page", None)
+    return {**record, "command": command, "weights": checkpoint}
