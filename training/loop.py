@@ -86,7 +86,7 @@ class Run:
         self.models = make_models(config)
         shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
         self.planner, self.transformer = self.models["planner"], self.models["transformer"]
-        self.head = self.models.get("head", None)
+        self.head = getattr(self.models, "head", None)
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.checkpoints = RunCheckpoints(
             config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
