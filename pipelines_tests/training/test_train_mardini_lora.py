@@ -424,9 +424,9 @@ def test_layers_of_several_blocks_are_told_as_one():
         ({"lora": {"rank": 0}}, "greater than or equal to 1"),
         (
             {"lora": {"dora": True, "base_dtype": "int8"}, "mixed_precision": "bf16"},
-            "dora needs the base's own weights",
+            "dora needs unquantized weights",
         ),
-        ({"lora": {"base_dtype": "bf16"}}, "under bf16 autocast; set mixed_precision"),
+        ({"lora": {"base_dtype": "bf16"}}, "needs bf16 autocast; set mixed_precision"),
     ],
 )
 def test_what_an_adapter_cannot_have_is_refused(change, message):
@@ -473,7 +473,7 @@ def test_the_autoencoder_is_the_bases_unless_another_is_given():
 def test_shards_are_refused(monkeypatch):
     accelerator = make_accelerator(False)
     refuse_shards(accelerator)
-    monkeypatch.setattr("training.adapter.sharding_plugin", lambda _: object())
+    monkeypatch.setattr("training.engine.adapter.sharding_plugin", lambda _: object())
     with pytest.raises(ValueError, match="all weights on every process; use .*ddp.yaml"):
         refuse_shards(accelerator)
 
