@@ -196,7 +196,7 @@ def _split_images(image: Any, name: str) -> list[Picture]:
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
     ):
-        images: list[Picture] = list(image)
+        images: list[Any] = list(image)
     else:
         images = [image]
     _check_pictures([[picture] for picture in images], name)
