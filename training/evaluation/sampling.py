@@ -170,8 +170,7 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[in
 
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
-    """Changes with any weight or setting of autoencoder, planner and transformer, wherever they were loaded from; the scheduler is
-    `sampling_key`'s."""
+    """Return a digest of all weights and settings of autoencoder, planner and transformer, without the scheduler."""
 
     def settings(module: ConfigMixin) -> bytes:  # without `_name_or_path` and the like, which tell where it came from
         told = {key: value for key, value in module.config.items() if not key.startswith("_")}
