@@ -75,7 +75,7 @@ class AdapterConfig(StrictModel):
         except re.error as error:
             raise ValueError(f"targets is {self.targets!r}, which is no regular expression: {error}") from error
         if self.dora and self.base_dtype == "int8":
-            raise ValueError("dora needs unquantized weights; set base_dtype to float32 or bf16, or leave dora out")
+            raise ValueError("dora needs the base's own weights; set base_dtype to float32 or bf16, or leave dora out")
         return self
 
 
