@@ -11,7 +11,7 @@ from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig
 
 from ..masking import reference_mask_from_indices
 from ..models.transformer_mardini import MarDiniTransformer3DModel
-from ..models.window_state import MarDiniWindowState
+from ..models.window import MarDiniWindowState
 
 
 class ConditionRows(dict[str, torch.Tensor]):
