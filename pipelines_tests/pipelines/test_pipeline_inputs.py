@@ -111,7 +111,7 @@ BAD_CALLS = {
     "half a place": ({"video": clip(1), "frame_indices": 1.5}, "give a list with one place"),
     "rising timesteps": ({"image": picture(), "timesteps": [1, 5]}, "fall strictly"),
     "no videos": ({"image": picture(), "num_videos_per_prompt": 0}, "`num_videos_per_prompt` is 0"),
-    "generator list": ({"image": picture(), "generator": [seeded(), seeded()]}, "list of 2, but 1 videos are made"),
+    "generator list": ({"image": picture(), "generator": [seeded(), seeded()]}, "list of 2, but 1 videos are sampled"),
     "generator list of a batch": (
         {"image": clip(2), "num_videos_per_prompt": 2, "generator": [seeded(), seeded()]},
         "list of 2, but 4 videos",

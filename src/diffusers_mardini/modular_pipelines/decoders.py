@@ -12,7 +12,7 @@ from .encoders import CHUNK_SIZE
 
 
 class MarDiniDecoderStep(MarDiniBlock):
-    """Decodes the window, given frames included."""
+    """Decode the window, given frames included."""
 
     parts = ("vae",)
 

@@ -1,4 +1,4 @@
-"""Blocks that run once per window before the denoising: the autoencoder at both resolutions, and the planner (Sec. 2.2)."""
+"""Blocks that run once per window, before the denoising: the autoencoder at both resolutions, and the planner (Sec. 2.2)."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ CHUNK_SIZE = InputParam(
     "decode_chunk_size",
     type_hint=int,
     default=DECODE_CHUNK_SIZE,
-    description="Most frames that the VAE encodes or decodes at once, to bound the memory.",
+    description="Most frames that the VAE encodes or decodes at once, which bounds the memory.",
 )
 
 
 class MarDiniVaeEncoderStep(MarDiniBlock):
-    """Encodes the given frames at the resolution of the transformer and, made smaller, at that of the planner."""
+    """Encode the given frames at the resolution of the transformer and, made smaller, at that of the planner."""
 
     parts = ("vae",)
 
@@ -49,7 +49,7 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
 
 
 class MarDiniPlannerStep(MarDiniBlock):
-    """Plans the window: runs the planner, once."""
+    """Compute the planning signals of the window: run the planner, once."""
 
     parts = ("planner",)
 

@@ -1,4 +1,4 @@
-"""First block: what frames are given, and where they stand in the window. One block for each task of Sec. 2.1."""
+"""First block: reads the given frames and their places in the window. One block for each task of Sec. 2.1."""
 
 import PIL.Image
 from diffusers.modular_pipelines.modular_pipeline import BlockState
@@ -23,7 +23,7 @@ TASK_INPUTS = {
 
 
 class MarDiniInputStep(MarDiniBlock):
-    """Reads the frames that are given and their places."""
+    """Read the given frames and their places."""
 
     parts = ("vae", "planner", "transformer")
     task_inputs: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class MarDiniInputStep(MarDiniBlock):
             pipe.size_multiple,
         )
         block_state.pixels = to_pixels(given.videos, given.height, given.width, pipe.video_processor)
-        block_state.given_indices = given.frame_indices
+        block_state.given_indices = given.given_indices
 
 
 class MarDiniImageToVideoInputStep(MarDiniInputStep):

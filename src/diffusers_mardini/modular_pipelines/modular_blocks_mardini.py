@@ -1,4 +1,4 @@
-"""All blocks in their order, with the one for the task chosen by what is given (Sec. 2.1: masking decides it)."""
+"""All blocks in their order; the given frames select the block of the task (Sec. 2.1: masking decides it)."""
 
 from diffusers import AutoPipelineBlocks, ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
@@ -19,7 +19,7 @@ from .inputs import (
 
 
 class MarDiniAutoInputStep(AutoPipelineBlocks):
-    """Finds the task in what is given: image-to-video, interpolation, expansion or any frames."""
+    """Select the task by the given frames: image-to-video, interpolation, expansion or any frames."""
 
     block_classes = [
         MarDiniAnyFramesInputStep,
@@ -33,13 +33,14 @@ class MarDiniAutoInputStep(AutoPipelineBlocks):
 
     @property
     def description(self) -> str:
+        """Text of `doc` and of the blocks' listing."""
         return (
             "Reads the given frames: `frame_indices` with `video` places them anywhere, `video` alone is expansion, "
             "`last_image` with `image` interpolation, `image` alone image-to-video."
         )
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        # The chosen block looks at the inputs of its task alone: what contradicts them would be ignored.
+        # The selected block reads the inputs of its task alone, and would ignore contradicting ones.
         check_task(**{name: state.get(name) for name in TASK_INPUTS})
         return super().__call__(components, state)
 
@@ -67,4 +68,5 @@ class MarDiniBlocks(SequentialPipelineBlocks):
 
     @property
     def description(self) -> str:
+        """Text of `doc` and of the blocks' listing."""
         return "Image-to-video, interpolation, video expansion and any other filling in of frames with MarDini."
