@@ -1,11 +1,11 @@
-"""The classes that a `model_index.json` may name, under a name of their own.
+"""The classes that a `model_index.json` may name, in a module of their own.
 
-A saved pipeline says ["diffusers_mardini", class], and has a file of that name in each part's folder for the generic class of diffusers
-(`checkpoint_format.py`). `MarDiniPipeline` reads the same as ["diffusers_mardini.components", class], which is no file of the folder, so that
-it runs none of its code.
+A saved pipeline says ["diffusers_mardini", class], and has a file of that name in each part's folder for diffusers' generic
+class (`checkpoint_format.py`). `MarDiniPipeline` reads it as ["diffusers_mardini.components", class], which is no file of the
+folder, so that it runs no code from there.
 """
 
-# The base classes are looked up beside the classes when a pipeline is loaded.
+# diffusers looks for the base classes in the same module when it loads a pipeline.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from .models import AutoencoderPatchBasis, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel

@@ -176,16 +176,12 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
         head_dim)`."""
         return self._place(self.to_q(hidden_states), self.norm_q, rotary_emb)
 
-    def keys_and_values(
-        self, context: torch.Tensor, rotary_emb: RotaryEmbedding
-    ) -> KeyValue:
+    def keys_and_values(self, context: torch.Tensor, rotary_emb: RotaryEmbedding) -> KeyValue:
         """Return keys (normalized and rotated) and values of the context, shaped like the result of `queries`."""
         key = self._place(self.to_k(context), self.norm_k, rotary_emb)
         return key, self.to_v(context).unflatten(-1, (self.heads, -1))
 
-    def _place(
-        self, projected: torch.Tensor, norm: nn.Module, rotary_emb: RotaryEmbedding
-    ) -> torch.Tensor:
+    def _place(self, projected: torch.Tensor, norm: nn.Module, rotary_emb: RotaryEmbedding) -> torch.Tensor:
         # Norm and rotation are in float32, without rounding in between.
         heads = norm(projected.float().unflatten(-1, (self.heads, -1)))
         return apply_rotary_embedding(heads, *rotary_emb).type_as(projected)

@@ -55,6 +55,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("pixels", required=True, type_hint=torch.Tensor, description="The given frames."),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
@@ -68,6 +69,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("sampling_options", type_hint=SamplingOptions, description="The arguments, checked."),
             OutputParam(
@@ -102,6 +104,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="Has the generator."),
             InputParam("latents_shape", required=True, type_hint=tuple[int, ...], description="Of the noise."),
@@ -118,6 +121,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("latents", type_hint=torch.Tensor, description="The noise at the scheduler's first level."),
             OutputParam("reference_latents", type_hint=torch.Tensor, description="A row for each video."),

@@ -18,6 +18,7 @@ class MarDiniDecoderStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor, description="Clean latents of all frames."),
             InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
@@ -26,6 +27,7 @@ class MarDiniDecoderStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam(
                 "videos",

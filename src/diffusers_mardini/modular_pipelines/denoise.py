@@ -30,6 +30,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam(
                 "latents", required=True, type_hint=Tensor, description="Noise at the scheduler's first level."
@@ -45,6 +46,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam(
                 "latents", type_hint=Tensor, description="Clean, (videos, num_frames, channels, h, w), in float32."

@@ -28,6 +28,7 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("pixels", required=True, type_hint=Tensor, description="The given frames, in [-1, 1]."),
             CHUNK_SIZE,
@@ -35,6 +36,7 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("reference_latents", type_hint=Tensor, description="(batch, given frames, channels, h, w)."),
             OutputParam(
@@ -55,6 +57,7 @@ class MarDiniPlannerStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("planner_latents", required=True, type_hint=Tensor, description="Of the given frames, low."),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
@@ -65,6 +68,7 @@ class MarDiniPlannerStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam(
                 "planning_signals", type_hint=Tensor, description="(batch, num_frames, rows, columns, planning_dim)."

@@ -30,6 +30,7 @@ class MarDiniInputStep(MarDiniBlock):
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             *(TASK_INPUTS[name] for name in self.task_inputs),
             InputParam(
@@ -41,6 +42,7 @@ class MarDiniInputStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("pixels", type_hint=Tensor, description="(batch, given frames, 3, height, width) in [-1, 1]."),
             OutputParam("given_indices", type_hint=list[int], description="Their places in the window, rising."),

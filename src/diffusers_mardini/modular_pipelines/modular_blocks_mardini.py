@@ -5,7 +5,7 @@ from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
 from ..pipelines.inputs import check_task
 from .before_denoise import MarDiniPrepareLatentsStep, MarDiniSamplingOptionsStep
-from .block import init_pipeline
+from .block import MakesPipelines
 from .decoders import MarDiniDecoderStep
 from .denoise import MarDiniDenoiseStep
 from .encoders import MarDiniPlannerStep, MarDiniVaeEncoderStep
@@ -18,7 +18,7 @@ from .inputs import (
 )
 
 
-class MarDiniAutoInputStep(AutoPipelineBlocks):
+class MarDiniAutoInputStep(MakesPipelines, AutoPipelineBlocks):
     """Select the task by the given frames: image-to-video, interpolation, expansion or any frames."""
 
     block_classes = [
@@ -29,7 +29,6 @@ class MarDiniAutoInputStep(AutoPipelineBlocks):
     ]
     block_names = ["any_frames", "expansion", "interpolation", "image_to_video"]
     block_trigger_inputs = ["frame_indices", "video", "last_image", None]
-    init_pipeline = init_pipeline
 
     @property
     def description(self) -> str:
@@ -45,7 +44,7 @@ class MarDiniAutoInputStep(AutoPipelineBlocks):
         return super().__call__(components, state)
 
 
-class MarDiniBlocks(SequentialPipelineBlocks):
+class MarDiniBlocks(MakesPipelines, SequentialPipelineBlocks):
     """`MarDiniPipeline.__call__` as blocks: the same arguments, the same result to the bit, as `videos`."""
 
     block_classes = [
@@ -58,7 +57,6 @@ class MarDiniBlocks(SequentialPipelineBlocks):
         MarDiniDecoderStep,
     ]
     block_names = ["input", "sampling_options", "vae_encoder", "planner", "prepare_latents", "denoise", "decode"]
-    init_pipeline = init_pipeline
     _workflow_map = {
         "image_to_video": {"image": True},
         "interpolation": {"image": True, "last_image": True},

@@ -28,7 +28,9 @@ ACCEPTED_PICTURES = (
     "1 channel (grey; its axis may be left out), 2 (with transparency), 3 (RGB) or 4, floats in [0, 1] or [-1, 1] or "
     "uint8"
 )
-OVERSHOOT = 1e-3  # floats may exceed their range by this, from rounding (a quarter of a step of 8 bits), and are clamped
+OVERSHOOT = (
+    1e-3  # floats may exceed their range by this, from rounding (a quarter of a step of 8 bits), and are clamped
+)
 SIGNED_BELOW = -0.1  # about the lowest value of floats in [0, 1] after resizing with a sharp filter
 
 

@@ -349,7 +349,10 @@ def batch_windows(windows: Sequence[Window], most: int) -> LazySequence:
         batch: list[Window] = []
         sampled: set[int] = set()  # places that the batch samples
         for window in windows:
-            fits = batch and (len(window.places), window.given_indices) == (len(batch[0].places), batch[0].given_indices)
+            fits = batch and (len(window.places), window.given_indices) == (
+                len(batch[0].places),
+                batch[0].given_indices,
+            )
             if fits and len(batch) < most and sampled.isdisjoint(window.places[i] for i in window.given_indices):
                 batch.append(window)
             else:
