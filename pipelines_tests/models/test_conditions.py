@@ -286,9 +286,7 @@ def test_conditions_that_do_not_fit_are_refused(name):
 def test_a_model_without_conditions_refuses_them():
     latents, _, signals, mask = make_inputs()
     for model in make_models():
-        with pytest.raises(
-            ValueError, match="has action, rate, but this .* takes none; leave out what it does not take"
-        ):
+        with pytest.raises(ValueError, match="has action, rate, but this .* takes none; leave out the others"):
             call(model, latents, mask, told(), signals)
         assert call(model, latents, mask, {}, signals).isfinite().all()
 

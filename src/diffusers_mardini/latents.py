@@ -63,7 +63,8 @@ def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Ten
         vae, video: see `encode_video`.
 
     Returns:
-        Two tensors shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE; the mean is the mode.
+        Two tensors shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE; the mean is the
+        mode.
     """
     posterior = vae.encode(video.flatten(0, 1)).latent_dist
     mean = (posterior.mean - _shift_factor(vae)) * vae.config.scaling_factor

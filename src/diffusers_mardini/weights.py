@@ -1,6 +1,7 @@
 """Refuse weights that are no safetensors or not complete, and say how to convert or repair them.
 
-diffusers reads the weights. Files of adapters are in `loaders/lora_files.py`; `hub.py` decides which files may be shared.
+diffusers reads the weights. Files of adapters are in `loaders/lora_files.py`; `hub.py` decides which files may be
+shared.
 """
 
 import json
@@ -46,7 +47,8 @@ def local_folder(path: str | os.PathLike) -> Path | None:
     # An id is owner/name.
     if given.startswith((".", "~")) or "\\" in given or path.is_absolute() or len(path.parts) > 2:
         raise ValueError(
-            f"there is no folder {path}; give the folder of a saved pipeline or model, or an id on the Hub (owner/name)"
+            f"there is no folder {path}; give the folder of a saved pipeline or model, or an id on the Hub "
+            "(owner/name)"
         )
     return None
 

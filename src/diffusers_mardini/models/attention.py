@@ -23,13 +23,13 @@ from .embeddings import RotaryEmbedding, apply_rotary_embedding
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 # Up to this many keys, plain matrix products are faster on a CPU than torch's fused kernel (`python -m
-# benchmarks.attention_forms`). Beyond, their table of scores does not fit into the processor's cache; in float32 they gain
-# nothing. The fused kernel's backward pass is slow in every dtype and at every length tried.
+# benchmarks.attention_forms`). Beyond, their table of scores does not fit into the processor's cache; in float32 they
+# gain nothing. The fused kernel's backward pass is slow in every dtype and at every length tried.
 LONGEST_PLAIN_ON_CPU = {torch.bfloat16: 512}
 # A CUDA grid has at most this many rows, and attention across frames has a sequence for each place of a picture.
 MOST_SEQUENCES = 65_535
-# FlashAttention accumulates the gradient of queries in float32, with each sequence padded to whole blocks and offsets of 32
-# bits: up to 1 GiB it neither overflows nor dominates the memory of a step.
+# FlashAttention accumulates the gradient of queries in float32, with each sequence padded to whole blocks and offsets
+# of 32 bits: up to 1 GiB it neither overflows nor dominates the memory of a step.
 QUERY_BLOCK, MOST_QUERY_GRADIENTS = 128, 2**28
 
 
@@ -97,7 +97,8 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
 
 class FP32RMSNorm(nn.Module):
-    """RMSNorm (Llama) that computes in float32 whatever the dtypes of weights and input, and returns the input's dtype."""
+    """RMSNorm (Llama) that computes in float32 whatever the dtypes of weights and input, and returns the input's
+    dtype."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -172,8 +173,8 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
         self.set_processor(self._default_processor_cls())
 
     def queries(self, hidden_states: torch.Tensor, rotary_emb: RotaryEmbedding) -> torch.Tensor:
-        """Return queries of tokens, normalized and rotated: `(batch, frames, tokens, dim)` to `(batch, frames, tokens, heads,
-        head_dim)`."""
+        """Return queries of tokens, normalized and rotated: `(batch, frames, tokens, dim)` to
+        `(batch, frames, tokens, heads, head_dim)`."""
         return self._place(self.to_q(hidden_states), self.norm_q, rotary_emb)
 
     def keys_and_values(self, context: torch.Tensor, rotary_emb: RotaryEmbedding) -> KeyValue:

@@ -1,7 +1,7 @@
 """Fit diffusers' cache configurations to the transformer: which layers are spatial, temporal and cross-attention.
 
-diffusers identifies layers by name. Its defaults take every self-attention in `transformer_blocks` for a spatial one, and
-split the batch of arguments that other models have. Used by `MarDiniTransformer3DModel.enable_cache` alone.
+diffusers identifies layers by name. Its defaults take every self-attention in `transformer_blocks` for a spatial one,
+and split the batch of arguments that other models have. Used by `MarDiniTransformer3DModel.enable_cache` alone.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Help compiled models with windows of every shape: few graphs for many windows, and a limit that these stay below.
 
-`torch.compile` makes another graph when a size is 1 for the first time, because such a size broadcasts, and when a tensor is a
-view for the first time, because its guards include the base tensor. The first cannot be avoided (one masked frame, one given
-frame, one video); `standalone` avoids the second.
+`torch.compile` makes another graph when a size is 1 for the first time, because such a size broadcasts, and when a
+tensor is a view for the first time, because its guards include the base tensor. The first cannot be avoided (one
+masked frame, one given frame, one video); `standalone` avoids the second.
 """
 
 import inspect
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 
-# Per function. torch's own limit of 8 is meant to find programs that recompile endlessly; one video with and without guidance,
-# and one or several frames given and masked, need up to 16 graphs for each of the two forms in which a block is called.
+# Per function. torch's own limit of 8 is meant to find programs that recompile endlessly; one video with and without
+# guidance, and one or several frames given and masked, need up to 16 graphs for each of the two forms in which a block
+# is called.
 MOST_GRAPHS = 64
 
 
@@ -21,7 +22,8 @@ class CompiledOverShapes(nn.Module):
     """A module whose `compile` allows `MOST_GRAPHS` graphs."""
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile as [`torch.nn.Module.compile`] does; `compile_repeated_blocks` of a model calls it for each block."""
+        """Compile as [`torch.nn.Module.compile`] does; `compile_repeated_blocks` of a model calls it for each
+        block."""
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             kwargs.setdefault("recompile_limit", MOST_GRAPHS)
         else:  # before torch 2.12 there is one global limit

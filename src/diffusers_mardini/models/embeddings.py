@@ -1,7 +1,7 @@
 """Tokens and places: patches, the [NEXT] token, and rotary positions (Sec. 2.3.1, "2D RoPE for 3D video").
 
-Both models lay out a frame of patches as one sequence in which a learned [NEXT] token ends every row, so that the sequence
-itself shows resolution and aspect ratio. Attention is in `attention.py` and `identity_attention.py`.
+Both models lay out a frame of patches as one sequence in which a learned [NEXT] token ends every row, so that the
+sequence itself shows resolution and aspect ratio. Attention is in `attention.py` and `identity_attention.py`.
 """
 
 import torch
@@ -12,8 +12,8 @@ RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 
 
 def patchify(hidden_states: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut latents into patches: `(batch, frames, channels, height, width)` to `(batch, frames, rows, columns, channels *
-    patch_size**2)`."""
+    """Cut latents into patches: `(batch, frames, channels, height, width)` to
+    `(batch, frames, rows, columns, channels * patch_size**2)`."""
     batch, frames, channels, height, width = hidden_states.shape
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -32,7 +32,8 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 class NextTokens(nn.Module):
-    """Call `append_next_tokens`; a module without weights, because context parallelism splits the outputs of modules."""
+    """Call `append_next_tokens`; a module without weights, because context parallelism splits the outputs of
+    modules."""
 
     def forward(self, patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
         """Return the tokens of each frame, see `append_next_tokens`."""
@@ -50,7 +51,8 @@ def append_next_tokens(patches: torch.Tensor, next_token: torch.Tensor) -> torch
 
 
 def remove_next_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
-    """Invert `append_next_tokens`: `(batch, frames, tokens, channels)` to `(batch, frames, rows, columns, channels)`."""
+    """Invert `append_next_tokens`: `(batch, frames, tokens, channels)` to
+    `(batch, frames, rows, columns, channels)`."""
     return tokens.unflatten(2, (rows, -1))[:, :, :, :-1]
 
 
@@ -66,8 +68,9 @@ def rotary_embedding(
         max_frequency: first of the series, in radians per unit of a coordinate.
 
     Returns:
-        `(cos, sin)`, float32, each shaped `(..., 1, head_dim)`; the 1 broadcasts over the heads. Channel `i` forms a pair
-        with channel `i + head_dim // 2`: their cosines are equal, and the sine of the first is the negative of the second's.
+        `(cos, sin)`, float32, each shaped `(..., 1, head_dim)`; the 1 broadcasts over the heads. Channel `i` forms a
+        pair with channel `i + head_dim // 2`: their cosines are equal, and the sine of the first is the negative of
+        the second's.
     """
     pairs = head_dim // 4
     frequencies = max_frequency * theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
@@ -106,8 +109,9 @@ class MarDiniRotaryPosEmbed(nn.Module):
 class MarDiniCrossRotaryPosEmbed(nn.Module):
     """Rotary positions of cross-attention: rows and columns in the transformer's grid, for both resolutions.
 
-    The paper does not say how a high-resolution token finds the planning tokens of its place. Ours: the planner's grid is
-    scaled onto the transformer's, so that planning tokens have the coordinates of the part of the picture they cover.
+    The paper does not say how a high-resolution token finds the planning tokens of its place. Ours: the planner's grid
+    is scaled onto the transformer's, so that planning tokens have the coordinates of the part of the picture they
+    cover.
     """
 
     def __init__(self, head_dim: int, theta: float, max_frequency: float = 1.0):
@@ -119,8 +123,9 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
     def forward(
         self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return cosines and sines of the queries, each `(rows * (columns + 1), 1, head_dim)` with [NEXT], and of the keys,
-        each `(planner_rows * planner_columns, 1, head_dim)`: four tensors, because context parallelism splits two."""
+        """Return cosines and sines of the queries, each `(rows * (columns + 1), 1, head_dim)` with [NEXT], and of the
+        keys, each `(planner_rows * planner_columns, 1, head_dim)`: four tensors, because context parallelism splits
+        two."""
         query = self._grid(rows, columns + 1, 1.0, 1.0, device)
         key = self._grid(planner_rows, planner_columns, rows / planner_rows, columns / planner_columns, device)
         return (*query, *key)
@@ -145,7 +150,7 @@ def per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, 
         timestep = timestep[:, None]
     elif timestep.ndim != 0 and timestep.shape != (batch, frames):
         raise ValueError(
-            f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, {frames}) "
-            "(batch, frames)"
+            f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, "
+            f"{frames}) (batch, frames)"
         )
     return timestep.expand(batch, frames)

@@ -1,8 +1,8 @@
 """Identity attention (Sec. 2.3.2, Fig. 3): the attention across frames of both models.
 
-A token of a reference frame attends to itself alone; a token of a masked frame attends to all tokens of its group. A softmax
-over one key is 1, so the output of a reference token is its own value: no mask is needed, and every attention kernel can be
-used. `MarDiniDenseIdentityAttnProcessor` does the same with an explicit mask; tests compare the two.
+A token of a reference frame attends to itself alone; a token of a masked frame attends to all tokens of its group. A
+softmax over one key is 1, so the output of a reference token is its own value: no mask is needed, and every attention
+kernel can be used. `MarDiniDenseIdentityAttnProcessor` does the same with an explicit mask; tests compare the two.
 """
 
 import torch
@@ -22,8 +22,8 @@ def check_temporal_attention(kind: str) -> None:
 
 
 def group(heads: torch.Tensor, kind: str) -> torch.Tensor:
-    """Group tokens by which attend to each other: `(batch, frames, tokens, heads, head_dim)` to `(sequences, length, heads,
-    head_dim)`."""
+    """Group tokens by which attend to each other: `(batch, frames, tokens, heads, head_dim)` to
+    `(sequences, length, heads, head_dim)`."""
     if kind == "temporal":
         return heads.transpose(1, 2).flatten(0, 1)  # (batch * tokens, frames, heads, head_dim)
     return heads.flatten(1, 2)  # (batch, frames * tokens, heads, head_dim)
@@ -82,7 +82,8 @@ class MarDiniIdentityAttnProcessor:
 
 
 class MarDiniDenseIdentityAttnProcessor:
-    """Compute Fig. 3 to the letter, with a dense mask of `(frames * tokens)**2` per row: slow, the reference for tests."""
+    """Compute Fig. 3 to the letter, with a dense mask of `(frames * tokens)**2` per row: slow, the reference for
+    tests."""
 
     _attention_backend = None
     _parallel_config = None
@@ -131,8 +132,8 @@ class MarDiniFullAttnProcessor(MarDiniIdentityAttnProcessor):
     ) -> torch.Tensor:
         if reference_key_value is not None:
             raise ValueError(
-                "without identity attention reference frames depend on the masked ones, so that no window state can be "
-                "kept; sample without one"
+                "without identity attention reference frames depend on the masked ones, so that no state of them can "
+                "be kept; sample without a window state"
             )
         # Where no frame is a reference frame, identity attention is plain attention.
         return super().__call__(attn, hidden_states, rotary_emb, None)
@@ -143,8 +144,9 @@ class MarDiniIdentityAttention(MarDiniAttention):
 
     Args:
         dim, heads, head_dim: as in `MarDiniAttention`.
-        kind: tokens of masked frames attend to all tokens of all frames (`"spatiotemporal"`), or to the tokens at their own
-            place in all frames (`"temporal"`). The weights are the same; only the grouping of tokens changes (Sec. 2.4.2).
+        kind: tokens of masked frames attend to all tokens of all frames (`"spatiotemporal"`), or to the tokens at
+            their own place in all frames (`"temporal"`). The weights are the same; only the grouping of tokens changes
+            (Sec. 2.4.2).
         identity: `False` lets reference frames attend as masked ones do (Fig. 6c); the weights are the same.
     """
 
@@ -178,8 +180,8 @@ class MarDiniIdentityAttention(MarDiniAttention):
             hidden_states: `(batch, frames, tokens, dim)`.
             rotary_emb: `(cos, sin)`, each `(frames, tokens, 1, head_dim)`, or with a batch axis before it.
             layout: of the window. Where it has an index of the masked frames, only their queries are computed.
-            reference_key_value: keys and values of the reference frames, from `reference_step`; `hidden_states` then holds
-                the masked frames alone, and `layout` is `None`.
+            reference_key_value: keys and values of the reference frames, from `reference_step`; `hidden_states` then
+                holds the masked frames alone, and `layout` is `None`.
 
         Returns:
             `(batch, frames, tokens, dim)`.
@@ -196,7 +198,8 @@ class MarDiniIdentityAttention(MarDiniAttention):
             rotary_emb: tables of their places, `(batch, reference frames, tokens, 1, head_dim)`.
 
         Returns:
-            The output, shaped like `hidden_states`; and the keys and values for masked frames, grouped as `group` does.
+            The output, shaped like `hidden_states`; and the keys and values for masked frames, grouped as `group`
+            does.
         """
         key, value = self.keys_and_values(hidden_states, rotary_emb)
         output = self.to_out[1](self.to_out[0](value.flatten(3)))

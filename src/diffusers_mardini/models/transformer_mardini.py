@@ -1,7 +1,8 @@
 """The generator (Sec. 2.3, Table 1 right): noised high-resolution frames and planning signals in, velocity out.
 
 Called `transformer` everywhere, because in diffusers a `generator` is a source of random numbers. The planner is
-`transformer_mardini_planner.py`; the noise schedule is `schedulers/scheduling_mardini.py`, on which nothing here depends.
+`transformer_mardini_planner.py`; the noise schedule is `schedulers/scheduling_mardini.py`, on which nothing here
+depends.
 """
 
 from typing import Any
@@ -93,8 +94,8 @@ class MarDiniTransformerBlock(CompiledOverShapes):
         block_state: MarDiniBlockState | None = None,
         masked_planning_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, MarDiniBlockState]:
-        """Run the block on all frames of a window with its `layout`, or on its masked frames alone with `block_state`, or on
-        its reference frames alone with `masked_planning_tokens`; the last also returns the block's state."""
+        """Run the block on all frames of a window with its `layout`, or on its masked frames alone with `block_state`,
+        or on its reference frames alone with `masked_planning_tokens`; the last also returns the block's state."""
         # temb and planning_temb: (batch, frames or 1, 1, dim); hidden_states: (batch, frames, tokens, dim) throughout
         reference_key_value, planning_key_value = None, None
         if block_state is not None:
@@ -150,18 +151,19 @@ class MarDiniTransformer3DModel(
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
         rope_max_frequency (`float`, defaults to `1.0`):
             Highest rotary frequency, in radians per frame, position, row or column. Ours: 1 as in Llama; with pi, the
-            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one neighbour.
+            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one
+            neighbour.
         latent_skip (`bool`, defaults to `False`):
-            Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero
-            at the start. A velocity is partly linear in the noised latents; with the skip, a narrow model need not carry
-            them through its layers.
+            Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep,
+            zero at the start. A velocity is partly linear in the noised latents; with the skip, a narrow model need
+            not carry them through its layers.
         stem_channels (`int`, defaults to `0`):
-            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the trunk
-            (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
+            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the
+            trunk (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
         stem_blocks (`int`, defaults to `2`): Residual blocks on each side if `stem_channels` is not 0.
         identity_attention (`bool`, defaults to `True`):
-            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. Nothing can
-            then be computed once for all steps. The parameters are the same.
+            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. Nothing
+            can then be computed once for all steps. The parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
         conditions (`dict`, *optional*):
             Ours: conditions of each frame, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
@@ -296,12 +298,12 @@ class MarDiniTransformer3DModel(
         r"""
         Predict the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
 
-        In the plain form, each step computes the whole window. Two other calls give the same up to rounding, with less work:
-        one with `return_window_state=True`, once per window, and one with that `window_state` at every step, on the masked
-        frames alone:
+        In the plain form, each step computes the whole window. Two other calls give the same up to rounding, with less
+        work: one with `return_window_state=True`, once per window, and one with that `window_state` at every step, on
+        the masked frames alone:
 
         ```py
-        state = transformer(latents, 0, planning_signals, reference_mask, num_masked_frames=7, return_window_state=True)
+        state = transformer(latents, 0, planning_signals, mask, num_masked_frames=7, return_window_state=True)
         velocity = transformer(masked_latents, timestep, window_state=state).sample
         ```
 
@@ -314,26 +316,26 @@ class MarDiniTransformer3DModel(
                 The planner's output, or `None` for the learned unconditional signal (Sec. 2.4.1).
             reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
             num_masked_frames (`int`, *optional*):
-                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their queries
-                are computed. `None` for rows that differ.
+                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their
+                queries are computed. `None` for rows that differ.
             planning_signals_mask (`torch.BoolTensor` of shape `(batch,)`, *optional*):
                 Rows where it is False use the unconditional signal instead of theirs.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `Transformer2DModelOutput` or a tuple.
             window_state (`MarDiniWindowState`, *optional*):
-                Result of an earlier call for this window. `hidden_states` are then the noised latents of its masked frames, in
-                order, `(batch, masked frames, channels, height, width)`; planning signals, masks and conditions are not given
-                again.
+                Result of an earlier call for this window. `hidden_states` are then the noised latents of its masked
+                frames, in order, `(batch, masked frames, channels, height, width)`; planning signals, masks and
+                conditions are not given again.
             return_window_state (`bool`, defaults to `False`):
-                Whether to return the state of the window instead of a velocity. Needs `num_masked_frames`; reads neither the
-                latents of masked frames nor `timestep`.
+                Whether to return the state of the window instead of a velocity. Needs `num_masked_frames`; reads
+                neither the latents of masked frames nor `timestep`.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
-                Values for each frame, reference or masked; NaN in all channels of a frame without values. Leave them out of
-                the unconditional pass of guidance, like `planning_signals`.
+                Values for each frame, reference or masked; NaN in all channels of a frame without values. Leave them
+                out of the unconditional pass of guidance, like `planning_signals`.
 
         Returns:
-            `Transformer2DModelOutput` with `sample` shaped like `hidden_states`; values at reference frames have no meaning.
-            With `return_window_state`, a `MarDiniWindowState`.
+            `Transformer2DModelOutput` with `sample` shaped like `hidden_states`; values at reference frames have no
+            meaning. With `return_window_state`, a `MarDiniWindowState`.
 
         Raises:
             ValueError: if shapes, dtypes or the patch size do not fit, or arguments exclude each other.
@@ -402,14 +404,14 @@ class MarDiniTransformer3DModel(
         """Run the reference frames alone through all blocks, and return all that no step changes."""
         if not self.config.identity_attention:
             raise ValueError(
-                "this transformer has no identity attention: its reference frames depend on the masked ones, so that no "
-                "state of them can be kept; call without `return_window_state`"
+                "this transformer has no identity attention: its reference frames depend on the masked ones, so that "
+                "no state of them can be kept; call without `return_window_state`"
             )
         batch, frames = layout.reference_mask.shape
         if layout.num_masked_frames in (None, frames):
             raise ValueError(
-                "a window state needs rows that all have the same number of masked frames, and a reference frame in each; "
-                f"give `num_masked_frames`, 1 to {frames - 1} (got {layout.num_masked_frames}), or call without "
+                "a window state needs rows that all have the same number of masked frames, and a reference frame in "
+                f"each; give `num_masked_frames`, 1 to {frames - 1} (got {layout.num_masked_frames}), or call without "
                 "`return_window_state`"
             )
         masked, references = layout.masked_index, layout.reference_index
@@ -450,14 +452,14 @@ class MarDiniTransformer3DModel(
         expected = (state.batch_size, state.num_masked_frames, self.config.in_channels, height, width)
         if tuple(hidden_states.shape) != expected:
             raise ValueError(
-                f"`hidden_states` has shape {tuple(hidden_states.shape)}, but `window_state` was made for {expected} (batch, "
-                "masked frames, channels, height, width); give the masked frames of its window alone"
+                f"`hidden_states` has shape {tuple(hidden_states.shape)}, but `window_state` was made for {expected} "
+                "(batch, masked frames, channels, height, width); give the masked frames of its window alone"
             )
         own = (len(self.transformer_blocks), self.config.temporal_attention)
         if (len(state.blocks), state.temporal_attention) != own:
             raise ValueError(
-                f"`window_state` was made by a transformer with {len(state.blocks)} blocks and {state.temporal_attention} "
-                f"attention; this one has {own[0]} and {own[1]}: make it again"
+                f"`window_state` was made by a transformer with {len(state.blocks)} blocks and "
+                f"{state.temporal_attention} attention; this one has {own[0]} and {own[1]}: make it again"
             )
         timestep = per_frame_timestep(timestep, *expected[:2], hidden_states.device)
         temb, planning_temb = self._modulation(
@@ -477,8 +479,9 @@ class MarDiniTransformer3DModel(
         pooled_planning_signals: torch.Tensor,
         condition_emb: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed timesteps `(batch, frames or 1)`, add conditions; return this without and with the pooled planning signals:
-        the modulation of the attention and of the MLP, `(batch, frames or 1, 1, dim)` and `(batch, frames, 1, dim)`."""
+        """Embed timesteps `(batch, frames or 1)`, add conditions; return this without and with the pooled planning
+        signals: the modulation of the attention and of the MLP, `(batch, frames or 1, 1, dim)` and
+            `(batch, frames, 1, dim)`."""
         temb = self.time_embed(self.time_proj(timestep.flatten()).to(dtype)).unflatten(0, timestep.shape)[:, :, None]
         if condition_emb is not None:
             temb = temb + condition_emb
@@ -487,8 +490,8 @@ class MarDiniTransformer3DModel(
     def _embed_patches(
         self, hidden_states: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor, int, int, torch.Tensor | None]:
-        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of patches,
-        and the features of the stem, if there is one."""
+        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of
+        patches, and the features of the stem, if there is one."""
         features = None if self.stem is None else self.stem(hidden_states, temb)
         patches = patchify(hidden_states if features is None else features, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
@@ -502,7 +505,8 @@ class MarDiniTransformer3DModel(
         hidden_states: torch.Tensor,
         features: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Apply the last layers: tokens of the last block to velocities, shaped like the noised latents `hidden_states`."""
+        """Apply the last layers: tokens of the last block to velocities, shaped like the noised latents
+        `hidden_states`."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
         tokens = torch.addcmul(shift, self.norm_out(tokens), 1 + scale)
         patches = self.proj_out(remove_next_tokens(tokens, rows))

@@ -1,7 +1,7 @@
 """The planner (Sec. 2.2, Table 1 left): masked low-resolution frames in, planning signals out, once per window.
 
-The diffusion model, which samples the frames, is `transformer_mardini.py`. The reconstruction head of the initial training
-stage (Sec. 2.4.1) is discarded after training, and belongs to the trainer.
+The diffusion model, which samples the frames, is `transformer_mardini.py`. The reconstruction head of the initial
+training stage (Sec. 2.4.1) is discarded after training, and belongs to the trainer.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class MarDiniPlannerOutput(BaseOutput):
     """Output of `MarDiniPlannerTransformer3DModel`.
 
     Args:
-        planning_signals: `(batch, frames, rows, columns, channels)`: `z_cond` of Sec. 2.2, the tokens of each frame on the
-            planner's grid of patches, without [NEXT].
+        planning_signals: `(batch, frames, rows, columns, channels)`: `z_cond` of Sec. 2.2, the tokens of each frame on
+            the planner's grid of patches, without [NEXT].
     """
 
     planning_signals: torch.Tensor
@@ -96,10 +96,11 @@ class MarDiniPlannerTransformer3DModel(
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
         rope_max_frequency (`float`, defaults to `1.0`):
             Highest rotary frequency, in radians per frame, position, row or column. Ours: 1 as in Llama; with pi, the
-            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one neighbour.
+            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one
+            neighbour.
         identity_attention (`bool`, defaults to `True`):
-            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. The parameters
-            are the same.
+            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. The
+            parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
         conditions (`dict`, *optional*):
             Ours: conditions of each frame, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
@@ -183,8 +184,8 @@ class MarDiniPlannerTransformer3DModel(
                 Low-resolution latents. Values at masked frames are ignored, even NaN.
             reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
             num_masked_frames (`int`, *optional*):
-                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their queries
-                are computed. `None` for rows that differ.
+                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their
+                queries are computed. `None` for rows that differ.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `MarDiniPlannerOutput` or a tuple.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):

@@ -1,8 +1,8 @@
 """A window: which of its frames are reference frames, and what the transformer computes once for it.
 
-`WindowLayout` is made once per window and travels through both models. `MarDiniWindowState` (ours beyond the paper) holds
-what no step changes: reference frames are clean, have timestep 0 and attend only to themselves (Fig. 3), so that none of
-their states depends on the noise. The transformer creates and reads a state; `pipelines/velocities.py` owns it.
+`WindowLayout` is made once per window and travels through both models. `MarDiniWindowState` (ours beyond the paper)
+holds what no step changes: reference frames are clean, have timestep 0 and attend only to themselves (Fig. 3), so that
+their states do not depend on the noise. The transformer creates and reads a state; `pipelines/velocities.py` owns it.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class WindowLayout:
 
     Attributes:
         reference_mask: `(batch, frames)`, True at reference frames.
-        masked_index: `(batch * num_masked_frames,)`, places of the masked frames on the flattened `(batch * frames)` axis,
-            in order; `None` where rows may have different numbers of masked frames.
+        masked_index: `(batch * num_masked_frames,)`, places of the masked frames on the flattened `(batch * frames)`
+            axis, in order; `None` where rows may have different numbers of masked frames.
     """
 
     reference_mask: torch.Tensor
@@ -124,8 +124,8 @@ class MarDiniBlockState:
 class MarDiniWindowState:
     """Everything about a window that no step changes, for its masked frames to be denoised alone.
 
-    It is valid for one set of reference latents, planning signals, conditions and weights (LoRA scales included): when one
-    of them changes, make another. Under guidance each branch has its own.
+    It is valid for one set of reference latents, planning signals, conditions and weights (LoRA scales included): when
+    one of them changes, make another. Under guidance each branch has its own.
 
     Attributes:
         blocks: a `MarDiniBlockState` for each block.
@@ -168,8 +168,8 @@ class MarDiniWindowState:
         """
         if dim != 0 or self.batch_size % chunks:
             raise ValueError(
-                f"a window state of {self.batch_size} rows cannot be cut into {chunks} equal parts along dimension {dim}; "
-                "use dimension 0 and a divisor of the rows"
+                f"a window state of {self.batch_size} rows cannot be cut into {chunks} equal parts along dimension "
+                f"{dim}; use dimension 0 and a divisor of the rows"
             )
         return tuple(_take(self, chunks, i, shared=("query_rotary_emb",)) for i in range(chunks))
 
@@ -204,17 +204,18 @@ def check_window(
         )
     if hidden_states.shape[2] != in_channels:
         raise ValueError(
-            f"`hidden_states` has {hidden_states.shape[2]} channels in dimension 2, but this model takes {in_channels}; "
-            "expected (batch, frames, channels, height, width)"
+            f"`hidden_states` has {hidden_states.shape[2]} channels in dimension 2, but this model takes "
+            f"{in_channels}; expected (batch, frames, channels, height, width)"
         )
     if reference_mask.dtype != torch.bool or reference_mask.shape != hidden_states.shape[:2]:
         raise ValueError(
-            f"`reference_mask` is {reference_mask.dtype} of shape {tuple(reference_mask.shape)}; expected torch.bool of shape "
-            f"{tuple(hidden_states.shape[:2])} (batch, frames), True at reference frames"
+            f"`reference_mask` is {reference_mask.dtype} of shape {tuple(reference_mask.shape)}; expected torch.bool "
+            f"of shape {tuple(hidden_states.shape[:2])} (batch, frames), True at reference frames"
         )
     if num_masked_frames is not None and not 0 < num_masked_frames <= hidden_states.shape[1]:
         raise ValueError(
-            f"`num_masked_frames` is {num_masked_frames}; expected 1 to {hidden_states.shape[1]}, the window's frames, or None"
+            f"`num_masked_frames` is {num_masked_frames}; expected 1 to {hidden_states.shape[1]}, the window's "
+            "frames, or None"
         )
 
 
@@ -225,8 +226,8 @@ def check_planning_signals(
     batch, frames = window
     if planning_signals.ndim != 5 or planning_signals.shape[:2] != window:
         raise ValueError(
-            f"`planning_signals` has shape {tuple(planning_signals.shape)}; expected ({batch}, {frames}, planner rows, "
-            f"planner columns, {dim}), the planner's output for the same window"
+            f"`planning_signals` has shape {tuple(planning_signals.shape)}; expected ({batch}, {frames}, planner "
+            f"rows, planner columns, {dim}), the planner's output for the same window"
         )
     if planning_signals.shape[-1] != dim:
         raise ValueError(
@@ -236,6 +237,6 @@ def check_planning_signals(
     mask = planning_signals_mask
     if mask is not None and (mask.shape != (batch,) or mask.dtype != torch.bool):
         raise ValueError(
-            f"`planning_signals_mask` is {mask.dtype} shaped {tuple(mask.shape)}; expected booleans shaped ({batch},), one "
-            "for each row of the batch"
+            f"`planning_signals_mask` is {mask.dtype} shaped {tuple(mask.shape)}; expected booleans shaped "
+            f"({batch},), one for each row of the batch"
         )

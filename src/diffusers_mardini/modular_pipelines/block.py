@@ -1,7 +1,7 @@
 """The base of all blocks: their parts, their one setting, and the `MarDiniPipeline` that does their work.
 
-The blocks cut `MarDiniPipeline.__call__` into steps that can be removed, replaced and combined with others. Each block calls
-the pipeline's method of its step, so that sampling is written once, and the results are equal bit for bit.
+The blocks cut `MarDiniPipeline.__call__` into steps that can be removed, replaced and combined with others. Each block
+calls the pipeline's method of its step, so that sampling is written once, and the results are equal bit for bit.
 """
 
 from copy import deepcopy
@@ -27,8 +27,8 @@ PARTS = {
 
 
 class MakesPipelines:
-    """Complete `ModularPipelineBlocks`, before which it stands in the bases: its own `init_pipeline` finds the class of the
-    pipeline among diffusers' classes only."""
+    """Complete `ModularPipelineBlocks`, before which it stands in the bases: its own `init_pipeline` finds the class
+    of the pipeline among diffusers' classes only."""
 
     pipeline_class: type[ModularPipeline]  # set by `modular_pipeline.py`, which is above the blocks
 
@@ -43,7 +43,8 @@ class MakesPipelines:
 
 
 class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
-    """A single step. `parts` are the names of its components; `description` is the first paragraph of the docstring."""
+    """A single step. `parts` are the names of its components; `description` is the first paragraph of the
+    docstring."""
 
     model_name = "mardini"
     parts: tuple[str, ...] = ()
@@ -63,8 +64,8 @@ class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
         missing = [name for name in self.parts if getattr(components, name, None) is None]
         if missing:
             raise ValueError(
-                f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` first, "
-                "or pass it to `update_components`"
+                f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` "
+                "first, or pass it to `update_components`"
             )
         self.run(window_pipeline(components), block_state)
         self.set_block_state(state, block_state)
@@ -89,8 +90,8 @@ class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
 def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
     """Return the `MarDiniPipeline` of a modular pipeline's parts, with `None` for those that are not loaded.
 
-    It is an attribute of the modular pipeline, because it holds the state of a call (timestep, guidance, interruption), and
-    is replaced when a part was.
+    It is an attribute of the modular pipeline, because it holds the state of a call (timestep, guidance,
+    interruption), and is replaced when a part was.
     """
     parts = {name: getattr(components, name, None) for name in PARTS}
     downscale = components.config["planner_downscale"]

@@ -14,8 +14,8 @@ from .block import MarDiniBlock
 class MarDiniDenoiseStep(MarDiniBlock):
     """Sample the masked frames of the window.
 
-    The whole loop is one block, with guidance and caches as in `MarDiniPipeline`; `callback_on_step_end` runs code between
-    steps.
+    The whole loop is one block, with guidance and caches as in `MarDiniPipeline`; `callback_on_step_end` runs code
+    between steps.
     """
 
     parts = ("transformer", "scheduler")

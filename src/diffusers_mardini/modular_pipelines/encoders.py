@@ -1,4 +1,5 @@
-"""Blocks that run once per window, before the denoising: the autoencoder at both resolutions, and the planner (Sec. 2.2)."""
+"""Blocks that run once per window, before the denoising: the autoencoder at both resolutions, and the planner (Sec.
+2.2)."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The modular pipeline: blocks, their parts, LoRA, and the folder it is saved to.
 
-Our blocks also run in diffusers' own `ModularPipeline`, which finds some classes among diffusers' own only; this class finds
-ours.
+Our blocks also run in diffusers' own `ModularPipeline`, which finds some classes among diffusers' own only; this class
+finds ours.
 """
 
 import json
@@ -30,7 +30,8 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
     Args:
         blocks (`ModularPipelineBlocks`, *optional*): The blocks to run.
         pretrained_model_name_or_path (`str`, *optional*):
-            A folder or an id on the Hub of a `MarDiniPipeline` or a modular one, from which `load_components` loads the parts.
+            A folder or an id on the Hub of a `MarDiniPipeline` or a modular one, from which `load_components` loads
+            the parts.
         components_manager, collection, workflow, kwargs: See [`ModularPipeline`].
 
     Raises:
@@ -108,12 +109,14 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
                 check_tensors(name, type(part).__name__, empty_tensors(part), [])
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save all parts, see [`~ModularPipeline.save_pretrained`]; raises `ValueError` while LoRA adapters are loaded."""
+        """Save all parts, see [`~ModularPipeline.save_pretrained`]; raises `ValueError` while LoRA adapters are
+        loaded."""
         self._refuse_loaded_adapters()
         super().save_pretrained(str(save_directory), **{"overwrite_modular_index": True, **kwargs})
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Write `modular_model_index.json`, and the files that let `ModularPipeline.from_pretrained` find our blocks."""
+        """Write `modular_model_index.json`, and the files that let `ModularPipeline.from_pretrained` find our
+        blocks."""
         super().to_json_file(json_file_path)
         index_file = Path(json_file_path)
         index = json.loads(index_file.read_text(encoding="utf-8"))

@@ -92,10 +92,10 @@ def conditions_for(conditions: Conditions | None, model: nn.Module, device: torc
 def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places: list[int]) -> Conditions:
     """Cut the conditions of a video to the frames of a window, at `places`.
 
-    Values belong to the interval that leads to their frame. A window that skips frames has longer intervals: its values
-    are the mean over the interval, or the sum if the configuration says so; absent frames do not count. The interval of the
-    window's first frame is as long as the next one. A frame that occurs twice keeps its values; places after the last frame
-    have its values.
+    Values belong to the interval that leads to their frame. A window that skips frames has longer intervals: its
+    values are the mean over the interval, or the sum if the configuration says so; absent frames do not count. The
+    interval of the window's first frame is as long as the next one. A frame that occurs twice keeps its values; places
+    after the last frame have its values.
     """
     first = max(0, 2 * places[0] - places[1] + 1)
     intervals = [(first, places[0] + 1)] + [

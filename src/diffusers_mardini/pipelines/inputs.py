@@ -1,7 +1,7 @@
 """Read and check what users pass: pictures, clips, and their places in the window.
 
-Everything here happens before any model runs, and every error says what was given, what is accepted and what to do. The
-result has one form, `GivenFrames`. Models, noise and sampling are in `pipeline_mardini.py`.
+Everything here happens before any model runs, and every error says what was given, what is accepted and what to do.
+The result has one form, `GivenFrames`. Models, noise and sampling are in `pipeline_mardini.py`.
 """
 
 import operator
@@ -273,7 +273,8 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
 
 
 def _are_signed(videos: list[list[Picture]]) -> bool:
-    """Return whether the floats of a call are in [-1, 1], not in [0, 1]: as in diffusers, one below 0 decides for all."""
+    """Return whether the floats of a call are in [-1, 1], not in [0, 1]: as in diffusers, one below 0 decides for
+    all."""
     arrays = [frame for frames in videos for frame in frames if not isinstance(frame, PIL.Image.Image)]
     lows = [_values(array).min().item() for array in arrays if _values(array).is_floating_point()]
     lowest = min(lows, default=0.0)

@@ -1,7 +1,7 @@
 """Videos longer than a window, made of many windows: slow motion (Fig. 11) and extension.
 
-Both keep latents, not pixels, from window to window: frames are encoded only once, and do not drift. Windows that do not
-depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window.
+Both keep latents, not pixels, from window to window: frames are encoded only once, and do not drift. Windows that do
+not depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window.
 """
 
 import math
@@ -109,27 +109,30 @@ class LongVideoMixin:
         r"""
         Put `factor - 1` frames between every two neighbours, by repeated interpolation (Fig. 11).
 
-        `n` frames become `(n - 1) * factor + 1`; frame `i` of the input is at place `i * factor`. A window spans two or more
-        given frames and samples those between. If `factor` is too large for one window, the first windows place frames far
-        apart, evenly if the factor has a suitable divisor, and later windows fill the gaps (`slow_motion_windows`).
+        `n` frames become `(n - 1) * factor + 1`; frame `i` of the input is at place `i * factor`. A window spans two
+        or more given frames and samples those between. If `factor` is too large for one window, the first windows
+        place frames far apart, evenly if the factor has a suitable divisor, and later windows fill the gaps
+        (`slow_motion_windows`).
 
         Args:
             video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             factor (`int`): How many times slower; at least 2.
             window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
             window_batch_size (`int`, defaults to `1`):
-                Most windows that run at once, as rows of one batch: more use an accelerator better and take more memory.
-                The initial noise of a window does not depend on it; the noise of later steps (`eta` above 0) does.
+                Most windows that run at once, as rows of one batch: more use an accelerator better and take more
+                memory. The initial noise of a window does not depend on it; the noise of later steps (`eta` above 0)
+                does.
             conditions (`dict`, *optional*):
-                Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips frames
-                gets the mean over each interval, or the sum if the condition's configuration says so; a sum may exceed the
-                range that the checkpoint learned.
+                Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips
+                frames gets the mean over each interval, or the sum if the condition's configuration says so; a sum may
+                exceed the range that the checkpoint learned.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
-            callback is called in every batch of windows, whose rows follow each other. After an interruption, frames of
-            that window hold noise, and frames of later ones are decoded from latents of zero.
+            callback is called in every batch of windows, whose rows follow each other. After an interruption, frames
+            of that window hold noise, and frames of later ones are decoded from latents of zero.
 
         Returns:
-            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes them.
+            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
+            them.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -182,17 +185,19 @@ class LongVideoMixin:
 
         Args:
             video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
-            num_new_frames (`int`): How many frames to add. All windows are whole; surplus frames of the last are dropped.
+            num_new_frames (`int`): How many frames to add. All windows are whole; surplus frames of the last are
+                dropped.
             window (`int`, defaults to `9`): Frames of a window: as many as the model was trained for.
             overlap (`int`, defaults to half of `window`):
-                How many given frames lead each window, less than `window`. More keep the motion steadier and take longer.
-                A shorter `video` leads the first window with all its frames.
+                How many given frames lead each window, less than `window`. More keep the motion steadier and take
+                longer. A shorter `video` leads the first window with all its frames.
             conditions (`dict`, *optional*):
-                Conditions of the frames, `(len(video) + num_new_frames, channels)` each, or `(num_new_frames, channels)` for
-                given frames without values. Surplus frames have the values of the last one.
+                Conditions of the frames, `(len(video) + num_new_frames, channels)` each, or
+                `(num_new_frames, channels)` for given frames without values. Surplus frames have the values of the
+                last one.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
-            callback is called in every window. After an interruption, frames of that window hold noise, and frames of later
-            ones are decoded from latents of zero.
+            callback is called in every window. After an interruption, frames of that window hold noise, and frames of
+            later ones are decoded from latents of zero.
 
         Returns:
             [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
@@ -238,7 +243,8 @@ class LongVideoMixin:
         output_type: str,
         least_frames: int,
     ) -> torch.Tensor:
-        """Check the arguments that both methods share; return pixels `(batch, frames, 3, height, width)` in [-1, 1]."""
+        """Check the arguments that both methods share; return pixels `(batch, frames, 3, height, width)` in [-1,
+        1]."""
         if video is None:
             raise ValueError(f"`video` is missing; give a clip of at least {least_frames} frames")
         videos = split_videos(video)
@@ -328,8 +334,8 @@ class LongVideoMixin:
 def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:
     """Return the windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
 
-    A window holds as many neighbouring gaps of one length as fit into `window` frames: the models were trained on windows
-    of that length, and more of the motion is in view.
+    A window holds as many neighbouring gaps of one length as fit into `window` frames: the models were trained on
+    windows of that length, and more of the motion is in view.
     """
 
     def make() -> Iterator[Window]:
@@ -408,7 +414,8 @@ def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[
 
 
 def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of neighbouring frames that exist before a level of windows and have missing ones between; rising."""
+    """Yield pairs of neighbouring frames that exist before a level of windows and have missing ones between;
+    rising."""
     if level == 0:
         for i in range(num_given - 1):
             yield i * factor, (i + 1) * factor

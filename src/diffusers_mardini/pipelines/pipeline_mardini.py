@@ -1,7 +1,7 @@
 """Sampling with MarDini (Sec. 2.1, Sec. 3): plan once at low resolution, denoise many times at high resolution.
 
-A window is any number of frames of which some are given. `long_video.py` builds longer videos from windows, `inputs.py`
-checks what users pass, `velocities.py` calls the transformer.
+A window is any number of frames of which some are given. `long_video.py` builds longer videos from windows,
+`inputs.py` checks what users pass, `velocities.py` calls the transformer.
 """
 
 import math
@@ -64,12 +64,12 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         planner ([`MarDiniPlannerTransformer3DModel`]): Computes the planning signals, once per window.
         transformer ([`MarDiniTransformer3DModel`]): Predicts the velocity, at every step.
         scheduler ([`MarDiniScheduler`]):
-            The noise schedule. A scheduler of diffusers also works if it has the same betas and predicts velocities, as
-            most do when made with `from_config(pipe.scheduler.config)`; `schedulers/compatibility.py` tries it before each
-            call.
+            The noise schedule. A scheduler of diffusers also works if it has the same betas and predicts velocities,
+            as most do when made with `from_config(pipe.scheduler.config)`; `schedulers/compatibility.py` tries it
+            before each call.
         planner_downscale (`int`, defaults to `4`):
-            How many times smaller than the output the planner's frames are. It belongs to the pipeline's configuration, not
-            to a component: `from_pipe` keeps it, `MarDiniPipeline(**pipe.components)` does not.
+            How many times smaller than the output the planner's frames are. It belongs to the pipeline's
+            configuration, not to a component: `from_pipe` keeps it, `MarDiniPipeline(**pipe.components)` does not.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -170,10 +170,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
-        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need no
-        axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float is below
-        0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes them, so
-        that they look like their neighbours.
+        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need
+        no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float is
+        below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes
+        them, so that they look like their neighbours.
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -183,41 +183,42 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             num_frames (`int`, defaults to `9`): Number of frames of the window, the given ones included.
             height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which
                 are resized to it. Must be divisible by `self.size_multiple`.
-            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are enough). DDIM ends
-                exactly at zero noise only if this divides the 1000 levels of training (10, 20, 25, 40, 50, 100), and close
-                to it with other small numbers; above 100 use a divisor, or `timesteps`.
+            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are enough). DDIM
+                ends exactly at zero noise only if this divides the 1000 levels of training (10, 20, 25, 40, 50, 100),
+                and close to it with other small numbers; above 100 use a divisor, or `timesteps`.
             timesteps: Noise levels to visit, falling; overrides `num_inference_steps`.
             guidance_scale (`float`, *optional*):
                 Weight of classifier-free guidance on planning signals and conditions together. By default 2.5 if only
-                leading frames are given, otherwise 1.0 (none, and half the work; Sec. 3). 0.0 ignores the planner and the
-                conditions.
+                leading frames are given, otherwise 1.0 (none, and half the work; Sec. 3). 0.0 ignores the planner and
+                the conditions.
             eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that accept it; 0 is deterministic.
-            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from the same planning signals.
+            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from the same planning
+                signals.
             generator: Source of the noise; a list has one per video.
             latents (`torch.Tensor`, *optional*):
-                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; values at given frames
-                are not used.
+                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; values at given
+                frames are not used.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
-            decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, which bounds
-                the memory.
+            decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, which
+                bounds the memory.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": s}` scales LoRA layers of both models; there is no other key.
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. Tensors in the
-                dictionary it returns replace the pipeline's; `None` changes nothing. `latents` returned after the last step
-                are the result.
-            callback_on_step_end_tensor_inputs: Names of the tensors it gets: `"latents"`, shaped like the argument, with the
-                clean latents at the given frames, and `"planning_signals"`, which it may also write to. A callback that
-                changes weights or adapters must call `pipe.reset_window_states()`.
+                dictionary it returns replace the pipeline's; `None` changes nothing. `latents` returned after the last
+                step are the result.
+            callback_on_step_end_tensor_inputs: Names of the tensors it gets: `"latents"`, shaped like the argument,
+                with the clean latents at the given frames, and `"planning_signals"`, which it may also write to. A
+                callback that changes weights or adapters must call `pipe.reset_window_states()`.
             use_window_state (`bool`, defaults to `True`):
-                Computes once per window what no step changes: the states of the given frames, and the keys and values of the
-                planning signals (`models/window.py`). `False` runs the whole window through the transformer at every step,
-                which is slower and gives the same up to rounding.
+                Computes once per window what no step changes: the states of the given frames, and the keys and values
+                of the planning signals (`models/window.py`). `False` runs the whole window through the transformer at
+                every step, which is slower and gives the same up to rounding.
             conditions (`dict`, *optional*):
-                Conditions of the frames by name, such as `{"action": array}`: values `(num_frames, channels)` for all videos
-                or `(batch, num_frames, channels)`, given frames included. The values of a frame belong to the interval that
-                leads to it. NaN in all channels stands for a frame without values. `pipe.conditions` lists the conditions of
-                this checkpoint.
+                Conditions of the frames by name, such as `{"action": array}`: values `(num_frames, channels)` for all
+                videos or `(batch, num_frames, channels)`, given frames included. The values of a frame belong to the
+                interval that leads to it. NaN in all channels stands for a frame without values. `pipe.conditions`
+                lists the conditions of this checkpoint.
 
         Examples:
 
@@ -317,7 +318,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return torch.cat(chunks).to(self._execution_device).unflatten(0, pixels.shape[:2])
 
     def encode_low_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
-        """Make frames `planner_downscale` times smaller and encode them for the planner (Sec. 2.2), see `encode_frames`."""
+        """Make frames `planner_downscale` times smaller and encode them for the planner (Sec. 2.2), see
+        `encode_frames`."""
         device, factor = get_module_execution_device(self.vae), self.config.planner_downscale
         chunks = [
             # Resized in float32: bfloat16 has fewer steps than pictures of 8 bits.
@@ -470,13 +472,14 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return (num_videos, num_frames, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
 
     def decode(self, latents: torch.Tensor, output_type: str, chunk_size: int = DECODE_CHUNK_SIZE) -> Any:
-        """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once, to the form of `output_type`, see
-        `MarDiniPipelineOutput`."""
+        """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once, to the form of
+        `output_type`, see `MarDiniPipelineOutput`."""
         if output_type == "latent":
             return latents
         videos, num_frames = latents.shape[:2]
         finished = []
-        # Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a time.
+        # Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a
+        # time.
         for chunk in latents.flatten(0, 1).split(chunk_size):
             chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
             frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
@@ -515,7 +518,7 @@ def _check_finite(values: torch.Tensor, name: str, model: torch.nn.Module) -> No
     """Raise `ValueError` if a model computed nan or inf, which would become black pictures."""
     if not values.isfinite().all():
         raise ValueError(
-            f"the {name} that {type(model).__name__} computed in {model.dtype} hold values that are not finite (nan or "
-            "inf): weights or an adapter are damaged, an adapter's scale is too large, or float16 has too small a range; "
-            "load the pipeline with `dtype=torch.bfloat16` or float32, or from another checkpoint"
+            f"the {name} that {type(model).__name__} computed in {model.dtype} hold values that are not finite (nan "
+            "or inf): weights or an adapter are damaged, an adapter's scale is too large, or float16 has too small a "
+            "range; load the pipeline with `dtype=torch.bfloat16` or float32, or from another checkpoint"
         )

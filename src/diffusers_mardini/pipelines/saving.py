@@ -1,4 +1,5 @@
-"""Save, load and share the pipeline: `save_pretrained` leaves a folder that can be loaded and pushed without this package.
+"""Save, load and share the pipeline: `save_pretrained` leaves a folder that can be loaded and pushed without this
+package.
 
 `checkpoint_format.py` describes such a folder and the code in it; `hub.py` checks and uploads it.
 """
@@ -62,8 +63,8 @@ class SavingMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """Make a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; shares the scheduler too, unless
-        one is given."""
+        """Make a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; shares the scheduler too,
+        unless one is given."""
         made = super().from_pipe(pipeline, **kwargs)
         # The noise levels belong to the transformer, which was trained with them.
         if made.transformer is getattr(pipeline, "transformer", None):
@@ -131,8 +132,8 @@ def check_weights_of_parts(folder: Path, loading: Mapping[str, Any]) -> None:
 
 
 def finish_saved_folder(index_file: Path) -> None:
-    """Write the shims into the folder of the saved `index_file` (`model_index.json`), and into the file the shim's name and
-    the version of the format.
+    """Write the shims into the folder of the saved `index_file` (`model_index.json`), and into the file the shim's
+    name and the version of the format.
 
     All configurations lose the path that the pipeline was loaded from, so that no path of this machine is published.
     """
@@ -155,8 +156,8 @@ def finish_saved_folder(index_file: Path) -> None:
 
 
 def without_shims(index: dict) -> dict:
-    """Return the index with the plain class name, and with our parts in a library that is no file of the folder: our own
-    class needs no code from there."""
+    """Return the index with the plain class name, and with our parts in a library that is no file of the folder: our
+    own class needs no code from there."""
     name = index.get("_class_name")
     index = {**index, "_class_name": name[-1] if isinstance(name, list) else name}
     ours = {

@@ -1,7 +1,7 @@
 """The transformer on one window: the velocities of its masked frames, conditional and, under guidance, unconditional.
 
-Owns what is computed once per window (`models/window.py`), separately for each branch of guidance. The loop over steps is in
-`pipeline_mardini.py`.
+Owns what is computed once per window (`models/window.py`), separately for each branch of guidance. The loop over steps
+is in `pipeline_mardini.py`.
 """
 
 from typing import Any
@@ -38,8 +38,8 @@ class WindowVelocities:
         attention_kwargs: given to the model.
         use_window_state: computes once what no step changes, instead of the whole window at every step; the same up to
             rounding. A transformer without identity attention has no such state, and always gets the whole window.
-        conditions: of each frame, `(videos, frames, channels)` each. The unconditional branch gets none, so that guidance
-            acts on planning signals and conditions together.
+        conditions: of each frame, `(videos, frames, channels)` each. The unconditional branch gets none, so that
+            guidance acts on planning signals and conditions together.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class WindowVelocities:
         transformer._reset_stateful_cache()  # features of the last window are wrong for this one
 
     def reset(self) -> None:
-        """Discard states, and what diffusers' caches keep: the next evaluation computes them with the present weights."""
+        """Discard states, and what diffusers' caches keep: the next evaluation computes them with the present
+        weights."""
         self._states.clear()
         self.transformer._reset_stateful_cache()
 
@@ -110,13 +111,14 @@ class WindowVelocities:
         return velocities[0], velocities[1] if guided else None
 
     def _check_caches(self, guided: bool) -> None:
-        """Raise `ValueError` if the cache cannot do with or without guidance; discard features of another batch size."""
+        """Raise `ValueError` if the cache cannot do with or without guidance; discard features of another batch
+        size."""
         cache = self.transformer._cache_config
         if guided != self._was_guided and self._was_guided is not None and self._cache_joins_branches:
             if isinstance(cache, FasterCacheConfig):
                 raise ValueError(
-                    "FasterCache cannot follow guidance that begins or ends between steps; keep it on or off for a whole "
-                    "window, or use another cache"
+                    "FasterCache cannot follow guidance that begins or ends between steps; keep it on or off for a "
+                    "whole window, or use another cache"
                 )
             self.transformer._reset_stateful_cache()  # a callback changed the number of rows that are cached
         if not guided and isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled:
@@ -198,8 +200,8 @@ class WindowVelocities:
 
     @property
     def _cache_joins_branches(self) -> bool:
-        """Whether the cache keeps one state per layer, not one per branch of guidance, so that both branches must be rows
-        of one call: in two calls, the second would get the attention of the first."""
+        """Whether the cache keeps one state per layer, not one per branch of guidance, so that both branches must be
+        rows of one call: in two calls, the second would get the attention of the first."""
         return isinstance(self.transformer._cache_config, (PyramidAttentionBroadcastConfig, FasterCacheConfig))
 
 

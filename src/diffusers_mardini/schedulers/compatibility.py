@@ -1,8 +1,8 @@
 """Check whether a scheduler of diffusers can replace ours, by the object, not by its configuration.
 
-`from_config` keeps keys that the new class ignores, so that a configuration may claim what the object does not do. Therefore
-the noise levels are read from the object, and its steps are tried on a problem with a known solution, in milliseconds and
-without any model.
+`from_config` keeps keys that the new class ignores, so that a configuration may claim what the object does not do.
+Therefore the noise levels are read from the object, and its steps are tried on a problem with a known solution, in
+milliseconds and without any model.
 """
 
 import copy
@@ -20,15 +20,15 @@ ADVICE = (
     "use `MarDiniScheduler`, or one with betas and v-prediction made from the configuration that the model came with: "
     "`UniPCMultistepScheduler.from_config(MarDiniScheduler.load_config(checkpoint, subfolder='scheduler'))`"
 )
-# Largest difference of signal amplitudes within one process. With and without zero terminal SNR they differ by less than
-# 0.001, two kinds of schedules by more than 0.1.
+# Largest difference of signal amplitudes within one process. With and without zero terminal SNR they differ by less
+# than 0.001, two kinds of schedules by more than 0.1.
 SAME_PROCESS = 0.02
 # The known problem: values of a normal distribution, with a mean that shows whether a scheduler clamps to [-1, 1].
 MEAN, SPREAD = 2.0, 0.5
-# Tolerated errors of the mean and of the spread, as shares of each. A narrower spread is always tolerated: it only means
-# that too few steps blur. On the CarRacing checkpoint, between two frames, the spread of Heun's scheduler from pure noise is
-# too wide by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and it is worse than ours by 18, 7 and 3.5 dB. Starting below pure
-# noise, the mean is off by 0.05 with 10 steps (leading spacing), worse by 4 dB.
+# Tolerated errors of the mean and of the spread, as shares of each. A narrower spread is always tolerated: it only
+# means that too few steps blur. On the CarRacing checkpoint, between two frames, the spread of Heun's scheduler from
+# pure noise is too wide by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and it is worse than ours by 18, 7 and 3.5 dB.
+# Starting below pure noise, the mean is off by 0.05 with 10 steps (leading spacing), worse by 4 dB.
 TOLERANCES = (0.15, 0.2)
 
 
@@ -40,8 +40,8 @@ def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None
         noise_levels: `alphas_cumprod` of the model's original scheduler, if known.
 
     Raises:
-        ValueError: for a scheduler without betas, one that does not take predictions for velocities, and one with other
-            noise levels than those of its betas or of the model.
+        ValueError: for a scheduler without betas, one that does not take predictions for velocities, and one with
+            other noise levels than those of its betas or of the model.
     """
     label = f"the {type(scheduler).__name__} of this pipeline"
     levels, betas = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "betas", None)
@@ -59,8 +59,8 @@ def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None
     own = torch.cumprod(1 - betas.double().cpu(), dim=0)
     if levels.shape != own.shape or len(levels) != scheduler.config.get("num_train_timesteps") or _differ(levels, own):
         raise ValueError(
-            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that its timesteps mean "
-            f"other noise than the model's; {ADVICE}"
+            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that its timesteps "
+            f"mean other noise than the model's; {ADVICE}"
         )
     if noise_levels is not None and (levels.shape != noise_levels.shape or _differ(levels, noise_levels)):
         raise ValueError(
@@ -119,9 +119,9 @@ def check_sampling(
         raise ValueError(f"{label} cannot take {steps} ({error or type(error).__name__}); {ADVICE}") from error
     if not all(one <= most for one, most in zip(missed, allowed)):  # also of NaN
         raise ValueError(
-            f"{label} does not reproduce a known distribution with {steps}. Some schedulers cannot start at pure noise "
-            "(Heun's, and the ancestral KDPM2, with trailing spacing), some begin too low or run backwards, some clamp "
-            "predictions (`clip_sample`, `thresholding`). Use more steps or "
+            f"{label} does not reproduce a known distribution with {steps}. Some schedulers cannot start at pure "
+            "noise (Heun's, and the ancestral KDPM2, with trailing spacing), some begin too low or run backwards, "
+            "some clamp predictions (`clip_sample`, `thresholding`). Use more steps or "
             f"`timestep_spacing='leading'`, or {ADVICE}"
         )
 

@@ -1,7 +1,7 @@
 """The diffusion process of MarDini: velocity-prediction DDIM, zero terminal SNR, trailing spacing (Sec. 2.4.1, 3).
 
-A step has one noise level for all frames: per-frame timesteps (0 at reference frames) belong to the transformer, and the
-pipeline steps the masked frames only. Configuration keys are those of `DDIMScheduler`.
+A step has one noise level for all frames: per-frame timesteps (0 at reference frames) belong to the transformer, and
+the pipeline steps the masked frames only. Configuration keys are those of `DDIMScheduler`.
 """
 
 import math
@@ -53,9 +53,10 @@ class MarDiniSchedulerOutput(BaseOutput):
 class MarDiniScheduler(SchedulerMixin, ConfigMixin):
     """DDIM for velocity prediction; its steps equal those of `DDIMScheduler` with the same configuration.
 
-    It differs in its defaults and custom timesteps; `add_noise` and `get_velocity` accept one timestep per frame; and it
-    does not wait for the GPU after `set_begin_index`. As in `DDIMScheduler`, a step goes down by `num_train_timesteps //
-    num_inference_steps`, which reaches the next listed timestep exactly if the second divides the first.
+    It differs in its defaults and custom timesteps; `add_noise` and `get_velocity` accept one timestep per frame; and
+    it does not wait for the GPU after `set_begin_index`. As in `DDIMScheduler`, a step goes down by
+    `num_train_timesteps // num_inference_steps`, which reaches the next listed timestep exactly if the second divides
+    the first.
 
     Args:
         num_train_timesteps: number of noise levels the model was trained with.
@@ -267,7 +268,8 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return alpha * original_samples + sigma * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor) -> torch.Tensor:
-        """Return the training target `alpha_t * noise - sigma_t * sample` (Sec. 2.4.1); arguments as in `add_noise`."""
+        """Return the training target `alpha_t * noise - sigma_t * sample` (Sec. 2.4.1); arguments as in
+        `add_noise`."""
         alpha, sigma = self._alpha_and_sigma(timesteps, sample)
         return alpha * noise - sigma * sample
 
@@ -347,7 +349,8 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return [int(level) for level in given]
 
     def _threshold(self, sample: torch.Tensor) -> torch.Tensor:
-        """Apply dynamic thresholding (arXiv 2205.11487, Sec. 2.3): clamp to a quantile per sample, scale to [-1, 1]."""
+        """Apply dynamic thresholding (arXiv 2205.11487, Sec. 2.3): clamp to a quantile per sample, scale to [-1,
+        1]."""
         magnitudes = sample.flatten(1).abs().float()  # (batch, values)
         bound = torch.quantile(magnitudes, self.config.dynamic_thresholding_ratio, dim=1)
         bound = bound.clamp(min=1, max=self.config.sample_max_value).to(sample.dtype)
