@@ -344,6 +344,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
 
     @functools.wraps(ModelMixin.save_pretrained)  # the pipeline's method inspects the signature
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model, see [`~ModelMixin.save_pretrained`]; raises `ValueError` while adapters are loaded."""
         self._refuse_loaded_adapters()
         super().save_pretrained(*args, **kwargs)
 

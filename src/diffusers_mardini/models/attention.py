@@ -126,6 +126,7 @@ class MarDiniAttnProcessor:
         key_rotary_emb: RotaryEmbedding,
         key_value: KeyValue | None = None,
     ) -> torch.Tensor:
+        """Apply `attn`, see `MarDiniAttention.forward`."""
         batch, frames = hidden_states.shape[:2]
         query = attn.queries(hidden_states, query_rotary_emb)  # (batch, frames, tokens, heads, head_dim)
         if key_value is None:

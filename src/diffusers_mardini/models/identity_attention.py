@@ -50,6 +50,7 @@ class MarDiniIdentityAttnProcessor:
         layout: WindowLayout | None,
         reference_key_value: KeyValue | None = None,
     ) -> torch.Tensor:
+        """Apply `attn`, see `MarDiniIdentityAttention.forward`."""
         batch, _, tokens, _ = hidden_states.shape
         key, value = attn.keys_and_values(hidden_states, rotary_emb)  # (batch, frames, tokens, heads, head_dim)
 
@@ -96,6 +97,7 @@ class MarDiniDenseIdentityAttnProcessor:
         layout: WindowLayout | None,
         reference_key_value: KeyValue | None = None,
     ) -> torch.Tensor:
+        """Apply `attn`, see `MarDiniIdentityAttention.forward`."""
         batch, frames, tokens, _ = hidden_states.shape
         if reference_key_value is not None:
             raise ValueError(
@@ -130,6 +132,7 @@ class MarDiniFullAttnProcessor(MarDiniIdentityAttnProcessor):
         layout: WindowLayout | None,
         reference_key_value: KeyValue | None = None,
     ) -> torch.Tensor:
+        """Apply `attn`, see `MarDiniIdentityAttention.forward`."""
         if reference_key_value is not None:
             raise ValueError(
                 "without identity attention reference frames depend on the masked ones, so that no state of them can "

@@ -80,7 +80,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             ),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         options = SamplingOptions(**{param.name: getattr(block_state, param.name) for param in SAMPLING_INPUTS})
         batch, _, _, height, width = block_state.pixels.shape
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
@@ -129,7 +129,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
             OutputParam("conditions", type_hint=dict[str, torch.Tensor], description="A row for each video."),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         for name in ("reference_latents", "planning_signals"):
             rows = getattr(block_state, name)
             setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))

@@ -49,7 +49,7 @@ class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
     model_name = "mardini"
     parts: tuple[str, ...] = ()
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         """Read the inputs from `block_state`, and write the outputs to it."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
                 f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` "
                 "first, or pass it to `update_components`"
             )
-        self.run(window_pipeline(components), block_state)
+        self._run(window_pipeline(components), block_state)
         self.set_block_state(state, block_state)
         return components, state
 

@@ -36,5 +36,5 @@ class MarDiniDecoderStep(MarDiniBlock):
             )
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         block_state.videos = pipe.decode(block_state.latents, block_state.output_type, block_state.decode_chunk_size)

@@ -53,7 +53,7 @@ class MarDiniDenoiseStep(MarDiniBlock):
             )
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         pipe.set_progress_bar_config(**self._progress_bar_config)
         with pipe.progress_bar(total=pipe.set_timesteps(block_state.sampling_options)) as progress_bar:
             block_state.latents = pipe.denoise(

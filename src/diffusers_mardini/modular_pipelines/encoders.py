@@ -45,7 +45,7 @@ class MarDiniVaeEncoderStep(MarDiniBlock):
             ),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         chunk_size = whole_number(block_state.decode_chunk_size, CHUNK_SIZE.name, least=1)
         block_state.reference_latents = pipe.encode_frames(block_state.pixels, chunk_size)
         block_state.planner_latents = pipe.encode_low_frames(block_state.pixels, chunk_size)
@@ -76,7 +76,7 @@ class MarDiniPlannerStep(MarDiniBlock):
             )
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         check_attention_kwargs(block_state.attention_kwargs)
         block_state.planning_signals = pipe.plan(
             block_state.planner_latents,

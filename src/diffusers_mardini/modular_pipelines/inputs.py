@@ -48,7 +48,7 @@ class MarDiniInputStep(MarDiniBlock):
             OutputParam("given_indices", type_hint=list[int], description="Their places in the window, rising."),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         given = read_given_frames(
             *(getattr(block_state, name) if name in self.task_inputs else None for name in TASK_INPUTS),
             block_state.num_frames,

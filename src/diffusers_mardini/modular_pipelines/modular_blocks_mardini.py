@@ -39,6 +39,7 @@ class MarDiniAutoInputStep(MakesPipelines, AutoPipelineBlocks):
         )
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
+        """Run the block of the task; raises `ValueError` for inputs of two tasks."""
         # The selected block reads the inputs of its task alone, and would ignore contradicting ones.
         check_task(**{name: state.get(name) for name in TASK_INPUTS})
         return super().__call__(components, state)
