@@ -93,7 +93,7 @@ def test_noise_that_is_not_finite_is_refused_before_any_model_runs(pipe, value):
 def test_weights_that_are_not_finite_make_an_error_and_no_black_video(pipe, part, output_type):
     for parameter in getattr(pipe, part).parameters():
         parameter.data.fill_(float("nan"))
-    told = r"that \w+ made in torch.float32 hold values that are not finite"
+    told = r"that \w+ computed in torch.float32 hold values that are not finite"
     with pytest.raises(ValueError, match=told):
         pipe(**KWARGS, output_type=output_type)
     with pytest.raises(ValueError, match=told):

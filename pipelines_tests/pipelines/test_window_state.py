@@ -1,4 +1,5 @@
-"""Sampling with what is computed once per window against sampling whole windows: the same but for rounding, at every step."""
+"""Sampling with what is computed once per window against sampling whole windows: the same but for rounding, at every
+step."""
 
 import pytest
 import torch

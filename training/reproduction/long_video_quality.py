@@ -228,7 +228,7 @@ def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
     """
     levels = [0] * ((num_given - 1) * factor + 1)
     for made in slow_motion_windows(num_given, factor, window):
-        above = max(levels[made.places[i]] for i in made.known)
+        above = max(levels[made.places[i]] for i in made.given_indices)
         for place in made.new_places:
             levels[place] = above + 1
     return levels
