@@ -210,7 +210,7 @@ def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
         ValueError: if clips cannot be used, the loss is not finite, or another process writes `output`.
         RunFailed: if the training has blown up.
     """
-    if config.warmup_steps > config.steps > 0:
+    if config.warmup_steps >= config.steps > 0:
         print(f"note: {warmup_note('the training', config.steps, config.warmup_steps)}")
     lock = config.output.with_name(f".{config.output.name}.lock.json")
     with Owner(lock, f"the autoencoder {config.output}"):
