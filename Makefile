@@ -26,8 +26,8 @@ test-upstream: .venv/.dev  ## diffusers' own tests on our classes; DIFFUSERS=fol
 style: .venv/.dev  ## formats and repairs what can be repaired
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-check: .venv/.dev  ## lint, changes nothing
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: .venv/.dev  ## lint, format and types; changes nothing
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: .venv/.docs  ## the pages of docs/ as a site in build/site
 	$(BIN)/mkdocs build --quiet

