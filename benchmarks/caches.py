@@ -93,9 +93,9 @@ def clock_of(device: torch.device) -> tuple[Callable[[], float], str]:
 def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], steps: int) -> list[float]:
     """MagCache's ratios of this checkpoint: how much the blocks add at a step, by how much they added at the step before."""
     printed = io.StringIO()  # diffusers hands them out on no other way
-    with contextlib.redirect_stdout(printed):
-        with cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True)):
-            generate(pipe, windows, given, steps)
+    magcache = cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True))
+    with contextlib.redirect_stdout(printed), magcache:
+        generate(pipe, windows, given, steps)
     return [float(number) for number in re.search(r"\[(1\.0,[^]]*)\]", printed.getvalue()).group(1).split(",")]
 
 

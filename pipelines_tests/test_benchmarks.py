@@ -55,7 +55,7 @@ def test_every_pair_of_the_benchmark_is_timed_and_printed(capsys):
 
 def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     seconds = train_step.main(["--batch-size", "1", "--repeats", "1", "--no-compile"])
-    assert list(seconds)[0].startswith("straightforward") and list(seconds)[-1].startswith("limit")
+    assert next(iter(seconds)).startswith("straightforward") and list(seconds)[-1].startswith("limit")
     assert len(seconds) >= 3 and all(value > 0 for value in seconds.values())
     assert capsys.readouterr().out.count("x") >= 2 * len(seconds)
 
@@ -63,7 +63,7 @@ def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
 def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
     base = base_folder()
     seconds = train_adapter.main(["--pipeline", str(base), "--batch-size", "1", "--repeats", "1", "--no-compile"])
-    assert list(seconds)[0] == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
+    assert next(iter(seconds)) == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
     *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
     assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
 

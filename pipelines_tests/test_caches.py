@@ -1,5 +1,6 @@
 """diffusers' caches on the transformer: they save calls of its layers, and switched off they leave nothing behind."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -121,7 +122,7 @@ def test_pyramid_attention_never_takes_one_branch_for_the_other():
         lambda m, a, output: outputs.append(output)
     )
     run(pipe, 2.0)
-    reused = [(before, after) for before, after in zip(outputs, outputs[1:]) if torch.equal(before, after)]
+    reused = [(before, after) for before, after in itertools.pairwise(outputs) if torch.equal(before, after)]
     assert len(reused) >= 3
     for _, output in reused:
         unconditional, conditional = output.chunk(2)

@@ -1,5 +1,6 @@
 """Pages that promise to work from top to bottom do."""
 
+import itertools
 import os
 import re
 import shlex
@@ -88,7 +89,7 @@ def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
     assert filled
     for command in commands:  # what is compared was scored before
         if command[1] == "training.reproduction.comparison":
-            scored = {word for other in commands for flag, word in zip(other, other[1:]) if flag == "-o"}
+            scored = {word for other in commands for flag, word in itertools.pairwise(other) if flag == "-o"}
             for method in command[2 : command.index("-o")]:
                 folders = method.partition("=")[2].partition(":")[0].split(",")
                 assert set(folders) <= scored, method

@@ -60,7 +60,7 @@ def test_every_dependency_but_xformers_is_pinned_within_its_range(metadata):
     )
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     extras = {name: lines for name, lines in metadata["extras_require"].items() if name != "xformers"}
-    for line in [*metadata["install_requires"], *sum(extras.values(), [])]:
+    for line in [*metadata["install_requires"], *(line for lines in extras.values() for line in lines)]:
         requirement = Requirement(line)
         if requirement.name != "setuptools":
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), line

@@ -99,13 +99,13 @@ def test_eight_bits_sample_nearly_the_same(small, window, base):
 
 
 def test_eight_bits_take_little_more_than_a_quarter(small, plain):
-    kind, pipe = small
+    _kind, pipe = small
     for name in BOTH:
         assert 0.25 < stored_bytes(getattr(pipe, name)) / stored_bytes(getattr(plain, name)) < 0.28
 
 
 def test_layers_of_latents_and_norms_stay_as_they_are(small, plain):
-    kind, pipe = small
+    _kind, pipe = small
     for name in BOTH:
         model, before = getattr(pipe, name), getattr(plain, name).state_dict()
         kept = {key for key in before if key.split(".")[0] in layers_to_keep(name) or "norm" in key}
@@ -117,7 +117,7 @@ def test_layers_of_latents_and_norms_stay_as_they_are(small, plain):
 
 
 def test_it_is_saved_as_safetensors_and_loaded_again(small, window, plain, tmp_path):
-    kind, pipe = small
+    _kind, pipe = small
     pipe.save_pretrained(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".py"}

@@ -172,10 +172,8 @@ def turn_to_write(path: Path, what: str, stop: Callable[[], str | None] = lambda
     wait for."""
     owner = Owner(path, what, wait=True, stop=stop)
     with contextlib.ExitStack() as held:
-        try:
+        with contextlib.suppress(OSError):
             held.enter_context(owner)
-        except OSError:
-            pass
         yield
 
 

@@ -151,7 +151,7 @@ def problems(config: RunConfig, with_data: bool = True) -> list[str]:
                 f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}; set `transformer.{key}` to {ours}"
             )
     multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
-    for stage in (shape for stage in config.stages for shape in config.by_bucket(stage)):
+    for stage in (shape for whole in config.stages for shape in config.by_bucket(whole)):
         where = f"stage {stage.name!r}"
         size = config.size_of(stage)
         if any(side % multiple for side in size):

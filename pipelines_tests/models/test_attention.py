@@ -24,7 +24,7 @@ def forms(monkeypatch):
     taken = []
     for name in ("attend_by_products", "dispatch_attention_fn"):
 
-        def spy(*args, form=getattr(attention, name), name=name, **kwargs):
+        def spy(*args, form=getattr(attention, name), name=name, **kwargs):  # noqa: B008
             taken.append(name)
             return form(*args, **kwargs)
 

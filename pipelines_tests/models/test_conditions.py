@@ -117,7 +117,7 @@ def test_a_frame_with_nan_in_some_channels_is_seen():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_of_a_reference_frame_depends_on_its_own_conditions_alone(kind):
     transformer = make_transformer(temporal_attention=kind, conditions=CONDITIONS)
-    latents, timestep, signals, mask = make_inputs()
+    latents, _timestep, signals, mask = make_inputs()
 
     def states(conditions, noisy, t):
         forward = transformer.forward
@@ -169,7 +169,7 @@ def test_the_window_state_equals_the_whole_window(kind, name, plan, absent):
         expected = transformer(noisy, timestep, signals, mask, conditions=conditions, **plans).sample
         result = transformer(masked_frames(noisy, mask), timestep, window_state=state).sample
         torch.testing.assert_close(result, masked_frames(expected, mask), atol=1e-4, rtol=1e-4)
-    first, second, third = state.chunk(3)
+    _first, second, _third = state.chunk(3)
     row = slice(1, 2)
     torch.testing.assert_close(
         transformer(masked_frames(noisy, mask)[row], timestep[row], window_state=second).sample, result[row],
@@ -186,7 +186,7 @@ def test_gradients_are_finite_and_no_parameter_goes_without():
             gradients = {name: p.grad for name, p in model.condition_embedder.named_parameters()}
             assert len(gradients) == 10 and all(g is not None and g.isfinite().all() for g in gradients.values())
             reached = gradients["action.null"] if conditions is None else gradients["action.linear_1.weight"]
-            assert reached.abs().sum() > 0 or conditions is not None and conditions["action"].isnan().all()
+            assert reached.abs().sum() > 0 or (conditions is not None and conditions["action"].isnan().all())
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -257,7 +257,7 @@ def test_compiles_as_one_graph(compiler):
 
 
 def test_embeddings_of_conditions_are_not_cast_with_other_layers():
-    latents, timestep, signals, mask = make_inputs()
+    latents, _timestep, signals, mask = make_inputs()
     for model in told_models():
         expected = call(model, latents, mask, told(), signals)
         model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)

@@ -67,7 +67,7 @@ def test_the_models_are_told_which_frames_are_given(pipe, task):
     counter = CallCounter(pipe)
     run(pipe, **kwargs)
     expected = torch.tensor([[place in places for place in range(FRAMES)]])
-    (window, mask), planner_kwargs, _ = counter.inputs["planner"][0]
+    (_window, mask), planner_kwargs, _ = counter.inputs["planner"][0]
     assert torch.equal(mask, expected)
     assert planner_kwargs["num_masked_frames"] == FRAMES - len(places)
     run(pipe, **kwargs, use_window_state=False)

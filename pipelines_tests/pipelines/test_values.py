@@ -56,7 +56,7 @@ OTHER = {
         {"scale": [1.0]},
         {"scales": 1.0},
         {"scale": 1.0, "x": 0},
-    ],  # fmt: skip
+    ],
     "callback_on_step_end": ["print", 3, [], {}],
     "callback_on_step_end_tensor_inputs": [3, True, "latent", ["latent"], [3], [None], ["latents", "x"]],
     "use_window_state": [None, "no", 0, 1, []],

@@ -23,7 +23,7 @@ def fork_processes(processes: int, folder: Path, work: Callable[[], None]) -> li
     for rank in range(processes):
         child = os.fork()
         if child == 0:
-            sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a", buffering=1)
+            sys.stdout = sys.stderr = open(folder / f"log-{rank}.txt", "a", buffering=1)  # noqa: SIM115
             try:
                 if processes > 1:
                     os.environ |= {

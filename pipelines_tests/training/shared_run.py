@@ -8,6 +8,7 @@ steps, with other changes to the configuration (`config`) and environment variab
 with an infinite loss in a step of one process (`explodes`: step and process). What the processes said lies in `log-<process>.txt`.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -59,10 +60,8 @@ def train(entry: dict) -> None:
     step, process = entry.get("explodes", (None, None))
     if run.accelerator.process_index == process:
         MarDiniTrainingModel.forward = explode(run, {step})
-    try:
+    with contextlib.suppress(Stopped):
         run.train(StopAfter(run, entry.get("until", 0)))
-    except Stopped:
-        pass
 
 
 def start(entry: dict) -> list[int]:

@@ -56,7 +56,7 @@ def test_stages_are_told_with_their_time_and_last_heldout_losses(finished):
     times = [row for row in rows if row[0] in ("planner", "transformer", "joint") and row[3].endswith(" s")]
     assert [row[:3] for row in times] == [["planner", "3", "6"], ["transformer", "2", "4"], ["joint", "3", "6"]]
     assert all(float(row[4]) > 0 and row[5].endswith("%") for row in times)
-    heldout = [row for row in rows if row[0] == "joint"][0]
+    heldout = next(row for row in rows if row[0] == "joint")
     told = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     last = [line["heldout"] for line in told if "heldout" in line][-1]
     assert heldout[2] == str(last["planner"]) and heldout[5] == str(last["quality/mid_psnr"])

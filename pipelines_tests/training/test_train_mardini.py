@@ -116,7 +116,7 @@ def make_config(**overrides):
                 },
             ],
             **overrides,
-        }  # fmt: skip
+        }
     )
 
 

@@ -46,7 +46,7 @@ def base_folder() -> Path:
     run = make_run(folder / "run")
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, average in run.ema.tensors.items():
+        for _name, average in run.ema.tensors.items():
             if not average.any():
                 average.normal_(std=0.1)
     return run.export(folder / "base")

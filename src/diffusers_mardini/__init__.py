@@ -25,9 +25,9 @@ from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "FORMAT_VERSION",
     "AutoencoderPatchBasis",
     "DiffusionPipeline",
-    "FORMAT_VERSION",
     "MarDiniBlocks",
     "MarDiniModularPipeline",
     "MarDiniPipeline",

@@ -58,9 +58,12 @@ def check_kind(value: Any, kinds: frozenset = frozenset({Any})) -> None:
             raise ValueError(f"{str(value)[:20]} is not finite; give {_wanted(kinds)}")
         if kinds <= {bool, type(None)}:
             raise ValueError(f"{value} is no switch; give true or false")
-    elif isinstance(value, str) and not kinds & {str, Any}:
-        if not (float in kinds and _SCIENTIFIC.fullmatch(value) and math.isfinite(float(value))):
-            raise ValueError(f"{value!r} is text; give {_wanted(kinds)}, without quotes")
+    elif (
+        isinstance(value, str)
+        and not kinds & {str, Any}
+        and not (float in kinds and _SCIENTIFIC.fullmatch(value) and math.isfinite(float(value)))
+    ):
+        raise ValueError(f"{value!r} is text; give {_wanted(kinds)}, without quotes")
 
 
 def _is_finite(value: int | float) -> bool:

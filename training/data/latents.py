@@ -102,7 +102,7 @@ class LatentCache:
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self._chunks
 
-    def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:
+    def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:  # noqa: B008
         """Moments of some frames of a clip, in the stored type.
 
         Raises:

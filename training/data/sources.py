@@ -135,7 +135,7 @@ class VideoFolder:
         unnamed = [key for key in self._there if self._metadata is not None and key not in self._rows]
         reason = f"not named in {' or '.join(METADATA_FILES)}"
         others = {key: why for key, why in self._listing.left_out.items() if key not in self._rows}
-        return {key: reason for key in unnamed} | others
+        return dict.fromkeys(unnamed, reason) | others
 
     def notes(self) -> tuple[str, ...]:
         return self._listing.notes(self._rows) + (() if self._metadata is None else self._metadata.notes)
@@ -209,10 +209,7 @@ class WebdatasetShards:
         """`listing` is what lies in the folder of shards, if `spec` is one and that is known already."""
         self.spec = str(spec)
         self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
-        if self._listing is None:
-            shards = _shards(self.spec)
-        else:
-            shards = [Path(spec) / name for name in self._listing.shards]
+        shards = _shards(self.spec) if self._listing is None else [Path(spec) / name for name in self._listing.shards]
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
         self._inside = Listing(self.spec)  # what of the shards is passed over
         for shard in shards:

@@ -87,7 +87,7 @@ def test_every_clip_comes_equally_often_and_windows_vary(folder):
     assert set(Counter(draw.clip for draw in draws).values()) == {8}
     assert {draw.rate.stride for draw in draws} == {1, 2}
     assert len({draw.frames for draw in draws}) > 5
-    assert all(len(set(d.frames[i + 1] - d.frames[i] for i in range(2))) == 1 for d in draws)
+    assert all(len({d.frames[i + 1] - d.frames[i] for i in range(2)}) == 1 for d in draws)
 
 
 def test_a_batch_comes_from_one_bucket_and_buckets_by_their_clips(folder):

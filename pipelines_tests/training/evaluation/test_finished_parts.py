@@ -1,5 +1,6 @@
 """What is done is not done again, and only for the same key."""
 
+import contextlib
 import json
 
 import torch
@@ -34,10 +35,8 @@ def test_an_interruption_leaves_nothing_half_done(tmp_path):
     def interrupted():
         raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         kept.get({"seed": 0}, 0, 2, interrupted)
-    except KeyboardInterrupt:
-        pass
     assert list(tmp_path.rglob("*.safetensors")) == []
     calls = []
     kept.get({"seed": 0}, 0, 2, counted(calls, 1.0))

@@ -114,7 +114,7 @@ def test_more_clips_go_on_from_fewer(arguments, tmp_path):
     few, all_clips = ["--batch-size", "1", "--max-clips", "1"], ["--batch-size", "1"]
     more = ["--distances", "2", "--far-clips", "1", "--far-frames", "1"]
     long_video.main([*arguments, *more, *few, "-o", str(tmp_path)])
-    ours = {path for path in (tmp_path / "kept").rglob("00000-00001.safetensors")}
+    ours = set((tmp_path / "kept").rglob("00000-00001.safetensors"))
     times = {path: path.stat().st_mtime_ns for path in ours}
     long_video.main([*arguments, *more, *all_clips, "-o", str(tmp_path)])
     assert len(json.loads((tmp_path / "results.json").read_text())["slow_motion"]["clips"]) == 2

@@ -96,7 +96,7 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
 
 def _check_layer(component: str, path: str, layer: torch.nn.Module, own: dict[str, torch.Tensor], hint: str) -> None:
     """Raise `ValueError` unless the LoRA has both matrices of a layer, of its size and of one rank."""
-    for end, other in ((A, B), (B, A)):
+    for end, _other in ((A, B), (B, A)):
         if end not in own:
             raise ValueError(
                 f"the LoRA has `{component}.{path}.{next(iter(own))}` but no `{end}` for that layer; it needs {A} and "

@@ -126,7 +126,7 @@ class MarDiniDenseIdentityAttnProcessor:
         masked_index: torch.Tensor | None,
         reference_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        batch, frames, tokens, _ = hidden_states.shape
+        _batch, frames, tokens, _ = hidden_states.shape
         if reference_key_value is not None:
             raise ValueError(
                 "the dense form of identity attention knows whole windows only; sample without a window state"

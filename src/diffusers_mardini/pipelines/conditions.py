@@ -4,6 +4,7 @@ The models' configurations say what their conditions are (`models/conditions.py`
 model runs. The result has one form: tensors `(batch, frames, channels)` by name, float32 on the CPU, NaN where absent.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,7 @@ def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places
     """
     first = max(0, 2 * places[0] - places[1] + 1)
     intervals = [(first, places[0] + 1)] + [
-        (min(before + 1, place), place + 1) for before, place in zip(places, places[1:])
+        (min(before + 1, place), place + 1) for before, place in itertools.pairwise(places)
     ]
     cut = {}
     for name, values in conditions.items():

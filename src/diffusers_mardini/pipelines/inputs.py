@@ -193,9 +193,9 @@ def whole_number(value: Any, name: str, least: int, reason: str = "") -> int:
 
 def _split_images(image: Any, name: str) -> list[Picture]:
     """One picture or a batch of pictures, as a list."""
-    if isinstance(image, (list, tuple)) and len(image) > 0:
-        images = list(image)
-    elif isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+    if (isinstance(image, (list, tuple)) and len(image) > 0) or (
+        isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
+    ):
         images = list(image)
     else:
         images = [image]

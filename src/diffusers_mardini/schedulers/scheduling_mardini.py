@@ -4,6 +4,7 @@ It knows one noise level per step and nothing about frames: per-frame timesteps 
 transformer, and the pipeline steps only the masked frames. Configuration keys are `DDIMScheduler`'s.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -339,7 +340,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`timesteps` is empty; give at least one noise level")
         if not all(math.isfinite(level) and level == int(level) for level in map(float, given)):
             raise ValueError(f"`timesteps` must be whole numbers, got {given}")
-        if any(after >= before for before, after in zip(given, given[1:])):
+        if any(after >= before for before, after in itertools.pairwise(given)):
             raise ValueError(f"`timesteps` must fall strictly from noisy to clean, got {given}")
         if given[0] >= total or given[-1] < 0:
             raise ValueError(f"`timesteps` must lie from 0 to {total - 1}, got {given[0]} to {given[-1]}")
@@ -366,7 +367,7 @@ def _make_betas(
         return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     if schedule == "squaredcos_cap_v2":  # cosine of arXiv 2102.09672
         signal = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        betas = [min(1 - after / before, 0.999) for before, after in zip(signal, signal[1:])]
+        betas = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(signal)]
         return torch.tensor(betas, dtype=torch.float32)
     raise ValueError(f"`beta_schedule` is {schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}.")
 

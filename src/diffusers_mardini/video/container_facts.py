@@ -91,10 +91,10 @@ def _matroska_crops(file: io.IOBase, size: int) -> list[Crop]:
     start, end = next(((start, end) for name, start, end in _elements(file, 0, size) if name == SEGMENT), (0, 0))
     inside = islice(_elements(file, start, min(end, size)), MOST_ELEMENTS)
     start, end = next(((start, end) for name, start, end in inside if name == TRACKS), (0, 0))
-    for name, start, end in _elements(file, start, min(end, size)):
-        fields = {name: place for name, *place in _elements(file, start, end)} if name == TRACK else {}
+    for track, *place in _elements(file, start, min(end, size)):
+        fields = {name: inner for name, *inner in _elements(file, *place)} if track == TRACK else {}
         if TRACK_TYPE in fields and value(*fields[TRACK_TYPE]) == 1:
-            video = {name: place for name, *place in _elements(file, *fields.get(VIDEO, (0, 0)))}
+            video = {name: inner for name, *inner in _elements(file, *fields.get(VIDEO, (0, 0)))}
             crops.append(tuple(value(*video[name]) if name in video else 0 for name in PIXEL_CROPS))
     return crops
 

@@ -121,7 +121,7 @@ def _claim(folder: Path) -> tuple:
     while True:
         room = folder / f".{_MACHINE}-{secrets.token_hex(4)}{UNFINISHED}"
         room.mkdir()
-        lock = open(room / "lock", "xb")
+        lock = open(room / "lock", "xb")  # noqa: SIM115
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

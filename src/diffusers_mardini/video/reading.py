@@ -1,5 +1,6 @@
 """Read clips: every frame, the frames at some times, or only the facts about them."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ def read_frames(
         ValueError: as `read_video` does, or if the video ends before the last time by more than a frame.
     """
     wanted = list(timestamps)
-    if not wanted or any(second < first for first, second in zip(wanted, wanted[1:])):
+    if not wanted or any(second < first for first, second in itertools.pairwise(wanted)):
         raise ValueError(f"timestamps must be at least one and must not decrease, got {wanted}")
     if _is_folder(source):
         files = picture_files(Path(source))

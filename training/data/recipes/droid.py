@@ -21,7 +21,7 @@ from training.data.recipes.laps import motion
 
 
 VIDEOS = Path("visualizer/videos")
-TRAIN_LABS = frozenset("20d7e5d4 36906660 5030472d 5ed85189 bc15b34b beccf0c9 e872bbe4".split())
+TRAIN_LABS = frozenset(["20d7e5d4", "36906660", "5030472d", "5ed85189", "bc15b34b", "beccf0c9", "e872bbe4"])
 HELD_OUT_LAB = "764db432"
 MIN_FRAMES, MAX_FRAMES = 33, 160  # of a training clip; nine frames, every fourth, take 33
 MIN_MOTION = 2.5  # of a training clip: mean absolute difference of frames 8 apart, 0 to 255
