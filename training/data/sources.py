@@ -29,21 +29,27 @@ class Source(Protocol):
 
     def keys(self) -> Iterator[str]:
         """Names of all clips, always in the same order."""
+        ...
 
     def open(self, key: str) -> Path | bytes:
         """A video file, its bytes, or a folder of pictures; `ValueError` if it is not there."""
+        ...
 
     def stamp(self, key: str) -> str | None:
         """Changes when the clip does, known without reading it; `None` where there is no such thing."""
+        ...
 
     def fps(self, key: str) -> float | None:
         """Frames per second of a folder of pictures, `None` for videos, which say it themselves."""
+        ...
 
     def left_out(self) -> dict[str, str]:
         """Return clips that are there and not among `keys`, with the reason; complete when `keys` has come to its end."""
+        ...
 
     def notes(self) -> tuple[str, ...]:
         """Tell what else is passed over, in lines for the census."""
+        ...
 
 
 def open_source(spec: str | Path, fps: float | None = None) -> Source:

@@ -29,7 +29,7 @@ CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTr
 
 def make_scheduler(config: RunConfig) -> MarDiniScheduler:
     if config.lora is not None:
-        return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")
+        return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")  # pyright: ignore[reportReturnType]
     return MarDiniScheduler(**{**load_preset(config.preset)["scheduler"], **config.scheduler})
 
 

@@ -23,7 +23,7 @@ from .lora_scale import copy_scaling, finite_number, put_back_scaling
 _OWNER = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")  # the adapter that a parameter belongs to
 
 
-def adapter_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def adapter_layers(model: torch.nn.Module) -> list[Any]:
     """Return the layers that peft has wrapped, known by what they have: peft need not be there to be asked."""
     return [module for module in model.modules() if hasattr(module, "merged_adapters")]
 

@@ -41,7 +41,7 @@ class WholeModelMixin(ModelMixin):
             pretrained_model_name_or_path = str(folder)
             check_weight_files(folder / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
         asked_for_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
         # Of a quantized model the file holds tensors of other names; FlashPack gives no report.
         unexpected = [] if getattr(model, "is_quantized", False) else report.get("unexpected_keys", [])
         check_tensors(pretrained_model_name_or_path, cls.__name__, report.get("missing_keys", []), unexpected)

@@ -46,7 +46,7 @@ class MarDiniBlock(ModularPipelineBlocks):
 
     model_name = "mardini"
     parts: tuple[str, ...] = ()
-    init_pipeline = init_pipeline
+    init_pipeline = init_pipeline  # pyright: ignore[reportAssignmentType]
 
     def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         """Reads the inputs off `block_state`, and writes the outputs to it."""
@@ -87,12 +87,11 @@ def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
     parts = {name: getattr(components, name, None) for name in PARTS}
     downscale = components.config["planner_downscale"]
     made = components.__dict__.get("_window_pipeline")
-    is_current = (
-        made is not None
-        and made.config.planner_downscale == downscale
-        and all(getattr(made, name) is part for name, part in parts.items())
-    )
-    if not is_current:
+    if (
+        made is None
+        or made.config.planner_downscale != downscale
+        or any(getattr(made, name) is not part for name, part in parts.items())
+    ):
         before = made
         made = components._window_pipeline = MarDiniPipeline(**parts, planner_downscale=downscale)
         if before is not None and before.transformer is made.transformer and before._noise_levels is not None:

@@ -29,7 +29,7 @@ class MarDiniAutoInputStep(AutoPipelineBlocks):
     ]
     block_names = ["any_frames", "expansion", "interpolation", "image_to_video"]
     block_trigger_inputs = ["frame_indices", "video", "last_image", None]
-    init_pipeline = init_pipeline
+    init_pipeline = init_pipeline  # pyright: ignore[reportAssignmentType]
 
     @property
     def description(self) -> str:
@@ -57,7 +57,7 @@ class MarDiniBlocks(SequentialPipelineBlocks):
         MarDiniDecoderStep,
     ]
     block_names = ["input", "sampling_options", "vae_encoder", "planner", "prepare_latents", "denoise", "decode"]
-    init_pipeline = init_pipeline
+    init_pipeline = init_pipeline  # pyright: ignore[reportAssignmentType]
     _workflow_map = {
         "image_to_video": {"image": True},
         "interpolation": {"image": True, "last_image": True},

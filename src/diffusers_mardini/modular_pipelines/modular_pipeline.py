@@ -135,9 +135,7 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         (index_file.parent / f"{BLOCKS_SHIM_NAME}.py").write_text(BLOCKS_SHIM, encoding="utf-8")
 
     @classmethod
-    def _load_pipeline_config(
-        cls, pretrained_model_name_or_path: str, **kwargs: Any
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def _load_pipeline_config(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[Any, Any]:
         modular_index, index = super()._load_pipeline_config(pretrained_model_name_or_path, **kwargs)
         check_format(modular_index or index, pretrained_model_name_or_path)
         for value in (modular_index or {}).values():

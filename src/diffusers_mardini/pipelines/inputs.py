@@ -121,7 +121,7 @@ def split_videos(video: Any) -> list[list[Picture]]:
     if isinstance(video, (np.ndarray, torch.Tensor)):
         if video.ndim not in (4, 5):
             raise ValueError(f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes , a batch of them 5")
-        videos = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
+        videos: list[list[Picture]] = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
     elif isinstance(video, (list, tuple)) and len(video) > 0:
         videos = [list(video)] if _is_picture(video[0]) else [_split_clip(clip) for clip in video]
     elif isinstance(video, (list, tuple)):
@@ -196,7 +196,7 @@ def _split_images(image: Any, name: str) -> list[Picture]:
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
     ):
-        images = list(image)
+        images: list[Any] = list(image)
     else:
         images = [image]
     _check_pictures([[picture] for picture in images], name)
@@ -293,7 +293,8 @@ def _picture_size(picture: Picture) -> tuple[int, int]:
     """Height and width."""
     if isinstance(picture, PIL.Image.Image):
         return picture.height, picture.width
-    return tuple(picture.shape[:2]) if isinstance(picture, np.ndarray) else tuple(picture.shape[-2:])
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.shape[-2:]
+    return height, width
 
 
 def _array_to_tensor(picture: np.ndarray | torch.Tensor, signed: bool) -> torch.Tensor:
