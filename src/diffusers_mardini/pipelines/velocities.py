@@ -205,6 +205,6 @@ class WindowVelocities:
         return isinstance(self.transformer._cache_config, (PyramidAttentionBroadcastConfig, FasterCacheConfig))
 
 
-def _times_written(tensor: torch.Tensor) -> int | None:
-    """Return how often a tensor was written to; `None` under `torch.inference_mode`, which does not count."""
-    return None if tensor.is_inference() else tensor._version
+def _times_written(tensor: torch.Tensor | None) -> int | None:
+    """Return how often a tensor was written to; `None` without one, and under `torch.inference_mode`, which does not count."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
