@@ -212,7 +212,7 @@ def test_pictures_are_pictures_where_the_autoencoder_has_three_channels_too():
 def test_timesteps_for_a_scheduler_that_takes_none_are_refused():
     pipe = tiny_pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match="DDIMScheduler takes no levels"):
+    with pytest.raises(ValueError, match="DDIMScheduler accepts no levels"):
         pipe(image=picture(), timesteps=[999, 3])
 
 

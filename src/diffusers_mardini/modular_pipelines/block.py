@@ -4,9 +4,6 @@ The blocks cut `MarDiniPipeline.__call__` into steps that can be removed, replac
 calls the pipeline's method of its step, so that sampling is written once, and the results are equal bit for bit.
 """
 
-from copy import deepcopy
-from typing import Any
-
 import torch
 from diffusers import AutoencoderKL, ModularPipeline, ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import BlockState, PipelineState
@@ -26,23 +23,7 @@ PARTS = {
 }
 
 
-class MakesPipelines:
-    """Complete `ModularPipelineBlocks`, before which it stands in the bases: its own `init_pipeline` finds the class
-    of the pipeline among diffusers' classes only."""
-
-    pipeline_class: type[ModularPipeline]  # set by `modular_pipeline.py`, which is above the blocks
-
-    def init_pipeline(
-        self,
-        pretrained_model_name_or_path: str | None = None,
-        components_manager: Any = None,
-        collection: str | None = None,
-    ) -> ModularPipeline:
-        """Return a `MarDiniModularPipeline` of these blocks; its `load_components` loads the parts."""
-        return self.pipeline_class(deepcopy(self), pretrained_model_name_or_path, components_manager, collection)
-
-
-class MarDiniBlock(MakesPipelines, ModularPipelineBlocks):
+class MarDiniBlock(ModularPipelineBlocks):
     """A single step. `parts` are the names of its components; `description` is the first paragraph of the
     docstring."""
 

@@ -5,7 +5,6 @@ from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
 from ..pipelines.inputs import check_task
 from .before_denoise import MarDiniPrepareLatentsStep, MarDiniSamplingOptionsStep
-from .block import MakesPipelines
 from .decoders import MarDiniDecoderStep
 from .denoise import MarDiniDenoiseStep
 from .encoders import MarDiniPlannerStep, MarDiniVaeEncoderStep
@@ -18,7 +17,7 @@ from .inputs import (
 )
 
 
-class MarDiniAutoInputStep(MakesPipelines, AutoPipelineBlocks):
+class MarDiniAutoInputStep(AutoPipelineBlocks):
     """Select the task by the given frames: image-to-video, interpolation, expansion or any frames."""
 
     block_classes = [
@@ -45,7 +44,7 @@ class MarDiniAutoInputStep(MakesPipelines, AutoPipelineBlocks):
         return super().__call__(components, state)
 
 
-class MarDiniBlocks(MakesPipelines, SequentialPipelineBlocks):
+class MarDiniBlocks(SequentialPipelineBlocks):
     """`MarDiniPipeline.__call__` as blocks: the same arguments, the same result to the bit, as `videos`."""
 
     block_classes = [

@@ -5,6 +5,7 @@ finds ours.
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from ..format_version import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_V
 from ..loaders import MarDiniLoraLoaderMixin
 from ..pipelines.one_call import one_call_at_a_time
 from ..weights import check_tensors, check_weight_files, empty_tensors, require_safetensors_argument
-from .block import PARTS, MakesPipelines, window_pipeline
-from .modular_blocks_mardini import MarDiniBlocks
+from .block import PARTS, MarDiniBlock, window_pipeline
+from .modular_blocks_mardini import MarDiniAutoInputStep, MarDiniBlocks
 
 
 class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
@@ -146,7 +147,19 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         return modular_index, index
 
 
-MakesPipelines.pipeline_class = MarDiniModularPipeline
+def _init_pipeline(
+    self: ModularPipelineBlocks,
+    pretrained_model_name_or_path: str | None = None,
+    components_manager: Any = None,
+    collection: str | None = None,
+) -> MarDiniModularPipeline:
+    """Return a `MarDiniModularPipeline` of these blocks; its `load_components` loads the parts."""
+    return MarDiniModularPipeline(deepcopy(self), pretrained_model_name_or_path, components_manager, collection)
+
+
+# The method of diffusers finds pipelines among diffusers' classes only. Set here, because blocks do not import pipelines.
+for _blocks in (MarDiniBlock, MarDiniAutoInputStep, MarDiniBlocks):
+    _blocks.init_pipeline = _init_pipeline
 
 
 def _write(file: Path, config: dict[str, Any]) -> None:
