@@ -384,7 +384,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         noise: torch.Tensor,
         references: torch.Tensor,
         given_indices: Sequence[int],
-        planning_signals: torch.Tensor,
+        planning_signals: torch.Tensor | None,
         options: SamplingOptions,
         progress_bar: Any,
         conditions: Conditions | None = None,
@@ -395,7 +395,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             noise: shaped `(videos, num_frames, channels, h, w)`.
             references: clean latents of the given frames, `(videos, given frames, channels, h, w)`.
             given_indices: their places.
-            planning_signals: result of `plan`, one row per video.
+            planning_signals: result of `plan`, one row per video; `None` for the learned unconditional signal.
             options: how to sample.
             progress_bar: updated once per step.
             conditions: result of `read_conditions` for the window, one row per video.

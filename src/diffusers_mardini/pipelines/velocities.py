@@ -34,7 +34,7 @@ class WindowVelocities:
         transformer: the model.
         clean: latents of the given frames at their places, `(videos, frames, channels, h, w)`; elsewhere not read.
         layout: of the window, with a row for each video.
-        planning_signals: `(videos, frames, rows, columns, planning_dim)`.
+        planning_signals: `(videos, frames, rows, columns, planning_dim)`; `None` for the learned unconditional signal.
         attention_kwargs: given to the model.
         use_window_state: computes once what no step changes, instead of the whole window at every step; the same up to
             rounding. A transformer without identity attention has no such state, and always gets the whole window.
@@ -47,7 +47,7 @@ class WindowVelocities:
         transformer: MarDiniTransformer3DModel,
         clean: torch.Tensor,
         layout: WindowLayout,
-        planning_signals: torch.Tensor,
+        planning_signals: torch.Tensor | None,
         attention_kwargs: dict[str, Any] | None,
         use_window_state: bool = True,
         conditions: dict[str, torch.Tensor] | None = None,
@@ -70,7 +70,7 @@ class WindowVelocities:
         self._states.clear()
         self.transformer._reset_stateful_cache()
 
-    def update_planning_signals(self, planning_signals: torch.Tensor, may_be_written: bool) -> None:
+    def update_planning_signals(self, planning_signals: torch.Tensor | None, may_be_written: bool) -> None:
         """Use these planning signals from now on; discards states only if they are new or were written to.
 
         Args:
@@ -206,5 +206,6 @@ class WindowVelocities:
 
 
 def _times_written(tensor: torch.Tensor | None) -> int | None:
-    """Return how often a tensor was written to; `None` without one, and under `torch.inference_mode`, which does not count."""
+    """Return how often a tensor was written to; `None` for no tensor, and under `torch.inference_mode`, which does not
+    count."""
     return None if tensor is None or tensor.is_inference() else tensor._version
