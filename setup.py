@@ -52,7 +52,7 @@ EXTRAS = {
     "demo": ["torchmetrics>=1.6,<2"],
     "xformers": ["xformers>=0.0.35"],
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
-    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings>=0.27,<2", "mkdocstrings-python>=1.12,<3"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings>=1.0,<2", "mkdocstrings-python>=2.0,<3"],
     # torchao and gguf (wheels of 3.4 and 0.1 MB) are for the tests of quantization; optimum-quanto stays in its extra,
     # as diffusers drops it.
     "dev": [

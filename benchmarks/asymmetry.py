@@ -1,8 +1,8 @@
 """Measure the savings of the asymmetry of resolution and attention (Table 3): `python -m benchmarks.asymmetry`.
 
 Seconds of a window and memory are measured at our size; operations and memory of the paper's four sizes are counted on
-meta tensors. As in Table 3, 12 frames are sampled from 1 in 25 steps; without guidance, which the table does not mention.
-The autoencoder is not counted.
+meta tensors. As in Table 3, 12 frames are sampled from 1 in 25 steps; without guidance, which the table does not
+mention. The autoencoder is not counted.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def _of_all_layers(count: Callable[[int], Count], layers: int) -> Count:
 
 
 def count_preset(name: str, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Return a row for every variant: operations of a window and of its planner, bytes of weights and peak activations."""
+    """Return a row for every variant: operations of window and planner, bytes of weights and of peak activations."""
     preset = load_preset(name)
     arguments, side = preset["transformer"], size // 8
     rows = []
@@ -190,8 +190,8 @@ class Models:
 def time_variants(models: Models, repeats: int) -> dict[str, list[float]]:
     """Return the seconds of planner and transformer for a window, by variant.
 
-    Single calls are timed in every round and summed: calls do not depend on each other, and a whole window of the slowest
-    variants takes minutes on a CPU.
+    Single calls are timed in every round and summed: calls do not depend on each other, and a whole window of the
+    slowest variants takes minutes on a CPU.
     """
     planner_runs = {variant.low_resolution: models.planner_run(variant) for variant in VARIANTS.values()}
     steps = {
@@ -275,7 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     if not options.no_timing:
         print(
-            f"{FRAMES - GIVEN} frames from {GIVEN}, {options.timed_preset}, {options.timed_size} pixels, {STEPS} steps, {dtype}"
+            f"{FRAMES - GIVEN} frames from {GIVEN}, {options.timed_preset}, {options.timed_size} pixels, "
+            f"{STEPS} steps, {dtype}"
         )
         print(machine_line(machine))
         seconds = time_variants(Models(options.timed_preset, options.timed_size, device, dtype), options.repeats)
@@ -297,11 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 + _paper(name, size)
             )
             for row in rows:
-                print(
-                    f"{row['variant']:<54} {row['operations'] / 1e12:10.1f} TFLOP ({row['planner_operations'] / row['operations']:4.0%} planner)"
-                    f" {row['operations'] / rows[0]['operations']:7.2f}x, {row['weight_bytes'] / 1e9:5.1f} GB + {row['activation_bytes'] / 1e9:6.1f} GB",
-                    flush=True,
-                )
+                operations = row["operations"]
+                share, times = row["planner_operations"] / operations, operations / rows[0]["operations"]
+                memory = f"{row['weight_bytes'] / 1e9:5.1f} GB + {row['activation_bytes'] / 1e9:6.1f} GB"
+                operations_text = f"{operations / 1e12:10.1f} TFLOP ({share:4.0%} planner) {times:7.2f}x"
+                print(f"{row['variant']:<54} {operations_text}, {memory}", flush=True)
     write_json(options.output, result)
     return result
 

@@ -1,7 +1,7 @@
 """Time denoising steps on a CPU with both forms of attention, by frame size: `python -m benchmarks.attention_forms`.
 
-`LONGEST_PLAIN_ON_CPU` in `models/attention.py` is chosen by it. Whole steps are timed, because attention alone would find
-other data in the caches.
+`LONGEST_PLAIN_ON_CPU` in `models/attention.py` is chosen by it. Whole steps are timed, because attention alone would
+find other data in the caches.
 """
 
 import argparse
@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 "chosen": ratio(seconds["kernel"], seconds["chosen"]),
             }
             rows.append(row)
+            milliseconds = 1e3 * row["seconds"]["kernel"].median / IN_A_ROW
             print(
-                f"{number_format:<9} {size} px, {keys:>5} keys: kernel {1e3 * row['seconds']['kernel'].median / IN_A_ROW:8.1f} ms, "
+                f"{number_format:<9} {size} px, {keys:>5} keys: kernel {milliseconds:8.1f} ms, "
                 f"products {row['products']:.2f} and the choice {row['chosen']:.2f} times as fast",
                 flush=True,
             )

@@ -1,17 +1,15 @@
-"""Measure speed and quality of diffusers' caches on a trained checkpoint: `python -m benchmarks.caches CHECKPOINT CLIPS`.
+"""Measure speed and quality of diffusers' caches on a checkpoint: `python -m benchmarks.caches CHECKPOINT CLIPS`.
 
-All caches sample the same windows from the same noise, alternately, and are compared by medians. Scores against the true
-clips reward blur, so each result is also compared with that without a cache. MagCache's ratios are calibrated on the last
-clip, which is not measured.
+All caches sample the same windows from the same noise, alternately, and are compared by medians. Scores against the
+true clips reward blur, so each result is also compared with that without a cache. MagCache's ratios are calibrated on
+the last clip, which is not measured.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import re
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,8 @@ from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
 from training.evaluation.tables import markdown_table
+
+from .timing import clock_of, describe_machine, machine_line, write_json
 
 
 PLAIN = "none"
@@ -86,15 +86,8 @@ def cached(pipe: MarDiniPipeline, make_config: Callable[[], Any] | None) -> Iter
             pipe.transformer.disable_cache()
 
 
-def clock_of(device: torch.device) -> tuple[Callable[[], float], str]:
-    """Return the clock and its name; processor time with one thread on a CPU, so that other processes do not count."""
-    if device.type == "cpu" and torch.get_num_threads() == 1:
-        return time.process_time, "processor time"
-    return time.perf_counter, "time"
-
-
 def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], steps: int) -> list[float]:
-    """Return MagCache's ratios of this checkpoint: the residual of the blocks at a step over that of the step before."""
+    """Return MagCache's ratios of this checkpoint: the blocks' residual at a step over that of the step before."""
     printed = io.StringIO()  # diffusers only prints the ratios
     magcache = cached(pipe, lambda: MagCacheConfig(num_inference_steps=steps, calibrate=True))
     with contextlib.redirect_stdout(printed), magcache:
@@ -105,10 +98,10 @@ def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int]
 def measure(
     pipe: MarDiniPipeline, truth: torch.Tensor, given: Sequence[int], steps: int, mag_ratios: list[float], repeats: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each cache: seconds, speed relative to no cache (median and range of the rounds), and scores."""
+    """Return a row for each cache: seconds, speed relative to no cache (median, range of the rounds), and scores."""
     sides = configurations(pipe, steps, mag_ratios)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    clock, _ = clock_of(pipe.device)
+    clock = clock_of(pipe.device)
     generate(pipe, truth, given, 2)  # warms up
     rows, plain_frames = [], None
     for round_number in range(1, repeats + 1):
@@ -178,19 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if other.all():
         parser.error(f"'{options.clips}' gives windows of one clip only; MagCache is calibrated on another, give two")
     given = task_indices(options.task, options.num_frames)
-    print(
-        f"{options.task}, {int((~other).sum())} windows, {options.steps} steps on {device}, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}, {clock_of(pipe.device)[1]}, median of {options.repeats} rounds"
-    )
+    print(f"{options.task}, {int((~other).sum())} windows, {options.steps} steps, median of {options.repeats} rounds")
+    print(machine_line(describe_machine(device)))
     mag_ratios = calibrate(pipe, windows.frames[other], given, options.steps)
     print(f"mag_ratios = {mag_ratios}")
     rows = measure(pipe, windows.frames[~other], given, options.steps, mag_ratios, options.repeats)
     print(markdown_table(COLUMNS, map(cells_of, rows)))
     print(f"Without a cache {rows[0]['seconds']:.2f} s.")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"mag_ratios": mag_ratios, "rows": rows}, indent=1) + "\n")
-        print(f"Wrote {options.output}")
+    write_json(options.output, {"mag_ratios": mag_ratios, "rows": rows})
     return rows
 
 

@@ -1,7 +1,7 @@
 """Compare a denoising step with its own matrix products, and profile the rest: `python -m benchmarks.denoising_step`.
 
-All forms run alternately on the same window. The limit of a form is the time of its matrix products alone, in its number
-format; a share of 1 (limit over form) would be a step of nothing but products at this machine's speed.
+All forms run alternately on the same window. The limit of a form is the time of its matrix products alone, in its
+number format; a share of 1 (limit over form) would be a step of nothing but products at this machine's speed.
 """
 
 import argparse
@@ -107,9 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     machine = describe_machine(device)
-    print(
-        f"A denoising step of {options.preset}, {options.given} of {options.frames} frames of {options.size} pixels given"
-    )
+    print(f"A step of {options.preset}, {options.given} of {options.frames} frames of {options.size} pixels given")
     print(machine_line(machine))
 
     make = make_step(load_preset(options.preset), options.frames, options.given, options.size, device)

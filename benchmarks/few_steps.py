@@ -1,7 +1,7 @@
 """Find how few steps solvers need on a trained checkpoint: `python -m benchmarks.few_steps CHECKPOINT CLIPS`.
 
-All solvers start from the same noise. Scores against the true clips reward blur, and fewer steps blur, so each result is
-also compared with 250 steps of DDIM from the same noise, which shows the error of the solver alone.
+All solvers start from the same noise. Scores against the true clips reward blur, and fewer steps blur, so each result
+is also compared with 250 steps of DDIM from the same noise, which shows the error of the solver alone.
 """
 
 import argparse
@@ -89,8 +89,8 @@ def compare(
     """Sample with every solver and number of steps, first with the checkpoint's own and `reference_steps`.
 
     Args:
-        sample: a scheduler and a number of steps to frames `(windows, frames, 3, height, width)` in [0, 1], from the same
-            noise.
+        sample: a scheduler and a number of steps to frames `(windows, frames, 3, height, width)` in [0, 1], from the
+            same noise.
         config: of the checkpoint's scheduler.
         solvers: by name.
         steps: numbers of steps.
@@ -99,8 +99,8 @@ def compare(
         reference_steps: of DDIM.
 
     Returns:
-        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the sampled
-        frames against those of the first row.
+        A row for each that is not refused, with `SCORES` against the truth and `to_reference`: PSNR in dB of the
+        sampled frames against those of the first row.
     """
     reference = sample(MarDiniScheduler.from_config(config), reference_steps)
     rows = []

@@ -1,4 +1,4 @@
-"""Measure time and memory of long videos by their length, each in its own process: `python -m benchmarks.long_video_costs`.
+"""Measure time and memory of long videos, each in its own process: `python -m benchmarks.long_video_costs`.
 
 Runs on the CPU with few steps, because memory does not grow with the number of steps. The base is the memory of the
 process after a short video; the memory above it is what the video takes, including its finished frames.
@@ -27,7 +27,8 @@ WINDOW, OVERLAP, FACTOR = 9, 4, 8
 def peak_bytes() -> int:
     """Return the peak resident memory of this process.
 
-    On Linux `ru_maxrss` includes the memory of the parent process, so the process's own high-water mark is read instead.
+    On Linux `ru_maxrss` includes the memory of the parent process, so the process's own high-water mark is read
+    instead.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     machine = describe_machine()
     print(
-        f"Videos of {Path(options.checkpoint).name}, {options.size} pixels, {options.steps} step(s), windows of {WINDOW} frames"
+        f"{Path(options.checkpoint).name}, {options.size} pixels, {options.steps} step(s), windows of {WINDOW} frames"
     )
     print(machine_line(machine))
     print(f"{'':<12} {'frames':>6} {'s':>8} {'ms a new frame':>14} {'base MB':>8} {'above MB':>8} {'frames MB':>9}")
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             rows.append(row)
             print(
                 f"{method:<12} {row['frames']:6d} {row['seconds']:8.2f} {1000 * row['seconds_per_new_frame']:14.1f} "
-                f"{row['base_bytes'] / 1e6:8.0f} {row['bytes_above_base'] / 1e6:8.1f} {row['bytes_of_frames'] / 1e6:9.1f}",
+                f"{row['base_bytes'] / 1e6:8.0f} {row['bytes_above_base'] / 1e6:8.1f} "
+                f"{row['bytes_of_frames'] / 1e6:9.1f}",
                 flush=True,
             )
     result = {"machine": machine, "steps": options.steps, "size": options.size, "rows": rows}

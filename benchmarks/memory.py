@@ -1,8 +1,8 @@
 """Measure peak memory of several ways to sample: `python -m benchmarks.memory`.
 
-Each way runs in its own process on this machine; reported is its peak resident memory above that of a process that only
-imports. For the paper's sizes, the memory on an accelerator is counted on meta tensors, including offloading, which has
-no effect on a CPU.
+Each way runs in its own process on this machine; reported is its peak resident memory above that of a process that
+only imports. For the paper's sizes, the memory on an accelerator is counted on meta tensors, including offloading,
+which has no effect on a CPU.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 def _bytes_saved(model: torch.nn.Module) -> int:
-    """Return the bytes that layerwise casting saves: half of the linear layers outside the model's own list of exceptions."""
+    """Return the bytes that layerwise casting saves: half of the linear layers that the model does not exempt."""
     skipped = model._skip_layerwise_casting_patterns
     return sum(
         _bytes(module) // 2

@@ -1,8 +1,8 @@
 """Time video denoisers of diffusers and ours at one size, with random weights: `python -m benchmarks.peers`.
 
-Each is built from its own class with about 25 M parameters, made narrow and, if needed, shallow, with the patches, text or
-image tokens, number of steps and guidance of its pipeline's defaults. All denoise 9 latent frames. Encoders and
-autoencoders are left out; our planner is counted.
+Each is built from its own class with about 25 M parameters, made narrow and, if needed, shallow, with the patches,
+text or image tokens, number of steps and guidance of its pipeline's defaults. All denoise 9 latent frames. Encoders
+and autoencoders are left out; our planner is counted.
 """
 
 import argparse
@@ -44,7 +44,8 @@ class Peer:
         build: make the model.
         inputs: the side of the latents to keyword arguments.
         steps: its pipeline's default.
-        evaluations_per_step: 2 if its pipeline uses guidance by default (Sec. 3: ours does if only leading frames are given).
+        evaluations_per_step: 2 if its pipeline uses guidance by default (Sec. 3: ours does if only leading frames are
+            given).
         once: make the module that runs once for a video: `(module, side to keyword arguments)`.
         prepare: model and inputs to the inputs of a step, after what the model computes once for a video.
     """
@@ -90,8 +91,10 @@ def _our_planner() -> tuple[torch.nn.Module, Callable[[int], dict[str, Any]]]:
         low = max(1, side // PLANNER_DOWNSCALE)
         mask = reference_mask_from_indices(leading_indices(1), FRAMES)
         return {
-            "hidden_states": torch.randn(1, FRAMES, 16, low, low), "reference_mask": mask, "num_masked_frames": FRAMES - 1
-        }  # fmt: skip
+            "hidden_states": torch.randn(1, FRAMES, 16, low, low),
+            "reference_mask": mask,
+            "num_masked_frames": FRAMES - 1,
+        }
 
     return planner, inputs
 
@@ -283,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             seconds = alternate(sides, options.repeats, device)
             print(f"\n{str(dtype).removeprefix('torch.')}, latents of {side}x{side}")
             print(
-                f"{'':<16} {'M params':>8} {'GFLOP':>7} {'s':>26} {'of ours':>20} {'s a frame':>9} {'calls':>5} {'s a video':>9}"
+                f"{'':<16} {'M params':>8} {'GFLOP':>7} {'s':>26} {'of ours':>20} {'s a frame':>9} {'calls':>5} "
+                f"{'s a video':>9}"
             )
             for name in names:
                 peer, spread = PEERS[name], Spread.of(seconds[name])

@@ -1,12 +1,11 @@
 """Measure size and quality of quantized models: `python -m benchmarks.quantized_models CHECKPOINT CLIPS`.
 
-Every form samples the same windows from the same noise as float32 weights, and is compared with them; PSNR is capped at
-60 dB. Forms whose package is not installed are left out and named.
+Every form samples the same windows from the same noise as float32 weights, and is compared with them; PSNR is capped
+at 60 dB. Forms whose package is not installed are left out and named.
 """
 
 import argparse
 import importlib.util
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
 from training.evaluation.tables import markdown_table
+
+from .timing import write_json
 
 
 MODELS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
@@ -109,7 +110,8 @@ def harm(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int], bit
     """Round the transformer's weights to some bits, one kind of layers at a time, and compare velocities.
 
     Returns:
-        A row for each kind: its share of the weights and of the summed squared errors, which are means of four timesteps.
+        A row for each kind: its share of the weights and of the summed squared errors, which are means of four
+        timesteps.
     """
     transformer = pipe.transformer
     pixels = windows * 2 - 1
@@ -191,10 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         cells.append((name, bytes_cell, near_cell, f"{scores['mid_ssim']:.3f}", f"{scores['mid_psnr']:.2f} dB"))
     columns = ("form", "planner and transformer", "PSNR to float32", "middle SSIM", "middle PSNR")
     print(markdown_table(columns, cells))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"Wrote {options.output}")
+    write_json(options.output, result)
     return result
 
 

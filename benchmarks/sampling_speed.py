@@ -1,7 +1,7 @@
 """Time whole sampling with one saving after another, for the three tasks: `python -m benchmarks.sampling_speed`.
 
-The first form is plain: float32, with the planner at every step. Each further form adds one saving to the one before. All
-sample the same windows, alternately in one process.
+The first form is plain: float32, with the planner at every step. Each further form adds one saving to the one before.
+All sample the same windows, alternately in one process.
 """
 
 import argparse
@@ -89,9 +89,9 @@ def sampler(
 
     def sample(count: int | None = None) -> torch.Tensor:
         return pipe(
-            video=frames, frame_indices=list(task.given), num_frames=task.num_frames, num_inference_steps=count or steps,
-            generator=torch.Generator().manual_seed(1), output_type="latent", callback_on_step_end=plan_again,
-            **variant.call,
+            video=frames, frame_indices=list(task.given), num_frames=task.num_frames,
+            num_inference_steps=count or steps, generator=torch.Generator().manual_seed(1), output_type="latent",
+            callback_on_step_end=plan_again, **variant.call,
         ).frames  # fmt: skip
 
     return sample
@@ -112,9 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     machine = describe_machine(device)
-    print(
-        f"Sampling {Path(options.checkpoint).name}, {options.steps} steps, {options.size} pixels, median (least to largest)"
-    )
+    print(f"{Path(options.checkpoint).name}, {options.steps} steps, {options.size} pixels, median (least to largest)")
     print(machine_line(machine))
     variants = {
         name: variant

@@ -1,4 +1,4 @@
-"""Timing for all benchmarks: sides that run alternately, medians and ratios with their spread, the machine, a json file.
+"""Timing for all benchmarks: sides that run alternately, medians and ratios with their spread, machine, json file.
 
 Ratios are computed per round and then summarized, because the speed of a shared machine drifts, but hardly in a round.
 """
@@ -40,8 +40,8 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Run all sides once in each of `warm_up + repeats` rounds; return the seconds of every side and counted round.
 
-    On a CPU with one thread, processor time is measured, so that other processes do not count; elsewhere, wall-clock time.
-    Garbage is collected between the runs, not within them.
+    On a CPU with one thread, processor time is measured, so that other processes do not count; elsewhere, wall-clock
+    time. Garbage is collected between the runs, not within them.
     """
     clock = clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}

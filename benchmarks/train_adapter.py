@@ -1,13 +1,12 @@
 """Time a training step of an adapter beside one of all weights: `python -m benchmarks.train_adapter`.
 
-All forms train the same pipeline on the same made-up batch with the trainer's settings (bf16 autocast if the device has
-units for it, plain attention and compiled blocks on a CPU), alternately, and are compared by medians. All weights are
-trained by AdamW here, like the adapter. On a CPU, processor time is measured.
+All forms train the same pipeline on the same made-up batch with the trainer's settings (bf16 autocast if the device
+has units for it, plain attention and compiled blocks on a CPU), alternately, and are compared by medians. All weights
+are trained by AdamW here, like the adapter.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,8 @@ from training.engine.adapter import base_arguments
 from training.engine.models import make_models, make_scheduler
 from training.engine.optimizers import learned, make_optimizers
 from training.losses import MarDiniTrainingModel
+
+from .timing import alternate, describe_machine, machine_line
 
 
 FORMS = {
@@ -71,19 +72,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         name: make_config(options.pipeline, lora, options.batch_size, not options.no_compile)
         for name, lora in FORMS.items()
     }
-    print(
-        f"A joint step of {options.pipeline}, {options.batch_size} windows, on {choose_device()}, {torch.get_num_threads()} thread(s), "
-        f"blocks {'not ' if options.no_compile else ''}compiled"
-    )
+    blocks = "blocks not compiled" if options.no_compile else "compiled blocks"
+    print(f"A joint step of {options.pipeline}, {options.batch_size} windows, {blocks}")
+    print(machine_line(describe_machine(choose_device())))
     steps = {name: step_of(config) for name, config in configs.items()}
-    clock = time.process_time if choose_device().type == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(options.repeats + 1):
-        for name, step in steps.items():
-            start = clock()
-            step()
-            if repeat > 0:  # the first round warms up
-                times[name].append(clock() - start)
+    times = alternate(steps, options.repeats, choose_device())
     seconds = {name: statistics.median(values) for name, values in times.items()}
     operations = {name: count_operations(config, config.stages[0]) for name, config in configs.items()}
     first, first_operations = seconds["all weights"], operations["all weights"]

@@ -1,9 +1,9 @@
 """Measure the share of data and logging in a training step, at most 5%: `python -m benchmarks.train_monitoring`.
 
-The trainer's loop runs the joint step of `mardini-tiny` on cached latents of made-up clips and logs after every step, ten
-times as often as by default, to `metrics.jsonl`, TensorBoard and the panel; the times come from its own lines. With
-`--heldout`, held-out losses and scores are computed once at the end, and their time is compared with the steps between
-two of them by default.
+The trainer's loop runs the joint step of `mardini-tiny` on cached latents of made-up clips and logs after every step,
+ten times as often as by default, to `metrics.jsonl`, TensorBoard and the panel; the times come from its own lines.
+With `--heldout`, held-out losses and scores are computed once at the end, and their time is compared with the steps
+between two of them by default.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def logging_every_step(config: RunConfig, folder: Path, steps: int) -> RunConfig
 
 
 def shares(lines: list[dict], batch_size: int) -> dict[str, float]:
-    """Return median seconds of a step, of its wait for data, and of logging, from lines that were written after every step."""
+    """Return median seconds of a step, of its wait for data, and of logging, from a line after every step."""
     steps = [batch_size / line["windows_per_second"] for line in lines]
     return {
         "step": statistics.median(steps),
@@ -75,8 +75,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     lines = [line for line in records if "loss" in line]
     seconds = shares(lines[2:], options.batch_size)  # the first two warm up
     print(
-        f"A joint step of mardini-tiny, {options.batch_size} windows, on {accelerator.device}, {torch.get_num_threads()} thread(s), "
-        f"median of {len(lines) - 2}"
+        f"A joint step of mardini-tiny, {options.batch_size} windows, on {accelerator.device}, "
+        f"{torch.get_num_threads()} thread(s), median of {len(lines) - 2}"
     )
     for part, value in seconds.items():
         print(f"{part:<8} {1000 * value:9.2f} ms {value / seconds['step']:7.2%}")
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     every = RunConfig.model_fields["validate_every"].default
     for heldout in (line["seconds"] for line in records if "heldout" in line):
         print(
-            f"held-out losses of {config.validation_windows} windows and scores of {config.quality_windows}: {heldout:.1f} s, "
-            f"{heldout / (every * seconds['step']):.2%} of the {every} steps between them"
+            f"held-out losses of {config.validation_windows} windows and scores of {config.quality_windows}: "
+            f"{heldout:.1f} s, {heldout / (every * seconds['step']):.2%} of the {every} steps between them"
         )
     return seconds
 

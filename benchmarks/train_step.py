@@ -110,7 +110,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
     device = choose_device()
     print(
-        f"A joint step of mardini-tiny, {options.batch_size} windows, {options.optimizer}, on {device}, {torch.get_num_threads()} thread(s)"
+        f"A joint step of mardini-tiny, {options.batch_size} windows, {options.optimizer}, on {device}, "
+        f"{torch.get_num_threads()} thread(s)"
     )
     calls = forms(make_config(options.batch_size, options.optimizer), device, not options.no_compile)
     times = alternate(calls, options.repeats, device, warm_up=2)

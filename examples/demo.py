@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if not (Path(options.checkpoint) / "model_index.json").is_file():
         raise SystemExit(
-            f"error: there is no checkpoint in '{options.checkpoint}'; give the folder of one with CHECKPOINT=folder, or train "
-            "it with `make train-tiny-carracing`"
+            f"error: there is no checkpoint in '{options.checkpoint}'; give the folder of one with CHECKPOINT=folder, "
+            "or train it with `make train-tiny-carracing`"
         )
     device = choose_device("auto")
     dtype, why = choose_dtype("auto", device)
@@ -71,7 +71,7 @@ def run_task(
 
     print(f"\n{task}: frames {', '.join(map(str, given))} of {truth.shape[1]} given, {seconds:.1f} s a clip")
     print(
-        f"  {'':<12}{'mid PSNR':>10}{'mid SSIM':>10}{'motion':>10}{'sharpness':>11}   (motion and sharpness: truth = 1)"
+        f"  {'':<12}{'mid PSNR':>10}{'mid SSIM':>10}{'motion':>10}{'sharpness':>11}   (motion, sharpness: truth = 1)"
     )
     scores = {}
     for method, frames in sampled.items():

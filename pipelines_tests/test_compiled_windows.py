@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.models.compiling import MOST_GRAPHS
-from diffusers_mardini.models.identity_attention import masked_frame_index
+from diffusers_mardini.models.window import WindowLayout
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
@@ -100,7 +100,7 @@ def test_the_index_of_masked_frames_is_laid_out_alike_for_every_window():
     for frames, masked, *_ in (*WINDOWS, (9, 1, 0, 0), (5, 1, 0, 0)):
         for batch in (1, 2):
             _, told = make_window(frames, masked, 1, 1, batch=batch)
-            index = masked_frame_index(told["reference_mask"], masked)
+            index = WindowLayout.from_mask(told["reference_mask"], masked).masked_index
             assert index.shape == (batch * masked,) and index.stride() == (1,) and not index._is_view()
 
 

@@ -52,6 +52,7 @@ def type_command(line: str) -> tuple[int, str]:
         return 0, ""
     python = f"{shlex.quote(sys.executable)} " if words[:1] == ["python"] else ""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     result = subprocess.run(
         ["bash", "-euc", python + line.removeprefix("python ") if python else line],
         capture_output=True,

@@ -83,7 +83,7 @@ def test_facts_that_would_not_be_used_are_refused(folder):
         plan_upload(folder, REPO, {"limits": ["Small."]})
 
 
-@pytest.mark.parametrize("content, message", [("{", "no valid JSON"), ("[1]", "holds a list; write an object")])
+@pytest.mark.parametrize("content, message", [("{", "not valid JSON"), ("[1]", "holds a list; write an object")])
 def test_a_file_of_facts_is_an_object(tmp_path, content, message):
     (tmp_path / "facts.json").write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -104,7 +104,7 @@ def test_a_file_of_facts_is_an_object(tmp_path, content, message):
         ("README.md~", "is temporary"),
         ("vae/config.json.tmp", "is temporary"),
         (".model.safetensors.partial", "is temporary"),
-        ("run.sh", "is of no kind"),
+        ("run.sh", "is not of a kind"),
         ("broken.json", "is not valid JSON"),
         ("model_index.json", "is not valid JSON"),
     ],

@@ -1,4 +1,5 @@
-"""What works on diffusers' own pipelines works here: backends, offload, casting, device maps, single files, the pages of the docs."""
+"""What works on diffusers' own pipelines works here: backends, offload, casting, device maps, single files, the pages
+of the docs."""
 
 import importlib.util
 import re
@@ -108,7 +109,8 @@ def test_group_offload_to_the_disk_changes_nothing(pipe, base, tmp_path):
 
 
 def test_layerwise_casting_and_group_offload_go_together(pipe, base):
-    """The recipe for the least memory: weights of eight bits, of which one block at a time is where it is computed with."""
+    """The recipe for the least memory: weights of eight bits, of which one block at a time is where it is computed
+    with."""
     for name in BOTH:
         getattr(pipe, name).enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     cast = run(pipe)
@@ -139,7 +141,8 @@ def test_model_offload_leaves_nothing_beside_the_planner(pipe, monkeypatch):
 
 
 def test_sequential_offload_changes_nothing(pipe, base):
-    """What `enable_sequential_cpu_offload` does to every part. Itself it names the device `cpu:0`, and accelerate then fails."""
+    """What `enable_sequential_cpu_offload` does to every part. Itself it names the device `cpu:0`, and accelerate then
+    fails."""
     for part in ("vae", *BOTH):
         model = getattr(pipe, part)
         accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
@@ -214,8 +217,8 @@ def test_single_files_are_not_loaded_unasked(folder, tmp_path):
 
 @pytest.mark.parametrize("page", ["lora.md", "diffusers.md"])
 def test_every_example_of_the_page_runs(page, folder, tmp_path, monkeypatch, backends, single_files):
-    """Blocks marked `python` are run from top to bottom, on a tiny pipeline; others are for machines that we have not, or train what is
-    loaded (`test_docs.py`)."""
+    """Blocks marked `python` are run from top to bottom, on a tiny pipeline; others are for machines that we have not,
+    or train what is loaded (`test_docs.py`)."""
     monkeypatch.chdir(tmp_path)
     save_adapter("runs/lora-shapes/adapter")
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)

@@ -160,7 +160,7 @@ def test_quantizing_the_layers_of_latents_does_harm(plain, window, base):
 
 
 def test_only_what_is_quantized_has_layers_to_keep():
-    with pytest.raises(ValueError, match="'vae'; planner and transformer"):
+    with pytest.raises(ValueError, match="'vae'; only planner and transformer"):
         layers_to_keep("vae")
     layers_to_keep("planner").append("x")
     assert layers_to_keep("planner") == ["patch_embed"]

@@ -394,7 +394,8 @@ def test_euler_is_ddim():
 
 
 def test_heun_has_to_start_below_pure_noise():
-    """Its second evaluation is weighed with the step's length in sigma, which is 20,000 from where there is no signal."""
+    """Its second evaluation is weighed with the step's length in sigma, which is 20,000 from where there is no
+    signal."""
     config = MarDiniScheduler().config
     assert solver_error(HeunDiscreteScheduler.from_config(config), 10) > 1
     assert solver_error(HeunDiscreteScheduler.from_config(config, timestep_spacing="leading"), 10) < 0.1

@@ -276,7 +276,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_none(path, told, monkeypatch):
 
 
 def test_a_file_is_no_folder(folder):
-    with pytest.raises(ValueError, match="model_index.json is a file; give the folder"):
+    with pytest.raises(ValueError, match="model_index.json is a file; give its folder"):
         MarDiniPipeline.from_pretrained(folder / "model_index.json")
 
 

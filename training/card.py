@@ -2,8 +2,8 @@
 
     python -m training.card training/runs/mardini-tiny-carracing.yaml checkpoints/mardini-tiny-carracing
 
-The YAML file is written by hand and contains what no run records: description, data, limits. The JSON file beside it, of
-the same name, contains what the run and its evaluation recorded: stages, scores, hardware; `training.publish
+The YAML file is written by hand and contains what no run records: description, data, limits. The JSON file beside it,
+of the same name, contains what the run and its evaluation recorded: stages, scores, hardware; `training.publish
 --keep-record` writes it. Keys are those of `diffusers_mardini.cards.FACTS`.
 """
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -277,7 +278,8 @@ def count_memory(
     width = 2 if uses_bfloat16(config) else 4
     shards = num_processes if parallelism == "fsdp" else 1
     if parallelism == "fsdp":
-        blocks = [b for part in trained_parts(stage) if part != "head" for b in models[part].transformer_blocks]
+        parts: list[Any] = [models[part] for part in trained_parts(stage) if part != "head"]
+        blocks = [block for part in parts for block in part.transformer_blocks]
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
         copies = largest * (2 * width + 4)  # a block in use, one on its way, and one's gradient on its way out
     else:

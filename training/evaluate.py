@@ -47,8 +47,8 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     dtype, why = choose_dtype(options.dtype, device)
     pace = f"every {options.stride} frames" if options.fps is None else f"{options.fps:g} frames per second"
     print(
-        f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {options.num_frames} frames of {options.size} pixels, "
-        f"{pace}; {dtype} on {device} ({why})"
+        f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {options.num_frames} frames of "
+        f"{options.size} pixels, {pace}; {dtype} on {device} ({why})"
     )
     # 1. Check: name missing files before anything is sampled
     digests = dict(text.partition("=")[::2] for text in options.sha256)

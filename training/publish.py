@@ -4,11 +4,11 @@
         outputs/evaluation-carracing/results.json -o checkpoints/mardini-tiny-carracing
 
 The YAML file contains what no run records: description, data, limits. Stages, hardware and hours come from the run's
-`config.json`, `metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. `--keep-record` saves
-them in a JSON file beside the YAML file, so that `card.py` can write the card again without the run. Pictures that the
-YAML file lists as `samples` are copied from the folder of `results.json`. A run that went on from a published checkpoint,
-with `--start-at`, takes its earlier stages from that JSON file. An adapter's `base_model` is the `init_from` of its run,
-unless the YAML file gives its place on the Hub.
+`config.json`, `metrics.jsonl` and `starts.jsonl`, scores from `results.json` of `training.evaluate`. `--keep-record`
+saves them in a JSON file beside the YAML file, so that `card.py` can write the card again without the run. Pictures
+that the YAML file lists as `samples` are copied from the folder of `results.json`. A run that went on from a published
+checkpoint, with `--start-at`, takes its earlier stages from that JSON file. An adapter's `base_model` is the
+`init_from` of its run, unless the YAML file gives its place on the Hub.
 """
 
 import argparse
@@ -104,8 +104,8 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         keep_record: whether to save the recorded facts in a JSON file beside `card`.
 
     Raises:
-        ValueError: if the run is not finished, `output` contains anything else, a sample is missing, or the scores are of
-            other weights than the run's.
+        ValueError: if the run is not finished, `output` contains anything else, a sample is missing, or the scores are
+            of other weights than the run's.
     """
     config = read_run_config(run)
     kind, mark = ("pipeline", "model_index.json") if config.lora is None else ("adapter", LORA_WEIGHT_NAME_SAFE)

@@ -1,7 +1,7 @@
-"""Write the report of a run, a page with its curves: `python -m training.report runs/NAME` writes `runs/NAME/report.md`.
+"""Write the report of a run, with its curves: `python -m training.report runs/NAME` writes `runs/NAME/report.md`.
 
-The trainer writes it whenever a run ends, finished or not. Everything is read from the run's records, so a report can be
-written at any time, also of a run that was killed.
+The trainer writes it whenever a run ends, finished or not. Everything is read from the run's records, so a report can
+be written at any time, also of a run that was killed.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
         if name != "mid_psnr"
     }
     text = (
-        f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the truth's (1), "
-        "which is the autoencoder's decoding; SSIM alone rewards blur."
+        f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the "
+        "truth's (1), which is the autoencoder's decoding; SSIM alone rewards blur."
     )
     add("quality", "Held-out quality", text, scores, False)
     return ["## Curves", "", *lines[:-1]] if lines else []
@@ -149,7 +149,8 @@ def _timings(config: RunConfig, records: list[dict]) -> list[str]:
         rows.append(
             [
                 stage.name, own[-1]["step"], f"{windows:,}", _hours(sum(seconds.values())),
-                f"{windows / seconds['loss']:.2f}" if seconds["loss"] else "", f"{waiting / max(seconds['loss'], 1e-9):.1%}",
+                f"{windows / seconds['loss']:.2f}" if seconds["loss"] else "",
+                f"{waiting / max(seconds['loss'], 1e-9):.1%}",
                 _hours(seconds["heldout"]), _hours(seconds["samples"]),
             ]
         )  # fmt: skip

@@ -1,11 +1,11 @@
-"""Sample videos from images by VBench's image-to-video protocol, named for its own tool, and compute the scores without text.
+"""Sample videos by VBench's image-to-video protocol, named for its own tool, and score what needs no text.
 
     # VBench's images and prompts, or any folder of images
     python -m training.vbench CHECKPOINT IMAGES --info vbench2_i2v_full_info.json -o outputs/vbench
     python -m training.vbench CHECKPOINT IMAGES -o outputs/vbench --score
 
-Writes five videos for each image, `videos/<prompt>-<0 to 4>.mp4`, their seeds in `videos.json`, and the given images in
-`images/`. MarDini reads no text: a prompt is only a name. `evaluate_i2v.py --videos_path outputs/vbench/videos` of
+Writes five videos for each image, `videos/<prompt>-<0 to 4>.mp4`, their seeds in `videos.json`, and the given images
+in `images/`. MarDini reads no text: a prompt is only a name. `evaluate_i2v.py --videos_path outputs/vbench/videos` of
 github.com/Vchitect/VBench scores the videos (without `--info`, add `--mode custom_input --custom_image_folder
 outputs/vbench/images`); `--score` computes the scores of `evaluation/networks/consistency.py` here. After an
 interruption, the same command goes on.
@@ -137,7 +137,7 @@ def _given_image(path: Path, settings: dict[str, Any]) -> torch.Tensor:
 def score_videos(
     videos: Sequence[Path], prompts: dict[str, Path], output: Path, networks: Consistency
 ) -> dict[str, list]:
-    """Return scores in the layout of VBench's own files: by dimension, the mean and a list with the score of each video.
+    """Return scores in the layout of VBench's own files: by dimension, the mean and a list of scores by video.
 
     Args:
         videos: from `write_videos`; read from the files, like VBench does.
@@ -176,7 +176,8 @@ def _run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     dtype, why = choose_dtype(options.dtype, device)
     print(
-        f"{options.samples} videos for each of {len(prompts)} images with {options.checkpoint}; {dtype} on {device} ({why})"
+        f"{options.samples} videos for each of {len(prompts)} images with {options.checkpoint}; "
+        f"{dtype} on {device} ({why})"
     )
     # Before anything is sampled, so that missing networks are named at once
     networks = Consistency.from_pretrained(options.dino, options.clip, str(device)) if options.score else None

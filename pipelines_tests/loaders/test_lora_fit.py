@@ -115,7 +115,7 @@ def test_names_that_mean_layers_of_both_models_are_told_apart_by_size(pipe):
         (adapter(ends=("lora_A.a.b.weight", "lora_B.weight")), "2 of the 4 tensors of the LoRA are not understood"),
         (adapter(ends=("lora_A.one.weight", "lora_B.two.weight")), "several adapters: .*lora_A.one.weight.*give one"),
         (adapter() | adapter(ends=("lora_down.weight", "lora_up.weight")), "two tensors `transformer"),
-        (adapter() | adapter("module.transformer."), "differ only in what is before the layer's name"),
+        (adapter() | adapter("module.transformer."), "differ only in a prefix of the layer's name"),
         ({"transformer_blocks.0.attn.to_q.hada_w1_a": torch.zeros(1)}, "this is not a LoRA"),
         ({"lora_foo": torch.tensor(2.0)}, "not understood, such as `lora_foo`"),
     ],

@@ -1,4 +1,5 @@
-"""Program of `test_context_parallel.py`: two processes share the tokens of a window's frames. Its argument is a folder for what they say."""
+"""Program of `test_context_parallel.py`: two processes share the tokens of a window's frames. Its argument is a folder
+for what they say."""
 
 import os
 import sys

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from diffusers.models.normalization import FP32LayerNorm
 
 from diffusers_mardini.models import attention
 from diffusers_mardini.models.attention import (
     LONGEST_PLAIN_ON_CPU,
-    FP32LayerNorm,
     FP32RMSNorm,
     MarDiniAttention,
     attend,

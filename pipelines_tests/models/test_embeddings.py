@@ -67,7 +67,8 @@ def test_planner_places_lie_on_the_transformer_places_they_cover():
     rope = MarDiniCrossRotaryPosEmbed(8, theta=100.0)
     query_cos, _, key_cos, _ = rope(8, 6, 4, 3, torch.device("cpu"))
     assert query_cos.shape == (8 * 7, 1, 8) and key_cos.shape == (4 * 3, 1, 8)
-    # At equal resolution a planning token and the token it stands for have the same place; [NEXT] is one column further.
+    # At equal resolution a planning token and the token it stands for have the same place; [NEXT] is one column
+    # further.
     query_cos, _query_sin, key_cos, key_sin = rope(4, 3, 4, 3, torch.device("cpu"))
     assert torch.equal(query_cos.unflatten(0, (4, 4))[:, :3], key_cos.unflatten(0, (4, 3)))
     # At half the resolution it stands in the middle of the four tokens that it covers.

@@ -8,8 +8,8 @@ from diffusers_mardini.models.identity_attention import (
     MarDiniDenseIdentityAttnProcessor,
     MarDiniFullAttnProcessor,
     MarDiniIdentityAttention,
-    masked_frame_index,
 )
+from diffusers_mardini.models.window import WindowLayout
 
 
 FRAMES, ROWS, COLUMNS, HEADS, HEAD_DIM = 5, 2, 3, 2, 8
@@ -40,13 +40,13 @@ def make_mask(rows):
     return mask
 
 
-def run(attention, processor, rotary, mask, masked_index=None):
+def run(attention, processor, rotary, mask, num_masked_frames=None):
     """Output, and gradients of input and weights."""
     torch.manual_seed(1)
     hidden = torch.randn(len(mask), FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM, requires_grad=True)
     attention.set_processor(processor)
     attention.zero_grad()
-    output = attention(hidden, rotary, mask, masked_index)
+    output = attention(hidden, rotary, WindowLayout.from_mask(mask, num_masked_frames))
     (output * torch.randn(output.shape)).sum().backward()
     return output.detach(), hidden.grad, [p.grad.clone() for p in attention.parameters()]
 
@@ -60,7 +60,7 @@ def test_the_maskless_form_equals_the_dense_mask_forward_and_backward(kind, rows
     expected = run(attention, MarDiniDenseIdentityAttnProcessor(), rotary, mask)
     results = [run(attention, processor, rotary, mask)]
     if rows in EQUAL_ROWS:
-        results.append(run(attention, processor, rotary, mask, masked_frame_index(mask, FRAMES - len(rows[0]))))
+        results.append(run(attention, processor, rotary, mask, FRAMES - len(rows[0])))
     for result in results:
         torch.testing.assert_close(result[0], expected[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(result[1], expected[1], atol=1e-5, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_a_reference_token_depends_on_itself_alone_and_a_masked_one_on_its_whole
     attention, rotary = make_attention(kind)
     mask = make_mask([[0, 3]])
     hidden = torch.randn(1, FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM, requires_grad=True)
-    output = attention(hidden, rotary, mask)
+    output = attention(hidden, rotary, WindowLayout(mask))
     touched = torch.autograd.grad(output[0, 3, 2].sum(), hidden, retain_graph=True)[0].abs().sum(-1)[0] > 0
     assert touched.nonzero().tolist() == [[3, 2]]
     touched = torch.autograd.grad(output[0, 1, 2].sum(), hidden)[0].abs().sum(-1)[0] > 0
@@ -83,16 +83,11 @@ def test_a_reference_token_depends_on_itself_alone_and_a_masked_one_on_its_whole
         assert touched.all()
 
 
-def test_masked_frame_index_finds_the_masked_frames_of_every_row_in_order():
-    mask = make_mask([[0, 4], [1, 2]])
-    assert masked_frame_index(mask, 3).tolist() == [1, 2, 3, 5, 8, 9]
-
-
 def test_the_dense_form_and_the_maskless_form_differ_where_no_frame_is_a_reference_by_nothing_but_plain_attention():
     attention, rotary = make_attention("spatiotemporal")
     hidden = torch.randn(1, FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM)
-    nothing_kept = attention(hidden, rotary, make_mask([[]]))
-    one_kept = attention(hidden, rotary, make_mask([[2]]))
+    nothing_kept = attention(hidden, rotary, WindowLayout(make_mask([[]])))
+    one_kept = attention(hidden, rotary, WindowLayout(make_mask([[2]])))
     torch.testing.assert_close(nothing_kept[:, [0, 1, 3, 4]], one_kept[:, [0, 1, 3, 4]])
     assert not torch.allclose(nothing_kept[:, 2], one_kept[:, 2], atol=1e-3)
 
@@ -102,9 +97,9 @@ def test_with_full_attention_every_token_depends_on_its_whole_group(kind):
     attention, rotary = make_attention(kind)
     attention.set_processor(MarDiniFullAttnProcessor())
     mask = make_mask([[0, 3]])
-    for index in (None, masked_frame_index(mask, 3)):
+    for count in (None, 3):
         hidden = torch.randn(1, FRAMES, ROWS * (COLUMNS + 1), HEADS * HEAD_DIM, requires_grad=True)
-        output = attention(hidden, rotary, mask, index)
+        output = attention(hidden, rotary, WindowLayout.from_mask(mask, count))
         for frame in (3, 1):  # a reference frame, a masked one
             touched = torch.autograd.grad(output[0, frame, 2].sum(), hidden, retain_graph=True)[0].abs().sum(-1)[0] > 0
             if kind == "temporal":

@@ -1,4 +1,5 @@
-"""Convolutions at the resolution of the latents around the trunk: nothing at the start, and reference frames stay independent."""
+"""Convolutions at the resolution of the latents around the trunk: nothing at the start, and reference frames stay
+independent."""
 
 import pytest
 import torch

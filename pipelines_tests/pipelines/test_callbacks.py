@@ -93,7 +93,7 @@ def test_noise_that_is_not_finite_is_refused_before_any_model_runs(pipe, value):
 def test_weights_that_are_not_finite_make_an_error_and_no_black_video(pipe, part, output_type):
     for parameter in getattr(pipe, part).parameters():
         parameter.data.fill_(float("nan"))
-    told = r"that \w+ made in torch.float32 hold values that are not finite"
+    told = r"that \w+ computed in torch.float32 hold values that are not finite"
     with pytest.raises(ValueError, match=told):
         pipe(**KWARGS, output_type=output_type)
     with pytest.raises(ValueError, match=told):
@@ -107,13 +107,13 @@ def test_weights_that_are_not_finite_make_an_error_and_no_black_video(pipe, part
 def test_a_long_video_ends_with_the_first_window_that_is_not_finite(pipe):
     counter = CallCounter(pipe)
     pipe.transformer.proj_out.bias.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match="the latents that MarDiniTransformer3DModel made"):
+    with pytest.raises(ValueError, match="the latents that MarDiniTransformer3DModel computed"):
         pipe.extend(clip(2), num_new_frames=20, window=4, num_inference_steps=1)
     assert counter.counts["planner"] == 1
 
 
 def test_a_decoder_that_overflows_is_named(pipe):
     pipe.vae.from_latents.bias.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match="the pictures that AutoencoderPatchBasis made"):
+    with pytest.raises(ValueError, match="the pictures that AutoencoderPatchBasis computed"):
         pipe(**KWARGS)
     assert latents_of(pipe).isfinite().all()

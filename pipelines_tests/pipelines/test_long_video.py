@@ -26,8 +26,8 @@ def test_every_frame_is_made_once_from_frames_known_by_then(factor, window):
     for one in slow_motion_windows(5, factor, window):
         assert 3 <= len(one.places) <= window
         assert one.places == sorted(one.places)
-        assert {one.places[i] for i in one.known} <= known
-        assert one.known[0] == 0 and one.known[-1] == len(one.places) - 1
+        assert {one.places[i] for i in one.given_indices} <= known
+        assert one.given_indices[0] == 0 and one.given_indices[-1] == len(one.places) - 1
         assert one.new_places and known.isdisjoint(one.new_places)
         known |= set(one.new_places)
     assert known == set(range(4 * factor + 1))
@@ -37,7 +37,7 @@ def test_a_window_holds_as_many_neighbouring_gaps_as_fit():
     """Factor 2 with windows of 9: every other frame of a whole window is known."""
     windows = slow_motion_windows(6, 2, 9)
     assert [one.places for one in windows] == [list(range(9)), [8, 9, 10]]
-    assert [one.known for one in windows] == [[0, 2, 4, 6, 8], [0, 2]]
+    assert [one.given_indices for one in windows] == [[0, 2, 4, 6, 8], [0, 2]]
 
 
 @pytest.mark.parametrize("factor, window", [(4, 5), (8, 9), (16, 5), (32, 33), (6, 4), (64, 9), (10, 9)])
@@ -65,8 +65,8 @@ def test_extension_windows_join_without_gaps(num_given, num_new, window, overlap
     known = num_given
     for one in extension_windows(num_given, num_new, window, overlap):
         assert len(one.places) == window
-        assert len(one.known) == min(overlap, known)
-        assert one.new_places[0] == known and one.places[0] == known - len(one.known)
+        assert len(one.given_indices) == min(overlap, known)
+        assert one.new_places[0] == known and one.places[0] == known - len(one.given_indices)
         known = one.places[-1] + 1
     assert num_given + num_new <= known < num_given + num_new + window
 
@@ -78,9 +78,9 @@ def test_windows_of_a_batch_are_alike_and_do_not_wait_for_each_other(factor, win
     assert [one for batch in batches for one in batch] == windows
     assert max(len(batch) for batch in batches) > 1
     for batch in batches:
-        assert len(batch) <= most and len({(len(one.places), tuple(one.known)) for one in batch}) == 1
+        assert len(batch) <= most and len({(len(one.places), tuple(one.given_indices)) for one in batch}) == 1
         made = {place for one in batch for place in one.new_places}
-        assert made.isdisjoint(one.places[i] for one in batch for i in one.known)
+        assert made.isdisjoint(one.places[i] for one in batch for i in one.given_indices)
 
 
 @pytest.mark.parametrize("num_given, factor, window", [(2, 2, 3), (3, 4, 5), (2, 6, 4), (2, 7, 4), (3, 3, 9)])
@@ -292,7 +292,7 @@ def test_windows_of_an_extension_are_counted_without_being_made(given, new, wind
     windows = extension_windows(given, new, window, overlap)
     assert len(windows) == sum(1 for _ in windows) == len(batch_windows(windows, 1))
     last = list(windows)[-1]
-    assert windows[-1] == last and windows[0].known == list(range(min(given, overlap)))
+    assert windows[-1] == last and windows[0].given_indices == list(range(min(given, overlap)))
     assert last.places[-1] + 1 == given + window - min(overlap, given) + (len(windows) - 1) * (window - overlap)
     with pytest.raises(IndexError):
         windows[len(windows)]
@@ -319,6 +319,6 @@ def test_windows_may_be_walked_through_again_and_again():
 def test_more_frames_than_fit_into_memory_are_refused_before_any_model_runs(pipe, method, amount, times):
     counter = CallCounter(pipe)
     ((name, number),) = amount.items()
-    with pytest.raises(ValueError, match="frames asked for take .* GiB, which is more than there is; ask for fewer"):
+    with pytest.raises(ValueError, match="frames asked for take .* GiB, which is more than the memory; ask for fewer"):
         getattr(pipe, method)(clip(2), **{name: number * times})
     assert sum(counter.counts.values()) == 0

@@ -120,7 +120,7 @@ def test_values_far_beyond_the_range_are_refused_with_enough_digits(value, told)
 
 
 def test_a_little_below_zero_is_neither_the_one_nor_the_other():
-    with pytest.raises(ValueError, match="down to -0.05, which may be .* that overshot; use `picture.clip"):
+    with pytest.raises(ValueError, match="down to -0.05, which may be .* that overshot; use .*`picture.clip"):
         pixels(image=np.full((32, 32, 3), -0.05))
 
 

@@ -111,7 +111,7 @@ BAD_CALLS = {
     "half a place": ({"video": clip(1), "frame_indices": 1.5}, "give a list with one place"),
     "rising timesteps": ({"image": picture(), "timesteps": [1, 5]}, "fall strictly"),
     "no videos": ({"image": picture(), "num_videos_per_prompt": 0}, "`num_videos_per_prompt` is 0"),
-    "generator list": ({"image": picture(), "generator": [seeded(), seeded()]}, "list of 2, but 1 videos are made"),
+    "generator list": ({"image": picture(), "generator": [seeded(), seeded()]}, "list of 2, but 1 videos are sampled"),
     "generator list of a batch": (
         {"image": clip(2), "num_videos_per_prompt": 2, "generator": [seeded(), seeded()]},
         "list of 2, but 4 videos",
@@ -212,7 +212,7 @@ def test_pictures_are_pictures_where_the_autoencoder_has_three_channels_too():
 def test_timesteps_for_a_scheduler_that_takes_none_are_refused():
     pipe = tiny_pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match="DDIMScheduler takes no levels"):
+    with pytest.raises(ValueError, match="DDIMScheduler accepts no levels"):
         pipe(image=picture(), timesteps=[999, 3])
 
 
@@ -228,15 +228,15 @@ def read(**kwargs):
 
 
 def test_each_task_is_found_in_the_arguments():
-    assert read(image=picture()).frame_indices == [0]
-    assert read(image=picture(), last_image=picture()).frame_indices == [0, 4]
-    assert read(video=clip(3)).frame_indices == [0, 1, 2]
-    assert read(video=clip(3), frame_indices=[1, 2, 4]).frame_indices == [1, 2, 4]
+    assert read(image=picture()).given_indices == [0]
+    assert read(image=picture(), last_image=picture()).given_indices == [0, 4]
+    assert read(video=clip(3)).given_indices == [0, 1, 2]
+    assert read(video=clip(3), frame_indices=[1, 2, 4]).given_indices == [1, 2, 4]
 
 
 def test_places_in_any_order_are_put_in_order_with_their_frames():
     given = read(video=clip(3), frame_indices=[4, 0, 2])
-    assert given.frame_indices == [0, 2, 4]
+    assert given.given_indices == [0, 2, 4]
     for frame, place in zip(given.videos[0], [1, 2, 0], strict=True):
         assert torch.equal(frame, clip(3)[place])
 

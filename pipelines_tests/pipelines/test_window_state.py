@@ -1,4 +1,5 @@
-"""Sampling with what is computed once per window against sampling whole windows: the same but for rounding, at every step."""
+"""Sampling with what is computed once per window against sampling whole windows: the same but for rounding, at every
+step."""
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusers import (
 from torch._dynamo.testing import CompileCounter
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.pipelines.sampling_options import SamplingOptions
 from pipelines_tests.test_caches import CACHES
 from pipelines_tests.tiny_pipeline import CHANNELS, CallCounter, clip, seeded, tiny_pipeline
 
@@ -302,3 +304,14 @@ def test_masked_frames_reach_the_state_of_given_ones_only_without_identity_atten
     handle.remove()
     same = torch.allclose(states[0][:, 0], states[1][:, 0], atol=1e-5)
     assert same == identity
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_a_window_without_planning_signals_is_sampled_with_the_unconditional_one(use):
+    pipe = tiny_pipeline()
+    noise, references = torch.randn(1, 5, 16, 4, 4, generator=seeded()), torch.ones(1, 1, 16, 4, 4)
+    signal = pipe.transformer.unconditional_planning_signal.detach().expand(1, 5, 1, 1, -1)
+    options = SamplingOptions(num_inference_steps=2, guidance_scale=1.0, use_window_state=use)
+    with torch.no_grad(), pipe.progress_bar(total=4) as bar:
+        with_none, with_it = (pipe.denoise(noise, references, [0], given, options, bar) for given in (None, signal))
+    torch.testing.assert_close(with_none, with_it)

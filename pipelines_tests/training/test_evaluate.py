@@ -303,7 +303,7 @@ def test_a_single_window_is_no_set_for_a_frechet_distance(checkpoint, clips, tmp
     evaluate.main(single)
     row = read_results(tmp_path / "out")["rows"][-1]
     assert row["mid_ssim"] > 0 and all(map(math.isnan, row["intervals"]["mid_ssim"]))  # nothing to draw from one clip
-    with pytest.raises(SystemExit, match="needs at least 2 windows where a clip has 1; there are 1: add clips"):
+    with pytest.raises(SystemExit, match="need at least 2 windows where a clip has 1; there are 1: add clips"):
         evaluate.main([*single, "--wrong-planning", "-o", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()  # said before anything was sampled
 

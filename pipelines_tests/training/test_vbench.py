@@ -131,7 +131,7 @@ def test_the_program_writes_videos_and_scores_in_vbenchs_form(images, tmp_path, 
         str(output),
         "--score",
     ]
-    with pytest.raises(SystemExit, match="error: .*bring config.json"):  # before anything is sampled
+    with pytest.raises(SystemExit, match="error: .*put config.json"):  # before anything is sampled
         vbench.main([*arguments, "--dino", str(tmp_path / "nothing")])
     assert not output.exists()
     vbench.main([*arguments, "--dino", str(tmp_path / "dino"), "--clip", str(tmp_path / "clip")])

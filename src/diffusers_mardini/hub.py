@@ -225,7 +225,7 @@ def _unsafe(folder: Path, name: str, path: Path, code: Mapping[str, str]) -> str
     if path.is_symlink():
         target = path.resolve()
         if not target.exists():
-            return f"is a link to {os.readlink(path)}, which does not exist"
+            return f"is a link to {os.readlink(path)}, which is not there"
         if not target.is_relative_to(folder.resolve()):
             return f"is a link that leaves the folder, to {target}; put a copy in its place"
         if target.is_dir():

@@ -1,7 +1,7 @@
-"""From frames to the latents both models see, and back (Sec. 2.2: a pretrained VAE, frame by frame).
+"""From frames to the latents of both models, and back (Sec. 2.2: a pretrained VAE, frame by frame).
 
-The pipeline and the trainer share these functions, so that a model meets the same numbers in both places. Nothing here
-knows about masks or noise; see `masking.py` and `pipelines/pipeline_mardini.py` for those.
+The pipeline and the trainer share these functions, so that a model gets the same numbers in both. Masks are in
+`masking.py`, noise in `pipelines/pipeline_mardini.py`.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 
 def downscale_video(video: torch.Tensor, factor: int) -> torch.Tensor:
-    """Makes the low-resolution video that the planner looks at (Sec. 2.2).
+    """Make the low-resolution video for the planner (Sec. 2.2).
 
     Args:
         video: frames shaped `(batch, frames, channels, height, width)`.
@@ -40,12 +40,12 @@ def encode_video(
     video: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Encodes each frame by itself and normalizes the latents with the VAE's shift and scale.
+    """Encode each frame separately and normalize the latents with the VAE's shift and scale.
 
     Args:
         vae: an image autoencoder with `AutoencoderKL`'s interface.
         video: frames in [-1, 1], shaped `(batch, frames, 3, height, width)`.
-        generator: where given, latents are sampled from the posterior; otherwise its mode is taken.
+        generator: samples latents from the posterior; without one, they are its mode.
 
     Returns:
         Latents shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE.
@@ -57,13 +57,14 @@ def encode_video(
 
 
 def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and logarithm of the variance of what `encode_video` samples from, normalized as it does.
+    """Return mean and logarithm of the variance of the posterior that `encode_video` samples from, normalized.
 
     Args:
         vae, video: see `encode_video`.
 
     Returns:
-        Two tensors shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE; the mean is the mode.
+        Two tensors shaped `(batch, frames, latent_channels, height / 8, width / 8)` for an 8x VAE; the mean is the
+        mode.
     """
     posterior = vae.encode(video.flatten(0, 1)).latent_dist
     mean = (posterior.mean - _shift_factor(vae)) * vae.config.scaling_factor
@@ -72,8 +73,16 @@ def encode_moments(vae: torch.nn.Module, video: torch.Tensor) -> tuple[torch.Ten
 
 
 def decode_latents(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
-    """Inverse of `encode_video`: latents `(batch, frames, channels, h, w)` to frames `(batch, frames, 3, height, width)`,
-    nominally in [-1, 1] and not clamped; no more than `chunk_size` of them at once, to bound the memory."""
+    """Invert `encode_video`.
+
+    Args:
+        vae: see `encode_video`.
+        latents: `(batch, frames, channels, h, w)`.
+        chunk_size: most frames to decode at once, which bounds the memory; all by default.
+
+    Returns:
+        Frames `(batch, frames, 3, height, width)`, about in [-1, 1] and not clamped.
+    """
     frames = latents.flatten(0, 1) / vae.config.scaling_factor + _shift_factor(vae)
     chunks = [vae.decode(chunk, return_dict=False)[0] for chunk in frames.split(chunk_size or len(frames))]
     return torch.cat(chunks).unflatten(0, latents.shape[:2])

@@ -1,7 +1,8 @@
-"""Which frames of a window are kept: the tasks as patterns, and random patterns for training (Sec. 2.1, Sec. 4).
+"""Which frames of a window are given: the tasks as patterns, and random patterns for training (Sec. 2.1, Sec. 4).
 
-A mask is a bool tensor `(batch, frames)`; True is a *reference* frame ([REF], kept and clean), False a *masked* one. The
-paper's "mask ratio" is the share of frames that are kept; it is called `reference_ratio` here. Pure functions of their arguments.
+A mask is a bool tensor `(batch, frames)`; True is a *reference* frame ([REF], given and clean), False a *masked* one.
+The paper's "mask ratio" is the share of given frames, called `reference_ratio` here. Pure functions of their
+arguments.
 """
 
 from collections.abc import Sequence
@@ -12,35 +13,33 @@ import torch
 def reference_mask_from_indices(
     indices: Sequence[int], num_frames: int, batch_size: int = 1, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """The mask, `(batch_size, num_frames)`, that keeps the frames at `indices` in every row."""
+    """Return a mask `(batch_size, num_frames)` in which the frames at `indices` are given in every row."""
     mask = torch.zeros(batch_size, num_frames, dtype=torch.bool)
     mask[:, list(indices)] = True
     return mask.to(device)
 
 
 def num_reference_frames_range(num_frames: int, reference_ratio: tuple[float, float]) -> tuple[int, int]:
-    """The least and the largest number of kept frames that a range of reference ratios (Fig. 4) allows.
+    """Return the least and the largest number of given frames in a range of reference ratios (Fig. 4).
 
-    At least one frame is always kept and at least one masked, whatever the ratios.
+    At least one frame is always given and at least one masked, whatever the ratios.
     """
     low, high = reference_ratio
     if not 0 <= low <= high <= 1:
         raise ValueError(f"`reference_ratio` is {reference_ratio}; it must be two numbers with 0 <= low <= high <= 1")
     if num_frames < 2:
-        raise ValueError(
-            f"`num_frames` is {num_frames}; a window needs at least 2 frames, one to keep and one to mask"
-        )
+        raise ValueError(f"`num_frames` is {num_frames}; a window needs at least 2 frames, one given and one masked")
     least = min(max(1, round(low * num_frames)), num_frames - 1)
     return least, max(least, min(num_frames - 1, round(high * num_frames)))
 
 
 def interpolation_indices(num_frames: int) -> list[int]:
-    """First and last frame kept (Sec. 3.4, interpolation)."""
+    """Return the first and the last frame (Sec. 3.4, interpolation)."""
     return [0, num_frames - 1]
 
 
 def leading_indices(num_kept: int) -> list[int]:
-    """A run of leading frames kept: one is image-to-video, several are video expansion."""
+    """Return the leading frames: one is image-to-video, several are video expansion."""
     return list(range(num_kept))
 
 
@@ -68,9 +67,9 @@ def task_indices(task: str, num_frames: int, num_leading: int | None = None) -> 
 def random_reference_mask(
     batch_size: int, num_frames: int, num_kept: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Keeps `num_kept` frames at positions drawn anew for every row, `(batch_size, num_frames)` on the CPU.
+    """Return a mask `(batch_size, num_frames)` on the CPU, with `num_kept` given frames at random places in each row.
 
-    Every row keeps the same number, so that both models can compute the masked frames' queries alone.
+    Every row has the same number of them, so that both models can compute the masked frames' queries alone.
     """
     if not 1 <= num_kept < num_frames:
         raise ValueError(

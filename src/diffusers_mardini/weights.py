@@ -1,6 +1,7 @@
-"""Weights are read from safetensors alone, and whole: what of a model's folder is refused, and how to convert it.
+"""Refuse weights that are no safetensors or not complete, and say how to convert or repair them.
 
-The reading is diffusers'. Files of adapters are `loaders/lora_files.py`'s; which files may be shared is `hub.py`'s.
+diffusers reads the weights. Files of adapters are in `loaders/lora_files.py`; `hub.py` decides which files may be
+shared.
 """
 
 import json
@@ -19,44 +20,44 @@ LISTED = 3  # tensors named in a message
 
 
 def is_pickle(name: str) -> bool:
-    """Return whether the name of a file is that of a pickle."""
+    """Return whether `name` is the name of a pickle."""
     return Path(name).suffix.lower() in PICKLES
 
 
 def pickle_refusal(name: str, converted: str) -> str:
     """Return the sentence that refuses the pickle `name` and says how to make `converted` of it."""
     return (
-        f"{name} is a pickle, and unpickling a file can run any code that its maker put there: only {SUFFIX} is read "
+        f"{name} is a pickle, and unpickling a file can run any code in it: only {SUFFIX} is read "
         "and written. Convert a file of your own with `safetensors.torch.save_file(torch.load(file, "
         f"weights_only=True), '{converted}')`"
     )
 
 
 def local_folder(path: str | os.PathLike) -> Path | None:
-    """Return the folder on this machine that is meant, with `~` written out; `None` for what is an id on the Hub.
+    """Return the folder on this machine at `path`, with `~` expanded; `None` for an id on the Hub.
 
     Raises:
-        ValueError: for a path that leads nowhere, and for a file.
+        ValueError: for a path of nothing or of a file.
     """
     given, path = str(path), Path(path).expanduser()
     if path.is_dir():
         return path
     if path.is_file():
-        raise ValueError(f"{path} is a file; give the folder that it lies in")
+        raise ValueError(f"{path} is a file; give its folder")
     # An id is owner/name.
     if given.startswith((".", "~")) or "\\" in given or path.is_absolute() or len(path.parts) > 2:
         raise ValueError(
-            f"there is no folder {path}; give that of a saved pipeline or model, or an id on the Hub (owner/name)"
+            f"there is no folder {path}; give the folder of a saved pipeline or model, or an id on the Hub "
+            "(owner/name)"
         )
     return None
 
 
 def require_safetensors_argument(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a `from_pretrained` with `use_safetensors=True`, without which diffusers falls back to
-    pickles.
+    """Return arguments of `from_pretrained` with `use_safetensors=True`; by default diffusers falls back to pickles.
 
     Raises:
-        ValueError: if they say `use_safetensors=False`.
+        ValueError: for `use_safetensors=False`.
     """
     if arguments.get("use_safetensors") not in (None, True):
         raise ValueError(
@@ -67,12 +68,10 @@ def require_safetensors_argument(arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_weight_files(folder: Path, variant: str | None = None) -> None:
-    """Look through a model's folder on this machine for weights that would be unpickled; what is missing altogether
-    diffusers tells.
+    """Refuse weights in a model's folder on this machine that would be unpickled; diffusers reports missing ones.
 
     Raises:
-        ValueError: if there are pickles and no safetensors, or an index of shards names something else than
-            safetensors.
+        ValueError: if there are pickles and no safetensors, or an index of shards names other files than safetensors.
     """
     for index in sorted(folder.glob(f"*{SUFFIX}.index*.json")):
         for name in _shards(index):
@@ -91,8 +90,7 @@ def check_weight_files(folder: Path, variant: str | None = None) -> None:
 
 
 def check_tensors(origin: Any, model_name: str, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise `ValueError` where a checkpoint lacks tensors of its model, or has some that the model has no place
-    for."""
+    """Raise `ValueError` if a checkpoint lacks tensors of its model, or has tensors that the model does not."""
     hint = "was the configuration edited, or a file copied or merged in part? Save or download it again"
     if missing:
         raise ValueError(f"{origin} lacks {_named(missing)} of {model_name}; {hint}")
@@ -101,7 +99,7 @@ def check_tensors(origin: Any, model_name: str, missing: Collection[str], unexpe
 
 
 def empty_tensors(model: torch.nn.Module) -> list[str]:
-    """Return the names of tensors that were never filled; none of a model that accelerate moves in and out."""
+    """Return the names of tensors without values; of a model that accelerate offloads, none."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return []
     return [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]

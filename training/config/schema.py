@@ -75,7 +75,7 @@ class AdapterConfig(StrictModel):
         except re.error as error:
             raise ValueError(f"targets is {self.targets!r}, which is no regular expression: {error}") from error
         if self.dora and self.base_dtype == "int8":
-            raise ValueError("dora needs unquantized weights; set base_dtype to float32 or bf16, or leave dora out")
+            raise ValueError("dora needs the base's own weights; set base_dtype to float32 or bf16, or leave dora out")
         return self
 
 
@@ -199,7 +199,8 @@ class RunConfig(StrictModel):
             raise ValueError(f"lora takes all sizes from `init_from` ({self.init_from}); leave {', '.join(given)} out")
         if self.lora.base_dtype != "float32" and self.mixed_precision == "no":
             raise ValueError(
-                f"lora.base_dtype is {self.lora.base_dtype}, which needs bf16 autocast; set mixed_precision to bf16"
+                f"lora.base_dtype is {self.lora.base_dtype}, which works only under bf16 autocast; set "
+                "mixed_precision to bf16"
             )
         for stage in self.stages:
             if stage.trains == "planner" or stage.planner_loss_weight > 0:

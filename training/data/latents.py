@@ -54,11 +54,12 @@ class Moments:
 
     def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample latents of both sizes, float32 on the CPU; without a variance the generator is not used."""
-        return tuple(
+        latents, low_latents = (
             mean.float() if logvar is None else
             mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, generator=generator)
             for mean, logvar in ((self.mean, self.logvar), (self.planner_mean, self.planner_logvar))
         )  # fmt: skip
+        return latents, low_latents
 
 
 @torch.no_grad()

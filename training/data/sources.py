@@ -29,21 +29,27 @@ class Source(Protocol):
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all clips, always in the same order."""
+        ...
 
     def open(self, key: str) -> Path | bytes:
         """Return a video file, its bytes, or a folder of pictures; raise `ValueError` if it is missing."""
+        ...
 
     def stamp(self, key: str) -> str | None:
         """Return a text that changes whenever the clip does, without reading the clip; `None` if there is none."""
+        ...
 
     def fps(self, key: str) -> float | None:
         """Return the frames per second of a folder of pictures; `None` for videos, which state it themselves."""
+        ...
 
     def left_out(self) -> dict[str, str]:
         """Return the reasons for clips that are not among `keys`; complete once `keys` is exhausted."""
+        ...
 
     def notes(self) -> tuple[str, ...]:
         """Return lines for the census on what else is ignored."""
+        ...
 
 
 def open_source(spec: str | Path, fps: float | None = None) -> Source:

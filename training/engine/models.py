@@ -94,7 +94,7 @@ def trained_parts(stage: StageConfig) -> tuple[str, ...]:
 def make_scheduler(config: RunConfig) -> MarDiniScheduler:
     """Return the scheduler of a run."""
     if config.lora is not None:
-        return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")
+        return MarDiniScheduler.from_pretrained(config.init_from, subfolder="scheduler")  # pyright: ignore[reportReturnType]
     return MarDiniScheduler(**model_arguments(config)["scheduler"])
 
 

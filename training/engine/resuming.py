@@ -144,6 +144,7 @@ class RunCheckpoints:
         except CheckpointError as error:
             failure = [error]
         self._fail_together(failure)
+        assert checkpoint is not None, "a process that could not read it has failed"
         return checkpoint
 
     def _fail_together(self, failure: list[CheckpointError | None]) -> None:

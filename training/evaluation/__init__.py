@@ -1,1 +1,1 @@
-"""The parts of `training.evaluate` and `training.vbench`: windows, methods, sampling, scores, published networks, tables."""
+"""The parts of `training.evaluate` and `training.vbench`: windows, methods, sampling, scores, networks, tables."""

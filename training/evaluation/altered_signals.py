@@ -38,7 +38,8 @@ class Alteration:
     Attributes:
         key: unique name; part of the key of saved results.
         suffix: appended to the name of the method.
-        apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that shape.
+        apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that
+            shape.
     """
 
     key: str

@@ -72,13 +72,13 @@ def flow_warp(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
 def best_match(
     windows: torch.Tensor, given: Sequence[int], clips: Iterable[tuple[torch.Tensor, float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the training window whose frames at the given positions are nearest (mean squared error) to the given ones.
+    """Return the training window whose frames at the given positions have the least mean squared error to the given.
 
     Args:
         windows: `(batch, frames, 3, height, width)` in [0, 1].
         given: positions of the given frames.
-        clips: training clips in [0, 1], each `(length, 3, height, width)`, with the distance of window frames in frames of
-            the clip; read once, one at a time; every start is tried.
+        clips: training clips in [0, 1], each `(length, 3, height, width)`, with the distance of window frames in
+            frames of the clip; read once, one at a time; every start is tried.
 
     Returns:
         The matches, shaped like `windows` with the given frames put back, and their mean squared errors `(batch,)`.

@@ -1,7 +1,7 @@
 """The finished parts of an evaluation on disk: after an interruption, the same command goes on with them.
 
-Tensors are safetensors files in a folder for each key; the key, everything that they depend on, is beside them as JSON.
-Parts that no key asks for any more are left in place and do no harm.
+Tensors are safetensors files in a folder for each key; the key, everything that they depend on, is beside them as
+JSON. Parts that no key asks for any more are left in place and do no harm.
 """
 
 import hashlib

@@ -26,8 +26,8 @@ def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int
         given: positions of the given frames.
 
     Returns:
-        Float tensors `(batch,)`: `mid_ssim` and `mid_psnr` (dB) of the middle frame, `ssim` and `psnr` averaged over the
-        sampled frames, and the raw values of `RATIOS` with their true counterparts, which `summarize` divides.
+        Float tensors `(batch,)`: `mid_ssim` and `mid_psnr` (dB) of the middle frame, `ssim` and `psnr` averaged over
+        the sampled frames, and the raw values of `RATIOS` with their true counterparts, which `summarize` divides.
     """
     if frames.shape != truth.shape or frames.ndim != 5:
         raise ValueError(
@@ -64,7 +64,8 @@ def score_frames(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.T
         truth: the real ones, same shape.
 
     Returns:
-        Float tensors `(batch, frames)`: `ssim`, `psnr` (dB), `sharpness` and `true_sharpness`, as `score_windows` has them.
+        Float tensors `(batch, frames)`: `ssim`, `psnr` (dB), `sharpness` and `true_sharpness`, as `score_windows` has
+        them.
     """
     pairs = list(zip(frames.unbind(dim=1), truth.unbind(dim=1), strict=True))
     return {

@@ -54,11 +54,12 @@ def write_results(
                 )
 
     seeds = facts["seeds"]
+    sample = f"mean of the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     parts = [
         f"`{facts['command']}`",
-        f"{len(names)} windows of {len(set(windows.clips))} clips, {facts['task']}; one sample each"
-        f"{', mean of the seeds ' + ', '.join(map(str, seeds)) if len(seeds) > 1 else f', seed {seeds[0]}'}. In brackets: 95% bootstrap "
-        "intervals over clips. Motion, evenness and sharpness are relative to the true clips'.",
+        f"{len(names)} windows of {len(set(windows.clips))} clips, {facts['task']}; one sample each, {sample}. "
+        "In brackets: 95% bootstrap intervals over clips. "
+        "Motion, evenness and sharpness are relative to the true clips'.",
         score_table(rows),
         spread_table(rows),
         "Paired differences on the same windows:" if differences else "",

@@ -168,7 +168,7 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[in
 
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
-    """Return a digest of all weights and settings of autoencoder, planner and transformer; the scheduler is `sampling_key`'s."""
+    """Return a digest of all weights and settings of autoencoder, planner and transformer, without the scheduler."""
     digests = {}
     for name in ("vae", "planner", "transformer"):
         module = getattr(pipe, name)

@@ -1,1 +1,1 @@
-"""The figures and tables of the paper, reproduced at a size that anyone can run; beside `training.evaluate`, for docs/results/."""
+"""The figures and tables of the paper at a size that anyone can run; they fill docs/results/."""

@@ -1,14 +1,16 @@
 """Compare methods of several evaluations that scored the same windows.
 
-    python -m training.reproduction.comparison "small pair=outputs/pair" "large pair=outputs/large-pair:ours, 25 steps" -o outputs/table-2
+    python -m training.reproduction.comparison "small pair=outputs/pair" "large pair=outputs/large:ours, 25 steps" \\
+        -o outputs/table-2
 
-A method is a label, the folder of `training.evaluate`'s results and, after a colon, one of its rows; default is the first
-row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of one method with different
-seeds: their scores are averaged window by window, and the standard deviation over trainings is reported. Writes a table
-and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where both have as many
-trainings, also the difference of each pair of trainings, in order. They go to `comparison.md` and, with `--page PAGE
-NAME`, into the block `NAME` of a page, the differences alone into `NAME, differences` (`page_blocks.py`). The intervals
-do not cover the variation between trainings. Scores of single windows are means over the seeds of each evaluation.
+A method is a label, the folder of `training.evaluate`'s results and, after a colon, one of its rows; default is the
+first row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of one method with
+different seeds: their scores are averaged window by window, and the standard deviation over trainings is reported.
+Writes a table and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where
+both have as many trainings, also the difference of each pair of trainings, in order. They go to `comparison.md` and,
+with `--page PAGE NAME`, into the block `NAME` of a page, the differences alone into `NAME, differences`
+(`page_blocks.py`). The intervals do not cover the variation between trainings. Scores of single windows are means over
+the seeds of each evaluation.
 """
 
 import argparse
@@ -88,8 +90,8 @@ def read_method(text: str) -> ComparedMethod:
     """Parse `LABEL=FOLDER[,FOLDER...][:METHOD]` and read the results.
 
     Raises:
-        ValueError: if the results or the method are missing, a folder is named twice, or trainings of one method scored
-            different windows.
+        ValueError: if the results or the method are missing, a folder is named twice, or trainings of one method
+            scored different windows.
     """
     label, equals, rest = text.partition("=")
     folders, _, wanted = rest.partition(":")
@@ -119,7 +121,8 @@ def _refuse_other_windows(first: ComparedMethod, method: ComparedMethod) -> None
             for m in (first, method)
         ]
         raise ValueError(
-            f"{' and '.join(scored)}, which differ; evaluate both with the same clips, size, stride, windows per clip and task"
+            f"{' and '.join(scored)}, which differ; evaluate both with the same clips, size, stride, windows per clip "
+            "and task"
         )
 
 

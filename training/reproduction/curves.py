@@ -3,8 +3,8 @@
     python -m training.reproduction.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
         "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
 
-Reads the trainer's `metrics.jsonl`: values of `heldout:` are drawn as they are; those of `loss:`, which are single steps,
-as means over `--every` lines. Prints the last value of every curve.
+Reads the trainer's `metrics.jsonl`: values of `heldout:` are drawn as they are; those of `loss:`, which are single
+steps, as means over `--every` lines. Prints the last value of every curve.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         every = 1
     else:
         lines = [(r["windows_seen"], r[name]) for r in records if name in r]
-    # Grouped before values that are not finite are left out, so that all runs of a curve have points at the same places.
+    # Grouped before values that are not finite are left out, so that all runs of a curve have points at the same
+    # places.
     groups = [lines[i : i + every] for i in range(0, len(lines), every)]
     finite = [(group[-1][0], [found for _, found in group if isinstance(found, (int, float))]) for group in groups]
     points = [(seen, sum(found) / len(found)) for seen, found in finite if found]
@@ -77,7 +78,7 @@ def stage_ends(run: Path) -> dict[str, int]:
 
 
 def title_of(value: str) -> str:
-    """Return the title of a value of the trainer's lines; held-out names are those of `monitoring/heldout_losses.py`."""
+    """Return the title of a value; names of held-out losses are those of `monitoring/heldout_losses.py`."""
     kind, _, name = value.partition(":")
     family, _, rest = name.partition("/")
     if kind == "loss":

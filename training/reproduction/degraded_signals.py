@@ -1,10 +1,10 @@
 """Measure how good the planning signals must be: score samples with noisy, dropped and averaged signals.
 
-    python -m training.reproduction.degraded_signals checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/degraded-signals
+    python -m training.reproduction.degraded_signals CHECKPOINT CLIPS -o outputs/results/degraded-signals
 
-Windows and scores are those of `training.evaluate`; all alterations are sampled from the same noise, so differences are
-paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; after an interruption, the same command goes
-on. The alterations are defined in `evaluation/altered_signals.py`.
+Windows and scores are those of `training.evaluate`; all alterations are sampled from the same noise, so differences
+are paired. Writes `results.json`, `results.csv`, `results.md` and `chart.png`; after an interruption, the same command
+goes on. The alterations are defined in `evaluation/altered_signals.py`.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 
 def alterations(noise: Sequence[float], dropped: Sequence[float], squares: Sequence[int]) -> list[Alteration]:
-    """Return all alterations that are measured; signals dropped, and those of another window, are the ends of the scale.
+    """Return all alterations that are measured, with `DROPPED` and `OTHER` as the ends of the scale.
 
     Args:
         noise: strengths, see `noisy`.

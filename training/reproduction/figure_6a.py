@@ -3,8 +3,8 @@
     python -m training.reproduction.figure_6a outputs/results/figure-6a-ddim outputs/results/figure-6a-solvers \
         -o docs/images/results/figure_6a.png --page docs/results/figure_6a.md
 
-Reads results of `training.evaluate --steps ... --scheduler ...` on the same windows, and writes their table into the block
-`table` of a page. `comparison.py` gives differences with their intervals.
+Reads results of `training.evaluate --steps ... --scheduler ...` on the same windows, and writes their table into the
+block `table` of a page. `comparison.py` gives differences with their intervals.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def read_rows(paths: Sequence[Path]) -> Rows:
         scored = {key: results.get(key) for key in (*same, *SETTING)}
         if windows is not None and (any(windows[key] != scored[key] for key in same) or differing(windows, scored)):
             raise ValueError(
-                f"{path} has other windows, seeds, task, guidance, checkpoint or weights than {paths[0]}; evaluate both alike"
+                f"{path} has other windows, seeds, task, guidance, checkpoint or weights than {paths[0]}; "
+                "evaluate both alike"
             )
         windows = scored
         for row in results["rows"]:

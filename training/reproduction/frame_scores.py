@@ -1,6 +1,7 @@
 """Scores of single frames of long videos, and their means over groups of frames.
 
-`evaluation/scores.py` scores whole windows; here the question is how quality depends on the distance to the given frames.
+`evaluation/scores.py` scores whole windows; here the question is how quality depends on the distance to the given
+frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ def score_each_frame(frames: torch.Tensor, truth: torch.Tensor, network: Lpips |
         network: LPIPS; `None` leaves it out.
 
     Returns:
-        Float tensors `(videos, frames)`: those of `score_frames`, `lpips`, and `motion` and `true_motion`, the change from
-        the frame before (0 at the first).
+        Float tensors `(videos, frames)`: those of `score_frames`, `lpips`, and `motion` and `true_motion`, the change
+        from the frame before (0 at the first).
     """
     scores = score_frames(frames, truth)
     for name, videos in (("motion", frames), ("true_motion", truth)):

@@ -1,6 +1,6 @@
 """Score long videos: `slow_motion` between frames further and further apart, and `extend` further and further.
 
-    python -m training.reproduction.long_video_quality checkpoints/mardini-tiny-carracing CLIPS -o outputs/results/long-video
+    python -m training.reproduction.long_video_quality CHECKPOINT CLIPS -o outputs/results/long-video
 
 1. Slow motion: every 8th, 16th or 32nd frame at the beginning of each clip is given, and all between are sampled. A
    window has nine frames, so 16 and 32 need two levels. Only frames that are sampled in all three cases are scored.
@@ -68,7 +68,7 @@ class LongVideoSampler:
         return [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(count)]
 
     def method(self, name: str, count: int, call: Callable[[torch.Tensor, list], torch.Tensor], **key: Any) -> Method:
-        """Return ours; `call` takes given frames `(clips, given, 3, height, width)` and generators and returns videos."""
+        """Return ours; `call` takes given frames `(clips, given, 3, height, width)` and generators, returns videos."""
 
         def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             frames = call(windows[:, list(given)], self.generators(seed, first, len(windows))).float().cpu()
@@ -222,10 +222,13 @@ def slow_motion(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[s
 
 
 def slow_motion_levels(num_given: int, factor: int, window: int) -> list[int]:
-    """Return the level of recursion of each frame of the slowed clip: 0 if given, 1 between given frames, 2 between those."""
+    """Return the level of recursion of each frame of the slowed clip.
+
+    It is 0 for given frames, 1 for frames between given ones, 2 for frames between those.
+    """
     levels = [0] * ((num_given - 1) * factor + 1)
     for made in slow_motion_windows(num_given, factor, window):
-        above = max(levels[made.places[i]] for i in made.known)
+        above = max(levels[made.places[i]] for i in made.given_indices)
         for place in made.new_places:
             levels[place] = above + 1
     return levels
@@ -283,7 +286,7 @@ def extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str
 
 
 def far_extension(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
-    """Run part 3: return sharpness and motion of a few clips by block of frames, relative to the mean of all true clips."""
+    """Run part 3: return sharpness and motion of a few clips by block, relative to the mean of all true clips."""
     options = sampler.options
     truth = windows.frames
     starts = truth[: options.far_clips, : options.overlap]

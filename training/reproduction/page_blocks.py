@@ -1,6 +1,7 @@
 """Blocks of markdown pages that programs fill with measured tables, so that no number is typed by hand.
 
-A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`; the text around it is written by people.
+A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`; the text around it is written by
+people.
 """
 
 import re
@@ -17,8 +18,8 @@ def fill(page: Path, name: str, text: str) -> None:
     """Replace the contents of a block.
 
     Raises:
-        ValueError: if the page does not have exactly one such block; or if the block's first table would lose columns, as
-            when a metric's network is not installed.
+        ValueError: if the page does not have exactly one such block; or if the block's first table would lose columns,
+            as when a metric's network is not installed.
     """
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     whole = page.read_text(encoding="utf-8")
@@ -29,8 +30,8 @@ def fill(page: Path, name: str, text: str) -> None:
     lost = [column for column in _columns(whole.split(begin)[1].split(end)[0]) if column not in columns]
     if lost:
         raise ValueError(
-            f"block {name!r} of {page} has columns that were not measured now: {', '.join(lost)}. If they need networks, install these "
-            "(docs/evaluation.md) and measure again; if not, empty the block first"
+            f"block {name!r} of {page} has columns that were not measured now: {', '.join(lost)}. "
+            "If they need networks, install these (docs/evaluation.md) and measure again; else empty the block first"
         )
     page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
 

@@ -2,9 +2,9 @@
 
     python -m training.reproduction.planner_alone runs/claims-planner-alone CLIPS -o outputs/planner-alone
 
-Finished pipelines do not contain the head, so its averaged weights are read from the run's last checkpoint. The planner
-predicts one latent for each place, the mean of all possible ones, without noise or steps. A planner at low resolution
-samples there, and its frames are enlarged. Scores, windows and files are those of `training.evaluate`, so
+Finished pipelines do not contain the head, so its averaged weights are read from the run's last checkpoint. The
+planner predicts one latent for each place, the mean of all possible ones, without noise or steps. A planner at low
+resolution samples there, and its frames are enlarged. Scores, windows and files are those of `training.evaluate`, so
 `comparison.py` can read them.
 """
 
@@ -57,8 +57,8 @@ class PlannerAlone:
         config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
         if config.stages[-1].trains != "planner":
             raise ValueError(
-                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner can sample alone "
-                "only if its last stage trained it by reconstruction"
+                f"the last stage of {run}, {config.stages[-1].name!r}, trains {config.stages[-1].trains!r}; a planner "
+                "can sample alone only if its last stage trained it by reconstruction"
             )
         newest = newest_checkpoint(run / "checkpoints")
         if newest is None:

@@ -1,11 +1,11 @@
-"""Put the scores of the released checkpoints beside simple methods, measured by training/runs/evaluation.sh, into pages.
+"""Put the scores of the released checkpoints and of simple methods (training/runs/evaluation.sh) into pages.
 
     python -m training.reproduction.released_models outputs/results docs/results/checkpoints.md README.md
 
-A block `racing-stride-2` of a page gets all tables of that folder and the verdicts in sentences; `racing-stride-2, short`
-gets a table of few columns, and `racing-stride-2 + racing-few-steps, short` also our rows of the second folder.
-`--only carracing` fills the blocks of that folder alone. `--picture carracing=docs/images/results/carracing.png` copies
-its first contact sheet, `figure-5-carracing/planning_0.png=...` another one.
+A block `racing-stride-2` of a page gets all tables of that folder and the verdicts in sentences; `racing-stride-2,
+short` gets a table of few columns, and `racing-stride-2 + racing-few-steps, short` also our rows of the second folder.
+`--only carracing` fills the blocks of that folder alone. `--picture carracing=docs/images/results/carracing.png`
+copies its first contact sheet, `figure-5-carracing/planning_0.png=...` another one.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def setting_sentence(results: dict[str, Any]) -> str:
 
 
 def judge(results: dict[str, Any]) -> str:
-    """Return a line for each score that compares ours with the simple methods; "ahead" and "behind" need an interval without zero."""
+    """Return a line for each score that compares ours with simple methods; "ahead" needs an interval without zero."""
     rows = results["rows"]
     ours = next(row for row in rows if row["kind"] == OURS)
     simple = [row for row in rows if row["kind"] == BASELINE]
@@ -63,9 +63,8 @@ def judge(results: dict[str, Any]) -> str:
             for row in simple:
                 side = "below" if ours[column] < row[column] else "**above**"
                 sides[side].append(f"{row['method']} ({score_cell(row, column, with_interval=False)})")
-            lines.append(
-                f"- {COLUMNS[column]}, less is better, no interval: {score_cell(ours, column, with_interval=False)}, {_sides(sides, len(simple))}"
-            )
+            value = score_cell(ours, column, with_interval=False)
+            lines.append(f"- {COLUMNS[column]}, less is better, no interval: {value}, {_sides(sides, len(simple))}")
     return "\n".join(lines)
 
 

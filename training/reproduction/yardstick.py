@@ -1,6 +1,6 @@
 """Show what a score means: score the true middle frame one frame late or early, shifted, and turned.
 
-    python -m training.reproduction.yardstick runs/data/carracing/val --page docs/evaluation.md --block "yardstick carracing"
+    python -m training.reproduction.yardstick CLIPS --page docs/evaluation.md --block "yardstick carracing"
 
 Windows, crop and middle frame are those of `training.evaluate` for interpolation, so the scores can be compared.
 """

@@ -3,7 +3,7 @@
 from .autoencoder_patch_basis import AutoencoderPatchBasis
 from .transformer_mardini import MarDiniTransformer3DModel
 from .transformer_mardini_planner import MarDiniPlannerOutput, MarDiniPlannerTransformer3DModel
-from .window_state import MarDiniWindowState
+from .window import MarDiniWindowState
 
 
 __all__ = [

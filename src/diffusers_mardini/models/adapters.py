@@ -1,7 +1,7 @@
-"""Adapters within one model: they come, go and are fused, and the model's own weights stay whole.
+"""Adapters of one model: load, delete, fuse and unfuse them without damage to the model's own weights.
 
-Both models have this in the place of diffusers' `PeftAdapterMixin`. Files, names and the pipeline's view of both
-models are `loaders/`; the weight of adapters during one call is `lora_scale.py`.
+Both models use it instead of diffusers' `PeftAdapterMixin`. Files, names and the pipeline's methods for both models
+are in `loaders/`; the weight of adapters during one call is in `lora_scale.py`.
 """
 
 import functools
@@ -23,43 +23,41 @@ from .lora_scale import copy_scaling, finite_number, put_back_scaling
 _OWNER = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")  # the adapter that a parameter belongs to
 
 
-def adapter_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers that peft has wrapped, known by what they have: peft need not be there to be asked."""
+def adapter_layers(model: torch.nn.Module) -> list[Any]:
+    """Return the layers that peft has wrapped; recognized by an attribute, so that peft need not be installed."""
     return [module for module in model.modules() if hasattr(module, "merged_adapters")]
 
 
 def fused_adapters(model: torch.nn.Module) -> set[str]:
-    """Return the names of the adapters that are added to the weights of `model`."""
+    """Return the names of the adapters that are fused into the weights of `model`."""
     return {name for layer in adapter_layers(model) for name in layer.merged_adapters}
 
 
 def loaded_adapters(model: torch.nn.Module) -> list[str]:
-    """Return the names of the adapters of `model`, in the order in which they came."""
+    """Return the names of the adapters of `model`, in the order of loading."""
     return list(getattr(model, "peft_config", None) or {})
 
 
 def chosen_adapters(model: torch.nn.Module) -> list[str]:
-    """Return the names of the adapters that run, or would if they were not disabled."""
+    """Return the names of the active adapters, even if they are disabled."""
     names = dict.fromkeys(name for layer in adapter_layers(model) for name in layer.active_adapters)
     return [name for name in names if name in loaded_adapters(model)]
 
 
 def are_disabled(model: torch.nn.Module) -> bool:
-    """Tell whether `disable_lora` has switched the adapters of `model` off."""
+    """Return whether `disable_lora` has disabled the adapters of `model`."""
     return any(layer.disable_adapters for layer in adapter_layers(model))
 
 
 def activate(model: torch.nn.Module, names: Iterable[str]) -> None:
-    """Let these adapters run and no others, with the weights that they have; names of other models change nothing."""
+    """Activate these adapters and no others, with their present weights; names of other models have no effect."""
     for layer in adapter_layers(model):
         layer.set_adapter(list(names))
 
 
 def after_deletion(models: list[torch.nn.Module], names: Iterable[str]) -> list[str]:
-    """Return the adapters that run once `names` are deleted.
-
-    They are the others of those that run now or, as in peft, the first that is left.
-    """
+    """Return the adapters to activate after `names` are deleted: the other active ones or, as in peft, the first
+    left."""
     names = set(names)
     chosen = list(dict.fromkeys(name for model in models for name in chosen_adapters(model)))
     left = [name for name in chosen if name not in names]
@@ -69,17 +67,17 @@ def after_deletion(models: list[torch.nn.Module], names: Iterable[str]) -> list[
 
 
 def refuse_fused(fused: Iterable[str]) -> None:
-    """Raise `ValueError` if adapters are fused: what is changed now could not be taken out of the weights again."""
+    """Raise `ValueError` if adapters are fused: after a change they could not be removed from the weights."""
     names = sorted(fused)
     if names:
         raise ValueError(
             f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'} fused into the weights; call "
-            "`unfuse_lora()` first (what is fused stays in the weights for good with `unload_lora_weights()`)"
+            "`unfuse_lora()` first (after `unload_lora_weights()` fused adapters cannot be removed from the weights)"
         )
 
 
 def refuse_loaded(adapters: dict[str, list[str]]) -> None:
-    """Raise `ValueError` if adapters are loaded: a folder saved now would miss the weights that they stand on.
+    """Raise `ValueError` if adapters are loaded: a folder saved now could not be loaded as a plain model.
 
     Args:
         adapters: names of adapters by component.
@@ -87,14 +85,14 @@ def refuse_loaded(adapters: dict[str, list[str]]) -> None:
     loaded = [f"{', '.join(names)} ({part})" for part, names in adapters.items() if names]
     if loaded:
         raise ValueError(
-            f"LoRA adapters are loaded: {'; '.join(loaded)}. Save them by themselves with `save_lora_weights`, and "
+            f"LoRA adapters are loaded: {'; '.join(loaded)}. Save them separately with `save_lora_weights`, and "
             "the pipeline or model after `unload_lora_weights()`, or after `fuse_lora()` and "
-            "`unload_lora_weights()` to keep them in it"
+            "`unload_lora_weights()` to include them"
         )
 
 
 def require_safetensors(name: str | os.PathLike) -> None:
-    """Raise `ValueError` for the name of a file that is not read or written, pickles above all."""
+    """Raise `ValueError` for the name of a file that is no safetensors file, such as a pickle."""
     name = Path(name).name
     if is_pickle(name):
         raise ValueError(pickle_refusal(name, "pytorch_lora_weights.safetensors"))
@@ -103,10 +101,10 @@ def require_safetensors(name: str | os.PathLike) -> None:
 
 
 def check_adapter_name(name: Any) -> str:
-    """Return the name of an adapter, which becomes the name of modules.
+    """Return the name of an adapter.
 
     Raises:
-        ValueError: if it cannot be one.
+        ValueError: if it cannot be the name of a module.
     """
     if isinstance(name, str) and name and "." not in name and not hasattr(torch.nn.ModuleDict(), name):
         return name
@@ -117,7 +115,7 @@ def check_adapter_name(name: Any) -> str:
 
 
 class AdapterState:
-    """Which adapters of a model run and how strong, to be put back to the bit.
+    """A copy of the active adapters of a model and their weights, restored bit for bit.
 
     Args:
         model: the model.
@@ -136,7 +134,7 @@ class AdapterState:
         ]
 
     def restore(self) -> None:
-        """Put everything back. Layers that were wrapped meanwhile are left as they are."""
+        """Restore everything. Layers that were wrapped after the copy stay as they are."""
         for layer, active, disabled, scaling in self._layers:
             put_back_scaling(layer, scaling)
             layer.set_adapter(active)
@@ -145,12 +143,12 @@ class AdapterState:
         self.restore_tensors()
 
     def restore_tensors(self, but_for: str | None = None) -> None:
-        """Put the copied matrices back, all or those of the other adapters than `but_for`."""
+        """Restore the copied matrices, except those of the adapter `but_for`."""
         for owner, parameter, values in self._tensors:
             if owner == but_for:
                 continue
             if parameter.shape == values.shape:
-                parameter.data.copy_(values)  # compiled models hold on to this memory
+                parameter.data.copy_(values)  # compiled models keep using this memory
             else:
                 parameter.data = values
 
@@ -167,10 +165,10 @@ def _unless_fused(method: Callable) -> Callable:
 
 
 class MarDiniAdapterMixin(PeftAdapterMixin):
-    """Keep a model whole while it has adapters. Stands before `ModelMixin`, whose `save_pretrained` it guards.
+    """Protect a model's weights while it has adapters. Stands before `ModelMixin`, whose `save_pretrained` it guards.
 
-    While an adapter is fused, whatever changes adapters raises `ValueError`; `unfuse_lora` gives back the strengths
-    from before. With the last adapter, the model is what it was before the first, bit for bit.
+    While an adapter is fused, every method that changes adapters raises `ValueError`; `unfuse_lora` restores their
+    former weights. After the last adapter is deleted, the model equals the one before the first, bit for bit.
     """
 
     _before_fusing: AdapterState | None = None
@@ -179,13 +177,13 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
 
     set_adapter = _unless_fused(PeftAdapterMixin.set_adapter)
     set_adapters = _unless_fused(PeftAdapterMixin.set_adapters)
-    # A disabled layer would take fused adapters out of its weights the next time that it runs.
+    # A disabled layer would unfuse adapters the next time it runs.
     disable_adapters = _unless_fused(PeftAdapterMixin.disable_adapters)
     disable_lora = _unless_fused(PeftAdapterMixin.disable_lora)
 
     @_unless_fused
     def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Add an adapter for training, see [`~PeftAdapterMixin.add_adapter`]; it is the only one that runs."""
+        """Add an adapter for training, see [`~PeftAdapterMixin.add_adapter`]; it is the only active one."""
         check_adapter_name(adapter_name)
         self._remember_trainable()
         super().add_adapter(adapter_config, adapter_name)
@@ -199,7 +197,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Load an adapter whole or not at all; it is the only one that runs.
+        """Load an adapter completely or not at all; it is the only active one.
 
         See [`~PeftAdapterMixin.load_lora_adapter`]. The pipeline's `load_lora_weights` also checks whether it fits.
 
@@ -211,7 +209,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             for name in (source if Path(source).is_file() else None, kwargs.get("weight_name")):
                 if name is not None:
                     require_safetensors(name)
-            kwargs["use_safetensors"] = True  # otherwise diffusers looks for a pickle next
+            kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
         name = kwargs.pop("adapter_name", None)
         name = check_adapter_name(get_adapter_name(self) if name is None else name)
         if hotswap:
@@ -221,7 +219,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             except Exception:
                 before.restore()
                 raise
-            # peft fills those of all adapters with zeros whose tensors have the name anywhere in theirs.
+            # peft also zeroes other adapters whose tensors' names contain this name.
             before.restore_tensors(but_for=name)
             return
         taken = name in loaded_adapters(self)
@@ -231,7 +229,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             super().load_lora_adapter(source, prefix, hotswap, adapter_name=name, **kwargs)
             self._refuse_unfilled(name)
         except Exception:
-            if not taken:  # half an adapter is none
+            if not taken:  # remove the incomplete adapter
                 self._remove(name)
                 before.restore()
             raise
@@ -239,11 +237,11 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             self._restore_trainable()
             return
         self._enable_all()
-        # New layers are in training mode, in which one that was trained with dropout would drop here, too.
+        # New layers are in training mode, in which their dropout would be active.
         self.train(self.training)
 
     def _enable_all(self) -> None:
-        """Enable the layers of former adapters, which may be disabled, as those of a new one are."""
+        """Enable the layers of former adapters, because those of a new adapter are enabled."""
         if are_disabled(self):
             self.enable_lora()
 
@@ -270,20 +268,20 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
 
     @_unless_fused
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Take adapters out. If none is left that runs, the first of the others does.
+        """Delete adapters. If no active one is left, the first of the others becomes active.
 
         Raises:
             ValueError: for a name that is not loaded, and while an adapter is fused.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         refuse_unknown(names, loaded_adapters(self))
-        activate(self, after_deletion([self], names))  # before: peft would choose for each layer by itself
+        activate(self, after_deletion([self], names))  # before, because peft chooses for each layer separately
         super().delete_adapters(names)
         if not loaded_adapters(self):
             self.unload_lora()
 
     def unload_lora(self) -> None:
-        """Take all adapters out; what is fused stays in the weights for good."""
+        """Delete all adapters; fused ones stay in the weights."""
         super().unload_lora()
         self._before_fusing = None
         self._restore_trainable()
@@ -291,20 +289,20 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
     def fuse_lora(
         self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | str | None = None
     ) -> None:
-        """Add adapters to the weights; meanwhile they alone run.
+        """Fuse adapters into the weights; until `unfuse_lora` no others are active.
 
         Args:
-            lora_scale: a further weight.
-            safe_fusing: whether to look for NaN first.
-            adapter_names: all that run unless given.
+            lora_scale: additional factor of their weights.
+            safe_fusing: whether to check for NaN first.
+            adapter_names: by default all active ones.
 
         Raises:
-            ValueError: if an adapter is fused already, is not loaded, or none runs; the weights are what they were.
+            ValueError: if an adapter is fused already, is not loaded, or none is active; the weights are unchanged.
         """
         self._fuse(names_to_fuse([self], adapter_names), lora_scale, safe_fusing)
 
     def _fuse(self, names: list[str], lora_scale: float, safe_fusing: bool) -> None:
-        """Fuse those of `names` that the model has; without one, let none run until `unfuse_lora`."""
+        """Fuse the adapters of `names` that the model has; if there are none, none is active until `unfuse_lora`."""
         if self.is_fused:
             refuse_fused(fused_adapters(self) or {"another adapter"})
         lora_scale = finite_number(lora_scale, "`lora_scale`")
@@ -314,20 +312,20 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
                 _refuse_inexact(layer, names)
                 for name in names:
                     if name in getattr(layer, "scaling", ()):
-                        layer.scaling[name] *= lora_scale  # unmerging needs the scale of merging
+                        layer.scaling[name] *= lora_scale  # unmerging must use the same scale
                 layer.merge(safe_merge=safe_fusing, adapter_names=names)
-            activate(self, names)  # a layer that has none of them would go on with others
+            activate(self, names)  # in a layer without these, others would stay active
         except Exception:
             self._take_out()
             raise
 
     @property
     def is_fused(self) -> bool:
-        """Whether `unfuse_lora` has something to take out or to let run again."""
+        """Whether `unfuse_lora` has adapters to remove from the weights or to activate again."""
         return self._before_fusing is not None or bool(fused_adapters(self))
 
     def unfuse_lora(self) -> None:
-        """Take fused adapters out of the weights, up to rounding; strengths are what they were, to the bit.
+        """Remove fused adapters from the weights, up to rounding; restore the adapters' weights bit for bit.
 
         Raises:
             ValueError: if nothing is fused.
@@ -344,21 +342,23 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             self._before_fusing.restore()
             self._before_fusing = None
 
-    @functools.wraps(ModelMixin.save_pretrained)  # the pipeline's asks for the signature
+    @functools.wraps(ModelMixin.save_pretrained)  # the pipeline's method inspects the signature
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model, see [`~ModelMixin.save_pretrained`]; raises `ValueError` while adapters are loaded."""
         self._refuse_loaded_adapters()
         super().save_pretrained(*args, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
-        """Send the model to the Hub, see [`~ModelMixin.push_to_hub`]; refuses while adapters are loaded."""
-        self._refuse_loaded_adapters()  # before a repository is made
+        """Send the model to the Hub, see [`~ModelMixin.push_to_hub`]; raises `ValueError` while adapters are
+        loaded."""
+        self._refuse_loaded_adapters()  # before a repository is created
         return super().push_to_hub(*args, **kwargs)
 
     def _refuse_loaded_adapters(self) -> None:
         refuse_loaded({type(self).__name__: loaded_adapters(self)})
 
     def _remove(self, name: str) -> None:
-        """Take out what a failed loading has left of an adapter."""
+        """Remove an adapter after failed loading."""
         delete_adapter_layers(self, name)
         if hasattr(self, "peft_config"):
             self.peft_config.pop(name, None)
@@ -372,10 +372,10 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
             }
 
     def _restore_trainable(self) -> None:
-        """Let require gradients what did before the first adapter.
+        """Let the parameters require gradients that did so before the first adapter.
 
-        peft freezes all weights of a model that it adapts, and torch multiplies frozen weights by another kernel:
-        without this, results after unloading differ in the last bit.
+        peft freezes all weights of a model, and torch multiplies frozen weights with another kernel: otherwise results
+        after unloading differ in the last bit.
         """
         if loaded_adapters(self):
             return
@@ -399,10 +399,10 @@ def refuse_unknown(names: list[str], loaded: Iterable[str]) -> None:
 
 
 def names_to_fuse(models: list[torch.nn.Module], names: list[str] | str | None) -> list[str]:
-    """Return the adapters to fuse: `names`, or those that run.
+    """Return the adapters to fuse: `names`, by default the active ones.
 
     Raises:
-        ValueError: if one is not loaded, or none runs.
+        ValueError: if one is not loaded, or none is active.
     """
     loaded = [name for model in models for name in loaded_adapters(model)]
     if not loaded:
@@ -419,16 +419,16 @@ def names_to_fuse(models: list[torch.nn.Module], names: list[str] | str | None) 
 
 
 def _refuse_inexact(layer: torch.nn.Module, names: list[str]) -> None:
-    """Raise `ValueError` if fusing would give other results than running side by side, or could not be taken back."""
+    """Raise `ValueError` if fused adapters would give other results than active ones, or could not be unfused."""
     own = [name for name in names if name in getattr(layer, "scaling", ())]
     lengths = getattr(layer, "lora_magnitude_vector", {})
     dora = [name for name in own if name in lengths]
     if dora and len(own) > 1:
         raise ValueError(
             f"{', '.join(map(repr, own))} cannot be fused together, because {dora[0]!r} is a DoRA, which scales the "
-            "weights that it finds; fuse it alone, or let the adapters run without fusing"
+            "weights it is fused into; fuse it alone, or use the adapters without fusing"
         )
     if any((lengths[name].weight == 0).any() for name in dora):
-        raise ValueError(f"{dora[0]!r} is a DoRA with lengths of 0, which cannot be taken out of the weights again")
+        raise ValueError(f"{dora[0]!r} is a DoRA with lengths of 0, which cannot be unfused")
     if any(getattr(layer, "lora_bias", {}).get(name) and layer.get_base_layer().bias is None for name in own):
         raise ValueError(f"one of {', '.join(map(repr, own))} has a bias for a layer without, and cannot be fused")

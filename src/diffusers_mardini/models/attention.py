@@ -1,7 +1,7 @@
-"""Attention with query/key norm and rotary positions, and the small layers around it.
+"""Attention with query/key norm and rotary positions, and RMSNorm.
 
-Used as it is by the spatial and the cross-attention of both models; the attention across frames is in
-`identity_attention.py`. Kernels are chosen in `attend`, by diffusers' attention dispatcher but for short sequences on a CPU.
+The spatial and the cross-attention of both models use it as it is; the attention across frames is in
+`identity_attention.py`. `attend` chooses the kernel: diffusers' attention dispatcher, except for some cases on a CPU.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,22 @@ from diffusers.models.attention_dispatch import (
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
+from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
 
-from .embeddings import apply_rotary_embedding
+from .embeddings import RotaryEmbedding, apply_rotary_embedding
 
 
-# Up to so many keys, plain matrix products are faster on a CPU than torch's fused kernel (`python -m benchmarks.attention_forms`);
-# beyond, their table of scores outgrows the processor's cache, and in float32 they gain nothing. The fused kernel's backward pass is slow
-# in every format, at every length tried.
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+# Up to this many keys, plain matrix products are faster on a CPU than torch's fused kernel (`python -m
+# benchmarks.attention_forms`). Beyond, their table of scores does not fit into the processor's cache; in float32 they
+# gain nothing. The fused kernel's backward pass is slow in every dtype and at every length tried.
 LONGEST_PLAIN_ON_CPU = {torch.bfloat16: 512}
-# A CUDA grid has no more rows than this, and attention across frames has a sequence for each place of a picture.
+# A CUDA grid has at most this many rows, and attention across frames has a sequence for each place of a picture.
 MOST_SEQUENCES = 65_535
-# FlashAttention sums the gradient of queries in float32, of each sequence padded to whole blocks, counted in 32 bits: within 1 GiB it
-# neither overflows nor decides how much memory a step needs.
+# FlashAttention accumulates the gradient of queries in float32, with each sequence padded to whole blocks and offsets
+# of 32 bits: up to 1 GiB it neither overflows nor dominates the memory of a step.
 QUERY_BLOCK, MOST_QUERY_GRADIENTS = 128, 2**28
 
 
@@ -37,16 +40,16 @@ def attend(
     backend: AttentionBackendName | None = None,
     parallel_config: object | None = None,
 ) -> torch.Tensor:
-    """Softmax attention without a mask, by the fastest exact form.
+    """Compute softmax attention without a mask, by the fastest exact form.
 
     Args:
         query: `(sequences, length, heads, head_dim)`.
         key, value: `(sequences, keys, heads, head_dim)`.
-        backend: of diffusers' dispatcher, where the user set one; `None` leaves the choice to us.
+        backend: of diffusers' dispatcher, if the user set one; `None` leaves the choice to this function.
         parallel_config: of diffusers' context parallelism.
 
     Returns:
-        Shaped as `query`.
+        A tensor shaped like `query`.
     """
     plain = (
         backend is None
@@ -65,7 +68,7 @@ def attend(
 
 
 def most_sequences(query: torch.Tensor) -> int:
-    """How many sequences of such queries, `(sequences, length, heads, head_dim)`, a fused kernel of a GPU can take at once."""
+    """Return how many sequences of queries `(sequences, length, heads, head_dim)` a fused GPU kernel takes at once."""
     if not query.requires_grad:
         return MOST_SEQUENCES
     _, length, heads, head_dim = query.shape
@@ -76,7 +79,7 @@ def most_sequences(query: torch.Tensor) -> int:
 def in_parts(
     form: Callable[..., torch.Tensor], most: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """`form(query, key, value)`, of at most `most` sequences at a time."""
+    """Return `form(query, key, value)`, computed on at most `most` sequences at a time."""
     if query.shape[0] <= most:
         return form(query, key, value)
     parts = zip(*(tensor.tensor_split(-(-query.shape[0] // most)) for tensor in (query, key, value)))
@@ -84,7 +87,7 @@ def in_parts(
 
 
 def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`attend` as two batched matrix products and a softmax."""
+    """Compute `attend` as two batched matrix products and a softmax."""
     sequences, length, heads, head_dim = query.shape
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     scores = query.new_zeros(1, 1, 1).expand(sequences * heads, length, key.shape[1])
@@ -94,7 +97,8 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
 
 class FP32RMSNorm(nn.Module):
-    """RMSNorm (Llama), computed in float32 whatever the dtypes of weights and input; returns the input's dtype."""
+    """RMSNorm (Llama) that computes in float32 whatever the dtypes of weights and input, and returns the input's
+    dtype."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -102,26 +106,13 @@ class FP32RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        values = hidden_states.float()
-        values = values * torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (values * self.weight.float()).type_as(hidden_states)
-
-
-class FP32LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32 whatever the dtypes of weights and input; returns the input's dtype."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.weight is None:  # torch computes it in float32 by itself
-            return F.layer_norm(hidden_states, self.normalized_shape, None, None, self.eps)
+        """Normalize the last axis."""
         weight = self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(hidden_states.float(), self.normalized_shape, weight, bias, self.eps).type_as(
-            hidden_states
-        )
+        return F.rms_norm(hidden_states.float(), weight.shape, weight, self.eps).type_as(hidden_states)
 
 
 class MarDiniAttnProcessor:
-    """Attends within each frame: the frames of a batch are separate sequences."""
+    """Attend within each frame: the frames of a batch are separate sequences."""
 
     _attention_backend = None
     _parallel_config = None
@@ -131,10 +122,11 @@ class MarDiniAttnProcessor:
         attn: "MarDiniAttention",
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None,
-        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        key_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        query_rotary_emb: RotaryEmbedding,
+        key_rotary_emb: RotaryEmbedding,
+        key_value: KeyValue | None = None,
     ) -> torch.Tensor:
+        """Apply `attn`, see `MarDiniAttention.forward`."""
         batch, frames = hidden_states.shape[:2]
         query = attn.queries(hidden_states, query_rotary_emb)  # (batch, frames, tokens, heads, head_dim)
         if key_value is None:
@@ -147,7 +139,7 @@ class MarDiniAttnProcessor:
             key.flatten(0, 1),
             value.flatten(0, 1),
             backend=self._attention_backend,
-            # Planning tokens are few and belong to their frame: cross-attention is never split over devices.
+            # Planning tokens are few and belong to one frame: cross-attention is never split over devices.
             parallel_config=None if attn.is_cross_attention else self._parallel_config,
         )
         output = output.flatten(2).unflatten(0, (batch, frames)).type_as(query)  # (batch, frames, tokens, channels)
@@ -158,9 +150,9 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with layer norm on the projected queries and keys (Sec. 2.2) and rotary positions.
 
     Args:
-        dim: channels of the tokens that ask.
+        dim: channels of the queries' tokens.
         heads, head_dim: number of heads and channels of each.
-        cross_attention_dim: channels of the tokens that are asked; `None` for self-attention.
+        cross_attention_dim: channels of the context; `None` for self-attention.
     """
 
     _default_processor_cls = MarDiniAttnProcessor
@@ -181,40 +173,37 @@ class MarDiniAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = FP32LayerNorm(head_dim, eps)
         self.set_processor(self._default_processor_cls())
 
-    def queries(self, hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Queries of tokens `(batch, frames, tokens, dim)`, normalized and rotated: `(batch, frames, tokens, heads, head_dim)`."""
+    def queries(self, hidden_states: torch.Tensor, rotary_emb: RotaryEmbedding) -> torch.Tensor:
+        """Return queries of tokens, normalized and rotated: `(batch, frames, tokens, dim)` to
+        `(batch, frames, tokens, heads, head_dim)`."""
         return self._place(self.to_q(hidden_states), self.norm_q, rotary_emb)
 
-    def keys_and_values(
-        self, context: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, normalized and rotated, and values of the tokens that are asked, shaped as `queries` shapes its result."""
+    def keys_and_values(self, context: torch.Tensor, rotary_emb: RotaryEmbedding) -> KeyValue:
+        """Return keys (normalized and rotated) and values of the context, shaped like the result of `queries`."""
         key = self._place(self.to_k(context), self.norm_k, rotary_emb)
         return key, self.to_v(context).unflatten(-1, (self.heads, -1))
 
-    def _place(
-        self, projected: torch.Tensor, norm: nn.Module, rotary_emb: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        # Norm and rotation in float32, without rounding in between.
+    def _place(self, projected: torch.Tensor, norm: nn.Module, rotary_emb: RotaryEmbedding) -> torch.Tensor:
+        # Norm and rotation are in float32, without rounding in between.
         heads = norm(projected.float().unflatten(-1, (self.heads, -1)))
         return apply_rotary_embedding(heads, *rotary_emb).type_as(projected)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        key_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        query_rotary_emb: RotaryEmbedding,
+        key_rotary_emb: RotaryEmbedding | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
-        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        key_value: KeyValue | None = None,
     ) -> torch.Tensor:
-        """Attends within each frame.
+        """Attend within each frame.
 
         Args:
             hidden_states: `(batch, frames, tokens, dim)`.
             query_rotary_emb, key_rotary_emb: `(cos, sin)` that broadcast against `(batch, frames, tokens, heads,
-                head_dim)`; the keys take the queries' where they have none of their own.
+                head_dim)`; by default the keys use those of the queries.
             encoder_hidden_states: `(batch, frames, context tokens, cross_attention_dim)`, for cross-attention.
-            key_value: what `keys_and_values` made of the context before, instead of the context.
+            key_value: result of `keys_and_values` for the context, instead of the context.
 
         Returns:
             `(batch, frames, tokens, dim)`.

@@ -1,7 +1,7 @@
-"""A small image autoencoder for tiny models: a linear basis of patches plus convolutions that start as nothing.
+"""A small image autoencoder for tiny models: a linear basis of patches, plus convolutions that are zero at the start.
 
-It answers to `AutoencoderKL`'s interface, so the pipeline takes either. The paper uses a large pretrained 16-channel
-VAE (Sec. 2.2); this one can be trained from scratch on a CPU in minutes, see `training/train_autoencoder.py`.
+It has the interface of `AutoencoderKL`, and the pipeline takes either. The paper uses a large pretrained 16-channel
+VAE (Sec. 2.2); this one trains from scratch on a CPU in minutes, see `training/train_autoencoder.py`.
 """
 
 from collections.abc import Callable
@@ -35,14 +35,15 @@ class PatchResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the block: `(batch, channels, h, w)`."""
         return hidden_states + self.conv2(F.silu(self.conv1(F.silu(hidden_states))))
 
 
 class PatchResidual(nn.Module):
-    """What convolutions add to the linear basis: `(batch, in, h, w)` to `(batch, out, h, w)`, zero at first.
+    """Convolutions added to the linear basis, zero at first.
 
-    The side of the patches (192 values) has a 1x1 convolution, the side of the latents a 3x3: the weights go where the
-    neighbours are looked at.
+    The side of the patches (192 values) has a 1x1 convolution, the side of the latents a 3x3: neighbours are read
+    where channels are few, which saves weights.
     """
 
     def __init__(self, in_channels: int, channels: int, out_channels: int, num_blocks: int):
@@ -56,10 +57,11 @@ class PatchResidual(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many latents away an input can change an output."""
+        """Distance, in latents, at which an input can still change an output."""
         return 1 + 2 * len(self.blocks)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Compute the correction: `(batch, in_channels, h, w)` to `(batch, out_channels, h, w)`."""
         hidden_states = self.conv_in(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -70,21 +72,21 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
     """Autoencoder whose latents are the coefficients of 8x8 patches in a linear basis, corrected by convolutions.
 
     Encoding projects each patch onto the basis and adds a convolutional residual of the neighbouring patches; decoding
-    maps 3x3 neighbouring latents linearly to a patch and adds a residual. Every layer works on the latent grid, which
-    is why it is fast. `fit_basis` sets the linear part from pictures; both residuals start at zero.
+    maps 3x3 neighbouring latents linearly to a patch and adds a residual. All layers work on the latent grid, which
+    makes them fast. `fit_basis` sets the linear part from pictures; both residuals start at zero.
 
-    The posterior is deterministic: `latent_dist.sample()` equals `latent_dist.mode()` but for 3e-7.
+    The posterior is deterministic: `latent_dist.sample()` equals `latent_dist.mode()` up to 3e-7.
 
     Args:
         in_channels: channels of a picture.
         out_channels: channels of a decoded picture; equal to `in_channels`.
         latent_channels: size of the basis.
-        block_out_channels: stated as `AutoencoderKL` states it: one entry for each halving of the resolution and one
-            more, so that the spatial compression is `2 ** (len(block_out_channels) - 1)`. All entries are equal: the
-            width of the residuals.
+        block_out_channels: as in `AutoencoderKL`, one entry for each halving of the resolution and one more, so that
+            the spatial compression is `2 ** (len(block_out_channels) - 1)`. All entries are equal: the width of the
+            residuals.
         encoder_blocks: residual blocks of the encoder.
         decoder_blocks: residual blocks of the decoder.
-        scaling_factor: what latents are multiplied with, after the shift, to have a standard deviation of 1.
+        scaling_factor: multiplied with latents, after the shift, for a standard deviation of 1.
         shift_factor: mean of all latents.
         sample_size: side of the pictures it was trained on; informative.
     """
@@ -133,7 +135,7 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
     def encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Encodes pictures `(batch, channels, height, width)` in [-1, 1].
+        """Encode pictures `(batch, channels, height, width)` in [-1, 1].
 
         Returns:
             `.latent_dist` over `(batch, latent_channels, height / 8, width / 8)`, neither shifted nor scaled.
@@ -155,9 +157,9 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Decodes latents `(batch, latent_channels, h, w)` to pictures `(batch, channels, 8 h, 8 w)`, not clamped.
+        """Decode latents `(batch, latent_channels, h, w)` to pictures `(batch, channels, 8 h, 8 w)`, not clamped.
 
-        `generator` is accepted for `AutoencoderKL`'s sake; decoding draws nothing.
+        `generator` is not used; `AutoencoderKL` has the argument.
         """
         patches = self._sliced_and_tiled(self._decode, z, self.decoder_residual.reach)
         sample = F.pixel_shuffle(patches, self.spatial_compression_ratio)
@@ -170,7 +172,7 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Encodes and decodes pictures `(batch, channels, height, width)`."""
+        """Encode and decode pictures `(batch, channels, height, width)`."""
         posterior = self.encode(sample).latent_dist
         return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode(), return_dict)
 
@@ -183,10 +185,10 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
     def _sliced_and_tiled(
         self, function: Callable[[torch.Tensor], torch.Tensor], grid: torch.Tensor, margin: int
     ) -> torch.Tensor:
-        """Applies `function` to `(batch, channels, h, w)`, picture by picture and tile by tile where asked for.
+        """Apply `function` to `(batch, channels, h, w)`, picture by picture with slicing, tile by tile with tiling.
 
-        A tile sees `margin` more latents on each side, as far as the convolutions reach, so that nothing is blended
-        and the result is that of the whole picture.
+        A tile includes `margin` more latents on each side, as far as the convolutions reach, so that the result is
+        that of the whole picture without blending.
         """
         if self.use_slicing and grid.shape[0] > 1:
             return torch.cat([self._sliced_and_tiled(function, one, margin) for one in grid.split(1)])
@@ -209,14 +211,14 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit_basis(self, frames: torch.Tensor) -> None:
-        """Sets the linear part from pictures: principal components of their patches, and the least-squares way back.
+        """Set the linear part from pictures: principal components of their patches, and their least-squares inverse.
 
-        Each coefficient is divided by the square root of its standard deviation: dividing by all of it (whitening)
-        would make the model spend as much on components of 4/255 as on the large ones, dividing by none would leave
-        them unheard. Both residuals are untouched.
+        Each coefficient is divided by the square root of its standard deviation. Dividing by the standard deviation
+        (whitening) would give components of 4/255 as much weight in training as large ones; without division they
+        would be ignored. Both residuals stay as they are.
 
         Args:
-            frames: pictures in [-1, 1], `(batch, channels, height, width)`; a few thousand are plenty.
+            frames: pictures in [-1, 1], `(batch, channels, height, width)`; a few thousand are enough.
         """
         patches = F.pixel_unshuffle(frames.float(), self.spatial_compression_ratio)  # (batch, values, h, w)
         values = patches.shape[1]

@@ -1,7 +1,7 @@
-"""Fits diffusers' cache configurations to the transformer: which layers are spatial, temporal and cross attention.
+"""Fit diffusers' cache configurations to the transformer: which layers are spatial, temporal and cross-attention.
 
-diffusers knows layers by their names, and its defaults take every self-attention in `transformer_blocks` for a spatial one and split
-batches along arguments that other models have. Used by `MarDiniTransformer3DModel.enable_cache` alone.
+diffusers identifies layers by name. Its defaults take every self-attention in `transformer_blocks` for a spatial one,
+and split the batch of arguments that other models have. Used by `MarDiniTransformer3DModel.enable_cache` alone.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ from typing import Any
 from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig
 
 
-# Anchored as FasterCache asks for, which looks for layers that begin so.
+# Anchored: diffusers uses `re.search`, and a bare `attn` would also match `temporal_attn`.
 SPATIAL = (r"^transformer_blocks\..*\.attn$",)
 TEMPORAL = (r"^transformer_blocks\..*\.temporal_attn$",)
 CROSS = (r"^transformer_blocks\..*\.cross_attn$",)
-# What has a row for each branch of guidance, when both are rows of one call.
+# Arguments with rows for both branches of guidance, when these run in one call.
 BATCHED_ARGUMENTS = (
     "hidden_states", "timestep", "planning_signals", "reference_mask", "planning_signals_mask", "window_state",
     "conditions",
@@ -22,9 +22,9 @@ BATCHED_ARGUMENTS = (
 
 
 def fit_cache_config(config: Any) -> Any:
-    """A copy of the configuration that names our layers and arguments; what the user chose is kept.
+    """Return a copy of a cache's configuration that names our layers and arguments where the user chose none.
 
-    Configurations of other caches are returned as they are: they need no names, or find ours.
+    Configurations of other caches are returned as they are: they need no names, or their defaults match ours.
     """
     if isinstance(config, PyramidAttentionBroadcastConfig):
         ours = {

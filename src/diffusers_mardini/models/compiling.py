@@ -1,8 +1,8 @@
-"""What lets compiled models take windows of every shape: few graphs for many windows, and room for those that remain.
+"""Help compiled models with windows of every shape: few graphs for many windows, and a limit that these stay below.
 
-`torch.compile` makes another graph where a size is 1 for the first time, because such a size broadcasts, and where a
-tensor is a view for the first time, because it also looks at the tensor behind it. The first cannot be avoided (one
-masked frame, one given frame, one video), the second can.
+`torch.compile` makes another graph when a size is 1 for the first time, because such a size broadcasts, and when a
+tensor is a view for the first time, because its guards include the base tensor. The first cannot be avoided (one
+masked frame, one given frame, one video); `standalone` avoids the second.
 """
 
 import inspect
@@ -19,22 +19,23 @@ MOST_GRAPHS = 64
 
 
 class CompiledOverShapes(nn.Module):
-    """A module whose `compile` leaves room for `MOST_GRAPHS` graphs."""
+    """A module whose `compile` allows `MOST_GRAPHS` graphs."""
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile as [`torch.nn.Module.compile`] does; `compile_repeated_blocks` calls this for each block."""
+        """Compile as [`torch.nn.Module.compile`] does; `compile_repeated_blocks` of a model calls it for each
+        block."""
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             kwargs.setdefault("recompile_limit", MOST_GRAPHS)
-        else:  # older torch has one limit for all functions
+        else:  # before torch 2.12 there is one global limit
             config = torch._dynamo.config
             config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
         super().compile(*args, **kwargs)
 
 
 def standalone(value: Any) -> Any:
-    """Copy the tensors of nested tuples that are views or not contiguous; the rest is returned as it is.
+    """Copy the tensors of nested tuples that are views or not contiguous; return everything else as it is.
 
-    For what is handed to blocks. Within a graph nothing has to be done.
+    Use it for arguments of blocks. Inside a graph it does nothing.
     """
     if isinstance(value, tuple):
         return tuple(standalone(part) for part in value)

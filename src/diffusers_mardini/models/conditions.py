@@ -1,7 +1,7 @@
-"""Conditions: named vectors that tell both models something about each frame, such as an action (ours).
+"""Conditions: named vectors for each frame, such as an action, which both models are conditioned on (ours).
 
-A model's configuration says what its conditions are, see `Condition`. Values are scaled by their range and embedded
-per frame. Nothing is random here: the trainer leaves values out. `pipelines/conditions.py` reads what users hand in.
+A model's configuration describes its conditions, see `Condition`. Values are scaled by their range and embedded per
+frame. Nothing is random here: the trainer drops values. `pipelines/conditions.py` reads the values that users pass.
 """
 
 import math
@@ -22,7 +22,7 @@ INFO = {
     "unit": "text",
     "range": "[lowest, highest] for all channels, or a list of such pairs, one for each channel",
     "interval": f"one of {', '.join(INTERVALS)}",
-    "description": "text: what the values say, and how they are derived",
+    "description": "text: the meaning of the values, and how they are derived",
 }
 
 
@@ -31,13 +31,13 @@ class Condition:
     """One condition, as `conditions` and `condition_info` of a model's configuration describe it.
 
     Attributes:
-        name: its name.
-        channels: how many numbers a frame has.
-        names: what each channel is called; empty where nobody said.
-        unit: of the values; empty where nobody said.
+        name: key of the condition.
+        channels: number of values per frame.
+        names: of the channels; empty if not configured.
+        unit: of the values; empty if not configured.
         ranges: lowest and highest value of each channel, scaled to -1 and 1; `None` for values that need no scaling.
-        interval: how the values of skipped frames become one: their `"mean"` (actions), or their `"sum"` (seconds).
-        description: what the values say, and how they are derived.
+        interval: combines the values of skipped frames: their `"mean"` (actions), or their `"sum"` (seconds).
+        description: meaning of the values, and how they are derived.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Condition:
         return text + (f", in {self.unit}" if self.unit else "")
 
     def channel(self, i: int) -> str:
-        """Name a channel."""
+        """Return the name of a channel."""
         return self.names[i] if self.names else f"channel {i}"
 
     @property
@@ -73,7 +73,7 @@ class Condition:
             return values
         if not self._ranges_differ:
             return _scale(values, *self.ranges[0])
-        # Numbers, not a tensor of them: no copy to the device, and `to(torch.bfloat16)` does not round the ranges.
+        # Python numbers need no copy to the device, and `to(torch.bfloat16)` does not round them.
         return torch.cat([_scale(values[..., i : i + 1], *pair) for i, pair in enumerate(self.ranges)], dim=-1)
 
 
@@ -83,7 +83,8 @@ def read_config(
     """Read `conditions` and `condition_info` of a model's configuration.
 
     Returns:
-        The conditions by name, in alphabetical order: saving a configuration sorts it, and a sum depends on its order.
+        The conditions by name, in alphabetical order: saving sorts a configuration, and rounding of a sum depends on
+        order.
 
     Raises:
         ValueError: for names, numbers of channels or facts that cannot be used.
@@ -100,7 +101,7 @@ def read_config(
 
 
 def _read_condition(name: str, channels: Any, info: Mapping[str, Any]) -> Condition:
-    # Names of parameters begin with it, and it may be none of `nn.ModuleDict`'s own attributes.
+    # The name becomes a key of an `nn.ModuleDict`, and must not be one of its attributes.
     if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
         raise ValueError(
             f"`conditions` has the name {name!r}; choose another, of letters, digits and underscores, that is no "
@@ -152,13 +153,13 @@ def _scale(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
 class MarDiniConditionEmbedding(nn.Module):
     """Embeds one condition per frame: sinusoidal features and two linear layers, or a learned null where it is absent.
 
-    Both the last layer and the null are zero at first, so that a model that gains a condition does what it did.
+    The last layer and the null are zero at first, so that adding a condition does not change a model's output.
     """
 
     def __init__(self, condition: Condition, dim: int):
         super().__init__()
         self.condition = condition
-        # Keeps PyTorch's own initialization: features are at most 1, and the models' 0.02 would leave little of them.
+        # PyTorch's own initialization: features are at most 1, and the models' 0.02 would make them too small.
         self.linear_1 = nn.Linear(condition.channels * (1 + 2 * OCTAVES), HIDDEN_DIM)
         self.linear_2 = nn.Linear(HIDDEN_DIM, dim)
         self.null = nn.Parameter(torch.zeros(dim))
@@ -168,10 +169,10 @@ class MarDiniConditionEmbedding(nn.Module):
     def forward(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embed float32 values `(batch, frames, channels)`: `(batch, frames, dim)`.
 
-        A frame is absent if all of its channels are NaN. One with NaN in some of them becomes NaN: the fault is seen.
+        A frame is absent if all of its channels are NaN. NaN in some of them gives NaN, so that the error is noticed.
         """
         absent = values.isnan().all(dim=-1, keepdim=True)  # (batch, frames, 1)
-        # Zeroed before the layers, not after: a NaN would reach the gradients of their weights.
+        # Zeroed before the layers: otherwise NaN would reach the gradients of their weights.
         features = _features(self.condition.scaled(torch.where(absent, 0.0, values)))
         embedded = self.linear_2(nn.functional.silu(self.linear_1(features.to(dtype))))  # (batch, frames, dim)
         return torch.where(absent, self.null.to(embedded.dtype), embedded)
@@ -180,7 +181,7 @@ class MarDiniConditionEmbedding(nn.Module):
 def _features(values: torch.Tensor) -> torch.Tensor:
     """Return the values, their sines and cosines: `(..., channels * (1 + 2 * OCTAVES))`.
 
-    The slowest makes half a turn from -1 to 1, so that it tells the ends apart.
+    The lowest frequency makes half a turn from -1 to 1, so that the two ends differ.
     """
     frequencies = math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=values.device, dtype=torch.float32)
     angles = values[..., None] * frequencies  # (..., channels, octaves)
@@ -188,14 +189,14 @@ def _features(values: torch.Tensor) -> torch.Tensor:
 
 
 class MarDiniConditionEmbedder(nn.ModuleDict):
-    """The embeddings of all conditions of a model, by name; their sum is what a frame is told."""
+    """The embeddings of all conditions of a model, by name; a frame gets their sum."""
 
     def forward(
         self, conditions: Mapping[str, torch.Tensor | None], hidden_states: torch.Tensor, frames: int
     ) -> torch.Tensor:
         """Embed conditions in the dtype and on the device of `hidden_states`: `(batch, frames, 1, dim)`.
 
-        All layers run whatever is told: distributed training fails where a parameter gets no gradient.
+        All layers run even without values: distributed training fails if a parameter gets no gradient.
         """
         batch, device = len(hidden_states), hidden_states.device
         embedded = []
@@ -208,7 +209,7 @@ class MarDiniConditionEmbedder(nn.ModuleDict):
 
 
 class ConditionsMixin:
-    """Gives both models their conditions; they set `condition_embedder` to what `_make_conditions` returns."""
+    """Add conditions to a model, which sets `condition_embedder` to the result of `_make_conditions`."""
 
     @classmethod
     def from_pretrained(
@@ -219,8 +220,7 @@ class ConditionsMixin:
         condition_info: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ):
-        """Load a model, see [`~ModelMixin.from_pretrained`]; `conditions` are added to those of the checkpoint, see
-        `add_conditions`."""
+        """Load a model, see [`~ModelMixin.from_pretrained`], and add `conditions`, see `add_conditions`."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if conditions is not None or condition_info is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
@@ -230,14 +230,14 @@ class ConditionsMixin:
     def add_conditions(
         self, conditions: Mapping[str, int], condition_info: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
-        """Add conditions to the model. Until it is trained, they change nothing of what it does.
+        """Add conditions to the model; they do not change its output until it is trained.
 
         Args:
-            conditions: names to numbers of channels. Those that the model already has keep their weights.
-            condition_info: see `INFO`; it replaces what the model says of conditions that it already has.
+            conditions: names to numbers of channels. Conditions that the model already has keep their weights.
+            condition_info: see `INFO`; replaces that of conditions that the model already has.
 
         Raises:
-            ValueError: if the model has one of them with another number of channels, or one cannot be used.
+            ValueError: if a condition cannot be used, or the model has it with another number of channels.
         """
         read_config(conditions, None)
         had = self.config.get("conditions") or {}
@@ -263,7 +263,7 @@ class ConditionsMixin:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> MarDiniConditionEmbedder | None:
-        """Make the embeddings of what the configuration names; `None` where it names nothing."""
+        """Make the embeddings of the configured conditions; return `None` if there are none."""
         read = read_config(conditions, condition_info)
         dim = self.config.num_attention_heads * self.config.attention_head_dim
         embeddings = {name: MarDiniConditionEmbedding(condition, dim) for name, condition in read.items()}
@@ -272,18 +272,18 @@ class ConditionsMixin:
     def _embed_conditions(
         self, conditions: Mapping[str, torch.Tensor | None] | None, hidden_states: torch.Tensor, frames: int
     ) -> torch.Tensor | None:
-        """Embed what each frame is told, `(batch, frames, 1, dim)`; `None` for a model without conditions.
+        """Embed the conditions of each frame: `(batch, frames, 1, dim)`, or `None` for a model without conditions.
 
         Raises:
-            ValueError: for unknown names and other shapes; values are not looked at.
+            ValueError: for unknown names and wrong shapes; values are not checked.
         """
         known = self.config.get("conditions") or {}
         unknown = sorted(set(conditions or {}) - set(known))
         if unknown:
             takes = "; ".join(str(condition) for condition in read_config(known, self.config.condition_info).values())
             raise ValueError(
-                f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} takes {takes or 'none'}; leave "
-                "out what it does not take"
+                f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} takes {takes or 'none'}; "
+                "leave out the others"
             )
         if self.condition_embedder is None:
             return None
@@ -298,9 +298,9 @@ class ConditionsMixin:
 
 
 def register_changes(model: Any, **values: Any) -> None:
-    """Write to a model's configuration what has changed since it was made."""
+    """Write changed values to a model's configuration."""
     model.register_to_config(**values)
-    # `from_config` leaves out what is listed as a default.
+    # `from_config` drops keys that are listed as defaults.
     defaults = model.config.get("_use_default_values")
     if defaults is not None:
         defaults[:] = [key for key in defaults if key not in values]

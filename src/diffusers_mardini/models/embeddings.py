@@ -1,15 +1,19 @@
 """Tokens and places: patches, the [NEXT] token, and rotary positions (Sec. 2.3.1, "2D RoPE for 3D video").
 
-Both models lay a frame of `height x width` patches out as one sequence in which a learned [NEXT] token closes every row, so that
-resolution and aspect ratio can be read off the sequence itself. Attention is in `identity_attention.py`.
+Both models lay out a frame of patches as one sequence in which a learned [NEXT] token ends every row, so that the
+sequence itself shows resolution and aspect ratio. Attention is in `attention.py` and `identity_attention.py`.
 """
 
 import torch
 from torch import nn
 
 
+RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
+
+
 def patchify(hidden_states: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """`(batch, frames, channels, height, width)` to `(batch, frames, rows, columns, channels * patch_size**2)`."""
+    """Cut latents into patches: `(batch, frames, channels, height, width)` to
+    `(batch, frames, rows, columns, channels * patch_size**2)`."""
     batch, frames, channels, height, width = hidden_states.shape
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -22,20 +26,22 @@ def patchify(hidden_states: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Inverse of `patchify`."""
+    """Invert `patchify`."""
     patches = patches.unflatten(-1, (-1, patch_size, patch_size))  # (batch, frames, rows, columns, channels, p, p)
     return patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # (batch, frames, channels, height, width)
 
 
 class NextTokens(nn.Module):
-    """`append_next_tokens` as a module without weights of its own, so that context parallelism can split what it returns."""
+    """Call `append_next_tokens`; a module without weights, because context parallelism splits the outputs of
+    modules."""
 
     def forward(self, patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of each frame, see `append_next_tokens`."""
         return append_next_tokens(patches, next_token)
 
 
 def append_next_tokens(patches: torch.Tensor, next_token: torch.Tensor) -> torch.Tensor:
-    """Closes every row of patches with the learned [NEXT] token (Sec. 2.3.1) and flattens the frame.
+    """End every row of patches with the learned [NEXT] token (Sec. 2.3.1) and flatten the frame.
 
     `(batch, frames, rows, columns, channels)` to `(batch, frames, rows * (columns + 1), channels)`.
     """
@@ -45,14 +51,15 @@ def append_next_tokens(patches: torch.Tensor, next_token: torch.Tensor) -> torch
 
 
 def remove_next_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
-    """Inverse of `append_next_tokens`: `(batch, frames, tokens, channels)` to `(batch, frames, rows, columns, channels)`."""
+    """Invert `append_next_tokens`: `(batch, frames, tokens, channels)` to
+    `(batch, frames, rows, columns, channels)`."""
     return tokens.unflatten(2, (rows, -1))[:, :, :, :-1]
 
 
 def rotary_embedding(
     first: torch.Tensor, second: torch.Tensor, head_dim: int, theta: float, max_frequency: float = 1.0
-):
-    """Cosines and sines that rotate a head by two coordinates, half of its channel pairs by each.
+) -> RotaryEmbedding:
+    """Return cosines and sines that rotate a head by two coordinates, half of its channel pairs by each.
 
     Args:
         first, second: coordinates of the two axes, broadcastable to a common shape `(...)`.
@@ -61,8 +68,9 @@ def rotary_embedding(
         max_frequency: first of the series, in radians per unit of a coordinate.
 
     Returns:
-        `(cos, sin)`, float32, each shaped `(..., 1, head_dim)`; the 1 stands for the heads. Channel `i` forms a pair with channel `i +
-        head_dim // 2`: both have the same cosine, and sines of opposite signs, the first one's negative.
+        `(cos, sin)`, float32, each shaped `(..., 1, head_dim)`; the 1 broadcasts over the heads. Channel `i` forms a
+        pair with channel `i + head_dim // 2`: their cosines are equal, and the sine of the first is the negative of
+        the second's.
     """
     pairs = head_dim // 4
     frequencies = max_frequency * theta ** (-torch.arange(pairs, device=first.device, dtype=torch.float32) / pairs)
@@ -73,7 +81,7 @@ def rotary_embedding(
 
 
 def apply_rotary_embedding(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates heads `(..., heads, head_dim)` by the tables of `rotary_embedding`, in float32; returns the input's dtype."""
+    """Rotate heads `(..., heads, head_dim)` by tables of `rotary_embedding`, in float32; return the input's dtype."""
     heads = hidden_states.float()
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin).type_as(hidden_states)
@@ -91,8 +99,8 @@ class MarDiniRotaryPosEmbed(nn.Module):
         self.theta = theta
         self.max_frequency = max_frequency
 
-    def forward(self, num_frames: int, rows: int, columns: int, device: torch.device):
-        """Returns `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`."""
+    def forward(self, num_frames: int, rows: int, columns: int, device: torch.device) -> RotaryEmbedding:
+        """Return `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`."""
         frame = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
         position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
         return rotary_embedding(frame, position, self.head_dim, self.theta, self.max_frequency)
@@ -101,8 +109,9 @@ class MarDiniRotaryPosEmbed(nn.Module):
 class MarDiniCrossRotaryPosEmbed(nn.Module):
     """Rotary positions of cross-attention: rows and columns in the transformer's grid, for both resolutions.
 
-    The paper does not say how a high-resolution token finds the planning tokens of its place; ours: the planner's grid is
-    scaled onto the transformer's, so that the centre of a planning token stands where that part of the picture is.
+    The paper does not say how a high-resolution token finds the planning tokens of its place. Ours: the planner's grid
+    is scaled onto the transformer's, so that planning tokens have the coordinates of the part of the picture they
+    cover.
     """
 
     def __init__(self, head_dim: int, theta: float, max_frequency: float = 1.0):
@@ -111,15 +120,37 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
         self.theta = theta
         self.max_frequency = max_frequency
 
-    def forward(self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device):
-        """Returns cosines and sines of the queries, each `(rows * (columns + 1), 1, head_dim)`, [NEXT] included, and of the
-        keys, each `(planner_rows * planner_columns, 1, head_dim)`: four tensors."""
+    def forward(
+        self, rows: int, columns: int, planner_rows: int, planner_columns: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of the queries, each `(rows * (columns + 1), 1, head_dim)` with [NEXT], and of the
+        keys, each `(planner_rows * planner_columns, 1, head_dim)`: four tensors, because context parallelism splits
+        two."""
         query = self._grid(rows, columns + 1, 1.0, 1.0, device)
         key = self._grid(planner_rows, planner_columns, rows / planner_rows, columns / planner_columns, device)
         return (*query, *key)
 
-    def _grid(self, rows: int, columns: int, row_scale: float, column_scale: float, device: torch.device):
+    def _grid(
+        self, rows: int, columns: int, row_scale: float, column_scale: float, device: torch.device
+    ) -> RotaryEmbedding:
         row = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * row_scale
         column = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * column_scale
         row, column = row[:, None].expand(rows, columns), column[None].expand(rows, columns)
         return rotary_embedding(row.flatten(), column.flatten(), self.head_dim, self.theta, self.max_frequency)
+
+
+def per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:
+    """Expand timesteps, a scalar, `(batch,)` or `(batch, frames)`, to `(batch, frames)`.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    timestep = torch.as_tensor(timestep, device=device)
+    if timestep.ndim == 1 and timestep.shape[0] in (1, batch):
+        timestep = timestep[:, None]
+    elif timestep.ndim != 0 and timestep.shape != (batch, frames):
+        raise ValueError(
+            f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, "
+            f"{frames}) (batch, frames)"
+        )
+    return timestep.expand(batch, frames)

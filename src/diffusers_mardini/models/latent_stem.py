@@ -1,7 +1,7 @@
-"""Convolutions on the grid of latents, before it is cut into patches and after it is put together again (ours, not in the paper).
+"""Convolutions at the resolution of the latents, before and after the trunk (ours, not in the paper).
 
-Fine latents make sharp pictures, but many tokens. With a stem, the trunk keeps its large patches, and what lies within a patch is
-worked out by a few 3x3 convolutions instead. They look at one frame at a time, so that reference frames stay independent of the noise.
+Fine latents give sharp pictures, but many tokens. With a stem, the trunk keeps its large patches, and 3x3 convolutions
+compute the details within them. They see one frame at a time, so that reference frames stay independent of the noise.
 """
 
 import torch
@@ -9,7 +9,8 @@ from torch import nn
 
 
 class LatentResidualBlock(nn.Module):
-    """Two 3x3 convolutions added to their input, modulated by the timestep as the blocks of the trunk are (AdaLN-Zero, DiT)."""
+    """Two 3x3 convolutions added to their input, modulated by the timestep like the trunk's blocks (AdaLN-Zero,
+    DiT)."""
 
     def __init__(self, channels: int, dim: int, eps: float):
         super().__init__()
@@ -19,6 +20,7 @@ class LatentResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Apply the block to single frames, `(frames, channels, height, width)` and `(frames, dim)`."""
         shift, scale, gate = self.modulation(temb)[:, :, None, None].chunk(3, dim=1)  # (frames, channels, 1, 1)
         modulated = torch.addcmul(shift, self.norm(hidden_states), 1 + scale)
         update = self.conv2(nn.functional.silu(self.conv1(modulated)))
@@ -26,7 +28,7 @@ class LatentResidualBlock(nn.Module):
 
 
 class LatentStem(nn.Module):
-    """The way in: latents to features of the same height and width.
+    """Layers before the trunk: latents to features of the same height and width.
 
     Args:
         in_channels: channels of the latents.
@@ -42,7 +44,15 @@ class LatentStem(nn.Module):
         self.blocks = nn.ModuleList(LatentResidualBlock(channels, dim, eps) for _ in range(num_blocks))
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """`(batch, frames, in_channels, height, width)` and `(batch, frames or 1, 1, dim)` to `(batch, frames, channels, height, width)`."""
+        """Compute the features of latents.
+
+        Args:
+            hidden_states: latents, `(batch, frames, in_channels, height, width)`.
+            temb: embedded timesteps, `(batch, frames or 1, 1, dim)`.
+
+        Returns:
+            Features `(batch, frames, channels, height, width)`.
+        """
         flat, temb = _by_frame(hidden_states, temb)
         flat = self.conv_in(flat)
         for block in self.blocks:
@@ -51,7 +61,10 @@ class LatentStem(nn.Module):
 
 
 class LatentHead(nn.Module):
-    """The way out: features of the trunk, with those of the stem added (a long skip), to velocities. Zero at the start."""
+    """Layers after the trunk: its features plus those of the stem (a long skip) to velocities. Zero at the start.
+
+    Arguments are those of `LatentStem`; `out_channels` are the channels of the latents.
+    """
 
     def __init__(self, channels: int, out_channels: int, num_blocks: int, dim: int, eps: float):
         super().__init__()
@@ -60,7 +73,13 @@ class LatentHead(nn.Module):
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, hidden_states: torch.Tensor, skip: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """Trunk and stem features `(batch, frames, channels, height, width)` to `(batch, frames, out_channels, height, width)`."""
+        """Compute velocities `(batch, frames, out_channels, height, width)`.
+
+        Args:
+            hidden_states: features of the trunk, `(batch, frames, channels, height, width)`.
+            skip: features of the stem, in the same shape.
+            temb: embedded timesteps, `(batch, frames or 1, 1, dim)`.
+        """
         flat, temb = _by_frame(hidden_states + skip, temb)
         for block in self.blocks:
             flat = block(flat, temb)
@@ -68,10 +87,11 @@ class LatentHead(nn.Module):
 
 
 def _by_frame(hidden_states: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flatten batch and frames: `(batch * frames, channels, height, width)` and `(batch * frames, dim)`."""
     batch, frames = hidden_states.shape[:2]
     return hidden_states.flatten(0, 1), temb.expand(batch, frames, 1, -1).flatten(0, 2)
 
 
 def _num_groups(channels: int) -> int:
-    """Eight groups, or the next smaller number that divides the channels."""
+    """Return 8, or the next smaller number that divides the channels."""
     return next(groups for groups in range(8, 0, -1) if channels % groups == 0)

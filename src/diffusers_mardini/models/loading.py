@@ -1,7 +1,6 @@
-"""Loading of our models: from safetensors alone, and every tensor of the file has its place in the model and every
-place its tensor.
+"""Load our models from safetensors alone, with exactly the tensors of the model.
 
-diffusers warns of what is missing, and leaves it empty; it falls back to pickles where there are no safetensors.
+diffusers only warns of missing tensors and leaves them empty, and falls back to pickles if there are no safetensors.
 """
 
 import os
@@ -25,15 +24,15 @@ from ..weights import (
 
 
 class WholeModelMixin(ModelMixin):
-    """`ModelMixin` of diffusers, whose `from_pretrained` refuses pickles and what is not whole."""
+    """`ModelMixin` whose `from_pretrained` refuses pickles and incomplete weights."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Load a model from a folder or from the Hub, see [`~ModelMixin.from_pretrained`].
 
         Raises:
-            ValueError: if there is no such folder, if its weights are no safetensors, and if they lack tensors of the
-                model or have others.
+            ValueError: if there is no such folder, if its weights are no safetensors, and if tensors are missing or
+                unknown.
         """
         kwargs = require_safetensors_argument(kwargs)
         folder = local_folder(pretrained_model_name_or_path)
@@ -41,15 +40,15 @@ class WholeModelMixin(ModelMixin):
             pretrained_model_name_or_path = str(folder)
             check_weight_files(folder / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
         asked_for_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        # Of a quantized model the file holds tensors of other names; FlashPack gives no report.
+        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
+        # Files of quantized models have tensors of other names; FlashPack gives no report.
         unexpected = [] if getattr(model, "is_quantized", False) else report.get("unexpected_keys", [])
         check_tensors(pretrained_model_name_or_path, cls.__name__, report.get("missing_keys", []), unexpected)
         return (model, report) if asked_for_report else model
 
     @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, resolved_model_file: list, *args: Any, **kwargs: Any):
-        # An index of shards may name any file; one from the Hub has not been seen before.
+        # An index of shards may name any file, and one from the Hub has not been checked before.
         for file in resolved_model_file:
             if not str(file).endswith(SUFFIX):
                 raise ValueError(f"the index of shards names {file}, but weights are read from {SUFFIX} alone")
@@ -57,7 +56,7 @@ class WholeModelMixin(ModelMixin):
 
 
 class WholeSingleFileMixin(FromOriginalModelMixin):
-    """`FromOriginalModelMixin` of diffusers, whose `from_single_file` refuses pickles and what is not whole."""
+    """`FromOriginalModelMixin` whose `from_single_file` refuses pickles and incomplete weights."""
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any = None, **kwargs: Any) -> Any:
@@ -71,7 +70,7 @@ class WholeSingleFileMixin(FromOriginalModelMixin):
             origin = str(origin)
             if is_pickle(origin.partition("?")[0]):
                 raise ValueError(pickle_refusal(origin, f"model{SUFFIX}"))
-        names = None  # of the tensors, where they can be asked for without reading them
+        names = None  # of the tensors, if they can be listed without reading the tensors
         if isinstance(origin, dict):
             names = set(origin)
         elif str(origin).endswith(SUFFIX) and os.path.isfile(origin):
@@ -80,7 +79,7 @@ class WholeSingleFileMixin(FromOriginalModelMixin):
         label = "the dictionary of tensors" if isinstance(origin, dict) else origin
         try:
             model = super().from_single_file(origin, **kwargs)
-        except NotImplementedError as error:  # what was never filled cannot be moved
+        except NotImplementedError as error:  # tensors without values cannot be moved
             if names is None:
                 raise ValueError(
                     f"{label} lacks tensors of {cls.__name__}; save or download it again ({error})"

@@ -1,7 +1,7 @@
 """The weight of LoRA layers during one call of a model: `attention_kwargs={"scale": s}`.
 
 Both models use it. diffusers' own decorator divides by the scale afterwards and, after a scale of 0, sets every weight
-to 1, so that what `set_adapters` had chosen is lost; here all weights are put back as they were, to the bit.
+to 1, which loses the weights of `set_adapters`; here all weights are restored bit for bit.
 """
 
 import functools
@@ -14,7 +14,7 @@ import torch
 
 
 def lora_scale(attention_kwargs: Mapping[str, Any] | None) -> float:
-    """Return the weight that `attention_kwargs` asks for, 1 where it names none.
+    """Return the `scale` of `attention_kwargs`, by default 1.
 
     Raises:
         ValueError: if it is no finite number.
@@ -33,11 +33,11 @@ def finite_number(value: Any, name: str) -> float:
     """Return `value` as a float.
 
     Args:
-        value: a number, also one of NumPy or a tensor with one element.
-        name: how the error calls it.
+        value: a number, of NumPy too, or a tensor with one element.
+        name: of the value in the error.
 
     Raises:
-        ValueError: for text, for what is no number, and for a number that is not finite.
+        ValueError: for text, for anything else that is no number, and for a number that is not finite.
     """
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
@@ -49,10 +49,10 @@ def finite_number(value: Any, name: str) -> float:
 
 
 def scales_lora(forward: Callable) -> Callable:
-    """Decorate `forward`: multiply the weights of all active adapters by `attention_kwargs["scale"]` meanwhile.
+    """Decorate `forward`: multiply the weights of all active adapters by `attention_kwargs["scale"]` during the call.
 
-    It raises `ValueError` for a scale that is no finite number, and for one other than 1 where that cannot be: with
-    gradient checkpointing, and of adapters that are fused.
+    It raises `ValueError` for a scale that is no finite number, and for one other than 1 with gradient checkpointing
+    or fused adapters.
     """
     position = list(inspect.signature(forward).parameters).index("attention_kwargs") - 1  # without `self`
 
@@ -64,9 +64,9 @@ def scales_lora(forward: Callable) -> Callable:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             raise ValueError(
                 f"`attention_kwargs` scales LoRA layers by {scale}, but with gradient checkpointing blocks run again "
-                "when the scale has been put back; choose the weight with `set_adapters` instead"
+                "when the scale is restored; choose the weight with `set_adapters` instead"
             )
-        # Known by what they have, so that peft need not be there to be asked.
+        # Recognized by an attribute, so that peft need not be installed.
         layers = [module for module in self.modules() if hasattr(module, "scale_layer")]
         if any(layer.merged_adapters for layer in layers):
             raise ValueError(
@@ -97,6 +97,6 @@ def put_back_scaling(layer: torch.nn.Module, weights: dict[str, float | torch.Te
         if name not in layer.scaling:
             continue
         if torch.is_tensor(weight) and torch.is_tensor(layer.scaling[name]):
-            layer.scaling[name].copy_(weight)  # compiled models that swap adapters hold on to this tensor
+            layer.scaling[name].copy_(weight)  # compiled models that swap adapters keep using this tensor
         else:
             layer.scaling[name] = weight

@@ -1,7 +1,8 @@
 """The generator (Sec. 2.3, Table 1 right): noised high-resolution frames and planning signals in, velocity out.
 
-Called `transformer` everywhere, because in diffusers a `generator` is a source of random numbers. Its partner is
-`transformer_mardini_planner.py`; the noise schedule is `schedulers/scheduling_mardini.py` and is not known here.
+Called `transformer` everywhere, because in diffusers a `generator` is a source of random numbers. The planner is
+`transformer_mardini_planner.py`; the noise schedule is `schedulers/scheduling_mardini.py`, on which nothing here
+depends.
 """
 
 from typing import Any
@@ -14,10 +15,11 @@ from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
 
 from .adapters import MarDiniAdapterMixin
-from .attention import FP32LayerNorm, FP32RMSNorm, MarDiniAttention
+from .attention import FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
 from .compiling import CompiledOverShapes, standalone
 from .conditions import ConditionsMixin, register_changes
@@ -25,30 +27,32 @@ from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
     NextTokens,
+    RotaryEmbedding,
     patchify,
+    per_frame_timestep,
     remove_next_tokens,
     unpatchify,
 )
-from .identity_attention import (
-    TEMPORAL_ATTENTION_KINDS,
-    MarDiniIdentityAttention,
-    frame_indices,
-    frames_at,
-    masked_frame_index,
-    rotary_embedding_at,
-)
+from .identity_attention import MarDiniIdentityAttention, check_temporal_attention
 from .latent_stem import LatentHead, LatentResidualBlock, LatentStem
 from .loading import WholeModelMixin, WholeSingleFileMixin
 from .lora_scale import scales_lora
-from .transformer_mardini_planner import check_window
-from .window_state import MarDiniBlockState, MarDiniWindowState
+from .window import (
+    MarDiniBlockState,
+    MarDiniWindowState,
+    WindowLayout,
+    check_planning_signals,
+    check_window,
+    frames_at,
+    rotary_embedding_at,
+)
 
 
 class MarDiniTransformerBlock(CompiledOverShapes):
-    """AdaLN spatial attention, RMSNorm (spatio-)temporal identity attention, RMSNorm cross-attention to the planning signals,
-    AdaLN MLP (Fig. 2, right).
+    """AdaLN spatial attention, RMSNorm (spatio-)temporal identity attention, RMSNorm cross-attention to the planning
+    signals, AdaLN MLP (Fig. 2, right).
 
-    The spatial attention is modulated by the timestep, the MLP by the timestep plus the pooled planning signal.
+    The spatial attention is modulated by the timestep, the MLP by the timestep plus the pooled planning signals.
     """
 
     def __init__(
@@ -83,16 +87,15 @@ class MarDiniTransformerBlock(CompiledOverShapes):
         planning_tokens: torch.Tensor | None,
         temb: torch.Tensor,
         planning_temb: torch.Tensor,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        query_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        key_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
-        reference_mask: torch.Tensor | None = None,
-        masked_index: torch.Tensor | None = None,
+        rotary_emb: RotaryEmbedding,
+        query_rotary_emb: RotaryEmbedding,
+        key_rotary_emb: RotaryEmbedding | None,
+        layout: WindowLayout | None = None,
         block_state: MarDiniBlockState | None = None,
         masked_planning_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, MarDiniBlockState]:
-        """All frames of a window; or, with `block_state`, its masked frames alone; or, with `masked_planning_tokens`, its reference
-        frames alone, and then also returns the block's state."""
+        """Run the block on all frames of a window with its `layout`, or on its masked frames alone with `block_state`,
+        or on its reference frames alone with `masked_planning_tokens`; the last also returns the block's state."""
         # temb and planning_temb: (batch, frames or 1, 1, dim); hidden_states: (batch, frames, tokens, dim) throughout
         reference_key_value, planning_key_value = None, None
         if block_state is not None:
@@ -104,7 +107,7 @@ class MarDiniTransformerBlock(CompiledOverShapes):
 
         normed = self.norm2(hidden_states)
         if masked_planning_tokens is None:
-            output = self.temporal_attn(normed, rotary_emb, reference_mask, masked_index, reference_key_value)
+            output = self.temporal_attn(normed, rotary_emb, layout, reference_key_value)
         else:
             output, reference_key_value = self.temporal_attn.reference_step(normed, rotary_emb)
         hidden_states = hidden_states + output
@@ -147,22 +150,23 @@ class MarDiniTransformer3DModel(
             `"temporal"` or `"spatiotemporal"` (Table 1, T and ST); the parameters are the same.
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
         rope_max_frequency (`float`, defaults to `1.0`):
-            Highest rotary frequency, radians per frame, position, row or column. Ours: 1 as in Llama; pi, the highest that whole
-            numbers tell apart, lets a narrow model attend to single neighbours sooner.
+            Highest rotary frequency, in radians per frame, position, row or column. Ours: 1 as in Llama; with pi, the
+            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one
+            neighbour.
         latent_skip (`bool`, defaults to `False`):
-            Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep, zero at
-            the start. A velocity is in part linear in the noised latents, and a narrow model then need not carry them
-            through its layers.
+            Ours, not in the paper: adds the noised latents to the output with a learned gain per channel and timestep,
+            zero at the start. A velocity is partly linear in the noised latents; with the skip, a narrow model need
+            not carry them through its layers.
         stem_channels (`int`, defaults to `0`):
-            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the trunk
-            (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
-        stem_blocks (`int`, defaults to `2`): Residual blocks on each side, where there are such convolutions.
+            Ours, not in the paper: channels of the convolutions at the resolution of the latents before and after the
+            trunk (`latent_stem.py`), for latents finer than a patch. 0 is the paper's plain patch embedding.
+        stem_blocks (`int`, defaults to `2`): Residual blocks on each side if `stem_channels` is not 0.
         identity_attention (`bool`, defaults to `True`):
-            `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with: nothing of a
-            window can then be computed once for all steps. The parameters are the same.
+            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. Nothing
+            can then be computed once for all steps. The parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
         conditions (`dict`, *optional*):
-            Ours: what each frame may be told, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
+            Ours: conditions of each frame, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
         condition_info (`dict`, *optional*): Names of the channels, unit, range and more of each condition.
     """
 
@@ -174,7 +178,7 @@ class MarDiniTransformer3DModel(
         "condition_embedder",
     ]  # fmt: skip
     _keep_in_fp32_modules = ["norm2", "norm3", "norm_q", "norm_k"]
-    # Every process has a share of each frame's tokens: attention at one place over all frames, and to the plan, stays within it.
+    # Every process has some tokens of each frame: temporal and cross-attention need none of another process.
     _cp_plan = {
         "next_tokens": {0: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True)},
         "rope": {table: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for table in (0, 1)},
@@ -208,7 +212,7 @@ class MarDiniTransformer3DModel(
         super().__init__()
         if attention_head_dim % 4:
             raise ValueError(f"`attention_head_dim` is {attention_head_dim}; it must be divisible by 4")
-        _check_temporal_attention(temporal_attention)
+        check_temporal_attention(temporal_attention)
         dim = num_attention_heads * attention_head_dim
         patch_channels = (stem_channels or in_channels) * patch_size**2
         self.stem = LatentStem(in_channels, stem_channels, stem_blocks, dim, eps) if stem_channels else None
@@ -266,14 +270,14 @@ class MarDiniTransformer3DModel(
             nn.init.zeros_(self.head.conv_out.bias)
 
     def set_temporal_attention(self, temporal_attention: str) -> None:
-        """Swaps `"spatiotemporal"` for `"temporal"` attention or back, keeping all weights (Sec. 2.4.2, Fig. 4)."""
-        _check_temporal_attention(temporal_attention)
+        """Swap `"spatiotemporal"` for `"temporal"` attention or back, keeping all weights (Sec. 2.4.2, Fig. 4)."""
+        check_temporal_attention(temporal_attention)
         for block in self.transformer_blocks:
             block.temporal_attn.kind = temporal_attention
         register_changes(self, temporal_attention=temporal_attention)
 
     def enable_cache(self, config: Any) -> None:
-        """Reuses features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
+        """Reuse features between steps, see [`~CacheMixin.enable_cache`]; names our layers where `config` does not."""
         super().enable_cache(fit_cache_config(config))
 
     @scales_lora
@@ -292,13 +296,14 @@ class MarDiniTransformer3DModel(
         conditions: dict[str, torch.Tensor | None] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor] | MarDiniWindowState:
         r"""
-        Predicts the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
+        Predict the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
 
-        The whole window at every step is the plain form. Two calls do the same with less work, equal to rounding: one with
-        `return_window_state=True`, once per window, and one with that `window_state` at every step, on the masked frames alone:
+        In the plain form, each step computes the whole window. Two other calls give the same up to rounding, with less
+        work: one with `return_window_state=True`, once per window, and one with that `window_state` at every step, on
+        the masked frames alone:
 
         ```py
-        state = transformer(latents, 0, planning_signals, reference_mask, num_masked_frames=7, return_window_state=True)
+        state = transformer(latents, 0, planning_signals, mask, num_masked_frames=7, return_window_state=True)
         velocity = transformer(masked_latents, timestep, window_state=state).sample
         ```
 
@@ -306,40 +311,40 @@ class MarDiniTransformer3DModel(
             hidden_states (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
                 Latents: clean at reference frames, noised at masked frames.
             timestep (`torch.Tensor`, a scalar or of shape `(batch,)` or `(batch, frames)`):
-                Timesteps of the noise; those of reference frames are taken as 0, because they are clean.
+                Timesteps of the noise. At reference frames 0 is used instead, because they are clean.
             planning_signals (`torch.Tensor` of shape `(batch, frames, planner rows, planner columns, planning_dim)`):
                 The planner's output, or `None` for the learned unconditional signal (Sec. 2.4.1).
             reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
             num_masked_frames (`int`, *optional*):
-                The number of masked frames, where every row of the batch has the same: then only their queries are computed
-                (the caller vouches for it). `None` for rows that keep different numbers of frames.
+                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their
+                queries are computed. `None` for rows that differ.
             planning_signals_mask (`torch.BoolTensor` of shape `(batch,)`, *optional*):
                 Rows where it is False use the unconditional signal instead of theirs.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `Transformer2DModelOutput` or a tuple.
             window_state (`MarDiniWindowState`, *optional*):
-                What an earlier call returned for this window. `hidden_states` are then the noised latents of its masked frames,
-                in order, `(batch, masked frames, channels, height, width)`; the plan, the masks and the conditions are
-                not given again.
+                Result of an earlier call for this window. `hidden_states` are then the noised latents of its masked
+                frames, in order, `(batch, masked frames, channels, height, width)`; planning signals, masks and
+                conditions are not given again.
             return_window_state (`bool`, defaults to `False`):
-                Returns the state of the window instead of a velocity. Needs `num_masked_frames`; what stands at masked frames is
-                not read, nor is `timestep`.
+                Whether to return the state of the window instead of a velocity. Needs `num_masked_frames`; reads
+                neither the latents of masked frames nor `timestep`.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
-                What each frame is told, reference or masked; NaN in all channels of a frame that is told nothing.
-                Leave them out of the unconditional pass of guidance, like `planning_signals`.
+                Values for each frame, reference or masked; NaN in all channels of a frame without values. Leave them
+                out of the unconditional pass of guidance, like `planning_signals`.
 
         Returns:
-            `Transformer2DModelOutput` with `sample` of the shape of `hidden_states`; what stands at reference frames has no
+            `Transformer2DModelOutput` with `sample` shaped like `hidden_states`; values at reference frames have no
             meaning. With `return_window_state`, a `MarDiniWindowState`.
 
         Raises:
-            ValueError: where shapes, dtypes or the patch size do not fit, or arguments exclude each other.
+            ValueError: if shapes, dtypes or the patch size do not fit, or arguments exclude each other.
         """
         if window_state is not None:
             given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions)
             if return_window_state or any(argument is not None for argument in given):
                 raise ValueError(
-                    "`window_state` holds the plan, the masks and the conditions of its window; give none of them "
+                    "`window_state` holds the planning signals, masks and conditions of its window; give none of them "
                     "again, nor `return_window_state`"
                 )
             sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
@@ -347,33 +352,33 @@ class MarDiniTransformer3DModel(
         if reference_mask is None:
             raise ValueError("`reference_mask` is missing; give it, or the `window_state` of an earlier call")
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
+        layout = WindowLayout.from_mask(reference_mask, num_masked_frames)
         planning_tokens, *planner_grid = self._planning_tokens(hidden_states, planning_signals, planning_signals_mask)
         frames = hidden_states.shape[1]
         condition_emb = self._embed_conditions(conditions, hidden_states, frames)  # (batch, frames, 1, dim), or None
+        # The mean of each frame's planning signals, (batch, frames, 1, dim).
+        pooled_planning_signals = self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
         if return_window_state:
             return self._window_state(
-                hidden_states, planning_tokens, planner_grid, reference_mask, num_masked_frames, condition_emb
+                hidden_states, layout, planning_tokens, planner_grid, pooled_planning_signals, condition_emb
             )
 
-        # 1. Modulation: timestep 0 at reference frames (they are clean), conditions, and the frame's pooled plan.
-        timestep = _per_frame_timestep(timestep, *reference_mask.shape, reference_mask.device)
-        temb = self._embed_timestep(timestep.masked_fill(reference_mask, 0), hidden_states.dtype, condition_emb)
-        planning_temb = nn.functional.silu(temb + self._pool_plan(planning_tokens))  # (batch, frames, 1, dim)
-        temb = nn.functional.silu(temb)  # (batch, frames, 1, dim)
+        # 1. Modulation: timestep 0 at reference frames (they are clean), conditions, pooled planning signals.
+        timestep = per_frame_timestep(timestep, *reference_mask.shape, reference_mask.device)
+        timestep = timestep.masked_fill(reference_mask, 0)
+        temb, planning_temb = self._modulation(timestep, hidden_states.dtype, pooled_planning_signals, condition_emb)
 
         # 2. Tokens: every row of patches ends with [NEXT].
         tokens, rows, columns, features = self._embed_patches(hidden_states, temb)
 
-        # 3. Places, and which frames ask across frames.
+        # 3. Rotary positions.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
-        query_rotary_emb, key_rotary_emb = cross_rotary_emb[:2], cross_rotary_emb[2:]
-        masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
 
         # 4. Blocks.
-        tokens, reference_mask = standalone((tokens, reference_mask))
+        tokens = standalone(tokens)
         arguments = (
-            planning_tokens, temb, planning_temb, rotary_emb, query_rotary_emb, key_rotary_emb, reference_mask, masked_index,
+            planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb[:2], cross_rotary_emb[2:], layout,
         )  # fmt: skip
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -390,37 +395,34 @@ class MarDiniTransformer3DModel(
     def _window_state(
         self,
         hidden_states: torch.Tensor,
+        layout: WindowLayout,
         planning_tokens: torch.Tensor,
         planner_grid: list[int],
-        reference_mask: torch.Tensor,
-        num_masked_frames: int | None,
+        pooled_planning_signals: torch.Tensor,
         condition_emb: torch.Tensor | None,
     ) -> MarDiniWindowState:
-        """Runs the reference frames alone through all blocks."""
+        """Run the reference frames alone through all blocks, and return all that no step changes."""
         if not self.config.identity_attention:
             raise ValueError(
-                "this transformer has no identity attention: its reference frames follow the masked ones, and there is no state of theirs "
-                "to keep; call without `return_window_state`"
+                "this transformer has no identity attention: its reference frames depend on the masked ones, so that "
+                "no state of them can be kept; call without `return_window_state`"
             )
-        batch, frames = reference_mask.shape
-        if num_masked_frames is None or num_masked_frames == frames:
+        batch, frames = layout.reference_mask.shape
+        if layout.num_masked_frames in (None, frames):
             raise ValueError(
-                "a window state needs rows that all have the same number of masked frames, and a reference frame in each; give "
-                f"`num_masked_frames`, 1 to {frames - 1} (got {num_masked_frames}), or call without `return_window_state`"
+                "a window state needs rows that all have the same number of masked frames, and a reference frame in "
+                f"each; give `num_masked_frames`, 1 to {frames - 1} (got {layout.num_masked_frames}), or call without "
+                "`return_window_state`"
             )
-        masked, references = frame_indices(reference_mask, num_masked_frames)
-        pooled_plan = self._pool_plan(planning_tokens)  # (batch, frames, 1, dim)
-        clean = torch.zeros(batch, 1, device=hidden_states.device)
+        masked, references = layout.masked_index, layout.reference_index
         reference_condition_emb, masked_condition_emb = None, None
         if condition_emb is not None:
             reference_condition_emb, masked_condition_emb = (frames_at(condition_emb, i) for i in (references, masked))
-        temb = self._embed_timestep(
-            clean, hidden_states.dtype, reference_condition_emb
-        )  # (batch, 1 or references, 1, dim)
-        planning_temb = nn.functional.silu(temb + frames_at(pooled_plan, references))
-        temb = nn.functional.silu(temb)
+        timestep = torch.zeros(batch, 1, device=hidden_states.device)  # reference frames are clean
+        temb, planning_temb = self._modulation(
+            timestep, hidden_states.dtype, frames_at(pooled_planning_signals, references), reference_condition_emb
+        )
         tokens, rows, columns, _ = self._embed_patches(frames_at(hidden_states, references), temb)
-
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
         arguments = (
@@ -430,11 +432,11 @@ class MarDiniTransformer3DModel(
         tokens, arguments, masked_planning_tokens = standalone((tokens, arguments, frames_at(planning_tokens, masked)))
         blocks = []
         for block in self.transformer_blocks:
-            tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
-            blocks.append(state)
+            tokens, block_state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
+            blocks.append(block_state)
         return MarDiniWindowState(
             blocks=tuple(blocks),
-            pooled_plan=frames_at(pooled_plan, masked),
+            pooled_planning_signals=frames_at(pooled_planning_signals, masked),
             rotary_emb=standalone(rotary_embedding_at(rotary_emb, masked, batch)),
             query_rotary_emb=cross_rotary_emb[:2],
             temporal_attention=self.config.temporal_attention,
@@ -445,51 +447,51 @@ class MarDiniTransformer3DModel(
     def _denoise_masked_frames(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor, state: MarDiniWindowState
     ) -> torch.Tensor:
-        """The velocity of masked frames `(batch, masked frames, channels, height, width)`, by the state of their window."""
-        rows, columns = (length * self.config.patch_size for length in state.size)
-        expected = (state.batch_size, state.num_masked_frames, self.config.in_channels, rows, columns)
+        """Return the velocity of masked frames, `(batch, masked frames, channels, height, width)`."""
+        height, width = (length * self.config.patch_size for length in state.size)
+        expected = (state.batch_size, state.num_masked_frames, self.config.in_channels, height, width)
         if tuple(hidden_states.shape) != expected:
             raise ValueError(
-                f"`hidden_states` has shape {tuple(hidden_states.shape)}, but `window_state` was made for {expected} (batch, masked "
-                "frames, channels, height, width); give the masked frames of its window alone"
+                f"`hidden_states` has shape {tuple(hidden_states.shape)}, but `window_state` was made for {expected} "
+                "(batch, masked frames, channels, height, width); give the masked frames of its window alone"
             )
-        if state.temporal_attention != self.config.temporal_attention or len(state.blocks) != len(
-            self.transformer_blocks
-        ):
+        own = (len(self.transformer_blocks), self.config.temporal_attention)
+        if (len(state.blocks), state.temporal_attention) != own:
             raise ValueError(
-                f"`window_state` was made by a transformer with {len(state.blocks)} blocks and {state.temporal_attention} attention; "
-                f"this one has {len(self.transformer_blocks)} and {self.config.temporal_attention}: make it anew"
+                f"`window_state` was made by a transformer with {len(state.blocks)} blocks and "
+                f"{state.temporal_attention} attention; this one has {own[0]} and {own[1]}: make it again"
             )
-        timestep = _per_frame_timestep(timestep, *expected[:2], hidden_states.device)
-        temb = self._embed_timestep(
-            timestep, hidden_states.dtype, state.condition_emb
-        )  # (batch, masked frames, 1, dim)
-        planning_temb = nn.functional.silu(temb + state.pooled_plan)
-        temb = nn.functional.silu(temb)
+        timestep = per_frame_timestep(timestep, *expected[:2], hidden_states.device)
+        temb, planning_temb = self._modulation(
+            timestep, hidden_states.dtype, state.pooled_planning_signals, state.condition_emb
+        )
         tokens, rows, _, features = self._embed_patches(hidden_states, temb)
         tokens = standalone(tokens)
+        arguments = (None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
-            tokens = block(
-                tokens, None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None, block_state=block_state
-            )  # fmt: skip
+            tokens = block(tokens, *arguments, block_state=block_state)
         return self._velocity(tokens, temb, rows, hidden_states, features)
 
-    def _embed_timestep(
-        self, timestep: torch.Tensor, dtype: torch.dtype, condition_emb: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Embed timesteps `(batch, frames)`, and add what the frames are told: `(batch, frames, 1, dim)`."""
+    def _modulation(
+        self,
+        timestep: torch.Tensor,
+        dtype: torch.dtype,
+        pooled_planning_signals: torch.Tensor,
+        condition_emb: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed timesteps `(batch, frames or 1)`, add conditions; return this without and with the pooled planning
+        signals: the modulation of the attention and of the MLP, `(batch, frames or 1, 1, dim)` and
+            `(batch, frames, 1, dim)`."""
         temb = self.time_embed(self.time_proj(timestep.flatten()).to(dtype)).unflatten(0, timestep.shape)[:, :, None]
-        return temb if condition_emb is None else temb + condition_emb
-
-    def _pool_plan(self, planning_tokens: torch.Tensor) -> torch.Tensor:
-        """`(batch, frames, planning tokens, planning_dim)` to `(batch, frames, 1, dim)`."""
-        return self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
+        if condition_emb is not None:
+            temb = temb + condition_emb
+        return nn.functional.silu(temb), nn.functional.silu(temb + pooled_planning_signals)
 
     def _embed_patches(
         self, hidden_states: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor, int, int, torch.Tensor | None]:
-        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of patches, and
-        the features of the stem, where there is one."""
+        """Turn latents into tokens `(batch, frames, rows * (columns + 1), dim)`; return these, the rows and columns of
+        patches, and the features of the stem, if there is one."""
         features = None if self.stem is None else self.stem(hidden_states, temb)
         patches = patchify(hidden_states if features is None else features, self.config.patch_size)
         _, _, rows, columns, _ = patches.shape
@@ -503,7 +505,8 @@ class MarDiniTransformer3DModel(
         hidden_states: torch.Tensor,
         features: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The last layers: tokens of the last block to velocities of the shape of `hidden_states`, the noised latents."""
+        """Apply the last layers: tokens of the last block to velocities, shaped like the noised latents
+        `hidden_states`."""
         shift, scale = self.out_modulation(temb).chunk(2, dim=-1)
         tokens = torch.addcmul(shift, self.norm_out(tokens), 1 + scale)
         patches = self.proj_out(remove_next_tokens(tokens, rows))
@@ -521,50 +524,20 @@ class MarDiniTransformer3DModel(
         planning_signals: torch.Tensor | None,
         planning_signals_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int, int]:
-        batch, frames = hidden_states.shape[:2]
+        """Return planning tokens `(batch, frames, tokens, planning_dim)`, and rows and columns of their grid."""
         unconditional = self.unconditional_planning_signal.to(hidden_states.dtype)
         if planning_signals is None:
-            # Equal keys get equal weights: one token says what a whole grid of them would.
-            return unconditional.expand(batch, frames, 1, -1), 1, 1
-        if planning_signals.ndim != 5 or planning_signals.shape[:2] != hidden_states.shape[:2]:
-            raise ValueError(
-                f"`planning_signals` has shape {tuple(planning_signals.shape)}; expected ({batch}, {frames}, planner rows, "
-                f"planner columns, {self.config.planning_dim}), the planner's output for the same window"
-            )
-        if planning_signals.shape[-1] != self.config.planning_dim:
-            raise ValueError(
-                f"`planning_signals` has {planning_signals.shape[-1]} channels, but this transformer was built with "
-                f"`planning_dim={self.config.planning_dim}`; use the planner it was trained with"
-            )
+            # Equal keys get equal weights: one token has the effect of a whole grid.
+            return unconditional.expand(*hidden_states.shape[:2], 1, -1), 1, 1
+        check_planning_signals(
+            planning_signals, planning_signals_mask, hidden_states.shape[:2], self.config.planning_dim
+        )
         if planning_signals_mask is not None:
-            if planning_signals_mask.shape != (batch,) or planning_signals_mask.dtype != torch.bool:
-                raise ValueError(
-                    f"`planning_signals_mask` is {planning_signals_mask.dtype} shaped {tuple(planning_signals_mask.shape)}; "
-                    f"expected booleans shaped ({batch},), one for each row of the batch"
-                )
             keep = planning_signals_mask[:, None, None, None, None]
             planning_signals = torch.where(keep, planning_signals, unconditional.to(planning_signals.dtype))
         _, _, planner_rows, planner_columns, _ = planning_signals.shape
-        tokens = planning_signals.flatten(2, 3).contiguous()  # the planner's output of one row of patches is not
+        tokens = planning_signals.flatten(2, 3).contiguous()  # not contiguous for one row of patches
         return tokens.to(hidden_states.dtype), planner_rows, planner_columns
-
-
-def _per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:
-    """A scalar, `(batch,)` or `(batch, frames)` to `(batch, frames)`."""
-    timestep = torch.as_tensor(timestep, device=device)
-    if timestep.ndim == 1 and timestep.shape[0] in (1, batch):
-        timestep = timestep[:, None]
-    elif timestep.ndim != 0 and timestep.shape != (batch, frames):
-        raise ValueError(
-            f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, {frames}) "
-            "(batch, frames)"
-        )
-    return timestep.expand(batch, frames)
-
-
-def _check_temporal_attention(temporal_attention: str) -> None:
-    if temporal_attention not in TEMPORAL_ATTENTION_KINDS:
-        raise ValueError(f"`temporal_attention` is {temporal_attention!r}; accepted are {TEMPORAL_ATTENTION_KINDS}")
 
 
 TransformerBlockRegistry.register(

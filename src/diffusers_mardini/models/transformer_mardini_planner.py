@@ -1,7 +1,7 @@
 """The planner (Sec. 2.2, Table 1 left): masked low-resolution frames in, planning signals out, once per window.
 
-Its partner, which samples the frames, is `transformer_mardini.py`. The reconstruction head of the initial training stage
-(Sec. 2.4.1) is thrown away after training and therefore lives in the trainer, not here.
+The diffusion model, which samples the frames, is `transformer_mardini.py`. The reconstruction head of the initial
+training stage (Sec. 2.4.1) is discarded after training, and belongs to the trainer.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
 from .compiling import CompiledOverShapes, standalone
 from .conditions import ConditionsMixin
-from .embeddings import MarDiniRotaryPosEmbed, NextTokens, patchify, remove_next_tokens
-from .identity_attention import MarDiniIdentityAttention, masked_frame_index
+from .embeddings import MarDiniRotaryPosEmbed, NextTokens, RotaryEmbedding, patchify, remove_next_tokens
+from .identity_attention import MarDiniIdentityAttention
 from .loading import WholeModelMixin, WholeSingleFileMixin
 from .lora_scale import scales_lora
+from .window import WindowLayout, check_window
 
 
 @dataclass
@@ -31,8 +32,8 @@ class MarDiniPlannerOutput(BaseOutput):
     """Output of `MarDiniPlannerTransformer3DModel`.
 
     Args:
-        planning_signals: `(batch, frames, rows, columns, channels)`: `z_cond` of Sec. 2.2, the tokens of each frame on the
-            planner's grid of patches; [NEXT] positions are left out.
+        planning_signals: `(batch, frames, rows, columns, channels)`: `z_cond` of Sec. 2.2, the tokens of each frame on
+            the planner's grid of patches, without [NEXT].
     """
 
     planning_signals: torch.Tensor
@@ -63,14 +64,12 @@ class MarDiniPlannerTransformerBlock(CompiledOverShapes):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        reference_mask: torch.Tensor,
-        masked_index: torch.Tensor | None,
+        rotary_emb: RotaryEmbedding,
+        layout: WindowLayout,
     ) -> torch.Tensor:
+        """Run the block on all frames of a window, `(batch, frames, tokens, dim)`."""
         hidden_states = hidden_states + self.attn(self.norm1(hidden_states), rotary_emb)
-        hidden_states = hidden_states + self.spatiotemporal_attn(
-            self.norm2(hidden_states), rotary_emb, reference_mask, masked_index
-        )
+        hidden_states = hidden_states + self.spatiotemporal_attn(self.norm2(hidden_states), rotary_emb, layout)
         return hidden_states + self.ff(self.norm3(hidden_states))  # (batch, frames, tokens, dim) throughout
 
 
@@ -96,14 +95,15 @@ class MarDiniPlannerTransformer3DModel(
         mlp_dim (`int`, defaults to `4096`): Hidden channels of the MLP (Table 1).
         rope_theta (`float`, defaults to `10000.0`): Base of the rotary frequencies.
         rope_max_frequency (`float`, defaults to `1.0`):
-            Highest rotary frequency, radians per frame, position, row or column. Ours: 1 as in Llama; pi, the highest that whole
-            numbers tell apart, lets a narrow model attend to single neighbours sooner.
+            Highest rotary frequency, in radians per frame, position, row or column. Ours: 1 as in Llama; with pi, the
+            highest frequency without aliasing on whole numbers, a narrow model learns sooner to attend to one
+            neighbour.
         identity_attention (`bool`, defaults to `True`):
-            `False` lets reference frames attend as masked ones do, which is no MarDini but what Fig. 6c compares it with. The
+            `False` lets reference frames attend as masked ones do: not MarDini, but the comparison of Fig. 6c. The
             parameters are the same.
         eps (`float`, defaults to `1e-6`): Added to variances in the norms.
         conditions (`dict`, *optional*):
-            Ours: what each frame may be told, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
+            Ours: conditions of each frame, names to numbers of channels, `{"action": 3}` (`models/conditions.py`).
         condition_info (`dict`, *optional*): Names of the channels, unit, range and more of each condition.
     """
 
@@ -177,27 +177,28 @@ class MarDiniPlannerTransformer3DModel(
         conditions: dict[str, torch.Tensor | None] | None = None,
     ) -> MarDiniPlannerOutput | tuple[torch.Tensor]:
         r"""
-        Plans a window.
+        Compute the planning signals of a window.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
-                Low-resolution latents. What stands at masked frames is ignored, even NaN.
+                Low-resolution latents. Values at masked frames are ignored, even NaN.
             reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
             num_masked_frames (`int`, *optional*):
-                The number of masked frames, where every row of the batch has the same: then only their queries are computed
-                (the caller vouches for it). `None` for rows that keep different numbers of frames.
+                Number of masked frames, if it is the same in every row, which the caller guarantees: then only their
+                queries are computed. `None` for rows that differ.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales LoRA layers.
             return_dict (`bool`, defaults to `True`): Whether to return a `MarDiniPlannerOutput` or a tuple.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
-                What each frame is told, masked or not; NaN in all channels of a frame that is told nothing.
+                Values for each frame, masked or not; NaN in all channels of a frame without values.
 
         Returns:
             `MarDiniPlannerOutput` with `planning_signals` of shape `(batch, frames, rows, columns, channels)`.
 
         Raises:
-            ValueError: where shapes, the mask's dtype, the patch size or the names of conditions do not fit.
+            ValueError: if shapes, the mask's dtype, the patch size or the names of conditions do not fit.
         """
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
+        layout = WindowLayout.from_mask(reference_mask, num_masked_frames)
         is_reference = reference_mask[:, :, None, None, None]
 
         # 1. Tokens: masked frames become [MASK], every row of patches ends with [NEXT].
@@ -211,48 +212,20 @@ class MarDiniPlannerTransformer3DModel(
         if condition_emb is not None:
             tokens = tokens + condition_emb
 
-        # 2. Places, and which frames ask.
+        # 2. Blocks.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
-        masked_index = None if num_masked_frames is None else masked_frame_index(reference_mask, num_masked_frames)
-
-        # 3. Blocks.
-        tokens, reference_mask = standalone((tokens, reference_mask))
+        tokens = standalone(tokens)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, reference_mask, masked_index)
+                tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, layout)
             else:
-                tokens = block(tokens, rotary_emb, reference_mask, masked_index)
+                tokens = block(tokens, rotary_emb, layout)
 
-        # 4. Planning signals.
+        # 3. Planning signals.
         planning_signals = remove_next_tokens(self.norm_out(tokens), rows)  # (batch, frames, rows, columns, dim)
         if not return_dict:
             return (planning_signals,)
         return MarDiniPlannerOutput(planning_signals=planning_signals)
-
-
-def check_window(
-    hidden_states: torch.Tensor, reference_mask: torch.Tensor, in_channels: int, num_masked_frames: int | None
-) -> None:
-    """Raises `ValueError` where a window of latents and its mask do not fit together; reads shapes and dtypes only."""
-    if hidden_states.ndim != 5:
-        raise ValueError(
-            f"`hidden_states` has shape {tuple(hidden_states.shape)}; expected 5 dimensions "
-            "(batch, frames, channels, height, width)"
-        )
-    if hidden_states.shape[2] != in_channels:
-        raise ValueError(
-            f"`hidden_states` has {hidden_states.shape[2]} channels in dimension 2, but this model takes {in_channels}; "
-            "expected (batch, frames, channels, height, width)"
-        )
-    if reference_mask.dtype != torch.bool or reference_mask.shape != hidden_states.shape[:2]:
-        raise ValueError(
-            f"`reference_mask` is {reference_mask.dtype} of shape {tuple(reference_mask.shape)}; expected torch.bool of shape "
-            f"{tuple(hidden_states.shape[:2])} (batch, frames), True at reference frames"
-        )
-    if num_masked_frames is not None and not 0 < num_masked_frames <= hidden_states.shape[1]:
-        raise ValueError(
-            f"`num_masked_frames` is {num_masked_frames}; expected 1 to {hidden_states.shape[1]}, the window's frames, or None"
-        )
 
 
 TransformerBlockRegistry.register(

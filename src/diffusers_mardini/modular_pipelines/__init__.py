@@ -1,4 +1,4 @@
-"""The sampling of MarDini as blocks: `MarDiniBlocks` and the modular pipeline that runs them."""
+"""Sampling with MarDini as blocks: `MarDiniBlocks`, and the modular pipeline that runs them."""
 
 from .before_denoise import MarDiniPrepareLatentsStep, MarDiniSamplingOptionsStep
 from .decoders import MarDiniDecoderStep

@@ -1,4 +1,4 @@
-"""Blocks before the denoising: how is sampled, checked before a model runs, and the noise that it starts from."""
+"""Blocks before the denoising: validate the sampling options before any model runs; draw the noise."""
 
 from dataclasses import fields
 from typing import Any
@@ -17,15 +17,15 @@ from .block import MarDiniBlock
 # Names, types and defaults are those of `SamplingOptions`.
 DESCRIPTIONS = {
     "num_inference_steps": "Number of denoising steps.",
-    "timesteps": "Noise levels to visit, falling, instead of a number.",
-    "guidance_scale": "By default 2.5 where only leading frames are given, else 1.0 (none).",
-    "eta": "Fresh noise per step, for schedulers that take it.",
+    "timesteps": "Noise levels to visit, falling; overrides `num_inference_steps`.",
+    "guidance_scale": "By default 2.5 if only leading frames are given, otherwise 1.0 (none).",
+    "eta": "Fresh noise per step, for schedulers that accept it.",
     "generator": "Source of the noise; a list has one per video.",
     "attention_kwargs": '`{"scale": s}` scales LoRA layers.',
     "callback_on_step_end": (
         "Called as `callback(pipe, step, timestep, tensors)`, where `pipe` is a `MarDiniPipeline` of the same parts."
     ),
-    "callback_on_step_end_tensor_inputs": "Which tensors it gets: `latents`, `planning_signals`.",
+    "callback_on_step_end_tensor_inputs": "Names of the tensors it gets: `latents`, `planning_signals`.",
 }
 SAMPLING_INPUTS = [
     InputParam(
@@ -44,17 +44,18 @@ NOISE = InputParam(
 CONDITIONS = InputParam(
     "conditions",
     type_hint=dict[str, Any],
-    description="What the frames are told, by name; (num_frames, channels) each.",
+    description="Conditions of the frames, by name; (num_frames, channels) each.",
 )
 
 
 class MarDiniSamplingOptionsStep(MarDiniBlock):
-    """Checks how the window is to be sampled, before any model runs."""
+    """Validate the sampling options, before any model runs."""
 
     parts = ("vae", "transformer", "scheduler")
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("pixels", required=True, type_hint=torch.Tensor, description="The given frames."),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
@@ -68,6 +69,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("sampling_options", type_hint=SamplingOptions, description="The arguments, checked."),
             OutputParam(
@@ -78,30 +80,31 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             ),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         options = SamplingOptions(**{param.name: getattr(block_state, param.name) for param in SAMPLING_INPUTS})
         batch, _, _, height, width = block_state.pixels.shape
         per_row = whole_number(block_state.num_videos_per_prompt, "num_videos_per_prompt", least=1)
-        shape = pipe._latents_shape(batch * per_row, block_state.num_frames, height, width)
+        shape = pipe.latents_shape(batch * per_row, block_state.num_frames, height, width)
         pipe.check_inputs(
             options, batch * per_row, block_state.output_type, block_state.latents, shape, block_state.given_indices
         )
         block_state.conditions = read_conditions(
             block_state.conditions, pipe.conditions, batch, block_state.num_frames
         )
-        pipe._set_timesteps(options)
+        pipe.set_timesteps(options)
         pipe._reset_call()
         block_state.sampling_options = options
         block_state.latents_shape = shape
 
 
 class MarDiniPrepareLatentsStep(MarDiniBlock):
-    """Draws the noise, and repeats what belongs to a row of the batch for each of its videos."""
+    """Draw the noise, and repeat the tensors of a row of the batch for each of its videos."""
 
     parts = ("scheduler",)
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("sampling_options", required=True, type_hint=SamplingOptions, description="Has the generator."),
             InputParam("latents_shape", required=True, type_hint=tuple[int, ...], description="Of the noise."),
@@ -118,6 +121,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("latents", type_hint=torch.Tensor, description="The noise at the scheduler's first level."),
             OutputParam("reference_latents", type_hint=torch.Tensor, description="A row for each video."),
@@ -125,7 +129,7 @@ class MarDiniPrepareLatentsStep(MarDiniBlock):
             OutputParam("conditions", type_hint=dict[str, torch.Tensor], description="A row for each video."),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         for name in ("reference_latents", "planning_signals"):
             rows = getattr(block_state, name)
             setattr(block_state, name, rows.repeat_interleave(block_state.num_videos_per_prompt, dim=0))

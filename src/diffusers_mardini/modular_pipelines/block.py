@@ -1,11 +1,8 @@
-"""What all blocks share: the parts, the one setting, and the `MarDiniPipeline` that does their work.
+"""The base of all blocks: their parts, their one setting, and the `MarDiniPipeline` that does their work.
 
-The blocks cut `MarDiniPipeline.__call__` into pieces that can be taken out, replaced and put between others. How a window is sampled is
-told once, there: a block calls the pipeline's method of its step, and the results are the same to the bit.
+The blocks cut `MarDiniPipeline.__call__` into steps that can be removed, replaced and combined with others. Each block
+calls the pipeline's method of its step, so that sampling is written once, and the results are equal bit for bit.
 """
-
-from copy import deepcopy
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ModularPipeline, ModularPipelineBlocks
@@ -26,75 +23,67 @@ PARTS = {
 }
 
 
-def init_pipeline(
-    self: ModularPipelineBlocks,
-    pretrained_model_name_or_path: str | None = None,
-    components_manager: Any = None,
-    collection: str | None = None,
-) -> ModularPipeline:
-    """A `MarDiniModularPipeline` of these blocks; its parts are loaded by `load_components`.
-
-    The method `init_pipeline` of all our blocks: that of diffusers finds classes of pipelines among its own only.
-    """
-    from .modular_pipeline import MarDiniModularPipeline  # which has `MarDiniBlocks` for a default
-
-    return MarDiniModularPipeline(deepcopy(self), pretrained_model_name_or_path, components_manager, collection)
-
-
 class MarDiniBlock(ModularPipelineBlocks):
-    """A single step. `parts` names the components that it uses, `description` is the docstring's first paragraph."""
+    """A single step. `parts` are the names of its components; `description` is the first paragraph of the
+    docstring."""
 
     model_name = "mardini"
     parts: tuple[str, ...] = ()
-    init_pipeline = init_pipeline
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
-        """Reads the inputs off `block_state`, and writes the outputs to it."""
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+        """Read the inputs from `block_state`, and write the outputs to it."""
         raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        """Runs the step; raises `ValueError` where an input is missing, or a part that it needs is not loaded."""
+        """Run the step.
+
+        Raises:
+            ValueError: if an input is missing, or a part that the step needs is not loaded.
+        """
         block_state = self.get_block_state(state)
         missing = [name for name in self.parts if getattr(components, name, None) is None]
         if missing:
             raise ValueError(
-                f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` first, "
-                "or give it with `update_components`"
+                f"{type(self).__name__} needs {', '.join(missing)}, which is not loaded; call `load_components()` "
+                "first, or pass it to `update_components`"
             )
-        self.run(window_pipeline(components), block_state)
+        self._run(window_pipeline(components), block_state)
         self.set_block_state(state, block_state)
         return components, state
 
     @property
     def description(self) -> str:
+        """First paragraph of the docstring."""
         return " ".join(self.__doc__.split("\n\n")[0].split())
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
+        """Specifications of `parts`."""
         return [ComponentSpec(name, PARTS[name]) for name in self.parts]
 
     @property
     def expected_configs(self) -> list[ConfigSpec]:
-        return [ConfigSpec("planner_downscale", 4, "How many times smaller the frames are that the planner sees.")]
+        """Specification of the one setting."""
+        return [ConfigSpec("planner_downscale", 4, "How many times smaller the planner's frames are.")]
 
 
 def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
-    """The `MarDiniPipeline` of a modular pipeline's parts, `None` where one is not loaded; made anew where one was replaced.
+    """Return the `MarDiniPipeline` of a modular pipeline's parts, with `None` for those that are not loaded.
 
-    Kept as an attribute, because it holds what a call knows: the current timestep, the guidance, an interruption.
+    It is an attribute of the modular pipeline, because it holds the state of a call (timestep, guidance,
+    interruption), and is replaced when a part was.
     """
     parts = {name: getattr(components, name, None) for name in PARTS}
     downscale = components.config["planner_downscale"]
     made = components.__dict__.get("_window_pipeline")
-    is_current = (
-        made is not None
-        and made.config.planner_downscale == downscale
-        and all(getattr(made, name) is part for name, part in parts.items())
-    )
-    if not is_current:
+    if (
+        made is None
+        or made.config.planner_downscale != downscale
+        or any(getattr(made, name) is not part for name, part in parts.items())
+    ):
         before = made
         made = components._window_pipeline = MarDiniPipeline(**parts, planner_downscale=downscale)
         if before is not None and before.transformer is made.transformer and before._noise_levels is not None:
-            made._noise_levels = before._noise_levels  # a scheduler that was put in has to mean the same by a timestep
+            made._noise_levels = before._noise_levels  # of the transformer; a new scheduler must have the same
     return made

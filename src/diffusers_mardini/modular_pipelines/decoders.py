@@ -12,12 +12,13 @@ from .encoders import CHUNK_SIZE
 
 
 class MarDiniDecoderStep(MarDiniBlock):
-    """Decodes the window, given frames included."""
+    """Decode the window, given frames included."""
 
     parts = ("vae",)
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor, description="Clean latents of all frames."),
             InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
@@ -26,6 +27,7 @@ class MarDiniDecoderStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam(
                 "videos",
@@ -34,5 +36,5 @@ class MarDiniDecoderStep(MarDiniBlock):
             )
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         block_state.videos = pipe.decode(block_state.latents, block_state.output_type, block_state.decode_chunk_size)

@@ -12,10 +12,10 @@ from .block import MarDiniBlock
 
 
 class MarDiniDenoiseStep(MarDiniBlock):
-    """Samples the masked frames of the window.
+    """Sample the masked frames of the window.
 
-    The whole loop is one block, with guidance and caches as in `MarDiniPipeline`; what is to happen between steps is
-    `callback_on_step_end`'s.
+    The whole loop is one block, with guidance and caches as in `MarDiniPipeline`; `callback_on_step_end` runs code
+    between steps.
     """
 
     parts = ("transformer", "scheduler")
@@ -25,11 +25,12 @@ class MarDiniDenoiseStep(MarDiniBlock):
         self._progress_bar_config: dict[str, Any] = {}
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """As that of `MarDiniPipeline`; the modular pipeline's method of the same name calls it."""
+        """Set options of the progress bar; the modular pipeline's method of the same name calls it."""
         self._progress_bar_config = kwargs
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             InputParam(
                 "latents", required=True, type_hint=Tensor, description="Noise at the scheduler's first level."
@@ -45,15 +46,16 @@ class MarDiniDenoiseStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam(
                 "latents", type_hint=Tensor, description="Clean, (videos, num_frames, channels, h, w), in float32."
             )
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         pipe.set_progress_bar_config(**self._progress_bar_config)
-        with pipe.progress_bar(total=pipe._set_timesteps(block_state.sampling_options)) as progress_bar:
+        with pipe.progress_bar(total=pipe.set_timesteps(block_state.sampling_options)) as progress_bar:
             block_state.latents = pipe.denoise(
                 block_state.latents,
                 block_state.reference_latents,
@@ -63,4 +65,4 @@ class MarDiniDenoiseStep(MarDiniBlock):
                 progress_bar,
                 block_state.conditions,
             )
-        pipe.maybe_free_model_hooks()  # drops what caches have kept
+        pipe.maybe_free_model_hooks()  # frees features of caches

@@ -1,4 +1,4 @@
-"""First block: what frames are given, and where they stand in the window. One block for each task of Sec. 2.1."""
+"""First block: reads the given frames and their places in the window. One block for each task of Sec. 2.1."""
 
 import PIL.Image
 from diffusers.modular_pipelines.modular_pipeline import BlockState
@@ -23,13 +23,14 @@ TASK_INPUTS = {
 
 
 class MarDiniInputStep(MarDiniBlock):
-    """Reads the frames that are given and their places."""
+    """Read the given frames and their places."""
 
     parts = ("vae", "planner", "transformer")
     task_inputs: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[InputParam]:
+        """Arguments, and results of earlier blocks."""
         return [
             *(TASK_INPUTS[name] for name in self.task_inputs),
             InputParam(
@@ -41,12 +42,13 @@ class MarDiniInputStep(MarDiniBlock):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
+        """Results for later blocks."""
         return [
             OutputParam("pixels", type_hint=Tensor, description="(batch, given frames, 3, height, width) in [-1, 1]."),
             OutputParam("given_indices", type_hint=list[int], description="Their places in the window, rising."),
         ]
 
-    def run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
+    def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
         given = read_given_frames(
             *(getattr(block_state, name) if name in self.task_inputs else None for name in TASK_INPUTS),
             block_state.num_frames,
@@ -55,7 +57,7 @@ class MarDiniInputStep(MarDiniBlock):
             pipe.size_multiple,
         )
         block_state.pixels = to_pixels(given.videos, given.height, given.width, pipe.video_processor)
-        block_state.given_indices = given.frame_indices
+        block_state.given_indices = given.given_indices
 
 
 class MarDiniImageToVideoInputStep(MarDiniInputStep):

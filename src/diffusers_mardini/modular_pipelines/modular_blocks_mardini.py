@@ -1,11 +1,10 @@
-"""All blocks in their order, with the one for the task chosen by what is given (Sec. 2.1: masking decides it)."""
+"""All blocks in their order; the given frames select the block of the task (Sec. 2.1: masking decides it)."""
 
 from diffusers import AutoPipelineBlocks, ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
 from ..pipelines.inputs import check_task
 from .before_denoise import MarDiniPrepareLatentsStep, MarDiniSamplingOptionsStep
-from .block import init_pipeline
 from .decoders import MarDiniDecoderStep
 from .denoise import MarDiniDenoiseStep
 from .encoders import MarDiniPlannerStep, MarDiniVaeEncoderStep
@@ -19,7 +18,7 @@ from .inputs import (
 
 
 class MarDiniAutoInputStep(AutoPipelineBlocks):
-    """Finds the task in what is given: image-to-video, interpolation, expansion or any frames."""
+    """Select the task by the given frames: image-to-video, interpolation, expansion or any frames."""
 
     block_classes = [
         MarDiniAnyFramesInputStep,
@@ -29,17 +28,18 @@ class MarDiniAutoInputStep(AutoPipelineBlocks):
     ]
     block_names = ["any_frames", "expansion", "interpolation", "image_to_video"]
     block_trigger_inputs = ["frame_indices", "video", "last_image", None]
-    init_pipeline = init_pipeline
 
     @property
     def description(self) -> str:
+        """Text of `doc` and of the blocks' listing."""
         return (
             "Reads the given frames: `frame_indices` with `video` places them anywhere, `video` alone is expansion, "
             "`last_image` with `image` interpolation, `image` alone image-to-video."
         )
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
-        # The chosen block looks at the inputs of its task alone: what contradicts them would be ignored.
+        """Run the block of the task; raises `ValueError` for inputs of two tasks."""
+        # The selected block reads the inputs of its task alone, and would ignore contradicting ones.
         check_task(**{name: state.get(name) for name in TASK_INPUTS})
         return super().__call__(components, state)
 
@@ -57,7 +57,6 @@ class MarDiniBlocks(SequentialPipelineBlocks):
         MarDiniDecoderStep,
     ]
     block_names = ["input", "sampling_options", "vae_encoder", "planner", "prepare_latents", "denoise", "decode"]
-    init_pipeline = init_pipeline
     _workflow_map = {
         "image_to_video": {"image": True},
         "interpolation": {"image": True, "last_image": True},
@@ -67,4 +66,5 @@ class MarDiniBlocks(SequentialPipelineBlocks):
 
     @property
     def description(self) -> str:
+        """Text of `doc` and of the blocks' listing."""
         return "Image-to-video, interpolation, video expansion and any other filling in of frames with MarDini."

@@ -1,9 +1,11 @@
-"""The modular pipeline: blocks, the parts they use, LoRA, and the folder it is saved to.
+"""The modular pipeline: blocks, their parts, LoRA, and the folder it is saved to.
 
-Blocks of ours also run in diffusers' own `ModularPipeline`; this class adds what that one looks up among diffusers' classes alone.
+Our blocks also run in diffusers' own `ModularPipeline`, which finds some classes among diffusers' own only; this class
+finds ours.
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,21 @@ from ..format_version import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_V
 from ..loaders import MarDiniLoraLoaderMixin
 from ..pipelines.one_call import one_call_at_a_time
 from ..weights import check_tensors, check_weight_files, empty_tensors, require_safetensors_argument
-from .block import PARTS, window_pipeline
+from .block import PARTS, MarDiniBlock, window_pipeline
+from .modular_blocks_mardini import MarDiniAutoInputStep, MarDiniBlocks
 
 
 class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
     r"""
     A pipeline made of blocks, `MarDiniBlocks` unless others are given.
 
-    Called with the arguments of [`~MarDiniPipeline.__call__`]; `output="videos"` returns what is `frames` there.
+    Call it with the arguments of [`~MarDiniPipeline.__call__`]; `output="videos"` returns the `frames` of that.
 
     Args:
-        blocks (`ModularPipelineBlocks`, *optional*): What is run.
+        blocks (`ModularPipelineBlocks`, *optional*): The blocks to run.
         pretrained_model_name_or_path (`str`, *optional*):
-            A folder or an id on the Hub, of a `MarDiniPipeline` or a modular one: where `load_components` finds the parts.
+            A folder or an id on the Hub of a `MarDiniPipeline` or a modular one, from which `load_components` loads
+            the parts.
         components_manager, collection, workflow, kwargs: See [`ModularPipeline`].
 
     Raises:
@@ -45,8 +49,6 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         **kwargs: Any,
     ):
         if blocks is None:
-            from .modular_blocks_mardini import MarDiniBlocks  # whose blocks make pipelines of this class
-
             blocks = MarDiniBlocks()
         if pretrained_model_name_or_path is not None:
             pretrained_model_name_or_path = str(pretrained_model_name_or_path)  # diffusers joins it to names
@@ -63,15 +65,15 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         workflow: str | None = None,
         **kwargs: Any,
     ) -> "MarDiniModularPipeline":
-        """`MarDiniBlocks` with the parts of a folder or of a repository on the Hub; runs no code from there.
+        """Return `MarDiniBlocks` with the parts of a folder or of a repository on the Hub; runs no code from there.
 
-        As in diffusers, weights are loaded by `load_components`. `kwargs` are those of the Hub (`revision`, `token` ...).
+        As in diffusers, `load_components` loads the weights. `kwargs` are those of the Hub (`revision`, `token` ...).
         """
         return cls(None, pretrained_model_name_or_path, components_manager, collection, workflow, **kwargs)
 
     @property
     def current_timestep(self) -> torch.Tensor | None:
-        """The noise level of the step that runs, for caches that ask; `None` between calls."""
+        """Timestep of the present evaluation, for caches; `None` between calls."""
         return window_pipeline(self).current_timestep
 
     @torch.no_grad()
@@ -79,17 +81,16 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
     def __call__(
         self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs: Any
     ) -> Any:
-        """Runs the blocks, see [`~ModularPipeline.__call__`]; raises `ValueError` while another call is at work."""
+        """Run the blocks, see [`~ModularPipeline.__call__`]; raises `ValueError` while another call runs."""
         return super().__call__(state, output, **kwargs)
 
     def load_components(
         self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any
     ) -> None:
-        """Loads the parts, see [`~ModularPipeline.load_components`].
+        """Load the parts, see [`~ModularPipeline.load_components`].
 
         Raises:
-            ValueError: if weights are no safetensors, or lack tensors. What else goes wrong with a part diffusers
-                tells in a warning.
+            ValueError: if weights are no safetensors, or lack tensors. diffusers warns of other failures.
         """
         asked = kwargs.pop("use_safetensors", None)
         require_safetensors_argument({"use_safetensors": asked})
@@ -109,20 +110,22 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
                 check_tensors(name, type(part).__name__, empty_tensors(part), [])
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves all parts, see [`~ModularPipeline.save_pretrained`]; refuses while LoRA adapters are loaded."""
+        """Save all parts, see [`~ModularPipeline.save_pretrained`]; raises `ValueError` while LoRA adapters are
+        loaded."""
         self._refuse_loaded_adapters()
         super().save_pretrained(str(save_directory), **{"overwrite_modular_index": True, **kwargs})
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes `modular_model_index.json`, and beside it what `ModularPipeline.from_pretrained` finds our blocks through."""
+        """Write `modular_model_index.json`, and the files that let `ModularPipeline.from_pretrained` find our
+        blocks."""
         super().to_json_file(json_file_path)
         index_file = Path(json_file_path)
         index = json.loads(index_file.read_text(encoding="utf-8"))
         for value in index.values():
-            # Parts in the folder are found there wherever it is moved to; a path on this machine is not published.
+            # No path means this folder, wherever it is moved to; a path of this machine is not published.
             if isinstance(value, list) and Path(value[2]["pretrained_model_name_or_path"] or "") == index_file.parent:
                 value[2]["pretrained_model_name_or_path"] = None
-        # diffusers looks this name up among its own classes. Blocks of ours do not need ours.
+        # diffusers looks for this name among its own classes, and our blocks run in its pipeline too.
         index["_class_name"] = ModularPipeline.__name__
         index[FORMAT_KEY] = FORMAT_VERSION
         _write(index_file, index)
@@ -135,15 +138,28 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         (index_file.parent / f"{BLOCKS_SHIM_NAME}.py").write_text(BLOCKS_SHIM, encoding="utf-8")
 
     @classmethod
-    def _load_pipeline_config(
-        cls, pretrained_model_name_or_path: str, **kwargs: Any
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def _load_pipeline_config(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[Any, Any]:
         modular_index, index = super()._load_pipeline_config(pretrained_model_name_or_path, **kwargs)
         check_format(modular_index or index, pretrained_model_name_or_path)
         for value in (modular_index or {}).values():
             if isinstance(value, list) and value[2]["pretrained_model_name_or_path"] is None:
                 value[2]["pretrained_model_name_or_path"] = str(pretrained_model_name_or_path)
         return modular_index, index
+
+
+def _init_pipeline(
+    self: ModularPipelineBlocks,
+    pretrained_model_name_or_path: str | None = None,
+    components_manager: Any = None,
+    collection: str | None = None,
+) -> MarDiniModularPipeline:
+    """Return a `MarDiniModularPipeline` of these blocks; its `load_components` loads the parts."""
+    return MarDiniModularPipeline(deepcopy(self), pretrained_model_name_or_path, components_manager, collection)
+
+
+# The method of diffusers finds pipelines among diffusers' classes only. Set here, because blocks do not import pipelines.
+for _blocks in (MarDiniBlock, MarDiniAutoInputStep, MarDiniBlocks):
+    _blocks.init_pipeline = _init_pipeline
 
 
 def _write(file: Path, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Reads and checks the conditions that a user hands in, and cuts them to windows.
+"""Read and check the conditions that users pass, and cut them to windows.
 
-The models' configurations say what their conditions are (`models/conditions.py`). Everything here happens before any
-model runs. The result has one form: tensors `(batch, frames, channels)` by name, float32 on the CPU, NaN where absent.
+The models' configurations describe their conditions (`models/conditions.py`). Everything here happens before any model
+runs. The result has one form: tensors `(batch, frames, channels)` by name, float32 on the CPU, NaN where absent.
 """
 
 import itertools
@@ -19,7 +19,7 @@ Conditions = dict[str, torch.Tensor]
 
 
 def known_conditions(*models: nn.Module | None) -> dict[str, Condition]:
-    """Return the conditions that any of the models takes, by name.
+    """Return the conditions of all models, by name.
 
     Raises:
         ValueError: if two of them take different conditions under one name.
@@ -48,14 +48,14 @@ def read_conditions(
 
     Args:
         conditions: for each name an array `(num_frames, channels)` for all videos, or `(batch, num_frames, channels)`;
-            `(num_frames,)` will do where a condition has one channel. `None` is an absent condition.
-        known: what the models take.
+            `(num_frames,)` is accepted for a condition of one channel. `None` is an absent condition.
+        known: conditions of the models.
         batch_size: number of videos.
-        num_frames: how many frames the values are for.
-        num_given: of the `num_frames`, how many lead that may be left out, and then are absent.
+        num_frames: number of frames that the values belong to.
+        num_given: number of leading frames whose values may be left out, and then are absent.
 
     Returns:
-        What was given, in one form: `(batch, num_frames, channels)`.
+        The values in one form: `(batch, num_frames, channels)`.
 
     Raises:
         ValueError: for unknown names, and values of another shape, kind or range.
@@ -85,17 +85,18 @@ def read_conditions(
 
 
 def conditions_for(conditions: Conditions | None, model: nn.Module, device: torch.device) -> Conditions:
-    """Return those of the conditions that the model takes, on its device."""
+    """Return the conditions that the model accepts, on its device."""
     takes = getattr(model, "config", {}).get("conditions") or {}
     return {name: values.to(device) for name, values in (conditions or {}).items() if name in takes}
 
 
 def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places: list[int]) -> Conditions:
-    """Cut the conditions of a video to the frames at `places`: those of a window.
+    """Cut the conditions of a video to the frames of a window, at `places`.
 
     Values belong to the interval that leads to their frame. A window that skips frames has longer intervals: its
-    values are the mean over the interval, or the sum where the configuration says so; absent frames do not count. The
-    interval of the window's first frame is as long as the next one; a frame that comes twice keeps its values. Places behind the last frame have its values.
+    values are the mean over the interval, or the sum if the configuration says so; absent frames do not count. The
+    interval of the window's first frame is as long as the next one. A frame that occurs twice keeps its values; places
+    after the last frame have its values.
     """
     first = max(0, 2 * places[0] - places[1] + 1)
     intervals = [(first, places[0] + 1)] + [
@@ -167,7 +168,7 @@ def _check_values(values: torch.Tensor, condition: Condition) -> None:
 
     absent = values.isnan()
     absent_in_some = absent & ~absent.all(dim=-1, keepdim=True)
-    refuse(absent_in_some, "give values in all channels, or NaN in all of them for a frame that is told nothing")
+    refuse(absent_in_some, "give values in all channels, or NaN in all of them for a frame without values")
     refuse(values.isinf(), "give finite numbers")
     if condition.ranges is not None:
         # Values at the ends of the range may be rounded.

@@ -1,7 +1,7 @@
-"""Reads and checks what a user hands in: pictures, clips and the places they take in the window.
+"""Read and check what users pass: pictures, clips, and their places in the window.
 
 Everything here happens before any model runs, and every error says what was given, what is accepted and what to do.
-What comes out is one form, `GivenFrames`; the models, noise and sampling are `pipeline_mardini.py`'s.
+The result has one form, `GivenFrames`. Models, noise and sampling are in `pipeline_mardini.py`.
 """
 
 import operator
@@ -28,30 +28,33 @@ ACCEPTED_PICTURES = (
     "1 channel (grey; its axis may be left out), 2 (with transparency), 3 (RGB) or 4, floats in [0, 1] or [-1, 1] or "
     "uint8"
 )
-OVERSHOOT = 1e-3  # of floats beyond their range, which rounding makes: a quarter of a step of 8 bits; it is clamped
-SIGNED_BELOW = -0.1  # floats of [0, 1] that a sharp filter resized reach down to about this
+OVERSHOOT = (
+    1e-3  # floats may exceed their range by this, from rounding (a quarter of a step of 8 bits), and are clamped
+)
+SIGNED_BELOW = -0.1  # about the lowest value of floats in [0, 1] after resizing with a sharp filter
 
 
 @dataclass(frozen=True)
 class GivenFrames:
-    """The frames a user gave, checked: every video of the batch gives the same number, for the same places.
+    """The given frames, checked: every video of the batch gives the same number, at the same places.
 
     Args:
         videos: the pictures, `videos[row][i]`, all of one kind and size.
-        frame_indices: the place of `videos[row][i]` in the window; rising.
+        given_indices: the place of `videos[row][i]` in the window; rising.
         num_frames: number of frames of the window.
         height: of the output, in pixels.
         width: of the output, in pixels.
     """
 
     videos: list[list[Picture]]
-    frame_indices: list[int]
+    given_indices: list[int]
     num_frames: int
     height: int
     width: int
 
     @property
     def batch_size(self) -> int:
+        """Number of videos."""
         return len(self.videos)
 
 
@@ -65,7 +68,7 @@ def read_given_frames(
     width: int | None,
     size_multiple: int,
 ) -> GivenFrames:
-    """Finds the task in the arguments of `MarDiniPipeline.__call__` (Sec. 2.1: masking decides it).
+    """Read the arguments of `MarDiniPipeline.__call__` that decide the task (Sec. 2.1: by masking).
 
     Raises:
         ValueError: for no or contradictory inputs, wrong types, sizes or places.
@@ -85,16 +88,16 @@ def read_given_frames(
         videos = [[first, last] for first, last in zip(firsts, lasts)]
         _check_pictures(videos, "image` and `last_image")
         frame_indices = [0, num_frames - 1]
-    places = _check_places(frame_indices, len(videos[0]), num_frames)
-    if places != sorted(places):
-        order = sorted(range(len(places)), key=places.__getitem__)
-        videos, places = [[frames[i] for i in order] for frames in videos], sorted(places)
+    given_indices = _check_places(frame_indices, len(videos[0]), num_frames)
+    if given_indices != sorted(given_indices):
+        order = sorted(range(len(given_indices)), key=given_indices.__getitem__)
+        videos, given_indices = [[frames[i] for i in order] for frames in videos], sorted(given_indices)
     height, width = output_size(videos, height, width, size_multiple)
-    return GivenFrames(videos, places, num_frames, height, width)
+    return GivenFrames(videos, given_indices, num_frames, height, width)
 
 
 def check_task(image: Any, last_image: Any, video: Any, frame_indices: Sequence[int] | None) -> None:
-    """Raises `ValueError` where nothing is given, or things that exclude each other; looks at nothing else."""
+    """Raise `ValueError` if nothing is given, or inputs that exclude each other; checks nothing else."""
     if image is None and video is None:
         if last_image is not None:
             raise ValueError(
@@ -113,15 +116,15 @@ def check_task(image: Any, last_image: Any, video: Any, frame_indices: Sequence[
 
 
 def split_videos(video: Any) -> list[list[Picture]]:
-    """Takes one clip or a batch of clips apart into pictures, `videos[row][frame]`.
+    """Split one clip or a batch of clips into pictures, `videos[row][frame]`.
 
     Raises:
         ValueError: for anything that is not a clip, and for pictures or clips that do not match each other.
     """
     if isinstance(video, (np.ndarray, torch.Tensor)):
         if video.ndim not in (4, 5):
-            raise ValueError(f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes , a batch of them 5")
-        videos = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
+            raise ValueError(f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes, a batch of them 5")
+        videos: list[list[Picture]] = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
     elif isinstance(video, (list, tuple)) and len(video) > 0:
         videos = [list(video)] if _is_picture(video[0]) else [_split_clip(clip) for clip in video]
     elif isinstance(video, (list, tuple)):
@@ -144,7 +147,11 @@ def split_videos(video: Any) -> list[list[Picture]]:
 def output_size(
     videos: list[list[Picture]], height: int | None, width: int | None, size_multiple: int
 ) -> tuple[int, int]:
-    """Height and width of the output: what was asked for, else the pictures'; checked against `size_multiple`."""
+    """Return height and width of the output, by default those of the pictures.
+
+    Raises:
+        ValueError: if one is not divisible by `size_multiple`.
+    """
     given_height, given_width = _picture_size(videos[0][0])
     height = given_height if height is None else whole_number(height, "height", least=1)
     width = given_width if width is None else whole_number(width, "width", least=1)
@@ -152,17 +159,17 @@ def output_size(
         nearest = [max(size_multiple, round(side / size_multiple) * size_multiple) for side in (height, width)]
         raise ValueError(
             f"the size {height}x{width} (height x width) is not divisible by {size_multiple}, which this pipeline's "
-            f"VAE, patches and low-resolution planner ask for; the nearest size that fits is `height={nearest[0]}, "
+            f"VAE, patches and low-resolution planner require; the nearest size that fits is `height={nearest[0]}, "
             f"width={nearest[1]}`: pass it to have the pictures resized, or crop them first"
         )
     return height, width
 
 
 def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
-    """Makes one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
+    """Make one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
 
     Raises:
-        ValueError: for floats of which it cannot be told whether they are in [0, 1] or in [-1, 1].
+        ValueError: for floats that may be in [0, 1] or in [-1, 1].
     """
     signed = _are_signed(videos)
     clips = []
@@ -173,14 +180,18 @@ def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: V
             # (frames, 3, given height, given width)
             frames = torch.stack([_array_to_tensor(frame, signed) for frame in frames])
             if frames.shape[-2:] != (height, width):
-                # The processor would take the nearest pixel of an array, and resizes only PIL images smoothly.
+                # For arrays the processor would take the nearest pixel; it interpolates only PIL images.
                 frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
         clips.append(processor.preprocess_video(frames, height, width))  # (1, 3, frames, height, width)
     return torch.cat(clips).transpose(1, 2)  # (batch, frames, 3, height, width)
 
 
 def whole_number(value: Any, name: str, least: int, reason: str = "") -> int:
-    """Reads a whole number of at least `least`; a bool is not one."""
+    """Return `value` as a whole number.
+
+    Raises:
+        ValueError: for anything else, a bool included, and below `least`.
+    """
     try:
         number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
@@ -192,11 +203,11 @@ def whole_number(value: Any, name: str, least: int, reason: str = "") -> int:
 
 
 def _split_images(image: Any, name: str) -> list[Picture]:
-    """One picture or a batch of pictures, as a list."""
+    """Return one picture or a batch of pictures as a list."""
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
     ):
-        images = list(image)
+        images: list[Any] = list(image)
     else:
         images = [image]
     _check_pictures([[picture] for picture in images], name)
@@ -218,7 +229,7 @@ def _is_picture(picture: Any) -> bool:
 
 
 def _check_pictures(videos: list[list[Any]], name: str) -> None:
-    """All pictures are of one accepted kind and of one size, and their values are in range."""
+    """Raise `ValueError` unless all pictures are of one accepted kind and size, with values in range."""
     pictures = [picture for frames in videos for picture in frames]
     for picture in pictures:
         if not _is_picture(picture):
@@ -247,7 +258,7 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
         raise ValueError(f"`{name}` holds an array shaped {tuple(picture.shape)}; {ACCEPTED_PICTURES}")
     try:
         values = _values(picture)
-    except TypeError:  # a kind of numbers that torch has not
+    except TypeError:  # a kind of numbers that torch does not have
         values = None
     if values is None or not (values.is_floating_point() or values.dtype == torch.uint8):
         raise ValueError(f"`{name}` holds an array of {picture.dtype}; {ACCEPTED_PICTURES}")
@@ -262,14 +273,15 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
 
 
 def _are_signed(videos: list[list[Picture]]) -> bool:
-    """Whether the floats of a call are in [-1, 1] and not in [0, 1]: one below 0 says so of all, as in diffusers."""
+    """Return whether the floats of a call are in [-1, 1], not in [0, 1]: as in diffusers, one below 0 decides for
+    all."""
     arrays = [frame for frames in videos for frame in frames if not isinstance(frame, PIL.Image.Image)]
     lows = [_values(array).min().item() for array in arrays if _values(array).is_floating_point()]
     lowest = min(lows, default=0.0)
     if SIGNED_BELOW < lowest < -OVERSHOOT:
         raise ValueError(
-            f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1] or [0, 1] that overshot; use "
-            "`picture.clip(0, 1)` for the one, `picture / 2 + 0.5` for the other"
+            f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1], or [0, 1] that overshot; use "
+            "`picture / 2 + 0.5` for the first, `picture.clip(0, 1)` for the second"
         )
     if lowest < -OVERSHOOT:
         logger.warning(
@@ -279,7 +291,7 @@ def _are_signed(videos: list[list[Picture]]) -> bool:
 
 
 def _values(picture: np.ndarray | torch.Tensor) -> torch.Tensor:
-    # torch takes no negative strides, as of a flipped picture or one whose channels were turned round.
+    # torch accepts no negative strides, as flipped pictures and reversed channels have.
     return torch.as_tensor(np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture)
 
 
@@ -290,14 +302,15 @@ def _num_channels(picture: np.ndarray | torch.Tensor) -> int:
 
 
 def _picture_size(picture: Picture) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     if isinstance(picture, PIL.Image.Image):
         return picture.height, picture.width
-    return tuple(picture.shape[:2]) if isinstance(picture, np.ndarray) else tuple(picture.shape[-2:])
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.shape[-2:]
+    return height, width
 
 
 def _array_to_tensor(picture: np.ndarray | torch.Tensor, signed: bool) -> torch.Tensor:
-    """`(3, height, width)`, float32 in [0, 1]; `signed` tells that floats are in [-1, 1]."""
+    """Return a picture `(3, height, width)`, float32 in [0, 1]; `signed` if its floats are in [-1, 1]."""
     values = _values(picture)
     if values.ndim == 2:
         values = values[None]
@@ -307,14 +320,14 @@ def _array_to_tensor(picture: np.ndarray | torch.Tensor, signed: bool) -> torch.
         values = values.float() / 255
     else:
         values = (values.float() / 2 + 0.5 if signed else values.float()).clamp(0, 1)
-    if len(values) in (2, 4):  # what is transparent lies on white, as `to_rgb` has it
+    if len(values) in (2, 4):  # transparent parts become white, as in `to_rgb`
         opaque = values[-1:]
         values = values[:-1] * opaque + (1 - opaque)
     return values.expand(3, -1, -1)
 
 
 def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frames: int) -> list[int]:
-    """The places of the given frames; leading ones where the user says nothing."""
+    """Return the places of the given frames, by default leading ones."""
     if frame_indices is None:
         places = list(range(num_given))
     else:
@@ -344,3 +357,15 @@ def _check_places(frame_indices: Sequence[int] | None, num_given: int, num_frame
             f"generate; raise `num_frames` above {num_given} or give fewer frames"
         )
     return places
+
+
+def check_noise(latents: Any, shape: tuple[int, ...], given_indices: Sequence[int]) -> None:
+    """Raise `ValueError` for noise that cannot be used; values at the given frames are not checked."""
+    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` is {got}; give a tensor shaped {shape} (videos, frames, channels, height, width)")
+    if not latents.is_floating_point():
+        raise ValueError(f"`latents` holds {latents.dtype}; give noise of unit variance as floats")
+    masked = [i for i in range(shape[1]) if i not in set(given_indices)]
+    if not latents[:, masked].isfinite().all():
+        raise ValueError("`latents` holds values that are not finite (nan or inf); give noise of unit variance")

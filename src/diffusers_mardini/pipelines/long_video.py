@@ -1,7 +1,7 @@
-"""Videos longer than a window, out of many windows: slow motion (Fig. 11) and extension.
+"""Videos longer than a window, made of many windows: slow motion (Fig. 11) and extension.
 
-Both keep latents, not pixels, from window to window: a given frame is encoded once and never again, so that it does
-not drift. Windows that do not wait for each other may run as rows of one batch. One window is sampled by `pipeline_mardini.py`.
+Both keep latents, not pixels, from window to window: frames are encoded only once, and do not drift. Windows that do
+not depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window.
 """
 
 import math
@@ -23,7 +23,7 @@ from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
 
 
-DECODE_CHUNK_SIZE = 16  # frames that the VAE takes at once where the caller does not say
+DECODE_CHUNK_SIZE = 16  # default number of frames that the VAE encodes or decodes at once
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,26 @@ class Window:
     """One window of a long video.
 
     Args:
-        places: where its frames stand in the video; rising.
-        known: which of its frames (counted within the window) are given or were made by an earlier window.
+        places: places of its frames in the video; rising.
+        given_indices: places within the window of the frames that the user gave or an earlier window sampled.
     """
 
     places: list[int]
-    known: list[int]
+    given_indices: list[int]
 
     @property
     def new_places(self) -> list[int]:
-        """Where in the video the frames stand that this window makes."""
-        return [place for i, place in enumerate(self.places) if i not in set(self.known)]
+        """Places in the video of the frames that this window samples."""
+        return [place for i, place in enumerate(self.places) if i not in set(self.given_indices)]
 
 
-class Windows(Sequence):
-    """Windows, or batches of them, that are made anew whenever they are walked through, so that a slip of the finger
-    that asks for a billion frames costs no memory.
+class LazySequence(Sequence):
+    """Sequence of windows, or of batches of them, that are computed at each iteration: a billion frames, asked for by
+    mistake, take no memory.
 
     Args:
-        make: begins a walk.
-        count: tells how many there are; otherwise they are counted by walking through them.
+        make: returns a new iterator.
+        count: returns the length; by default an iteration counts it.
     """
 
     def __init__(self, make: Callable[[], Iterator], count: Callable[[], int] | None = None):
@@ -107,27 +107,28 @@ class LongVideoMixin:
         conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
-        Puts `factor - 1` frames between every two neighbours, by interpolating again and again (Fig. 11).
+        Put `factor - 1` frames between every two neighbours, by repeated interpolation (Fig. 11).
 
-        From `n` frames it makes `(n - 1) * factor + 1`, and frame `i` of the input stands at `i * factor`. A window
-        spans two or more known frames and fills in what lies between; where `factor` is more than a window holds, the
-        first windows place frames far apart, evenly wherever the factor has a divisor that fits, and the next ones go
-        between those (`slow_motion_windows`).
+        `n` frames become `(n - 1) * factor + 1`; frame `i` of the input is at place `i * factor`. A window spans two
+        or more given frames and samples those between. If `factor` is too large for one window, the first windows
+        place frames far apart, evenly if the factor has a suitable divisor, and later windows fill the gaps
+        (`slow_motion_windows`).
 
         Args:
             video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             factor (`int`): How many times slower; at least 2.
             window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
             window_batch_size (`int`, defaults to `1`):
-                Most windows that run at once, as rows of one batch: more use an accelerator better and take more memory.
-                The first noise of a window does not depend on it; that of later steps (`eta` above 0) does.
+                Most windows that run at once, as rows of one batch: more use an accelerator better and take more
+                memory. The initial noise of a window does not depend on it; the noise of later steps (`eta` above 0)
+                does.
             conditions (`dict`, *optional*):
-                What the frames of the result are told, `((n - 1) * factor + 1, channels)`. Where a window skips
-                frames, it is told the mean over the interval, or the sum for conditions whose configuration says so; a
-                sum may be beyond the range that the checkpoint learned.
-            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
-            and the callback is called in every batch of windows, whose rows follow each other. After an interruption, frames of the window it fell in
-            hold noise, and those of later ones the autoencoder's picture of latents of zero.
+                Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips
+                frames gets the mean over each interval, or the sum if the condition's configuration says so; a sum may
+                exceed the range that the checkpoint learned.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
+            callback is called in every batch of windows, whose rows follow each other. After an interruption, frames
+            of that window hold noise, and frames of later ones are decoded from latents of zero.
 
         Returns:
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
@@ -137,7 +138,7 @@ class LongVideoMixin:
             ValueError: for every unusable argument, before any model runs.
         """
         factor = whole_number(factor, "factor", least=2, reason="how many times slower")
-        window = whole_number(window, "window", least=3, reason="two known frames and one between")
+        window = whole_number(window, "window", least=3, reason="two given frames and one between")
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         options = SamplingOptions(
@@ -180,21 +181,23 @@ class LongVideoMixin:
         conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
-        Continues a clip window by window, each led by the last frames of the one before.
+        Continue a clip window by window, each led by the last frames of the one before.
 
         Args:
             video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
-            num_new_frames (`int`): How many frames to add. All windows are whole; the last one's surplus is dropped.
+            num_new_frames (`int`): How many frames to add. All windows are whole; surplus frames of the last are
+                dropped.
             window (`int`, defaults to `9`): Frames of a window: as many as the model was trained for.
             overlap (`int`, defaults to half of `window`):
-                How many known frames lead each window, less than `window`. More keep the motion steadier and take
-                longer. A shorter `video` leads the first window with the frames it has.
+                How many given frames lead each window, less than `window`. More keep the motion steadier and take
+                longer. A shorter `video` leads the first window with all its frames.
             conditions (`dict`, *optional*):
-                What the frames are told, `(len(video) + num_new_frames, channels)`, or `(num_new_frames, channels)` to
-                leave the given ones untold. Surplus frames are told the same as the last one.
-            The other arguments are those of [`~MarDiniPipeline.__call__`]; `generator` is drawn from window by window,
-            and the callback is called in every window. After an interruption, frames of the window it fell in hold noise, and those of later
-            ones the autoencoder's picture of latents of zero.
+                Conditions of the frames, `(len(video) + num_new_frames, channels)` each, or
+                `(num_new_frames, channels)` for given frames without values. Surplus frames have the values of the
+                last one.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
+            callback is called in every window. After an interruption, frames of that window hold noise, and frames of
+            later ones are decoded from latents of zero.
 
         Returns:
             [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
@@ -204,7 +207,7 @@ class LongVideoMixin:
             ValueError: for every unusable argument, before any model runs.
         """
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
-        window = whole_number(window, "window", least=2, reason="one known frame and one new")
+        window = whole_number(window, "window", least=2, reason="one given frame and one new")
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
         if overlap >= window:
@@ -219,10 +222,10 @@ class LongVideoMixin:
         pixels = self._check_long_video(video, height, width, options, output_type, least_frames=1)
         num_given = pixels.shape[1]
         windows = extension_windows(num_given, num_new_frames, window, overlap)
-        # All windows are whole, so that the last may make more than was asked for.
+        # All windows are whole: the last may sample more frames than asked for.
         first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
         num_frames = num_given + first + later * (window - overlap)
-        batches = batch_windows(windows, 1)  # each waits for the one before
+        batches = batch_windows(windows, 1)  # each depends on the one before
         conditions = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
         latents = self._run_windows(
             pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size, conditions
@@ -240,7 +243,8 @@ class LongVideoMixin:
         output_type: str,
         least_frames: int,
     ) -> torch.Tensor:
-        """Checks what both methods share and returns pixels `(batch, frames, 3, height, width)` in [-1, 1]."""
+        """Check the arguments that both methods share; return pixels `(batch, frames, 3, height, width)` in [-1,
+        1]."""
         if video is None:
             raise ValueError(f"`video` is missing; give a clip of at least {least_frames} frames")
         videos = split_videos(video)
@@ -250,7 +254,7 @@ class LongVideoMixin:
             )
         height, width = output_size(videos, height, width, self.size_multiple)
         self.check_inputs(options, len(videos), output_type)
-        self._set_timesteps(options)
+        self.set_timesteps(options)
         self._reset_call()
         return to_pixels(videos, height, width, self.video_processor)
 
@@ -264,22 +268,22 @@ class LongVideoMixin:
         decode_chunk_size: int,
         conditions: Conditions,
     ) -> torch.Tensor:
-        """Fills a video window by window.
+        """Sample a video window by window.
 
         Args:
-            pixels: of the given frames, `(batch, given frames, 3, height, width)` in [-1, 1].
-            given_places: where they stand in the video.
+            pixels: the given frames, `(batch, given frames, 3, height, width)` in [-1, 1].
+            given_places: their places in the video.
             num_frames: of the video.
-            batches: the windows in the order they run; those of a batch run at once and have the same known frames.
-            options: how each is sampled.
-            decode_chunk_size: most frames that the VAE takes at once.
-            conditions: of the video, what `read_conditions` returned.
+            batches: the windows in their order; those of a batch run at once and have the same `given_indices`.
+            options: how to sample each.
+            decode_chunk_size: most frames that the VAE encodes or decodes at once.
+            conditions: of the video, result of `read_conditions`.
 
         Returns:
             Latents of the video, `(batch, num_frames, channels, h, w)`.
         """
         videos, _, _, height, width = pixels.shape
-        shape, factor = self._latents_shape(videos, num_frames, height, width), self.config.planner_downscale
+        shape, factor = self.latents_shape(videos, num_frames, height, width), self.config.planner_downscale
         latents = _empty_video(shape, self._execution_device)  # (videos, num_frames, channels, h, w)
         low_latents = _empty_video((*shape[:3], shape[3] // factor, shape[4] // factor), self._execution_device)
         given = self.encode_frames(pixels, decode_chunk_size)
@@ -289,34 +293,34 @@ class LongVideoMixin:
             window.places[i]: number
             for number, windows in enumerate(batches)
             for window in windows
-            for i in window.known
+            for i in window.given_indices
         }
 
-        with self.progress_bar(total=len(batches) * self._set_timesteps(options)) as progress_bar:
+        with self.progress_bar(total=len(batches) * self.set_timesteps(options)) as progress_bar:
             for number, windows in enumerate(batches):
                 if self.interrupt:
                     break
-                known, length = windows[0].known, len(windows[0].places)
-                known_places = [[window.places[i] for i in known] for window in windows]
+                given_indices, length = windows[0].given_indices, len(windows[0].places)
+                reference_places = [[window.places[i] for i in given_indices] for window in windows]
                 # Rows of one window after those of another: (windows * videos, ...).
                 parts = [conditions_at(conditions, self.conditions, window.places) for window in windows]
                 window_conditions = {name: torch.cat([part[name] for part in parts]) for name in conditions}
                 planning_signals = self.plan(
-                    torch.cat([low_latents[:, places] for places in known_places]), known, length,
+                    torch.cat([low_latents[:, places] for places in reference_places]), given_indices, length,
                     options.attention_kwargs, window_conditions,
                 )  # fmt: skip
                 shape = (videos, length, *latents.shape[2:])
                 noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
-                references = torch.cat([latents[:, places] for places in known_places])
+                references = torch.cat([latents[:, places] for places in reference_places])
                 batch_options = options
                 if isinstance(options.generator, list):
                     batch_options = replace(options, generator=options.generator * len(windows))
-                made = self.denoise(
-                    noise, references, known, planning_signals, batch_options, progress_bar, window_conditions
+                sampled = self.denoise(
+                    noise, references, given_indices, planning_signals, batch_options, progress_bar, window_conditions
                 )
-                for window, rows in zip(windows, made.split(videos)):
+                for window, rows in zip(windows, sampled.split(videos)):
                     latents[:, window.places] = rows
-                # The planner sees generated frames as it sees given ones: made smaller as pictures, then encoded.
+                # Sampled frames reach the planner like given ones: as pictures, made smaller and encoded.
                 new_places = {place for window in windows for place in window.new_places}
                 leading_on = sorted(place for place in new_places if last_use.get(place, -1) > number)
                 for start in range(0, len(leading_on), decode_chunk_size):
@@ -327,11 +331,11 @@ class LongVideoMixin:
         return latents
 
 
-def slow_motion_windows(num_given: int, factor: int, window: int) -> Windows:
-    """The windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
+def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:
+    """Return the windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
 
-    A window holds as many neighbouring gaps of one length as fit into `window` frames, because the models know windows
-    of that length, and see more of the motion.
+    A window holds as many neighbouring gaps of one length as fit into `window` frames: the models were trained on
+    windows of that length, and more of the motion is in view.
     """
 
     def make() -> Iterator[Window]:
@@ -340,74 +344,78 @@ def slow_motion_windows(num_given: int, factor: int, window: int) -> Windows:
             yield from _windows_of_level(_gaps(num_given, factor, window, level), window)
             level += 1
 
-    return Windows(make)
+    return LazySequence(make)
 
 
-def batch_windows(windows: Sequence[Window], most: int) -> Windows:
-    """Puts up to `most` windows that follow each other into one batch: of the same length, with the same known frames, and
-    none that waits for another one of the batch."""
+def batch_windows(windows: Sequence[Window], most: int) -> LazySequence:
+    """Put up to `most` consecutive windows into one batch: of the same length, with the same `given_indices`, and
+    independent of each other."""
 
     def make() -> Iterator[list[Window]]:
         batch: list[Window] = []
-        made: set[int] = set()  # by the batch
+        sampled: set[int] = set()  # places that the batch samples
         for window in windows:
-            fits = batch and (len(window.places), window.known) == (len(batch[0].places), batch[0].known)
-            if fits and len(batch) < most and made.isdisjoint(window.places[i] for i in window.known):
+            fits = batch and (len(window.places), window.given_indices) == (
+                len(batch[0].places),
+                batch[0].given_indices,
+            )
+            if fits and len(batch) < most and sampled.isdisjoint(window.places[i] for i in window.given_indices):
                 batch.append(window)
             else:
                 if batch:
                     yield batch
-                batch, made = [window], set()
-            made.update(window.new_places)
+                batch, sampled = [window], set()
+            sampled.update(window.new_places)
         if batch:
             yield batch
 
-    return Windows(make, windows.__len__ if most == 1 else None)
+    return LazySequence(make, windows.__len__ if most == 1 else None)
 
 
-def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> Windows:
-    """The windows that continue a clip of `num_given` frames, each led by up to `overlap` known ones."""
+def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> LazySequence:
+    """Return the windows that continue a clip of `num_given` frames, each led by up to `overlap` given ones."""
     _, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
 
     def make() -> Iterator[Window]:
-        num_known = num_given
+        num_frames = num_given
         for _ in range(1 + later):
-            num_leading = min(overlap, num_known)
-            start = num_known - num_leading
-            yield Window(list(range(start, start + window)), known=leading_indices(num_leading))
-            num_known = start + window
+            num_leading = min(overlap, num_frames)
+            start = num_frames - num_leading
+            yield Window(list(range(start, start + window)), given_indices=leading_indices(num_leading))
+            num_frames = start + window
 
-    return Windows(make, lambda: 1 + later)
+    return LazySequence(make, lambda: 1 + later)
 
 
 def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
-    """Frames that the first window of an extension makes, and the number of windows after it, which know `overlap`
-    frames each."""
+    """Return how many frames the first window of an extension samples, and the number of windows after it, which begin
+    with `overlap` given frames each."""
     first = window - min(overlap, num_given)
     return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
 
 
 def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:
-    """Fills gaps that follow each other, as many of one length in a window as fit."""
-    made: Window | None = None
+    """Yield windows for consecutive gaps, each with as many gaps of one length as fit."""
+    last: Window | None = None
     last_gap = None
     for start, stop in gaps:
         cuts = _cut(start, stop, window - 1)
         is_next = last_gap is not None and last_gap == (2 * start - stop, start)
-        if is_next and len(made.places) + len(cuts) - 1 <= window:
-            places = made.places + cuts[1:]
-            made = Window(places, known=[*made.known, len(places) - 1])
+        if is_next and len(last.places) + len(cuts) - 1 <= window:
+            places = last.places + cuts[1:]
+            last = Window(places, given_indices=[*last.given_indices, len(places) - 1])
         else:
-            if made is not None:
-                yield made
-            made = Window(cuts, known=interpolation_indices(len(cuts)))
+            if last is not None:
+                yield last
+            last = Window(cuts, given_indices=interpolation_indices(len(cuts)))
         last_gap = (start, stop)
-    if made is not None:
-        yield made
+    if last is not None:
+        yield last
 
 
 def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring frames, both known before a level of windows, with others between them that are not; rising."""
+    """Yield pairs of neighbouring frames that exist before a level of windows and have missing ones between;
+    rising."""
     if level == 0:
         for i in range(num_given - 1):
             yield i * factor, (i + 1) * factor
@@ -418,22 +426,22 @@ def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tupl
 
 
 def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Zeros for the latents of a whole video, `(videos, frames, channels, h, w)`.
+    """Return zeros for the latents of a whole video, `(videos, frames, channels, h, w)`.
 
     Raises:
-        ValueError: where they do not fit into memory.
+        ValueError: if they do not fit into memory.
     """
     try:
         return torch.zeros(shape, dtype=torch.float32, device=device)
-    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:  # the last two of more than 64 bits count
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:  # the last two for more than 64 bits
         raise ValueError(
             f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is "
-            "more than there is; ask for fewer frames"
+            "more than the memory; ask for fewer frames"
         ) from error
 
 
 def _cut(start: int, stop: int, most_parts: int) -> list[int]:
-    """Cuts `start..stop` into single steps if they fit, else into equal parts, as many as fit, else nearly equal."""
+    """Cut `start..stop` into single steps if they fit, otherwise into as many equal or nearly equal parts as fit."""
     length = stop - start
     parts = length
     if length > most_parts:

@@ -1,8 +1,7 @@
-"""A pipeline serves one call at a time: a second one, from another thread or a callback, is refused before it spoils
-the first.
+"""Refuse a second call of a pipeline, from another thread or a callback, while one runs.
 
-The scheduler counts its steps, and the pipeline keeps the guidance and the states of the window that runs; a call in
-between would give wrong pictures to both.
+The scheduler counts its steps, and the pipeline keeps the guidance and the states of the present window: with another
+call in between, both would return wrong pictures.
 """
 
 import functools
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-# Outside of the objects, so that these are copied and pickled as before.
+# Not attributes of the objects, which would be copied and pickled with them.
 _in_use: set[int] = set()
 _lock = threading.Lock()
 
@@ -29,7 +28,7 @@ def in_use(*objects: Any) -> Iterator[None]:
         if not keys.isdisjoint(_in_use):
             raise ValueError(
                 "this pipeline, or another one with the same scheduler, is at work already, and serves one call at a "
-                "time (also for a callback); wait for it, or make one for each thread, of the same models: "
+                "time, also from callbacks; wait for it, or make one for each thread from the same models: "
                 "`MarDiniPipeline.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler), dtype=pipe.dtype)`"
             )
         _in_use.update(keys)

@@ -1,7 +1,7 @@
-"""The sampling of MarDini (Sec. 2.1, Sec. 3): plan once at low resolution, denoise many times at high resolution.
+"""Sampling with MarDini (Sec. 2.1, Sec. 3): plan once at low resolution, denoise many times at high resolution.
 
-A window is any number of frames of which some are given. Longer videos are built from windows in `long_video.py`, what
-users hand in is checked in `inputs.py`.
+A window is any number of frames of which some are given. `long_video.py` builds longer videos from windows,
+`inputs.py` checks what users pass, `velocities.py` calls the transformer.
 """
 
 import math
@@ -20,14 +20,14 @@ from diffusers.video_processor import VideoProcessor
 
 from ..latents import decode_latents, downscale_video, encode_video
 from ..loaders import MarDiniLoraLoaderMixin
-from ..masking import reference_mask_from_indices
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.conditions import Condition
 from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
+from ..models.window import WindowLayout
 from ..schedulers.compatibility import accepted, check_sampling, check_scheduler, set_timesteps
 from .conditions import Conditions, conditions_for, known_conditions, read_conditions
-from .inputs import read_given_frames, to_pixels, whole_number
+from .inputs import check_noise, read_given_frames, to_pixels, whole_number
 from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
 from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
@@ -57,19 +57,19 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
     Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window;
-    [`~MarDiniPipeline.load_lora_weights`] and what belongs to it (`loaders/lora.py`).
+    [`~MarDiniPipeline.load_lora_weights`] and the other methods of `loaders/lora.py`.
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
-        planner ([`MarDiniPlannerTransformer3DModel`]): Makes the planning signals, once per window.
+        planner ([`MarDiniPlannerTransformer3DModel`]): Computes the planning signals, once per window.
         transformer ([`MarDiniTransformer3DModel`]): Predicts the velocity, at every step.
         scheduler ([`MarDiniScheduler`]):
-            The noise schedule. Another one of diffusers will do if it has the same betas and predicts velocities, as
-            `from_config(pipe.scheduler.config)` makes most of them; `schedulers/compatibility.py` tries it before each
-            call.
+            The noise schedule. A scheduler of diffusers also works if it has the same betas and predicts velocities,
+            as most do when made with `from_config(pipe.scheduler.config)`; `schedulers/compatibility.py` tries it
+            before each call.
         planner_downscale (`int`, defaults to `4`):
-            How many times smaller than the output the frames are that the planner sees. It is part of the pipeline's configuration and of
-            no component: `from_pipe` takes it over, `MarDiniPipeline(**pipe.components)` does not.
+            How many times smaller than the output the planner's frames are. It belongs to the pipeline's
+            configuration, not to a component: `from_pipe` keeps it, `MarDiniPipeline(**pipe.components)` does not.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -88,53 +88,53 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self.register_to_config(planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1))
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
-        # Of the VAE's channels it is told nothing: what has as many it would take for latents, and pictures have three.
+        # Don't pass `vae_latent_channels`: with a 3-channel VAE, RGB would be taken for latents.
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
-        # What the models mean by a timestep; a scheduler that is put in later has to mean the same.
+        # Noise levels by timestep; a scheduler that is put in later must have the same.
         self._noise_levels: torch.Tensor | None = getattr(self.scheduler, "alphas_cumprod", None)
         self._reset_call()
 
     @property
     def size_multiple(self) -> int:
-        """What height and width in pixels must be divisible by: both models' patches, at their resolutions."""
+        """Divisor of valid heights and widths in pixels: both models cut their latents into whole patches."""
         return self.vae_scale_factor * math.lcm(
             self.transformer.config.patch_size, self.planner.config.patch_size * self.config.planner_downscale
         )
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """What the argument `conditions` may hold: the conditions of planner and transformer, by name."""
+        """The conditions of planner and transformer, by name: valid keys of the argument `conditions`."""
         return known_conditions(self.transformer, self.planner)
 
     @property
     def guidance_scale(self) -> float | None:
-        """How far the velocity is moved away from the unconditional one; 1 is not at all. A callback may change
-        `_guidance_scale` between steps."""
+        """Weight of classifier-free guidance; 1 is none. A callback may change `_guidance_scale` between steps."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether `guidance_scale` asks for the unconditional velocity, too; `False` before the first call."""
+        """Whether `guidance_scale` needs the unconditional velocity; `False` before the first call."""
         return self._guidance_scale is not None and self._guidance_scale != 1.0
 
     @property
     def num_timesteps(self) -> int:
-        """How often the window is evaluated and the callback called: the length of the scheduler's list of timesteps,
-        in which a scheduler of order 2 has most steps twice. Under guidance each evaluation is two calls of the
-        transformer."""
+        """Number of evaluations of the window, and of calls of the callback: about `steps * scheduler.order`. Under
+        guidance each evaluation is two calls of the transformer."""
         return self._num_timesteps
 
     @property
     def current_timestep(self) -> torch.Tensor | None:
+        """Timestep of the present evaluation; `None` between calls."""
         return self._current_timestep
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
+        """The argument of the same name of the present or last call."""
         return self._attention_kwargs
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` (from a callback or another thread) to skip the remaining steps."""
+        """Whether the remaining steps are skipped; set `_interrupt` from a callback or another thread."""
         return self._interrupt
 
     @torch.no_grad()
@@ -166,57 +166,59 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         conditions: Mapping[str, Any] | None = None,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
-        Fills in the frames of one window that are not given.
+        Sample the frames of one window that are not given.
 
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
-        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`; grey ones may do
-        without the axis of channels, and what is transparent lies on white. Arrays hold uint8 or floats in [0, 1];
-        where floats fall below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as
-        the VAE decodes them, so that they look like their neighbours.
+        images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need
+        no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float is
+        below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes
+        them, so that they look like their neighbours.
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
             last_image: Last frame, in the same form.
             video: A list or a 4-dimensional array of frames; a list of these or a 5-dimensional array for a batch.
-            frame_indices: The place of each frame of `video` in the window, the same for a whole batch.
+            frame_indices: The place of each frame of `video` in the window, the same for the whole batch.
             num_frames (`int`, defaults to `9`): Number of frames of the window, the given ones included.
             height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which
-                are resized where it differs. Must be divisible by `self.size_multiple`.
-            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are plenty). DDIM ends without noise where the
-                number divides the 1000 levels of training (10, 20, 25, 40, 50, 100), and nearly so with other small ones; above
-                100 give one that does, or `timesteps`.
-            timesteps: Noise levels to visit, falling, instead of `num_inference_steps`.
+                are resized to it. Must be divisible by `self.size_multiple`.
+            num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are enough). DDIM
+                ends exactly at zero noise only if this divides the 1000 levels of training (10, 20, 25, 40, 50, 100),
+                and close to it with other small numbers; above 100 use a divisor, or `timesteps`.
+            timesteps: Noise levels to visit, falling; overrides `num_inference_steps`.
             guidance_scale (`float`, *optional*):
-                Weight of classifier-free guidance on plan and conditions together. By default 2.5 where only leading
-                frames are given and 1.0 (none, and half the work) where later ones are given too (Sec. 3). 0.0 ignores
-                the planner and the conditions.
-            eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that take it; 0 is deterministic.
-            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from one plan.
-            generator: Source of the noise; a list has one per generated video.
+                Weight of classifier-free guidance on planning signals and conditions together. By default 2.5 if only
+                leading frames are given, otherwise 1.0 (none, and half the work; Sec. 3). 0.0 ignores the planner and
+                the conditions.
+            eta (`float`, defaults to `0.0`): Fresh noise per step, for schedulers that accept it; 0 is deterministic.
+            num_videos_per_prompt (`int`, defaults to `1`): Videos for each row of the batch, from the same planning
+                signals.
+            generator: Source of the noise; a list has one per video.
             latents (`torch.Tensor`, *optional*):
-                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; what it holds at
-                given frames is not used.
+                The noise itself, shaped `(videos, num_frames, channels, h, w)` with unit variance; values at given
+                frames are not used.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
-            decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, to bound the memory.
+            decode_chunk_size (`int`, defaults to `16`): Most frames that the VAE encodes or decodes at once, which
+                bounds the memory.
             return_dict (`bool`, defaults to `True`): Whether to return a [`MarDiniPipelineOutput`] or a tuple.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": s}` scales LoRA layers of both models; there is no other key.
-            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step; the dictionary
-                of tensors it returns replaces ours, and `None` changes nothing. What it returns as `latents` after the
-                last step is the result.
-            callback_on_step_end_tensor_inputs: Which tensors it gets: `"latents"`, shaped like the argument, with the
-                clean latents at the given frames, and `"planning_signals"`, which it may also write to. A callback that changes
-                weights or adapters calls `pipe.reset_window_states()`.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step. Tensors in the
+                dictionary it returns replace the pipeline's; `None` changes nothing. `latents` returned after the last
+                step are the result.
+            callback_on_step_end_tensor_inputs: Names of the tensors it gets: `"latents"`, shaped like the argument,
+                with the clean latents at the given frames, and `"planning_signals"`, which it may also write to. A
+                callback that changes weights or adapters must call `pipe.reset_window_states()`.
             use_window_state (`bool`, defaults to `True`):
-                Computes once per window what no step changes: all states of the given frames and the keys and values of the plan
-                (`models/window_state.py`). `False` runs the whole window through the transformer at every step; the same
-                but for rounding, and slower.
+                Computes once per window what no step changes: the states of the given frames, and the keys and values
+                of the planning signals (`models/window.py`). `False` runs the whole window through the transformer at
+                every step, which is slower and gives the same up to rounding.
             conditions (`dict`, *optional*):
-                What the frames are told, by name, such as `{"action": array}`: values `(num_frames, channels)` for all
+                Conditions of the frames by name, such as `{"action": array}`: values `(num_frames, channels)` for all
                 videos or `(batch, num_frames, channels)`, given frames included. The values of a frame belong to the
-                interval that leads to it. NaN in all channels leaves a frame untold. `pipe.conditions` lists what this
-                checkpoint takes.
+                interval that leads to it. NaN in all channels stands for a frame without values. `pipe.conditions`
+                lists the conditions of this checkpoint.
 
         Examples:
 
@@ -224,8 +226,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same.
 
         Raises:
-            ValueError: for every unusable argument, before any model runs; and if the models make values that are not
-                finite.
+            ValueError: for every unusable argument, before any model runs; and if the models compute values that are
+                not finite.
         """
         # 1. Check
         given = read_given_frames(
@@ -245,10 +247,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         num_videos_per_prompt = whole_number(num_videos_per_prompt, "num_videos_per_prompt", least=1)
         num_videos = given.batch_size * num_videos_per_prompt
-        latents_shape = self._latents_shape(num_videos, given.num_frames, given.height, given.width)
-        self.check_inputs(options, num_videos, output_type, latents, latents_shape, given.frame_indices)
+        latents_shape = self.latents_shape(num_videos, given.num_frames, given.height, given.width)
+        self.check_inputs(options, num_videos, output_type, latents, latents_shape, given.given_indices)
         conditions = read_conditions(conditions, self.conditions, given.batch_size, given.num_frames)
-        num_steps = self._set_timesteps(options)
+        num_steps = self.set_timesteps(options)
         self._reset_call()
 
         # 2. Encode
@@ -258,7 +260,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
         # 3. Plan
         planning_signals = self.plan(
-            low_references, given.frame_indices, given.num_frames, attention_kwargs, conditions
+            low_references, given.given_indices, given.num_frames, attention_kwargs, conditions
         )
 
         # 4. Prepare
@@ -272,7 +274,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         # 5. Denoise
         with self.progress_bar(total=num_steps) as progress_bar:
             latents = self.denoise(
-                noise, references, given.frame_indices, planning_signals, options, progress_bar, conditions
+                noise, references, given.given_indices, planning_signals, options, progress_bar, conditions
             )
 
         # 6. Decode
@@ -287,20 +289,27 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         output_type: str,
         latents: torch.Tensor | None = None,
         latents_shape: tuple[int, ...] | None = None,
-        frame_indices: Sequence[int] = (),
+        given_indices: Sequence[int] = (),
     ) -> None:
-        """Raises `ValueError` for sampling arguments that cannot be used; what frames are given is checked before."""
+        """Raise `ValueError` for sampling arguments that cannot be used; the given frames are checked before."""
         check_scheduler(self.scheduler, self._noise_levels)
         check_options(options, num_videos, self._callback_tensor_inputs, len(self.scheduler.alphas_cumprod))
         check_sampling(self.scheduler, options.num_inference_steps, options.timesteps, options.eta)
         if latents is not None:
-            _check_latents(latents, latents_shape, frame_indices)
+            check_noise(latents, latents_shape, given_indices)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
 
     def encode_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
-        """Encodes frames for the transformer: `(batch, frames, 3, height, width)` in [-1, 1], on any device, to latents
-        `(batch, frames, channels, h, w)` in float32. No more than `chunk_size` frames are on the autoencoder's device at once."""
+        """Encode frames for the transformer.
+
+        Args:
+            pixels: `(batch, frames, 3, height, width)` in [-1, 1], on any device.
+            chunk_size: most frames on the autoencoder's device at once.
+
+        Returns:
+            Latents `(batch, frames, channels, h, w)` in float32.
+        """
         device = get_module_execution_device(self.vae)
         chunks = [
             encode_video(self.vae, chunk[None].to(device, self.vae.dtype))[0].float()
@@ -309,10 +318,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return torch.cat(chunks).to(self._execution_device).unflatten(0, pixels.shape[:2])
 
     def encode_low_frames(self, pixels: torch.Tensor, chunk_size: int = DECODE_CHUNK_SIZE) -> torch.Tensor:
-        """`encode_frames` for the planner: of frames made `planner_downscale` times smaller (Sec. 2.2)."""
+        """Make frames `planner_downscale` times smaller and encode them for the planner (Sec. 2.2), see
+        `encode_frames`."""
         device, factor = get_module_execution_device(self.vae), self.config.planner_downscale
         chunks = [
-            # Made smaller in float32: bfloat16 would blur what 8 bits tell apart.
+            # Resized in float32: bfloat16 has fewer steps than pictures of 8 bits.
             downscale_video(chunk[None].to(device, torch.float32), factor)[0]
             for chunk in pixels.flatten(0, 1).split(chunk_size)
         ]
@@ -321,37 +331,37 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
     def plan(
         self,
         low_references: torch.Tensor,
-        frame_indices: Sequence[int],
+        given_indices: Sequence[int],
         num_frames: int,
         attention_kwargs: dict[str, Any] | None = None,
         conditions: Conditions | None = None,
     ) -> torch.Tensor:
-        """Runs the planner on one window (Sec. 2.2).
+        """Run the planner on one window (Sec. 2.2).
 
         Args:
             low_references: the given frames' low-resolution latents, `(batch, given frames, channels, h_low, w_low)`.
-            frame_indices: their places.
+            given_indices: their places.
             num_frames: frames of the window.
             attention_kwargs: given to the planner.
-            conditions: what `read_conditions` returned for the window.
+            conditions: result of `read_conditions` for the window.
 
         Returns:
             Planning signals `(batch, num_frames, rows, columns, planning_dim)`.
         """
-        batch, num_given = low_references.shape[:2]
-        device = low_references.device
+        batch, device = len(low_references), low_references.device
         window = low_references.new_zeros(batch, num_frames, *low_references.shape[2:])
-        window[:, list(frame_indices)] = low_references  # (batch, num_frames, channels, h_low, w_low)
-        # Model offload moves out what comes before a part in its order, and nothing comes before the planner: the autoencoder
-        # that encoded, and the transformer of a long video's window before, would stay.
+        window[:, list(given_indices)] = low_references  # (batch, num_frames, channels, h_low, w_low)
+        # Model offload moves out the part before a part in its order, and none is before the planner: the autoencoder,
+        # and the transformer after the last window of a long video, would stay on the device.
         for hook in getattr(self, "_all_hooks", []):
             if hook.model is not self.planner:
                 hook.offload()
         conditions = conditions_for(conditions, self.planner, device)
+        layout = WindowLayout.from_given_indices(given_indices, num_frames, batch, device)
         return self.planner(
             window.to(self.planner.dtype),
-            reference_mask_from_indices(frame_indices, num_frames, batch, device),
-            num_masked_frames=num_frames - num_given,
+            layout.reference_mask,
+            num_masked_frames=layout.num_masked_frames,
             attention_kwargs=attention_kwargs,
             return_dict=False,
             **({"conditions": conditions} if conditions else {}),
@@ -363,7 +373,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noise shaped `shape`, float32, at the scheduler's first level; `latents` is the noise where given."""
+        """Return noise at the scheduler's first level in float32: fresh noise of `shape`, or `latents` if given."""
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -373,97 +383,103 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self,
         noise: torch.Tensor,
         references: torch.Tensor,
-        frame_indices: Sequence[int],
-        planning_signals: torch.Tensor,
+        given_indices: Sequence[int],
+        planning_signals: torch.Tensor | None,
         options: SamplingOptions,
         progress_bar: Any,
         conditions: Conditions | None = None,
     ) -> torch.Tensor:
-        """Samples one window (Sec. 3). Only masked frames are noised and stepped.
+        """Sample one window (Sec. 3). Only masked frames are noised and stepped.
 
         Args:
             noise: shaped `(videos, num_frames, channels, h, w)`.
             references: clean latents of the given frames, `(videos, given frames, channels, h, w)`.
-            frame_indices: their places.
-            planning_signals: what `plan` made of them, one row per video.
+            given_indices: their places.
+            planning_signals: result of `plan`, one row per video; `None` for the learned unconditional signal.
             options: how to sample.
-            progress_bar: is moved on by one for every step.
-            conditions: what `read_conditions` returned for the window, one row per video.
+            progress_bar: updated once per step.
+            conditions: result of `read_conditions` for the window, one row per video.
 
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
         """
         device = noise.device
+        layout = WindowLayout.from_given_indices(given_indices, noise.shape[1], len(noise), device)
         clean = torch.zeros_like(noise)
-        clean[:, list(frame_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
-        num_steps = self._set_timesteps(options)
+        clean[:, list(given_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
+        num_steps = self.set_timesteps(options)
         step_kwargs = accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
         timesteps = self.scheduler.timesteps
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
         velocities = self._velocities = WindowVelocities(
-            self.transformer, clean, list(frame_indices), options.attention_kwargs, options.use_window_state,
+            self.transformer, clean, layout, planning_signals, options.attention_kwargs, options.use_window_state,
             conditions_for(conditions, self.transformer, device),
         )  # fmt: skip
-        masked = velocities.masked
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs
-        self._guidance_scale = options.guidance_for(frame_indices)
+        self._guidance_scale = options.guidance_for(given_indices)
 
-        latents = clean.index_copy(1, masked, noise.index_select(1, masked))
+        latents = layout.replace_masked_frames(clean, layout.masked_frames(noise))
         try:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                noisy = latents.index_select(1, masked)  # (videos, masked frames, channels, h, w)
+                noisy = layout.masked_frames(latents)  # (videos, masked frames, channels, h, w)
                 velocity, unconditional = velocities(
-                    self.scheduler.scale_model_input(noisy, t), t, planning_signals, self.do_classifier_free_guidance, i,
-                    len(timesteps),
-                )  # fmt: skip
+                    self.scheduler.scale_model_input(noisy, t), t, self.do_classifier_free_guidance, i, len(timesteps)
+                )
                 if unconditional is not None:
                     velocity = unconditional + self.guidance_scale * (velocity - unconditional)
 
                 noisy = self.scheduler.step(velocity, t, noisy, return_dict=False, **step_kwargs)[0]
-                latents = clean.index_copy(1, masked, noisy)
+                latents = layout.replace_masked_frames(clean, noisy)
 
                 if options.callback_on_step_end is not None:
-                    tensors = {"latents": latents, "planning_signals": planning_signals}
-                    callback_kwargs = {name: tensors[name] for name in options.callback_tensor_inputs}
-                    before, version = planning_signals, _writes_to(planning_signals)
-                    returned = tensors_of_callback(options.callback_on_step_end(self, i, t, callback_kwargs), tensors)
-                    latents, planning_signals = returned["latents"], returned["planning_signals"]
-                    # States, and what caches keep with them, stay where it only looked.
-                    written = "planning_signals" in options.callback_tensor_inputs and (
-                        version is None or _writes_to(before) != version
-                    )
-                    if written or planning_signals is not before:
-                        velocities.forget()
+                    names = options.callback_tensor_inputs
+                    tensors = {"latents": latents, "planning_signals": velocities.planning_signals}
+                    returned = options.callback_on_step_end(self, i, t, {name: tensors[name] for name in names})
+                    tensors = tensors_of_callback(returned, tensors)
+                    latents = tensors["latents"]
+                    velocities.update_planning_signals(tensors["planning_signals"], "planning_signals" in names)
 
                 # An order-2 scheduler lists most of its steps twice.
                 num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
                 ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
                 if ends_step or i == len(timesteps) - 1:
                     progress_bar.update()
-        finally:  # also where a callback raised: a window's states are large
+        finally:  # also after an exception of a callback: the states of a window are large
             self._current_timestep = self._velocities = None
-        _check_finite(latents, "latents", self.transformer)  # once for a window: each time, a GPU is waited for
+        _check_finite(latents, "latents", self.transformer)  # once per window, because it waits for the GPU
         return latents
 
     def reset_window_states(self) -> None:
-        """For a callback that changes weights, adapters or their scales between steps: what was computed once for the window is
-        computed anew with the next step. Without a window at work nothing happens."""
+        """Compute again, at the next step, what is computed once per window; does nothing between windows.
+
+        For callbacks that change weights, adapters or their scales between steps.
+        """
         if self._velocities is not None:
-            self._velocities.forget()
+            self._velocities.reset()
+
+    def set_timesteps(self, options: SamplingOptions) -> int:
+        """Set the scheduler's noise levels; return the number of steps."""
+        return set_timesteps(self.scheduler, options.num_inference_steps, options.timesteps, self._execution_device)
+
+    def latents_shape(self, num_videos: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape of latents of videos of `height` x `width` pixels: `(videos, frames, channels, h, w)`."""
+        channels = self.transformer.config.in_channels
+        return (num_videos, num_frames, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
 
     def decode(self, latents: torch.Tensor, output_type: str, chunk_size: int = DECODE_CHUNK_SIZE) -> Any:
-        """Decodes `(videos, frames, channels, h, w)` to what `output_type` asks for, `chunk_size` frames at once; see
-        `MarDiniPipelineOutput`."""
+        """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once, to the form of
+        `output_type`, see `MarDiniPipelineOutput`."""
         if output_type == "latent":
             return latents
         videos, num_frames = latents.shape[:2]
         finished = []
-        # Each chunk is brought into its last form before the next one, so that no more than a chunk is in floats for pictures.
+        # Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a
+        # time.
         for chunk in latents.flatten(0, 1).split(chunk_size):
             chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
             frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
@@ -477,8 +493,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return torch.cat(finished).unflatten(0, (videos, num_frames))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves all parts, see [`~DiffusionPipeline.save_pretrained`]; refuses while LoRA adapters are loaded, and to
-        write pickles."""
+        """Save all parts, see [`~DiffusionPipeline.save_pretrained`].
+
+        Raises:
+            ValueError: while LoRA adapters are loaded, and for `safe_serialization=False`.
+        """
         self._refuse_loaded_adapters()
         if not kwargs.get("safe_serialization", True):
             raise ValueError(
@@ -494,37 +513,12 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         self._interrupt = False
         self._velocities: WindowVelocities | None = None
 
-    def _latents_shape(self, num_videos: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        channels = self.transformer.config.in_channels
-        return (num_videos, num_frames, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-
-    def _set_timesteps(self, options: SamplingOptions) -> int:
-        """Sets the scheduler's noise levels and returns the number of steps."""
-        return set_timesteps(self.scheduler, options.num_inference_steps, options.timesteps, self._execution_device)
-
-
-def _check_latents(latents: Any, shape: tuple[int, ...] | None, frame_indices: Sequence[int]) -> None:
-    """Raises `ValueError` for noise that cannot be used; at the given frames anything may stand."""
-    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
-        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise ValueError(f"`latents` is {got}; give a tensor shaped {shape} (videos, frames, channels, height, width)")
-    if not latents.is_floating_point():
-        raise ValueError(f"`latents` holds {latents.dtype}; give noise of unit variance as floats")
-    masked = [i for i in range(shape[1]) if i not in set(frame_indices)]
-    if not latents[:, masked].isfinite().all():
-        raise ValueError("`latents` holds values that are not finite (nan or inf); give noise of unit variance")
-
 
 def _check_finite(values: torch.Tensor, name: str, model: torch.nn.Module) -> None:
-    """Raises `ValueError` where a model made nan or inf, which would become black pictures."""
+    """Raise `ValueError` if a model computed nan or inf, which would become black pictures."""
     if not values.isfinite().all():
         raise ValueError(
-            f"the {name} that {type(model).__name__} made in {model.dtype} hold values that are not finite (nan or "
-            "inf): weights are damaged, an adapter or its scale is, or float16 is too narrow for them; load the "
-            "pipeline with `dtype=torch.bfloat16` or float32, or from another checkpoint"
+            f"the {name} that {type(model).__name__} computed in {model.dtype} hold values that are not finite (nan "
+            "or inf): weights or an adapter are damaged, an adapter's scale is too large, or float16 has too small a "
+            "range; load the pipeline with `dtype=torch.bfloat16` or float32, or from another checkpoint"
         )
-
-
-def _writes_to(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written to; `None` under `torch.inference_mode`, which does not count."""
-    return None if tensor.is_inference() else tensor._version

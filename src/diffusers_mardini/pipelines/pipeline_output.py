@@ -1,4 +1,4 @@
-"""What `MarDiniPipeline` returns."""
+"""The output of `MarDiniPipeline`."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 
 @dataclass
 class MarDiniPipelineOutput(BaseOutput):
-    """The generated videos, given frames included.
+    """The sampled videos, given frames included.
 
     Args:
         frames: for `output_type="pil"` a list of videos, each a list of pictures; for `"np"` an array shaped

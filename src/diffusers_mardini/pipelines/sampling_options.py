@@ -1,4 +1,4 @@
-"""How a window is sampled: what travels from the public methods of the pipeline to its denoising loop."""
+"""Options of sampling, and their checks: they travel from the public methods of the pipeline to its denoising loop."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,25 +39,25 @@ class SamplingOptions:
 
     @property
     def callback_tensor_inputs(self) -> list[str]:
-        """Names of the tensors that the callback gets; diffusers' callback classes bring their own."""
+        """Names of the tensors that the callback gets; diffusers' callback classes have their own."""
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             return list(self.callback_on_step_end.tensor_inputs)
         return list(self.callback_on_step_end_tensor_inputs or ())
 
-    def guidance_for(self, frame_indices: Sequence[int]) -> float:
-        """The guidance scale: what the caller said, or else what the task asks for (Sec. 3)."""
+    def guidance_for(self, given_indices: Sequence[int]) -> float:
+        """Return the guidance scale of the caller or, by default, that of the task (Sec. 3)."""
         if self.guidance_scale is not None:
             return float(self.guidance_scale)
-        return LEADING_GUIDANCE_SCALE if list(frame_indices) == leading_indices(len(frame_indices)) else 1.0
+        return LEADING_GUIDANCE_SCALE if list(given_indices) == leading_indices(len(given_indices)) else 1.0
 
 
 def check_options(options: SamplingOptions, num_videos: int, tensor_inputs: Sequence[str], most_steps: int) -> None:
-    """Check what a caller asks for; whether the scheduler can do it is `schedulers/compatibility.py`'s.
+    """Check the options of a caller; `schedulers/compatibility.py` checks whether the scheduler supports them.
 
     Args:
         options: as the caller gave them.
-        num_videos: that are made.
-        tensor_inputs: names of the tensors that a callback may ask for.
+        num_videos: number of videos to sample.
+        tensor_inputs: names of the tensors that a callback may get.
         most_steps: noise levels of the scheduler.
 
     Raises:
@@ -90,7 +90,7 @@ def check_attention_kwargs(attention_kwargs: Any) -> None:
         raise ValueError(f"`attention_kwargs` is {attention_kwargs!r}; give a dictionary or `None`")
     unknown = [key for key in attention_kwargs if key != "scale"]
     if unknown:
-        raise ValueError(f"`attention_kwargs` names {unknown}, which nothing reads; give `scale` alone")
+        raise ValueError(f"`attention_kwargs` names {unknown}, which are not used; give `scale` alone")
     if "scale" in attention_kwargs and not _is_number(attention_kwargs["scale"]):
         raise ValueError(
             f"`attention_kwargs` has a `scale` of {attention_kwargs['scale']!r}; give a finite number, or leave it out"
@@ -98,11 +98,10 @@ def check_attention_kwargs(attention_kwargs: Any) -> None:
 
 
 def tensors_of_callback(returned: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors to go on with: those that a callback returned in the place of `tensors`, which `None` leaves
-    as they are.
+    """Return `tensors`, replaced by those that a callback returned; `None` replaces none.
 
     Raises:
-        ValueError: for something else than a dictionary, and for tensors of another shape.
+        ValueError: for anything but a dictionary, and for tensors of another shape.
     """
     if returned is None:
         return dict(tensors)
@@ -124,7 +123,7 @@ def _check_generator(generator: Any, num_videos: int) -> None:
     generators = generator if isinstance(generator, list) else [generator]
     if isinstance(generator, list) and len(generators) != num_videos:
         raise ValueError(
-            f"`generator` is a list of {len(generators)}, but {num_videos} videos are made (batch times "
+            f"`generator` is a list of {len(generators)}, but {num_videos} videos are sampled (batch times "
             "`num_videos_per_prompt`); give one generator for each, or a single one for all"
         )
     for one in generators:
@@ -156,7 +155,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    """Whether it is a list, an array or a tensor of finite numbers, and not empty."""
+    """Return whether `values` is a list, an array or a tensor of finite numbers, and not empty."""
     try:
         if np.ndim(values) != 1 or len(values) == 0:
             return False

@@ -1,6 +1,7 @@
-"""How the pipeline is saved, read and shared: `save_pretrained` leaves a folder that anybody may load and push.
+"""Save, load and share the pipeline: `save_pretrained` leaves a folder that can be loaded and pushed without this
+package.
 
-What such a folder is, and the code in it, is told by `format_version.py`; checks and the upload by `hub.py`.
+`format_version.py` describes such a folder and the code in it; `hub.py` checks and uploads it.
 """
 
 import json
@@ -27,20 +28,20 @@ from ..weights import check_tensors, check_weight_files, empty_tensors, local_fo
 
 
 class SavingMixin:
-    """Stands before `DiffusionPipeline`, whose methods it completes."""
+    """Complete methods of `DiffusionPipeline`, before which it stands in the bases."""
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes `model_index.json`, and beside it what `DiffusionPipeline.from_pretrained` finds us through."""
+        """Write `model_index.json`, and the files that let `DiffusionPipeline.from_pretrained` find this class."""
         super().to_json_file(json_file_path)
         finish_saved_folder(Path(json_file_path))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """Loads a pipeline from a folder or from the Hub, see [`~DiffusionPipeline.from_pretrained`].
+        """Load a pipeline from a folder or from the Hub, see [`~DiffusionPipeline.from_pretrained`].
 
         Raises:
-            ValueError: if there is no such folder, if weights in it are no safetensors, and if they lack tensors or
-                have others.
+            ValueError: if there is no such folder, if weights in it are no safetensors, and if tensors are missing or
+                unknown.
         """
         kwargs = require_safetensors_argument(kwargs)
         folder = local_folder(pretrained_model_name_or_path)
@@ -62,12 +63,11 @@ class SavingMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """Makes a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; the scheduler is shared, too,
+        """Make a pipeline of another one's parts, see [`~DiffusionPipeline.from_pipe`]; shares the scheduler too,
         unless one is given."""
         made = super().from_pipe(pipeline, **kwargs)
-        if made.transformer is getattr(
-            pipeline, "transformer", None
-        ):  # which knows noise by the timesteps that it was trained with
+        # The noise levels belong to the transformer, which was trained with them.
+        if made.transformer is getattr(pipeline, "transformer", None):
             made._noise_levels = getattr(pipeline, "_noise_levels", made._noise_levels)
         return made
 
@@ -89,25 +89,25 @@ class SavingMixin:
         facts: Mapping[str, Any] | None = None,
         dry_run: bool = True,
     ) -> str | None:
-        """Shows what would be sent to the Hub, files and card; sends it with `dry_run=False`.
+        """Show what would be sent to the Hub, files and card; send it with `dry_run=False`.
 
         Args:
-            repo_id (`str`): Where to, `owner/name`. It is made if it is not there.
+            repo_id (`str`): Repository, `owner/name`; created if it does not exist.
             commit_message (`str`, *optional*): By default "Upload" and the name of the repository.
-            private (`bool`, *optional*): For a new repository; by default as its owner has set it.
-            token (`str`, *optional*): By default the one of `hf auth login` or of the environment variable HF_TOKEN.
-            create_pr (`bool`, defaults to `False`): Propose the commit instead of making it.
+            private (`bool`, *optional*): Visibility of a new repository; by default the setting of its owner.
+            token (`str`, *optional*): By default that of `hf auth login` or of the environment variable HF_TOKEN.
+            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
             variant (`str`, *optional*): As in `save_pretrained`.
-            facts (`dict`, *optional*): For the card, see `diffusers_mardini.cards.FACTS`; it claims nothing else.
-            dry_run (`bool`, defaults to `True`): Whether to look only.
+            facts (`dict`, *optional*): For the card, which claims nothing else; see `diffusers_mardini.cards.FACTS`.
+            dry_run (`bool`, defaults to `True`): Whether to send nothing.
 
         Returns:
-            The address of the commit, or `None` where nothing was sent.
+            The address of the commit, or `None` if nothing was sent.
 
         Raises:
             ValueError: if the name is no `owner/name`, a fact is unknown, or the Hub refuses.
         """
-        check_repo_id(repo_id)  # before much is written
+        check_repo_id(repo_id)  # before large files are written
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder, variant=variant)
@@ -120,26 +120,29 @@ class SavingMixin:
 
 
 def check_weights_of_parts(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Raises `ValueError` where weights of a saved pipeline would be unpickled; parts that `loading` hands in are not
-    read."""
+    """Raise `ValueError` if weights of a saved pipeline would be unpickled.
+
+    Args:
+        folder: of the pipeline.
+        loading: arguments of `from_pretrained`; parts that it passes are not read, and not checked.
+    """
     for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in loading):
         if (part / "config.json").exists():
             check_weight_files(part, loading.get("variant"))
 
 
 def finish_saved_folder(index_file: Path) -> None:
-    """Writes the shims into the folder of the saved `index_file` (`model_index.json`), and there the shim's name and the format's
-    version.
+    """Write the shims into the folder of the saved `index_file` (`model_index.json`), and into the file the shim's
+    name and the version of the format.
 
-    Where the pipeline had been loaded from is taken out of all configurations: a path on this machine is not
-    published.
+    All configurations lose the path that the pipeline was loaded from, so that no path of this machine is published.
     """
     index = json.loads(index_file.read_text(encoding="utf-8"))
     code = shims(index)
     for name, text in code.items():
-        if (index_file.parent / name).parent.is_dir():  # `save_config` alone makes none for the parts
+        if (index_file.parent / name).parent.is_dir():  # `save_config` alone makes no folders for the parts
             (index_file.parent / name).write_text(text, encoding="utf-8")
-    # A part that was ours in a pipeline saved here before, and is not any more.
+    # Shims of parts that were classes of ours in a pipeline saved here before, and no longer are.
     for shim in index_file.parent.glob(f"*/{LIBRARY}.py"):
         if f"{shim.parent.name}/{shim.name}" not in code and shim.read_text(encoding="utf-8") == COMPONENT_SHIM:
             shim.unlink()
@@ -153,7 +156,8 @@ def finish_saved_folder(index_file: Path) -> None:
 
 
 def without_shims(index: dict) -> dict:
-    """The index with the plain class name, and parts in a library that is no file of the folder: our own class needs no code from it."""
+    """Return the index with the plain class name, and with our parts in a library that is no file of the folder: our
+    own class needs no code from there."""
     name = index.get("_class_name")
     index = {**index, "_class_name": name[-1] if isinstance(name, list) else name}
     ours = {

@@ -1,8 +1,8 @@
-"""Which schedulers of diffusers may take our scheduler's place: the object is asked, not its configuration.
+"""Check whether a scheduler of diffusers can replace ours, by the object, not by its configuration.
 
-`from_config` keeps keys that the new class does not know, so that a configuration claims what the object never does.
-Therefore the process is read off the object, and whether its steps arrive is tried on a problem whose answer is known,
-in milliseconds and without any model.
+`from_config` keeps keys that the new class ignores, so that a configuration may claim what the object does not do.
+Therefore the noise levels are read from the object, and its steps are tried on a problem with a known solution, in
+milliseconds and without any model.
 """
 
 import copy
@@ -20,70 +20,69 @@ ADVICE = (
     "use `MarDiniScheduler`, or one with betas and v-prediction made from the configuration that the model came with: "
     "`UniPCMultistepScheduler.from_config(MarDiniScheduler.load_config(checkpoint, subfolder='scheduler'))`"
 )
-# Largest difference of signal amplitudes that counts as the same process. That of a schedule with and without zero
-# terminal SNR is below 0.001, that of two kinds of schedules above 0.1.
+# Largest difference of signal amplitudes within one process. With and without zero terminal SNR they differ by less
+# than 0.001, two kinds of schedules by more than 0.1.
 SAME_PROCESS = 0.02
-# The known problem: values drawn from a normal distribution. With a mean as large as this, whatever is clamped to [-1,
-# 1] shows.
+# The known problem: values of a normal distribution, with a mean that shows whether a scheduler clamps to [-1, 1].
 MEAN, SPREAD = 2.0, 0.5
-# How far the mean may be off, and how much wider the values may be spread, as shares of the mean and the spread: too
-# few steps blur, which is a narrower spread and no fault. On the CarRacing checkpoint, between two frames, Heun's
-# scheduler from pure noise is over by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and worse than ours by 18, 7 and 3.5
-# dB; what begins below pure noise is off by 0.05 with 10 steps (leading spacing) and worse by 4 dB.
+# Tolerated errors of the mean and of the spread, as shares of each. A narrower spread is always tolerated: it only
+# means that too few steps blur. On the CarRacing checkpoint, between two frames, the spread of Heun's scheduler from
+# pure noise is too wide by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and it is worse than ours by 18, 7 and 3.5 dB.
+# Starting below pure noise, the mean is off by 0.05 with 10 steps (leading spacing), worse by 4 dB.
 TOLERANCES = (0.15, 0.2)
 
 
 def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None = None) -> None:
-    """Asks a scheduler for the process that a velocity of MarDini belongs to.
+    """Check that a scheduler has the process of MarDini's velocities.
 
     Args:
         scheduler: of any class.
-        noise_levels: `alphas_cumprod` of the scheduler that the model came with, if known.
+        noise_levels: `alphas_cumprod` of the model's original scheduler, if known.
 
     Raises:
-        ValueError: for one without betas, one that reads a prediction as something else than a velocity, and one with
-            other noise levels than its betas or the model have.
+        ValueError: for a scheduler without betas, one that does not take predictions for velocities, and one with
+            other noise levels than those of its betas or of the model.
     """
     label = f"the {type(scheduler).__name__} of this pipeline"
     levels, betas = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "betas", None)
     if not isinstance(levels, torch.Tensor) or not isinstance(betas, torch.Tensor):
         raise ValueError(
-            f"{label} has no betas, but MarDini predicts velocities of a process that has, and the transformer knows "
-            f"noise by its timesteps; flow matching and EDM will not do: {ADVICE}"
+            f"{label} has no betas, but MarDini predicts velocities of a process with betas, and the transformer was "
+            f"trained with its timesteps; flow matching and EDM cannot be used: {ADVICE}"
         )
-    # The key may be there and never read: it is kept from the configuration of another class.
+    # The key may come from the configuration of another class, and be ignored.
     takes_kind = "prediction_type" in inspect.signature(type(scheduler).__init__).parameters
     kind = scheduler.config.get("prediction_type") if takes_kind else None
     if kind != "v_prediction":
-        what = f"has prediction_type={kind!r}" if takes_kind else "cannot be told what a model predicts"
+        what = f"has prediction_type={kind!r}" if takes_kind else "has no argument `prediction_type`"
         raise ValueError(f"{label} {what}, but MarDini predicts velocities ('v_prediction'); {ADVICE}")
     own = torch.cumprod(1 - betas.double().cpu(), dim=0)
     if levels.shape != own.shape or len(levels) != scheduler.config.get("num_train_timesteps") or _differ(levels, own):
         raise ValueError(
-            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that it means another "
-            f"noise by a timestep than the model does; {ADVICE}"
+            f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that its timesteps "
+            f"mean other noise than the model's; {ADVICE}"
         )
     if noise_levels is not None and (levels.shape != noise_levels.shape or _differ(levels, noise_levels)):
         raise ValueError(
-            f"{label} has other noise levels (betas) than the scheduler that this pipeline was made with, so that it "
-            f"means another noise by a timestep than the model does; {ADVICE}"
+            f"{label} has other noise levels (betas) than the scheduler that this pipeline was made with, so that its "
+            f"timesteps mean other noise than the model's; {ADVICE}"
         )
 
 
 def set_timesteps(
     scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None, device: torch.device | str
 ) -> int:
-    """Sets a scheduler's noise levels, `timesteps` where given, and returns the number of steps.
+    """Set a scheduler's noise levels, `timesteps` if given; return the number of steps.
 
     Raises:
-        ValueError: for `timesteps` where the scheduler takes none.
+        ValueError: for `timesteps` if the scheduler accepts none.
     """
     if timesteps is None:
         scheduler.set_timesteps(num_inference_steps, device=device)
         return num_inference_steps
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(
-            f"`timesteps` was given, but {type(scheduler).__name__} takes no levels of the caller's choice; "
+            f"`timesteps` was given, but {type(scheduler).__name__} accepts no levels of the caller's choice; "
             "use `num_inference_steps`, or another scheduler such as `MarDiniScheduler`"
         )
     scheduler.set_timesteps(timesteps=timesteps, device=device)
@@ -91,7 +90,7 @@ def set_timesteps(
 
 
 def accepted(function: Callable, **kwargs: Any) -> dict[str, Any]:
-    """Those of `kwargs` that `function` takes: not every scheduler has `eta` or draws noise."""
+    """Return those of `kwargs` that `function` accepts: some schedulers have no `eta` or draw no noise."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in kwargs.items() if name in parameters}
 
@@ -99,30 +98,30 @@ def accepted(function: Callable, **kwargs: Any) -> dict[str, Any]:
 def check_sampling(
     scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None = None, eta: float = 0.0
 ) -> None:
-    """Tries whether so many steps of a scheduler arrive, on values whose velocity is known exactly.
+    """Check that steps of a scheduler reach the clean values, on a problem whose velocity is known exactly.
 
-    The scheduler itself is left as it is.
+    The scheduler itself is not changed.
 
     Raises:
-        ValueError: where they do not, and where the scheduler cannot take such steps at all.
+        ValueError: if they do not, or if the scheduler cannot take such steps at all.
     """
     label = f"the {type(scheduler).__name__} of this pipeline"
     steps = f"{num_inference_steps} steps" if timesteps is None else f"the {len(timesteps)} `timesteps` given"
     allowed = TOLERANCES
     if timesteps is not None:
-        # Levels of the caller's choice may begin anywhere, and what that costs is the caller's. Ours says what is
-        # wrong with them, too.
+        # Levels of the caller's choice may begin anywhere: errors that our scheduler has with them are tolerated. It
+        # also refuses invalid levels.
         ours = MarDiniScheduler(trained_betas=scheduler.betas.tolist(), rescale_betas_zero_snr=False)
         allowed = [most + max(missed, 0) for most, missed in zip(allowed, _misses(ours, 0, timesteps, 0.0))]
     try:
         missed = _misses(scheduler, num_inference_steps, timesteps, eta)
-    except Exception as error:  # of another class anything may come
+    except Exception as error:  # other classes may raise anything
         raise ValueError(f"{label} cannot take {steps} ({error or type(error).__name__}); {ADVICE}") from error
     if not all(one <= most for one, most in zip(missed, allowed)):  # also of NaN
         raise ValueError(
-            f"{label} does not arrive with {steps}: of values of a known distribution it makes others. Some cannot "
-            "start at pure noise, as Heun's and the ancestral KDPM2 with trailing spacing, some begin too low or run "
-            "backwards, some clamp what they predict (`clip_sample`, `thresholding`). Take more steps or "
+            f"{label} does not reproduce a known distribution with {steps}. Some schedulers cannot start at pure "
+            "noise (Heun's, and the ancestral KDPM2, with trailing spacing), some begin too low or run backwards, "
+            "some clamp predictions (`clip_sample`, `thresholding`). Use more steps or "
             f"`timestep_spacing='leading'`, or {ADVICE}"
         )
 
@@ -130,9 +129,8 @@ def check_sampling(
 def _misses(
     scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None, eta: float
 ) -> tuple[float, float]:
-    """How far the mean of sampled values is off, and how much wider they are spread than they should, as shares of
-    both."""
-    # Lists of what earlier steps made are written to in place.
+    """Return by how much the mean of sampled values is wrong, and by how much their spread is too wide, as shares."""
+    # Schedulers write to their lists of earlier predictions in place.
     scheduler = copy.copy(scheduler)
     vars(scheduler).update({key: list(value) for key, value in vars(scheduler).items() if isinstance(value, list)})
     with torch.random.fork_rng(devices=[]):  # some draw from global state
@@ -151,8 +149,7 @@ def _misses(
 
 
 def _known_velocity(noisy: torch.Tensor, timestep: float, amplitudes: torch.Tensor) -> torch.Tensor:
-    """Velocity at a noise level, between two where the timestep is, of values with a mean of `MEAN` and a spread of
-    `SPREAD`."""
+    """Return the exact velocity of values with mean `MEAN` and spread `SPREAD`; interpolates between noise levels."""
     place = min(max(timestep, 0.0), len(amplitudes) - 1.0)  # raises ValueError of NaN, below
     lower = int(place)
     share = place - lower

@@ -1,7 +1,7 @@
 """The diffusion process of MarDini: velocity-prediction DDIM, zero terminal SNR, trailing spacing (Sec. 2.4.1, 3).
 
-It knows one noise level per step and nothing about frames: per-frame timesteps (0 at reference frames) belong to the
-transformer, and the pipeline steps only the masked frames. Configuration keys are `DDIMScheduler`'s.
+A step has one noise level for all frames: per-frame timesteps (0 at reference frames) belong to the transformer, and
+the pipeline steps the masked frames only. Configuration keys are those of `DDIMScheduler`.
 """
 
 import itertools
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import betas_for_alpha_bar, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
-# The keys that say what the trained model means by a timestep and a prediction.
+# The keys that define timesteps and predictions of the trained model.
 PROCESS_KEYS = frozenset(
     {
         "num_train_timesteps",
@@ -39,11 +40,11 @@ TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 @dataclass
 class MarDiniSchedulerOutput(BaseOutput):
-    """What `MarDiniScheduler.step` returns.
+    """Output of `MarDiniScheduler.step`.
 
     Args:
         prev_sample: the sample at the next, lower noise level, shaped like the input sample.
-        pred_original_sample: the clean sample that this step believes in, shaped like the input sample.
+        pred_original_sample: the predicted clean sample, shaped like the input sample.
     """
 
     prev_sample: torch.Tensor
@@ -51,11 +52,12 @@ class MarDiniSchedulerOutput(BaseOutput):
 
 
 class MarDiniScheduler(SchedulerMixin, ConfigMixin):
-    """DDIM for velocity prediction, equal to `DDIMScheduler` with the same configuration, step for step.
+    """DDIM for velocity prediction; its steps equal those of `DDIMScheduler` with the same configuration.
 
-    It differs in its defaults, in custom timesteps, in `add_noise` and `get_velocity` taking one timestep per frame,
-    and in not waiting for the GPU once `set_begin_index` was called. Like `DDIMScheduler`, a step goes down by
-    `num_train_timesteps // num_inference_steps`; counts that divide `num_train_timesteps` land on the list exactly.
+    It differs in its defaults and custom timesteps; `add_noise` and `get_velocity` accept one timestep per frame; and
+    it does not wait for the GPU after `set_begin_index`. As in `DDIMScheduler`, a step goes down by
+    `num_train_timesteps // num_inference_steps`, which reaches the next listed timestep exactly if the second divides
+    the first.
 
     Args:
         num_train_timesteps: number of noise levels the model was trained with.
@@ -63,7 +65,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         beta_end: last beta of the linear schedules.
         beta_schedule: `"squaredcos_cap_v2"`, `"linear"` or `"scaled_linear"`.
         trained_betas: betas given one by one; replaces the three arguments above.
-        clip_sample: clamps the predicted clean sample to `clip_sample_range`; wrong for latents, hence off.
+        clip_sample: clamps the predicted clean sample to `clip_sample_range`; wrong for latents, therefore off.
         set_alpha_to_one: the last step ends at a clean sample rather than at noise level 0.
         steps_offset: added to the timesteps of `"leading"` spacing.
         prediction_type: only `"v_prediction"` (Eq. of Sec. 2.4.1: `v = alpha * noise - sigma * sample`).
@@ -109,7 +111,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
             )
 
         betas = _make_betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
-        self.betas = _rescale_to_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+        self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)  # (num_train_timesteps,), on the CPU for good
         self.final_alpha_cumprod = (
@@ -125,17 +127,17 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = None
         self._device_tables = {}
 
-        # `from_config` of another class drops every key listed here, and would then read a velocity as noise.
+        # `from_config` of another class drops every key listed here, and would then take a velocity for noise.
         defaults = self.config.get("_use_default_values")
         if defaults is not None:
             defaults[:] = [key for key in defaults if key not in PROCESS_KEYS]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As every scheduler's; of another class's configuration its defaults are taken over, too, which may not be ours.
+        """Make a scheduler of a configuration, see [`~ConfigMixin.from_config`]; keeps another class's defaults.
 
         Raises:
-            ValueError: for a configuration that predicts something else than velocities.
+            ValueError: for a configuration that predicts anything but velocities.
         """
         if isinstance(config, dict):
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
@@ -155,12 +157,12 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Makes `step` count from `begin_index` and ignore its `timestep`, so that a GPU is never waited for."""
+        """Let `step` count from `begin_index` and ignore its `timestep`, so that it never waits for a GPU."""
         self._begin_index = begin_index
         self._step_index = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
-        """Returns `sample` as it is; other schedulers scale here."""
+        """Return `sample` as it is; other schedulers scale here."""
         return sample
 
     def set_timesteps(
@@ -169,11 +171,11 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | torch.Tensor | None = None,
     ) -> None:
-        """Chooses the noise levels of the following steps.
+        """Set the noise levels of the following steps.
 
         Args:
-            num_inference_steps: how many steps, spaced as `timestep_spacing` says.
-            device: where `self.timesteps` lies.
+            num_inference_steps: number of steps, spaced as `timestep_spacing` says.
+            device: of `self.timesteps`.
             timesteps: the levels themselves, strictly falling; instead of `num_inference_steps`.
 
         Raises:
@@ -203,7 +205,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MarDiniSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Takes one step towards the clean sample (DDIM, arXiv 2010.02502, Eq. 12 and 16).
+        """Take one step towards the clean sample (DDIM, arXiv 2010.02502, Eq. 12 and 16).
 
         Args:
             model_output: predicted velocity, shaped like `sample`; any number of axes.
@@ -215,11 +217,11 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
             return_dict: whether to return a `MarDiniSchedulerOutput` or the tuple of its fields.
 
         Raises:
-            ValueError: before `set_timesteps`, for a timestep per sample or frame, past the last step, or where both
+            ValueError: before `set_timesteps`, for a timestep per sample or frame, after the last step, or if both
                 `generator` and `variance_noise` are given.
         """
         if self.num_inference_steps is None:
-            raise ValueError("`step` needs to know the noise levels; call `set_timesteps` first")
+            raise ValueError("`step` needs noise levels; call `set_timesteps` first")
         if generator is not None and variance_noise is not None:
             raise ValueError("got both `generator` and `variance_noise`; give at most one of them")
 
@@ -256,7 +258,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor
     ) -> torch.Tensor:
-        """Mixes noise into clean samples: `alpha_t * original_samples + sigma_t * noise`.
+        """Mix noise into clean samples: `alpha_t * original_samples + sigma_t * noise`.
 
         Args:
             original_samples: shaped `(batch, ...)`, or `(batch, frames, ...)` where each frame has its own level.
@@ -267,12 +269,13 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return alpha * original_samples + sigma * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor) -> torch.Tensor:
-        """The training target `alpha_t * noise - sigma_t * sample` (Sec. 2.4.1); arguments as in `add_noise`."""
+        """Return the training target `alpha_t * noise - sigma_t * sample` (Sec. 2.4.1); arguments as in
+        `add_noise`."""
         alpha, sigma = self._alpha_and_sigma(timesteps, sample)
         return alpha * noise - sigma * sample
 
     def _alpha_and_sigma(self, timesteps: torch.IntTensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signal and noise amplitudes at `timesteps`, ready to be multiplied with `sample`."""
+        """Return signal and noise amplitudes at `timesteps`, with axes to be multiplied with `sample`."""
         leading_sizes = sample.shape[: timesteps.ndim]
         if timesteps.is_floating_point() or timesteps.ndim > sample.ndim:
             raise ValueError(
@@ -292,7 +295,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return (alpha_prod**0.5).to(sample.dtype), ((1 - alpha_prod) ** 0.5).to(sample.dtype)
 
     def _enter_step(self, timestep: int | torch.Tensor) -> int:
-        """Finds the noise level of this step as a Python number, and the place of the step in `timesteps`."""
+        """Return the noise level of this step as a Python number; set the place of the step in `timesteps`."""
         if self._begin_index is not None:
             if self._step_index is None:
                 self._step_index = self._begin_index
@@ -304,14 +307,14 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
             raise ValueError(
                 f"`step` takes one timestep for the whole sample, got {timestep.numel()}; step the masked "
-                "frames only, and give the timesteps of the single frames to the transformer"
+                "frames only, and pass timesteps per frame to the transformer"
             )
         timestep = int(timestep)
         self._step_index = self._steps.index(timestep) if timestep in self._steps else None
         return timestep
 
     def _alpha_prod_after(self, timestep: int) -> torch.Tensor:
-        """The cumulative alpha that a step from `timestep` arrives at."""
+        """Return the cumulative alpha after a step from `timestep`."""
         if not self._has_custom_timesteps:
             next_timestep = timestep - self.config.num_train_timesteps // self.num_inference_steps
         elif self._step_index is None:
@@ -347,7 +350,8 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
         return [int(level) for level in given]
 
     def _threshold(self, sample: torch.Tensor) -> torch.Tensor:
-        """Dynamic thresholding (arXiv 2205.11487, Sec. 2.3): clamps to a quantile per sample, scales to [-1, 1]."""
+        """Apply dynamic thresholding (arXiv 2205.11487, Sec. 2.3): clamp to a quantile per sample, scale to [-1,
+        1]."""
         magnitudes = sample.flatten(1).abs().float()  # (batch, values)
         bound = torch.quantile(magnitudes, self.config.dynamic_thresholding_ratio, dim=1)
         bound = bound.clamp(min=1, max=self.config.sample_max_value).to(sample.dtype)
@@ -358,7 +362,7 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
 def _make_betas(
     count: int, start: float, end: float, schedule: str, trained: np.ndarray | list[float] | None
 ) -> torch.Tensor:
-    """Betas shaped `(count,)`, before any rescaling."""
+    """Return betas shaped `(count,)`, before any rescaling."""
     if trained is not None:
         return torch.tensor(trained, dtype=torch.float32)
     if schedule == "linear":
@@ -366,17 +370,5 @@ def _make_betas(
     if schedule == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     if schedule == "squaredcos_cap_v2":  # cosine of arXiv 2102.09672
-        signal = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        betas = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(signal)]
-        return torch.tensor(betas, dtype=torch.float32)
+        return betas_for_alpha_bar(count)
     raise ValueError(f"`beta_schedule` is {schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}.")
-
-
-def _rescale_to_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Shifts and scales the signal amplitudes so that the last is 0 and the first stays (arXiv 2305.08891, Alg. 1)."""
-    amplitude = torch.cumprod(1.0 - betas, dim=0).sqrt()
-    first, last = amplitude[0].clone(), amplitude[-1].clone()
-    amplitude = (amplitude - last) * (first / (first - last))
-    alphas_cumprod = amplitude**2
-    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
-    return 1 - alphas

@@ -145,6 +145,7 @@ class Film:
         except ValueError:
             self.warn(f"is transparent, which only the decoder {name} knows; this PyAV has none, so it lies on black")
             return None
+        assert isinstance(decoder, av.VideoCodecContext), f"{name} decodes videos"
         decoder.extradata = self.stream.codec_context.extradata
         return decoder
 

@@ -2,8 +2,8 @@
 
 Subject consistency and i2v subject use DINO's features, background consistency CLIP's, with the preprocessing and the
 formulas of github.com/Vchitect/VBench (`vbench/subject_consistency.py`, `background_consistency.py`,
-`vbench2_beta_i2v/i2v_subject.py`). The networks are transformers' conversions of the same weights. I2v background needs
-DreamSim, and camera motion needs text: VBench's own tool computes them.
+`vbench2_beta_i2v/i2v_subject.py`). The networks are transformers' conversions of the same weights. I2v background
+needs DreamSim, and camera motion needs text: VBench's own tool computes them.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ class Consistency:
                 found.append(model_class.from_pretrained(source, use_safetensors=True, **extra).to(device))
             except OSError as error:
                 raise ValueError(
-                    f"{model_class.__name__} cannot be loaded from '{source}': put config.json and model.safetensors of {source} "
-                    f"into a folder and name it with --dino or --clip ({str(error).splitlines()[0]})"
+                    f"{model_class.__name__} cannot be loaded from '{source}': put config.json and model.safetensors "
+                    f"of {source} into a folder and name it with --dino or --clip ({str(error).splitlines()[0]})"
                 ) from error
         return cls(*found)
 

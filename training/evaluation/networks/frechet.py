@@ -1,8 +1,8 @@
 """Fréchet distances between sampled and true frames or windows: FID, FVD and two substitutes.
 
-FID and FVD are computed with the published networks or not at all. The substitutes FD-EfficientNetLite0 (of frames) and
-FD-window (of windows) rank methods in the same manner, but their values cannot be compared with FID and FVD, nor between
-sets of windows. torchmetrics computes the distance. Nothing is downloaded.
+FID and FVD are computed with the published networks or not at all. The substitutes FD-EfficientNetLite0 (of frames)
+and FD-window (of windows) rank methods in the same manner, but their values cannot be compared with FID and FVD, nor
+between sets of windows. torchmetrics computes the distance. Nothing is downloaded.
 """
 
 import tempfile
@@ -91,7 +91,9 @@ def load_fvd(
     device: str = "cpu",
     allow_torchscript: bool = False,
 ) -> Features:
-    """Load FVD's I3D, the TorchScript file that StyleGAN-V and most others use; it sees whole windows, given frames included.
+    """Load FVD's I3D, the TorchScript file that StyleGAN-V and most others use.
+
+    It sees whole windows, given frames included.
 
     Args:
         folder: see `find_file`.
@@ -104,8 +106,8 @@ def load_fvd(
     """
     if not allow_torchscript:
         raise ValueError(
-            f"FVD needs '{I3D.name}', a TorchScript file, which is a program that would run here; if you trust yours, add "
-            "--allow-torchscript, and --sha256 if you know its digest"
+            f"FVD needs '{I3D.name}', a TorchScript file, which is a program that would run here; if you trust yours, "
+            "add --allow-torchscript, and --sha256 if you know its digest"
         )
     path = find_file(I3D, folder, digests)
     if path is None:

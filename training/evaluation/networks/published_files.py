@@ -40,7 +40,7 @@ class PublishedFile:
 def find_file(
     file: PublishedFile, folder: Path | None = None, digests: Mapping[str, str] | None = None
 ) -> Path | None:
-    """Find a file in `folder`, in its package, or in the cache of `torch.hub`, and compare its digest; `None` if missing.
+    """Find a file in `folder`, its package, or the cache of `torch.hub`, and compare its digest; `None` if missing.
 
     Args:
         file: to find.
@@ -60,8 +60,8 @@ def find_file(
             for expected in (file.sha256, (digests or {}).get(file.name, "").lower()):
                 if not sha256(path).startswith(expected):
                     raise ValueError(
-                        f"'{path}' has the SHA-256 digest {sha256(path)}, but {expected} was expected; it is damaged or another "
-                        f"file: get it again from {file.origin}"
+                        f"'{path}' has the SHA-256 digest {sha256(path)}, but {expected} was expected; it is damaged "
+                        f"or another file: get it again from {file.origin}"
                     )
             return path
     return None

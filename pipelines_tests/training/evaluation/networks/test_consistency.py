@@ -79,5 +79,5 @@ def test_weights_come_from_a_folder_and_a_missing_one_is_named(tmp_path):
     loaded = Consistency.from_pretrained(str(tmp_path / "dino"), str(tmp_path / "clip"))
     assert loaded.subject(video()) == pytest.approx(networks.subject(video()), abs=1e-6)
     assert loaded.background(video()) == pytest.approx(networks.background(video()), abs=1e-6)
-    with pytest.raises(ValueError, match=r"bring config.json and model.safetensors of .*nothing.* --clip"):
+    with pytest.raises(ValueError, match=r"put config.json and model.safetensors of .*nothing.* --clip"):
         Consistency.from_pretrained(str(tmp_path / "dino"), str(tmp_path / "nothing"))
