@@ -12,13 +12,13 @@ from benchmarks import (
     caches,
     denoising_step,
     few_steps,
-    long_video,
+    long_video_costs,
     memory,
     peers,
     products,
-    quantization,
+    quantized_models,
     run,
-    sampling,
+    sampling_speed,
     timing,
     train_adapter,
     train_monitoring,
@@ -140,7 +140,7 @@ def test_peers_are_of_one_size_and_all_denoise_nine_frames():
 
 
 def test_every_task_climbs_the_ladder(checkpoint, capsys):
-    result = sampling.main(
+    result = sampling_speed.main(
         [
             "--checkpoint",
             checkpoint,
@@ -156,8 +156,8 @@ def test_every_task_climbs_the_ladder(checkpoint, capsys):
         ]
     )
     rows = {(row["task"], row["variant"]): row for row in result["rows"]}
-    assert {task for task, _ in rows} == set(sampling.TASKS)
-    for task in sampling.TASKS:
+    assert {task for task, _ in rows} == set(sampling_speed.TASKS)
+    for task in sampling_speed.TASKS:
         assert rows[task, "+ planner once"]["difference"] == 0.0  # exactly the same plan
         assert rows[task, "plain: float32, planner at every step"]["speedup"].median == 1.0
     assert capsys.readouterr().out.count("times as fast") == len(rows)
@@ -166,9 +166,9 @@ def test_every_task_climbs_the_ladder(checkpoint, capsys):
 def test_a_planner_at_every_step_runs_that_often(checkpoint):
     runs = {}
     for name in ("plain: float32, planner at every step", "+ planner once"):
-        variant = sampling.VARIANTS[name]
-        pipe = sampling.make_pipeline(checkpoint, variant, "cpu")
-        sample = sampling.sampler(pipe, variant, sampling.TASKS["interpolation"], 32, 3)
+        variant = sampling_speed.VARIANTS[name]
+        pipe = sampling_speed.make_pipeline(checkpoint, variant, "cpu")
+        sample = sampling_speed.sampler(pipe, variant, sampling_speed.TASKS["interpolation"], 32, 3)
         counted = []
         pipe.planner.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         sample()
@@ -233,18 +233,18 @@ def test_memory_of_asymmetry_is_measured_in_processes_of_their_own(capsys):
 
 
 def test_long_videos_tell_time_and_memory_of_a_frame(checkpoint):
-    row = long_video.measure("extend", 14, 1, 32, checkpoint)
+    row = long_video_costs.measure("extend", 14, 1, 32, checkpoint)
     assert row["frames"] == 14 and row["seconds_per_new_frame"] > 0 and row["bytes_of_frames"] == 14 * 32 * 32 * 3
-    row = long_video.measure("slow_motion", 17, 1, 32, checkpoint)
+    row = long_video_costs.measure("slow_motion", 17, 1, 32, checkpoint)
     assert row["frames"] == 17 and row["bytes_above_base"] >= 0
 
 
 @pytest.mark.slow
 def test_long_videos_and_memory_are_measured_in_processes_of_their_own(checkpoint, tmp_path):
-    result = long_video.main(
+    result = long_video_costs.main(
         ["--checkpoint", checkpoint, "--frames", "9", "--size", "32", "-o", str(tmp_path / "a.json")]
     )
-    assert [row["method"] for row in result["rows"]] == list(long_video.METHODS)
+    assert [row["method"] for row in result["rows"]] == list(long_video_costs.METHODS)
     result = memory.main(
         ["--checkpoint", checkpoint, "--frames", "4", "--size", "32", "--ways", "float32", "--presets"]
     )
@@ -327,7 +327,7 @@ def test_every_cache_is_timed_and_scored_beside_none(capsys):
 def test_the_harm_of_rounding_is_shared_out_and_undone():
     pipe = tiny_pipeline()
     before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
-    rows = {row["layers"]: row for row in quantization.harm(pipe, clip(4, 1), [0, 3], bits=4)}
+    rows = {row["layers"]: row for row in quantized_models.harm(pipe, clip(4, 1), [0, 3], bits=4)}
     assert {"patch_embed", "proj_out", "blocks.attn", "blocks.ff"} <= rows.keys()
     assert sum(row["of_weights"] for row in rows.values()) == pytest.approx(1)
     assert sum(row["of_error"] for row in rows.values()) == pytest.approx(1)
