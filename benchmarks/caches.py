@@ -98,7 +98,7 @@ def calibrate(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[int]
 def measure(
     pipe: MarDiniPipeline, truth: torch.Tensor, given: Sequence[int], steps: int, mag_ratios: list[float], repeats: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each cache: seconds, speed relative to no cache (median, range of the rounds), and scores."""
+    """Return and print a row for each cache: seconds, speed relative to no cache (median and range), and scores."""
     sides = configurations(pipe, steps, mag_ratios)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     clock = clock_of(pipe.device)
@@ -126,6 +126,7 @@ def measure(
                     **{score: scores[score] for score in ("mid_ssim", "mid_psnr", "motion", "sharpness")},
                 }
             )
+    print(markdown_table(COLUMNS, map(cells_of, rows)))
     return rows
 
 
@@ -176,7 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     mag_ratios = calibrate(pipe, windows.frames[other], given, options.steps)
     print(f"mag_ratios = {mag_ratios}")
     rows = measure(pipe, windows.frames[~other], given, options.steps, mag_ratios, options.repeats)
-    print(markdown_table(COLUMNS, map(cells_of, rows)))
     print(f"Without a cache {rows[0]['seconds']:.2f} s.")
     write_json(options.output, {"mag_ratios": mag_ratios, "rows": rows})
     return rows
