@@ -18,15 +18,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from diffusers_mardini import hardware
+from diffusers_mardini.hardware import choose_device
 from training.config.schema import RunConfig
 
 
 def uses_bfloat16(config: RunConfig) -> bool:
-    """Return whether a run autocasts to bfloat16: as configured or, for `auto`, if the device multiplies it."""
-    if config.mixed_precision == "auto":
-        return has_bfloat16_units(choose_device())
-    return config.mixed_precision == "bf16"
+    """Return whether a run autocasts to bfloat16 on this machine's device."""
+    return hardware.uses_bfloat16(config.mixed_precision, choose_device())
 
 
 def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
