@@ -53,6 +53,7 @@ def test_every_pair_of_the_benchmark_is_timed_and_printed(capsys):
     assert capsys.readouterr().out.count(" s = ") == 4
 
 
+@pytest.mark.slow  # 20 seconds: four forms of a step of the tiny preset
 def test_every_form_of_a_training_step_is_timed_beside_its_products(capsys):
     seconds = train_step.main(["--batch-size", "1", "--repeats", "1", "--no-compile"])
     assert next(iter(seconds)).startswith("straightforward") and list(seconds)[-1].startswith("limit")

@@ -233,6 +233,25 @@ def test_the_trial_leaves_scheduler_and_random_numbers_as_they_were(name):
             assert np.array_equal(now, value), key
 
 
+def test_what_has_passed_is_not_tried_again_and_what_differs_is():
+    class Counted(MarDiniScheduler):
+        calls = 0
+
+        def step(self, *args, **kwargs):
+            Counted.calls += 1
+            return super().step(*args, **kwargs)
+
+    scheduler = Counted()
+    for steps in (7, 7, 8):
+        check_sampling(scheduler, steps)
+    assert Counted.calls == 7 + 8
+    check_sampling(Counted(), 7)
+    assert Counted.calls == 7 + 8
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.flip(0)
+    with pytest.raises(ValueError, match="does not reproduce"):
+        check_sampling(scheduler, 7)
+
+
 def test_levels_of_the_callers_choice_are_held_against_ours_at_the_same():
     check_sampling(made("DPMSolverMultistepScheduler"), 25, timesteps=[999, 600, 300, 10])
     check_sampling(made("EulerDiscreteScheduler"), 25, timesteps=[500, 250, 10])
