@@ -424,9 +424,9 @@ def test_layers_of_several_blocks_are_told_as_one():
         ({"lora": {"rank": 0}}, "greater than or equal to 1"),
         (
             {"lora": {"dora": True, "base_dtype": "int8"}, "mixed_precision": "bf16"},
-            "dora needs unquantized weights",
+            "dora needs the base's own weights",
         ),
-        ({"lora": {"base_dtype": "bf16"}}, "needs bf16 autocast; set mixed_precision"),
+        ({"lora": {"base_dtype": "bf16"}}, "works only under bf16 autocast; set mixed_precision"),
     ],
 )
 def test_what_an_adapter_cannot_have_is_refused(change, message):
