@@ -315,5 +315,5 @@ def test_a_configuration_that_makes_no_model_is_not_sent(kl_folder):
     plan_upload(kl_folder, "somebody/tiny")
     config = kl_folder / "vae/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 3}))
-    with pytest.raises(ValueError, match="vae/config.json: no AutoencoderKL can be made of it"):
+    with pytest.raises(ValueError, match="vae/config.json: no AutoencoderKL can be made from it"):
         plan_upload(kl_folder, "somebody/tiny")
