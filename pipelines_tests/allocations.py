@@ -1,4 +1,4 @@
-"""What calls allocate on this machine's CPU, to hold counts against."""
+"""Measure what calls allocate on this machine's CPU, to compare counts with it."""
 
 from collections.abc import Callable
 

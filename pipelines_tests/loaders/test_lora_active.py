@@ -1,4 +1,4 @@
-"""Which adapters are active: the same in both models, as reported, and models with adapters are not saved."""
+"""Active adapters are the same in both models and as reported; models with adapters are not saved."""
 
 import pytest
 import torch

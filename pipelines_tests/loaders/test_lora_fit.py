@@ -28,7 +28,7 @@ def adapter(prefix="transformer.", layers=LAYERS, ends=("lora_A.weight", "lora_B
 
 
 def effect(pipe) -> torch.Tensor:
-    """What the adapted layers of the transformer make of a fixed input."""
+    """Return the outputs of the adapted layers of the transformer for a fixed input."""
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return torch.stack([pipe.transformer.get_submodule(layer)(x) for layer in LAYERS])

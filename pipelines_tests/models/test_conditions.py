@@ -1,4 +1,4 @@
-"""What frames are told reaches both models, changes nothing until learned, and leaves references on their own."""
+"""Conditions reach both models, change nothing until learned, and leave reference frames independent."""
 
 import pytest
 import torch

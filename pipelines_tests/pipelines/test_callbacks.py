@@ -1,4 +1,4 @@
-"""What a callback may return, and what pipeline and blocks make of values that are not finite."""
+"""Callbacks may return nothing or tensors; pipeline and blocks refuse values that are not finite."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What users tell about frames reaches both models, window by window, or is refused before any model runs."""
+"""Conditions given by users reach both models, window by window, or are refused before any model runs."""
 
 import numpy as np
 import pytest
