@@ -1,4 +1,4 @@
-"""What a user can mend is one line: damaged checkpoints, too little memory, interruptions."""
+"""Errors that a user can mend are one line: damaged checkpoints, too little memory, interruptions."""
 
 import json
 import os

@@ -25,7 +25,7 @@ WINDOWS = [(3, 2, 4, 4), (4, 2, 4, 6), (5, 3, 6, 4), (7, 5, 4, 4), (8, 4, 8, 4),
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    """What other tests compiled would count against the limit."""
+    """Forget graphs of other tests, which would count against the limit."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

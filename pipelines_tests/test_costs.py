@@ -1,4 +1,4 @@
-"""What a model costs is counted for the sizes that its pipeline takes, and is what it then needs."""
+"""Counted costs hold for the sizes that the pipeline accepts, and are what it then needs."""
 
 import pytest
 import torch

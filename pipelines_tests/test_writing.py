@@ -1,4 +1,4 @@
-"""What a result file says and is: colours, rates, frames of any accepted kind, and what is refused beforehand."""
+"""Result files: colours, rates, frames of any accepted kind, and what is refused beforehand."""
 
 from fractions import Fraction
 

@@ -39,7 +39,7 @@ def run(pipe, **kwargs) -> torch.Tensor:
 
 
 def told_planner(counter: CallCounter, name: str) -> list[torch.Tensor]:
-    """What each call of the planner was told."""
+    """Return the conditions of each call of the planner."""
     return [kwargs["conditions"][name] for _, kwargs, _ in counter.inputs["planner"]]
 
 
@@ -212,7 +212,7 @@ def test_the_ends_of_a_range_belong_to_it_also_in_single_precision():
 
 
 class TestLongVideos:
-    """What the windows of a long video are told."""
+    """Return the conditions of the windows of a long video."""
 
     ARGUMENTS = {"num_inference_steps": 1, "output_type": "latent"}
 

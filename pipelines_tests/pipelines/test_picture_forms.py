@@ -1,4 +1,4 @@
-"""What diffusers' `VideoProcessor` takes is taken, and means the same picture."""
+"""Pictures in every form of diffusers' `VideoProcessor` are accepted, and mean the same."""
 
 import numpy as np
 import PIL.Image

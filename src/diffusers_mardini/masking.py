@@ -1,4 +1,4 @@
-"""Which frames of a window are given: the tasks as patterns, and random patterns for training (Sec. 2.1, Sec. 4).
+"""Choose the given frames of a window: the tasks as patterns, and random patterns for training (Sec. 2.1, Sec. 4).
 
 A mask is a bool tensor `(batch, frames)`; True is a *reference* frame ([REF], given and clean), False a *masked* one.
 The paper's "mask ratio" is the share of given frames, called `reference_ratio` here. Pure functions of their

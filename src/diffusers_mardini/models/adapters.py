@@ -321,7 +321,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
 
     @property
     def is_fused(self) -> bool:
-        """Whether `unfuse_lora` has adapters to remove from the weights or to activate again."""
+        """Tell whether `unfuse_lora` has adapters to remove from the weights or to activate again."""
         return self._before_fusing is not None or bool(fused_adapters(self))
 
     def unfuse_lora(self) -> None:

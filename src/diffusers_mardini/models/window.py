@@ -19,7 +19,7 @@ from .embeddings import RotaryEmbedding
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Which frames of a window are reference frames, and where the masked ones lie in a batch of windows.
+    """Hold which frames of a window are reference frames, and where the masked ones lie in a batch.
 
     It has no other fields, because compiled blocks make another graph wherever a field changes.
 

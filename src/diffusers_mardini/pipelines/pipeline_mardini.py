@@ -113,7 +113,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether `guidance_scale` needs the unconditional velocity; `False` before the first call."""
+        """Tell whether `guidance_scale` needs the unconditional velocity; `False` before the first call."""
         return self._guidance_scale is not None and self._guidance_scale != 1.0
 
     @property
@@ -134,7 +134,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
 
     @property
     def interrupt(self) -> bool:
-        """Whether the remaining steps are skipped; set `_interrupt` from a callback or another thread."""
+        """Tell whether the remaining steps are skipped; set `_interrupt` from a callback or another thread."""
         return self._interrupt
 
     @torch.no_grad()
