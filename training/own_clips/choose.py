@@ -1,0 +1,123 @@
+"""Choose what `training.fit` trains on own clips: rate, size, autoencoder, models, batch, stages and steps.
+
+Each choice comes with its reason in words; `write_config` writes both into the YAML files that the person may edit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from diffusers_mardini.presets import load_preset
+from training.config.schema import RunConfig
+from training.costs import probe
+from training.train_autoencoder import measure, to_float
+
+
+MULTIPLE = 16  # of pixels: the autoencoder's 8, and the planner's frames that are half as large
+NUM_FRAMES = 9
+# Largest first: the models of a preset at about so many pixels a frame, and the training windows below which a smaller
+# pair learns more in the same time (docs/results/own-clips.md).
+CANDIDATES = (
+    ("mardini-small", 128 * 128, 200_000),
+    ("mardini-small", 64 * 64, 100_000),
+    ("mardini-tiny", 64 * 64, 40_000),
+    ("mardini-nano", 64 * 64, 0),
+)
+LATENTS = (16, 24, 32)  # channels of an 8-pixel patch
+ENOUGH_CEILING = 0.93  # SSIM; more channels are harder to predict
+WINDOWS_PER_STEP = 16
+AUTOENCODER_SHARE = 0.12  # of the hours
+JUDGE_SHARE = 0.15
+
+
+@dataclass
+class Choices:
+    """What is trained, each with its reason in words (`why`, by the name of the choice)."""
+
+    fps: float
+    height: int
+    width: int
+    latent_channels: int
+    preset: str
+    windows_per_step: int
+    processes: int
+    steps: int
+    autoencoder_steps: int
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def choose_size(width: int, height: int, pixels: int) -> tuple[int, int]:
+    """Return height and width of frames of about `pixels` pixels, in the aspect ratio of clips of `width` x `height`.
+
+    Sides are multiples of 16 and no longer than the clips', unless a clip is smaller than 16 pixels.
+    """
+    most_high, most_wide = (max(MULTIPLE, side // MULTIPLE * MULTIPLE) for side in (height, width))
+
+    def misfit(size: tuple[int, int]) -> float:
+        aspect = abs(math.log(size[1] / size[0] / (width / height)))
+        return aspect + 0.5 * abs(math.log(size[0] * size[1] / pixels))
+
+    sides = range(MULTIPLE, 4 * MULTIPLE * math.ceil(math.sqrt(pixels) / MULTIPLE) + 1, MULTIPLE)
+    sizes = [(high, wide) for high in sides for wide in sides if high <= most_high and wide <= most_wide]
+    return min(sizes, key=misfit)
+
+
+@torch.no_grad()
+def choose_latents(frames: torch.Tensor, held_out: torch.Tensor, planner_downscale: int = 2) -> tuple[int, str]:
+    """Return the channels of a latent, and why: the fewest with which the bare linear basis keeps enough.
+
+    Args:
+        frames: to fit the basis to, `uint8`, `(number, 3, height, width)`.
+        held_out: to measure it on, of the same shape but for the number.
+    """
+    found = []
+    for channels in LATENTS:
+        vae = AutoencoderPatchBasis(latent_channels=channels, encoder_blocks=0, decoder_blocks=0)
+        vae.fit_basis(to_float(frames))
+        found.append((channels, measure(vae, held_out, planner_downscale).ssim))
+        if found[-1][1] >= ENOUGH_CEILING:
+            break
+    channels, _ = found[-1]
+    measured = ", ".join(f"{count} channels keep a SSIM of {ssim:.3f}" for count, ssim in found)
+    return channels, f"{measured} (bare linear basis, held-out frames)"
+
+
+def choose_models(
+    configs: Sequence[tuple[str, RunConfig, int]], seconds: float, processes: int, probe_steps: int = 3
+) -> tuple[int, float, str]:
+    """Measure a real step of each candidate, largest first, until one sees enough windows in the time.
+
+    Args:
+        configs: preset, the run at the size that goes with it, and the windows that it needs.
+        seconds: of training.
+        processes: that train side by side.
+        probe_steps: steps of each measurement.
+
+    Returns:
+        The index of the candidate, its seconds per step, and why, in words.
+    """
+    reasons = []
+    for index, (preset, config, wanted) in enumerate(configs):
+        stage = config.for_processes(processes).stages[-1]
+        step = probe(config.for_processes(processes), stage, probe_steps)
+        windows = seconds / step * stage.windows_per_step(processes)
+        height, width = config.size_of(stage)
+        reasons.append(
+            f"{preset} at {height}x{width}: {step:.2f} s a step of {stage.windows_per_step(processes)} windows, so "
+            f"{windows:,.0f} windows in {seconds / 60:.0f} minutes" + (f", {wanted:,} wanted" if wanted else "")
+        )
+        if windows >= wanted or index == len(configs) - 1:
+            return index, step, "; ".join(reasons)
+    raise AssertionError("the last candidate is always taken")
+
+
+def processes_for(device: str, cores: int, windows: int) -> int:
+    """Return how many processes train: one per core of a CPU, which share a step's windows equally; one on a GPU."""
+    if device != "cpu":
+        return 1
+    return max(count for count in range(1, min(cores, windows) + 1) if windows % count == 0)

@@ -1,0 +1,132 @@
+"""Write what `training.fit` chose as the YAML files of the autoencoder and of the run, with the reasons as comments."""
+
+import textwrap
+from pathlib import Path
+
+from training.files import write_whole
+from training.own_clips.choose import JUDGE_SHARE, Choices
+
+
+# A first stage for the planner pays where there is time for it; it ends early where it stops getting better.
+HOURS_FOR_A_PLANNER_STAGE = 1.5
+
+_AUTOENCODER = """\
+# The autoencoder of this fit; written by training.fit. Edit it before it is trained, or delete it to choose anew.
+clips: {clips}/train.jsonl
+held_out: {clips}/held_out.jsonl
+output: {out}/autoencoder
+size: {size}
+{latents}
+latent_channels: {latent_channels}
+train_encoder: false
+steps: {autoencoder_steps}
+"""
+
+_RUN = """\
+# The training of this fit; written by training.fit. Edit it before training, or delete it to choose anew.
+# Every key is explained in docs/config.md.
+name: run
+data:
+  train: {clips}/train.jsonl
+  validation: {clips}/held_out.jsonl
+{rate}
+{size_reason}
+  size: {size}
+  manifests: {out}/cache/manifests
+  cache: {out}/cache/latents
+vae: {out}/autoencoder
+{preset_reason}
+preset: {preset}
+planner: {{in_channels: {latent_channels}}}
+transformer: {{in_channels: {latent_channels}}}
+optimizer: {{name: muon, beta2: 0.98, weight_decay: 0.02, ema_decay: 0.99}}
+# The trainer measures its speed and plans the steps that are left so that it ends in this time.
+hours: {hours}
+validate_every: {validate_every}
+sample_every: {sample_every}
+checkpoint_every: {checkpoint_every}
+stages:
+{stages}"""
+
+_PLANNER_STAGE = """\
+  # The planner alone learns to reconstruct masked frames (Fig. 4, initial stage); ends where it stops improving.
+  - name: planner
+    trains: planner
+    steps: {steps}
+    fps: {fps:g}
+    reference_ratio: [0.1, 0.5]
+    tasks: {{random: 0.4, interpolation: 0.5, leading: 0.1}}
+    global_batch: {windows}
+    learning_rate: 2.0e-3
+    final_learning_rate: 1.0e-3
+    warmup_steps: {warmup}
+    stop_when_flat: 3
+"""
+_JOINT_STAGE = """\
+  # Both models by diffusion: between two frames above all, and what follows one to three frames.
+  - name: joint
+    trains: joint
+    steps: {steps}
+    fps: {fps:g}
+    reference_ratio: [0.1, 0.5]
+    tasks: {{random: 0.1, interpolation: 0.7, leading: 0.2}}
+    global_batch: {windows}
+    learning_rate: 2.0e-3
+    final_learning_rate: 2.0e-5
+    warmup_steps: {warmup}
+    planner_loss_weight: 0.5
+    timestep_shift: 2.0
+"""
+
+
+def autoencoder_text(choices: Choices, out: Path) -> str:
+    """Return the YAML file of the autoencoder."""
+    return _AUTOENCODER.format(
+        clips=out / "clips",
+        out=out,
+        size=_size(choices),
+        latents=_comment(choices.why["latent_channels"]),
+        latent_channels=choices.latent_channels,
+        autoencoder_steps=choices.autoencoder_steps,
+    )
+
+
+def run_text(choices: Choices, out: Path, hours: float) -> str:
+    """Return the YAML file of the run; `hours` is the time for its training."""
+    steps, stages = choices.steps, ""
+    shape = {"fps": choices.fps, "windows": choices.windows_per_step}
+    if hours >= HOURS_FOR_A_PLANNER_STAGE:
+        first = max(20, round(0.1 * steps))
+        stages += _PLANNER_STAGE.format(steps=first, warmup=max(5, first // 20), **shape)
+        steps -= first
+    stages += _JOINT_STAGE.format(steps=steps, warmup=max(5, min(100, steps // 20)), **shape)
+    every = max(10, steps // 8)
+    return _RUN.format(
+        clips=out / "clips",
+        out=out,
+        rate=_comment(choices.why["fps"], "  "),
+        size_reason=_comment(choices.why["size"], "  "),
+        size=_size(choices),
+        preset_reason=_comment(choices.why["preset"]),
+        preset=choices.preset,
+        latent_channels=choices.latent_channels,
+        hours=f"{hours:.3f}",
+        validate_every=every,
+        sample_every=4 * every,
+        checkpoint_every=max(10, every // 2),
+        stages=stages,
+    )
+
+
+def write_configs(choices: Choices, out: Path, seconds: float) -> None:
+    """Write `autoencoder.yaml` and `config.yaml` into the folder of the fit; `seconds` are left for everything."""
+    write_whole(out / "autoencoder.yaml", autoencoder_text(choices, out))
+    write_whole(out / "config.yaml", run_text(choices, out, seconds * (1 - JUDGE_SHARE) / 3600))
+
+
+def _size(choices: Choices) -> str:
+    return f"{choices.height}x{choices.width}"
+
+
+def _comment(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 115, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")

@@ -1,0 +1,87 @@
+"""Make what somebody needs who is given the model of `training.fit`: facts of its card, an example, `how-to-use.md`."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from training.evaluation.evaluation_windows import EvaluationWindows
+from training.files import write_whole
+from training.own_clips.choose import Choices
+
+
+def write_card_facts(path: Path, choices: Choices, clips: str, command: str, verdict: Sequence[str]) -> None:
+    """Write the YAML file of facts that no run records, for `training.publish`.
+
+    Args:
+        path: of the file.
+        choices: what was trained.
+        clips: name of the clips, without the path to them.
+        command: that trained the model.
+        verdict: sentences of `training.evaluation.verdict`.
+    """
+    facts = {
+        "description": f"A small MarDini trained from scratch on own clips ({clips}) by `training.fit`.",
+        "num_frames": 9,
+        "window": f"9 frames of {choices.width}x{choices.height} pixels, {choices.fps:g} a second",
+        "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained.",
+        "command": command,
+        "metrics_setting": " ".join(
+            ["Windows of held-out clips; first and last frame given, seven sampled; one sample each.", *verdict]
+        ),
+        "limits": [
+            f"Knows the kind of clips that it was trained on, at {choices.width}x{choices.height} pixels; on others "
+            "expect nonsense."
+        ],
+        "samples": [{"file": "sheet_0.png", "caption": "Held-out windows, nothing chosen. The framed frames are given."}],
+    }
+    write_whole(path, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def write_example(folder: Path, windows: EvaluationWindows) -> list[Path]:
+    """Write first and last frame of the window that moves most as PNG files `first.png` and `last.png`."""
+    motion = (windows.frames[:, 0] - windows.frames[:, -1]).abs().mean(dim=(1, 2, 3))
+    window = windows.frames[int(motion.argmax())]
+    paths = []
+    for name, frame in (("first", window[0]), ("last", window[-1])):
+        paths.append(folder / f"{name}.png")
+        Image.fromarray(frame.permute(1, 2, 0).mul(255).round().byte().numpy()).save(paths[-1])
+    return paths
+
+
+def use_commands(model: Path) -> list[list[str]]:
+    """Return the commands of `how-to-use.md`: frames between two pictures, a picture in motion, a longer clip."""
+    first, last, between = model / "first.png", model / "last.png", model / "between.mp4"
+    chosen = ["--checkpoint", str(model)]
+    return [
+        ["interpolate", str(first), str(last), "-o", str(between), *chosen],
+        ["animate", str(first), "-o", str(model / "animated.mp4"), *chosen],
+        ["extend", str(between), "-o", str(model / "longer.mp4"), "--num-new-frames", "16", *chosen],
+    ]
+
+
+def write_how_to_use(model: Path, run: Callable[[Sequence[str]], None], verdict: Sequence[str]) -> Path:
+    """Run the commands of `use_commands` and write `how-to-use.md` with them.
+
+    Args:
+        model: folder of the published model, which holds `first.png` and `last.png`.
+        run: runs the arguments of `mardini`.
+        verdict: sentences on whether the model is any good.
+    """
+    lines = ["# How to use this model", "", *verdict, "", "Each command was run when this file was written.", ""]
+    captions = ("The frames between two pictures:", "A picture set in motion (a guess):", "A longer clip:")
+    for caption, command in zip(captions, use_commands(model)):
+        run(command)
+        lines += [caption, "", "```bash", shlex.join(["mardini", *command]), "```", ""]
+    lines += [
+        "From Python:", "", "```python", "from diffusers_mardini import MarDiniPipeline", "from PIL import Image", "",
+        f'pipe = MarDiniPipeline.from_pretrained("{model.as_posix()}")',
+        f'first, last = Image.open("{(model / "first.png").as_posix()}"), Image.open("{(model / "last.png").as_posix()}")',
+        "frames = pipe(image=first, last_image=last).frames[0]", "```", "",
+        "To put it on the Hub:", "", "```bash", f"mardini push {shlex.quote(str(model))} your-name/your-model", "```", "",
+    ]  # fmt: skip
+    path = model / "how-to-use.md"
+    write_whole(path, "\n".join(lines))
+    return path
