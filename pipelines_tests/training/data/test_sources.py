@@ -9,7 +9,7 @@ import webdataset
 from diffusers_mardini.video_io import read_frames, write_video
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.data.manifest import make_manifest
-from training.data.sources import DatasetVideos, PictureFolders, VideoFolder, WebdatasetShards, open_source
+from training.data.sources import ArchiveClips, DatasetVideos, PictureFolders, VideoFolder, open_source
 
 
 LENGTHS = {"a.mp4": 5, "b/c2.mp4": 3, "b/c10.mp4": 4}
@@ -94,7 +94,7 @@ def test_webdataset_shards_are_read_in_place(folder, tmp_path):
     expected = {"train-000.tar/a.mp4": 5, "train-000.tar/b-c2.mp4": 3, "train-001.tar/b-c10.mp4": 4}
     for spec in (shards, shards / "train-{000..001}.tar"):
         source = open_source(spec)
-        assert isinstance(source, WebdatasetShards) and lengths(source, tmp_path) == expected
+        assert isinstance(source, ArchiveClips) and lengths(source, tmp_path) == expected
     assert source.open("train-000.tar/a.mp4") == (folder / "a.mp4").read_bytes()
     with pytest.raises(ValueError, match="there is no 'train-000.tar/x.mp4'"):
         source.open("train-000.tar/x.mp4")
