@@ -17,12 +17,13 @@ from PIL import Image
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.training.clip_files import noise, write_clip
+from training.data.archives import ArchiveClips
 from training.data.buckets import Bucket, WindowRequest
 from training.data.failures import FailedClips
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest, read_manifest
 from training.data.order import StepRows
-from training.data.sources import ArchiveClips, VideoFolder, open_source
+from training.data.sources import VideoFolder, open_source
 from training.data.windows import PixelWindows
 
 
