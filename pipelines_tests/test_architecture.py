@@ -55,7 +55,7 @@ MAY_IMPORT = {
 # training/ is a program, which imports any room, or reproduction/, which no other room imports.
 TRAINER = sorted((ROOT / "training").rglob("*.py"))
 ROOMS = (
-    {"files", "stopping", "randomness", "digests"},
+    {"files", "stopping", "progress", "randomness", "digests"},
     {"locks", "config", "figures"},
     {"data"},
     {"engine"},

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from safetensors import SafetensorError
+
 from diffusers_mardini.video.errors import named_file_errors
 
 
@@ -34,6 +36,26 @@ def whole_file(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_write_errors(what: str) -> Iterator[None]:
+    """Turn errors of writing, such as a full disk, into one sentence; use it around nothing that reads.
+
+    Args:
+        what: what is written, with its path.
+
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(
+            f"cannot write {what} ({reason}); make room or make its folder writable, then type the same command again: "
+            "what was finished before is kept"
+        ) from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -1,16 +1,21 @@
-"""Train the small per-frame autoencoder of the tiny models on a folder of clips.
+"""Train the small per-frame autoencoder of the tiny models on the frames of clips.
 
     python -m training.train_autoencoder training/configs/autoencoder-carracing.yaml
 
 Fits the linear basis in seconds, trains the convolutions on top of it for minutes, measures shift and scale of the
-latents, and writes a folder for `AutoencoderPatchBasis.from_pretrained`. Too short to need resuming. The paper's sizes
-use a public pretrained `AutoencoderKL` instead.
+latents, and writes a folder for `AutoencoderPatchBasis.from_pretrained`. The same command resumes an unfinished
+training, with the same result as if it had not been interrupted; exit codes are those of `train_mardini.py`. The
+paper's sizes use a public pretrained `AutoencoderKL` instead.
 """
 
 import argparse
 import json
 import math
+import os
+import shutil
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,18 +30,37 @@ from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBas
 from training.config.strict import StrictModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
-from training.data.clips import load_clips
+from training.data.census import read_manifest_of
+from training.data.failures import shown
+from training.data.frames import draw_frames, evenly_spaced
+from training.data.manifest import MANIFESTS
+from training.data.sources import open_source
+from training.digests import tensors_digest
+from training.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from training.engine.feasibility import warmup_note
 from training.engine.guards import RunFailed, absurd_weights
-from training.files import whole_folder, write_whole
+from training.engine.optimizers import load_optimizers, optimizer_tensors
+from training.files import named_write_errors, whole_folder, write_whole
 from training.locks import Owner
+from training.progress import Progress
+from training.stopping import STOPPED, Stopped, StopRequest
+
+
+# Keys that may differ when a training goes on.
+FREE_KEYS = ("output", "manifests", "threads", "max_minutes", "max_hours", "checkpoint_seconds", "eval_every")
 
 
 class AutoencoderTrainingConfig(StrictModel):
     """The configuration of `training/train_autoencoder.py`."""
 
-    clips: Path = Field(description="Folder of training clips.")
-    held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured on them.")
+    clips: str | Path = Field(description="Source of training clips, as `data.train` of a run.")
+    held_out: str | Path = Field(description="Source of clips never trained on; PSNR and SSIM are measured on them.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
     size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
     planner_downscale: int = Field(
@@ -69,10 +93,33 @@ class AutoencoderTrainingConfig(StrictModel):
         ge=0,
         description="Noise on latents in training, relative to their deviation; the decoder learns to tolerate it.",
     )
-    basis_frames: int = Field(2048, ge=16, description="Training frames that the linear basis is fitted to.")
+    basis_frames: int = Field(
+        2048,
+        ge=16,
+        description="Training frames that the linear basis is fitted to; of frames larger than 64x64 fewer, with as "
+        "many pixels.",
+    )
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
     eval_frames: int = Field(448, ge=1, description="Held-out frames, evenly spaced, that are measured.")
+    memory_gb: float = Field(
+        0.5,
+        gt=0,
+        description="Memory for training frames; of clips with more frames (43,690 of 64x64), evenly spaced ones are "
+        "used.",
+    )
+    manifests: Path = Field(
+        MANIFESTS, description="Folder of the manifests, the facts found by decoding every clip; shared with runs."
+    )
     threads: int = Field(1, ge=1, description="CPU threads.")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Time limit of the steps: if they would take longer, measured at the start, fewer are taken.",
+    )
+    max_hours: float | None = Field(
+        None, gt=0, description="Stop after so many hours; the same command resumes. None: no limit."
+    )
+    checkpoint_seconds: float = Field(60, ge=0, description="Seconds between two checkpoints of the training.")
     seed: int = Field(0, ge=-(2**63), lt=2**64, description="Seed of everything random.")
 
     @classmethod
@@ -101,7 +148,7 @@ class Quality:
 
 def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
     """Return at most `count` of the frames, evenly spaced from the first to the last."""
-    return frames[torch.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=torch.float64).round().long()]
+    return frames[evenly_spaced(len(frames), count)]
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:
@@ -139,45 +186,128 @@ def latent_statistics(
     return latents.mean().item(), latents.std().item(), latents.std(dim=(0, 2, 3))
 
 
-def train(
-    vae: AutoencoderPatchBasis, frames: torch.Tensor, held_out: torch.Tensor, config: AutoencoderTrainingConfig
-) -> None:
-    """Train `vae` in place on `uint8` frames `(batch, 3, size, size)`; only its decoder unless `train_encoder`."""
-    for part in (vae.to_latents, vae.encoder_residual):
-        part.requires_grad_(config.train_encoder)
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config.steps, config.warmup_steps)
-    )
-    num_planner = round(config.batch_size * config.planner_share)
-    noise_std = config.latent_noise * latent_statistics(vae, spread(frames, 512))[1]
-    started = time.monotonic()
-    for step in range(1, config.steps + 1):
-        picked = torch.randint(len(frames), (config.batch_size,), generator=generator)
-        batch = to_float(frames[picked])
+class Training:
+    """The training of the convolutions, which can be interrupted after every step.
+
+    Args:
+        vae: trained in place; only its decoder unless `train_encoder`.
+        frames: `uint8` `(frames, 3, height, width)` to train on.
+        held_out: frames that are measured.
+        config: of the training.
+
+    Attributes:
+        step: number of steps that were taken.
+        steps: number of steps in all, at most `config.steps`.
+        minutes: that the steps have taken.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderPatchBasis,
+        frames: torch.Tensor,
+        held_out: torch.Tensor,
+        config: AutoencoderTrainingConfig,
+    ):
+        self.vae, self.frames, self.held_out, self.config = vae, frames, held_out, config
+        for part in (vae.to_latents, vae.encoder_residual):
+            part.requires_grad_(config.train_encoder)
+        self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.noise_std = config.latent_noise * latent_statistics(vae, spread(frames, 512))[1]
+        self.step, self.steps, self.minutes = 0, config.steps, 0.0
+
+    def run(self, stop: Callable[[], str | None], save: Callable[[], None]) -> None:
+        """Take the steps that are left.
+
+        Args:
+            stop: called after every step; returns a reason to stop, or `None`.
+            save: saves the training; called every `checkpoint_seconds`, and before it stops.
+
+        Raises:
+            ValueError: if the loss is not finite.
+            Stopped: if there was a reason to stop.
+        """
+        first, began = self.step, time.monotonic()
+        saved, before = began, self.minutes
+        with Progress("training the autoencoder, steps", self.steps) as progress:
+            while self.step < self.steps:
+                self._take_step()
+                now = time.monotonic()
+                self.minutes = before + (now - began) / 60
+                progress.update(self.step, first)
+                if self.step % self.config.eval_every == 0 or self.step == self.steps:
+                    rate = (self.step - first) * self.config.batch_size / (now - began)
+                    quality = measure(self.vae, self.held_out, self.config.planner_downscale)
+                    print(
+                        f"step {self.step} of {self.steps}: held-out {quality}; {rate:.0f} frames a second", flush=True
+                    )
+                reason = stop()
+                if reason or now - saved >= self.config.checkpoint_seconds:
+                    save()
+                    saved = time.monotonic()
+                if reason:
+                    raise Stopped(reason)
+
+    def _take_step(self) -> None:
+        config = self.config
+        factor = learning_rate_factor(self.step, self.steps, config.warmup_steps)
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        num_planner = round(config.batch_size * config.planner_share)
+        picked = torch.randint(len(self.frames), (config.batch_size,), generator=self.generator)
+        batch = to_float(self.frames[picked])
         loss = torch.zeros(())
         for source in (batch[num_planner:], downscale_frames(batch[:num_planner], config.planner_downscale)):
             if len(source):
-                latents = vae.encode(source).latent_dist.mode()
-                noise = torch.randn(latents.shape, generator=generator) * noise_std
-                decoded = vae.decode(latents + noise).sample
+                latents = self.vae.encode(source).latent_dist.mode()
+                noise = torch.randn(latents.shape, generator=self.generator) * self.noise_std
+                decoded = self.vae.decode(latents + noise).sample
                 error = F.mse_loss(decoded, source) + config.l1_weight * F.l1_loss(decoded, source)
                 loss = loss + error * len(source) / len(batch)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.step += 1
         if not torch.isfinite(norm):
-            raise ValueError(f"the loss is no longer finite at step {step}; lower learning_rate")
-        optimizer.step()
-        schedule.step()
-        if step % config.eval_every == 0 or step == config.steps:
-            rate = step * config.batch_size / (time.monotonic() - started)
-            quality = measure(vae, held_out, config.planner_downscale)
-            print(f"step {step} of {config.steps}: held-out {quality}; {rate:.0f} frames a second", flush=True)
+            raise ValueError(f"the loss is no longer finite at step {self.step}; lower learning_rate")
+        self.optimizer.step()
+
+    def keep_to(self, minutes: float) -> None:
+        """Lower the number of steps, before the first one, to what `minutes` are enough for."""
+        state = {name: tensor.clone() for name, tensor in self.vae.state_dict().items()}
+        generator = self.generator.get_state()
+        tried = min(self.steps, 6)
+        for number in range(tried):
+            if number == 1:  # the first step warms up
+                began = time.monotonic()
+            self._take_step()
+        if tried > 1:
+            fitting = max(1, int(minutes * 60 * (tried - 1) / (time.monotonic() - began)))
+            if fitting < self.steps:
+                print(f"{self.steps} steps would take more than {minutes:g} minutes; {fitting} are taken")
+                self.steps = fitting
+        self.vae.load_state_dict(state)
+        self.generator.set_state(generator)
+        self.optimizer.state.clear()
+        self.step = 0
+
+    def checkpoint(self, state: dict) -> Checkpoint:
+        """Return everything from which `restore` goes on, and `state` beside it."""
+        moments, rest = optimizer_tensors([self.optimizer])
+        moments["generator"] = self.generator.get_state()
+        own = {"global_step": self.step, "steps": self.steps, "noise_std": self.noise_std, "minutes": self.minutes}
+        return Checkpoint(self.vae.state_dict(), {}, moments, rest, {**state, **own})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.vae.load_state_dict(dict(checkpoint.weights))
+        moments = {name: tensor.clone() for name, tensor in checkpoint.moments.items()}  # not of the open file
+        self.generator.set_state(moments.pop("generator"))
+        load_optimizers([self.optimizer], moments, checkpoint.optimizers)
+        self.step, self.steps = checkpoint.state["global_step"], checkpoint.state["steps"]
+        self.noise_std, self.minutes = checkpoint.state["noise_std"], checkpoint.state["minutes"]
 
 
 def save(vae: AutoencoderPatchBasis, output: Path, record: dict) -> None:
@@ -203,27 +333,51 @@ def check_trained(vae: AutoencoderPatchBasis, quality: Quality, mean: float, std
         raise RunFailed("all latents are the same, as of clips of one colour; nothing is saved. Look at the clips")
 
 
+def unfinished_folder(config: AutoencoderTrainingConfig) -> Path:
+    """Return the folder of the checkpoints of an unfinished training; a file `stop` in it stops the training."""
+    return config.output.with_name(f"{config.output.name}-unfinished")
+
+
 def run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     """Fit, train, measure and save; return the autoencoder.
 
     Raises:
-        ValueError: if clips cannot be used, the loss is not finite, or another process writes `output`.
+        ValueError: if clips cannot be used, the loss is not finite, the disk is full, or another process writes
+            `output`.
+        Stopped: if a signal, `max_hours` or the file `stop` asked for it; the training is saved.
         RunFailed: if the training has blown up.
     """
     if config.warmup_steps >= config.steps > 0:
         print(f"note: {warmup_note('the training', config.steps, config.warmup_steps)}")
     lock = config.output.with_name(f".{config.output.name}.lock.json")
-    with Owner(lock, f"the autoencoder {config.output}"):
-        return _run(config)
+    folder = unfinished_folder(config)
+    with Owner(lock, f"the autoencoder {config.output}"), StopRequest(folder, config.max_hours) as request:
+        try:
+            return _run(config, lambda: request.reason)
+        except Stopped:
+            request.done()
+            raise
 
 
-def _run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
+def _read(
+    config: AutoencoderTrainingConfig, spec: str | Path, count: int, stop: Callable[[], str | None]
+) -> torch.Tensor:
+    """Return frames of a source, evenly spaced over its clips."""
+    source = open_source(spec, fps=1.0)  # the rate of pictures does not matter here
+    manifest = read_manifest_of(source, config.manifests, stop)
+    if not manifest.ok:
+        reasons = "; ".join(f"{shown(entry.key)}: {entry.reason}" for entry in manifest.left_out[:3])
+        raise ValueError(f"none of the {len(manifest.entries)} clips of '{spec}' can be used: {reasons}")
+    return draw_frames(source, manifest.ok, (config.size, config.size), count, os.cpu_count() or 1, stop)
+
+
+def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> AutoencoderPatchBasis:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     started = time.monotonic()
-    frames = torch.cat(load_clips(config.clips, config.size).frames)
-    held_out = torch.cat(load_clips(config.held_out, config.size).frames)
-    held_out = spread(held_out, config.eval_frames)
+    most = max(1, int(config.memory_gb * 2**30 / (3 * config.size**2)))
+    frames = _read(config, config.clips, most, stop)
+    held_out = _read(config, config.held_out, config.eval_frames, stop)
     print(f"{len(frames)} frames to train on, {len(held_out)} held out; read in {time.monotonic() - started:.0f} s")
 
     vae = AutoencoderPatchBasis(
@@ -233,29 +387,62 @@ def _run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
         decoder_blocks=config.decoder_blocks,
         sample_size=config.size,
     )
-    some = spread(frames, config.basis_frames)
+    some = spread(frames, max(16, config.basis_frames * 64**2 // max(64, config.size) ** 2))
     vae.fit_basis(to_float(some))
     before = measure(vae, held_out, config.planner_downscale)
     print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; bare linear basis: held-out {before}", flush=True)
 
-    started = time.monotonic()
-    train(vae, frames, held_out, config)
-    minutes = (time.monotonic() - started) / 60
-    after = measure(vae, held_out, config.planner_downscale)
-    mean, std, channel_std = latent_statistics(vae, some)
-    check_trained(vae, after, mean, std)
+    training = Training(vae, frames, held_out, config)
+    folder = unfinished_folder(config)
+    try:
+        _train(training, folder, stop)
+        after = measure(vae, held_out, config.planner_downscale)
+        mean, std, channel_std = latent_statistics(vae, some)
+        check_trained(vae, after, mean, std)
+    except (ValueError, RunFailed) as error:
+        if not isinstance(error, CheckpointError):  # otherwise the next start would go on from what has blown up
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
     record = {
         "config": config.model_dump(mode="json"),
         "linear": asdict(before),
         "trained": asdict(after),
-        "training_minutes": round(minutes, 2),
+        "training_minutes": round(training.minutes, 2),
         "normalized_channel_std": [round(value, 4) for value in (channel_std / std).tolist()],
     }
-    save(vae, config.output, record)
-    print(f"trained: held-out {after}, after {minutes:.1f} minutes")
+    with named_write_errors(f"the autoencoder '{config.output}'"):
+        save(vae, config.output, record)
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"trained: held-out {after}, after {training.minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
     return vae
+
+
+def _train(training: Training, folder: Path, stop: Callable[[], str | None]) -> None:
+    """Train from the newest checkpoint of the same training, if there is one, and write checkpoints."""
+    config = training.config
+    # Places, limits and threads may differ: they change no result, or only its rounding.
+    settings = config.model_dump(mode="json", exclude=set(FREE_KEYS))
+    identity = tensors_digest({"frames": training.frames, "held_out": training.held_out}, settings)
+    if not _resume(training, folder, identity) and config.max_minutes is not None and config.steps:
+        training.keep_to(config.max_minutes)
+    training.run(stop, lambda: save_checkpoint(folder, training.checkpoint({"identity": identity}), keep=1))
+
+
+def _resume(training: Training, folder: Path, identity: str) -> bool:
+    """Restore the newest checkpoint; return whether there is one of the same frames and settings."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return False
+    found = load_checkpoint(newest, needed=("identity",))
+    if found.state["identity"] != identity:
+        print(f"'{folder}' holds a training with other settings or clips; this one begins anew")
+        shutil.rmtree(folder)
+        return False
+    training.restore(found)
+    print(f"going on from step {training.step} of {training.steps} ({newest})")
+    return True
 
 
 def main() -> None:
@@ -264,6 +451,9 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
     try:
         run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
+    except Stopped as stopped:
+        print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")
+        sys.exit(STOPPED)
     except (ValueError, OSError, RunFailed) as error:
         raise SystemExit(f"error: {error}") from error
 

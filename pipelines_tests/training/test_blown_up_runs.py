@@ -129,7 +129,7 @@ def test_the_program_ends_with_1_and_says_why(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fields", [{"learning_rate": 1e30, "steps": 1}, {"learning_rate": 1e12, "steps": 1}])
 def test_an_autoencoder_that_has_blown_up_is_not_saved(tmp_path, fields, capsys):
     config = AutoencoderTrainingConfig(
-        clips=clips_folder(), held_out=clips_folder(), output=tmp_path / "vae", size=16, latent_channels=4, width=8,
+        clips=clips_folder(), held_out=clips_folder(), output=tmp_path / "vae", manifests=clips_folder().parent / "manifests", size=16, latent_channels=4, width=8,
         decoder_blocks=1, batch_size=4, basis_frames=24, warmup_steps=0, **fields,
     )  # fmt: skip
     with pytest.raises(RunFailed, match="the training has blown up.*Lower learning_rate"):

@@ -1,5 +1,6 @@
 """Requests to stop, on every system and while clips are prepared."""
 
+import copy
 import json
 import os
 import signal
@@ -8,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 
 from diffusers_mardini import AutoencoderPatchBasis
@@ -17,7 +20,7 @@ from pipelines_tests.training.test_train_mardini import data_fields, make_config
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.preparation import prepare_data
-from training.data.sources import open_source
+from training.data.sources import VideoFolder, open_source
 from training.files import flush
 from training.stopping import SIGNALS, Stopped, StopRequest
 from training.train_mardini import train
@@ -120,15 +123,93 @@ def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsy
     assert build_latent_cache(*arguments, stop=StopsAfter(0)).stopped is None
 
 
-def test_a_clip_that_is_being_encoded_is_given_up(tmp_path, capsys):
+def test_a_clip_that_is_being_encoded_goes_on_where_it_stopped(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
     entries = make_manifest(source, tmp_path / "m.jsonl").ok
-    arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
+    encoded, vae = [], copy.deepcopy(make_vae())
+    vae.encode = lambda pictures: encoded.append(len(pictures)) or make_vae().encode(pictures)
+    arguments = (source, entries, vae, (32, 32), 2)
     with pytest.raises(Stopped):
-        build_latent_cache(*arguments, batch_size=4, stop=StopsAfter(2))  # of three batches
-    capsys.readouterr()
+        build_latent_cache(*arguments, tmp_path / "latents", batch_size=4, stop=StopsAfter(2))  # of three batches
+    assert sum(encoded) == 2 * 8  # at both sizes
+    encoded.clear()
+    cache = build_latent_cache(*arguments, tmp_path / "latents", batch_size=4)
+    assert sum(encoded) == 2 * (3 * 12 - 8)
+    through = build_latent_cache(*arguments, tmp_path / "through", batch_size=4)
+    for entry in entries:
+        assert torch.equal(cache.read(entry, range(12)).mean, through.read(entry, range(12)).mean)
+
+
+def test_what_was_encoded_is_written_after_a_while(tmp_path):
+    source = open_source(write_clips(tmp_path / "clips"))
+    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    written = []
+
+    def killed() -> None:
+        written.append(len(list((tmp_path / "latents").glob("*/shard-*"))))
+        if len(written) == 4:
+            raise KeyboardInterrupt
+
+    arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
+    with pytest.raises(KeyboardInterrupt):  # in the second clip
+        build_latent_cache(*arguments, batch_size=4, shard_seconds=0, stop=killed)
+    assert written == [1, 2, 3, 4]
     assert all(entry in build_latent_cache(*arguments, batch_size=4) for entry in entries)
-    assert "encoding 3 of 3 clips" in capsys.readouterr().out
+    assert len(list((tmp_path / "latents").glob("*/shard-*"))) == 5
+
+
+def test_a_long_clip_is_not_decoded_to_its_end_after_a_signal(tmp_path):
+    write_clip(tmp_path / "clips" / "long.mp4", np.repeat(noise(40, 32, 32), 50, axis=0), fps=20)
+    asked, decoded = [], []
+
+    class Counted(VideoFolder):
+        def open(self, key):
+            decoded.append(key)
+            return super().open(key)
+
+    def stop() -> str | None:
+        asked.append(1)
+        return "signal SIGINT"
+
+    with pytest.raises(Stopped, match="SIGINT"):
+        make_manifest(Counted(tmp_path / "clips"), tmp_path / "m.jsonl", 1, stop)
+    assert decoded == ["long.mp4"] and not (tmp_path / "m.jsonl").exists() and len(asked) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes are POSIX's")
+def test_a_full_disk_is_a_sentence_and_nothing_finished_is_lost(tmp_path):
+    """A limit of the size of files stands for a full disk; a process of its own has it."""
+    write_clips(tmp_path / "clips")
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from pipelines_tests.training.test_train_mardini import make_vae
+from training.data.latents import build_latent_cache
+from training.data.manifest import make_manifest
+from training.data.sources import VideoFolder, open_source
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+source, folder = open_source("clips"), Path("out")
+for limit in (300, 100_000, 3_000, 100_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        entries = make_manifest(source, folder / "m.jsonl").ok
+        if limit == 3_000:
+            build_latent_cache(source, entries, make_vae(), (64, 64), 2, folder / "latents")
+        print(limit, len(entries), len(list(folder.rglob("shard-*"))), len(list(folder.rglob("*.part"))))
+    except ValueError as error:
+        print(limit, error)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    lines = [line for line in result.stdout.splitlines() if line[:1].isdigit()]
+    assert len(lines) == 4, result.stderr[-2000:]
+    advice = "make room or make its folder writable, then type the same command again"
+    assert "cannot write the manifest" in lines[0] and advice in lines[0]
+    assert lines[1] == "100000 3 0 0"
+    assert "cannot write the latent cache" in lines[2] and ".safetensors'" in lines[2] and advice in lines[2]
+    assert lines[3] == "100000 3 0 0"  # the manifest is whole, and no half of a shard is left
 
 
 def test_preparations_hear_the_file_and_the_hours(tmp_path):

@@ -1,6 +1,10 @@
 """The autoencoder's training: it improves on the linear basis, normalizes the latents, and saves a whole folder."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,16 @@ from pydantic import ValidationError
 
 from diffusers_mardini.latents import encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from diffusers_mardini.video_io import write_video
+from diffusers_mardini.video_io import read_video, write_video
 from training import train_autoencoder
 from training.curriculum import learning_rate_factor
 from training.data.clips import load_clips
-from training.train_autoencoder import AutoencoderTrainingConfig, measure, run, spread, to_float
+from training.engine.checkpoint import save_checkpoint
+from training.stopping import Stopped
+from training.train_autoencoder import AutoencoderTrainingConfig, Training, measure, run, spread, to_float
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -31,6 +40,7 @@ def config(tmp_path) -> AutoencoderTrainingConfig:
         clips=tmp_path / "train",
         held_out=tmp_path / "val",
         output=tmp_path / "vae",
+        manifests=tmp_path / "manifests",
         size=16,
         latent_channels=4,
         width=32,
@@ -59,7 +69,7 @@ def test_training_beats_the_bare_basis_and_is_saved_whole(config):
     with torch.no_grad():
         latents = encode_video(vae, to_float(frames)[None])
     assert abs(latents.mean()) < 1e-3 and abs(latents.std() - 1) < 1e-3
-    assert sorted(path.name for path in config.output.parent.iterdir()) == ["train", "vae", "val"]
+    assert sorted(path.name for path in config.output.parent.iterdir()) == ["manifests", "train", "vae", "val"]
 
 
 def test_a_second_run_replaces_the_first_and_is_the_same(config):
@@ -123,7 +133,7 @@ def test_unknown_keys_and_missing_files_are_refused(tmp_path):
         AutoencoderTrainingConfig.from_yaml(tmp_path / "b.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "training/configs").glob("autoencoder-*.yaml")))
+@pytest.mark.parametrize("path", sorted((ROOT / "training/configs").glob("autoencoder-*.yaml")))
 def test_carried_configs_are_valid_and_have_own_outputs(path):
     config = AutoencoderTrainingConfig.from_yaml(path)
     assert config.output == Path("runs") / path.stem
@@ -134,3 +144,86 @@ def test_frames_of_the_planners_size_are_trained_too(config):
     run(config.model_copy(update={"planner_share": 0.5}))
     record = json.loads((config.output / "training.json").read_text())
     assert record["trained"]["planner_psnr"] > record["linear"]["planner_psnr"] + 0.3
+
+
+def folder_of(vae_folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in vae_folder.iterdir() if path.name != "training.json"}
+
+
+def test_a_training_that_is_killed_again_and_again_gives_the_same_autoencoder(config, tmp_path):
+    """Killed by SIGKILL at a checkpoint, wherever it is, until it ends by itself."""
+    config = config.model_copy(update={"latent_noise": 0.02, "planner_share": 0.25, "steps": 12})
+    run(config)
+    expected = folder_of(config.output)
+    config = config.model_copy(update={"output": tmp_path / "killed", "checkpoint_seconds": 0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    program = """
+import os, signal, sys
+from training import train_autoencoder
+kept = train_autoencoder.save_checkpoint
+def save_and_die(folder, checkpoint, keep):
+    kept(folder, checkpoint, keep)
+    if checkpoint.state["global_step"] in (3, 7):
+        os.kill(os.getpid(), signal.SIGKILL)
+train_autoencoder.save_checkpoint = save_and_die
+train_autoencoder.run(train_autoencoder.AutoencoderTrainingConfig.from_yaml("config.yaml"))
+"""
+    outputs = []
+    for _ in range(3):
+        result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={
+            **os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        }, capture_output=True, text=True)  # fmt: skip
+        outputs.append((result.returncode, "going on from step" in result.stdout))
+    assert outputs == [(-9, False), (-9, True), (0, True)], result.stderr[-2000:]
+    assert folder_of(config.output) == expected and not (tmp_path / "killed-unfinished").exists()
+
+
+def test_a_training_that_is_asked_to_stop_is_saved_and_goes_on(config):
+    expected = run(config).state_dict()
+    config = config.model_copy(update={"output": config.output.with_name("stopped"), "max_hours": 1e-9})
+    with pytest.raises(Stopped, match="max_hours"):  # while the clips are read
+        run(config)
+    unfinished = config.output.with_name("stopped-unfinished")
+    unfinished.mkdir()
+    (unfinished / "stop").touch()
+    config = config.model_copy(update={"max_hours": None})
+    with pytest.raises(Stopped, match="the file"):
+        run(config)
+    assert not (unfinished / "stop").exists() and not config.output.exists()
+    vae = run(config).state_dict()
+    assert all(torch.equal(vae[name], expected[name]) for name in expected) and not unfinished.exists()
+
+
+def test_other_settings_begin_anew(config, capsys):
+    stop = {"checkpoint_seconds": 0, "steps": 6}
+    training = Training(AutoencoderPatchBasis(latent_channels=4, block_out_channels=(32,) * 4),
+                        torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
+                        config)  # fmt: skip
+    save_checkpoint(train_autoencoder.unfinished_folder(config), training.checkpoint({"identity": "another"}), 1)
+    run(config.model_copy(update=stop))
+    assert "other settings or clips; this one begins anew" in capsys.readouterr().out
+
+
+def test_a_limit_of_minutes_lowers_the_number_of_steps(config, capsys):
+    run(config.model_copy(update={"steps": 100_000, "max_minutes": 0.02, "warmup_steps": 0}))
+    steps = int(re.search(r"minutes; (\d+) are taken", capsys.readouterr().out)[1])
+    assert 0 < steps < 100_000
+    run(config.model_copy(update={"max_minutes": 60}))
+    assert "are taken" not in capsys.readouterr().out
+    limited = AutoencoderPatchBasis.from_pretrained(config.output).state_dict()
+    free = run(config).state_dict()
+    assert all(torch.equal(free[name], limited[name]) for name in free)  # measuring the speed leaves no trace
+
+
+def test_no_more_frames_are_read_than_the_memory_is_for(config, capsys):
+    run(config.model_copy(update={"memory_gb": 10 * 3 * 16 * 16 / 2**30, "steps": 1, "warmup_steps": 0}))
+    assert "10 frames to train on, 24 held out" in capsys.readouterr().out
+
+
+def test_clips_come_from_any_source(config, capsys):
+    for split in ("train", "val"):
+        frames = read_video(config.output.parent / split / "0.mp4")[0]
+        write_video(config.output.parent / "pictures" / split, frames, fps=10)
+    folder = config.output.parent / "pictures"
+    run(config.model_copy(update={"clips": folder / "train", "held_out": str(folder / "val"), "steps": 0}))
+    assert "24 frames to train on, 24 held out" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_the_trainer_tells_it_at_its_start_and_at_its_end(tmp_path, monkeypatch,
 def test_the_autoencoders_trainer_tells_it_too(tmp_path, capsys):
     for steps, told in ((1, 1), (0, 0)):
         config = AutoencoderTrainingConfig(
-            clips=clips_folder(), held_out=clips_folder(), output=tmp_path / "vae", size=16, latent_channels=4,
+            clips=clips_folder(), held_out=clips_folder(), output=tmp_path / "vae", manifests=clips_folder().parent / "manifests", size=16, latent_channels=4,
             width=8,
             decoder_blocks=1, batch_size=4, basis_frames=24, warmup_steps=5, steps=steps,
         )  # fmt: skip

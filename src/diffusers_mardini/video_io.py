@@ -4,7 +4,8 @@ Frames are numpy `uint8` arrays shaped `(frames, height, width, 3)` or PIL image
 tensors in [-1, 1] of them, and `training/data/clips.py` crops.
 """
 
-from .video.picture_files import PICTURE_SUFFIXES, natural_key
+from .video.opening import FileSection
+from .video.picture_files import PICTURE_SUFFIXES, PictureSeries, natural_key
 from .video.reading import (
     VideoFacts,
     decoder_version,
@@ -27,6 +28,8 @@ __all__ = [
     "MAX_GIF_FPS",
     "PICTURE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "FileSection",
+    "PictureSeries",
     "VideoFacts",
     "check_writable",
     "decoder_version",

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.config.schema import RunConfig
 from training.data.buckets import Census, WindowRequest
@@ -102,20 +103,25 @@ def open_clips(config: RunConfig, spec: str) -> Source:
 
 
 def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
+    """Return the manifest of a source of the run; see `read_manifest_of`."""
+    return read_manifest_of(source, config.data.manifests, stop)
+
+
+def read_manifest_of(source: Source, folder: Path, stop: Callable[[], str | None] = lambda: None) -> Manifest:
     """Return the manifest of a source, decoding its new clips on all cores; one program at a time.
 
     Files that the source ignores because they are not clips are printed.
 
     Args:
-        config: of the run; names the folder of manifests.
         source: of the clips.
-        stop: called between clips; returns a reason to stop, or `None`.
+        folder: of the manifests.
+        stop: called often; returns a reason to stop, or `None`.
 
     Raises:
         ValueError: if there are no clips.
         Stopped: if there was a reason to stop.
     """
-    path = default_path(source.spec, config.data.manifests)
+    path = default_path(source.spec, folder)
     with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
         manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
     if manifest.notes:

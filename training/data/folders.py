@@ -101,9 +101,13 @@ class Listing:
 
     @property
     def shards(self) -> list[str]:
-        """Return the archives in the root whose suffix is `.tar`, in natural order."""
-        tars = (key for key in self.archives if "/" not in key and key.lower().endswith(".tar"))
-        return sorted(tars, key=natural_key)
+        """Return the archives that are the clips of this folder, in natural order.
+
+        These are those in the root whose suffix is `.tar` or, where no videos or pictures lie outside, `.zip`.
+        """
+        suffixes = (".tar",) if self.videos or self.pictures else (".tar", ".zip")
+        top = (key for key in self.archives if "/" not in key and key.lower().endswith(suffixes))
+        return sorted(top, key=natural_key)
 
     def notes(self, used: Container[str] = ()) -> tuple[str, ...]:
         """Describe what is ignored besides `left_out`, in one line per kind of file.
@@ -127,7 +131,7 @@ class Listing:
             (pictures, f"pictures that are no clips: {sum(pictures.values())}, in {where}"),
             (
                 archives,
-                f"archives that are not opened: {_examples(archives)}; unpack them, or give .tar shards as a source",
+                f"archives that are not opened: {_examples(archives)}; unpack them, or give .tar or .zip archives as a source",
             ),
             (self.hidden, f"passed over: {hidden}"),
             (self.empty, f"empty folders: {_examples(self.empty)}"),
@@ -187,6 +191,21 @@ def list_folder(folder: str | os.PathLike) -> Listing:
 def natural_path_key(key: str) -> list:
     """Return a sorting key for paths that compares numbers by value, folder by folder."""
     return [natural_key(part) for part in Path(key).parts]
+
+
+def existing(path: Path) -> Path:
+    """Return the path of a file or folder; raise `ValueError` if there is neither."""
+    if not os.path.exists(path):
+        raise ValueError(f"there is nothing at '{path}'")
+    if not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe would wait forever
+        raise ValueError(f"'{path}' is neither a file nor a folder")
+    return path
+
+
+def stat_stamp(path: Path) -> str:
+    """Return a text that changes whenever the file does: its size and time of change."""
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

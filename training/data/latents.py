@@ -6,7 +6,7 @@ The shards hold the moments of the autoencoder's posterior, so that each epoch s
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.failures import reason_lines, sentence
+from training.data.latent_shards import Chunk, ShardWriter, scan
 from training.data.manifest import Entry
 from training.data.sources import Source
 from training.digests import tensors_digest
-from training.files import UNFINISHED, whole_file, write_whole
+from training.files import UNFINISHED, named_write_errors, write_whole
+from training.progress import Progress
 from training.stopping import Stopped
 
 
@@ -100,7 +101,7 @@ class LatentCache:
             )
             self.left_out: dict[str, str] = dict(index["left_out"])
             self.stopped: str | None = index.get("stopped")
-            self._chunks = {sha: [_Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
+            self._chunks = {sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
@@ -147,7 +148,7 @@ class LatentCache:
             )
         return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
 
-    def _slice(self, chunk: "_Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
+    def _slice(self, chunk: "Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
         path = self.folder / chunk.shard
         try:
             if chunk.shard not in self._files:
@@ -173,6 +174,7 @@ def build_latent_cache(
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = 256 * 2**20,
+    shard_seconds: float = 60.0,
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
@@ -182,7 +184,7 @@ def build_latent_cache(
 
     The settings (autoencoder's config and weights, sizes, crop, frame and flip policy, decoder, storage type) choose a
     folder in `cache_dir`; within it clips are identified by the hash of their bytes. So stale latents are never used,
-    a killed build continues with the clips that no complete shard holds, and clips may be added and removed. One run
+    a killed build continues with the frames that no complete shard holds, and clips may be added and removed. One run
     at a time builds a cache.
 
     Args:
@@ -196,13 +198,14 @@ def build_latent_cache(
         batch_size: frames encoded at once.
         dtype: of the stored moments.
         shard_bytes: size at which a shard is written.
+        shard_seconds: seconds after which a shard is written whatever its size.
         rank, world: this process encodes the clips `rank`, `rank + world`, ...
         wait: returns when all processes have called it, such as `accelerator.wait_for_everyone`.
-        stop: called after every batch; returns a reason to stop, or `None`. Finished clips are kept for the next
-            start.
+        stop: called after every batch; returns a reason to stop, or `None`. Encoded frames are kept for the next
+            start, also those of a clip that is not finished.
 
     Raises:
-        ValueError: if no clip is left, or the moments of a clip are not finite.
+        ValueError: if no clip is left, the moments of a clip are not finite, or the disk is full.
         Stopped: on every process, if one of them had a reason to stop.
     """
     settings = {
@@ -224,27 +227,19 @@ def build_latent_cache(
     entries = list(entries)
     # Shared by place in the list of all clips: processes may not agree on which ones are missing.
     mine = {entry.sha256: entry for entry in entries[rank::world]}
-    known, _ = _scan(folder)
-    missing = [entry for sha, entry in mine.items() if sha not in known]
+    found = scan(folder)
+    missing = [entry for sha, entry in mine.items() if sha not in found.clips]
     if world == 1 and not missing and (folder / "index.json").is_file():
         cache = LatentCache(folder)
         if not cache.left_out and all(entry in cache for entry in entries):
             return cache  # nothing is written if nothing is new, so that many programs can read it at once
     if missing:
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
-    writer, left_out, stopped = _ShardWriter(folder, rank, shard_bytes, dtype), {}, None
-    for entry in missing:
-        try:
-            _encode_clip(source, entry, vae, size, planner_downscale, views, batch_size, writer, stop)
-        except ClipError as error:
-            writer.abandon()
-            left_out[entry.key] = str(error)
-        except Stopped as error:
-            writer.abandon()
-            stopped = str(error)
-            break
-    writer.flush()
-    write_whole(folder / f"left-out-{rank}.json", json.dumps({"left_out": left_out, "stopped": stopped}))
+    writer = ShardWriter(folder, rank, shard_bytes, shard_seconds, dtype)
+    work = _Encoding(source, vae, size, planner_downscale, views, batch_size, writer, stop, found.begun)
+    left_out, stopped = work.all(missing)
+    with named_write_errors(f"the latent cache '{folder}'"):
+        write_whole(folder / f"left-out-{rank}.json", json.dumps({"left_out": left_out, "stopped": stopped}))
     wait()
     if rank == 0:
         _write_index(folder, settings, world)
@@ -260,54 +255,83 @@ def build_latent_cache(
     return cache
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Frames `first` to `end` of a clip, in the tensors `number` of a shard, whose first row is frame `offset`."""
+class _Encoding:
+    """Encode clips batch by batch into shards.
 
-    shard: str
-    number: int
-    offset: int
-    first: int
-    end: int
+    Args:
+        source, vae, size, planner_downscale, views, batch_size, stop: see `build_latent_cache`.
+        writer: of the shards.
+        begun: by hash, how many first frames of a clip the shards hold already.
+    """
 
+    def __init__(
+        self, source: Source, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int,
+        views: Sequence[View], batch_size: int, writer: ShardWriter, stop: Callable[[], str | None],
+        begun: Mapping[str, int],
+    ):  # fmt: skip
+        self.source, self.vae, self.size, self.planner_downscale = source, vae, size, planner_downscale
+        self.views, self.batch_size, self.writer, self.stop, self.begun = views, batch_size, writer, stop, begun
 
-def _encode_clip(
-    source: Source, entry: Entry, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int,
-    views: Sequence[View], batch_size: int, writer: "_ShardWriter", stop: Callable[[], str | None],
-) -> None:  # fmt: skip
-    """Encode a clip batch by batch; a clip that fails leaves nothing in the shard being filled."""
-    done, batch = 0, []
-    writer.begin(entry)
+    def all(self, entries: Sequence[Entry]) -> tuple[dict[str, str], str | None]:
+        """Encode clips; return the reasons for those left out, and the reason why it stopped before the end."""
+        left_out, stopped, self._frames_before = {}, None, 0
+        frames = sum(entry.num_frames for entry in entries)
+        with Progress(f"encoding frames at {self.size[0]}x{self.size[1]}", frames) as self._progress:
+            for number, entry in enumerate(entries):
+                self._note = f"clip {number + 1:,} of {len(entries):,}, {len(left_out):,} left out"
+                try:
+                    self._encode(entry)
+                except ClipError as error:
+                    self.writer.abandon()
+                    left_out[entry.key] = str(error)
+                except Stopped as error:
+                    stopped = str(error)
+                    break
+                self._frames_before += entry.num_frames
+        self.writer.flush()
+        return left_out, stopped
 
-    def encode() -> None:
-        nonlocal done
+    def _encode(self, entry: Entry) -> None:
+        """Encode a clip from the first frame on that no shard holds."""
+        done, batch = 0, []
+        begun = self.begun.get(entry.sha256, 0)
+        self.writer.begin(entry)
+        for frame in _frames(self.source, entry):
+            if done + len(batch) < begun:
+                done += 1
+                continue
+            # Frame by frame: a batch of 4K frames would take 1.6 GB.
+            batch.append([view.of(frame[None], *self.size) for view in self.views])
+            if len(batch) == self.batch_size:
+                done += self._add(done, batch)
+                self._progress.update(self._frames_before + done, 0, self._note)
+                if done < entry.num_frames:
+                    self._ask()
+        if batch:
+            done += self._add(done, batch)
+        if done != entry.num_frames:
+            raise ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
+        self.writer.end()
+        self._ask()
+
+    def _ask(self) -> None:
+        if reason := self.stop():
+            raise Stopped(reason)
+
+    def _add(self, first: int, batch: list[list[torch.Tensor]]) -> int:
+        """Encode a batch of frames, empty it, and return its length."""
         tensors = {}
-        for view, pictures in zip(views, zip(*batch)):
-            moments, suffix = encode_frames(vae, torch.cat(pictures), planner_downscale), _suffix(view)
+        for view, pictures in zip(self.views, zip(*batch)):
+            moments, suffix = encode_frames(self.vae, torch.cat(pictures), self.planner_downscale), _suffix(view)
             tensors |= {
                 f"latents.mean{suffix}": moments.mean, f"latents.logvar{suffix}": moments.logvar,
                 f"planner_latents.mean{suffix}": moments.planner_mean,
                 f"planner_latents.logvar{suffix}": moments.planner_logvar,
             }  # fmt: skip
-        writer.add(done, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-        done += len(batch)
+        self.writer.add(first, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+        count = len(batch)
         batch.clear()
-        if done < entry.num_frames and (reason := stop()):
-            raise Stopped(reason)
-
-    frames = _frames(source, entry)
-    for frame in frames:
-        # Frame by frame: a batch of 4K frames would take 1.6 GB.
-        batch.append([view.of(frame[None], *size) for view in views])
-        if len(batch) == batch_size:
-            encode()
-    if batch:
-        encode()
-    if done != entry.num_frames:
-        raise ClipError(f"has {done} frames, the manifest says {entry.num_frames}; the file has changed")
-    writer.end()
-    if reason := stop():
-        raise Stopped(reason)
+        return count
 
 
 def _suffix(view: View) -> str:
@@ -325,111 +349,9 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
         raise ClipError(sentence(error)) from error
 
 
-class _ShardWriter:
-    """Collect chunks and write a shard whenever there are enough; a shard is complete or absent."""
-
-    def __init__(self, folder: Path, rank: int, shard_bytes: int, dtype: torch.dtype):
-        self.folder, self.rank, self.shard_bytes, self.dtype = folder, rank, shard_bytes, dtype
-        self._entry: Entry | None = None
-        # (entry, first frame, pieces by name); those of the current clip are kept apart until it ends or the shard is
-        # full
-        self._chunks: list[tuple[Entry, int, dict[str, list[torch.Tensor]]]] = []
-        self._open: tuple[Entry, int, dict[str, list[torch.Tensor]]] | None = None
-        self._bytes = 0
-
-    def begin(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def add(self, first: int, tensors: dict[str, torch.Tensor]) -> None:
-        if self._open is None:
-            self._open = (self._entry, first, {})
-        if (
-            first > self._open[1] and tensors.keys() != self._open[2].keys()
-        ):  # this batch lacks a variance by chance, or the ones before do
-            self._close()
-            self._open = (self._entry, first, {})
-        for name, tensor in tensors.items():
-            stored = tensor.to(self.dtype).contiguous()
-            if not torch.isfinite(stored).all():
-                raise ValueError(
-                    f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in "
-                    "float32, or check its scaling factor"
-                )
-            self._open[2].setdefault(name, []).append(stored)
-            self._bytes += stored.nbytes
-        if self._bytes >= self.shard_bytes:
-            self._close()
-            self.flush()
-
-    def end(self) -> None:
-        self._close()
-
-    def abandon(self) -> None:
-        """Drop the current clip; parts of it that are already in shards are incomplete and so never used."""
-        if self._open is not None:
-            self._bytes -= sum(piece.nbytes for pieces in self._open[2].values() for piece in pieces)
-            self._open = None
-
-    def _close(self) -> None:
-        if self._open is not None:
-            self._chunks.append(self._open)
-        self._open = None
-
-    def flush(self) -> None:
-        if not self._chunks:
-            return
-        header = [
-            [entry.sha256, first, sum(map(len, next(iter(pieces.values())))), entry.num_frames]
-            for entry, first, pieces in self._chunks
-        ]
-        tensors = {
-            f"{number}.{name}": torch.cat(parts)
-            for number, (_, _, pieces) in enumerate(self._chunks)
-            for name, parts in pieces.items()
-        }
-        taken = [int(path.stem.split("-")[2]) for path in self.folder.glob(f"shard-{self.rank}-*.safetensors")]
-        path = self.folder / f"shard-{self.rank}-{max(taken, default=-1) + 1:05d}.safetensors"
-        with whole_file(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"chunks": json.dumps(header)})
-        self._chunks, self._bytes = [], 0
-
-
-def _scan(folder: Path) -> tuple[dict[str, list[_Chunk]], list[Path]]:
-    """Return the chunks, by hash, of all clips that the shards hold completely, and the damaged shards."""
-    pieces: dict[str, list[tuple[int, int, str, int]]] = {}
-    totals: dict[str, int] = {}
-    damaged = []
-    for path in sorted(folder.glob("shard-*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
-                header = [
-                    (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
-                ]
-        except (SafetensorError, *FILE_ERRORS):
-            damaged.append(path)
-            continue
-        for number, (sha, first, count, total) in enumerate(header):
-            pieces.setdefault(sha, []).append((first, first + count, path.name, number))
-            totals[sha] = total
-    complete = {}
-    for sha, total in totals.items():
-        chunks, position = [], 0
-        while position < total:
-            # Parts written before a kill may overlap those of a later start.
-            fitting = [piece for piece in pieces[sha] if piece[0] <= position < piece[1]]
-            if not fitting:
-                break
-            first, end, shard, number = max(fitting, key=lambda piece: piece[1])
-            chunks.append(_Chunk(shard, number, first, position, end))
-            position = end
-        if position == total:
-            complete[sha] = chunks
-    return complete, damaged
-
-
 def _write_index(folder: Path, settings: dict, world: int) -> None:
-    known, damaged = _scan(folder)
-    for path in damaged:
+    found = scan(folder)
+    for path in found.damaged:
         print(f"'{path}' is damaged and was deleted; its clips are encoded again")
         path.unlink()
     left_out, reasons = {}, []
@@ -445,9 +367,10 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))
-    clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in known.items()}
+    clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in found.clips.items()}
     index = {"settings": settings, "left_out": left_out, "clips": clips}
-    write_whole(folder / "index.json", json.dumps(index | ({"stopped": reasons[0]} if reasons else {})))
+    with named_write_errors(f"the latent cache '{folder}'"):
+        write_whole(folder / "index.json", json.dumps(index | ({"stopped": reasons[0]} if reasons else {})))
 
 
 @contextmanager

@@ -6,7 +6,9 @@ Headers can be wrong and files damaged, so nothing is estimated. `buckets.py` de
 """
 
 import argparse
+import errno
 import hashlib
+import io
 import json
 import os
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +25,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusers_mardini.video.errors import FILE_ERRORS
-from diffusers_mardini.video_io import decoder_version, probe_video
+from diffusers_mardini.video_io import PictureSeries, decoder_version, probe_video
 from training.data.failures import reason_lines, sentence, shown
-from training.data.sources import Source, open_source
-from training.files import UNFINISHED, write_whole
-from training.stopping import Stopped
+from training.data.sources import Clip, Source, open_source
+from training.files import UNFINISHED, named_write_errors, write_whole
+from training.progress import Progress
+from training.stopping import STOPPED, Stopped, StopRequest
 
 
 MANIFESTS = Path("runs/manifests")
+MOST_HELD = 256 * 2**20  # bytes of clips that wait to be decoded
 _VERSION = 1
 
 
@@ -141,10 +146,10 @@ def make_manifest(
         source: see `sources.py`.
         path: the file, by default `default_path`.
         workers: threads that decode.
-        stop: called between clips; returns a reason to stop, or `None`. Decoded clips are kept for the next start.
+        stop: called every half second; returns a reason to stop, or `None`. Decoded clips are kept for the next start.
 
     Raises:
-        ValueError: if the source holds no clips at all.
+        ValueError: if the source holds no clips at all, or the disk is full.
         Stopped: if there was a reason to stop.
     """
     path = default_path(source.spec) if path is None else Path(path)
@@ -152,53 +157,118 @@ def make_manifest(
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries: list[Entry] = []
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
-        waiting: deque[Entry | Future] = deque()
-        file, stopping = None, []
-
-        def ask() -> None:
-            """Ask whether to stop; clips that have begun are decoded to their end."""
-            if not stopping and (reason := stop()):
-                stopping.append(reason)
-                pool.shutdown(wait=False, cancel_futures=True)
-
-        def take() -> None:
-            nonlocal file
-            first = waiting.popleft()
-            if isinstance(first, Future):
-                while not first.done():  # `wait` does not return for a cancelled future
-                    wait([first], timeout=0.5)
-                    ask()
-                if first.cancelled():
-                    return
-                first = first.result()
-                if file is None:  # nothing is written if nothing is new, so that many programs can read it at once
-                    _write_lines(unfinished, header, known.values())
-                    file = stack.enter_context(open(unfinished, "a", encoding="utf-8"))
-                file.write(first.model_dump_json(exclude_defaults=True) + "\n")
-                file.flush()
-                ask()
-            entries.append(first)
-
-        for key in source.keys():
-            if stopping:
-                break
-            waiting.append(_start(pool, source, key, known.get(key)))
-            while len(waiting) > 4 * max(1, workers):  # no more clips than that are held in memory
-                take()
-        while waiting:
-            take()
-    if stopping:
-        raise Stopped(stopping[0])
+        reading = _Reading(source, unfinished, known, workers, stop, stack)
+        entries = reading.all()
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
-    if entries != list(_read_lines(path, header)):
-        _write_lines(path, header, entries)
+    if reading.decoded or entries != list(_read_lines(path, header)):
+        with named_write_errors(f"the manifest '{path}'"):
+            _write_lines(path, header, entries)
     unfinished.unlink(missing_ok=True)
     return Manifest(source.spec, tuple(entries), path, source.notes())
+
+
+class _Reading:
+    """Decode the clips of a source on several threads, and write each entry as soon as it is there.
+
+    Attributes:
+        decoded: number of clips that were not known.
+    """
+
+    def __init__(
+        self, source: Source, unfinished: Path, known: dict[str, Entry], workers: int,
+        stop: Callable[[], str | None], stack: ExitStack,
+    ):  # fmt: skip
+        self.source, self.unfinished, self.known, self.workers, self.stop = source, unfinished, known, workers, stop
+        self.stack = stack
+        self.pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
+        self.progress = stack.enter_context(Progress(f"reading clips of '{shown(source.spec)}'", length_hint(source)))
+        self.waiting: deque[tuple[Entry | Future, int]] = deque()  # each with the bytes that it holds
+        self.entries: list[Entry] = []
+        self.decoded = self.left_out = 0
+        self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
+        self._file = None
+
+    def all(self) -> list[Entry]:
+        """Return the entries of all clips; raise `Stopped` if there was a reason to stop."""
+        try:
+            for key in self.source.keys():
+                if self.stopping:
+                    break
+                self.waiting.append(self._start(key))
+                # No more clips than that are held in memory.
+                while (
+                    len(self.waiting) > 4 * max(1, self.workers) or sum(held for _, held in self.waiting) > MOST_HELD
+                ):
+                    self._take()
+            while self.waiting:
+                self._take()
+        except BaseException as error:
+            self._end(str(error) or type(error).__name__)
+            raise
+        if self.stopping:
+            raise Stopped(self.stopping[0])
+        return self.entries
+
+    def _start(self, key: str) -> tuple[Entry | Future, int]:
+        """Open a clip here, since streams are read in order, and decode it in the pool; keep unchanged entries."""
+        stamp, old = None, self.known.get(key)
+        try:
+            stamp = self.source.stamp(key)
+            if old is not None and stamp is not None and old.stamp == stamp:
+                return old, 0
+            opened, fps = self.source.open(key), self.source.fps(key)
+        except FILE_ERRORS as error:
+            return _left_out(key, stamp, error), 0
+        held = len(opened) if isinstance(opened, bytes) else 0
+        return self.pool.submit(_probe, key, opened, fps, stamp, old, self._check), held
+
+    def _check(self) -> None:
+        if self.stopping:
+            raise Stopped(self.stopping[0])
+
+    def _ask(self) -> None:
+        if not self.stopping and (reason := self.stop()):
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self.stopping.append(reason)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self) -> None:
+        first, _ = self.waiting.popleft()
+        if isinstance(first, Future):
+            while not first.done():  # `wait` does not return for a cancelled future
+                wait([first], timeout=0.5)
+                self._ask()
+                self._show()
+            if first.cancelled():
+                return
+            try:
+                first = first.result()
+            except Stopped:
+                return
+            self.decoded += 1
+            self._write(first)
+            self._ask()
+        self.entries.append(first)
+        self.left_out += first.status != "ok"
+        self._show()
+
+    def _show(self) -> None:
+        done = len(self.entries)
+        self.progress.update(done, done - self.decoded, f"{self.left_out:,} left out")
+
+    def _write(self, entry: Entry) -> None:
+        with named_write_errors(f"the manifest '{self.unfinished}'"):
+            if self._file is None:  # nothing is written if nothing is new, so that many programs can read it at once
+                _write_lines(self.unfinished, _header(self.source.spec), self.known.values())
+                self._file = self.stack.enter_context(io.FileIO(self.unfinished, "a"))
+            line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_manifest(source: Source, path: Path) -> Manifest | None:
@@ -228,27 +298,17 @@ def _header(spec: str) -> dict:
     return {"manifest": _VERSION, "source": spec, "decoder": decoder_version()}
 
 
-def _start(pool: ThreadPoolExecutor, source: Source, key: str, old: Entry | None) -> Entry | Future:
-    """Open a clip here, since streams are read in order, and decode it in the pool; keep unchanged clips' entries."""
-    stamp = None
+def _probe(
+    key: str, opened: Clip, fps: float | None, stamp: str | None, old: Entry | None, check: Callable[[], object]
+) -> Entry:
+    """Return the facts about a clip; `check` is called often and may raise `Stopped`."""
     try:
-        stamp = source.stamp(key)
-        if old is not None and stamp is not None and old.stamp == stamp:
-            return old
-        opened, fps = source.open(key), source.fps(key)
-    except FILE_ERRORS as error:
-        return _left_out(key, stamp, error)
-    return pool.submit(_probe, key, opened, fps, stamp, old)
-
-
-def _probe(key: str, opened: Path | bytes, fps: float | None, stamp: str | None, old: Entry | None) -> Entry:
-    try:
-        sha256, size = _hash(opened)
+        sha256, size = _hash(opened, check)
         if stamp is None and old is not None and old.sha256 == sha256:
             return old
         if size == 0:
             raise ValueError("the file is empty (0 bytes)")
-        facts = probe_video(opened, fps)
+        facts = probe_video(opened, fps, check)
     except FILE_ERRORS as error:
         return _left_out(key, stamp, error)
     return Entry(
@@ -265,19 +325,28 @@ def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
     return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
 
 
-def _hash(opened: Path | bytes) -> tuple[str, int]:
+def _hash(opened: Clip, check: Callable[[], object]) -> tuple[str, int]:
     """Return the SHA-256 and the size in bytes of a file, of bytes, or of all files of a folder with their names."""
     digest, size = hashlib.sha256(), 0
     if isinstance(opened, bytes):
         return hashlib.sha256(opened).hexdigest(), len(opened)
-    files = sorted(file for file in opened.iterdir() if file.is_file()) if opened.is_dir() else [opened]
+    if isinstance(opened, PictureSeries):
+        for name in sorted(opened.names):
+            data = opened.data(name)
+            digest.update(f"{name}\n{len(data)}\n".encode("utf-8", "surrogatepass") + data)
+            size += len(data)
+            check()
+        return digest.hexdigest(), size
+    is_folder = isinstance(opened, Path) and opened.is_dir()
+    files = sorted(file for file in opened.iterdir() if file.is_file()) if is_folder else [opened]
     for file in files:
-        if opened.is_dir():
+        if is_folder:
             digest.update(f"{file.name}\n{file.stat().st_size}\n".encode("utf-8", "surrogatepass"))
-        with open(file, "rb") as stream:
+        with open(file, "rb") if isinstance(file, Path) else file.open() as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
                 size += len(block)
+                check()
     return digest.hexdigest(), size
 
 
@@ -310,7 +379,9 @@ def main() -> int:
     """Make the manifest of a source and print its census; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "source", help="a folder of videos, of picture folders or of .tar shards; a shard; or datasets:NAME#SPLIT"
+        "source",
+        help="a folder of videos, of picture folders or of .tar or .zip archives; an archive; a video; or "
+        "datasets:NAME#SPLIT",
     )
     parser.add_argument("-o", "--output", type=Path, help=f"path of the manifest (default: in {MANIFESTS}/)")
     parser.add_argument(
@@ -319,8 +390,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a clip is left out")
     arguments = parser.parse_args()
+    path = arguments.output or default_path(arguments.source)
     try:
-        manifest = make_manifest(open_source(arguments.source, arguments.fps), arguments.output, arguments.workers)
+        with StopRequest(path.parent) as request:
+            source = open_source(arguments.source, arguments.fps)
+            manifest = make_manifest(source, path, arguments.workers, lambda: request.reason)
+    except Stopped as stopped:
+        print(f"stopped ({stopped}); the same command goes on with the clips that are not decoded yet")
+        return STOPPED
     except (ValueError, OSError) as error:
         print(shown(str(error)), file=sys.stderr)
         return 2

@@ -1,29 +1,41 @@
-"""Sources of clips: folders of videos, folders of pictures, webdataset shards, `datasets` datasets.
+"""Sources of clips: folders of videos, folders of pictures, one video, archives, `datasets` datasets.
 
-A source lists keys and opens them; it never decodes. `manifest.py` collects facts by decoding each clip;
-`diffusers_mardini/video_io.py` reads frames.
+A source lists keys and opens them; it never decodes. `archives.py` opens tar and zip archives, `manifest.py` collects
+facts by decoding each clip, and `diffusers_mardini/video_io.py` reads frames.
 """
 
 import hashlib
 import math
 import os
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from diffusers_mardini.video.errors import FILE_ERRORS
-from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, FileSection, PictureSeries
+from training.data.archives import (
+    ARCHIVE_SUFFIXES,
+    READ_ERRORS,
+    ArchiveClips,
+    archive_paths,
+    damage_of_tar,
+    refuse_packed_tar,
+)
 from training.data.failures import sentence, shown
-from training.data.folders import METADATA_FILES, Listing, list_folder, natural_path_key
+from training.data.folders import METADATA_FILES, Listing, existing, list_folder, natural_path_key, stat_stamp
 from training.data.metadata import read_metadata
 
 
-_READ_ERRORS = (*FILE_ERRORS, tarfile.TarError)
+Clip = Path | bytes | FileSection | PictureSeries  # what `diffusers_mardini.video_io` reads: a path may be a folder
+# Columns of metadata, or of a dataset, that say what a clip was cut from; the first one that is there counts.
+RECORDING_COLUMNS = ("recording", "episode", "source")
 
 
 class Source(Protocol):
-    """The interface of a source for the manifest, the latent cache and training from pixels."""
+    """The interface of a source for the manifest, the latent cache and training from pixels.
+
+    A source that knows how many keys it has says so by `__length_hint__`.
+    """
 
     spec: str  # the argument of `open_source`; its name in messages and in the manifest
 
@@ -31,8 +43,8 @@ class Source(Protocol):
         """Yield the keys of all clips, always in the same order."""
         ...
 
-    def open(self, key: str) -> Path | bytes:
-        """Return a video file, its bytes, or a folder of pictures; raise `ValueError` if it is missing."""
+    def open(self, key: str) -> Clip:
+        """Return a video file, its bytes or place, or pictures; raise `ValueError` if it is missing."""
         ...
 
     def stamp(self, key: str) -> str | None:
@@ -41,6 +53,10 @@ class Source(Protocol):
 
     def fps(self, key: str) -> float | None:
         """Return the frames per second of a folder of pictures; `None` for videos, which state it themselves."""
+        ...
+
+    def recording(self, key: str) -> str | None:
+        """Return what the clip was cut from, so that clips of one recording can be kept together; `None` if unknown."""
         ...
 
     def left_out(self) -> dict[str, str]:
@@ -56,8 +72,9 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     """Open a source by its name.
 
     Args:
-        spec: a folder of videos, of picture folders, or of `.tar` shards; a shard, or several as
-            `train-{000..009}.tar`; or `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams it).
+        spec: a folder of videos, of picture folders, or of archives; a video; a folder of pictures; an archive, or
+            several as `train-{000..009}.tar`; or `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:`
+            streams it).
         fps: frames per second of picture folders whose metadata do not state it.
 
     Raises:
@@ -67,29 +84,31 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     for prefix, streaming in (("datasets:", False), ("datasets-stream:", True)):
         if spec.startswith(prefix):
             return DatasetVideos(spec, streaming)
-    if spec.endswith(".tar"):
-        return WebdatasetShards(spec)
     folder = Path(spec)
     if not folder.is_dir():
+        if spec.lower().endswith(ARCHIVE_SUFFIXES):
+            return ArchiveClips(spec, fps)
+        refuse_packed_tar(spec)
+        if folder.is_file() and spec.lower().endswith(VIDEO_SUFFIXES):
+            return OneVideo(spec)
         raise ValueError(
-            f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar "
-            "shards, a shard, or datasets:NAME"
+            f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar or "
+            f".zip archives, one of these archives, a video, or datasets:NAME"
         )
     listing = list_folder(folder)
     if listing.shards:
-        return WebdatasetShards(spec, listing)
+        return ArchiveClips(spec, fps, listing)
     metadata = read_metadata(listing)
     if metadata is not None:
         of_pictures = os.path.isdir(folder / next(iter(metadata.rows)))
         return PictureFolders(folder, fps, listing) if of_pictures else VideoFolder(folder, listing)
     if listing.videos:
         return VideoFolder(folder, listing)
-    if listing.picture_folders:
+    if listing.pictures:
         return PictureFolders(folder, fps, listing)
     raise ValueError(
         f"folder '{spec}' holds no clips; accepted are videos ({', '.join(VIDEO_SUFFIXES)}), folders of pictures "
-        f"({', '.join(PICTURE_SUFFIXES)}) and .tar shards{listing.summary()}"
-        + ("; the pictures of a clip lie in a folder of their own within it" if listing.pictures else "")
+        f"({', '.join(PICTURE_SUFFIXES)}), and .tar and .zip archives{listing.summary()}"
     )
 
 
@@ -97,7 +116,8 @@ def source_exists(spec: str) -> bool:
     """Return whether a source exists, without reading it; always true for `datasets`."""
     if spec.startswith(("datasets:", "datasets-stream:")):
         return True
-    return all(shard.exists() for shard in _shards(spec)) if spec.endswith(".tar") else Path(spec).is_dir()
+    paths = archive_paths(spec) if spec.lower().endswith(ARCHIVE_SUFFIXES) else [Path(spec)]
+    return all(path.exists() for path in paths)
 
 
 class VideoFolder:
@@ -119,13 +139,16 @@ class VideoFolder:
         """Return everything in the folder that can be a clip of this kind."""
         return self._listing.videos
 
+    def __length_hint__(self) -> int:
+        return len(self._there if self._metadata is None else self._rows)
+
     def keys(self) -> Iterator[str]:
         """Yield the paths of the videos."""
         yield from self._there if self._metadata is None else sorted(self._rows, key=natural_path_key)
 
     def open(self, key: str) -> Path:
         """Return the path of a video."""
-        path = _existing(self.folder / key)
+        path = existing(self.folder / key)
         if path.is_dir():
             raise ValueError(
                 f"'{path}' is a folder, and this is a source of videos; make folders of pictures a source of their own"
@@ -135,11 +158,15 @@ class VideoFolder:
     def stamp(self, key: str) -> str | None:
         """Return its size and time of change."""
         path = self.folder / key
-        return _stat_stamp(path) if path.exists() else None
+        return stat_stamp(path) if path.exists() else None
 
     def fps(self, key: str) -> float | None:
         """Return `None`: videos state their own rate."""
         return None
+
+    def recording(self, key: str) -> str | None:
+        """Return the recording that metadata name, else the subfolder that holds the clip; `None` without either."""
+        return _recording(self._rows.get(key, {})) or key.rpartition("/")[0] or None
 
     def left_out(self) -> dict[str, str]:
         """Return videos that metadata do not name, and files that cannot be used."""
@@ -153,10 +180,21 @@ class VideoFolder:
         return self._listing.notes(self._rows) + (() if self._metadata is None else self._metadata.notes)
 
 
+class OneVideo(VideoFolder):
+    """A video of any length as the only clip; its key is its name."""
+
+    def __init__(self, path: str | Path):
+        """Open the source; nothing else in the video's folder counts."""
+        path = Path(path)
+        self.folder, self.spec = path.parent, str(path)
+        self._listing = Listing(str(path.parent), videos=[path.name])
+        self._metadata, self._rows = None, {}
+
+
 class PictureFolders(VideoFolder):
     """Folders of pictures in a folder, each a clip in natural order (2 before 10).
 
-    Frames per second come from `fps` of the metadata's rows, else from the argument.
+    A folder that holds pictures and no folders of them is itself the only clip; its key is `.`. Frames per second come from `fps` of the metadata's rows, else from the argument.
     """
 
     def __init__(self, folder: str | Path, fps: float | None = None, listing: Listing | None = None):
@@ -173,7 +211,7 @@ class PictureFolders(VideoFolder):
 
     @property
     def _there(self) -> list[str]:
-        return self._listing.picture_folders
+        return self._listing.picture_folders or (["."] if self._listing.pictures else [])
 
     def _rate(self, key: str, given: object) -> float:
         try:
@@ -188,7 +226,7 @@ class PictureFolders(VideoFolder):
 
     def open(self, key: str) -> Path:
         """Return the path of a folder of pictures."""
-        return _existing(self.folder / key)
+        return existing(self.folder / key)
 
     def stamp(self, key: str) -> str | None:
         """Return a hash of the names, sizes and times of change of its pictures."""
@@ -197,7 +235,7 @@ class PictureFolders(VideoFolder):
             return None
         files = (file for file in path.iterdir() if not file.name.startswith("."))
         files = sorted(file for file in files if file.suffix.lower() in PICTURE_SUFFIXES)
-        text = "".join(f"{file.name} {_stat_stamp(file)}\n" for file in files)
+        text = "".join(f"{file.name} {stat_stamp(file)}\n" for file in files)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def fps(self, key: str) -> float | None:
@@ -211,92 +249,9 @@ class PictureFolders(VideoFolder):
 
     def notes(self) -> tuple[str, ...]:
         """Return lines on ignored files and rows."""
-        clips = self._there if self._metadata is None else [*self._there, *self._rows]
+        clips = ["" if key == "." else key for key in self._there]
+        clips += [] if self._metadata is None else self._rows
         return self._listing.notes(frozenset(clips)) + (() if self._metadata is None else self._metadata.notes)
-
-
-class WebdatasetShards:
-    """Video members of tar shards, read in place; keys are `shard.tar/member.mp4`.
-
-    Other members (captions, metadata) are not clips. The shards are local and uncompressed, so that each clip can be
-    read by itself. Of a damaged shard the members before the damage are used.
-    """
-
-    def __init__(self, spec: str | Path, listing: Listing | None = None):
-        """Open the shards; `listing` is the listing of their folder if there is one already."""
-        self.spec = str(spec)
-        self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
-        shards = _shards(self.spec) if self._listing is None else [Path(spec) / name for name in self._listing.shards]
-        self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
-        self._inside = Listing(self.spec)  # members that are ignored
-        for shard in shards:
-            self._add(_existing(shard))
-        if not self._members:
-            raise ValueError(
-                f"the shards of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)}){self._inside.summary()}"
-            )
-
-    def _add(self, shard: Path) -> None:
-        members, damage = _members(shard)
-        if damage:
-            self._inside.left_out[shown(shard.name)] = damage
-        keys = [f"{shard.name}/{member.name}" for member in members]
-        clips = {os.path.splitext(key)[0] for key in keys if key.lower().endswith(VIDEO_SUFFIXES)}
-        size = shard.stat().st_size
-        for key, member in zip(keys, members):
-            if any(part.startswith(".") for part in Path(key).parts):
-                self._inside.hidden += 1
-                continue
-            if key in self._members:
-                raise ValueError(
-                    f"'{key}' is there twice, in '{self._members[key][0]}' and in '{shard}'; give shards and members "
-                    "names of their own"
-                )
-            why_not = "" if member.isfile() else "it is a link in the shard; put the file itself there"
-            if member.offset_data + member.size > size:
-                why_not = "the shard ends within it"
-            self._inside.add(key, clips, why_not)
-            if self._inside.videos and self._inside.videos[-1] == key:
-                self._members[key] = (shard, member.offset_data, member.size)
-
-    def keys(self) -> Iterator[str]:
-        """Yield `shard.tar/member.mp4` in the order of the shards."""
-        yield from self._members
-
-    def open(self, key: str) -> bytes:
-        """Return the bytes of a member."""
-        if key not in self._members:
-            raise ValueError(f"there is no '{key}' in the shards of '{self.spec}'")
-        shard, offset, length = self._members[key]
-        with open(_existing(shard), "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        if len(data) < length:
-            raise ValueError(f"'{shard}' ends within '{key}'; it has changed since it was opened")
-        return data
-
-    def stamp(self, key: str) -> str | None:
-        """Return its shard's size and time of change, and its place in it."""
-        if key not in self._members or not self._members[key][0].exists():
-            return None
-        shard, offset, length = self._members[key]
-        return f"{_stat_stamp(shard)} {offset} {length}"
-
-    def fps(self, key: str) -> None:
-        """Return `None`: videos state their own rate."""
-        return None
-
-    def left_out(self) -> dict[str, str]:
-        """Return damaged shards and members, and videos beside the shards."""
-        if self._listing is None:
-            return self._inside.left_out
-        reason = "beside .tar shards, which are the clips of this folder; give videos a folder of their own"
-        return self._inside.left_out | self._listing.left_out | dict.fromkeys(self._listing.videos, reason)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return lines on ignored members and files."""
-        inside = tuple(f"in the shards, {note}" for note in self._inside.notes())
-        return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
 
 class DatasetVideos:
@@ -325,13 +280,18 @@ class DatasetVideos:
         if len(columns) != 1:
             raise ValueError(f"'{spec}' must have one column of videos, it has {columns}")
         self._column = columns[0]
-        self._dataset = dataset.select_columns(columns).cast_column(self._column, datasets.Video(decode=False))
+        self._recording_columns = [name for name in RECORDING_COLUMNS if name in dataset.features]
+        dataset = dataset.select_columns([*columns, *self._recording_columns])
+        self._dataset = dataset.cast_column(self._column, datasets.Video(decode=False))
         self._streamed = isinstance(self._dataset, datasets.IterableDataset)
         self._rows: Iterator | None = None  # of a stream
         self._next = 0
         self._last: dict | None = None  # the row before `_next`
         self._opened: set[str] = set()  # real paths of the files that rows name
         self._broken: dict[str, str] = {}  # parts of a stream, with the reason
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._streamed else len(self._dataset)
 
     def keys(self) -> Iterator[str]:
         """Yield `row-0`, `row-1`, ... in the order of the rows."""
@@ -342,7 +302,7 @@ class DatasetVideos:
 
     def open(self, key: str) -> Path | bytes:
         """Return the path or the bytes of a row's video."""
-        video = self._video(int(key.removeprefix("row-")))
+        video = self._row(key)[self._column]
         if video is None or (video["bytes"] is None and video["path"] is None):
             raise ValueError(f"{key} of '{self.spec}' holds no video")
         if video["bytes"] is not None:
@@ -363,11 +323,12 @@ class DatasetVideos:
     def _has(self, index: int) -> bool:
         return self._read_to(index) if self._streamed else index < len(self._dataset)
 
-    def _video(self, index: int) -> dict | None:
+    def _row(self, key: str) -> dict:
+        index = int(key.removeprefix("row-"))
         if not self._has(index):
             rows = self._next if self._streamed else len(self._dataset)
             raise ValueError(f"'{self.spec}' ends at row {rows}; row {index} was asked for")
-        return (self._last if self._streamed else self._dataset[index])[self._column]
+        return self._last if self._streamed else self._dataset[index]
 
     def _read_to(self, index: int) -> bool:
         """Read a stream up to a row; return whether there is such a row."""
@@ -391,7 +352,7 @@ class DatasetVideos:
                 yield from self._dataset.shard(parts, part) if parts > 1 else self._dataset
             except (ConnectionError, TimeoutError):  # not the fault of a file
                 raise
-            except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+            except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
                 self._broken[f"file {part + 1} of {parts}"] = (
                     f"its rows, or the rest of them, cannot be read ({sentence(error)})"
                 )
@@ -403,6 +364,10 @@ class DatasetVideos:
     def fps(self, key: str) -> None:
         """Return `None`: videos state their own rate."""
         return None
+
+    def recording(self, key: str) -> str | None:
+        """Return the recording that a column of the dataset names, `None` if it has no such column."""
+        return _recording(self._row(key)) if self._recording_columns else None
 
     def left_out(self) -> dict[str, str]:
         """Return broken files of a stream, and videos that `datasets` does not list."""
@@ -421,13 +386,21 @@ class DatasetVideos:
         return () if self._listing is None else self._listing.notes()
 
 
+def _recording(row: Mapping) -> str | None:
+    """Return the first of `RECORDING_COLUMNS` that a row fills, as text; numbers of episodes count, too."""
+    for name in RECORDING_COLUMNS:
+        if row.get(name) not in (None, ""):
+            return str(row[name])
+    return None
+
+
 def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):
     """Load a dataset; add the names of the faulty files to errors of `datasets`, which rarely names them."""
     import datasets
 
     try:
         return datasets.load_dataset(name, **arguments)
-    except (*_READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+    except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
         found = [sentence(each) for each in (error, error.__cause__) if each is not None]
         if listing is not None:
             found += [f"{key}: {reason}" for key, reason in list(_damaged(listing).items())[:5]]
@@ -438,34 +411,6 @@ def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):
         raise ValueError(f"'{spec}' cannot be loaded by `datasets`: {'; '.join(found)}") from error
 
 
-def _shards(spec: str) -> list[Path]:
-    from webdataset.shardlists import expand_urls  # the usual braces: train-{000..009}.tar
-
-    return [Path(url) for url in expand_urls(spec)]
-
-
-def _members(shard: Path) -> tuple[list[tarfile.TarInfo], str]:
-    """Return the files in a shard up to its end or first damage, and a description of the damage, or ""."""
-    members: list[tarfile.TarInfo] = []
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isdir():
-                    members.append(member)
-            end = tar.offset
-        with open(shard, "rb") as file:  # tarfile ends without an error at bytes that are not a header
-            file.seek(end)
-            rest = file.read(1 << 16)
-    except _READ_ERRORS as error:
-        return members, f"it is no whole, uncompressed .tar shard ({sentence(error)}); write it again"
-    if rest.strip(b"\0"):
-        return (
-            members,
-            f"what follows its first {end} bytes is damaged, or another archive, and is not read; write it again",
-        )
-    return members, ""
-
-
 def _damaged(listing: Listing) -> dict[str, str]:
     """Return the files of a folder that `datasets` cannot read, each with the reason."""
     import pyarrow.parquet
@@ -474,22 +419,9 @@ def _damaged(listing: Listing) -> dict[str, str]:
     for key in listing.others.get(".parquet", ()):
         try:
             pyarrow.parquet.ParquetFile(Path(listing.root, key)).close()
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             found[shown(key)] = f"it is no whole parquet file ({sentence(error)}); delete it, or write it again"
     for key in listing.archives:
-        if key.lower().endswith(".tar") and (damage := _members(Path(listing.root, key))[1]):
+        if key.lower().endswith(".tar") and (damage := damage_of_tar(Path(listing.root, key))):
             found[shown(key)] = damage
     return found
-
-
-def _existing(path: Path) -> Path:
-    if not os.path.exists(path):
-        raise ValueError(f"there is nothing at '{path}'")
-    if not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe would wait forever
-        raise ValueError(f"'{path}' is neither a file nor a folder")
-    return path
-
-
-def _stat_stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"

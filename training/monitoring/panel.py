@@ -24,6 +24,7 @@ from training.costs import count_operations, count_tokens
 from training.engine.sharding import uses_bfloat16
 from training.monitoring.device_speed import measure_peak
 from training.monitoring.heldout_scores import SCORES
+from training.progress import duration
 
 
 T = TypeVar("T")
@@ -275,11 +276,7 @@ def _number(value: float | str | None, form: str) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+    return "–" if seconds is None else duration(seconds)
 
 
 def _heldout(losses: dict) -> str:

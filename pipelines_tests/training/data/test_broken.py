@@ -17,12 +17,13 @@ from PIL import Image
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.training.clip_files import noise, write_clip
+from training.data.archives import ArchiveClips
 from training.data.buckets import Bucket, WindowRequest
 from training.data.failures import FailedClips
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest, read_manifest
 from training.data.order import StepRows
-from training.data.sources import VideoFolder, WebdatasetShards, open_source
+from training.data.sources import VideoFolder, open_source
 from training.data.windows import PixelWindows
 
 
@@ -224,12 +225,12 @@ def test_members_of_shards_that_are_not_clips_are_reported(folder, tmp_path):
     (tmp_path / "shards/sub/z.tar").write_bytes(b"x")
     source = open_source(tmp_path / "shards")
     found = census(source, tmp_path)
-    assert isinstance(source, WebdatasetShards) and found.pop("x.tar/./a.mp4") == ""
+    assert isinstance(source, ArchiveClips) and found.pop("x.tar/./a.mp4") == ""
     assert set(found) == {"x.tar/\\xff.mp4", "x.tar/c.mp4", "v.mp4"} and "beside .tar shards" in found["v.mp4"]
     reported = "\n".join(source.notes())
     assert (
-        "in the shards, not clips: 1 .json (x.tar/./b.json)" in reported
-        and "in the shards, passed over: 1 hidden" in reported
+        "in the archives, not clips: 1 .json (x.tar/./b.json)" in reported
+        and "in the archives, passed over: 1 hidden" in reported
     )
     assert "archives that are not opened: sub/z.tar" in reported
 

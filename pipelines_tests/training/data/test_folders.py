@@ -204,12 +204,6 @@ def test_other_files_in_a_folder_of_pictures_are_reported(folder):
     assert PictureFolders(pictures, 5).stamp("p") == before
 
 
-def test_pictures_without_a_folder_of_their_own_say_what_to_do(tmp_path):
-    write_video(tmp_path / "p", noise(3, 16, 16), fps=1)
-    with pytest.raises(ValueError, match="3, in .; the pictures of a clip lie in a folder of their own"):
-        open_source(tmp_path / "p", 5)
-
-
 def test_a_folder_without_clips_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").touch()
     for opening in (open_source, list_clips):

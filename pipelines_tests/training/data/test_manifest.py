@@ -111,7 +111,7 @@ def test_a_manifest_is_reused_until_a_file_changes(folder, monkeypatch):
     first = census(folder)
     probed = []
     real = module.probe_video
-    monkeypatch.setattr(module, "probe_video", lambda source, fps: probed.append(source.name) or real(source, fps))
+    monkeypatch.setattr(module, "probe_video", lambda source, *rest: probed.append(source.name) or real(source, *rest))
     before = first.path.stat().st_mtime_ns
     assert census(folder).entries == first.entries and probed == []
     assert first.path.stat().st_mtime_ns == before
@@ -128,11 +128,11 @@ def test_a_killed_census_goes_on_where_it_stood(folder, monkeypatch):
     expected = census(folder, folder.parent / "whole.jsonl").entries
     real, probed = module.probe_video, []
 
-    def killed(source, fps):
+    def killed(source, *rest):
         if len(probed) == 3:
             raise KeyboardInterrupt
         probed.append(source.name)
-        return real(source, fps)
+        return real(source, *rest)
 
     monkeypatch.setattr(module, "probe_video", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -141,7 +141,7 @@ def test_a_killed_census_goes_on_where_it_stood(folder, monkeypatch):
     with open(folder.parent / ".manifest.jsonl.part", "a") as file:
         file.write('{"key": "5.m')  # a line that the kill cut short
     again = []
-    monkeypatch.setattr(module, "probe_video", lambda source, fps: again.append(source.name) or real(source, fps))
+    monkeypatch.setattr(module, "probe_video", lambda source, *rest: again.append(source.name) or real(source, *rest))
     assert census(folder).entries == expected
     assert len(again) <= 4 and {"4.mp4", "5.mp4"} <= set(again)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["clips", "manifest.jsonl", "whole.jsonl"]
@@ -152,7 +152,7 @@ def test_another_decoder_decodes_anew(folder, monkeypatch):
     census(folder)
     probed = []
     real = module.probe_video
-    monkeypatch.setattr(module, "probe_video", lambda source, fps: probed.append(source.name) or real(source, fps))
+    monkeypatch.setattr(module, "probe_video", lambda source, *rest: probed.append(source.name) or real(source, *rest))
     monkeypatch.setattr(module, "decoder_version", lambda: "PyAV 99")
     census(folder)
     assert probed == ["a.mp4"]

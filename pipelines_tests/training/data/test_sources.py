@@ -8,8 +8,9 @@ import webdataset
 
 from diffusers_mardini.video_io import read_frames, write_video
 from pipelines_tests.training.clip_files import noise, write_clip
+from training.data.archives import ArchiveClips
 from training.data.manifest import make_manifest
-from training.data.sources import DatasetVideos, PictureFolders, VideoFolder, WebdatasetShards, open_source
+from training.data.sources import DatasetVideos, PictureFolders, VideoFolder, open_source, source_exists
 
 
 LENGTHS = {"a.mp4": 5, "b/c2.mp4": 3, "b/c10.mp4": 4}
@@ -94,8 +95,8 @@ def test_webdataset_shards_are_read_in_place(folder, tmp_path):
     expected = {"train-000.tar/a.mp4": 5, "train-000.tar/b-c2.mp4": 3, "train-001.tar/b-c10.mp4": 4}
     for spec in (shards, shards / "train-{000..001}.tar"):
         source = open_source(spec)
-        assert isinstance(source, WebdatasetShards) and lengths(source, tmp_path) == expected
-    assert source.open("train-000.tar/a.mp4") == (folder / "a.mp4").read_bytes()
+        assert isinstance(source, ArchiveClips) and lengths(source, tmp_path) == expected
+    assert source.open("train-000.tar/a.mp4").read() == (folder / "a.mp4").read_bytes()
     with pytest.raises(ValueError, match="there is no 'train-000.tar/x.mp4'"):
         source.open("train-000.tar/x.mp4")
     for shard in shards.iterdir():
@@ -195,6 +196,49 @@ def test_metadata_of_spreadsheets_and_with_line_separators_in_captions(folder):
     row = json.dumps({"file_name": "a.mp4", "text": "one\u2028two\x85three"}, ensure_ascii=False)
     (folder / "metadata.jsonl").write_text(row + "\n", encoding="utf-8")
     assert list(open_source(folder).keys()) == ["a.mp4"]
+
+
+def test_one_video_is_a_source_of_one_clip(folder, tmp_path):
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b/c2.mp4"}) + "\n")
+    source = open_source(folder / "a.mp4")
+    assert lengths(source, tmp_path) == {"a.mp4": 5} and source_exists(str(folder / "a.mp4"))
+    assert source.recording("a.mp4") is None and source.left_out() == {} and source.notes() == ()
+    (folder / "notes.txt").touch()
+    for name in ("notes.txt", "none.mp4"):
+        with pytest.raises(ValueError, match="no source of clips at '.*a video"):
+            open_source(folder / name)
+
+
+def test_a_folder_of_pictures_is_a_source_of_one_clip(tmp_path):
+    write_video(tmp_path / "p", noise(12, 15, 17), fps=1)
+    (tmp_path / "p" / "read.me").touch()
+    source = open_source(tmp_path / "p", fps=5)
+    assert isinstance(source, PictureFolders) and lengths(source, tmp_path) == {".": 12}
+    assert source.recording(".") is None and "not clips: 1 .me" in source.notes()[0] and len(source.notes()) == 1
+    with pytest.raises(ValueError, match="do not say how many frames"):
+        open_source(tmp_path / "p")
+
+
+def test_clips_know_their_recording(folder, tmp_path):
+    source = open_source(folder)
+    assert [source.recording(key) for key in LENGTHS] == [None, "b", "b"]
+    rows = [{"file_name": "a.mp4", "episode": 7}, {"file_name": "b/c2.mp4", "source": "x", "recording": "r"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(folder)
+    assert [source.recording(row["file_name"]) for row in rows] == ["7", "r"]
+
+    for name in ("day/x", "day/y", "z"):
+        write_video(tmp_path / "pictures" / name, noise(2, 16, 16), fps=1)
+    source = open_source(tmp_path / "pictures", fps=5)
+    assert {key: source.recording(key) for key in source.keys()} == {"day/x": "day", "day/y": "day", "z": None}
+
+    videos = [{"path": None, "bytes": (folder / "a.mp4").read_bytes()}] * 2
+    features = {"video": datasets.Video(decode=False), "episode": datasets.Value("int64")}
+    dataset = datasets.Dataset.from_dict({"video": videos, "episode": [0, 1]}, features=datasets.Features(features))
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        source = DatasetVideos("datasets:memory", dataset=rows)
+        assert [source.recording(key) for key in ("row-0", "row-1")] == ["0", "1"]
+    assert DatasetVideos("datasets:memory", dataset=dataset.select_columns("video")).recording("row-0") is None
 
 
 def test_nothing_there_is_an_error(tmp_path):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 
-from ..pictures import to_rgb
+from ..pictures import clip_to_rgb
 
 
 logger = logging.get_logger(__name__)
@@ -175,7 +175,7 @@ def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: V
     clips = []
     for frames in videos:
         if isinstance(frames[0], PIL.Image.Image):
-            frames = [to_rgb(frame) for frame in frames]
+            frames = clip_to_rgb(frames)
         else:
             # (frames, 3, given height, given width)
             frames = torch.stack([_array_to_tensor(frame, signed) for frame in frames])

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -186,25 +187,83 @@ class Weaver:
                 return frames
 
 
+@dataclass(frozen=True)
+class FileSection:
+    """A video that lies within another file, such as an archive, from `offset` on for `length` bytes."""
+
+    path: Path
+    offset: int
+    length: int
+
+    def open(self) -> io.BufferedReader:
+        """Open it for reading; close it in the end."""
+        return io.BufferedReader(_Section(self))
+
+    def read(self) -> bytes:
+        """Return all of its bytes."""
+        with self.open() as file:
+            return file.read()
+
+
+class _Section(io.RawIOBase):
+    """The bytes of a section of a file as a file of their own."""
+
+    def __init__(self, section: FileSection):
+        self._section, self._place = section, 0
+        self._file = io.FileIO(section.path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._section.length}[whence]
+        if start + offset < 0:
+            raise ValueError(f"a file has no place {start + offset}")
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer) -> int:
+        view = memoryview(buffer)[: max(0, self._section.length - self._place)]
+        self._file.seek(self._section.offset + self._place)
+        count = self._file.readinto(view) or 0
+        self._place += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 @contextmanager
-def open_film(source: str | os.PathLike | bytes, repeated: bool = False) -> Iterator[Film]:
+def open_film(source: str | os.PathLike | bytes | FileSection, repeated: bool = False) -> Iterator[Film]:
     """Open a video file or its bytes.
 
     Args:
-        source: a path, which may look like a pattern or an address of FFmpeg's, or the bytes of a file.
+        source: a path, which may look like a pattern or an address of FFmpeg's, or the bytes or place of a file.
         repeated: whether the same file is opened again and again; each warning is then given once in a process.
 
     Raises:
         UnreadableFileError: if there is no file, or it is not a video.
     """
-    label = f"the video of {len(source)} bytes" if isinstance(source, bytes) else f"'{source}'"
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    inside = isinstance(source, (bytes, FileSection))
+    length = source.length if isinstance(source, FileSection) else len(source) if isinstance(source, bytes) else 0
+    label = f"the video of {length} bytes" if inside else f"'{source}'"
+    if not inside and not Path(source).is_file():
         raise UnreadableFileError(f"no video file at {label}" + ("; it is a folder" if Path(source).is_dir() else ""))
     with _decoding(label):
-        file = io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
+        if isinstance(source, FileSection):
+            file = source.open()
+        else:
+            file = io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
     with file:
         with _decoding(label):
-            if not isinstance(source, bytes):
+            if not inside:
                 # FFmpeg would take names such as "take:1.mp4" or "a%d.gif" for addresses and patterns.
                 file.name = f"video{Path(source).suffix}"
             crops, is_whole = video_crops(file), ends_whole(file)

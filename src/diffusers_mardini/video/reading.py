@@ -14,14 +14,15 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .errors import UnreadableFileError
-from .opening import Film, OnePictureError, open_film
-from .picture_files import PICTURE_SUFFIXES, picture_files, read_picture
+from .opening import FileSection, Film, OnePictureError, open_film
+from .picture_files import PICTURE_SUFFIXES, PictureSeries, read_picture
 from .times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 
 
 logger = logging.get_logger(__name__)
 
-READING = 2  # increment when some files are read with other pixels or times than before
+Source = str | os.PathLike | bytes | FileSection | PictureSeries
+READING = 3  # increment when some files are read with other pixels or times than before
 # A last frame that is shown for less is not repeated, because encoders write an arbitrary length there. Gifs are
 # exact.
 HELD_FROM = 0.1  # seconds
@@ -117,24 +118,30 @@ def read_video(
     return np.stack(frames), fps or PICTURE_FPS
 
 
-def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> VideoFacts:
+def probe_video(
+    source: Source,
+    fps: float | None = None,
+    each: Callable[[], object] = lambda: None,
+) -> VideoFacts:
     """Return exact facts about a video: decode every frame and keep none, so that memory is bounded.
 
     Args:
-        source: a video file, its bytes, or a folder of pictures.
-        fps: frames per second of a folder of pictures, which has no rate of its own.
+        source: a video file, its bytes or their place in a file, or a folder or another series of pictures.
+        fps: frames per second of pictures, which have no rate of their own.
+        each: called after every frame; what it raises ends the decoding.
 
     Raises:
         ValueError: as `read_video` does, and if time stamps do not increase, or frames end well before the
             length that the file states (a truncated file).
     """
-    if _is_folder(source):
-        return _probe_pictures(Path(source), fps)
+    if (pictures := _pictures(source)) is not None:
+        return _probe_pictures(pictures, fps, each)
     decoded, size = _Decoded(), (0, 0)
     with open_film(source) as film:
         for frame in film.frames():
             size = film.size(frame)
             decoded.add(frame)
+            each()
         if not decoded.times:
             raise film.error("holds no frame; it is damaged or empty")
         if (index := decoded.first_unordered()) is not None:
@@ -154,23 +161,30 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
     )
 
 
-def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+def iterate_frames(
+    source: Source, fps: float | None = None, timestamps: Sequence[float] | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yield `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
-    Arguments, frames and errors are those of `probe_video`, but its checks of the whole file are not repeated.
+    Frames and errors are those of `probe_video`, but its checks of the whole file are not repeated.
+
+    Args:
+        source, fps: see `probe_video`.
+        timestamps: see `read_frames`; by default all frames are read.
     """
-    if _is_folder(source):
-        for index, file in enumerate(picture_files(Path(source))):
-            yield index / _positive(fps, source), np.asarray(read_picture(file))
+    if timestamps is not None:
+        yield from zip(timestamps, _frames_at(source, list(timestamps), fps))
+        return
+    if (pictures := _pictures(source)) is not None:
+        for index in range(len(pictures)):
+            yield index / _positive(fps, pictures), np.asarray(pictures.read(index))
         return
     with open_film(source, repeated=True) as film:
         for frame in film.frames():
             yield _time(film, frame), film.show(frame)
 
 
-def read_frames(
-    source: str | os.PathLike | bytes, timestamps: Sequence[float], fps: float | None = None
-) -> np.ndarray:
+def read_frames(source: Source, timestamps: Sequence[float], fps: float | None = None) -> np.ndarray:
     """Return the frames nearest to some times; decoding starts at the key frame before the first of them.
 
     Args:
@@ -183,27 +197,34 @@ def read_frames(
     Raises:
         ValueError: as `read_video` does, or if the video ends before the last time by more than a frame.
     """
-    wanted = list(timestamps)
+    return np.stack(list(_frames_at(source, list(timestamps), fps)))
+
+
+def _frames_at(source: Source, wanted: list[float], fps: float | None) -> Iterator[np.ndarray]:
+    """Yield the frame nearest to each time; see `read_frames`."""
     if not wanted or any(second < first for first, second in itertools.pairwise(wanted)):
         raise ValueError(f"timestamps must be at least one and must not decrease, got {wanted}")
-    if _is_folder(source):
-        files = picture_files(Path(source))
-        indices = [round(time * _positive(fps, source)) for time in wanted]
-        if not 0 <= indices[0] <= indices[-1] < len(files):
-            raise ValueError(f"folder '{source}' has {len(files)} pictures, picture {indices[-1]} was asked for")
-        return np.stack([np.asarray(read_picture(files[index])) for index in indices])
+    if (pictures := _pictures(source)) is not None:
+        indices = [round(time * _positive(fps, pictures)) for time in wanted]
+        if not 0 <= indices[0] <= indices[-1] < len(pictures):
+            raise ValueError(f"{pictures.label} has {len(pictures)} pictures, picture {indices[-1]} was asked for")
+        yield from (np.asarray(pictures.read(index)) for index in indices)
+        return
+    done = 0
     # Key frames are found by decoding time, which may be before the time of presentation: then seek further back.
     for head_start in (0.0, 2.0, None):
         with open_film(source, repeated=True) as film:
             if head_start is not None:
                 try:
-                    ticks = max(0, int((wanted[0] - head_start) / _time_base(film)))
+                    ticks = max(0, int((wanted[done] - head_start) / _time_base(film)))
                     film.container.seek(ticks, stream=film.stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
-            frames = _nearest(film.frames(), film, wanted, at_start=head_start is None)
-        if frames is not None:
-            return np.stack(frames)
+            for frame in _nearest(film.frames(), film, wanted[done:], at_start=head_start is None):
+                yield frame
+                done += 1
+        if done == len(wanted):
+            return
     raise film.error(f"ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
@@ -228,7 +249,8 @@ def read_images(
     path = Path(path)
     prepare = prepare or (lambda image: image)
     if path.is_dir():
-        return [prepare(read_picture(file)) for file in picture_files(path)], None
+        pictures = PictureSeries.of_folder(path)
+        return [prepare(pictures.read(index)) for index in range(len(pictures))], None
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         try:
             return _read(path, lambda frame: prepare(Image.fromarray(frame)))
@@ -361,25 +383,26 @@ def _time(film: Film, frame: av.VideoFrame) -> float:
 
 def _nearest(
     decoded: Iterator[av.VideoFrame], film: Film, wanted: list[float], at_start: bool
-) -> list[np.ndarray] | None:
-    """Return the frame nearest to each time, or `None` if the frames begin too late or end too early."""
-    found, before, first = [], None, True
+) -> Iterator[np.ndarray]:
+    """Yield the frame nearest to each time; none if the frames begin too late, some if they end too early."""
+    found, before, gap, first = 0, None, 0.0, True
     for frame in decoded:
         time = _time(film, frame)
         if before is None and time > wanted[0] + 1e-6 and not at_start:
-            return None
+            return
         # Times up to the middle between two frames belong to the first of them.
-        while before is not None and wanted[len(found)] <= (before.time + time) / 2:
+        while before is not None and wanted[found] <= (before.time + time) / 2:
             if first and film.is_interlaced and not at_start:
-                return None  # it was deinterlaced without the frame before it, so it differs from a full decoding
-            found.append(film.show(before))
-            if len(found) == len(wanted):
-                return found
+                return  # it was deinterlaced without the frame before it, so it differs from a full decoding
+            yield film.show(before)
+            found += 1
+            if found == len(wanted):
+                return
         gap = time - before.time if before is not None else 0.0
         before, first = frame, before is None
-    while before is not None and len(found) < len(wanted) and wanted[len(found)] <= before.time + max(gap, 1e-6):
-        found.append(film.show(before))
-    return found if len(found) == len(wanted) else None
+    while before is not None and found < len(wanted) and wanted[found] <= before.time + max(gap, 1e-6):
+        yield film.show(before)
+        found += 1
 
 
 def _stated_end(film: Film) -> float:
@@ -396,22 +419,26 @@ def _stated_end(film: Film) -> float:
     return 0.0
 
 
-def _is_folder(source: str | os.PathLike | bytes) -> bool:
-    return not isinstance(source, bytes) and Path(source).is_dir()
+def _pictures(source: Source) -> PictureSeries | None:
+    """Return the pictures of a folder or series; `None` for a video."""
+    if isinstance(source, (PictureSeries, FileSection, bytes)):
+        return source if isinstance(source, PictureSeries) else None
+    return PictureSeries.of_folder(Path(source)) if Path(source).is_dir() else None
 
 
-def _positive(fps: float | None, folder: str | os.PathLike) -> float:
+def _positive(fps: float | None, pictures: PictureSeries) -> float:
     if fps is None or not fps > 0:
-        raise ValueError(f"folder '{folder}' of pictures needs a positive number of frames per second, got fps={fps}")
+        raise ValueError(f"{pictures.label} of pictures needs a positive number of frames per second, got fps={fps}")
     return fps
 
 
-def _probe_pictures(folder: Path, fps: float | None) -> VideoFacts:
-    files, size = picture_files(folder), None
-    fps = _positive(fps, folder)
-    for file in files:
-        width, height = read_picture(file).size
+def _probe_pictures(pictures: PictureSeries, fps: float | None, each: Callable[[], object]) -> VideoFacts:
+    size, fps = None, _positive(fps, pictures)
+    for index, name in enumerate(pictures.names):
+        width, height = pictures.read(index).size
         if size not in (None, (height, width)):
-            raise ValueError(f"folder '{folder}' has pictures of {size} and, '{file.name}', of {(height, width)}")
+            raise ValueError(f"{pictures.label} has pictures of {size} and, '{name}', of {(height, width)}")
         size = height, width
-    return VideoFacts(len(files), fps, *size, 0.0, len(files) / fps, files[0].suffix.lower().lstrip("."), None)
+        each()
+    suffix = Path(pictures.names[0]).suffix.lower().lstrip(".")
+    return VideoFacts(len(pictures), fps, *size, 0.0, len(pictures) / fps, suffix, None)

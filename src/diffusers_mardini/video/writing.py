@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..pictures import to_rgb
+from ..pictures import clip_to_rgb
 from .errors import FILE_ERRORS
 from .places import UNFINISHED, nearest_folder, publish, real_place, spare_names, unfinished
 
@@ -225,7 +225,7 @@ def _as_array(frames: Iterable[Image.Image] | np.ndarray | torch.Tensor) -> np.n
         if not frames:
             raise ValueError("there are no frames to write")
         if all(isinstance(frame, Image.Image) for frame in frames):
-            pictures = [to_rgb(frame) for frame in frames]
+            pictures = clip_to_rgb(frames)
         elif all(isinstance(frame, (np.ndarray, torch.Tensor)) for frame in frames):
             pictures = [_numbers(frame) for frame in frames]
         else:

@@ -1,0 +1,165 @@
+"""Shards of the latent cache: safetensors files of chunks of clips, each complete or absent.
+
+`latents.py` encodes the clips and reads the chunks.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from diffusers_mardini.video.errors import FILE_ERRORS
+from training.data.manifest import Entry
+from training.files import named_write_errors, whole_file
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames `first` to `end` of a clip, in the tensors `number` of a shard, whose first row is frame `offset`."""
+
+    shard: str
+    number: int
+    offset: int
+    first: int
+    end: int
+
+
+class ShardWriter:
+    """Collect chunks, and write a shard when there are enough or the last one is long ago.
+
+    Args:
+        folder: of the cache.
+        rank: number of this process, for names.
+        shard_bytes: size at which a shard is written.
+        shard_seconds: seconds after which a smaller one is written, so that a kill costs no more work than that.
+        dtype: of the stored tensors.
+    """
+
+    def __init__(self, folder: Path, rank: int, shard_bytes: int, shard_seconds: float, dtype: torch.dtype):
+        self.folder, self.rank, self.dtype = folder, rank, dtype
+        self.shard_bytes, self.shard_seconds = shard_bytes, shard_seconds
+        taken = [int(path.stem.split("-")[2]) for path in folder.glob(f"shard-{rank}-*.safetensors")]
+        self._number = max(taken, default=-1) + 1
+        self._entry: Entry | None = None
+        # (entry, first frame, pieces by name); those of the current clip are kept apart until it ends or the shard is
+        # written
+        self._chunks: list[tuple[Entry, int, dict[str, list[torch.Tensor]]]] = []
+        self._open: tuple[Entry, int, dict[str, list[torch.Tensor]]] | None = None
+        self._bytes = 0
+        self._written = time.monotonic()
+
+    def begin(self, entry: Entry) -> None:
+        """Begin a clip."""
+        self._entry = entry
+
+    def add(self, first: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Add tensors of the frames of the current clip from `first` on.
+
+        Raises:
+            ValueError: if they are not finite, or the disk is full.
+        """
+        if self._open is None:
+            self._open = (self._entry, first, {})
+        if (
+            first > self._open[1] and tensors.keys() != self._open[2].keys()
+        ):  # this batch lacks a variance by chance, or the ones before do
+            self._close()
+            self._open = (self._entry, first, {})
+        for name, tensor in tensors.items():
+            stored = tensor.to(self.dtype).contiguous()
+            if not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in "
+                    "float32, or check its scaling factor"
+                )
+            self._open[2].setdefault(name, []).append(stored)
+            self._bytes += stored.nbytes
+        if self._bytes >= self.shard_bytes or time.monotonic() - self._written >= self.shard_seconds:
+            self.flush()
+
+    def end(self) -> None:
+        """End the current clip."""
+        self._close()
+
+    def abandon(self) -> None:
+        """Drop the current clip; parts of it that are already in shards are incomplete and so never used."""
+        if self._open is not None:
+            self._bytes -= sum(piece.nbytes for pieces in self._open[2].values() for piece in pieces)
+            self._open = None
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._chunks.append(self._open)
+        self._open = None
+
+    def flush(self) -> None:
+        """Write what there is as a shard; the current clip may go on in the next one."""
+        self._close()
+        self._written = time.monotonic()
+        if not self._chunks:
+            return
+        header = [
+            [entry.sha256, first, sum(map(len, next(iter(pieces.values())))), entry.num_frames]
+            for entry, first, pieces in self._chunks
+        ]
+        tensors = {
+            f"{number}.{name}": torch.cat(parts)
+            for number, (_, _, pieces) in enumerate(self._chunks)
+            for name, parts in pieces.items()
+        }
+        path = self.folder / f"shard-{self.rank}-{self._number:05d}.safetensors"
+        with named_write_errors(f"the latent cache '{path}'"), whole_file(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"chunks": json.dumps(header)})
+        self._number += 1
+        self._chunks, self._bytes = [], 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the shards of a cache hold.
+
+    Attributes:
+        clips: the chunks, by hash, of all clips that they hold completely.
+        begun: how many first frames they hold of the others.
+        damaged: shards that cannot be read.
+    """
+
+    clips: dict[str, list[Chunk]]
+    begun: dict[str, int]
+    damaged: list[Path]
+
+
+def scan(folder: Path) -> Scan:
+    """Read the headers of all shards."""
+    pieces: dict[str, list[tuple[int, int, str, int]]] = {}
+    totals: dict[str, int] = {}
+    damaged = []
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
+                header = [
+                    (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
+                ]
+        except (SafetensorError, *FILE_ERRORS):
+            damaged.append(path)
+            continue
+        for number, (sha, first, count, total) in enumerate(header):
+            pieces.setdefault(sha, []).append((first, first + count, path.name, number))
+            totals[sha] = total
+    complete, begun = {}, {}
+    for sha, total in totals.items():
+        chunks, position = [], 0
+        for first, end, shard, number in sorted(pieces[sha]):
+            # Parts written before a kill may overlap those of a later start.
+            if first <= position < end:
+                chunks.append(Chunk(shard, number, first, position, end))
+                position = end
+        if position == total:
+            complete[sha] = chunks
+        elif position:
+            begun[sha] = position
+    return Scan(complete, begun, damaged)
