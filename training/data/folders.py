@@ -184,6 +184,21 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     return listing
 
 
+def existing(path: Path) -> Path:
+    """Return the path of a file or folder; raise `ValueError` if there is none."""
+    if not os.path.exists(path):
+        raise ValueError(f"there is nothing at '{path}'")
+    if not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe would wait forever
+        raise ValueError(f"'{path}' is neither a file nor a folder")
+    return path
+
+
+def stat_stamp(path: Path) -> str:
+    """Return a file's size and time of change as text."""
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
 def natural_path_key(key: str) -> list:
     """Return a sorting key for paths that compares numbers by value, folder by folder."""
     return [natural_key(part) for part in Path(key).parts]

@@ -1,22 +1,25 @@
 """Sources of clips: folders of videos, folders of pictures, webdataset shards, `datasets` datasets.
 
 A source lists keys and opens them; it never decodes. `manifest.py` collects facts by decoding each clip;
-`diffusers_mardini/video_io.py` reads frames.
+`diffusers_mardini/video_io.py` reads frames. Sources whose clips are spans of others are in `clip_lists.py` and
+`lerobot.py`.
 """
 
 import hashlib
 import math
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from training.data import clip_lists, lerobot
 from training.data.failures import sentence, shown
-from training.data.folders import METADATA_FILES, Listing, list_folder, natural_path_key
+from training.data.folders import METADATA_FILES, Listing, existing, list_folder, natural_path_key, stat_stamp
 from training.data.metadata import read_metadata
+from training.data.spans import Span, WholeClips
 
 
 _READ_ERRORS = (*FILE_ERRORS, tarfile.TarError)
@@ -43,6 +46,18 @@ class Source(Protocol):
         """Return the frames per second of a folder of pictures; `None` for videos, which state it themselves."""
         ...
 
+    def spans(self) -> Mapping[str, Span]:
+        """Return, by key, the spans of other sources' clips that are the clips here; empty if clips are whole."""
+        ...
+
+    def rows(self, key: str, columns: Sequence[str]) -> Mapping[str, Sequence] | None:
+        """Return columns with a number for each frame of a clip; `None` if they lie in a table beside the clip."""
+        ...
+
+    def recording(self, key: str) -> str | None:
+        """Return the recording that a clip is part of, which a split keeps on one side; `None` if it is unknown."""
+        ...
+
     def left_out(self) -> dict[str, str]:
         """Return the reasons for clips that are not among `keys`; complete once `keys` is exhausted."""
         ...
@@ -57,7 +72,8 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
 
     Args:
         spec: a folder of videos, of picture folders, or of `.tar` shards; a shard, or several as
-            `train-{000..009}.tar`; or `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams it).
+            `train-{000..009}.tar`; `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams it);
+            `lerobot:NAME[#CAMERA]` (a LeRobot dataset, a folder or Hub id); or a clip list, a `.jsonl` file.
         fps: frames per second of picture folders whose metadata do not state it.
 
     Raises:
@@ -67,14 +83,19 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     for prefix, streaming in (("datasets:", False), ("datasets-stream:", True)):
         if spec.startswith(prefix):
             return DatasetVideos(spec, streaming)
+    if spec.startswith(lerobot.PREFIX):
+        return lerobot.LeRobotEpisodes(spec)
+    if spec.endswith(clip_lists.SUFFIX) and not Path(spec).is_dir():
+        return clip_lists.ClipList(spec, lambda inner, rate: open_source(inner, rate or fps))
     if spec.endswith(".tar"):
         return WebdatasetShards(spec)
     folder = Path(spec)
     if not folder.is_dir():
         raise ValueError(
             f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar "
-            "shards, a shard, or datasets:NAME"
+            "shards, a shard, datasets:NAME, lerobot:NAME#CAMERA, or a clip list (.jsonl)"
         )
+    lerobot.refuse_plain(folder)
     listing = list_folder(folder)
     if listing.shards:
         return WebdatasetShards(spec, listing)
@@ -94,13 +115,15 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
 
 
 def source_exists(spec: str) -> bool:
-    """Return whether a source exists, without reading it; always true for `datasets`."""
-    if spec.startswith(("datasets:", "datasets-stream:")):
+    """Return whether a source exists, without reading it; always true for what may lie on the Hub."""
+    if spec.startswith(("datasets:", "datasets-stream:", lerobot.PREFIX)):
+        return True
+    if spec.endswith(clip_lists.SUFFIX) and Path(spec).is_file():
         return True
     return all(shard.exists() for shard in _shards(spec)) if spec.endswith(".tar") else Path(spec).is_dir()
 
 
-class VideoFolder:
+class VideoFolder(WholeClips):
     """Videos of a folder and its subfolders (the layout of HF `videofolder`); keys are paths within it.
 
     With a `metadata.jsonl` or `metadata.csv`, exactly those that it names.
@@ -125,7 +148,7 @@ class VideoFolder:
 
     def open(self, key: str) -> Path:
         """Return the path of a video."""
-        path = _existing(self.folder / key)
+        path = existing(self.folder / key)
         if path.is_dir():
             raise ValueError(
                 f"'{path}' is a folder, and this is a source of videos; make folders of pictures a source of their own"
@@ -135,11 +158,16 @@ class VideoFolder:
     def stamp(self, key: str) -> str | None:
         """Return its size and time of change."""
         path = self.folder / key
-        return _stat_stamp(path) if path.exists() else None
+        return stat_stamp(path) if path.exists() else None
 
     def fps(self, key: str) -> float | None:
         """Return `None`: videos state their own rate."""
         return None
+
+    def recording(self, key: str) -> str | None:
+        """Return the `recording` of its metadata, if they have one."""
+        name = self._rows.get(key, {}).get("recording")
+        return None if name in (None, "") else str(name)
 
     def left_out(self) -> dict[str, str]:
         """Return videos that metadata do not name, and files that cannot be used."""
@@ -188,7 +216,7 @@ class PictureFolders(VideoFolder):
 
     def open(self, key: str) -> Path:
         """Return the path of a folder of pictures."""
-        return _existing(self.folder / key)
+        return existing(self.folder / key)
 
     def stamp(self, key: str) -> str | None:
         """Return a hash of the names, sizes and times of change of its pictures."""
@@ -197,7 +225,7 @@ class PictureFolders(VideoFolder):
             return None
         files = (file for file in path.iterdir() if not file.name.startswith("."))
         files = sorted(file for file in files if file.suffix.lower() in PICTURE_SUFFIXES)
-        text = "".join(f"{file.name} {_stat_stamp(file)}\n" for file in files)
+        text = "".join(f"{file.name} {stat_stamp(file)}\n" for file in files)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def fps(self, key: str) -> float | None:
@@ -215,7 +243,7 @@ class PictureFolders(VideoFolder):
         return self._listing.notes(frozenset(clips)) + (() if self._metadata is None else self._metadata.notes)
 
 
-class WebdatasetShards:
+class WebdatasetShards(WholeClips):
     """Video members of tar shards, read in place; keys are `shard.tar/member.mp4`.
 
     Other members (captions, metadata) are not clips. The shards are local and uncompressed, so that each clip can be
@@ -230,7 +258,7 @@ class WebdatasetShards:
         self._members: dict[str, tuple[Path, int, int]] = {}  # by key: shard, offset, length
         self._inside = Listing(self.spec)  # members that are ignored
         for shard in shards:
-            self._add(_existing(shard))
+            self._add(existing(shard))
         if not self._members:
             raise ValueError(
                 f"the shards of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)}){self._inside.summary()}"
@@ -268,7 +296,7 @@ class WebdatasetShards:
         if key not in self._members:
             raise ValueError(f"there is no '{key}' in the shards of '{self.spec}'")
         shard, offset, length = self._members[key]
-        with open(_existing(shard), "rb") as file:
+        with open(existing(shard), "rb") as file:
             file.seek(offset)
             data = file.read(length)
         if len(data) < length:
@@ -280,7 +308,7 @@ class WebdatasetShards:
         if key not in self._members or not self._members[key][0].exists():
             return None
         shard, offset, length = self._members[key]
-        return f"{_stat_stamp(shard)} {offset} {length}"
+        return f"{stat_stamp(shard)} {offset} {length}"
 
     def fps(self, key: str) -> None:
         """Return `None`: videos state their own rate."""
@@ -299,7 +327,7 @@ class WebdatasetShards:
         return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
 
-class DatasetVideos:
+class DatasetVideos(WholeClips):
     """The video column of a `datasets` dataset, local or streamed; keys are row numbers, such as `row-12`.
 
     The column is cast to `Video(decode=False)`, so that only PyAV decodes. A streamed dataset is read in order, and
@@ -480,16 +508,3 @@ def _damaged(listing: Listing) -> dict[str, str]:
         if key.lower().endswith(".tar") and (damage := _members(Path(listing.root, key))[1]):
             found[shown(key)] = damage
     return found
-
-
-def _existing(path: Path) -> Path:
-    if not os.path.exists(path):
-        raise ValueError(f"there is nothing at '{path}'")
-    if not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe would wait forever
-        raise ValueError(f"'{path}' is neither a file nor a folder")
-    return path
-
-
-def _stat_stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"

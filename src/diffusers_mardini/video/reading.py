@@ -154,11 +154,20 @@ def probe_video(source: str | os.PathLike | bytes, fps: float | None = None) -> 
     )
 
 
-def iterate_frames(source: str | os.PathLike | bytes, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+def iterate_frames(
+    source: str | os.PathLike | bytes, fps: float | None = None, timestamps: Sequence[float] | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yield `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
-    Arguments, frames and errors are those of `probe_video`, but its checks of the whole file are not repeated.
+    Frames and errors are those of `probe_video`, but its checks of the whole file are not repeated.
+
+    Args:
+        source, fps: see `probe_video`.
+        timestamps: see `read_frames`; by default all frames are read.
     """
+    if timestamps is not None:
+        yield from zip(timestamps, _frames_at(source, list(timestamps), fps))
+        return
     if _is_folder(source):
         for index, file in enumerate(picture_files(Path(source))):
             yield index / _positive(fps, source), np.asarray(read_picture(file))
@@ -183,7 +192,11 @@ def read_frames(
     Raises:
         ValueError: as `read_video` does, or if the video ends before the last time by more than a frame.
     """
-    wanted = list(timestamps)
+    return np.stack(list(_frames_at(source, list(timestamps), fps)))
+
+
+def _frames_at(source: str | os.PathLike | bytes, wanted: list[float], fps: float | None) -> Iterator[np.ndarray]:
+    """Yield the frame nearest to each time; see `read_frames`."""
     if not wanted or any(second < first for first, second in itertools.pairwise(wanted)):
         raise ValueError(f"timestamps must be at least one and must not decrease, got {wanted}")
     if _is_folder(source):
@@ -191,19 +204,23 @@ def read_frames(
         indices = [round(time * _positive(fps, source)) for time in wanted]
         if not 0 <= indices[0] <= indices[-1] < len(files):
             raise ValueError(f"folder '{source}' has {len(files)} pictures, picture {indices[-1]} was asked for")
-        return np.stack([np.asarray(read_picture(files[index])) for index in indices])
+        yield from (np.asarray(read_picture(files[index])) for index in indices)
+        return
+    done = 0
     # Key frames are found by decoding time, which may be before the time of presentation: then seek further back.
     for head_start in (0.0, 2.0, None):
         with open_film(source, repeated=True) as film:
             if head_start is not None:
                 try:
-                    ticks = max(0, int((wanted[0] - head_start) / _time_base(film)))
+                    ticks = max(0, int((wanted[done] - head_start) / _time_base(film)))
                     film.container.seek(ticks, stream=film.stream)
                 except av.error.FFmpegError:  # a format that cannot seek is decoded from its beginning
                     continue
-            frames = _nearest(film.frames(), film, wanted, at_start=head_start is None)
-        if frames is not None:
-            return np.stack(frames)
+            for frame in _nearest(film.frames(), film, wanted[done:], at_start=head_start is None):
+                yield frame
+                done += 1
+        if done == len(wanted):
+            return
     raise film.error(f"ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
@@ -361,25 +378,26 @@ def _time(film: Film, frame: av.VideoFrame) -> float:
 
 def _nearest(
     decoded: Iterator[av.VideoFrame], film: Film, wanted: list[float], at_start: bool
-) -> list[np.ndarray] | None:
-    """Return the frame nearest to each time, or `None` if the frames begin too late or end too early."""
-    found, before, first = [], None, True
+) -> Iterator[np.ndarray]:
+    """Yield the frame nearest to each time; none if the frames begin too late, some if they end too early."""
+    found, before, gap, first = 0, None, 0.0, True
     for frame in decoded:
         time = _time(film, frame)
         if before is None and time > wanted[0] + 1e-6 and not at_start:
-            return None
+            return
         # Times up to the middle between two frames belong to the first of them.
-        while before is not None and wanted[len(found)] <= (before.time + time) / 2:
+        while before is not None and wanted[found] <= (before.time + time) / 2:
             if first and film.is_interlaced and not at_start:
-                return None  # it was deinterlaced without the frame before it, so it differs from a full decoding
-            found.append(film.show(before))
-            if len(found) == len(wanted):
-                return found
+                return  # it was deinterlaced without the frame before it, so it differs from a full decoding
+            yield film.show(before)
+            found += 1
+            if found == len(wanted):
+                return
         gap = time - before.time if before is not None else 0.0
         before, first = frame, before is None
-    while before is not None and len(found) < len(wanted) and wanted[len(found)] <= before.time + max(gap, 1e-6):
-        found.append(film.show(before))
-    return found if len(found) == len(wanted) else None
+    while before is not None and found < len(wanted) and wanted[found] <= before.time + max(gap, 1e-6):
+        yield film.show(before)
+        found += 1
 
 
 def _stated_end(film: Film) -> float:
