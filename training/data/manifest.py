@@ -330,7 +330,8 @@ def _frames_of(whole: Entry, span: Span) -> tuple[int, int]:
         inside = int((times[first:] < end - 0.25 / whole.fps).sum())
         if abs(times[first] - begin) > 0.5 / whole.fps or inside < (span.num_frames or 1):
             raise ValueError(
-                f"'{span.clip}' has {inside} frames from {begin:g} to {end:g} seconds, {span.num_frames} were asked for"
+                f"'{span.clip}' has {inside} frames from {begin:g} to {end:g} seconds, "
+                f"{span.num_frames} were asked for"
             )
     count = whole.num_frames - first if span.num_frames is None else span.num_frames
     if count < 1 or first + count > whole.num_frames:

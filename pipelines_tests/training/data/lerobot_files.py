@@ -1,4 +1,4 @@
-"""Small LeRobot datasets in the published layouts of versions 2.1 and 3.0, with a colour of its own for each episode."""
+"""Small LeRobot datasets in the published layouts of versions 2.1 and 3.0, each episode of its own grey."""
 
 import json
 from pathlib import Path

@@ -176,8 +176,7 @@ def test_what_is_no_dataset_of_lerobot_is_refused(folder, tmp_path):
 
 def test_damaged_tables_of_episodes_are_named(shared, tmp_path):
     folder = write_v3(tmp_path / "robot", [3, 3])
-    path = next(folder.glob("meta/episodes/*/*.parquet"))
-    path.write_bytes(b"no parquet")
+    (folder / "meta/episodes/chunk-000/file-000.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="file-000.parquet' cannot be read as the episodes"):
         open_source(f"lerobot:{folder}#{TOP}")
     write_episodes(folder, [{"episode_index": 0, "length": 3, "tasks": ["x"]}] * 2)
