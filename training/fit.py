@@ -8,7 +8,6 @@ hours that there are, trains, scores the model beside the simple methods and pub
 interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 2 advised against (see `--anyway`), 75 stopped.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -17,12 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from training.files import read_json, write_whole
 from training.locks import Owner
-from training.own_clips import choose, configs, present
 from training.stopping import SIGNALS, STOPPED
 
 

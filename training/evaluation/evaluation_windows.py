@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from training.data.clips import list_clips, load_clip
+from training.data.clips import find_clips, load_clip
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -21,9 +21,9 @@ class EvaluationWindows:
 
     Attributes:
         frames: in [0, 1], `(windows, frames, 3, size, size)`.
-        clips: the file of each window's clip, relative to the folder.
+        clips: the name of each window's clip in its source.
         starts: the frame of the clip at which each window begins.
-        skipped: reasons by file name, for clips that gave no window.
+        skipped: reasons by name, for clips that gave no window.
     """
 
     frames: torch.Tensor
@@ -72,7 +72,7 @@ def window_starts(length: int, span: int, count: int) -> list[int]:
 
 
 def load_windows(
-    folder: str | Path,
+    source: str | Path,
     size: int,
     num_frames: int,
     stride: int,
@@ -80,10 +80,10 @@ def load_windows(
     fps: float | None = None,
     max_clips: int | None = None,
 ) -> EvaluationWindows:
-    """Cut the windows out of every clip of a folder; print the clips that give none with the reasons.
+    """Cut the windows out of every clip of a source; print the clips that give none with the reasons.
 
     Args:
-        folder: folder of clips.
+        source: a folder of clips, or another source (`sources.py`).
         size: side in pixels to which the centred square is resized.
         num_frames: frames of a window.
         stride: clip frames from one window frame to the next; ignored if `fps` is given.
@@ -105,12 +105,12 @@ def load_windows(
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
     frames, clips, starts, skipped = [], [], [], {}
-    for path in list_clips(folder):
+    for found_clip in find_clips(source):
         if len(set(clips)) == max_clips:
             break
-        name = path.relative_to(folder).as_posix()
+        name = found_clip.name
         try:
-            clip, clip_fps = load_clip(path, size)
+            clip, clip_fps = load_clip(found_clip, size)
             step = clip_step(clip_fps, stride, fps)
         except ValueError as error:
             skipped[name] = str(error)
@@ -124,33 +124,33 @@ def load_windows(
             clips.append(name)
             starts.append(start)
     if skipped:
-        print(f"{len(skipped)} clips of '{folder}' give no window:")
+        print(f"{len(skipped)} clips of '{source}' give no window:")
         for skipped_name, reason in skipped.items():
             print(f"  {skipped_name}: {reason}")
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
-        raise ValueError(f"no clip of '{folder}' gives {num_frames} frames {wanted}; lower one of them")
+        raise ValueError(f"no clip of '{source}' gives {num_frames} frames {wanted}; lower one of them")
     return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped)
 
 
 def training_clips(
-    folder: str | Path, size: int, stride: int, fps: float | None = None
+    source: str | Path, size: int, stride: int, fps: float | None = None
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, size, size)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
     """
     left_out = []
-    for path in list_clips(folder):
+    for found in find_clips(source):
         try:
-            clip, clip_fps = load_clip(path, size)
+            clip, clip_fps = load_clip(found, size)
             step = clip_step(clip_fps, stride, fps)
         except ValueError as error:
-            left_out.append(f"{path.relative_to(folder)}: {error}")
+            left_out.append(f"{found.name}: {error}")
             continue
         yield clip.float() / 255, step
     if left_out:
-        print(f"{len(left_out)} training clips of '{folder}' were left out:\n  " + "\n  ".join(left_out))
+        print(f"{len(left_out)} training clips of '{source}' were left out:\n  " + "\n  ".join(left_out))
 
 
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:

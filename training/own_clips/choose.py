@@ -6,13 +6,10 @@ Each choice comes with its reason in words; `write_config` writes both into the 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig
 from training.costs import probe
 from training.train_autoencoder import measure, to_float

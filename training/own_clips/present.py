@@ -35,7 +35,9 @@ def write_card_facts(path: Path, choices: Choices, clips: str, command: str, ver
             f"Knows the kind of clips that it was trained on, at {choices.width}x{choices.height} pixels; on others "
             "expect nonsense."
         ],
-        "samples": [{"file": "sheet_0.png", "caption": "Held-out windows, nothing chosen. The framed frames are given."}],
+        "samples": [
+            {"file": "sheet_0.png", "caption": "Held-out windows, nothing chosen. The framed frames are given."}
+        ],
     }
     write_whole(path, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000))
 
