@@ -30,6 +30,7 @@ from training.engine.feasibility import warmup_note
 from training.engine.guards import RunFailed, absurd_weights
 from training.files import whole_folder, write_whole
 from training.locks import Owner
+from training.probe import show_room
 
 
 class AutoencoderTrainingConfig(StrictModel):
@@ -255,6 +256,7 @@ def _run(config: AutoencoderTrainingConfig) -> AutoencoderPatchBasis:
     save(vae, config.output, record)
     print(f"trained: held-out {after}, after {minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
+    show_room(config.held_out, (config.size, config.size), vae)
     return vae
 
 
