@@ -155,7 +155,8 @@ class Probe:
             row["room_interval"] = [None if math.isnan(end) else end for end in distance.room_interval]
             for score in row["rows"]:
                 score["intervals"] = {
-                    name: [None if math.isnan(end) else end for end in ends] for name, ends in score["intervals"].items()
+                    name: [None if math.isnan(end) else end for end in ends]
+                    for name, ends in score["intervals"].items()
                 }
         return values | {"verdict": self.verdict(), "has_room": self.has_room, "is_below": self.is_below}
 
