@@ -106,6 +106,7 @@ def make_plan(
             vae = load_vae(config.vae, config.vae_subfolder)
         except ValueError as error:
             found.append(Problem("autoencoder", str(error)))
+    process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
     if vae is not None and clips.heldout is not None:
         room = _room(config, vae, clips, found, notes)
     notes += overlap_notes(clips.train, clips.heldout)
@@ -124,7 +125,7 @@ def make_plan(
     found += _disk_problems(config, disk, clips.train)
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
-        process=process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0, room=room,
+        process=process, room=room,
     )  # fmt: skip
     return replace(plan, overheads=_overheads(config, plan, clips, vae, num_processes, flops_per_second, censuses))
 

@@ -22,6 +22,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from training.config.sentences import invalid_file
 from training.config.strict import StrictModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
@@ -85,7 +86,7 @@ class AutoencoderTrainingConfig(StrictModel):
         try:
             return cls.model_validate(load_yaml(path))
         except ValidationError as error:
-            raise ValidationError.from_exception_data(str(path), error.errors()) from error
+            raise invalid_file(path, cls, error) from error
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class RunConfig(StrictModel):
         description="Folder or Hub id of a pipeline whose planner and transformer the run starts from. None: random "
         "weights.",
     )
-    planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
-    transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
+    planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner; see below.")
+    transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer; see below.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
     lora: AdapterConfig | None = Field(
         None,
