@@ -7,7 +7,7 @@ the costs of more are extrapolated linearly. `plan.py` prints the costs of all s
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
@@ -25,11 +25,11 @@ from training.data.batches import Batch
 from training.data.buckets import Census, window_request
 from training.data.census import StageCensus
 from training.engine.models import (
-    VAE_FACTOR,
     adapted_layers,
     build_models,
     model_arguments,
     trained_parts,
+    vae_factor,
     whole_models,
 )
 from training.engine.optimizers import learned, learns_by_muon, make_optimizers
@@ -78,6 +78,7 @@ class Shape:
         batch, frames, num_masked: windows, their frames, and the masked ones of these.
         size: height and width in pixels.
         planner_downscale: the planner's frames are so many times smaller.
+        factor: pixels of a side of a latent.
         dtype: of the computations.
         checkpointing: blocks are recomputed in the backward pass.
         lora: the adapter, for any number of blocks; `None` if all weights are trained.
@@ -91,6 +92,7 @@ class Shape:
     num_masked: int
     size: tuple[int, int]
     planner_downscale: int
+    factor: int
     dtype: torch.dtype
     checkpointing: bool
     lora: AdapterConfig | None = None
@@ -107,6 +109,7 @@ class Shape:
             num_masked=num_masked,
             size=config.size_of(stage),
             planner_downscale=config.data.planner_downscale,
+            factor=vae_factor(config),
             dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
             checkpointing=config.gradient_checkpointing if checkpointing is None else checkpointing,
             lora=None if config.lora is None else _for_any_block(config),
@@ -130,7 +133,7 @@ class Shape:
     def batch_of(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """Return a batch of noise on a device (no numbers on meta); the first frames of each window are masked."""
         channels = json.loads(self.arguments)["transformer"].get("in_channels", 16)
-        height, width = (side // VAE_FACTOR for side in self.size)
+        height, width = (side // self.factor for side in self.size)
         low = self.planner_downscale
         with torch.device(device):
             latents, noise = (
@@ -362,18 +365,23 @@ def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Censu
     low = config.data.planner_downscale
     copies = len({view for stage in config.stages for view in window_request(config, stage).views})
     per_frame = {
-        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // VAE_FACTOR**2
+        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // vae_factor(config) ** 2
         for h, w in {bucket.size for stage in stages for bucket in stage.buckets}
     }
-    needed = {  # a clip is kept once at each size that some stage has for it
+    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
+    disk["latents"] = sum(frames * per_frame[size] for size, frames in frames_by_size(censuses).items())
+    return disk
+
+
+def frames_by_size(censuses: Iterable[Census]) -> dict[tuple[int, int], int]:
+    """Return the frames that are cached at each size: a clip once at each that some stage has for it."""
+    needed = {
         (bucket.size, entry.key): entry.num_frames
         for census in censuses
         for bucket, clips in zip(census.buckets, census.clips)
         for entry in clips
     }
-    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
-    disk["latents"] = sum(frames * per_frame[size] for (size, _), frames in needed.items())
-    return disk
+    return {size: sum(n for (its, _), n in needed.items() if its == size) for size in {size for size, _ in needed}}
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
@@ -400,6 +408,24 @@ def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:
     for _ in range(num_steps):
         step()
     return (time.monotonic() - started) / num_steps
+
+
+def count_forward(shape: Shape) -> float:
+    """Return the operations of a forward pass without gradients: a third of a step's, whose backward pass has two."""
+    return _by_layers(shape, partial(_count_operations, shape)) / 3
+
+
+def time_forward(shape: Shape, device: torch.device, bfloat16: bool) -> float:
+    """Return the seconds of a forward pass without gradients on a device; one pass warms up."""
+    model = shape.training_model(device=device).eval()
+    batch = shape.batch_of(device, torch.float32)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.monotonic()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            model(batch)["loss"].item()
+        seconds = time.monotonic() - started
+    return seconds
 
 
 def _for_any_block(config: RunConfig) -> AdapterConfig:

@@ -8,24 +8,47 @@ problems that need no clips are found in `engine/feasibility.py`, for the traine
 
 import argparse
 import json
+import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from diffusers_mardini.hardware import choose_device
 from training.config.layers import load_config
 from training.config.schema import RunConfig, StageConfig
-from training.costs import BucketCosts, StageCosts, count_disk, count_parameters, estimate_stage, probe
-from training.data.buckets import assign, window_request
+from training.costs import (
+    BucketCosts,
+    StageCosts,
+    count_disk,
+    count_parameters,
+    estimate_stage,
+    frames_by_size,
+    probe,
+)
+from training.data.buckets import Census, assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
+from training.data.manifest import Manifest, default_path
 from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
-from training.engine.models import adapted_layers
+from training.engine.models import adapted_layers, load_vae, new_vae
+from training.evaluation.probe import Probe, probe_run
 from training.files import write_whole
+from training.overheads import (
+    KINDS,
+    count_window,
+    encoding_seconds,
+    process_bytes,
+    read_seconds,
+    stage_overheads,
+    start_up_seconds,
+    time_window,
+)
 
 
+RUNS = Path("runs")  # the trainer's folder of all runs
 PARALLELISMS = ("single", "ddp", "fsdp")
 
 
@@ -39,6 +62,9 @@ class Plan:
         disk: bytes on disk by kind.
         problems, notes: what cannot work, and what may be a mistake.
         adapted: names of the layers that an adapter changes, by model.
+        overheads: seconds beside the steps, by kind; empty if no speed is known.
+        process: bytes that the trainer's process takes beside what is counted; 0 for a GPU.
+        room: what the autoencoder and simple methods reach on the held-out clips; `None` if that is not measured.
     """
 
     stages: list[StageCosts]
@@ -47,6 +73,16 @@ class Plan:
     problems: list[Problem]
     notes: list[str]
     adapted: dict[str, list[str]] | None = None
+    overheads: dict[str, float] = field(default_factory=dict)
+    process: int = 0
+    room: Probe | None = None
+
+    @property
+    def hours(self) -> float | None:
+        """Return the duration of the run with everything beside its steps, if a speed is known."""
+        if not self.stages or any(stage.hours is None for stage in self.stages):
+            return None
+        return sum(stage.hours for stage in self.stages) + sum(self.overheads.values()) / 3600
 
 
 def make_plan(
@@ -63,45 +99,178 @@ def make_plan(
     config = config.for_processes(num_processes)
     if any(problem.prevents_counting for problem in found):
         return Plan([], {}, {}, found, find_notes(config))
-    entries = None
-    if with_data and source_exists(config.data.train):
-        entries = read_clips(config, open_clips(config, config.data.train)).entries
     notes, stages, censuses = find_notes(config), [], []
+    clips, vae, room = _Clips.read(config) if with_data else _Clips(), None, None
+    if with_data and not any(problem.kind == "autoencoder" for problem in found):
+        try:
+            vae = load_vae(config.vae, config.vae_subfolder)
+        except ValueError as error:
+            found.append(Problem("autoencoder", str(error)))
+    process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
+    if vae is not None and clips.heldout is not None:
+        room = _room(config, vae, clips, found, notes)
+    notes += overlap_notes(clips.train, clips.heldout)
     for stage in config.stages:
         census = None
-        if entries is not None:
-            sampling = window_request(config, stage)
-            censuses.append(assign(entries, sampling))
-            census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
-            if not census.clips:
-                text = (
-                    f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower "
-                    f"`num_frames` or {'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
-                )
-                found.append(Problem("clips", text))
-            notes += [
-                f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"
-                for rate, windows in census.windows.items()
-                if windows == 0 and census.clips
-            ]
+        if clips.train is not None:
+            census = _census(config, stage, clips.train, num_processes, censuses, found, notes)
         costs = estimate_stage(config, stage, num_processes, parallelism, flops_per_second, census)
         if gpu_memory is not None and costs.largest.memory.total > gpu_memory * 2**30:
             found.append(_does_not_fit(config, stage, costs.largest, gpu_memory, parallelism, num_processes))
         if probe_steps:
-            try:
-                seconds = [probe(config, shape, probe_steps) for shape in config.by_bucket(stage)]
-                mean = sum(bucket.share * value for bucket, value in zip(costs.buckets, seconds))
-                costs = replace(costs, seconds_per_step=mean)
-            except torch.OutOfMemoryError:
-                text = (
-                    f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower "
-                    "`batch_size`, or set `gradient_checkpointing: true`"
-                )
-                found.append(Problem("memory", text))
+            costs = _timed(config, stage, costs, probe_steps, found)
         stages.append(costs)
     shards = num_processes if parallelism == "fsdp" else 1
-    adapted = None if config.lora is None else adapted_layers(config)
-    return Plan(stages, count_parameters(config), count_disk(config, stages, censuses, shards), found, notes, adapted)
+    disk = count_disk(config, stages, censuses, shards)
+    found += _disk_problems(config, disk, clips.train)
+    plan = Plan(
+        stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
+        process=process, room=room,
+    )  # fmt: skip
+    return replace(plan, overheads=_overheads(config, plan, clips, vae, num_processes, flops_per_second, censuses))
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """The manifests of a run's sources; `None` for a source that is missing or not given."""
+
+    train: Manifest | None = None
+    heldout: Manifest | None = None
+
+    @classmethod
+    def read(cls, config: RunConfig) -> "_Clips":
+        specs = (config.data.train, config.data.validation)
+        there = (spec if spec is not None and source_exists(spec) else None for spec in specs)
+        return cls(*(None if spec is None else read_clips(config, open_clips(config, spec)) for spec in there))
+
+
+def _room(
+    config: RunConfig, vae: torch.nn.Module, clips: _Clips, found: list[Problem], notes: list[str]
+) -> Probe | None:
+    """Probe the held-out clips; add the verdict to the problems or notes."""
+    room = probe_run(config, open_clips(config, config.data.validation), clips.heldout.entries, vae)
+    if room is not None and room.is_below and not config.anyway:
+        text = f"{room.verdict()[0]}. `anyway: true` trains nevertheless"
+        found.append(Problem("room", text))
+    elif room is not None:
+        notes += room.verdict()
+    return room
+
+
+def overlap_notes(train: Manifest | None, heldout: Manifest | None) -> list[str]:
+    """Return a sentence on held-out clips that are trained on, too, by the hash of their bytes."""
+    if train is None or heldout is None:
+        return []
+    trained = {entry.sha256: entry.key for entry in train.ok}
+    both = [(entry.key, trained[entry.sha256]) for entry in heldout.ok if entry.sha256 in trained]
+    if not both:
+        return []
+    number = f"{len(both)} of the {len(heldout.ok)} held-out clips {'are' if len(both) > 1 else 'is'}"
+    return [
+        f"{number} among the training clips, too, byte for byte (the first: {both[0][0]} is {both[0][1]}), so that "
+        "held-out losses and scores look better than they are; take them out of one of the two"
+    ]
+
+
+def _census(
+    config: RunConfig, stage: StageConfig, train: Manifest, num_processes: int, censuses: list[Census],
+    found: list[Problem], notes: list[str],
+) -> StageCensus:  # fmt: skip
+    """Return the clips of a stage; add what is wrong with them to problems and notes."""
+    sampling = window_request(config, stage)
+    censuses.append(assign(train.entries, sampling))
+    census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
+    if not census.clips:
+        text = (
+            f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower "
+            f"`num_frames` or {'change `fps`' if stage.fps else 'the stride'}, or add longer clips"
+        )
+        found.append(Problem("clips", text))
+    notes += [
+        f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"
+        for rate, windows in census.windows.items()
+        if windows == 0 and census.clips
+    ]
+    return census
+
+
+def _timed(config: RunConfig, stage: StageConfig, costs: StageCosts, steps: int, found: list[Problem]) -> StageCosts:
+    """Return the costs with the measured seconds of a step; add a problem if a step does not fit the device."""
+    try:
+        seconds = [probe(config, shape, steps) for shape in config.by_bucket(stage)]
+    except torch.OutOfMemoryError:
+        text = (
+            f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower "
+            "`batch_size`, or set `gradient_checkpointing: true`"
+        )
+        found.append(Problem("memory", text))
+        return costs
+    mean = sum(bucket.share * value for bucket, value in zip(costs.buckets, seconds))
+    return replace(costs, seconds_per_step=mean)
+
+
+def _disk_problems(config: RunConfig, disk: dict[str, int], train: Manifest | None) -> list[Problem]:
+    """Return where the free space of a disk is less than what the run writes there, beside what it has written."""
+    if train is None:
+        return []
+    cache, run = _cache(config, train), RUNS / config.name
+    # By device: latents and results may lie on one disk or on two.
+    needed: dict[int, list] = {}
+    results = sum(size for kind, size in disk.items() if not kind.startswith("latents"))
+    for folder, size, what in ((cache, disk.get("latents", 0), "latents"), (run, results, "checkpoints and results")):
+        there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+        entry = needed.setdefault(there.stat().st_dev, [there, 0, []])
+        entry[1] += max(0, size - _bytes_in(folder))
+        entry[2].append(f"{what} in {folder}")
+    return [
+        Problem(
+            "disk",
+            f"{' and '.join(what)} need {size / 2**30:.1f} GiB more, and {shutil.disk_usage(there).free / 2**30:.1f} "
+            "are free; make room, set `data.cache` to another disk, or set `data.from_pixels: true`, which caches "
+            "no latents",
+        )
+        for there, size, what in needed.values()
+        if size > shutil.disk_usage(there).free
+    ]
+
+
+def _overheads(
+    config: RunConfig, plan: Plan, clips: _Clips, vae: torch.nn.Module | None, num_processes: int,
+    flops_per_second: float | None, censuses: list[Census],
+) -> dict[str, float]:  # fmt: skip
+    """Return the seconds beside the steps by kind; empty if no speed is known."""
+    if any(stage.seconds_per_step is None for stage in plan.stages):
+        return {}
+    seconds, first, by_size = dict.fromkeys(KINDS, 0.0), 0, {}
+    measured = flops_per_second is None
+    for stage in config.stages:
+        shape = config.by_bucket(stage)[0]  # held-out windows are of the first bucket
+        if measured and vae is None:
+            vae = new_vae(config)
+        times = (
+            time_window(config, shape, vae) if measured else count_window(config, shape).scaled(1 / flops_per_second)
+        )
+        by_size[config.size_of(shape)] = times
+        for kind, value in stage_overheads(config, shape, first, times).items():
+            seconds[kind] += value / (num_processes if kind in ("held-out losses", "held-out scores") else 1)
+        first += stage.steps
+    if clips.train is not None and not config.data.from_pixels and plan.disk.get("latents"):
+        source = open_clips(config, config.data.train)
+        missing = max(0.0, 1 - _bytes_in(_cache(config, clips.train)) / plan.disk["latents"])
+        heldout = 0 if clips.heldout is None else sum(entry.num_frames for entry in clips.heldout.ok)
+        frames = {size: count + heldout for size, count in frames_by_size(censuses).items()}
+        read = read_seconds(source, clips.train.ok, next(iter(by_size))) if measured else 0.0
+        seconds["encoding"] = missing * encoding_seconds(config, frames, by_size, read) / num_processes
+    seconds["start-up"] = start_up_seconds()
+    return seconds
+
+
+def _cache(config: RunConfig, manifest: Manifest) -> Path:
+    return config.data.cache / default_path(manifest.source).stem
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 
 def _does_not_fit(
@@ -156,6 +325,7 @@ def render(plan: Plan, title: str) -> str:
                      f"{sum(s.operations for s in plan.stages):.3g}", "", _number(hours)))  # fmt: skip
         lines += [
             *_table(rows),
+            *_render_overheads(plan),
             "",
             "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the "
             "other way",
@@ -168,12 +338,32 @@ def render(plan: Plan, title: str) -> str:
                 (s.name, *map(_gib, kinds), f"{_gib(m.activations)} ({_gib(other.activations)})",
                  f"{_gib(m.total)} ({_gib(other.total)})")
             )  # fmt: skip
-        lines += [*_table(rows), ""]
+        lines += [*_table(rows)]
+        if plan.process:
+            most = max(s.largest.memory.total for s in plan.stages) + plan.process
+            lines.append(f"the process itself, GiB: {_gib(plan.process)}; at most {_gib(most)} together")
+        lines.append("")
         lines.append("disk, GiB: " + ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.disk.items() if size))
         lines += _render_clips(plan)
+        if plan.room is not None and plan.room.distances:
+            lines += [
+                "",
+                "held-out clips, what can be reached between the first and the last frame:",
+                plan.room.table(),
+            ]
+            lines += [f"note: {note}" for note in plan.room.notes]
     lines += [f"note: {note}" for note in plan.notes]
-    lines += [f"problem: {problem}" for problem in plan.problems] or ["nothing stands against it"]
+    clear = "nothing stands against it" + (" beside these notes" if plan.notes else "")
+    lines += [f"problem: {problem}" for problem in plan.problems] or [clear]
     return "\n".join(lines)
+
+
+def _render_overheads(plan: Plan) -> list[str]:
+    """Return a line on the time beside the steps."""
+    if plan.hours is None:
+        return []
+    kinds = ", ".join(f"{kind} {_number(value / 3600)}" for kind, value in plan.overheads.items() if value)
+    return [f"beside the steps, hours: {kinds}; {_number(plan.hours)} hours together"]
 
 
 def _render_adapter(plan: Plan) -> list[str]:
@@ -257,7 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="time N real steps of each stage on one device of this machine instead; it must hold the whole models",
     )
-    parser.add_argument("--no-data", action="store_true", help="do not look at the clips")
+    parser.add_argument("--no-data", action="store_true", help="open neither clips nor autoencoder nor `init_from`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
     parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
@@ -277,7 +467,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(render(plan, f"{config.name}: {len(config.stages)} stages, {options.processes} process(es), {parallelism}"))
     if options.json:
-        numbers = {**asdict(plan), "problems": [problem.text for problem in plan.problems]}
+        numbers = {**asdict(plan), "problems": [problem.text for problem in plan.problems], "hours": plan.hours}
+        numbers["room"] = None if plan.room is None else plan.room.as_json()
         for values, stage in zip(numbers["stages"], plan.stages):
             values |= {
                 "operations_per_step": stage.operations_per_step,

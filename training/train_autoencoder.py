@@ -27,6 +27,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from training.config.sentences import invalid_file
 from training.config.strict import StrictModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
@@ -48,6 +49,7 @@ from training.engine.guards import RunFailed, absurd_weights
 from training.engine.optimizers import load_optimizers, optimizer_tensors
 from training.files import named_write_errors, whole_folder, write_whole
 from training.locks import Owner
+from training.probe import show_room
 from training.progress import Progress
 from training.stopping import STOPPED, Stopped, StopRequest
 
@@ -131,7 +133,7 @@ class AutoencoderTrainingConfig(StrictModel):
         try:
             return cls.model_validate(load_yaml(path))
         except ValidationError as error:
-            raise ValidationError.from_exception_data(str(path), error.errors()) from error
+            raise invalid_file(path, cls, error) from error
 
 
 @dataclass(frozen=True)
@@ -416,6 +418,7 @@ def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> A
     shutil.rmtree(folder, ignore_errors=True)
     print(f"trained: held-out {after}, after {training.minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
+    show_room(config.held_out, (config.size, config.size), vae)
     return vae
 
 

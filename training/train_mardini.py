@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from training.locks import Owner
 from training.loop import Run
 from training.monitoring.status import RunStatus
 from training.monitoring.trackers import finish_trackers, tracker_arguments
+from training.probe import check_room
 from training.report import write_report
 from training.stopping import STOPPED, Stopped, StopRequest
 
@@ -49,7 +51,8 @@ def train(
         allow_change: dotted keys of the configuration that may differ from what the checkpoint was trained with.
 
     Raises:
-        ValueError: if configuration, checkpoint or clips cannot be used, or while another process trains the run.
+        ValueError: if configuration, checkpoint or clips cannot be used, if no model can win with the autoencoder
+            (unless `config.anyway`), or while another process trains the run.
         Stopped: if the run was asked to stop; its state is saved.
         RunFailed: if the weights have blown up; the last good checkpoint stays.
     """
@@ -71,7 +74,10 @@ def train(
         vae = load_vae(config.vae, config.vae_subfolder)
         status = RunStatus(folder, given, accelerator, report)
         try:
-            data = prepare_data(config, vae, folder, accelerator, status.resumes, lambda: stop.reason)
+            data = prepare_data(
+                config, vae, folder, accelerator, status.resumes, lambda: stop.reason,
+                partial(check_room, config, vae, folder),
+            )  # fmt: skip
             run = Run(config, accelerator, vae, data.train, data.validation, folder, allow_change)
             result = _train(run, status, stop, start_at, stop_after)
         except Stopped as stopped:

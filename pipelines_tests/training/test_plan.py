@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_mardini import AutoencoderPatchBasis
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.allocations import most_allocated
 from training.config.layers import load_config
@@ -321,7 +322,8 @@ def test_buckets_are_counted_one_by_one_and_mixed_by_their_clips(tmp_path):
 
 def test_exit_codes_and_what_is_printed(tmp_path, capsys):
     make_clips(tmp_path / "clips")
-    path = write_config(tmp_path, make_config(data=data_in(tmp_path)))
+    AutoencoderPatchBasis(block_out_channels=(8,) * 4).save_pretrained(tmp_path / "vae")
+    path = write_config(tmp_path, make_config(data=data_in(tmp_path), vae=str(tmp_path / "vae")))
     numbers = tmp_path / "plan.json"
     assert main([path, "--flops-per-second", "1e12", "--json", str(numbers)]) == 0
     text = capsys.readouterr().out

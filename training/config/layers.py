@@ -4,8 +4,7 @@ The keys and their values are defined in `schema.py`.
 """
 
 import copy
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffusers_mardini.video.errors import named_file_errors
 from training.config.schema import MODELS, RunConfig
+from training.config.sentences import explain, nearest, typed_keys
 from training.config.stages import ALTERNATIVES
 from training.config.yaml_files import load_yaml, parse_yaml
 
@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        lines = [_explain(e, merged, layers, path) for e in error.errors()]
+        lines = list(dict.fromkeys(_explain(e, merged, layers, path) for e in error.errors()))
         raise ValueError("\n".join([f"{path} is not a valid training configuration:", *lines])) from error
 
 
@@ -120,7 +120,7 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
             stage is None or source.startswith("override ") or (stages and "trains" not in stage)
         ):
             raise ValueError(
-                f"{source}: there is no stage {name!r}{_nearest(name, stages)}; the stages are "
+                f"{source}: there is no stage {name!r}{nearest(name, stages)}; the stages are "
                 f"{', '.join(map(str, stages))}"
             )
         if stage is None:
@@ -129,14 +129,9 @@ def _merge_stages(target: dict, value: Any, source: str) -> None:
             _merge(stages.setdefault(name, {"name": name}), stage, source)
 
 
-def _nearest(name: Any, known: Iterable[Any]) -> str:
-    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: str | Path) -> str:
     """Describe a validation error in one line: its source, the key, what is wrong and the nearest valid key."""
-    location = list(error["loc"])
+    location = typed_keys(error["loc"])
     if location[:1] == ["stages"] and len(location) > 1:
         location[1] = merged["stages"][location[1]]["name"]
     key = ".".join(map(str, location))
@@ -149,10 +144,13 @@ def _explain(error: dict, merged: dict, layers: list[tuple[str, dict]], path: st
         fields = _model_at(error["loc"][:-1]).model_fields
         elsewhere = [f"{prefix}{name}" for prefix, model in MODELS.items() for name in model.model_fields]
         same = [full for full in elsewhere if full.rpartition(".")[2] == location[-1]]
-        hint = f" (did you mean {same[0]!r}?)" if same else _nearest(location[-1], fields)
+        hint = f" (did you mean {same[0]!r}?)" if same else nearest(location[-1], fields)
         return f"{text}there is no such key{hint} (given: {error['input']!r}); accepted are {', '.join(fields)}"
-    given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
-    return f"{text}{error['msg']}{given if len(given) < 200 else ''}"
+    # What a model says about its keys together names them and their values itself.
+    named = error["type"] == "missing" or (error["type"] == "value_error" and isinstance(error["input"], dict))
+    given = "" if named else f" (given: {error['input']!r})"
+    model = MODELS.get(_prefix(error["loc"]))
+    return f"{text}{explain(error, model)}{given if len(given) < 200 else ''}"
 
 
 def _names(layer: Any, location: list) -> bool:
@@ -167,5 +165,8 @@ def _names(layer: Any, location: list) -> bool:
 
 
 def _model_at(location: tuple) -> type[BaseModel]:
-    prefix = "".join("<name>." if isinstance(key, int) else f"{key}." for key in location)
-    return MODELS[prefix]
+    return MODELS[_prefix(location)]
+
+
+def _prefix(location: tuple) -> str:
+    return "".join("<name>." if isinstance(key, int) else f"{key}." for key in location)

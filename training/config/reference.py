@@ -1,5 +1,9 @@
-"""Write `docs/config.md` from the models of the configuration: `python -m training.config.reference`."""
+"""Write `docs/config.md` from the models of the configuration: `python -m training.config.reference`.
 
+A program, imported by no part of the trainer: it may read them all.
+"""
+
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from training.config.schema import MODELS
+from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
+from diffusers_mardini.presets import load_preset
+from training.config.schema import MODELS, RunConfig
 from training.config.stages import ALTERNATIVES
+from training.train_autoencoder import AutoencoderTrainingConfig
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -36,6 +43,12 @@ Before a run, `python -m training.plan FILE` prints its costs and its problems (
 - Names of runs and stages become folders: they must not be paths, and have at most 100 bytes.
 - The resolved configuration is saved with the run (`config.json`).
 """
+NETWORKS = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
+_AUTOENCODER = """\
+## The autoencoder's file
+
+`python -m training.train_autoencoder FILE` trains the autoencoder that a run names as `vae`, by a file of its own.
+"""
 
 
 def reference() -> str:
@@ -45,13 +58,44 @@ def reference() -> str:
     )
     lines = [_INTRODUCTION.format(pairs=pairs.replace(" and ", ", ", 1))]
     for prefix, model in MODELS.items():
-        lines += [f"## {f'`{prefix[:-1]}`' if prefix else 'The file'}", "", *_summary(model), ""]
-        lines += ["| key | type | default | bounds | |", "|---|---|---|---|---|"]
-        for name, field in model.model_fields.items():
-            cells = (f"`{prefix}{name}`", _type(field), _default(field), _bounds(field), field.description)
-            lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
+        lines += _section(f"`{prefix[:-1]}`" if prefix else "The file", model, prefix)
+    for part, model_class in NETWORKS.items():
+        lines += _network(part, model_class)
+    lines += [_AUTOENCODER, *_section("The autoencoder's file", AutoencoderTrainingConfig)[2:]]
     return "\n".join(lines)
+
+
+def _section(title: str, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the lines of a model's keys."""
+    rows = [
+        (f"`{prefix}{name}`", _type(field), _default(field), _bounds(field), field.description)
+        for name, field in model.model_fields.items()
+    ]
+    table = _table(("key", "type", "default", "bounds", ""), rows)
+    return [f"## {title}", "", *_summary(model), "", *table, ""]
+
+
+def _network(part: str, model_class: type) -> list[str]:
+    """Return the lines of the keys of planner or transformer, from the docstring of its class."""
+    default = RunConfig.model_fields["preset"].default
+    preset, rows = load_preset(default)[part], []
+    arguments = inspect.getdoc(model_class).partition("Args:\n")[2]
+    for name, kind, text in re.findall(r"^    (\w+) \((.*?)\):((?:.|\n {8})*)", arguments, re.M):
+        if name.startswith("condition"):  # from `data.conditions`
+            continue
+        found = re.fullmatch(r"`(\w+)`, defaults to `(.*)`", kind)
+        cells = (found[1], f"`{found[2]}`") if found else (kind, "")
+        rows.append(
+            (f"`{part}.{name}`", *cells, f"`{preset[name]}`" if name in preset else "", " ".join(text.split()))
+        )
+    head = ("key", "type", "default", f"preset `{default}`", "")
+    summary = f"Overrides of the preset's {part}; every key may be left out."
+    return [f"## `{part}`", "", summary, "", *_table(head, rows), ""]
+
+
+def _table(head: tuple, rows: list[tuple]) -> list[str]:
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _summary(model: type[BaseModel]) -> list[str]:

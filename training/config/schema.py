@@ -102,8 +102,8 @@ class RunConfig(StrictModel):
         description="Folder or Hub id of a pipeline whose planner and transformer the run starts from. None: random "
         "weights.",
     )
-    planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner.")
-    transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer.")
+    planner: dict[str, Any] = Field({}, description="Overrides of the preset's planner; see below.")
+    transformer: dict[str, Any] = Field({}, description="Overrides of the preset's transformer; see below.")
     scheduler: dict[str, Any] = Field({}, description="Overrides of the preset's scheduler.")
     lora: AdapterConfig | None = Field(
         None,
@@ -159,6 +159,11 @@ class RunConfig(StrictModel):
         None,
         gt=0,
         description="Hours after which the run saves and stops; the same command continues it. None: no limit.",
+    )
+    anyway: bool = Field(
+        False,
+        description="Train although the autoencoder scores less on the held-out clips than copying, cross-fading or "
+        "optical flow, so that no model with it can win against them (`python -m training.probe`).",
     )
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float16", description="Dtype of the exported weights."
@@ -258,7 +263,7 @@ _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours",
     "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae",
     "vae_subfolder", "init_from", "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every",
-    "sample_windows", "sample_steps", "trackers",
+    "sample_windows", "sample_steps", "trackers", "anyway",
 }  # fmt: skip
 
 

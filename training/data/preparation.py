@@ -46,6 +46,7 @@ def prepare_data(
     accelerator: Accelerator,
     resumes: bool = False,
     stop: Callable[[], str | None] = lambda: None,
+    check_heldout: Callable[[Source, tuple[Entry, ...]], object] = lambda source, entries: None,
 ) -> RunData:
     """Read the clips, refuse stages without any, encode them, and print the census; every process of a run calls this.
 
@@ -57,9 +58,11 @@ def prepare_data(
         accelerator: of the run.
         resumes: use the clips of the beginning, so that the same windows are drawn even if the source has changed.
         stop: called between clips; returns a reason to stop, or `None`.
+        check_heldout: called on the main process at the beginning of a run, with its held-out clips, before any clip
+            is encoded; the autoencoder is on the device.
 
     Raises:
-        ValueError: if a source or a stage has no clips.
+        ValueError: if a source or a stage has no clips, or `check_heldout` raises it.
         Stopped: on every process, if there was a reason to stop; decoded and encoded clips are kept.
     """
     # 1. The clips, and the windows that each stage asks for
@@ -74,6 +77,8 @@ def prepare_data(
 
     # 2. Windows, encoded now or when they are drawn
     vae.to(accelerator.device)
+    if "validation" in specs and not resumes:
+        on_main_process(lambda: check_heldout(sources["validation"], entries["validation"]), accelerator)
     failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
         windows[name] = _windows(config, sources[name], entries[name], requests[name], vae, accelerator, stop)

@@ -327,6 +327,7 @@ class PixelWindows(ClipWindows):
     """Windows decoded and encoded when they are read: no cache, any size, more time.
 
     Threads decode, ahead of time after `prefetch` (PyAV and PIL release Python's lock); the calling thread encodes.
+    Without an autoencoder (`vae` None) only `pixels` reads.
     """
 
     def __init__(
@@ -334,7 +335,7 @@ class PixelWindows(ClipWindows):
         source: Source,
         entries: Iterable[Entry],
         sizes: Iterable[tuple[int, int]],
-        vae: torch.nn.Module,
+        vae: torch.nn.Module | None,
         planner_downscale: int,
         workers: int = 2,
         clip_conditions: ClipConditions | None = None,
@@ -362,6 +363,15 @@ class PixelWindows(ClipWindows):
             for draw in asked:  # windows of a clip that failed may be decoded but never read
                 self._pending.pop(draw, None)
 
+    def pixels(self, draw: WindowDraw) -> torch.Tensor:
+        """Return the frames of a window, `uint8` `(frames, 3, height, width)`.
+
+        Raises:
+            ClipError: if its clip cannot be read any more.
+        """
+        pending = self._pending.pop(draw, None)
+        return self._decode(self._by_key[draw.clip], draw) if pending is None else pending.result()
+
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
         try:
             with self._opening:
@@ -374,9 +384,8 @@ class PixelWindows(ClipWindows):
         return draw.view.of(frames, *draw.bucket.size)
 
     def _read(self, entry: Entry, draw: WindowDraw) -> Moments:
-        pending = self._pending.pop(draw, None)
-        frames = self._decode(entry, draw) if pending is None else pending.result()
-        moments = encode_frames(self.vae, frames, self.planner_downscale)
+        assert self.vae is not None, "windows without an autoencoder have no latents"
+        moments = encode_frames(self.vae, self.pixels(draw), self.planner_downscale)
         if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
             raise ClipError("its latents are not finite; run the autoencoder in float32")
         return moments

@@ -12,7 +12,15 @@ from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import size_multiple
 from training.data.sources import source_exists
 from training.engine.adapter import base_arguments
-from training.engine.models import VAE_FACTOR, adapted_layers, build_models, model_arguments, trained_parts
+from training.engine.models import (
+    adapted_layers,
+    build_models,
+    check_base,
+    model_arguments,
+    trained_parts,
+    vae_config,
+    vae_factor,
+)
 from training.engine.sharding import uses_bfloat16
 
 
@@ -22,11 +30,12 @@ class Problem:
 
     Args:
         kind: `models` cannot be built or adapted; sizes do not divide (`size`); a stage has nothing to learn
-            (`stage`); there are no `clips`; the `memory` does not suffice.
+            (`stage`); there are no `clips`; the `memory` or the `disk` does not suffice; the `autoencoder` or the
+            pipeline of `init_from` (`base`) cannot be used; there is no `room` for a model.
         text: the sentence that users read.
     """
 
-    kind: Literal["models", "size", "stage", "clips", "memory"]
+    kind: Literal["models", "size", "stage", "clips", "memory", "disk", "autoencoder", "base", "room"]
     text: str
 
     @property
@@ -43,7 +52,7 @@ def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
 
     Args:
         config: the run.
-        with_data: require sources of clips.
+        with_data: require sources of clips, the autoencoder, and the pipeline of `init_from`.
     """
     found = []
     if config.lora is not None:
@@ -65,22 +74,48 @@ def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
         if transformer[key] != ours:
             text = f"the transformer's {key} is {transformer[key]}, but the planner's {theirs} is {ours}"
             found.append(Problem("stage", f"{text}; set `transformer.{key}` to {ours}"))
-    multiple = size_multiple(VAE_FACTOR, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
+    if with_data:
+        found += _opened_problems(config, planner.in_channels)
+    factor = vae_factor(config)
+    multiple = size_multiple(factor, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
     for stage in (shape for whole in config.stages for shape in config.by_bucket(whole)):
-        found += _stage_problems(config, stage, multiple)
+        found += _stage_problems(config, stage, multiple, factor)
     for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
         if with_data and spec is not None and not source_exists(spec):
             found.append(Problem("clips", f"there is no source of clips at {spec}; set `data.{key}` to yours"))
     return list(dict.fromkeys(found))  # several buckets may have the same
 
 
-def _stage_problems(config: RunConfig, stage: StageConfig, multiple: int) -> list[Problem]:
+def _opened_problems(config: RunConfig, in_channels: int) -> list[Problem]:
+    """Return what is wrong with the autoencoder and with the pipeline that the run starts from."""
+    found = []
+    try:
+        channels = vae_config(config.vae, config.vae_subfolder).get("latent_channels", in_channels)
+        if channels != in_channels:
+            text = (
+                f"the autoencoder {config.vae} has {channels} latent channels, but planner and transformer have "
+                f"{in_channels}; set `planner.in_channels` and `transformer.in_channels` to {channels}"
+            )
+            if config.lora is not None:
+                text = f"{text.partition(';')[0]}; leave `vae` out, and the pipeline's own is used"
+            found.append(Problem("autoencoder", text))
+    except ValueError as error:
+        found.append(Problem("autoencoder", str(error)))
+    if config.init_from is not None and config.lora is None:
+        try:
+            check_base(config)
+        except ValueError as error:
+            found.append(Problem("base", str(error)))
+    return found
+
+
+def _stage_problems(config: RunConfig, stage: StageConfig, multiple: int, factor: int) -> list[Problem]:
     found, where, size = [], f"stage {stage.name!r}", config.size_of(stage)
     if any(side % multiple for side in size):
         nearest = [max(1, round(side / multiple)) * multiple for side in size]
         text = (
-            f"{where}: {size[0]}x{size[1]} pixels do not divide into the autoencoder's {VAE_FACTOR}, patches and "
-            f"`planner_downscale` {config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest "
+            f"{where}: {size[0]}x{size[1]} pixels do not divide into the autoencoder's {factor}, patches and "
+            f"`data.planner_downscale` {config.data.planner_downscale}; sides must be multiples of {multiple}, the nearest "
             f"are {nearest[0]}x{nearest[1]}"
         )
         found.append(Problem("size", text))
@@ -149,7 +184,33 @@ def find_notes(config: RunConfig) -> list[str]:
         most = max(shape.num_frames for shape in config.by_bucket(stage))
         if most > meant_for:
             found.append(f"stage {stage.name!r} has {most} frames; preset {config.preset} is meant for {meant_for}")
-    return found + warmup_notes(config)
+    return found + _order_notes(config) + warmup_notes(config)
+
+
+def _order_notes(config: RunConfig) -> list[str]:
+    """Return sentences on parts that the order of the stages leaves untrained, or trained without each other."""
+    trained = [stage.trains for stage in config.stages]
+    found = []
+    if config.init_from is None:
+        found += [
+            f"no stage trains the {part}, and there is no `init_from`: the pipeline samples with random weights of it; "
+            "add a stage with `trains: joint`"
+            for part in ("planner", "transformer")
+            if part not in trained and "joint" not in trained
+        ]
+    if found:
+        return found
+    if "joint" not in trained and config.init_from is None:
+        return ["no stage trains both models together, so that the transformer never learns to use the planner's "
+                "signals; add a stage with `trains: joint` at the end"]  # fmt: skip
+    last = config.stages[-1]
+    if last.trains != "joint" and "joint" in trained:
+        other = "transformer" if last.trains == "planner" else "planner"
+        return [
+            f"the last stage {last.name!r} trains the {last.trains} alone, after the stages that train both: it "
+            f"changes what the {other} has learned to work with; put it before them, or set `trains: joint`"
+        ]
+    return []
 
 
 def warmup_notes(config: RunConfig) -> list[str]:

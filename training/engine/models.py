@@ -34,7 +34,8 @@ from training.files import whole_folder
 
 
 CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
-VAE_FACTOR = 8  # pixels of a side of a latent; both accepted autoencoders have it
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}
+USUAL_FACTOR = 8  # pixels of a side of a latent, where the autoencoder's own cannot be read
 
 
 def model_arguments(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -78,6 +79,21 @@ def whole_models(config: RunConfig) -> nn.ModuleDict:
 @cache
 def _whole_models(arguments: str, lora: AdapterConfig | None) -> nn.ModuleDict:
     return build_models(json.loads(arguments), "meta", lora)
+
+
+def check_base(config: RunConfig) -> None:
+    """Check that the pipeline of `init_from` can be read and has the run's sizes, without loading its weights.
+
+    Raises:
+        ValueError: if not.
+    """
+    base = base_arguments(config.init_from)
+    try:
+        models = _whole_models(json.dumps({part: base[part] for part in CLASSES}), None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`init_from` is {config.init_from!r}, whose models cannot be built: {error}") from error
+    for name in CLASSES:
+        refuse_other_sizes(config.init_from, name, models[name].state_dict(), whole_models(config)[name].state_dict())
 
 
 def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
@@ -134,17 +150,7 @@ def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
     Raises:
         ValueError: if there is none, or one whose weights are pickled, damaged or not whole.
     """
-    where = f"`vae` is {path!r}" + (f" with `vae_subfolder` {subfolder!r}" if subfolder else "")
-    if (Path(path).is_absolute() or path.startswith((".", "~"))) and not Path(path).is_dir():
-        raise ValueError(f"{where}, and there is no such folder; give that of an autoencoder, or a Hub id")
-    try:
-        name = AutoencoderPatchBasis.load_config(path, subfolder=subfolder).get("_class_name")
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
-    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderPatchBasis": AutoencoderPatchBasis}.get(name)
-    if vae_class is None:
-        raise ValueError(f"{path} holds a {name}; accepted are AutoencoderKL and AutoencoderPatchBasis")
+    where, vae_class = _where(path, subfolder), VAE_CLASSES[vae_config(path, subfolder)["_class_name"]]
     try:
         vae = vae_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -157,6 +163,60 @@ def load_vae(path: str, subfolder: str | None = None) -> ModelMixin:
             f"{where}, whose weights lack {len(absent)} tensors, the first is {absent[0]!r}; get it again"
         )
     return vae.eval().requires_grad_(False)
+
+
+def vae_config(path: str, subfolder: str | None = None) -> dict[str, Any]:
+    """Return the configuration of an autoencoder, without its weights.
+
+    Raises:
+        ValueError: if there is none, or one of another kind; says which folder was meant, if that can be seen.
+    """
+    where, folder = _where(path, subfolder), Path(path)
+    if (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1) and not folder.is_dir():
+        raise ValueError(f"{where}, and there is no such folder; give that of an autoencoder, or a Hub id")
+    if not subfolder and (folder / "vae" / "config.json").is_file():
+        raise ValueError(
+            f"{where}, the folder of a pipeline; its autoencoder is a part of it: set `vae_subfolder: vae`"
+        )
+    if not subfolder and (folder / "pipeline" / "vae" / "config.json").is_file():
+        pipeline = (folder / "pipeline").as_posix()
+        raise ValueError(
+            f"{where}, the folder of a run; its autoencoder is a part of its pipeline: set `vae: {pipeline}` and "
+            "`vae_subfolder: vae`"
+        )
+    try:
+        config = dict(AutoencoderPatchBasis.load_config(path, subfolder=subfolder))
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
+    name = config.get("_class_name")
+    if name not in VAE_CLASSES:
+        raise ValueError(f"{where}, which holds a {name}; accepted are {' and '.join(VAE_CLASSES)}")
+    return config
+
+
+def new_vae(config: RunConfig) -> ModelMixin:
+    """Return an autoencoder of a run's kind with random weights: the usual one if it cannot be read."""
+    try:
+        settings = vae_config(config.vae, config.vae_subfolder)
+    except ValueError:
+        settings = {"_class_name": "AutoencoderPatchBasis"}
+    return VAE_CLASSES[settings["_class_name"]].from_config(settings).eval()
+
+
+def vae_factor(config: RunConfig) -> int:
+    """Return the pixels of a side of a latent; `USUAL_FACTOR` if the autoencoder is not in a folder here."""
+    if not (Path(config.vae) / (config.vae_subfolder or "") / "config.json").is_file():
+        return USUAL_FACTOR
+    try:
+        found = vae_config(config.vae, config.vae_subfolder)
+    except ValueError:
+        return USUAL_FACTOR  # `engine/feasibility.py` says what is wrong with it
+    return 2 ** (len(found["block_out_channels"]) - 1) if found.get("block_out_channels") else USUAL_FACTOR
+
+
+def _where(path: str, subfolder: str | None) -> str:
+    return f"the autoencoder (`vae`) is {path!r}" + (f", `vae_subfolder` {subfolder!r}" if subfolder else "")
 
 
 def how_to_convert(path: str, subfolder: str | None) -> str:
@@ -197,27 +257,33 @@ def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
     Raises:
         ValueError: if their sizes differ.
     """
-
-    def gained(key: str) -> bool:
-        """Return whether a weight belongs to a condition, which has no effect at first if the pipeline lacks it."""
-        return key.startswith("condition_embedder.")
-
     for name, model in models.items():
         weights = _pretrained(name, pipeline).state_dict()
         own = model.state_dict()
-        differing = sorted(
-            k
-            for k in own.keys() | weights.keys()
-            if k not in own
-            or (k not in weights and not gained(k))
-            or (k in weights and own[k].shape != weights[k].shape)
-        )
-        if differing:
-            raise ValueError(
-                f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors "
-                f"differ, the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
-            )
+        refuse_other_sizes(pipeline, name, weights, own)
         model.load_state_dict({**{k: own[k] for k in own if k not in weights}, **weights})
+
+
+def refuse_other_sizes(
+    pipeline: str, name: str, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that weights of a pipeline fit the run's; those of a new condition may be missing: it has no effect yet.
+
+    Raises:
+        ValueError: if they do not; names the first that differs.
+    """
+    differing = sorted(
+        key
+        for key in own.keys() | weights.keys()
+        if key not in own
+        or (key not in weights and not key.startswith("condition_embedder."))
+        or (key in weights and own[key].shape != weights[key].shape)
+    )
+    if differing:
+        raise ValueError(
+            f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
+            f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
+        )
 
 
 def export_pipeline(

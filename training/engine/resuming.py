@@ -169,9 +169,9 @@ class RunCheckpoints:
         # A key that did not exist when the checkpoint was written had its default.
         then = {key: default_of(key) for key in now} | state["shaped_by"]
         changed = [
-            f"  {key}: {then[key]!r} then, {now.get(key)!r} now"
+            f"  {_typed(key)}: {then[key]!r} then, {now.get(key)!r} now"
             for key in sorted(then)
-            if now.get(key) != then[key] and key not in self.allow_change
+            if now.get(key) != then[key] and not {key, _typed(key)} & set(self.allow_change)
         ]
         if changed:
             raise ValueError(
@@ -196,3 +196,8 @@ class RunCheckpoints:
         shaped["mixed_precision"] = self.accelerator.mixed_precision  # `auto` depends on the machine
         shaped |= self.frozen
         return shaped | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}
+
+
+def _typed(key: str) -> str:
+    """Return the key that users type for one of `_shaped_by`."""
+    return key.replace(".windows_per_step", ".batch_size")

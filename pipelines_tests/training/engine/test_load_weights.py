@@ -58,7 +58,7 @@ def test_what_is_no_autoencoder_is_named(tmp_path, name):
         weights.write_bytes(weights.read_bytes()[: 0 if name == "empty" else 1000 if name == "cut" else None])
     if name == "config":
         (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=f"`vae` is '{folder}'"):
+    with pytest.raises(ValueError, match=f"`vae`. is '{folder}'"):
         load_vae(str(folder))
 
 

@@ -1,0 +1,164 @@
+"""Measure where clips leave room for a model, before any is trained: `python -m training.probe CLIPS`.
+
+    python -m training.probe CLIPS --autoencoder runs/autoencoder --fps 15 7.5 5 --size 64x96
+
+Prints what copying, cross-fading, optical flow and the autoencoder reach at several distances between frames, and the
+verdict in words. Give held-out clips: those that no autoencoder was trained on. Exit code 1 if there is no room.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from diffusers_mardini.hardware import choose_device
+from training.config.schema import RunConfig
+from training.data.manifest import MANIFESTS, Entry, Manifest, default_path, make_manifest
+from training.data.order import Rate
+from training.data.sources import Source, open_source
+from training.engine.models import load_vae
+from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, SURE, Probe, probe, probe_run
+from training.files import write_whole
+from training.locks import turn_to_write
+
+
+def probe_clips(
+    spec: str | Path,
+    size: tuple[int, int],
+    vae: torch.nn.Module | None = None,
+    fps: Sequence[float] = (),
+    picture_fps: float | None = None,
+    num_frames: int = NUM_FRAMES,
+    most_windows: int = MOST_WINDOWS,
+) -> Probe:
+    """Probe a source of held-out clips by its name; its manifest is made in `MANIFESTS` if it is not there yet.
+
+    Args:
+        spec: as `open_source` takes it.
+        size: height and width in pixels.
+        vae: the autoencoder; `None` leaves the ceiling out.
+        fps: frames per second of windows; by default the clips' own and slower ones.
+        picture_fps: of picture folders whose metadata do not state it.
+        num_frames, most_windows: see `evaluation.probe`.
+
+    Raises:
+        ValueError: if there are no clips.
+    """
+    source = open_source(spec, picture_fps)
+    rates = [Rate(fps=value) for value in fps]
+    return probe(source, _manifest(source).ok, size, rates, vae, num_frames, most_windows)
+
+
+def _manifest(source: Source) -> Manifest:
+    path = default_path(source.spec, MANIFESTS)
+    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}"):
+        return make_manifest(source, path, os.cpu_count() or 1)
+
+
+def show_room(spec: str | Path, size: tuple[int, int], vae: torch.nn.Module) -> None:
+    """Print what a new autoencoder reaches on held-out clips beside the simple methods, and whether there is room."""
+    if len(list(itertools.islice(open_source(spec).keys(), SURE))) < SURE:
+        print(f"note: {too_few(spec)}")
+    else:
+        print(report(probe_clips(spec, size, vae)))
+
+
+def check_room(
+    config: RunConfig, vae: torch.nn.Module, folder: Path, source: Source, entries: Sequence[Entry]
+) -> Probe | None:
+    """Probe the held-out clips of a run before it begins; print the result and write it into the run's folder.
+
+    Returns:
+        The result; `None` if there are too few clips, or the windows have no frame between two.
+
+    Raises:
+        ValueError: if the autoencoder scores less than simple methods, unless the run has `anyway`.
+    """
+    if sum(entry.status == "ok" for entry in entries) < SURE:
+        print(f"note: {too_few(source.spec)}")
+        return None
+    found = probe_run(config, source, entries, vae)
+    if found is None:
+        return None
+    print(report(found))
+    write_whole(folder / "probe.json", json.dumps(found.as_json(), indent=2) + "\n")
+    if found.is_below and not config.anyway:
+        raise ValueError(
+            f"{config.name} is not trained: {found.verdict()[0]}. Set `anyway: true` to train it nevertheless"
+        )
+    return found
+
+
+def too_few(spec: str | Path) -> str:
+    """Return a sentence on held-out clips that are too few to say whether there is room."""
+    return (
+        f"{spec} holds fewer than {SURE} clips, too few to say whether a model can win against simple methods; "
+        "`python -m training.probe` shows what they reach"
+    )
+
+
+def report(found: Probe) -> str:
+    """Return tables, verdict and notes as text."""
+    verdict = [f"verdict: {sentence}" for sentence in found.verdict()]
+    left_out = {clip: reason for distance in found.distances for clip, reason in distance.left_out.items()}
+    notes = [f"note: {note}" for note in (*found.notes, *(f"{clip}: {why}" for clip, why in left_out.items()))]
+    return "\n".join([*([found.table(), ""] if found.distances else []), *verdict, *notes])
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if sides is None or min(height := int(sides[1]), width := int(sides[2] or sides[1])) < 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give HEIGHTxWIDTH, such as 64x96, at least 16 each")
+    return height, width
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of frames per second; give a positive one")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", help="source of held-out clips, as `data.validation` of a run")
+    parser.add_argument("--autoencoder", metavar="FOLDER", help="folder or Hub id; without one the ceiling is unknown")
+    parser.add_argument("--subfolder", help="of the autoencoder, such as vae in a pipeline's folder")
+    parser.add_argument(
+        "--fps", type=_positive, nargs="+", default=[], help="frames per second; default: the clips' own and slower"
+    )
+    parser.add_argument("--size", type=_size, default=(64, 64), help="HEIGHTxWIDTH in pixels (default 64x64)")
+    parser.add_argument("--num-frames", type=int, default=NUM_FRAMES, help=f"frames of a window ({NUM_FRAMES})")
+    parser.add_argument("--windows", type=int, default=MOST_WINDOWS, help=f"at each distance ({MOST_WINDOWS})")
+    parser.add_argument("--picture-fps", type=_positive, help="frames per second of picture folders")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+    options = parser.parse_args(arguments)
+    try:
+        if options.windows < 1:
+            raise ValueError(f"--windows is {options.windows}; give at least 1")
+        vae = None
+        if options.autoencoder is not None:
+            vae = load_vae(options.autoencoder, options.subfolder).to(choose_device())
+        found = probe_clips(
+            options.clips, options.size, vae, options.fps, options.picture_fps, options.num_frames, options.windows
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(report(found))
+    if options.json:
+        write_whole(options.json, json.dumps(found.as_json(), indent=2) + "\n")
+    return 0 if found.has_room else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
