@@ -80,7 +80,8 @@ def make_plan(
                 )
                 found.append(Problem("clips", text))
             notes += [
-                f"stage {stage.name!r}: no clip has a window at {rate}; smaller strides are taken in its place"
+                f"stage {stage.name!r}: no clip has a window at {rate}; "
+                f"{'another rate is' if stage.fps else 'smaller strides are'} taken in its place"
                 for rate, windows in census.windows.items()
                 if windows == 0 and census.clips
             ]

@@ -22,7 +22,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from training.config.strict import StrictModel
+from diffusers_mardini.sizes import Size
+from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
 from training.data.clips import load_clips
@@ -32,13 +33,17 @@ from training.files import whole_folder, write_whole
 from training.locks import Owner
 
 
-class AutoencoderTrainingConfig(StrictModel):
+class AutoencoderTrainingConfig(SizedModel):
     """The configuration of `training/train_autoencoder.py`."""
 
     clips: Path = Field(description="Folder of training clips.")
     held_out: Path = Field(description="Folder of clips never trained on; PSNR and SSIM are measured on them.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
-    size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
+    size: Size = Field(
+        64,
+        description="Size of the frames in pixels: `64` (a square) or `64x128` (height x width); time grows with its "
+        "area.",
+    )
     planner_downscale: int = Field(
         2, ge=1, description="The planner's frames are so many times smaller; they are trained on, too."
     )
@@ -142,7 +147,7 @@ def latent_statistics(
 def train(
     vae: AutoencoderPatchBasis, frames: torch.Tensor, held_out: torch.Tensor, config: AutoencoderTrainingConfig
 ) -> None:
-    """Train `vae` in place on `uint8` frames `(batch, 3, size, size)`; only its decoder unless `train_encoder`."""
+    """Train `vae` in place on `uint8` frames `(batch, 3, height, width)`; only its decoder unless `train_encoder`."""
     for part in (vae.to_latents, vae.encoder_residual):
         part.requires_grad_(config.train_encoder)
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]

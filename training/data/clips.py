@@ -1,6 +1,6 @@
-"""Crop and resize clips, and read folders of them (the layout of HF `videofolder`) into square uint8 tensors.
+"""Crop and resize clips, and read folders of them (the layout of HF `videofolder`) into uint8 tensors.
 
-Squares are centred and resized with antialiasing, as VIDIM-Bench scores them; `fit` takes any aspect ratio and place.
+Crops are centred and resized with antialiasing, as VIDIM-Bench scores them; `fit` takes any place.
 `diffusers_mardini/video_io.py` decodes, `sources.py` has the other kinds of sources, `latents.py` encodes.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_mardini.sizes import Size, sides
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import VIDEO_SUFFIXES, natural_key, read_video
 from training.data.failures import reason_lines, sentence, shown
@@ -51,7 +52,7 @@ class Clips:
     """All clips of a folder, decoded.
 
     Attributes:
-        frames: one `uint8` tensor `(frames, 3, size, size)` for each clip.
+        frames: one `uint8` tensor `(frames, 3, height, width)` for each clip.
         names: the file of each clip, relative to the folder.
         fps: frames per second of each clip.
         skipped: reasons by file name, for clips that could not be read.
@@ -91,11 +92,6 @@ def _print_ignored(folder: str, passed_over: tuple[str, ...]) -> None:
         print("\n  ".join([f"passed over in '{shown(folder)}':", *passed_over]))
 
 
-def square(frames: np.ndarray, size: int) -> torch.Tensor:
-    """Crop `uint8` `(frames, height, width, 3)` to the centred square and resize to `(frames, 3, size, size)`."""
-    return fit(frames, size, size)
-
-
 def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> torch.Tensor:
     """Crop `uint8` `(frames, height, width, 3)` to the largest part of an aspect ratio and resize with antialiasing.
 
@@ -120,18 +116,20 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def load_clip(path: str | Path, size: int) -> tuple[torch.Tensor, float]:
-    """Return a clip, `uint8` `(frames, 3, size, size)`, and its frames per second; raise `ValueError` if damaged."""
-    frames, fps = read_video(path, lambda frame: square(frame[None], size)[0].permute(1, 2, 0).numpy())
+def load_clip(path: str | Path, size: Size) -> tuple[torch.Tensor, float]:
+    """Return a clip, `uint8` `(frames, 3, height, width)`, and its frames per second; raise `ValueError` if damaged."""
+    frames, fps = read_video(path, lambda frame: fit(frame[None], *sides(size))[0].permute(1, 2, 0).numpy())
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps
 
 
-def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Iterator[tuple[str, torch.Tensor, float]]:
+def iterate_clips(
+    folder: str | Path, size: Size, skipped: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor, float]]:
     """Yield `(name, frames, fps)` of every readable clip, one in memory at a time.
 
     Args:
         folder: of the clips.
-        size: side of the square frames.
+        size: side of the square frames, or height and width.
         skipped: is filled with the reason, by file name, for each clip that cannot be read; printed at the end.
 
     Raises:
@@ -153,7 +151,7 @@ def iterate_clips(folder: str | Path, size: int, skipped: dict[str, str]) -> Ite
         raise ValueError(f"none of the {len(paths)} clips of '{folder}' can be read; the reasons are printed above")
 
 
-def load_clips(folder: str | Path, size: int) -> Clips:
+def load_clips(folder: str | Path, size: Size) -> Clips:
     """Read all clips of a folder into memory; see `iterate_clips`."""
     skipped: dict[str, str] = {}
     names, frames, fps = zip(*iterate_clips(folder, size, skipped))
