@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from diffusers_mardini.hardware import choose_device, has_bfloat16_units
+from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig
 from training.costs import Shape
 from training.engine.optimizers import make_optimizers
@@ -24,12 +25,14 @@ from .timing import alternate, synchronize
 FLOATS = ("latents", "planner_latents", "noise")
 
 
-def make_config(batch_size: int, optimizer: str) -> RunConfig:
+def make_config(batch_size: int, optimizer: str, preset: str = "mardini-tiny") -> RunConfig:
     """Return the joint stage of the small models, as in `training/configs/tiny-carracing.yaml`."""
+    size = load_preset(preset)["height"]
     stage = {"name": "joint", "trains": "joint", "steps": 1, "batch_size": batch_size, "planner_loss_weight": 0.5}
     return RunConfig(
-        name="benchmark", data={"train": "none"}, vae="none", optimizer={"name": optimizer}, stages=[stage]
-    )
+        name="benchmark", data={"train": "none", "size": size}, vae="none", preset=preset,
+        optimizer={"name": optimizer}, stages=[stage],
+    )  # fmt: skip
 
 
 def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, Callable[[], None]]:
@@ -101,6 +104,9 @@ def forms(config: RunConfig, device: torch.device, compiled: bool) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--preset", default="mardini-tiny", help="one of ours: mardini-nano, mardini-tiny, mardini-small"
+    )
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
@@ -110,10 +116,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
     device = choose_device()
     print(
-        f"A joint step of mardini-tiny, {options.batch_size} windows, {options.optimizer}, on {device}, "
+        f"A joint step of {options.preset}, {options.batch_size} windows, {options.optimizer}, on {device}, "
         f"{torch.get_num_threads()} thread(s)"
     )
-    calls = forms(make_config(options.batch_size, options.optimizer), device, not options.no_compile)
+    calls = forms(make_config(options.batch_size, options.optimizer, options.preset), device, not options.no_compile)
     times = alternate(calls, options.repeats, device, warm_up=2)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     first, last = next(iter(seconds.values())), list(seconds.values())[-1]

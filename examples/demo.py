@@ -17,7 +17,12 @@ from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
 from training.data.clips import load_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
-from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
+from training.evaluation.evaluation_windows import (
+    EvaluationWindows,
+    add_window_options,
+    choose_window,
+    load_windows,
+)
 from training.evaluation.metrics import score_windows, summarize
 from training.evaluation.sampling import generate
 from training.figures.contact_sheets import contact_sheet, side_by_side
@@ -39,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype, why = choose_dtype("auto", device)
     print(f"Sampling frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
     print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
-    try:
-        windows = load_windows(
-            options.clips, options.size, options.num_frames, options.stride, per_clip=1, max_clips=options.max_clips
-        )
-        fps = load_clip(options.clips / windows.clips[0], options.size)[1] / options.stride
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
+    print(f"windows of {choose_window(options, pipe.trained_window)}", flush=True)
+    try:
+        windows = load_windows(
+            options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips
+        )
+        clip_fps = load_clip(options.clips / windows.clips[0], options.size)[1]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    fps = options.fps or clip_fps / options.stride
     options.output.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         run_task(pipe, windows, task, options.steps, options.seed, fps, options.output)
@@ -101,9 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
-    parser.add_argument("--num-frames", type=int, default=9)
-    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
+    add_window_options(parser)
     parser.add_argument("--max-clips", type=int, default=6, help="use only the first clips")
     parser.add_argument("--seed", type=int, default=0)
     return parser

@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "latents": set(),
     "weights": set(),
     "format_version": set(),
-    "cards": set(),
+    "sizes": set(),
+    "trained_window": {"sizes"},
+    "cards": {"format_version", "sizes", "trained_window"},
     "hub": {"cards", "format_version", "components", "weights"},
     "components": {"models", "schedulers"},
     "presets": set(),
@@ -39,8 +41,10 @@ MAY_IMPORT = {
         "weights",
         "hub",
         "format_version",
+        "sizes",
+        "trained_window",
     },
-    "loaders": {"loaders", "models", "weights"},
+    "loaders": {"loaders", "models", "weights", "format_version"},
     "modular_pipelines": {
         "modular_pipelines",
         "pipelines",
@@ -49,6 +53,7 @@ MAY_IMPORT = {
         "schedulers",
         "weights",
         "format_version",
+        "trained_window",
     },
 }
 # The rooms of the trainer from the bottom up: a module imports its own room and lower ones only. Everything else in

@@ -34,6 +34,7 @@ FULL = {
     "name": "mardini-test",
     "path": "checkpoints/mardini-test",
     "num_frames": 9,
+    "fps": 12.5,
     "size": 64,
     "description": "A model for tests.",
     "license": "apache-2.0",

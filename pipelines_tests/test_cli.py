@@ -62,7 +62,7 @@ def test_interpolation_writes_an_mp4_and_says_where(checkpoint, inputs, tmp_path
 
 
 def test_animation_writes_a_gif_of_the_size_asked_for(checkpoint, inputs, tmp_path):
-    code, text = run("animate", inputs / "a.png", "-o", tmp_path / "out.gif", "--size", "48x32", "--num-frames", 3,
+    code, text = run("animate", inputs / "a.png", "-o", tmp_path / "out.gif", "--size", "32x48", "--num-frames", 3,
                      "--checkpoint", checkpoint, "--fps", 5, *QUICK)  # fmt: skip
     assert code == 0, text
     frames, fps = read_video(tmp_path / "out.gif")
@@ -73,7 +73,7 @@ def test_expansion_leads_with_the_last_frames_and_writes_pictures(checkpoint, in
     code, text = run("expand", inputs / "clip.mp4", "-o", tmp_path / "out", "--use-frames", 2, "--num-frames", 4,
                      "--checkpoint", checkpoint, *QUICK)  # fmt: skip
     assert code == 0, text
-    assert "Cropping 60x40" in text
+    assert "Cropping 40x60" in text
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"frame_{i:05d}.png" for i in range(4)]
 
 
@@ -158,7 +158,8 @@ def test_what_is_asked_for_reaches_the_pipeline(tmp_path, monkeypatch, checkpoin
 
     found = {**dict(enumerate(args)), **kwargs}
     assert {key: told(found[key]) for key in expected} == expected
-    assert found.keys() - expected.keys() == {"num_inference_steps", "guidance_scale", "generator"}
+    size = set() if args or "video" in found else {"height", "width"}
+    assert found.keys() - expected.keys() == {"num_inference_steps", "guidance_scale", "generator", *size}
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(checkpoint, inputs, tmp_path):
@@ -227,7 +228,7 @@ def test_large_frames_are_made_small_as_they_are_decoded(checkpoint, tmp_path, m
     code, text = run("slow-motion", tmp_path / "large.mp4", "-o", tmp_path / "out.mp4", "--factor", 2, "--window", 3,
                      "--checkpoint", checkpoint, *QUICK)  # fmt: skip
     assert code == 0, text
-    assert kept == [(64, 64)] * 3 and text.count("Cropping 200x120") == 1
+    assert kept == [(64, 64)] * 3 and text.count("Cropping 120x200") == 1
 
 
 def test_a_folder_of_its_own_pictures_is_replaced_with_force(checkpoint, inputs, tmp_path):

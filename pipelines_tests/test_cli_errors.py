@@ -60,10 +60,10 @@ def test_a_damaged_checkpoint_is_one_line_with_its_name(checkpoint, tmp_path, mo
 
 def test_a_size_that_is_no_number_is_asked_for(checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "odd"))
-    for value in ("big", [64, 64], 0):
+    for value in ("big", [64], [64, 0], 0):
         edit(folder / "vae/config.json", sample_size=value)
         with pytest.raises(ValueError, match="give --size"):
-            cli.target_size(str(folder), None)
+            cli.window_to_sample(str(folder), None)
 
 
 def test_the_home_of_a_user_is_found(checkpoint, tmp_path, monkeypatch):

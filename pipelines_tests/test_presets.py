@@ -15,6 +15,8 @@ TABLE_1 = {
     "mardini-l-t": (3.1e9, 288e6, 16, 8192, "temporal", 17),
 }
 
+OURS = {"mardini-nano": 2.5e6, "mardini-tiny": 12.5e6, "mardini-small": 60e6}
+
 
 def build(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     preset = load_preset(name)
@@ -29,7 +31,7 @@ def count(model: torch.nn.Module) -> int:
 
 
 def test_the_presets_are_the_rows_of_table_1_and_ours():
-    assert list_presets() == sorted([*TABLE_1, "mardini-tiny"])
+    assert list_presets() == sorted([*TABLE_1, *OURS])
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -46,7 +48,7 @@ def test_parameter_counts_are_within_five_percent_of_table_1(name):
     assert all(parameter.device.type == "meta" for parameter in planner.parameters())
 
 
-@pytest.mark.parametrize("name", [*TABLE_1, "mardini-tiny"])
+@pytest.mark.parametrize("name", [*TABLE_1, *OURS])
 def test_planner_and_transformer_of_a_preset_fit_together(name):
     preset = load_preset(name)
     planner, transformer = preset["planner"], preset["transformer"]
@@ -58,9 +60,17 @@ def test_planner_and_transformer_of_a_preset_fit_together(name):
     assert scheduler.config.prediction_type == "v_prediction"
 
 
-def test_the_tiny_preset_runs_on_its_own_window():
-    preset = load_preset("mardini-tiny")
-    planner, transformer = build("mardini-tiny")
+@pytest.mark.parametrize("name", OURS)
+def test_our_presets_have_the_parameters_they_promise_and_most_of_them_in_the_planner(name):
+    planner, transformer = build(name)
+    assert count(planner) + count(transformer) == pytest.approx(OURS[name], rel=0.05)
+    assert count(planner) > count(transformer)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_presets_run_on_their_own_windows(name):
+    preset = load_preset(name)
+    planner, transformer = build(name)
     frames, side = preset["num_frames"], preset["height"] // 8
     mask = torch.zeros(1, frames, dtype=torch.bool, device="meta")
     low = torch.empty(

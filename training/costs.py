@@ -306,7 +306,8 @@ def estimate_stage(
     shapes = config.by_bucket(stage)
     known = census is not None and census.clips
     shares = [bucket.share for bucket in census.buckets] if known else [1 / len(shapes)] * len(shapes)
-    sampling = f"{stage.fps:g} fps" if stage.fps else "stride " + "/".join(map(str, sorted(stage.strides)))
+    rates = "/".join(f"{fps:g}" for fps in sorted(stage.rates))
+    sampling = f"{rates} fps" if rates else "stride " + "/".join(map(str, sorted(stage.strides)))
     plan = StageCosts(
         name=stage.name,
         trains=stage.trains,

@@ -18,8 +18,9 @@ import torch
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
+from training.engine.adapter import trained_window
 from training.evaluation.altered_signals import DROPPED, OTHER
-from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.evaluation_windows import add_window_options, choose_window, load_windows
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import SamplerSettings, TrainingClips, baselines, model_key, ours
 from training.evaluation.networks.loading import FREE, METRICS, load_networks
@@ -45,11 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _evaluate(options: argparse.Namespace, command: str) -> None:
     device = choose_device(options.device)
     dtype, why = choose_dtype(options.dtype, device)
-    pace = f"every {options.stride} frames" if options.fps is None else f"{options.fps:g} frames per second"
-    print(
-        f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {options.num_frames} frames of "
-        f"{options.size} pixels, {pace}; {dtype} on {device} ({why})"
-    )
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    window = choose_window(options, trained_window(pipe, options.adapter))
+    print(f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {window}; {dtype} on {device} ({why})")
     # 1. Check: name missing files before anything is sampled
     digests = dict(text.partition("=")[::2] for text in options.sha256)
     for name, digest in digests.items():
@@ -83,8 +83,6 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     train = None
     if options.train_clips is not None:
         train = TrainingClips(options.train_clips, options.size, options.stride, options.fps)
-    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
     alterations = {DROPPED: options.no_planning, OTHER: options.wrong_planning}
     settings = SamplerSettings(
         tuple(options.steps),
@@ -122,10 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "clips", help="held-out clips: a folder, a clip list (.jsonl) or another source (docs/data.md)"
     )
-    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
-    parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
-    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
-    parser.add_argument("--fps", type=float, help="frames per second of a window, instead of --stride")
+    add_window_options(parser)
     parser.add_argument("--windows-per-clip", type=int, default=2, help="evenly spaced in the clip")
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 10, 5], help="sampling steps, one row each")

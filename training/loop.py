@@ -165,7 +165,7 @@ class Run:
         for stage in self.config.stages[first : last + 1]:
             with compiled_blocks(stage), self._load(stage, step) as loader:
                 self._train_stage(stage, loader, stop)
-            finished = self.export(self.folder / "stages" / stage.name)
+            finished = self.export(self.folder / "stages" / stage.name, stage)
             step = 0
         whole_run = "pipeline" if self.config.lora is None else "adapter"
         return self.export(self.folder / whole_run) if last == len(names) - 1 else finished
@@ -391,14 +391,22 @@ class Run:
             forget_records_after(self.folder / "metrics.jsonl", self.global_step if self.windows_seen else -1)
         return position
 
-    def export(self, folder: Path) -> Path:
+    def export(self, folder: Path, stage: StageConfig | None = None) -> Path:
         """Save the averaged weights as a pipeline, or as the folder of an adapter; whole or absent.
+
+        Args:
+            folder: where to.
+            stage: whose window the pipeline gets; the last one by default.
 
         Raises:
             RunFailed: if they have blown up, or are too large for `save_dtype`.
         """
         limit = min(MAX_WEIGHT, torch.finfo(getattr(torch, self.config.save_dtype)).max)
         self._refuse(absurd_weights(self.ema.tensors, limit), f"weights (as {self.config.save_dtype})")
+        stage = self.config.stages[-1] if stage is None else stage
+        window = self.train_data.usual_window(heldout_window_request(self.config, stage))
         if self.config.lora is not None:
-            return export_adapter(folder, self.config, self.models, self.ema, self.accelerator)
-        return export_pipeline(folder, self.config, self.models, self.ema, self.vae, self.scheduler, self.accelerator)
+            return export_adapter(folder, self.config, self.models, self.ema, window, self.accelerator)
+        return export_pipeline(
+            folder, self.config, self.models, self.ema, self.vae, self.scheduler, window, self.accelerator
+        )

@@ -27,8 +27,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from diffusers_mardini.sizes import Size
 from training.config.sentences import invalid_file
-from training.config.strict import StrictModel
+from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
 from training.data.census import read_manifest_of
@@ -58,13 +59,17 @@ from training.stopping import STOPPED, Stopped, StopRequest
 FREE_KEYS = ("output", "manifests", "threads", "max_minutes", "max_hours", "checkpoint_seconds", "eval_every")
 
 
-class AutoencoderTrainingConfig(StrictModel):
+class AutoencoderTrainingConfig(SizedModel):
     """The configuration of `training/train_autoencoder.py`."""
 
     clips: str | Path = Field(description="Source of training clips, as `data.train` of a run.")
     held_out: str | Path = Field(description="Source of clips never trained on; PSNR and SSIM are measured on them.")
     output: Path = Field(description="Folder that the autoencoder is saved in.")
-    size: int = Field(64, ge=16, description="Side of the square frames in pixels; time grows with its square.")
+    size: Size = Field(
+        64,
+        description="Size of the frames in pixels: `64` (a square) or `64x128` (height x width); time grows with its "
+        "area.",
+    )
     planner_downscale: int = Field(
         2, ge=1, description="The planner's frames are so many times smaller; they are trained on, too."
     )

@@ -25,14 +25,16 @@ from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.sizes import sides
 from diffusers_mardini.video_io import natural_key, read_images, read_video, write_video
 from training.data.clips import fit
-from training.evaluation.evaluation_windows import digest_of
+from training.evaluation.evaluation_windows import DEFAULT_SIZE, digest_of, size_argument
 from training.evaluation.methods import sampling_key
 from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
 from training.evaluation.sampling import sample_batch, weights_digest
 
 
+DEFAULT_FPS = 8  # of checkpoints that do not say what they were trained on
 IMAGES = (".jpg", ".jpeg", ".png")  # the suffixes of VBench's custom_input
 TEXT_ALONE = "camera_motion"  # the dimension whose prompts differ only in text
 
@@ -183,8 +185,11 @@ def _run(options: argparse.Namespace) -> None:
     networks = Consistency.from_pretrained(options.dino, options.clip, str(device)) if options.score else None
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
-    names = ("num_frames", "height", "width", "steps", "guidance_scale", "seed", "fps")
-    settings = {name: getattr(options, name) for name in names}
+    window = pipe.trained_window
+    height, width = sides(options.size or window.size or DEFAULT_SIZE)
+    settings = {"num_frames": options.num_frames or window.frames, "height": height, "width": width}
+    settings |= {name: getattr(options, name) for name in ("steps", "guidance_scale", "seed")}
+    settings["fps"] = options.fps or window.fps or DEFAULT_FPS
     videos = write_videos(pipe, prompts, options.output, settings, options.samples)
     print(f"{len(videos)} videos lie in {options.output / 'videos'}")
     if networks is not None:
@@ -202,13 +207,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, help="folder of images; for VBench's, data/crop/<ratio>")
     parser.add_argument("--info", type=Path, help="VBench's vbench2_i2v_full_info.json; default: take every image")
     parser.add_argument("--samples", type=int, default=5, help="videos of each image")
-    parser.add_argument("--num-frames", type=int, default=9)
-    parser.add_argument("--height", type=int, default=64, help="images are cropped to this shape and resized")
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--num-frames", type=int, help="default: as the checkpoint was trained, or 9")
+    parser.add_argument(
+        "--size", type=size_argument, help="64 (square) or 64x128 (height x width), to which images are cropped and "
+        "resized; default: as the checkpoint was trained, or 64",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, help="default: the pipeline's own for image-to-video")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fps", type=float, default=8, help="of the files")
+    parser.add_argument("--fps", type=float, help="of the files; default: as the checkpoint was trained, or 8")
     parser.add_argument(
         "--score", action="store_true", help="compute subject and background consistency and i2v subject"
     )

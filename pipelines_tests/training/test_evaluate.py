@@ -323,7 +323,7 @@ def test_a_frechet_distance_of_a_single_window_is_refused(checkpoint, clips, tmp
 def test_a_metric_without_its_network_is_left_out_and_named_unless_it_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     networks, missing = evaluate.load_networks(["auto"], size=24, num_frames=5)
-    assert not networks.lpips and missing[0] == "lpips: LPIPS needs frames of at least 32 pixels, got 24"
+    assert not networks.lpips and missing[0] == "lpips: LPIPS needs frames of at least 32 pixels a side, got 24x24"
     with pytest.raises(ValueError, match="at least 32 pixels"):
         evaluate.load_networks(["lpips"], size=24, num_frames=5)
     with pytest.raises(ValueError, match="FID needs the file"):

@@ -113,9 +113,7 @@ def test_the_program_writes_videos_and_scores_in_vbenchs_form(images, tmp_path, 
         str(images),
         "--num-frames",
         "3",
-        "--height",
-        str(SIZE),
-        "--width",
+        "--size",
         str(SIZE),
     ]
     arguments += [

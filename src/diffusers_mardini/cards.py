@@ -1,7 +1,7 @@
 """Model cards: the `README.md` of a checkpoint or of LoRA weights, from `templates/model_card.md` and known facts.
 
 An unknown fact is left out together with its section; nothing is guessed. `read_facts` reads from a folder what it
-says about itself: parameters, the size its autoencoder was trained on, rank and targets of an adapter. Uploading is
+says about itself: parameters, the window it was trained on, rank and targets of an adapter. Uploading is
 `hub.py`.
 """
 
@@ -18,6 +18,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from .format_version import LORA_DESCRIPTION_KEY
+from .sizes import parse_size, sides, size_text
+from .trained_window import TrainedWindow
+
 
 FACTS = {
     "name": "heading of the card (needed)",
@@ -26,7 +30,8 @@ FACTS = {
     "license": "licence of the weights, as an SPDX name in lower case",
     "base_model": "Hub id of the checkpoint that LoRA weights adapt; makes the card one of an adapter",
     "num_frames": "number: frames of a window",
-    "size": "number: side of the square pictures in pixels",
+    "size": 'side of the square frames in pixels, or "64x128" (height x width)',
+    "fps": "number: frames per second from one frame of a window to the next",
     "window": 'size and rate of a window, e.g. "9 frames of 64x64 pixels, 12.5 a second"',
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
@@ -44,9 +49,10 @@ FACTS = {
 }
 _KINDS = {
     **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "limits"), list | tuple),
-    **dict.fromkeys(("num_frames", "size"), int),
+    "num_frames": int,
+    "size": int | str,
     "parameters": Mapping,
-    "hours": int | float,
+    **dict.fromkeys(("hours", "fps"), int | float),
 }
 TAGS = ("image-to-video", "video-interpolation", "mardini")
 PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".mp4",)
@@ -73,6 +79,8 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
         raise ValueError("a model card needs a name, its heading")
     template = (files(__package__) / "templates/model_card.md").read_text(encoding="utf-8")
     values = {"path": facts["name"]} | facts | {key: _LAYOUTS[key](facts[key]) for key in _LAYOUTS if key in facts}
+    if "size" in facts:
+        values["height"], values["width"] = sides(parse_size(str(facts["size"])))
     return ModelCard.from_template(_metadata(facts), template_str=template, **values).content.rstrip() + "\n"
 
 
@@ -109,9 +117,9 @@ def write_model_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Pat
 def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     """Return the facts that a saved pipeline, or a folder of LoRA weights, holds about itself.
 
-    For a pipeline: the number of parameters of each component, from the headers of its files, the size that our own
-    autoencoder was trained on, and the conditions of its models. For LoRA weights: the parameters of each
-    part, and rank, alpha and targets if they were saved.
+    For a pipeline: the number of parameters of each component, from the headers of its files, the window that it was
+    trained on, and the conditions of its models. For LoRA weights: the parameters of each part, and rank, alpha,
+    targets and window if they were saved.
 
     Raises:
         ValueError: if the folder is neither, or a file of weights is damaged.
@@ -215,17 +223,6 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def learned_size(class_name: str, config: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the pictures that an autoencoder was trained on, or `None` if its config does not
-    say.
-
-    The `sample_size` of an `AutoencoderKL` does not count: it is often the default of its class, or the size of
-    pictures (1024) although our models were trained on windows of another size. Only `AutoencoderPatchBasis` records
-    the size of its training.
-    """
-    return config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
-
-
 def _pipeline_facts(folder: Path) -> dict[str, Any]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parameters = {}
@@ -235,12 +232,18 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
             parameters[component] = count
     facts: dict[str, Any] = {"parameters": parameters} if parameters else {}
     config = folder / "vae" / "config.json"
-    if config.is_file() and "vae" in index:
-        size = learned_size(index["vae"][1], json.loads(config.read_text(encoding="utf-8")))
-        if size is not None:
-            facts["size"] = size
+    vae_config = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "vae" in index:
+        facts |= _window_facts(TrainedWindow.of_checkpoint(index, vae_config))
     conditions = _conditions(folder)
     return facts | ({"conditions": conditions} if conditions else {})
+
+
+def _window_facts(window: TrainedWindow) -> dict[str, Any]:
+    size = None if window.size is None else size_text(window.size) if isinstance(window.size, tuple) else window.size
+    whole = str(window) if window.num_frames and window.size else None
+    facts = {"num_frames": window.num_frames, "size": size, "fps": window.fps, "window": whole}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _conditions(folder: Path) -> list[dict[str, Any]]:
@@ -270,7 +273,9 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
         part = name.split(".")[0]
         parameters[part] = parameters.get(part, 0) + size
     with safe_open(path, framework="numpy") as file:
-        saved = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        metadata = file.metadata() or {}
+    saved = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    trained = (json.loads(metadata.get(LORA_DESCRIPTION_KEY, "{}")).get("training_config") or {}).get("window") or {}
     rows = []
     for part in parameters:
         targets = saved.get(f"{part}.target_modules")
@@ -283,7 +288,8 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
             "targets": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
         }
         rows.append({key: value for key, value in row.items() if value is not None})
-    return {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}
+    facts = {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}
+    return facts | _window_facts(TrainedWindow.from_config(trained))
 
 
 def _sizes(path: Path) -> dict[str, int]:

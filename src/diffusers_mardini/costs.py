@@ -21,11 +21,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .cards import learned_size
 from .models.autoencoder_patch_basis import AutoencoderPatchBasis
 from .models.transformer_mardini import MarDiniTransformer3DModel
 from .models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from .presets import list_presets, load_preset
+from .sizes import size_text
+from .trained_window import DEFAULT_FRAMES, TrainedWindow
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,15 @@ def report(
         ValueError: if `model` is neither, its size is neither known nor given, or the window does not fit the model.
     """
     configs = read_configs(model)
-    num_frames = num_frames or configs.get("num_frames", 9)
-    side = learned_size(configs["vae"].get("class_name", ""), configs["vae"])
-    height, width = height or configs.get("height", side), width or configs.get("width", side)
+    num_frames = num_frames or configs.get("num_frames") or DEFAULT_FRAMES
+    height, width = height or configs.get("height"), width or configs.get("width")
     if height is None or width is None:
-        raise ValueError(f'{model} does not say which size it learned; give --size, such as "512" or "768x512"')
+        raise ValueError(f'{model} does not say which size it learned; give --size, such as "512" or "512x768"')
     costs = count_costs(configs, num_frames, height, width, steps, dtype)
     lines = [
-        f"{num_frames} frames of {width}x{height}, planned at {width // configs['planner_downscale']}x"
-        f"{height // configs['planner_downscale']}; activations with fused attention, which stores no scores",
+        f"{num_frames} frames of {size_text((height, width))}, planned at "
+        f"{size_text((height // configs['planner_downscale'], width // configs['planner_downscale']))}; activations "
+        "with fused attention, which stores no scores",
         f"{'part':<12} {'parameters':>12} {'weights':>10} {'operations':>13} {'calls':>6} {'together':>13} {'activations':>12}",
     ]
     for cost in costs:
@@ -105,9 +106,8 @@ def read_configs(model: str) -> dict[str, Any]:
     index = Path(model) / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{model!r} is neither a preset ({', '.join(list_presets())}) nor the folder of a checkpoint")
-    configs: dict[str, Any] = {
-        "planner_downscale": json.loads(index.read_text(encoding="utf-8")).get("planner_downscale", 4)
-    }
+    saved = json.loads(index.read_text(encoding="utf-8"))
+    configs: dict[str, Any] = {"planner_downscale": saved.get("planner_downscale", 4)}
     for part in ("planner", "transformer", "vae"):
         config = json.loads((Path(model) / part / "config.json").read_text(encoding="utf-8"))
         name = config.pop("_class_name")
@@ -118,7 +118,7 @@ def read_configs(model: str) -> dict[str, Any]:
         configs["quantized"] = configs.get("quantized", False) or "quantization_config" in config
         if part == "vae":
             configs[part]["class_name"] = name
-    return configs
+    return configs | TrainedWindow.of_checkpoint(saved, configs["vae"]).config
 
 
 def count_costs(
@@ -136,7 +136,9 @@ def count_costs(
     patches = configs["transformer"].get("patch_size", 2), low * configs["planner"].get("patch_size", 1)
     multiple = factor * math.lcm(*patches)
     if height % multiple or width % multiple:
-        raise ValueError(f"the size {width}x{height} does not fit; both sides must be divisible by {multiple}")
+        raise ValueError(
+            f"the size {size_text((height, width))} does not fit; both sides must be divisible by {multiple}"
+        )
     if num_frames < 3:
         raise ValueError(f"a window of {num_frames} frames has none between the first and the last; give 3 or more")
     with torch.device("meta"):

@@ -13,6 +13,7 @@ from typing import Any
 # Increment when older plugins would misread the folder or fail without a reason.
 FORMAT_VERSION = 1
 FORMAT_KEY = "_mardini_format"  # in model_index.json; the underscore keeps it out of the pipeline's arguments
+LORA_DESCRIPTION_KEY = "mardini_lora"  # in the header of LoRA files
 LIBRARY = "diffusers_mardini"  # our name in model_index.json
 COMPONENTS = f"{LIBRARY}.components"  # the module that `MarDiniPipeline` reads instead
 SHIM_NAME = "pipeline_mardini"

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.config.strict import StrictModel
+from diffusers_mardini.sizes import Size
+from training.config.strict import SizedModel, StrictModel
 
 
 class ConditionConfig(StrictModel):
@@ -74,7 +75,7 @@ class ConditionConfig(StrictModel):
         return {**names, "unit": self.unit, "range": pairs, "interval": interval, "description": description}
 
 
-class DataConfig(StrictModel):
+class DataConfig(SizedModel):
     """Clips and how they are read."""
 
     train: str = Field(
@@ -88,8 +89,10 @@ class DataConfig(StrictModel):
     picture_fps: float | None = Field(
         None, gt=0, description="Frames per second of picture folders whose metadata do not state it."
     )
-    size: int = Field(
-        64, ge=16, description="Side of the square centre crop in pixels; the cost grows with its square."
+    size: Size = Field(
+        64,
+        description="Size of the centre crop in pixels: `64` (a square) or `64x128` (height x width); the cost grows "
+        "with its area.",
     )
     planner_downscale: int | None = Field(
         None,

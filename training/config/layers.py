@@ -21,7 +21,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, the files it extends, and overrides.
 
     `extends: other.yaml` (relative to the file) starts from another configuration. Mappings are merged key by key;
-    everything else, and `strides`, is replaced. `stages` as a list replaces the parent's. As a mapping by stage name
+    everything else, and `strides` and `fps`, is replaced. `stages` as a list replaces the parent's. As a mapping by stage name
     it changes the fields it names, removes the stages that are `null`, and appends those the parent does not have.
 
     Args:
@@ -95,7 +95,7 @@ def _merge(target: dict, layer: dict, source: str) -> None:
         other = ALTERNATIVES.get(key)
         if value is not None and other not in layer:
             target.pop(other, None)
-        if isinstance(value, dict) and isinstance(target.get(key), dict) and key != "strides":
+        if isinstance(value, dict) and isinstance(target.get(key), dict) and key not in ("strides", "fps"):
             _merge(target[key], value, source)
         else:
             target[key] = copy.deepcopy(value)

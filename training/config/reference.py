@@ -29,7 +29,7 @@ A run is one YAML file: `accelerate launch -m training.train_mardini FILE [key=v
 Before a run, `python -m training.plan FILE` prints its costs and its problems ([training.md](training.md)).
 
 - `extends: other.yaml`, relative to the file, starts from another file.
-  Mappings are merged key by key; everything else, and `strides`, is replaced.
+  Mappings are merged key by key; everything else, and `strides` and `fps`, is replaced.
 - `stages` as a list replaces the parent's stages.
   As a mapping by name it changes the fields it names, removes the stages that are `null`,
   and appends those that the parent does not have.

@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from diffusers_mardini.presets import list_presets, load_preset
+from diffusers_mardini.sizes import sides
 from training.config.data_section import ConditionConfig, DataConfig
-from training.config.stages import StageConfig, TaskMixture
+from training.config.stages import StageConfig, TaskMixture, check_pace
 from training.config.strict import Name, StrictModel
 
 
@@ -168,6 +169,10 @@ class RunConfig(StrictModel):
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float16", description="Dtype of the exported weights."
     )
+    strides: dict[int, float] | None = Field(
+        None, description="As in a stage; for the stages that give neither `strides` nor `fps`."
+    )
+    fps: float | dict[float, float] | None = Field(None, description="As in a stage; instead of `strides`.")
     stages: list[StageConfig] = Field(min_length=1, description="The curriculum, in order (Fig. 4).")
 
     @model_validator(mode="before")
@@ -181,6 +186,23 @@ class RunConfig(StrictModel):
         ):
             return {**values, "vae": values["init_from"], "vae_subfolder": "vae"}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_inherit_the_pace(cls, values: Any) -> Any:
+        """Give the run's `fps` or `strides` to the stages that have neither."""
+        if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
+            return values
+        given = {key: values[key] for key in ("strides", "fps") if values.get(key) is not None}
+        if len(given) == 2:
+            raise ValueError(
+                f"`strides` ({given['strides']!r}) and `fps` ({given['fps']!r}) are both given; keep one of them"
+            )
+        stages = [
+            {**stage, **given} if isinstance(stage, dict) and not stage.keys() & {"strides", "fps"} else stage
+            for stage in values["stages"]
+        ]
+        return {**values, "stages": stages}
 
     @model_validator(mode="before")
     @classmethod
@@ -216,6 +238,11 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _usable_pace(self):
+        check_pace(self.strides, self.fps)
+        return self
+
+    @model_validator(mode="after")
     def _unique_names(self):
         names = [stage.name for stage in self.stages]
         if len({name.casefold() for name in names}) != len(names):
@@ -232,8 +259,7 @@ class RunConfig(StrictModel):
     def size_of(self, stage: StageConfig) -> tuple[int, int]:
         """Return height and width in pixels of a stage's windows; split a stage with buckets by `by_bucket` first."""
         assert stage.buckets is None, f"stage {stage.name!r} has windows of several sizes"
-        size = stage.size or self.data.size
-        return size if isinstance(size, tuple) else (size, size)
+        return sides(stage.size or self.data.size)
 
     def by_bucket(self, stage: StageConfig) -> list[StageConfig]:
         """Return the stage once per bucket, with that `size` and `num_frames`; itself if it has no buckets."""
@@ -263,7 +289,7 @@ _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours",
     "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae",
     "vae_subfolder", "init_from", "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every",
-    "sample_windows", "sample_steps", "trackers", "anyway",
+    "sample_windows", "sample_steps", "trackers", "anyway", "strides", "fps",
 }  # fmt: skip
 
 

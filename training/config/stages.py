@@ -4,11 +4,13 @@
 """
 
 import math
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from training.config.strict import Name, StrictModel
+from diffusers_mardini.sizes import Size
+from training.config.strict import LEAST_SIDE, Name, SizedModel, StrictModel
 
 
 # Pairs of which a stage gives one (of `size` and `buckets` at most one). A later layer (child file, override) that
@@ -23,6 +25,21 @@ ALTERNATIVES = {
     "size": "buckets",
     "buckets": "size",
 }
+
+
+def check_pace(strides: dict[int, float] | None, fps: float | dict[float, float] | None) -> None:
+    """Raise `ValueError` for distances or rates that make no windows."""
+    if strides is not None and (
+        any(stride < 1 or weight < 0 for stride, weight in strides.items()) or sum(strides.values()) <= 0
+    ):
+        raise ValueError(
+            f"strides is {strides}; it must map distances of at least 1 to weights of at least 0, not all 0"
+        )
+    rates = fps if isinstance(fps, dict) else {1.0 if fps is None else fps: 1.0}
+    if any(rate <= 0 or weight < 0 for rate, weight in rates.items()) or sum(rates.values()) <= 0:
+        raise ValueError(
+            f"fps is {fps}; give a number above 0, or map such numbers to weights of at least 0, not all 0"
+        )
 
 
 class TaskMixture(StrictModel):
@@ -41,7 +58,7 @@ class TaskMixture(StrictModel):
         return self
 
 
-class StageConfig(StrictModel):
+class StageConfig(SizedModel):
     """One row of Fig. 4."""
 
     name: Name = Field(
@@ -59,23 +76,22 @@ class StageConfig(StrictModel):
     )
     num_frames: int = Field(9, ge=2, description="Frames of a window.")
     strides: dict[int, float] | None = Field(
-        {2: 1.0}, description="Weights of the distances between window frames, counted in clip frames; or give `fps`."
+        {2: 1.0},
+        description="Weights of the distances between window frames, counted in clip frames; or give `fps`. If a stage "
+        "gives neither, it has those of the run.",
     )
-    fps: float | None = Field(
+    fps: float | dict[float, float] | None = Field(
         None,
-        gt=0,
-        description="Frames per second of a window (Fig. 4), instead of `strides`: frames are chosen by time; "
-        "lowering it shows more motion.",
+        description="Frames per second of a window (Fig. 4), or weights of several (`{4: 0.3, 8: 0.7}`), instead of "
+        "`strides`: frames are chosen by time; lowering it shows more motion.",
     )
-    size: int | tuple[int, int] | None = Field(
-        None,
-        description="Side of the square windows in pixels, or [height, width]. None: `data.size`. The cost grows "
-        "with its square.",
+    size: Size | None = Field(
+        None, description="Size of the windows, `64` or `64x128` (height x width). None: `data.size`."
     )
     buckets: list[tuple[int, ...]] | None = Field(
         None,
         min_length=1,
-        description="Shapes of batches, [height, width] or [height, width, frames], instead of `size`: a clip goes "
+        description="Shapes of batches, `64x128` or `64x128x9` (with frames), instead of `size`: a clip goes "
         "to the nearest aspect ratio. Held-out losses are measured in the first.",
     )
     reference_ratio: tuple[float, float] = Field(
@@ -133,6 +149,19 @@ class StageConfig(StrictModel):
         False, description="Compile the repeated blocks: the first steps take a minute or more, later ones are faster."
     )
 
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _buckets_of_text(cls, value: Any) -> Any:
+        """Read `64x128` and `64x128x9`; anything else is left to the checks."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [
+            [int(side) for side in each.split("x")]
+            if isinstance(each, str) and re.fullmatch(r"\d+(x\d+)+", each)
+            else each
+            for each in value
+        ]
+
     @model_validator(mode="before")
     @classmethod
     def _one_of_each_pair(cls, values: Any) -> Any:
@@ -160,14 +189,11 @@ class StageConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self):
-        sides = self.size if isinstance(self.size, tuple) else (self.size or 16,)
-        if min(sides) < 16:
-            raise ValueError(f"size is {self.size}; every side must be at least 16 pixels")
         for bucket in self.buckets or []:
-            if len(bucket) not in (2, 3) or min(bucket[:2]) < 16 or min(bucket[2:], default=2) < 2:
+            if len(bucket) not in (2, 3) or min(bucket[:2]) < LEAST_SIDE or min(bucket[2:], default=2) < 2:
                 raise ValueError(
-                    f"bucket {list(bucket)} must be [height, width] or [height, width, frames], with sides of at "
-                    "least 16 pixels and at least 2 frames"
+                    f"bucket {'x'.join(map(str, bucket))} must be like 64x128 (height x width) or 64x128x9 (with "
+                    f"frames), with sides of at least {LEAST_SIDE} pixels and at least 2 frames"
                 )
         shapes = [(*bucket, self.num_frames)[:3] for bucket in self.buckets or []]
         if len(set(shapes)) != len(shapes):
@@ -179,13 +205,13 @@ class StageConfig(StrictModel):
         shortest = min((frames for _, _, frames in shapes), default=self.num_frames)
         if self.tasks.leading > 0 and not 1 <= least <= largest < shortest:
             raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {shortest - 1}")
-        if self.strides is not None and (
-            any(stride < 1 or weight < 0 for stride, weight in self.strides.items()) or sum(self.strides.values()) <= 0
-        ):
-            raise ValueError(
-                f"strides is {self.strides}; it must map distances of at least 1 to weights of at least 0, not all 0"
-            )
+        check_pace(self.strides, self.fps)
         return self
+
+    @property
+    def rates(self) -> dict[float, float]:
+        """Weights of the frames per second, `fps`; empty if `strides` are given."""
+        return self.fps if isinstance(self.fps, dict) else {} if self.fps is None else {self.fps: 1.0}
 
     def for_processes(self, num_processes: int) -> "StageConfig":
         """Return the same stage in `steps` and `batch_size`, whichever of each pair was given.

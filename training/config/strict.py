@@ -11,11 +11,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
+from diffusers_mardini.sizes import Size, parse_size, sides, size_text
+
 
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # numbers such as 1e-4, which YAML 1.1 reads as text
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 # Device names on Windows, whatever their suffix.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
+_DECIMAL = re.compile(r"\d+(\.\d+)?")
+LEAST_SIDE = 16  # pixels of a side of a window
 MAX_NAME = 100  # bytes; file systems take 255, and temporary names are longer than the name
 
 
@@ -28,6 +32,22 @@ class StrictModel(BaseModel):
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         check_kind(value, _kinds(cls.model_fields[info.field_name].annotation))
+        return value
+
+
+class SizedModel(StrictModel):
+    """A model with a key `size`: a side, or "64x128" (height x width)."""
+
+    @field_validator("size", mode="before", check_fields=False)  # before `_of_its_kind`, which refuses text
+    @classmethod
+    def _size_of_text(cls, value: Any) -> Any:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @field_validator("size", mode="after", check_fields=False)
+    @classmethod
+    def _large_enough(cls, value: Size | None) -> Size | None:
+        if value is not None and min(sides(value)) < LEAST_SIDE:
+            raise ValueError(f"the size is {size_text(value)}; every side must be at least {LEAST_SIDE} pixels")
         return value
 
 
@@ -46,7 +66,9 @@ def check_kind(value: Any, kinds: frozenset = frozenset({Any})) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             # Keys of JSON are text.
-            check_kind(int(key) if isinstance(key, str) and key.isdecimal() and str not in kinds else key, kinds)
+            check_kind(
+                float(key) if isinstance(key, str) and _DECIMAL.fullmatch(key) and str not in kinds else key, kinds
+            )
             check_kind(item, kinds)
     elif isinstance(value, list | tuple):
         for item in value:

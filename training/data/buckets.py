@@ -39,7 +39,7 @@ class WindowRequest:
         stage: its name, on which the order depends.
         buckets: shapes of batches.
         strides: pairs of a distance between frames and its weight; empty if `fps` is given.
-        fps: frames per second of the windows; `None` if `strides` are given.
+        fps: pairs of frames per second and their weight; empty if `strides` are given.
         flip: share of windows that are mirrored left to right.
         off_centre: share of windows that are cropped at one of `OFF_CENTRE`.
     """
@@ -47,14 +47,14 @@ class WindowRequest:
     stage: str
     buckets: tuple[Bucket, ...]
     strides: tuple[tuple[int, float], ...] = ()
-    fps: float | None = None
+    fps: tuple[tuple[float, float], ...] = ()
     flip: float = 0.0
     off_centre: float = 0.0
 
     def __post_init__(self):
         if not self.buckets or len(set(self.buckets)) != len(self.buckets):
             raise ValueError(f"stage '{self.stage}' needs buckets, each given once; got {self.buckets}")
-        if bool(self.strides) == (self.fps is not None):
+        if bool(self.strides) == bool(self.fps):
             raise ValueError(
                 f"stage '{self.stage}' needs strides or fps, got strides={self.strides} and fps={self.fps}"
             )
@@ -71,9 +71,14 @@ class WindowRequest:
     @property
     def rates(self) -> tuple[Rate, ...]:
         """Return all rates of positive weight, the longest windows last."""
-        if self.fps is not None:
-            return (Rate(fps=self.fps),)
-        return tuple(Rate(stride=stride) for stride, weight in sorted(self.strides) if weight > 0)
+        return tuple(rate for rate, _ in self.mixture)
+
+    @property
+    def mixture(self) -> tuple[tuple[Rate, float], ...]:
+        """Return the `rates` with their weights."""
+        by_stride = [(Rate(stride=stride), weight) for stride, weight in sorted(self.strides) if weight > 0]
+        by_time = [(Rate(fps=fps), weight) for fps, weight in sorted(self.fps, reverse=True) if weight > 0]
+        return tuple(by_stride or by_time)
 
 
 def window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
@@ -83,17 +88,18 @@ def window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
         stage.name,
         tuple(Bucket(*config.size_of(shape), shape.num_frames) for shape in shapes),
         tuple(sorted((stage.strides or {}).items())),
-        stage.fps,
+        tuple(sorted(stage.rates.items())),
         config.data.flip,
         stage.off_centre,
     )
 
 
 def heldout_window_request(config: RunConfig, stage: StageConfig) -> WindowRequest:
-    """Return the windows of a stage's held-out losses: first bucket, commonest stride, centred, not mirrored."""
+    """Return the windows of a stage's held-out losses: first bucket, commonest rate, centred, not mirrored."""
     drawn = window_request(config, stage)
     strides = ((max(stage.strides, key=stage.strides.get), 1.0),) if stage.strides else ()
-    return WindowRequest(f"{stage.name}, held out", drawn.buckets[:1], strides, stage.fps)
+    fps = ((max(stage.rates, key=stage.rates.get), 1.0),) if stage.rates else ()
+    return WindowRequest(f"{stage.name}, held out", drawn.buckets[:1], strides, fps)
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,13 @@ def assign(entries: Iterable[Entry], request: WindowRequest) -> Census:
         if entry.status != "ok":
             left_out[entry.key] = entry.reason
             continue
-        fitting = [bucket for bucket in request.buckets if num_starts(entry, bucket.frames, request.rates[0])]
+        rates = request.rates if request.fps else request.rates[:1]  # a clip may be too slow for the first `fps`
+        fitting = [
+            bucket for bucket in request.buckets if any(num_starts(entry, bucket.frames, rate) for rate in rates)
+        ]
         if not fitting:
             shortest = min(bucket.frames for bucket in request.buckets)
-            left_out[entry.key] = why_not(entry, shortest, request.rates[0])
+            left_out[entry.key] = why_not(entry, shortest, rates[-1])
             continue
         clips[min(fitting, key=lambda bucket: _preference(entry, bucket))].append(entry)
     return Census(request.buckets, tuple(map(tuple, clips.values())), left_out)

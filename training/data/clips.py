@@ -1,6 +1,6 @@
-"""Crop and resize clips, and read whole sources of them into square uint8 tensors.
+"""Crop and resize clips, and read whole sources of them into uint8 tensors.
 
-Squares are centred and resized with antialiasing, as VIDIM-Bench scores them; `fit` takes any aspect ratio and place.
+Crops are centred and resized with antialiasing, as VIDIM-Bench scores them; `fit` takes any place.
 `diffusers_mardini/video_io.py` decodes, `sources.py` has the sources, `latents.py` encodes.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_mardini.sizes import Size, sides
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import VIDEO_SUFFIXES, iterate_frames, natural_key, read_video
 from training.data.failures import reason_lines, sentence, shown
@@ -79,7 +80,7 @@ class Clips:
     """All clips of a source, decoded.
 
     Attributes:
-        frames: one `uint8` tensor `(frames, 3, size, size)` for each clip.
+        frames: one `uint8` tensor `(frames, 3, height, width)` for each clip.
         names: the name of each clip in its source.
         fps: frames per second of each clip.
         skipped: reasons by file name, for clips that could not be read.
@@ -138,11 +139,6 @@ def _print_ignored(folder: str, passed_over: tuple[str, ...]) -> None:
         print("\n  ".join([f"passed over in '{shown(folder)}':", *passed_over]))
 
 
-def square(frames: np.ndarray, size: int) -> torch.Tensor:
-    """Crop `uint8` `(frames, height, width, 3)` to the centred square and resize to `(frames, 3, size, size)`."""
-    return fit(frames, size, size)
-
-
 def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> torch.Tensor:
     """Crop `uint8` `(frames, height, width, 3)` to the largest part of an aspect ratio and resize with antialiasing.
 
@@ -167,11 +163,11 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def load_clip(clip: str | Path | FoundClip, size: int) -> tuple[torch.Tensor, float]:
-    """Return a clip, `uint8` `(frames, 3, size, size)`, and its frames per second; raise `ValueError` if damaged."""
+def load_clip(clip: str | Path | FoundClip, size: Size) -> tuple[torch.Tensor, float]:
+    """Return a clip, `uint8` `(frames, 3, height, width)`, and its frames per second; raise `ValueError` if damaged."""
 
     def prepare(frame: np.ndarray) -> np.ndarray:
-        return square(frame[None], size)[0].permute(1, 2, 0).numpy()
+        return fit(frame[None], *sides(size))[0].permute(1, 2, 0).numpy()
 
     if isinstance(clip, FoundClip) and clip.source is not None and clip.entry is not None:
         source, entry = clip.source, clip.entry
@@ -185,12 +181,14 @@ def load_clip(clip: str | Path | FoundClip, size: int) -> tuple[torch.Tensor, fl
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps
 
 
-def iterate_clips(source: str | Path, size: int, skipped: dict[str, str]) -> Iterator[tuple[str, torch.Tensor, float]]:
+def iterate_clips(
+    source: str | Path, size: Size, skipped: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor, float]]:
     """Yield `(name, frames, fps)` of every readable clip, one in memory at a time.
 
     Args:
         source: of the clips.
-        size: side of the square frames.
+        size: side of the square frames, or height and width.
         skipped: is filled with the reason, by name, for each clip that cannot be read; printed at the end.
 
     Raises:
@@ -211,7 +209,7 @@ def iterate_clips(source: str | Path, size: int, skipped: dict[str, str]) -> Ite
         raise ValueError(f"none of the {len(clips)} clips of '{source}' can be read; the reasons are printed above")
 
 
-def load_clips(source: str | Path, size: int) -> Clips:
+def load_clips(source: str | Path, size: Size) -> Clips:
     """Read all clips of a source into memory; see `iterate_clips`."""
     skipped: dict[str, str] = {}
     names, frames, fps = zip(*iterate_clips(source, size, skipped))

@@ -6,6 +6,7 @@ noise.
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_mardini.trained_window import TrainedWindow
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
 from training.data.buckets import Bucket, Census, WindowRequest, assign
@@ -161,6 +163,19 @@ class ClipWindows:
         """Return the frames per second of a window."""
         return draw.rate.fps or self._by_key[draw.clip].fps / (draw.frames[1] - draw.frames[0])
 
+    def usual_window(self, request: WindowRequest) -> TrainedWindow:
+        """Return the window of a stage's first bucket, at the rate that its clips most often give.
+
+        Args:
+            request: of one rate, see `heldout_window_request`.
+        """
+        bucket, (rate,) = request.buckets[0], request.rates
+        fps = rate.fps
+        if fps is None:
+            clips = Counter(entry.fps for entry in self.entries if entry.status == "ok")
+            fps = round(clips.most_common(1)[0][0] / rate.stride, 3)
+        return TrainedWindow(*bucket.size, bucket.frames, fps)
+
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to read the windows of a later `batch`, if reading takes time."""
 
@@ -218,8 +233,10 @@ class ClipWindows:
         clips, rates, shuffled = vars(self._orders[order]).values()
         number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
         entry = clips[number]
-        # The drawn rate or, in a mixture of strides, the largest one below it for which the clip is long enough.
-        for fitting in reversed(rates[: rates.index(rate) + 1]):
+        # The drawn rate or, in a mixture, the nearest one of shorter windows for which the clip is long enough; else,
+        # for a clip with fewer frames per second than all these, one of longer windows.
+        drawn = rates.index(rate)
+        for fitting in (*reversed(rates[: drawn + 1]), *rates[drawn + 1 :]):
             if num_starts(entry, bucket.frames, fitting):
                 break
         frames = frame_indices(entry, place, bucket.frames, fitting)
@@ -346,6 +363,19 @@ class PixelWindows(ClipWindows):
         self._opening = threading.Lock()  # streams are read in order, by one thread at a time
         self._pending: dict[WindowDraw, Future] = {}
 
+    def usual_window(self, request: WindowRequest) -> TrainedWindow:
+        """Return the window of a stage's first bucket, at the rate that its clips most often give.
+
+        Args:
+            request: of one rate, see `heldout_window_request`.
+        """
+        bucket, (rate,) = request.buckets[0], request.rates
+        fps = rate.fps
+        if fps is None:
+            clips = Counter(entry.fps for entry in self.entries if entry.status == "ok")
+            fps = round(clips.most_common(1)[0][0] / rate.stride, 3)
+        return TrainedWindow(*bucket.size, bucket.frames, fps)
+
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to decode windows of a later `batch`."""
         for draw in draws:
@@ -401,8 +431,6 @@ def _crop(request: WindowRequest, generator: torch.Generator) -> float:
 
 def _weighted(request: WindowRequest, share: float) -> Rate:
     """Return the rate at a share, in [0, 1), of the mixture."""
-    if request.fps is not None:
-        return Rate(fps=request.fps)
-    weights = [weight for _, weight in sorted(request.strides) if weight > 0]
+    weights = [weight for _, weight in request.mixture]
     ends = np.cumsum(weights) / sum(weights)
     return request.rates[min(int(np.searchsorted(ends, share, side="right")), len(weights) - 1)]

@@ -22,6 +22,9 @@ from diffusers_mardini import (
     MarDiniScheduler,
     MarDiniTransformer3DModel,
 )
+from diffusers_mardini.loaders.lora_files import read_lora
+from diffusers_mardini.pipelines.inputs import read_window
+from diffusers_mardini.trained_window import TrainedWindow
 from training.config.schema import AdapterConfig, RunConfig, shaping_fields
 from training.digests import tensors_digest
 from training.engine.ema import AveragedWeights
@@ -179,7 +182,12 @@ def frozen_digests(models: nn.ModuleDict) -> dict[str, str]:
 
 
 def export_adapter(
-    folder: Path, config: RunConfig, models: nn.ModuleDict, averages: AveragedWeights, accelerator: Accelerator
+    folder: Path,
+    config: RunConfig,
+    models: nn.ModuleDict,
+    averages: AveragedWeights,
+    window: TrainedWindow,
+    accelerator: Accelerator,
 ) -> Path:
     """Save the averaged adapter as a folder that `pipe.load_lora_weights` takes; whole or absent.
 
@@ -204,7 +212,10 @@ def export_adapter(
                 unfinished,
                 **arguments,
                 base_model=config.init_from,
-                training_config=shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
+                training_config={
+                    **shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
+                    "window": window.config,
+                },
             )
     accelerator.wait_for_everyone()
     return folder
@@ -218,6 +229,15 @@ def adapter_loaded(pipe: MarDiniPipeline, folder: str | Path) -> Iterator[None]:
         yield
     finally:
         pipe.unload_lora_weights()
+
+
+def trained_window(pipe: MarDiniPipeline, adapter: str | None = None) -> TrainedWindow:
+    """Return the window that a pipeline was trained on, or that of its adapter, if the adapter's file says one."""
+    if adapter is None:
+        return pipe.trained_window
+    _, description = read_lora(adapter)
+    window = (description.training_config or {}).get("window")
+    return pipe.trained_window if window is None else read_window(**window)
 
 
 def summary(names: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from diffusers_mardini import (
     MarDiniTransformer3DModel,
 )
 from diffusers_mardini.presets import load_preset
+from diffusers_mardini.trained_window import TrainedWindow
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.conditions import condition_arguments
 from training.engine.adapter import add_adapter, base_arguments, load_arguments, matched_layers
@@ -293,6 +294,7 @@ def export_pipeline(
     averages: AveragedWeights,
     vae: nn.Module,
     scheduler: MarDiniScheduler,
+    window: TrainedWindow,
     accelerator: Accelerator,
 ) -> Path:
     """Save the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent.
@@ -311,7 +313,8 @@ def export_pipeline(
         dtype = getattr(torch, config.save_dtype)
         for parameter in itertools.chain.from_iterable(part.parameters() for part in parts.values()):
             parameter.data = parameter.data.to("cpu", dtype)
-        pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=config.data.planner_downscale)
+        downscale = config.data.planner_downscale
+        pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=downscale, **window.config)
         with whole_folder(folder) as unfinished:
             pipeline.save_pretrained(unfinished)
     accelerator.wait_for_everyone()

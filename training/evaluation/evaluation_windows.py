@@ -4,6 +4,7 @@ The windows that training draws are in `data/windows.py`; both take every n-th f
 frames of a task are in `diffusers_mardini/masking.py`.
 """
 
+import argparse
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,13 @@ from pathlib import Path
 
 import torch
 
+from diffusers_mardini.sizes import Size, parse_size, size_text
+from diffusers_mardini.trained_window import TrainedWindow
 from training.data.clips import find_clips, load_clip
 from training.data.order import SAME_RATE, frames_at_stride
+
+
+DEFAULT_SIZE, DEFAULT_STRIDE = 64, 2  # of checkpoints that do not say what they were trained on
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class EvaluationWindows:
     """The windows to be scored.
 
     Attributes:
-        frames: in [0, 1], `(windows, frames, 3, size, size)`.
+        frames: in [0, 1], `(windows, frames, 3, height, width)`.
         clips: the name of each window's clip in its source.
         starts: the frame of the clip at which each window begins.
         skipped: reasons by name, for clips that gave no window.
@@ -34,6 +40,34 @@ class EvaluationWindows:
     def digest(self) -> str:
         """Return a digest of all pixels of all windows."""
         return digest_of(self.frames)
+
+
+def size_argument(text: str) -> Size:
+    """Read a size of the command line, see `parse_size`; argparse shows the error."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_window_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe a window; `choose_window` fills in what is not given."""
+    trained = "default: as the checkpoint was trained"
+    parser.add_argument("--size", type=size_argument, help=f"64 (square) or 64x128 (height x width); {trained}, or 64")
+    parser.add_argument("--num-frames", type=int, help=f"frames of a window; {trained}, or 9")
+    parser.add_argument("--stride", type=int, help="clip frames from one window frame to the next; default: see --fps")
+    parser.add_argument("--fps", type=float, help=f"frames per second of a window; {trained}, or a stride of 2")
+
+
+def choose_window(options: argparse.Namespace, trained: TrainedWindow) -> str:
+    """Fill in, in place, what the options of `add_window_options` leave open; return a description of the window."""
+    options.size = trained.size or DEFAULT_SIZE if options.size is None else options.size
+    options.num_frames = trained.frames if options.num_frames is None else options.num_frames
+    if options.stride is None and options.fps is None:
+        options.fps = trained.fps
+    options.stride = DEFAULT_STRIDE if options.stride is None else options.stride
+    pace = f"every {options.stride} frames" if options.fps is None else f"{options.fps:g} frames per second"
+    return f"{options.num_frames} frames of {size_text(options.size)} pixels, {pace}"
 
 
 def digest_of(frames: torch.Tensor) -> str:
@@ -73,7 +107,7 @@ def window_starts(length: int, span: int, count: int) -> list[int]:
 
 def load_windows(
     source: str | Path,
-    size: int,
+    size: Size,
     num_frames: int,
     stride: int,
     per_clip: int,
@@ -84,7 +118,7 @@ def load_windows(
 
     Args:
         source: a folder of clips, or another source (`sources.py`).
-        size: side in pixels to which the centred square is resized.
+        size: in pixels, to which the largest centred part of its aspect ratio is resized.
         num_frames: frames of a window.
         stride: clip frames from one window frame to the next; ignored if `fps` is given.
         per_clip: most windows of a clip.
@@ -134,9 +168,9 @@ def load_windows(
 
 
 def training_clips(
-    source: str | Path, size: int, stride: int, fps: float | None = None
+    source: str | Path, size: Size, stride: int, fps: float | None = None
 ) -> Iterator[tuple[torch.Tensor, float]]:
-    """Yield clips in [0, 1], `(length, 3, size, size)`, each with the distance of window frames in its frames.
+    """Yield clips in [0, 1], `(length, 3, height, width)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
     """

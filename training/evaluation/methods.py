@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.sizes import Size
 from training.data.clips import find_clips
 from training.engine.adapter import adapter_loaded
 from training.evaluation.altered_signals import OTHER, Alteration, batch_of_others
@@ -92,7 +93,7 @@ class TrainingClips:
     """The clips that are searched for the best match; `stride` and `fps` as `load_windows` takes them."""
 
     source: str | Path
-    size: int
+    size: Size
     stride: int
     fps: float | None = None
 

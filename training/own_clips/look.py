@@ -181,7 +181,9 @@ def _usable(clips: list[Clip], left_out: dict[str, str]) -> list[Clip]:
         elif not clip.scenes:
             longest = max((count for _, count in clip.look.scenes), default=0)
             left_out[name] = (
-                f"its longest scene has {longest} frames, a window needs {WINDOW}" if longest else "it shows one colour"
+                f"its longest scene has {longest} frames, a window needs {WINDOW}"
+                if longest
+                else "it shows one colour"
             )
         else:
             kept.append(name)

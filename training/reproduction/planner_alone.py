@@ -25,7 +25,7 @@ from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.reconstruction_head import PlannerReconstructionHead
-from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.evaluation_windows import load_windows, size_argument
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import OURS, Method, baselines, model_key
 from training.evaluation.networks.loading import load_networks
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, help="the folder of a run, runs/NAME")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
-    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--size", type=size_argument, default=64, help="64 (square) or 64x128 (height x width)")
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
     parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
     parser.add_argument("--windows-per-clip", type=int, default=2)

@@ -9,6 +9,8 @@ from typing import Any
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.sizes import Size
+from training.evaluation.evaluation_windows import size_argument
 from training.evaluation.networks.loading import Networks, load_networks
 
 
@@ -17,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--size", type=size_argument, default=64, help="64 (square) or 64x128 (height x width)")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one sample each; their mean is reported")
     parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
@@ -36,7 +38,7 @@ def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
     return pipe
 
 
-def load_lpips(size: int, num_frames: int) -> tuple[Networks, list[str]]:
+def load_lpips(size: Size, num_frames: int) -> tuple[Networks, list[str]]:
     """Return LPIPS, or no network and the reason."""
     try:
         return load_networks(["lpips"], size, num_frames)

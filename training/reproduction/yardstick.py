@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_mardini.masking import task_indices
+from diffusers_mardini.sizes import Size
 from training.data.clips import find_clips, load_clip
 from training.data.order import frames_at_stride
-from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
+from training.evaluation.evaluation_windows import EvaluationWindows, load_windows, size_argument
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
 from training.evaluation.tables import markdown_table
@@ -37,14 +38,14 @@ def moved(frames: torch.Tensor, degrees: float = 0.0, pixels: float = 0.0) -> to
     return F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def clip_frames(folder: Path, windows: EvaluationWindows, size: int, place: int, by: int) -> torch.Tensor:
-    """Return the clip frames `place + by` after the first frames of the windows, `(windows, 3, size, size)`."""
+def clip_frames(folder: Path, windows: EvaluationWindows, size: Size, place: int, by: int) -> torch.Tensor:
+    """Return the clip frames `place + by` after the first frames of the windows, `(windows, 3, height, width)`."""
     clips = {clip.name: load_clip(clip, size)[0] for clip in find_clips(folder) if clip.name in set(windows.clips)}
     chosen = [clips[name][start + place + by] for name, start in zip(windows.clips, windows.starts)]
     return torch.stack(chosen).float() / 255
 
 
-def displaced(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> dict[str, torch.Tensor]:
+def displaced(folder: Path, windows: EvaluationWindows, size: Size, stride: int) -> dict[str, torch.Tensor]:
     """Return altered true middle frames by the name of the alteration."""
     num_frames = windows.frames.shape[1]
     middle = middle_index(num_frames, task_indices("interpolation", num_frames))
@@ -58,7 +59,7 @@ def displaced(folder: Path, windows: EvaluationWindows, size: int, stride: int) 
     return found | {f"turned by {degrees:g}°": moved(true, degrees=degrees) for degrees in TURNS}
 
 
-def table(folder: Path, windows: EvaluationWindows, size: int, stride: int) -> str:
+def table(folder: Path, windows: EvaluationWindows, size: Size, stride: int) -> str:
     """Return the table in markdown, with 95% intervals over clips."""
     num_frames = windows.frames.shape[1]
     true = windows.frames[:, middle_index(num_frames, task_indices("interpolation", num_frames))]
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m training.reproduction.yardstick", description=__doc__.splitlines()[0]
     )
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
-    parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
+    parser.add_argument("--size", type=size_argument, default=64, help="64 (square) or 64x128 (height x width)")
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
     parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
     parser.add_argument("--windows-per-clip", type=int, default=2)

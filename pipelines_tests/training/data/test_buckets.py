@@ -22,7 +22,7 @@ def test_clips_go_to_the_nearest_aspect_ratio():
         entry("tall", 1080, 1920),
         entry("cinema", 2390, 1000),
     ]
-    census = assign(clips, WindowRequest("stage", (SQUARE, WIDE, TALL), fps=8.0))
+    census = assign(clips, WindowRequest("stage", (SQUARE, WIDE, TALL), fps=((8.0, 1.0),)))
     assert [[clip.key for clip in clips] for clips in census.clips] == [["square"], ["wide", "cinema"], ["tall"]]
     assert census.left_out == {}
 
@@ -38,7 +38,7 @@ def test_of_equal_aspect_ratios_the_longest_window_then_the_largest_size_not_enl
 def test_every_clip_left_out_has_a_reason():
     bad = Entry(key="bad", status="left out", reason="the file is empty (0 bytes)")
     clips = [bad, entry("short", 64, 64, num_frames=8), entry("slow", 64, 64, fps=5.0)]
-    census = assign(clips, WindowRequest("stage", (SQUARE,), fps=8.0))
+    census = assign(clips, WindowRequest("stage", (SQUARE,), fps=((8.0, 1.0),)))
     assert census.clips == ((),)
     assert census.left_out["bad"] == "the file is empty (0 bytes)"
     assert "lasts 0.32 s" in census.left_out["short"] and "frames would be repeated" in census.left_out["slow"]
@@ -59,8 +59,8 @@ def test_sides_must_suit_autoencoder_patches_and_planner():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"fps": 8.0, "strides": ((1, 1.0),)}, {}, {"fps": 8.0, "flip": 1.5}, {"fps": 8.0, "off_centre": -0.1},
-     {"fps": 8.0, "buckets": ()}],
+    [{"fps": ((8.0, 1.0),), "strides": ((1, 1.0),)}, {}, {"fps": ((8.0, 1.0),), "flip": 1.5}, {"fps": ((8.0, 1.0),), "off_centre": -0.1},
+     {"fps": ((8.0, 1.0),), "buckets": ()}],
 )  # fmt: skip
 def test_contradictory_samplings_are_refused(arguments):
     with pytest.raises(ValueError, match="stage 'a'|stage 'a' "):

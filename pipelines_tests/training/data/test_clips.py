@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import View, list_clips, load_clip, load_clips, square
+from training.data.clips import View, fit, list_clips, load_clip, load_clips
 
 
 def write_clip(path: Path, num_frames: int = 4, height: int = 16, width: int = 32) -> Path:
@@ -19,7 +19,7 @@ def write_clip(path: Path, num_frames: int = 4, height: int = 16, width: int = 3
 
 def test_square_takes_the_centre_and_keeps_its_pixels():
     frames = np.random.default_rng(0).integers(0, 255, (2, 8, 14, 3), dtype=np.uint8)
-    cropped = square(frames, 8)
+    cropped = fit(frames, 8, 8)
     assert cropped.dtype == torch.uint8 and cropped.shape == (2, 3, 8, 8)
     assert np.array_equal(cropped.permute(0, 2, 3, 1).numpy(), frames[:, :, 3:11])
 
@@ -39,7 +39,7 @@ def test_a_view_lies_where_it_is_said_along_the_longer_side(upright):
 def test_square_resizes_without_aliasing():
     stripes = np.zeros((1, 32, 32, 3), dtype=np.uint8)
     stripes[:, :, ::2] = 255
-    assert square(stripes, 8).float().sub(127.5).abs().max() < 40  # aliased stripes would be 0 or 255
+    assert fit(stripes, 8, 8).float().sub(127.5).abs().max() < 40  # aliased stripes would be 0 or 255
 
 
 def test_clips_are_listed_in_natural_order_with_and_without_metadata(tmp_path):

@@ -56,7 +56,7 @@ def test_strides_come_as_often_as_their_weights_say():
 
 def test_cache_and_pixels_give_the_same_windows(folder):
     vae = tiny_kl()
-    request = WindowRequest("stage", (SQUARE, WIDE), fps=5.0, flip=0.5, off_centre=0.5)
+    request = WindowRequest("stage", (SQUARE, WIDE), fps=((5.0, 1.0),), flip=0.5, off_centre=0.5)
     cached, pixels = (make(folder, kind, vae, (request,)) for kind in (LatentWindows, PixelWindows))
     views = []
     for step in range(3):
@@ -137,10 +137,10 @@ def test_heldout_windows_of_more_clips_than_float32_can_count():
 
 def test_heldout_windows_by_time(folder):
     windows = make(folder)
-    draws = windows.heldout(WindowRequest("held out", (SQUARE,), fps=5.0), 4)
+    draws = windows.heldout(WindowRequest("held out", (SQUARE,), fps=((5.0, 1.0),)), 4)
     assert [draw.frames[1] - draw.frames[0] for draw in draws] == [2] * 4
     with pytest.raises(ValueError, match="stage 'held out' has no clips"):
-        windows.heldout(WindowRequest("held out", (SQUARE,), fps=1.0), 4)
+        windows.heldout(WindowRequest("held out", (SQUARE,), fps=((1.0, 1.0),)), 4)
 
 
 def test_a_short_clip_takes_the_widest_stride_that_fits(folder):
@@ -243,4 +243,4 @@ def test_buckets_without_clips_are_no_error(folder):
 def test_unknown_sizes_are_refused(folder):
     windows = make(folder)
     with pytest.raises(ValueError, match="none of the sizes"):
-        windows.census(WindowRequest("stage", (WIDE,), fps=5.0))
+        windows.census(WindowRequest("stage", (WIDE,), fps=((5.0, 1.0),)))

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -15,9 +16,11 @@ from diffusers import ConfigMixin
 from diffusers.utils import logging
 from PIL import Image, ImageOps
 
-from ..cards import learned_size
 from ..hardware import choose_device, choose_dtype
+from ..pipelines.inputs import read_window
 from ..pipelines.pipeline_mardini import MarDiniPipeline
+from ..sizes import parse_size, sides, size_text
+from ..trained_window import TrainedWindow
 from ..video.errors import named_file_errors
 from ..video.reading import has_sound
 from ..video.writing import keep_frames
@@ -30,6 +33,7 @@ __all__ = ["app", "plain_errors"]
 
 DEFAULT_CHECKPOINT = Path("checkpoints/mardini-tiny-carracing")
 DEFAULT_FPS = 8
+FAR_RATE = 1.5  # rates that differ so much make visibly slower or faster motion
 MOST_FRAMES = 2**31 - 1  # some counters of frames have 32 bits
 SEEDS = -(2**63), 2**64 - 1  # the range of torch's generators
 
@@ -55,8 +59,11 @@ for command in (
 
 def check_options(
     output: Path, force: bool, fps: float | None, checkpoint: str | None, size: str | None, seed: int
-) -> tuple[int, int]:
-    """Check the options of all tasks, before anything is read; return the width and height to work at.
+) -> TrainedWindow:
+    """Check the options of all tasks, before anything is read.
+
+    Returns:
+        The window that the checkpoint was trained on, of the size to work at.
 
     Raises:
         ValueError: if one of them cannot be used.
@@ -64,10 +71,9 @@ def check_options(
     check_output(output, force, fps)
     if not SEEDS[0] <= seed <= SEEDS[1]:
         raise ValueError(f"--seed is {seed}; give a number from {SEEDS[0]} to {SEEDS[1]} (2**64 - 1)")
-    resolve_checkpoint(checkpoint)
-    width_and_height = target_size(checkpoint, size)
-    check_output(output, force, fps, width_and_height)
-    return width_and_height
+    window = window_to_sample(checkpoint, size)
+    check_output(output, force, fps or window.fps, (window.width, window.height))
+    return window
 
 
 def check_count(name: str, number: int, least: int = 1) -> None:
@@ -122,38 +128,37 @@ def check_output(output: Path, force: bool, fps: float | None, size: tuple[int, 
         raise ValueError(f"the output {output} exists; give another name, or --force to replace it")
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Return width and height: (64, 64) for `"64"`, (96, 64) for `"96x64"`."""
-    parts = size.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
-        raise ValueError(f'the size is {size!r}; write "64" for a square or "96x64" for width x height in pixels')
-    return int(parts[0]), int(parts[-1])
+def window_to_sample(checkpoint: str | None, size: str | None) -> TrainedWindow:
+    """Return the window that a checkpoint was trained on, of the size asked for, if any.
 
-
-def target_size(checkpoint: str | None, size: str | None) -> tuple[int, int]:
-    """Return width and height: those asked for, or the square that the autoencoder was trained on (`learned_size`)."""
-    if size is not None:
-        return parse_size(size)
+    Raises:
+        ValueError: if the size can't be read, or neither the checkpoint nor the user gives one.
+    """
     checkpoint = resolve_checkpoint(checkpoint)
     with _checkpoint_errors(checkpoint):
-        _, class_name = MarDiniPipeline.load_config(checkpoint)["vae"]
-        learned = learned_size(class_name, _VaeConfig.load_config(checkpoint, subfolder="vae"))
-    if not isinstance(learned, int) or learned < 1:
-        raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "768x512"')
-    return learned, learned
+        vae_config = _VaeConfig.load_config(checkpoint, subfolder="vae")
+        window = TrainedWindow.of_checkpoint(MarDiniPipeline.load_config(checkpoint), vae_config)
+        window = read_window(**window.config)
+    if size is not None:
+        height, width = sides(parse_size(size))
+        return replace(window, height=height, width=width)
+    if window.size is None:
+        raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "512x768"')
+    return window
 
 
-def fitted_to(size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
-    """Return a function that crops a picture around the centre to the aspect of `size` (width, height) and resizes it.
+def fitted_to(window: TrainedWindow) -> Callable[[Image.Image], Image.Image]:
+    """Return a function that crops a picture around the centre to the aspect of a window and resizes it.
 
     It reports the crop once for each size of picture.
     """
-    reported = set()
+    reported, size = set(), (window.width, window.height)
 
     def fit(frame: Image.Image) -> Image.Image:
         width, height = frame.size
         if width * size[1] != height * size[0] and frame.size not in reported:
-            print(f"Cropping {width}x{height} around the centre to the aspect of {size[0]}x{size[1]}", flush=True)
+            aspect = size_text((window.height, window.width))
+            print(f"Cropping {size_text((height, width))} around the centre to the aspect of {aspect}", flush=True)
             reported.add(frame.size)
         return ImageOps.fit(frame, size, Image.Resampling.BICUBIC)
 
@@ -161,18 +166,29 @@ def fitted_to(size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
 
 
 def read_clip(
-    video: Path, size: tuple[int, int], output: Path, force: bool, fps: float | None
+    video: Path, window: TrainedWindow, output: Path, force: bool, fps: float | None
 ) -> tuple[list[Image.Image], float | None]:
     """Return the frames of a video or a folder of pictures, each resized as it is decoded, and their rate.
 
     Reports sound, which the result will not have, and refuses an output that cannot have this rate.
     """
     print(f"Reading {video}", flush=True)
-    frames, rate = read_images(video, fitted_to(size))
+    frames, rate = read_images(video, fitted_to(window))
     if has_sound(video):
         print(f"{video} has sound; the result will have none", flush=True)
-    check_output(output, force, fps or rate, size)
+    check_output(output, force, fps or rate or window.fps, (window.width, window.height))
     return frames, rate
+
+
+def note_rate(video: Path, rate: float | None, window: TrainedWindow) -> None:
+    """Say so if the frames of a clip that is to be continued lie further apart, or closer, than those of the
+    training."""
+    if rate and window.fps and not 1 / FAR_RATE < rate / window.fps < FAR_RATE:
+        print(
+            f"{video} has {rate:g} frames a second, but the model was trained on {window.fps:g}; the motion will be "
+            "off unless the clip has about that many",
+            flush=True,
+        )
 
 
 def save(output: Path, frames: Sequence[Image.Image], fps: float, force: bool) -> None:
@@ -189,7 +205,7 @@ def save(output: Path, frames: Sequence[Image.Image], fps: float, force: bool) -
         except (ValueError, OSError):
             raise error from None
         raise ValueError(f"{error}; the finished frames were kept in '{kept}'") from error
-    print(f"Wrote {len(frames)} frames of {frames[0].width}x{frames[0].height} to {output}")
+    print(f"Wrote {len(frames)} frames of {size_text((frames[0].height, frames[0].width))} to {output}")
 
 
 def _checkpoint_errors(checkpoint: str) -> contextlib.AbstractContextManager:

@@ -8,15 +8,16 @@ import torch
 import typer
 from huggingface_hub.utils import disable_progress_bars
 
-from .. import cli, costs, hub
+from .. import costs, hub
 from ..hardware import choose_dtype
+from ..sizes import parse_size, sides
 from .errors import plain_errors
 from .options import Size, Steps
 
 
 def info(
     model: Annotated[str, typer.Argument(help="A preset (such as mardini-l-t) or the folder of a checkpoint.")],
-    num_frames: Annotated[int | None, typer.Option(help="Frames of the window. Else the preset's, or 9.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of the window. Else the model's own, or 9.")] = None,
     size: Size = None,
     steps: Steps = 25,
     dtype: Annotated[
@@ -29,7 +30,7 @@ def info(
     """
     with plain_errors():
         data_type, _ = choose_dtype(dtype, torch.device("cpu")) if dtype != "auto" else (torch.bfloat16, "")
-        width, height = cli.parse_size(size) if size else (None, None)
+        height, width = sides(parse_size(size)) if size else (None, None)
         print(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
         print(costs.report(model, num_frames, height, width, steps, data_type))
 

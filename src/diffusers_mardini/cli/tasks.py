@@ -9,14 +9,16 @@ from PIL import Image
 
 from .. import cli
 from .errors import plain_errors
-from .options import Checkpoint, Device, Dtype, Force, Fps, Guidance, Output, Seed, Size, Steps
+from .options import Checkpoint, Device, Dtype, Force, Fps, Guidance, Output, Seed, Size, Steps, Window
 
 
 def interpolate(
     first: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
     last: Annotated[Path, typer.Argument(help="The last frame, a picture.")],
     output: Output,
-    num_frames: Annotated[int, typer.Option(help="Frames of the result, the two given ones included.")] = 9,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the result, the two given ones included. Else as trained.")
+    ] = None,
     checkpoint: Checkpoint = None,
     size: Size = None,
     steps: Steps = 25,
@@ -32,21 +34,29 @@ def interpolate(
     Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
     """
     with plain_errors():
-        cli.check_count("--num-frames", num_frames, 3)
-        fit = cli.fitted_to(cli.check_options(output, force, fps, checkpoint, size, seed))
+        cli.check_count("--num-frames", 3 if num_frames is None else num_frames, 3)
+        window = cli.check_options(output, force, fps, checkpoint, size, seed)
+        num_frames, fit = num_frames or max(3, window.frames), cli.fitted_to(window)
         frames = [_read_picture(first), _read_picture(last)]
         pipe = cli.load(checkpoint, device, dtype, f"Sampling {num_frames - 2} frames between {first} and {last}")
         first_frame, last_frame = map(fit, frames)
         result = pipe(
-            image=first_frame, last_image=last_frame, num_frames=num_frames, **_sampling(steps, guidance, seed)
+            image=first_frame,
+            last_image=last_frame,
+            num_frames=num_frames,
+            height=window.height,
+            width=window.width,
+            **_sampling(steps, guidance, seed),
         )
-        cli.save(output, result.frames[0], fps or cli.DEFAULT_FPS, force)
+        cli.save(output, result.frames[0], fps or window.fps or cli.DEFAULT_FPS, force)
 
 
 def animate(
     image: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
     output: Output,
-    num_frames: Annotated[int, typer.Option(help="Frames of the result, the given one included.")] = 9,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the result, the given one included. Else as trained.")
+    ] = None,
     checkpoint: Checkpoint = None,
     size: Size = None,
     steps: Steps = 25,
@@ -62,18 +72,27 @@ def animate(
     Example: mardini animate a.png -o moving.gif --seed 3
     """
     with plain_errors():
-        cli.check_count("--num-frames", num_frames, 2)
-        fit = cli.fitted_to(cli.check_options(output, force, fps, checkpoint, size, seed))
+        cli.check_count("--num-frames", 2 if num_frames is None else num_frames, 2)
+        window = cli.check_options(output, force, fps, checkpoint, size, seed)
+        num_frames, fit = num_frames or window.frames, cli.fitted_to(window)
         frame = _read_picture(image)
         pipe = cli.load(checkpoint, device, dtype, f"Sampling the {num_frames - 1} frames that follow {image}")
-        result = pipe(image=fit(frame), num_frames=num_frames, **_sampling(steps, guidance, seed))
-        cli.save(output, result.frames[0], fps or cli.DEFAULT_FPS, force)
+        result = pipe(
+            image=fit(frame),
+            num_frames=num_frames,
+            height=window.height,
+            width=window.width,
+            **_sampling(steps, guidance, seed),
+        )
+        cli.save(output, result.frames[0], fps or window.fps or cli.DEFAULT_FPS, force)
 
 
 def expand(
     video: Annotated[Path, typer.Argument(help="A video or a folder of pictures: the given frames.")],
     output: Output,
-    num_frames: Annotated[int, typer.Option(help="Frames of the window, the given ones included.")] = 9,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the window, the given ones included. Else as trained.")
+    ] = None,
     use_frames: Annotated[
         int | None, typer.Option(help="Use only the last so many frames of the clip. Else all.")
     ] = None,
@@ -92,10 +111,11 @@ def expand(
     Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --num-frames 9
     """
     with plain_errors():
-        cli.check_count("--num-frames", num_frames, 2)
-        frames, rate = cli.read_clip(
-            video, cli.check_options(output, force, fps, checkpoint, size, seed), output, force, fps
-        )
+        cli.check_count("--num-frames", 2 if num_frames is None else num_frames, 2)
+        window = cli.check_options(output, force, fps, checkpoint, size, seed)
+        num_frames = num_frames or window.frames
+        frames, rate = cli.read_clip(video, window, output, force, fps)
+        cli.note_rate(video, rate, window)
         if use_frames is not None:
             if not 1 <= use_frames <= len(frames):
                 raise ValueError(
@@ -110,14 +130,14 @@ def expand(
         task = f"Sampling {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
         pipe = cli.load(checkpoint, device, dtype, task)
         result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
-        cli.save(output, result.frames[0], fps or rate or cli.DEFAULT_FPS, force)
+        cli.save(output, result.frames[0], fps or rate or window.fps or cli.DEFAULT_FPS, force)
 
 
 def slow_motion(
     video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
     output: Output,
     factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
-    window: Annotated[int, typer.Option(help="Frames of a window, as the checkpoint was trained.")] = 9,
+    window: Window = None,
     checkpoint: Checkpoint = None,
     size: Size = None,
     steps: Steps = 25,
@@ -134,23 +154,24 @@ def slow_motion(
     """
     with plain_errors():
         cli.check_count("--factor", factor, 2)
-        frames, rate = cli.read_clip(
-            video, cli.check_options(output, force, fps, checkpoint, size, seed), output, force, fps
-        )
+        trained = cli.check_options(output, force, fps, checkpoint, size, seed)
+        frames, rate = cli.read_clip(video, trained, output, force, fps)
         total = (len(frames) - 1) * factor + 1
         cli.check_count(f"--factor is {factor}, so that the number of frames", total)
         task = f"Slowing the {len(frames)} frames of {video} down {factor} times, to {total}"
         pipe = cli.load(checkpoint, device, dtype, task)
         result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
-        cli.save(output, result.frames[0], fps or rate or cli.DEFAULT_FPS, force)
+        cli.save(output, result.frames[0], fps or rate or trained.fps or cli.DEFAULT_FPS, force)
 
 
 def extend(
     video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
     output: Output,
     num_new_frames: Annotated[int, typer.Option(help="Frames to add at the end.")] = 16,
-    window: Annotated[int, typer.Option(help="Frames of a window, as the checkpoint was trained.")] = 9,
-    overlap: Annotated[int, typer.Option(help="Last frames that are given to each new window.")] = 4,
+    window: Window = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Last frames that are given to each new window. Else half of the window.")
+    ] = None,
     checkpoint: Checkpoint = None,
     size: Size = None,
     steps: Steps = 25,
@@ -167,15 +188,15 @@ def extend(
     """
     with plain_errors():
         cli.check_count("--num-new-frames", num_new_frames)
-        frames, rate = cli.read_clip(
-            video, cli.check_options(output, force, fps, checkpoint, size, seed), output, force, fps
-        )
+        trained = cli.check_options(output, force, fps, checkpoint, size, seed)
+        frames, rate = cli.read_clip(video, trained, output, force, fps)
+        cli.note_rate(video, rate, trained)
         task = f"Adding {num_new_frames} frames to the {len(frames)} of {video}"
         pipe = cli.load(checkpoint, device, dtype, task)
         result = pipe.extend(
             frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
         )
-        cli.save(output, result.frames[0], fps or rate or cli.DEFAULT_FPS, force)
+        cli.save(output, result.frames[0], fps or rate or trained.fps or cli.DEFAULT_FPS, force)
 
 
 def _read_picture(path: Path) -> Image.Image:

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, _fetch_state_dict
 
+from ..format_version import LORA_DESCRIPTION_KEY
 from ..models.adapters import require_safetensors
 from ..weights import SUFFIX, is_pickle
 from .lora_names import in_peft_form
 
 
-DESCRIPTION_KEY = "mardini_lora"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 PEFT_CONFIG = "adapter_config.json"  # beside weights that peft saved
 
@@ -63,7 +63,7 @@ def write_lora_file(
     origin = {"base_model": description.base_model, "training_config": description.training_config}
     origin = {key: value for key, value in origin.items() if value is not None}
     if origin:
-        metadata[DESCRIPTION_KEY] = _to_json(origin)
+        metadata[LORA_DESCRIPTION_KEY] = _to_json(origin)
 
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{weight_name}.unfinished"
@@ -135,7 +135,7 @@ def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescr
         for key, value in json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).items():
             component, _, argument = key.rpartition(".")
             adapters.setdefault(component, {})[argument] = value
-        return LoraDescription(adapters=adapters, **json.loads(metadata.get(DESCRIPTION_KEY, "{}")))
+        return LoraDescription(adapters=adapters, **json.loads(metadata.get(LORA_DESCRIPTION_KEY, "{}")))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {file} cannot be read as that of a LoRA ({error})") from error
 

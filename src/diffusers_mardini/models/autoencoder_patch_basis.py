@@ -88,7 +88,7 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
         decoder_blocks: residual blocks of the decoder.
         scaling_factor: multiplied with latents, after the shift, for a standard deviation of 1.
         shift_factor: mean of all latents.
-        sample_size: side of the pictures it was trained on; informative.
+        sample_size: side of the pictures it was trained on, or height and width; informative.
     """
 
     _supports_gradient_checkpointing = False
@@ -105,7 +105,7 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
         decoder_blocks: int = 3,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
-        sample_size: int = 64,
+        sample_size: int | tuple[int, int] = 64,
     ):
         super().__init__()
         if in_channels != out_channels:

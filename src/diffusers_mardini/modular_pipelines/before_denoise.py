@@ -59,7 +59,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
         return [
             InputParam("pixels", required=True, type_hint=torch.Tensor, description="The given frames."),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
-            InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
+            InputParam("num_frames", required=True, type_hint=int, description="Frames of the window."),
             *SAMPLING_INPUTS,
             NUM_VIDEOS,
             NOISE,

@@ -1,4 +1,4 @@
-"""The base of all blocks: their parts, their one setting, and the `MarDiniPipeline` that does their work.
+"""The base of all blocks: their parts, their settings, and the `MarDiniPipeline` that does their work.
 
 The blocks cut `MarDiniPipeline.__call__` into steps that can be removed, replaced and combined with others. Each block
 calls the pipeline's method of its step, so that sampling is written once, and the results are equal bit for bit.
@@ -13,6 +13,7 @@ from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..schedulers.scheduling_mardini import MarDiniScheduler
+from ..trained_window import KEYS
 
 
 PARTS = {
@@ -64,8 +65,11 @@ class MarDiniBlock(ModularPipelineBlocks):
 
     @property
     def expected_configs(self) -> list[ConfigSpec]:
-        """Specification of the one setting."""
-        return [ConfigSpec("planner_downscale", 4, "How many times smaller the planner's frames are.")]
+        """Specification of the settings."""
+        return [
+            ConfigSpec("planner_downscale", 4, "How many times smaller the planner's frames are."),
+            *(ConfigSpec(key, None, "Of the window that the models were trained on.") for key in KEYS),
+        ]
 
 
 def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
@@ -75,15 +79,15 @@ def window_pipeline(components: ModularPipeline) -> MarDiniPipeline:
     interruption), and is replaced when a part was.
     """
     parts = {name: getattr(components, name, None) for name in PARTS}
-    downscale = components.config["planner_downscale"]
+    settings = {key: components.config[key] for key in ("planner_downscale", *KEYS)}
     made = components.__dict__.get("_window_pipeline")
     if (
         made is None
-        or made.config.planner_downscale != downscale
+        or any(made.config[key] != value for key, value in settings.items())
         or any(getattr(made, name) is not part for name, part in parts.items())
     ):
         before = made
-        made = components._window_pipeline = MarDiniPipeline(**parts, planner_downscale=downscale)
+        made = components._window_pipeline = MarDiniPipeline(**parts, **settings)
         if before is not None and before.transformer is made.transformer and before._noise_levels is not None:
             made._noise_levels = before._noise_levels  # of the transformer; a new scheduler must have the same
     return made

@@ -62,7 +62,7 @@ class MarDiniPlannerStep(MarDiniBlock):
         return [
             InputParam("planner_latents", required=True, type_hint=Tensor, description="Of the given frames, low."),
             InputParam("given_indices", required=True, type_hint=list[int], description="Their places."),
-            InputParam("num_frames", type_hint=int, default=9, description="Frames of the window."),
+            InputParam("num_frames", required=True, type_hint=int, description="Frames of the window."),
             InputParam("attention_kwargs", type_hint=dict[str, Any], description='`{"scale": s}` scales LoRA layers.'),
             InputParam("conditions", type_hint=dict[str, Tensor], description="(batch, num_frames, channels) each."),
         ]

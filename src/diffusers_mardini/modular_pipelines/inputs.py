@@ -33,11 +33,9 @@ class MarDiniInputStep(MarDiniBlock):
         """Arguments, and results of earlier blocks."""
         return [
             *(TASK_INPUTS[name] for name in self.task_inputs),
-            InputParam(
-                "num_frames", type_hint=int, default=9, description="Frames of the window, given ones included."
-            ),
-            InputParam("height", type_hint=int, description="In pixels; by default that of the given frames."),
-            InputParam("width", type_hint=int, description="In pixels; by default that of the given frames."),
+            InputParam("num_frames", type_hint=int, description="Frames of the window; by default as trained, or 9."),
+            InputParam("height", type_hint=int, description="In pixels; see `MarDiniPipeline.__call__`."),
+            InputParam("width", type_hint=int, description="In pixels; see `MarDiniPipeline.__call__`."),
         ]
 
     @property
@@ -46,6 +44,7 @@ class MarDiniInputStep(MarDiniBlock):
         return [
             OutputParam("pixels", type_hint=Tensor, description="(batch, given frames, 3, height, width) in [-1, 1]."),
             OutputParam("given_indices", type_hint=list[int], description="Their places in the window, rising."),
+            OutputParam("num_frames", type_hint=int, description="Frames of the window, given ones included."),
         ]
 
     def _run(self, pipe: MarDiniPipeline, block_state: BlockState) -> None:
@@ -55,9 +54,11 @@ class MarDiniInputStep(MarDiniBlock):
             block_state.height,
             block_state.width,
             pipe.size_multiple,
+            pipe.trained_window,
         )
         block_state.pixels = to_pixels(given.videos, given.height, given.width, pipe.video_processor)
         block_state.given_indices = given.given_indices
+        block_state.num_frames = given.num_frames
 
 
 class MarDiniImageToVideoInputStep(MarDiniInputStep):

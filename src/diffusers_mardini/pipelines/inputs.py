@@ -4,6 +4,7 @@ Everything here happens before any model runs, and every error says what was giv
 The result has one form, `GivenFrames`. Models, noise and sampling are in `pipeline_mardini.py`.
 """
 
+import math
 import operator
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 
 from ..pictures import clip_to_rgb
+from ..sizes import size_text
+from ..trained_window import UNKNOWN, TrainedWindow
 
 
 logger = logging.get_logger(__name__)
@@ -31,6 +34,7 @@ ACCEPTED_PICTURES = (
 OVERSHOOT = (
     1e-3  # floats may exceed their range by this, from rounding (a quarter of a step of 8 bits), and are clamped
 )
+STRETCHED = 0.1  # aspect ratios that differ by a tenth do so visibly
 SIGNED_BELOW = -0.1  # about the lowest value of floats in [0, 1] after resizing with a sharp filter
 
 
@@ -63,16 +67,18 @@ def read_given_frames(
     last_image: Any,
     video: Any,
     frame_indices: Sequence[int] | None,
-    num_frames: int,
+    num_frames: int | None,
     height: int | None,
     width: int | None,
     size_multiple: int,
+    window: TrainedWindow = UNKNOWN,
 ) -> GivenFrames:
     """Read the arguments of `MarDiniPipeline.__call__` that decide the task (Sec. 2.1: by masking).
 
     Raises:
         ValueError: for no or contradictory inputs, wrong types, sizes or places.
     """
+    num_frames = window.frames if num_frames is None else num_frames
     num_frames = whole_number(num_frames, "num_frames", least=2, reason="one to keep and one to generate")
     check_task(image, last_image, video, frame_indices)
     if video is not None:
@@ -92,7 +98,11 @@ def read_given_frames(
     if given_indices != sorted(given_indices):
         order = sorted(range(len(given_indices)), key=given_indices.__getitem__)
         videos, given_indices = [[frames[i] for i in order] for frames in videos], sorted(given_indices)
+    if video is None and height is None and width is None:
+        height, width = window.height, window.width
+        _warn_if_stretched(videos[0][0], height, width)
     height, width = output_size(videos, height, width, size_multiple)
+    warn_if_far(window, height, width, num_frames)
     return GivenFrames(videos, given_indices, num_frames, height, width)
 
 
@@ -165,6 +175,21 @@ def output_size(
     return height, width
 
 
+def warn_if_far(window: TrainedWindow, height: int, width: int, num_frames: int) -> None:
+    """Warn of a window that is far from the one trained on."""
+    if far := window.why_far(height, width, num_frames):
+        logger.warning(f"{far[0].upper()}{far[1:]}.")
+
+
+def _warn_if_stretched(picture: Picture, height: int | None, width: int | None) -> None:
+    given_height, given_width = _picture_size(picture)
+    if height and width and abs(math.log(given_height / given_width * width / height)) > STRETCHED:
+        logger.warning(
+            f"The pictures of {size_text((given_height, given_width))} are stretched to {size_text((height, width))} "
+            "(height x width), the size of this pipeline's training; crop them first, or pass `height` and `width`."
+        )
+
+
 def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
     """Make one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
 
@@ -200,6 +225,23 @@ def whole_number(value: Any, name: str, least: int, reason: str = "") -> int:
         why = f" ({reason})" if reason else ""
         raise ValueError(f"`{name}` is {value!r}; give a whole number of at least {least}{why}")
     return number
+
+
+def read_window(height: Any, width: Any, num_frames: Any, fps: Any) -> TrainedWindow:
+    """Check the window of a pipeline's configuration; each value may be `None`.
+
+    Raises:
+        ValueError: for a value that is no window's, and for a height without a width.
+    """
+    if (height is None) != (width is None):
+        raise ValueError(f"`height` is {height!r} and `width` {width!r}; give both or neither")
+    if height is not None:
+        height, width = whole_number(height, "height", least=1), whole_number(width, "width", least=1)
+    if num_frames is not None:
+        num_frames = whole_number(num_frames, "num_frames", least=2, reason="one to keep and one to generate")
+    if fps is not None and not (type(fps) in (int, float) and math.isfinite(fps) and fps > 0):
+        raise ValueError(f"`fps` is {fps!r}; give a positive number of frames per second")
+    return TrainedWindow(height, width, num_frames, fps)
 
 
 def _split_images(image: Any, name: str) -> list[Picture]:

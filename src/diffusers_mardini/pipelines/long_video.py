@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from ..latents import decode_latents
 from ..masking import interpolation_indices, leading_indices
 from .conditions import Conditions, conditions_at, read_conditions
-from .inputs import output_size, split_videos, to_pixels, whole_number
+from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
 from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
@@ -88,7 +88,7 @@ class LongVideoMixin:
         self,
         video: Any,
         factor: int,
-        window: int = 9,
+        window: int | None = None,
         window_batch_size: int = 1,
         height: int | None = None,
         width: int | None = None,
@@ -117,7 +117,8 @@ class LongVideoMixin:
         Args:
             video: A clip of at least 2 frames, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             factor (`int`): How many times slower; at least 2.
-            window (`int`, defaults to `9`): Most frames of a window, at least 3: as many as the model was trained for.
+            window (`int`, *optional*): Most frames of a window, at least 3; by default as many as the model was trained
+                for, 9 if the pipeline does not know.
             window_batch_size (`int`, defaults to `1`):
                 Most windows that run at once, as rows of one batch: more use an accelerator better and take more
                 memory. The initial noise of a window does not depend on it; the noise of later steps (`eta` above 0)
@@ -138,6 +139,7 @@ class LongVideoMixin:
             ValueError: for every unusable argument, before any model runs.
         """
         factor = whole_number(factor, "factor", least=2, reason="how many times slower")
+        window = max(3, self.trained_window.frames) if window is None else window
         window = whole_number(window, "window", least=3, reason="two given frames and one between")
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
@@ -145,7 +147,7 @@ class LongVideoMixin:
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
-        pixels = self._check_long_video(video, height, width, options, output_type, least_frames=2)
+        pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=2)
         num_given = pixels.shape[1]
         num_frames = (num_given - 1) * factor + 1
         batches = batch_windows(slow_motion_windows(num_given, factor, window), window_batch_size)
@@ -162,7 +164,7 @@ class LongVideoMixin:
         self,
         video: Any,
         num_new_frames: int,
-        window: int = 9,
+        window: int | None = None,
         overlap: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -187,7 +189,8 @@ class LongVideoMixin:
             video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             num_new_frames (`int`): How many frames to add. All windows are whole; surplus frames of the last are
                 dropped.
-            window (`int`, defaults to `9`): Frames of a window: as many as the model was trained for.
+            window (`int`, *optional*): Frames of a window; by default as many as the model was trained for, 9 if the
+                pipeline does not know.
             overlap (`int`, defaults to half of `window`):
                 How many given frames lead each window, less than `window`. More keep the motion steadier and take
                 longer. A shorter `video` leads the first window with all its frames.
@@ -207,6 +210,7 @@ class LongVideoMixin:
             ValueError: for every unusable argument, before any model runs.
         """
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+        window = self.trained_window.frames if window is None else window
         window = whole_number(window, "window", least=2, reason="one given frame and one new")
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
@@ -219,7 +223,7 @@ class LongVideoMixin:
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
-        pixels = self._check_long_video(video, height, width, options, output_type, least_frames=1)
+        pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
         num_given = pixels.shape[1]
         windows = extension_windows(num_given, num_new_frames, window, overlap)
         # All windows are whole: the last may sample more frames than asked for.
@@ -239,6 +243,7 @@ class LongVideoMixin:
         video: Any,
         height: int | None,
         width: int | None,
+        window: int,
         options: SamplingOptions,
         output_type: str,
         least_frames: int,
@@ -253,6 +258,7 @@ class LongVideoMixin:
                 f"`video` has {len(videos[0])} frame; slow motion goes between frames, give at least {least_frames}"
             )
         height, width = output_size(videos, height, width, self.size_multiple)
+        warn_if_far(self.trained_window, height, width, window)
         self.check_inputs(options, len(videos), output_type)
         self.set_timesteps(options)
         self._reset_call()

@@ -26,8 +26,9 @@ from ..models.transformer_mardini import MarDiniTransformer3DModel
 from ..models.transformer_mardini_planner import MarDiniPlannerTransformer3DModel
 from ..models.window import WindowLayout
 from ..schedulers.compatibility import accepted, check_sampling, check_scheduler, set_timesteps
+from ..trained_window import TrainedWindow
 from .conditions import Conditions, conditions_for, known_conditions, read_conditions
-from .inputs import check_noise, read_given_frames, to_pixels, whole_number
+from .inputs import check_noise, read_given_frames, read_window, to_pixels, whole_number
 from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
 from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
@@ -70,6 +71,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         planner_downscale (`int`, defaults to `4`):
             How many times smaller than the output the planner's frames are. It belongs to the pipeline's
             configuration, not to a component: `from_pipe` keeps it, `MarDiniPipeline(**pipe.components)` does not.
+        height, width, num_frames (`int`, *optional*), fps (`float`, *optional*):
+            The window that the models were trained on, `fps` from one of its frames to the next: the defaults of
+            every call. The trainer writes them; they belong to the configuration too.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -82,10 +86,17 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         transformer: MarDiniTransformer3DModel,
         scheduler: SchedulerMixin,
         planner_downscale: int = 4,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, planner=planner, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1))
+        self.register_to_config(
+            planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1),
+            **read_window(height, width, num_frames, fps).config,
+        )
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
         # Don't pass `vae_latent_channels`: with a 3-channel VAE, RGB would be taken for latents.
@@ -100,6 +111,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return self.vae_scale_factor * math.lcm(
             self.transformer.config.patch_size, self.planner.config.patch_size * self.config.planner_downscale
         )
+
+    @property
+    def trained_window(self) -> TrainedWindow:
+        """The window that the models were trained on, as far as the configuration says."""
+        return TrainedWindow.from_config(self.config)
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -146,7 +162,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         last_image: Any = None,
         video: Any = None,
         frame_indices: Sequence[int] | None = None,
-        num_frames: int = 9,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
@@ -180,9 +196,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             last_image: Last frame, in the same form.
             video: A list or a 4-dimensional array of frames; a list of these or a 5-dimensional array for a batch.
             frame_indices: The place of each frame of `video` in the window, the same for the whole batch.
-            num_frames (`int`, defaults to `9`): Number of frames of the window, the given ones included.
-            height, width (`int`, *optional*): Size of the output in pixels, by default that of the given frames, which
-                are resized to it. Must be divisible by `self.size_multiple`.
+            num_frames (`int`, *optional*): Number of frames of the window, the given ones included; by default that of
+                the training (`self.trained_window`), 9 if the pipeline does not know it.
+            height, width (`int`, *optional*): Size of the output in pixels, to which the given frames are resized. By
+                default that of `video`, and for `image` that of the training, if the pipeline knows it, else that of
+                `image`. Must be divisible by `self.size_multiple`.
             num_inference_steps (`int`, defaults to `25`): Number of denoising steps (Fig. 6a: 25 are enough). DDIM
                 ends exactly at zero noise only if this divides the 1000 levels of training (10, 20, 25, 40, 50, 100),
                 and close to it with other small numbers; above 100 use a divisor, or `timesteps`.
@@ -231,7 +249,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         """
         # 1. Check
         given = read_given_frames(
-            image, last_image, video, frame_indices, num_frames, height, width, self.size_multiple
+            image, last_image, video, frame_indices, num_frames, height, width, self.size_multiple, self.trained_window
         )
         options = SamplingOptions(
             num_inference_steps=num_inference_steps,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers_mardini.sizes import Size, sides, size_text
 from training.evaluation.networks.frechet import (
     EFFICIENTNET,
     I3D,
@@ -47,7 +48,7 @@ class Networks:
 
 def load_networks(
     wanted: Sequence[str],
-    size: int,
+    size: Size,
     num_frames: int,
     folder: Path | None = None,
     digests: Mapping[str, str] | None = None,
@@ -80,8 +81,8 @@ def load_networks(
 
     def load(name: str) -> Lpips | Features:
         if name.startswith("lpips"):
-            if size < MIN_SIZE:
-                raise ValueError(f"LPIPS needs frames of at least {MIN_SIZE} pixels, got {size}")
+            if min(sides(size)) < MIN_SIZE:
+                raise ValueError(f"LPIPS needs frames of at least {MIN_SIZE} pixels a side, got {size_text(size)}")
             return load_lpips("vgg" if name == "lpips-vgg" else "alex", folder, digests)
         if name == "fid":
             return load_fid(folder, digests, device)
