@@ -62,6 +62,7 @@ ROOMS = (
     {"evaluation", "losses", "curriculum"},
     {"costs"},
     {"monitoring"},
+    {"schedule"},
     {"loop"},
 )
 OPTIONAL = {
