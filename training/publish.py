@@ -111,7 +111,9 @@ def scores_of(results: Path) -> dict[str, Any]:
 
 def without_folders(command: str) -> str:
     """Return a command with paths of this machine shortened: relative to the working directory, else to their names."""
-    return re.sub(r"(?<![^\s='\"])(?:~|/|[A-Za-z]:[\\/])[^\s'\"]*", lambda found: _portable(found[0]), command)
+    absolute = r"(?:~|/|[A-Za-z]:[\\/])"
+    found = rf"(?<=['\"]){absolute}[^'\"]*(?=['\"])|(?<![^\s=]){absolute}[^\s'\"]*"
+    return re.sub(found, lambda path: _portable(path[0]), command)
 
 
 def _portable(path: str) -> str:

@@ -26,7 +26,7 @@ class DivergenceGuard:
     def __init__(self):
         self.good_until = 0
         self.first: float | None = None
-        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # global steps and training losses
 
     def begin_stage(self) -> None:
         """Forget the losses of the stage before: those of another one differ."""
@@ -49,9 +49,14 @@ class DivergenceGuard:
         return True
 
     def accepts_training(self, loss: float, zeros: float, global_step: int) -> bool:
-        """Return the same of training losses, by their median; the first few are too few to refuse one."""
-        self.recent.append(loss)
-        return len(self.recent) < RECENT or self.accepts(median(self.recent), zeros, global_step)
+        """Return the same of training losses, by their median; the first few are too few to refuse one.
+
+        Where the median is good, the newer half of the losses may be bad: the run was good before them.
+        """
+        self.recent.append((global_step, loss))
+        if len(self.recent) < RECENT:
+            return True
+        return self.accepts(median(loss for _, loss in self.recent), zeros, self.recent[RECENT // 2 - 1][0])
 
     def state(self) -> dict:
         """Return what a checkpoint keeps, as JSON."""
@@ -60,7 +65,7 @@ class DivergenceGuard:
     def load_state(self, state: dict) -> None:
         """Restore what `state` returned."""
         self.good_until, self.first = state["good_until"], state["first"]
-        self.recent = deque(state["recent"], maxlen=RECENT)
+        self.recent = deque(map(tuple, state["recent"]), maxlen=RECENT)
 
 
 def where_to_go_on(folder: Path, good_until: int, rename: bool) -> str:

@@ -37,13 +37,22 @@ def trend(values: Sequence[float]) -> str:
     mean, middle = sum(values) / count, (count - 1) / 2
     spread = sum((place - middle) ** 2 for place in range(count))
     slope = sum((place - middle) * (value - mean) for place, value in enumerate(values)) / spread
-    squares = sum((value - mean - slope * (place - middle)) ** 2 for place, value in enumerate(values))
-    error = math.sqrt(squares / (count - 2) / spread)
+    error = _noise(values) / math.sqrt(spread)
     if abs(slope) <= 2 * error or abs(slope) * (count - 1) <= LEAST_FALL * abs(mean):
         return "flat"
     return "falling" if slope < 0 else "rising"
 
 
 def is_flat(values: Sequence[float], measurements: int) -> bool:
-    """Return whether the last so many values have not fallen; False if there are fewer."""
-    return len(values) >= measurements and trend(values[-measurements:]) in ("flat", "rising")
+    """Return whether none of the last so many values is lower than all before by more than noise; False if too few."""
+    before, last = values[:-measurements], values[-measurements:]
+    if not before:
+        return False
+    least_fall = max(2 * _noise([*before[-2:], *last]), LEAST_FALL * abs(min(before)))
+    return min(before) - min(last) <= least_fall
+
+
+def _noise(values: Sequence[float]) -> float:
+    """Return the standard deviation of values around a smooth curve, by their second differences."""
+    bends = [before - 2 * value + after for before, value, after in zip(values, values[1:], values[2:])]
+    return math.sqrt(sum(bend**2 for bend in bends) / len(bends) / 6)
