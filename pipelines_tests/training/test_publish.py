@@ -88,6 +88,8 @@ def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, 
     assert names["pipe"].get_list_adapters() == {"planner": ["default_0"], "transformer": ["default_0"]}
     assert len(names["frames"]) == 4
 
+    card.write_text(yaml.safe_dump({"num_frames": 4}))
+
     # Scores of the base alone, or of another adapter, are not this one's
     pipe = MarDiniPipeline.from_pretrained(base_folder())
     sampled_by, record = model_key(pipe), json.loads(results.read_text())

@@ -65,7 +65,9 @@ class TensorFile(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, good_until: int = 0) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, keep: int, good_until: int = 0, late_news: bool = False
+) -> Path:
     """Write `folder/step-<global step>`, then delete all but the newest `keep` and the last good one.
 
     Args:
@@ -73,6 +75,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, good_until:
         checkpoint: what is written.
         keep: number of checkpoints.
         good_until: the last global step at which the loss is known to be good.
+        late_news: whether that is known only some steps later; the next one to be known is kept, too.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -90,8 +93,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, good_until:
             + "make room or make the folder writable, then type the same command again"
         ) from error
     good = good_checkpoint(folder, good_until)
+    unknown = [path for path in list_checkpoints(folder) if step_of(path) > good_until]
+    kept = [good, *(unknown[:1] if late_news else [])]
     for old in list_checkpoints(folder)[:-keep]:
-        if old != good:
+        if old not in kept:
             remove_folder(old)
     return target
 

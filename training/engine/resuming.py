@@ -104,7 +104,8 @@ class RunCheckpoints:
         failure: list[CheckpointError | None] = [None]
         if self.accelerator.is_main_process:
             try:
-                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints, good_until)
+                late_news = self.config.data.validation is None  # medians of training losses come late
+                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints, good_until, late_news)
             except CheckpointError as error:
                 failure = [error]
         self._fail_together(failure)
