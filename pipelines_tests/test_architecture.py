@@ -67,6 +67,7 @@ ROOMS = (
     {"evaluation", "losses", "curriculum"},
     {"costs"},
     {"monitoring"},
+    {"schedule"},
     {"loop"},
 )
 # Programs that lie in a room but stand above all of them: no room imports them.

@@ -88,11 +88,22 @@ def drop_conditions(
     return remaining
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, final: float = 0.0) -> float:
-    """Return the factor of the peak rate: a linear warm-up, then a cosine to `final` at the last step (Appendix B)."""
+def learning_rate_factor(
+    step: int, steps: int, warmup_steps: int, final: float = 0.0, risen: float = 0.0, decayed: float = 0.0
+) -> float:
+    """Return the factor of the peak rate: a linear warm-up, then a cosine to `final` at the last step (Appendix B).
+
+    Args:
+        step: of the stage, or since its number of steps was changed.
+        steps: of the stage, or left of it since then.
+        warmup_steps: as many of them.
+        final: factor at the last step.
+        risen: share of the warm-up, from 0 to 1, at step 0.
+        decayed: share of the cosine, from 0 to 1, at step 0.
+    """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        return risen + (1 - risen) * (step + 1) / warmup_steps
+    progress = decayed + (1 - decayed) * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -30,6 +30,7 @@ from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import score_table
+from training.evaluation.verdict import verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,7 +111,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     write_results(options.output, facts, rows, differences, windows)
     shown = settings.label(options.steps[0], options.scheduler[0])
     sheets = write_sheets(options.output, windows, sampled, options.task, shown, options.sheets)
-    print(f"\n{score_table(rows)}\n")
+    print("\n".join(["", score_table(rows), "", *verdict(rows, differences), ""]))
     print(f"Wrote results.json, results.csv, results.md and {len(sheets)} contact sheets to {options.output}")
 
 

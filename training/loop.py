@@ -7,23 +7,27 @@ on held-out clips.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from training.config.schema import RunConfig, StageConfig
-from training.curriculum import draw_batch, learning_rate_factor
+from training.curriculum import draw_batch
 from training.data.batches import Batch, Draw
 from training.data.buckets import heldout_window_request, window_request
 from training.data.census import StageCensus
 from training.data.loader import BatchLoader
-from training.data.windows import ClipWindows
+from training.data.windows import ClipWindows, usual_window
 from training.digests import tensors_digest
 from training.engine.adapter import export_adapter, frozen_digests
-from training.engine.checkpoint import CheckpointError, clear_leftovers, newest_checkpoint
+from training.engine.checkpoint import clear_leftovers, newest_checkpoint
 from training.engine.compiling import compiled_blocks
+from training.engine.divergence import DivergenceGuard, where_to_go_on
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import GradientSteps
 from training.engine.guards import (
@@ -35,6 +39,7 @@ from training.engine.guards import (
     grad_norms,
     hopeless_losses,
     json_number,
+    zeros_loss,
 )
 from training.engine.models import export_pipeline, make_models, make_scheduler, trained_parts
 from training.engine.optimizers import learned
@@ -45,13 +50,16 @@ from training.losses import MarDiniTrainingModel
 from training.monitoring.heldout_losses import heldout_losses
 from training.monitoring.heldout_sampler import HeldoutSampler
 from training.monitoring.heldout_scores import heldout_scores
+from training.monitoring.heldout_trend import mean_loss
 from training.monitoring.heldout_windows import HeldoutWindows, heldout_windows
 from training.monitoring.panel import RunPanel
 from training.monitoring.records import forget_records_after
 from training.monitoring.samples import write_samples
+from training.monitoring.simple_scores import read_simple_scores, write_simple_scores
 from training.monitoring.trackers import start_trackers, track, track_sheets
 from training.randomness import seeded_layers
-from training.stopping import Stopped, StopRequest
+from training.schedule import Schedule
+from training.stopping import SAMPLE_FILE, Stopped, StopRequest
 
 
 class Run:
@@ -94,9 +102,12 @@ class Run:
             | ({} if config.lora is None else frozen_digests(self.models)),
         )  # fmt: skip
         self.guard = NonFiniteGuard(folder / "nonfinite", config.max_skipped_steps)
+        self.divergence = DivergenceGuard()
+        self.schedule = Schedule(config)
         self.monitor = RunPanel(config, accelerator, {stage.name: self._shares(stage) for stage in config.stages})
         # Three, for losses, scores and pictures; those of another stage replace them.
         self._read_heldout = functools.lru_cache(maxsize=3)(heldout_windows)
+        self.sample_file = folder / SAMPLE_FILE
         self.global_step = 0
         self.windows_seen = 0
         self.attempt = 0
@@ -125,6 +136,7 @@ class Run:
                 losses have blown up.
         """
         stop = stop or StopRequest(self.folder)
+        self.schedule.started = stop.started  # preparations count for `hours`
         names = [stage.name for stage in self.config.stages]
         for given in (start_at, stop_after):
             if given is not None and given not in names:
@@ -165,10 +177,14 @@ class Run:
         for stage in self.config.stages[first : last + 1]:
             with compiled_blocks(stage), self._load(stage, step) as loader:
                 self._train_stage(stage, loader, stop)
-            finished = self.export(self.folder / "stages" / stage.name, stage)
+            with self.schedule.timed(stage, "export"):
+                finished = self.export(self.folder / "stages" / stage.name, stage)
             step = 0
-        whole_run = "pipeline" if self.config.lora is None else "adapter"
-        return self.export(self.folder / whole_run) if last == len(names) - 1 else finished
+        return self.export(self.folder / self._whole_run) if last == len(names) - 1 else finished
+
+    @property
+    def _whole_run(self) -> str:
+        return "pipeline" if self.config.lora is None else "adapter"
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """Return a loader of the batches of this process from `first_step` on, one for each accumulated part."""
@@ -187,34 +203,44 @@ class Run:
             batches = [draw_batch(stage, sampling, self.train_data, timesteps, draw) for draw in draws]
             return list(zip(draws, [batch.pinned() for batch in batches] if on_gpu else batches))
 
-        return BatchLoader(draw_step, range(first_step, stage.steps), self.config.data.workers)
+        begun = first_step < self.schedule.steps(stage)
+        steps = range(first_step, self.schedule.reach(stage) if begun else first_step)
+        return BatchLoader(draw_step, steps, self.config.data.workers)
 
     def _train_stage(self, stage: StageConfig, loader: BatchLoader, stop: StopRequest) -> None:
         steps = GradientSteps(self._stage_model(stage), self.config.optimizer, stage.learning_rate, self.accelerator)
         with contextlib.closing(steps):
             self.checkpoints.load_optimizers(steps)
             self.monitor.begin_stage(stage, loader.steps.start, self._rows(stage))
+            self.schedule.begin_stage(stage, loader.steps.start)
+            if loader.steps.start == 0:
+                self.divergence.begin_stage()
+            self.monitor.heldout_means = self.schedule.losses
+            self.monitor.simple = read_simple_scores(self.folder).get(stage.name, {})
             self._train_steps(stage, loader, steps, stop)
 
     def _train_steps(self, stage: StageConfig, loader: BatchLoader, steps: GradientSteps, stop: StopRequest) -> None:
         config, accelerator = self.config, self.accelerator
-        final = stage.final_learning_rate / stage.learning_rate
-        sample_every = config.sample_every if self.validation_data is not None else 0
+        has_heldout = self.validation_data is not None
+        sample_every = config.sample_every if has_heldout else 0
         if sample_every and self.windows_seen == 0:
             self._sample(stage, loader.steps.start)
 
         for step, drawn in self.monitor.waiting(loader):
             # 1. Set the learning rate
             draws, batches = zip(*drawn)
-            factor = learning_rate_factor(step, stage.steps, stage.warmup_steps, final)
-            steps.set_learning_rate(stage.learning_rate * factor)
+            steps.set_learning_rate(stage.learning_rate * self.schedule.factor(stage, step))
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
             with self._dropout(draws[0]):
                 losses = steps.backward(batches)
             grad_norm = steps.grad_norm()
-            reason = stop.reason
-            finite, stopping = self._agree(torch.isfinite(grad_norm + losses["loss"]), reason)
+            reason, is_main = stop.reason, accelerator.is_main_process
+            nonfinite, stopping, wanted, due = self._any(
+                ~torch.isfinite(grad_norm + losses["loss"]), reason is not None,
+                is_main and self.sample_file.exists(), is_main and self.schedule.is_due(step + 1),
+            )  # fmt: skip
+            finite = not nonfinite
             norms = None if finite else grad_norms(self.models)
             if finite:
                 steps.step(grad_norm)
@@ -230,20 +256,26 @@ class Run:
             self.monitor.step()
 
             # 3. Log, check, save
-            last = step + 1 == stage.steps
+            last = step + 1 == self.schedule.steps(stage)
             if self.global_step % config.log_every == 0 or last:
-                self._log(stage, step + 1, losses, grad_norm, steps.learning_rate)
+                self._log(stage, step + 1, losses, grad_norm, steps.learning_rate, batches)
             if last and finite:
-                latents = [latents for batch in batches for latents in (batch.latents, batch.planner_latents)]
+                latents = _latents(batches)
                 self._refuse(hopeless_losses({k: float(v) for k, v in losses.items()}, latents, False), "losses")
-            if self.validation_data is not None and (self.global_step % config.validate_every == 0 or last):
+            unmeasured = due and not self.schedule.is_measured(stage, "heldout")
+            if has_heldout and (self.global_step % config.validate_every == 0 or last or unmeasured):
                 self._validate(stage, step + 1, last)
-            if sample_every and (self.global_step % sample_every == 0 or last):
-                self._sample(stage, step + 1)
-            if self.global_step % config.checkpoint_every == 0 or last or stopping:
+            if wanted or (sample_every and (self.global_step % sample_every == 0 or last or unmeasured)):
+                self._sample(stage, step + 1, wanted)
+            if due and not last:
+                self._plan(stage, step + 1)
+            if self.global_step % config.checkpoint_every == 0 or last or stopping or due:
                 self._save(stage, step + 1, steps)
             if stopping:
+                self._export_stopped()
                 raise Stopped(reason or "another process was asked to")
+            if last:
+                return
 
     def _stage_model(self, stage: StageConfig) -> MarDiniTrainingModel:
         """Return the models that the stage trains as one module with the stage's loss."""
@@ -269,41 +301,78 @@ class Run:
         """Return the windows of one step over all processes."""
         return stage.windows_per_step(self.accelerator.num_processes)
 
-    def _agree(self, finite: torch.Tensor, reason: str | None) -> tuple[bool, bool]:
-        """Return whether every process is finite, and whether any was asked to stop.
+    def _any(self, *flags: torch.Tensor | bool) -> list[bool]:
+        """Return of each flag whether it is set on any process.
 
         This is the only host synchronization of a step.
         """
-        flags = torch.stack([(~finite).float(), torch.full_like(finite, reason is not None, dtype=torch.float32)])
-        nonfinite, stopping = self.accelerator.reduce(flags, "sum").tolist()
-        return nonfinite == 0, stopping > 0
+        known = [not torch.is_tensor(flag) and flag for flag in flags]
+        mine = torch.tensor(known, dtype=torch.float32, device=self.accelerator.device)
+        for place, flag in enumerate(flags):
+            if torch.is_tensor(flag):
+                mine[place] = flag
+        return [count > 0 for count in self.accelerator.reduce(mine, "sum").tolist()]
 
-    def _log(self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float) -> None:
-        means = {name: json_number(self.accelerator.reduce(value, "mean").item()) for name, value in losses.items()}
+    def _log(
+        self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, batches: Sequence[Batch]
+    ) -> None:
+        means = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
         self._write(
-            {"stage": stage.name, "step": step, **means, "grad_norm": json_number(float(grad_norm)),
-             "learning_rate": learning_rate, **self.monitor.times()}
+            {"stage": stage.name, "step": step, **{name: json_number(mean) for name, mean in means.items()},
+             "grad_norm": json_number(float(grad_norm)), "learning_rate": learning_rate, **self.monitor.times()}
         )  # fmt: skip
+        if self.validation_data is None and math.isfinite(loss := means["loss"]):
+            zeros = zeros_loss(_latents(batches)) * (1 + stage.planner_loss_weight)
+            good = self.divergence.accepts_training(loss, zeros, self.global_step)
+            self._refuse([] if good else [self._far_above(loss)], "training losses")
+
+    def _far_above(self, loss: float) -> str:
+        return f"{loss:.4g}, and {self.divergence.first:.4g} at the start of the stage"
 
     def _validate(self, stage: StageConfig, step: int, last: bool) -> None:
         config = self.config
         windows = self._heldout(stage, config.validation_windows, shared=True)
-        with self._averages():
+        with self.schedule.timed(stage, "heldout"), self._averages():
             losses = heldout_losses(
                 self.planner, self.head, self.transformer, self.scheduler, windows, stage, config.seed,
                 self.accelerator
             )  # fmt: skip
-            hopeless = hopeless_losses(losses, (windows.latents, windows.planner_latents), finite_only=not last)
+            latents, mean = (windows.latents, windows.planner_latents), mean_loss(losses, stage.trains)
+            assert mean is not None, "every stage has held-out losses"
+            hopeless = hopeless_losses(losses, latents, finite_only=not last)
+            if not hopeless and not self.divergence.accepts(mean, zeros_loss(latents), self.global_step):
+                hopeless = [f"their mean {self._far_above(mean)}"]
             losses = {name: json_number(value) for name, value in losses.items()}
-            failed = self._on_any_process(bool(hopeless))
+            failed = self._any(bool(hopeless))[0]
             if config.quality_windows and not failed:
-                losses |= heldout_scores(self._heldout_sampler(), self._heldout(stage, config.quality_windows), stage)
+                sampler, windows = self._heldout_sampler(), self._heldout(stage, config.quality_windows)
+                losses |= heldout_scores(sampler, windows, stage)
+                if self.accelerator.is_main_process:
+                    self.monitor.simple = write_simple_scores(self.folder, sampler, windows, stage)
+        decision = None if failed else self.schedule.heldout(stage, step, mean)
+        self.monitor.heldout_means = self.schedule.losses
         self._write({"stage": stage.name, "step": step, "heldout": losses})
         if failed:
             self._refuse(hopeless, "held-out losses")
+        self._decided(stage, step, decision)
 
-    def _on_any_process(self, mine: bool) -> bool:
-        return self.accelerator.reduce(torch.tensor(float(mine), device=self.accelerator.device), "sum").item() > 0
+    def _plan(self, stage: StageConfig, step: int) -> None:
+        """Plan the remaining steps for the rest of `hours`: the main process decides for all."""
+        decision = None
+        if self.accelerator.is_main_process:
+            only = stage is self.config.stages[-1]
+            decision = self.schedule.plan(stage, step, {} if only else self.monitor.operations_of_a_step())
+        agreed = [decision, self.schedule.state()["turns"]]
+        broadcast_object_list(agreed)
+        self.schedule.adopt(agreed[1])
+        self._decided(stage, step, agreed[0])
+
+    def _decided(self, stage: StageConfig, step: int, decision: dict | None) -> None:
+        """Record and show a change of the stages' steps."""
+        if decision is None:
+            return
+        self.monitor.planned |= decision["steps"]
+        self._write({"stage": stage.name, "step": step, "planned": decision})
 
     def _refuse(self, found: list[str], what: str, consequence: str = "nothing is exported") -> None:
         """End the run on every process if weights or losses have blown up on any.
@@ -316,25 +385,23 @@ class Run:
         Raises:
             RunFailed: if there are any.
         """
-        if not self._on_any_process(bool(found)):
+        if not self._any(bool(found))[0]:
             return
-        try:
-            good = newest_checkpoint(self.folder / "checkpoints")
-        except CheckpointError:
-            good = None
         raise RunFailed(
             f"the run has blown up after {self.global_step} steps: {what} are not finite or absurdly large"
             f"{f' ({found[0]}, {len(found)} in all)' if found else ''}; {consequence}. Lower `learning_rate` or raise "
-            "`warmup_steps`; "
-            + (
-                f"the last good checkpoint is {good}, which goes on so with --allow-change"
-                if good
-                else "there is no checkpoint"
-            )
+            f"`warmup_steps`; "
+            + where_to_go_on(self.folder / "checkpoints", self.divergence.good_until, self.accelerator.is_main_process)
         )
 
-    def _sample(self, stage: StageConfig, step: int) -> None:
-        with self._averages():
+    def _sample(self, stage: StageConfig, step: int, wanted: bool = False) -> None:
+        """Write pictures of held-out windows; if they are `wanted`, by a file in the run's folder, delete it."""
+        if wanted and self.accelerator.is_main_process:
+            self.sample_file.unlink(missing_ok=True)
+        if self.validation_data is None:
+            self.accelerator.print(f"{self.sample_file}: there are no pictures without `data.validation`")
+            return
+        with self.schedule.timed(stage, "samples"), self._averages():
             windows = self._heldout(stage, self.config.sample_windows)
             samples = write_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": samples})
@@ -379,17 +446,43 @@ class Run:
         self._refuse(absurd_weights(learned(self.models) | averages), "weights", "they are not saved")
         skipped = (self.guard.skipped, self.guard.in_a_row)
         position = Position(stage.name, step, self.global_step, self.windows_seen, self.attempt, skipped)
-        self.checkpoints.save(position, steps)
+        more = {"schedule": self.schedule.state(), "divergence": self.divergence.state()}
+        with self.schedule.timed(stage, "checkpoint"):
+            self.checkpoints.save(position, steps, more, self.divergence.good_until)
 
     def _resume(self, start_at: str | None) -> Position:
         position = self.checkpoints.load(start_at)
         self.global_step, self.windows_seen = position.global_step, position.windows_seen
         self.attempt = max(self.attempt, position.attempt)
         self.guard.skipped, self.guard.in_a_row = position.skipped
+        if more := self.checkpoints.more:
+            self.schedule.load_state(more["schedule"], position.stage)
+            self.divergence.load_state(more["divergence"])
+            self.monitor.planned = {stage.name: self.schedule.steps(stage) for stage in self.config.stages}
         if self.accelerator.is_main_process:
             # A run that was killed before its first checkpoint loses all records, those of step 0 too.
             forget_records_after(self.folder / "metrics.jsonl", self.global_step if self.windows_seen else -1)
         return position
+
+    def _export_stopped(self) -> None:
+        """Leave a pipeline, or adapter, of a run that is asked to stop; its state is saved already."""
+        target = self.folder / "stopped" / self._whole_run
+        if self._any(bool(absurd_weights(self.ema.tensors, self._largest_weight)))[0]:
+            self.accelerator.print(f"{target} is not written: weights are too large for {self.config.save_dtype}")
+            return
+        try:
+            self.export(target)
+        except (OSError, SafetensorError) as error:  # of the main process; the others wait for it
+            self.accelerator.wait_for_everyone()
+            print(
+                f"{target} could not be written ({error}); `python -m training.export {self.folder}` makes one later"
+            )
+        else:
+            self.accelerator.print(f"the {self._whole_run} as it is now lies in {target}")
+
+    @property
+    def _largest_weight(self) -> float:
+        return min(MAX_WEIGHT, torch.finfo(getattr(torch, self.config.save_dtype)).max)
 
     def export(self, folder: Path, stage: StageConfig | None = None) -> Path:
         """Save the averaged weights as a pipeline, or as the folder of an adapter; whole or absent.
@@ -401,12 +494,16 @@ class Run:
         Raises:
             RunFailed: if they have blown up, or are too large for `save_dtype`.
         """
-        limit = min(MAX_WEIGHT, torch.finfo(getattr(torch, self.config.save_dtype)).max)
-        self._refuse(absurd_weights(self.ema.tensors, limit), f"weights (as {self.config.save_dtype})")
+        found = absurd_weights(self.ema.tensors, self._largest_weight)
+        self._refuse(found, f"weights (as {self.config.save_dtype})")
         stage = self.config.stages[-1] if stage is None else stage
-        window = self.train_data.usual_window(heldout_window_request(self.config, stage))
+        window = usual_window(self.train_data.entries, heldout_window_request(self.config, stage))
         if self.config.lora is not None:
             return export_adapter(folder, self.config, self.models, self.ema, window, self.accelerator)
         return export_pipeline(
             folder, self.config, self.models, self.ema, self.vae, self.scheduler, window, self.accelerator
         )
+
+
+def _latents(batches: Sequence[Batch]) -> list[torch.Tensor]:
+    return [latents for batch in batches for latents in (batch.latents, batch.planner_latents)]

@@ -13,9 +13,10 @@ checkpoint, with `--start-at`, takes its earlier stages from that JSON file. An 
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -27,8 +28,10 @@ from training.card import facts_of, read_record
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.engine.adapter import adapter_loaded
+from training.evaluation.results import with_nan
 from training.evaluation.sampling import weights_digest
-from training.evaluation.tables import COLUMNS, present_columns
+from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
+from training.evaluation.verdict import verdict
 from training.files import read_json, read_lines, whole_folder, write_whole
 from training.monitoring.records import METRICS
 
@@ -86,11 +89,40 @@ def resources_of(run: Path) -> dict[str, Any]:
 
 
 def scores_of(results: Path) -> dict[str, Any]:
-    """Return `metrics`, the rows of `results.json` for the card, and `evaluation`, the command that measured them."""
-    record = read_json(results, ("rows", "command"))
+    """Return what `results.json` says for the card.
+
+    Returns:
+        `verdict` in sentences, `metrics`, the rows, with intervals of some columns as text, and `evaluation`, the
+        command that measured them, without folders of this machine.
+    """
+    record = with_nan(read_json(results, ("rows", "command")))
     columns = present_columns(record["rows"])
-    rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in columns}} for row in record["rows"]]
-    return {"metrics": rows, "evaluation": record["command"]}
+    rows = [
+        {"method": row["method"]}
+        | {
+            COLUMNS[c]: score_cell(row, c) if c in SHOWN_INTERVALS and c in row.get("intervals", {}) else row[c]
+            for c in columns
+        }
+        for row in record["rows"]
+    ]
+    found = verdict(record["rows"], record.get("differences", []))
+    return {"metrics": rows, "evaluation": without_folders(record["command"])} | ({"verdict": found} if found else {})
+
+
+def without_folders(command: str) -> str:
+    """Return a command with paths of this machine shortened: relative to the working directory, else to their names."""
+    absolute = r"(?:~|/|[A-Za-z]:[\\/])"
+    found = rf"(?<=['\"]){absolute}[^'\"]*(?=['\"])|(?<![^\s=]){absolute}[^\s'\"]*"
+    return re.sub(found, lambda path: _portable(path[0]), command)
+
+
+def _portable(path: str) -> str:
+    """Return an absolute path relative to the working directory if it lies there, else its last part."""
+    pure = PureWindowsPath(path) if re.match(r"[A-Za-z]:", path) else PurePosixPath(path)
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return pure.name or path
 
 
 def publish(run: Path, card: Path, results: Path, output: Path, keep_record: bool = False) -> Path:
@@ -122,7 +154,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
     resources = resources_of(run) if whole else {}
     record = {"stages": stages, **resources, **scores_of(results)}
     if config.lora is not None and "base_model" not in facts_of(card, {}):
-        record["base_model"] = config.init_from
+        record["base_model"] = without_folders(config.init_from)
     facts = facts_of(card, record)
     pictures = [results.parent / sample["file"] for sample in facts.get("samples", [])]
     missing = [picture.name for picture in pictures if not picture.is_file()]
@@ -132,7 +164,7 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
         shutil.copytree(run / kind, unfinished, dirs_exist_ok=True)
         for picture in pictures:
             shutil.copy(picture, unfinished)
-        write_model_card(unfinished, {"name": output.name, **facts})
+        _refuse_folders(write_model_card(unfinished, {"name": output.name, **facts}), card)
     if keep_record:
         write_whole(card.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return output
@@ -160,6 +192,14 @@ def _check_sampled_by(config: RunConfig, finished: Path, results: Path) -> None:
         raise ValueError(
             f"{results} holds scores of other weights than {finished}: {how}, or give the results that are its own"
         )
+
+
+def _refuse_folders(written: Path, card: Path) -> None:
+    """Raise `ValueError` if a card names the home or the working directory of whoever published it."""
+    text = written.read_text(encoding="utf-8")
+    for folder in (Path.home(), Path.cwd()):
+        if folder != Path(folder.anchor) and re.search(re.escape(str(folder)) + r"(?![\w.-])", text):
+            raise ValueError(f"the card would name {folder}, a folder of this machine; take it out of {card}")
 
 
 def _hardware(start: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ be written at any time, also of a run that was killed.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -14,10 +14,12 @@ import yaml
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.evaluation.tables import markdown_table
-from training.figures.charts import Panel, Point, draw
+from training.figures.charts import Panel, draw
 from training.files import read_json, read_lines, write_whole
 from training.monitoring.heldout_scores import SCORES
 from training.monitoring.records import METRICS
+from training.monitoring.run_curves import heldout_panels, quality_panels, training_panels, trends
+from training.monitoring.simple_scores import read_simple_scores
 
 
 CURVES = Path("report")  # folder of the pictures, inside the run's
@@ -38,6 +40,7 @@ def write_report(run: Path) -> Path:
         _state(run, starts),
         _curves(run, config, records),
         _heldout(config, records),
+        _planned(records),
         _samples(records),
         _timings(config, records),
         _left_out(run),
@@ -68,34 +71,23 @@ def _state(run: Path, starts: list[dict]) -> list[str]:
 
 def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
     """Draw the curves that have points."""
-    steps = [record for record in records if "loss" in record]
-    heldout = [record for record in records if "heldout" in record]
     lines = []
 
-    def add(name: str, title: str, where: str, curves: dict[str, list[tuple[int, float]]], logarithmic: bool) -> None:
-        drawn = {label: [Point(*pair) for pair in pairs] for label, pairs in curves.items() if pairs}
-        if drawn:
-            log_y = logarithmic and all(point.y > 0 for points in drawn.values() for point in points)
-            panel = Panel(title, "global step", "", drawn, marks=_ends(config, records), log_y=log_y)
-            draw(run / CURVES / f"{name}.png", [panel], width=8)
+    def add(name: str, title: str, panels: list[Panel], where: str, width: float = 8) -> None:
+        if panels:
+            draw(run / CURVES / f"{name}.png", panels, width=width)
             lines.extend([f"![{title}]({CURVES / name}.png)", "", where, ""])
 
-    losses = {name: _points(steps, lambda r, name=name: r.get(name)) for name in ("planner_loss", "diffusion_loss")}
-    add("training", "Training losses", "Single steps, as they were logged.", losses, True)
-    names = ("planner", "diffusion/0.2", "diffusion/0.6", "diffusion/0.95", "diffusion_unplanned/0.95")
-    losses = {name: _points(heldout, lambda r, name=name: r["heldout"].get(name)) for name in names}
+    add("training", "Training losses", training_panels(config, records), "Single steps, as they were logged.")
     text = "Averaged weights, first and last frame given; the number is the share of the timesteps."
-    add("heldout", "Held-out losses", text, losses, True)
-    scores = {
-        name: _points(heldout, lambda r, name=name: r["heldout"].get(f"quality/{name}"))
-        for name in SCORES
-        if name != "mid_psnr"
-    }
+    add("heldout", "Held-out losses", heldout_panels(config, records), " ".join([text, *trends(config, records)]))
     text = (
         f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the "
-        "truth's (1), which is the autoencoder's decoding; SSIM alone rewards blur."
+        "truth's (1), which is the autoencoder's decoding: what it reaches itself is the line at 1. SSIM alone rewards "
+        "blur."
     )
-    add("quality", "Held-out quality", text, scores, False)
+    panels = quality_panels(config, records, read_simple_scores(run))
+    add("quality", "Held-out quality", panels, text, width=5.2)
     return ["## Curves", "", *lines[:-1]] if lines else []
 
 
@@ -112,6 +104,20 @@ def _heldout(config: RunConfig, records: list[dict]) -> list[str]:
         if rows
         else []
     )
+
+
+def _planned(records: list[dict]) -> list[str]:
+    """List the changes of the stages' steps: for `hours`, or because held-out losses were flat."""
+    changes = [record for record in records if "planned" in record]
+    rows = [
+        [
+            record["global_step"], record["stage"], record["planned"]["why"],
+            ", ".join(f"{stage} {steps}" for stage, steps in record["planned"]["steps"].items()),
+        ]
+        for record in changes
+    ]  # fmt: skip
+    title = "## Steps that were planned anew"
+    return [title, "", markdown_table(["global step", "in stage", "why", "steps"], rows)] if rows else []
 
 
 def _samples(records: list[dict]) -> list[str]:
@@ -189,20 +195,6 @@ def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
     if changed:
         lines += ["", f"Other starts differed in {', '.join(changed)}; see starts.jsonl."]
     return lines
-
-
-def _points(records: list[dict], value: Callable[[dict], float | str | None]) -> list[tuple[int, float]]:
-    """Return `(global step, value)` of finite values; JSON has the others as text."""
-    pairs = ((record["global_step"], value(record)) for record in records)
-    return [(step, each) for step, each in pairs if isinstance(each, (int, float))]
-
-
-def _ends(config: RunConfig, records: list[dict]) -> dict[str, int]:
-    """Return the last global step of each stage that has begun."""
-    ends: dict[str, int] = {}
-    for record in records:
-        ends[record["stage"]] = record["global_step"]
-    return {stage.name: ends[stage.name] for stage in config.stages if stage.name in ends}
 
 
 def _hours(seconds: float) -> str:

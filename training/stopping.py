@@ -12,6 +12,7 @@ from pathlib import Path
 
 STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command resumes it
 STOP_FILE = "stop"
+SAMPLE_FILE = "sample"  # asks a run for pictures; the run goes on
 # A cluster's preemption, Ctrl-C, Slurm's warning, Ctrl-Break; not every system has all of them.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))

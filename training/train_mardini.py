@@ -161,9 +161,18 @@ def run_command(description: str, adapter: bool, arguments: Sequence[str] | None
         default=[],
         help="a key that may differ from the checkpoint's configuration",
     )
+    parser.add_argument(
+        "--longer",
+        metavar="STEPS",
+        action="append",
+        type=int,
+        default=[],
+        help="train a finished run so many steps longer, in a stage like its last one whose learning rate warms up and "
+        "decays again; give it again for a further stage",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides).longer(options.longer)
         if adapter != (config.lora is not None):
             raise ValueError(
                 f"{options.config} has {'no' if adapter else 'a'} `lora` block; "

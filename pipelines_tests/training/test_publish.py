@@ -18,7 +18,7 @@ from training.card import facts_of, read_record
 from training.engine.adapter import adapter_loaded
 from training.evaluation.methods import model_key
 from training.evaluation.tables import COLUMNS
-from training.publish import publish, resources_of, stages_of
+from training.publish import publish, resources_of, stages_of, without_folders
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,12 @@ def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, 
     output = publish(made.folder, card, results, tmp_path / "checkpoints" / "lora", keep_record=True)
     assert sorted(path.name for path in output.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors"]
     text = (output / "README.md").read_text()
-    assert f"base_model: {base_folder()}" in text and "- lora\n" in text and "base_model_relation: adapter" in text
+    assert (
+        f"base_model: {base_folder().name}\n" in text
+        and str(base_folder()) not in text
+        and "- lora\n" in text
+        and "base_model_relation: adapter" in text
+    )
     assert (
         "| planner | 2 | 2 | rsLoRA |" in text
         and "| joint | joint | 3 | 6 |" in text
@@ -72,13 +77,18 @@ def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, 
     # The snippet runs as it stands, once the adapter's own name leads somewhere
     for name in ("first.png", "last.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
-    card.write_text(yaml.safe_dump({"num_frames": 4, "path": str(output), "size": 32}))
+    record = read_record(card)
+    card.with_suffix(".json").write_text(json.dumps({k: v for k, v in record.items() if k != "base_model"}))
+    base = str(base_folder())  # a name on the Hub, elsewhere
+    card.write_text(yaml.safe_dump({"num_frames": 4, "path": str(output), "size": 32, "base_model": base}))
     card_of_checkpoint.main([str(card), str(output)])
     (snippet,) = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), re.DOTALL)
     names: dict = {}
     exec(compile(snippet, "snippet of a card", "exec"), names)
     assert names["pipe"].get_list_adapters() == {"planner": ["default_0"], "transformer": ["default_0"]}
     assert len(names["frames"]) == 4
+
+    card.write_text(yaml.safe_dump({"num_frames": 4}))
 
     # Scores of the base alone, or of another adapter, are not this one's
     pipe = MarDiniPipeline.from_pretrained(base_folder())
@@ -196,3 +206,38 @@ def test_what_is_not_finished_or_not_ours_is_refused(tmp_path, run):
     (copy / "metrics.jsonl").write_text("\n".join(line for line in records if '"joint"' not in line))
     with pytest.raises(ValueError, match="no record of stage 'joint'"):
         stages_of(copy)
+
+
+def test_the_card_has_the_verdict_and_intervals_and_no_folder_of_this_machine(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card, results = make_sources(tmp_path)
+    names = ("mid_ssim", "mid_psnr", "motion")
+    scores = [("cross-fade", "baseline", 0.5), ("ours, 25 steps", "ours", 0.6)]
+    rows = [
+        {
+            "method": method,
+            "kind": kind,
+            **dict.fromkeys(names, value),
+            "intervals": {"mid_ssim": [value - 0.1, value]},
+        }
+        for method, kind, value in scores
+    ]
+    difference = {"method": "ours, 25 steps", "than": "cross-fade", "difference": {"mid_ssim": 0.1}}
+    difference["intervals"] = {"mid_ssim": [0.05, 0.2]}
+    rows[0]["motion"] = None  # as results.json has what is not a number
+    command = f"python -m training.evaluate {tmp_path}/runs/a/pipeline /elsewhere/clips --weights=~/nets -o out"
+    results.write_text(json.dumps({"command": command, "rows": rows, "differences": [difference]}))
+    text = (publish(run, card, results, tmp_path / "tiny") / "README.md").read_text()
+    assert "## Verdict\n\n- Better than every simple method: ours, 25 steps.\n" in text
+    assert "| ours, 25 steps | 0.600 [0.500, 0.600] |" in text
+    assert "`python -m training.evaluate runs/a/pipeline clips --weights=nets -o out`" in text
+    assert str(tmp_path) not in text
+
+    card.write_text(yaml.safe_dump({"data": f"Clips of {tmp_path / 'mine'}."}))
+    with pytest.raises(ValueError, match="would name .*, a folder of this machine; take it out of"):
+        publish(run, card, results, tmp_path / "tiny")
+
+
+def test_paths_of_a_command_are_shortened_on_every_system():
+    command = r"train C:\Users\me\clips '/home/me/my clips' data=/mnt/x 1/2 https://host/a somebody/model"
+    assert without_folders(command) == "train clips 'my clips' data=x 1/2 https://host/a somebody/model"

@@ -43,12 +43,13 @@ FACTS = {
     "hours": "number: hours that all stages took together",
     "command": "the command or the list of commands that trained it",
     "metrics": "list of dicts, one for each method that was scored",
+    "verdict": "list of sentences on what the scores say",
     "metrics_setting": "text: how the scores were measured, and on which windows",
     "limits": "list of sentences",
     "citation": "text: further works to cite, e.g. the data",
 }
 _KINDS = {
-    **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "limits"), list | tuple),
+    **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "verdict", "limits"), list | tuple),
     "num_frames": int,
     "size": int | str,
     "parameters": Mapping,

@@ -166,6 +166,13 @@ class RunConfig(StrictModel):
         description="Train although the autoencoder scores less on the held-out clips than copying, cross-fading or "
         "optical flow, so that no model with it can win against them (`python -m training.probe`).",
     )
+    hours: float | None = Field(
+        None,
+        gt=0,
+        description="Hours that the whole run shall take, over all its starts: the steps of the stages are planned "
+        "anew from the measured speed, in the proportions that they have here, and learning rates still decay to the "
+        "end. None: the steps as given.",
+    )
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float16", description="Dtype of the exported weights."
     )
@@ -252,6 +259,44 @@ class RunConfig(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _flat_stages_are_measured(self):
+        flat = [stage.name for stage in self.stages if stage.stop_when_flat is not None]
+        if flat and self.data.validation is None:
+            raise ValueError(
+                f"stage {flat[0]!r} has `stop_when_flat`, which needs held-out losses; give `data.validation`, or leave "
+                "it out"
+            )
+        return self
+
+    def longer(self, steps: Sequence[int]) -> "RunConfig":
+        """Return the same run with a further stage for each number of steps, like its last one but for the warm-up.
+
+        A further stage warms the learning rate up again, over a tenth of its steps at most, and lets it decay again.
+        It has the steps that are given, so `hours` and `stop_when_flat` do not apply.
+
+        Raises:
+            ValueError: if a number of steps is not positive.
+        """
+        if not steps:
+            return self
+        if wrong := [number for number in steps if number < 1]:
+            raise ValueError(f"--longer got {wrong[0]} steps; give at least 1")
+        last = self.stages[-1]
+        added = [
+            last.model_copy(
+                update={
+                    "name": f"{last.name}-longer" + (f"-{number}" if number > 1 else ""),
+                    "steps": count,
+                    "clips": None,
+                    "warmup_steps": min(max(last.warmup_steps, 1), count // 10),
+                    "stop_when_flat": None,
+                }
+            )
+            for number, count in enumerate(steps, 1)
+        ]
+        return type(self).model_validate({**self.model_dump(), "hours": None, "stages": [*self.stages, *added]})
+
     def for_processes(self, num_processes: int) -> "RunConfig":
         """Return the same run with every stage in `steps` and `batch_size`; see `StageConfig.for_processes`."""
         return self.model_copy(update={"stages": [stage.for_processes(num_processes) for stage in self.stages]})
@@ -287,6 +332,7 @@ MODELS: dict[str, type[BaseModel]] = {
 # Keys that may differ when a run is resumed: they do not affect the weights.
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours",
+    "hours",
     "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae",
     "vae_subfolder", "init_from", "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every",
     "sample_windows", "sample_steps", "trackers", "anyway", "strides", "fps",

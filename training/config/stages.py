@@ -145,6 +145,13 @@ class StageConfig(SizedModel):
     timestep_shift: float = Field(
         1.0, gt=0, description="Above 1, high noise is drawn more often: u -> s u / (1 + (s - 1) u)."
     )
+    stop_when_flat: int | None = Field(
+        None,
+        ge=4,
+        description="End the stage early once its mean held-out loss has not fallen, beyond noise, over so many "
+        "measurements: its learning rate then decays over a tenth more of its steps. Raising it waits longer. None: "
+        "never.",
+    )
     compile: bool = Field(
         False, description="Compile the repeated blocks: the first steps take a minute or more, later ones are faster."
     )

@@ -298,12 +298,24 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
     """
     if not path.is_file():
         return None
+    header, entries = _read_file(path)
+    return Manifest(source.spec, entries, path) if header == _header(source.spec) else None
+
+
+def read_entries(path: Path) -> tuple[Entry, ...]:
+    """Return the entries of a manifest of whatever source; none if there is no file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return _read_file(path)[1] if path.is_file() else ()
+
+
+def _read_file(path: Path) -> tuple[dict, tuple[Entry, ...]]:
     try:
         # Not `splitlines`, which would also split at characters such as U+2028 within a name.
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if json.loads(first) != _header(source.spec):
-            return None
-        return Manifest(source.spec, tuple(Entry.model_validate_json(line) for line in lines), path)
+        return json.loads(first), tuple(Entry.model_validate_json(line) for line in lines)
     except ValueError as error:  # of its encoding, of JSON or of an entry
         raise ValueError(f"'{path}' is damaged ({sentence(error)}); delete it, and it is made anew") from error
 

@@ -163,19 +163,6 @@ class ClipWindows:
         """Return the frames per second of a window."""
         return draw.rate.fps or self._by_key[draw.clip].fps / (draw.frames[1] - draw.frames[0])
 
-    def usual_window(self, request: WindowRequest) -> TrainedWindow:
-        """Return the window of a stage's first bucket, at the rate that its clips most often give.
-
-        Args:
-            request: of one rate, see `heldout_window_request`.
-        """
-        bucket, (rate,) = request.buckets[0], request.rates
-        fps = rate.fps
-        if fps is None:
-            clips = Counter(entry.fps for entry in self.entries if entry.status == "ok")
-            fps = round(clips.most_common(1)[0][0] / rate.stride, 3)
-        return TrainedWindow(*bucket.size, bucket.frames, fps)
-
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to read the windows of a later `batch`, if reading takes time."""
 
@@ -363,19 +350,6 @@ class PixelWindows(ClipWindows):
         self._opening = threading.Lock()  # streams are read in order, by one thread at a time
         self._pending: dict[WindowDraw, Future] = {}
 
-    def usual_window(self, request: WindowRequest) -> TrainedWindow:
-        """Return the window of a stage's first bucket, at the rate that its clips most often give.
-
-        Args:
-            request: of one rate, see `heldout_window_request`.
-        """
-        bucket, (rate,) = request.buckets[0], request.rates
-        fps = rate.fps
-        if fps is None:
-            clips = Counter(entry.fps for entry in self.entries if entry.status == "ok")
-            fps = round(clips.most_common(1)[0][0] / rate.stride, 3)
-        return TrainedWindow(*bucket.size, bucket.frames, fps)
-
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to decode windows of a later `batch`."""
         for draw in draws:
@@ -419,6 +393,21 @@ class PixelWindows(ClipWindows):
         if not all(torch.isfinite(tensor).all() for tensor in vars(moments).values() if tensor is not None):
             raise ClipError("its latents are not finite; run the autoencoder in float32")
         return moments
+
+
+def usual_window(entries: Iterable[Entry], request: WindowRequest) -> TrainedWindow:
+    """Return the window of a stage's first bucket, at the rate that its clips most often give.
+
+    Args:
+        entries: the clips; without any, a rate given as a stride is unknown.
+        request: of one rate, see `heldout_window_request`.
+    """
+    bucket, (rate,) = request.buckets[0], request.rates
+    fps = rate.fps
+    if fps is None:
+        clips = Counter(entry.fps for entry in entries if entry.status == "ok")
+        fps = round(clips.most_common(1)[0][0] / rate.stride, 3) if clips else None
+    return TrainedWindow(*bucket.size, bucket.frames, fps)
 
 
 def _crop(request: WindowRequest, generator: torch.Generator) -> float:

@@ -65,8 +65,17 @@ class TensorFile(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/step-<global step>`, then delete all but the newest `keep`.
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, keep: int, good_until: int = 0, late_news: bool = False
+) -> Path:
+    """Write `folder/step-<global step>`, then delete all but the newest `keep` and the last good one.
+
+    Args:
+        folder: of the checkpoints.
+        checkpoint: what is written.
+        keep: number of checkpoints.
+        good_until: the last global step at which the loss is known to be good.
+        late_news: whether that is known only some steps later; the next one to be known is kept, too.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -83,14 +92,42 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             + (f"{left[-1]} is whole and untouched; " if left else "There is no earlier checkpoint; ")
             + "make room or make the folder writable, then type the same command again"
         ) from error
+    good = good_checkpoint(folder, good_until)
+    unknown = [path for path in list_checkpoints(folder) if step_of(path) > good_until]
+    kept = [good, *(unknown[:1] if late_news else [])]
     for old in list_checkpoints(folder)[:-keep]:
-        remove_folder(old)
+        if old not in kept:
+            remove_folder(old)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the whole checkpoints, oldest first; leftovers of killed runs have hidden names and are not listed."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the global step of a checkpoint, by its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def good_checkpoint(folder: Path, good_until: int) -> Path | None:
+    """Return the newest checkpoint that a loss measured at `good_until` or later has shown to be good."""
+    return max((path for path in list_checkpoints(folder) if step_of(path) <= good_until), default=None)
+
+
+def set_aside_after(good: Path) -> list[Path]:
+    """Rename the checkpoints after a good one to `diverged-…`, so that the run goes on from it; return them."""
+    aside = []
+    for path in list_checkpoints(good.parent):
+        if path > good:
+            target = path.with_name(f"diverged-{path.name}")
+            if target.exists():
+                remove_folder(target)
+            aside.append(path.rename(target))
+    if aside:
+        write_whole(good.parent / LATEST, good.name + "\n")
+    return aside
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

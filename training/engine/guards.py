@@ -120,9 +120,14 @@ def hopeless_losses(losses: Mapping[str, float], latents: Iterable[torch.Tensor]
         latents: the latents that they were measured on.
         finite_only: accept large losses.
     """
-    zeros = 1 + max(float(each.float().square().mean()) for each in latents)  # v = alpha eps - sigma z
+    zeros = zeros_loss(latents)
     limit = math.inf if finite_only or not math.isfinite(zeros) else MAX_LOSS * zeros
     return [name for name, value in losses.items() if not (math.isfinite(value) and value <= limit)]
+
+
+def zeros_loss(latents: Iterable[torch.Tensor]) -> float:
+    """Return the most that a model that predicts zeros loses, whether it predicts latents or velocities."""
+    return 1 + max(float(each.float().square().mean()) for each in latents)  # v = alpha eps - sigma z
 
 
 def json_number(value: float) -> float | str:

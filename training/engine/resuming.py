@@ -75,10 +75,17 @@ class RunCheckpoints:
         self.windows_per_step = windows_per_step
         self.allow_change = allow_change
         self.frozen = frozen or {}
+        self.more: dict = {}  # of the loaded checkpoint
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
-    def save(self, position: Position, gradient_steps: GradientSteps) -> None:
+    def save(self, position: Position, gradient_steps: GradientSteps, more: dict, good_until: int) -> None:
         """Write a checkpoint; meanwhile the main process holds whole copies of the state in memory.
+
+        Args:
+            position: of the run.
+            gradient_steps: of the stage.
+            more: further state as JSON, which `load` puts into the attribute of the same name.
+            good_until: see `save_checkpoint`.
 
         Raises:
             CheckpointError: on every process, if the main one cannot write it.
@@ -89,12 +96,16 @@ class RunCheckpoints:
             gather(self.averages.tensors, self.accelerator),
             moments,
             rest,
-            {**asdict(position), "ema_steps": self.averages.updates, "shaped_by": self._shaped_by(position.stage)},
-        )
+            {
+                **asdict(position), "ema_steps": self.averages.updates,
+                "shaped_by": self._shaped_by(position.stage), "more": more,
+            },
+        )  # fmt: skip
         failure: list[CheckpointError | None] = [None]
         if self.accelerator.is_main_process:
             try:
-                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints)
+                late_news = self.config.data.validation is None  # medians of training losses come late
+                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints, good_until, late_news)
             except CheckpointError as error:
                 failure = [error]
         self._fail_together(failure)
@@ -124,6 +135,7 @@ class RunCheckpoints:
         state = checkpoint.state
         self._check_configuration(path, state, names, start_at)
         self._put_in_place(checkpoint)
+        self.more = state.get("more", {})  # older checkpoints have none
         self._loaded = checkpoint
         self.accelerator.print(f"resuming {path}: stage {state['stage']}, step {state['step']}")
         position = {field.name: state[field.name] for field in fields(Position)}
@@ -158,7 +170,8 @@ class RunCheckpoints:
         if state["stage"] not in names:
             raise ValueError(
                 f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
-                "use the configuration it was trained with, or another `name` for a new run"
+                "use the configuration it was trained with (and --longer, if it was trained longer), or another `name` "
+                "for a new run"
             )
         if start_at is not None and names.index(state["stage"]) < names.index(start_at):
             raise ValueError(

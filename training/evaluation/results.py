@@ -17,6 +17,7 @@ from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.evaluation_windows import EvaluationWindows
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.tables import difference_table, present_columns, score_table, spread_table
+from training.evaluation.verdict import verdict
 from training.figures.contact_sheets import contact_sheet
 
 
@@ -39,7 +40,8 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     names = [{"clip": clip, "start": start} for clip, start in zip(windows.clips, windows.starts)]
     record = {**facts, "skipped": windows.skipped, "windows": names, "windows_digest": windows.digest()}
-    record |= {"rows": rows, "differences": differences}
+    sentences = verdict(rows, differences)
+    record |= {"rows": rows, "differences": differences, "verdict": sentences}
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     (output / "results.json").write_text(text + "\n", encoding="utf-8")
 
@@ -60,6 +62,7 @@ def write_results(
         f"{len(names)} windows of {len(set(windows.clips))} clips, {facts['task']}; one sample each, {sample}. "
         "In brackets: 95% bootstrap intervals over clips. "
         "Motion, evenness and sharpness are relative to the true clips'.",
+        *sentences,
         score_table(rows),
         spread_table(rows),
         "Paired differences on the same windows:" if differences else "",
@@ -79,15 +82,19 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}; run training.evaluate with -o {folder} first")
     results = json.loads(path.read_text(encoding="utf-8"))
-    return results | {name: _with_nan(results[name]) for name in ("rows", "differences") if name in results}
+    return with_nan(results)
 
 
-def _with_nan(value: Any) -> Any:
-    """Undo `without_nan`."""
+def with_nan(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of `results.json` with "not a number" again where `without_nan` took it from the scores."""
+    return results | {name: _nan_for_none(results[name]) for name in ("rows", "differences") if name in results}
+
+
+def _nan_for_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _with_nan(found) for name, found in value.items()}
+        return {name: _nan_for_none(found) for name, found in value.items()}
     if isinstance(value, list):
-        return [_with_nan(found) for found in value]
+        return [_nan_for_none(found) for found in value]
     return math.nan if value is None else value
 
 

@@ -24,6 +24,7 @@ from training.costs import count_operations, count_tokens
 from training.engine.sharding import uses_bfloat16
 from training.monitoring.device_speed import measure_peak
 from training.monitoring.heldout_scores import SCORES
+from training.monitoring.heldout_trend import TREND_OVER, trend
 from training.progress import duration
 
 
@@ -74,8 +75,12 @@ class RunPanel:
         self.live: Live | None = None
         self.operations: dict[str, float] = {}  # of a step on this process, by stage; empty until counted
         self.peak: float | None = None
+        self.planned: dict[str, int] = {}  # steps of stages whose number of steps has changed
         self.losses: dict = {}
         self.heldout: dict = {}
+        self.heldout_means: Sequence[float] = ()  # mean held-out losses of the stage
+        self.simple: Mapping[str, Mapping[str, float | str]] = {}  # scores of simple methods
+        self.best_ssim: float | None = None  # of the stage
         self.last_line = float("-inf")
         self.refresh_seconds = 1.0  # between two refreshes of the panel
 
@@ -94,7 +99,7 @@ class RunPanel:
         self.windows_per_step = windows_per_step
         self.began = self.line_at = self.refreshed = self.clock()
         self.now, self.shown = _StepTimes(), _StepTimes()
-        self.losses = {}
+        self.losses, self.heldout_means, self.best_ssim = {}, (), None
         self.tokens = {
             name: self._mean(stage, lambda shape: count_tokens(self.config, shape)[name]) for name in MODELS
         }
@@ -145,6 +150,8 @@ class RunPanel:
             return
         if "heldout" in record:
             self.heldout = record["heldout"]
+            if isinstance(ssim := self.heldout.get("quality/mid_ssim"), float):
+                self.best_ssim = max(ssim, self.best_ssim or ssim)
         elif "loss" in record:
             self.losses = record
             if not self.operations and self.clock() - self.began >= COUNT_AFTER_SECONDS:
@@ -163,7 +170,7 @@ class RunPanel:
         stage_left, run_left = self._time_left()
         return {
             "stage": f"{names.index(stage.name) + 1} of {len(names)}: {stage.name}",
-            "step": f"{self.step_number:,} of {stage.steps:,}",
+            "step": f"{self.step_number:,} of {self._steps(stage):,}",
             "loss": _number(self.losses.get("loss"), ".4f"),
             "learning rate": _number(self.losses.get("learning_rate"), ".2e"),
             "gradient norm": _number(self.losses.get("grad_norm"), ".3f"),
@@ -174,7 +181,8 @@ class RunPanel:
             "memory": f"{memory_in_use(self.accelerator.device) / 2**30:.2f} GiB",
             "left of the stage": _duration(stage_left),
             "left of the run": _duration(run_left),
-            "held out": _heldout(self.heldout),
+            "held-out loss": self._heldout_loss(),
+            "held out": self._heldout_scores(),
         }  # fmt: skip
 
     def line(self, heldout: bool = False) -> str:
@@ -182,22 +190,26 @@ class RunPanel:
         reading = self.readings()
         start = f"stage {reading['stage']}, step {reading['step']}"
         if heldout:
-            return f"{start}: held out {reading['held out']}"
+            means = f", mean loss {reading['held-out loss']}" if self.heldout_means else ""
+            return f"{start}: held out {reading['held out']}{means}"
         short = {"learning rate": "lr", "gradient norm": "grad norm", "waiting for data": "waiting"}
-        rest = {k: v for k, v in reading.items() if k not in ("stage", "step", "held out") and v != "–"}
+        rest = {
+            k: v for k, v in reading.items() if k not in ("stage", "step", "held-out loss", "held out") and v != "–"
+        }
         return f"{start}: " + ", ".join(f"{short.get(label, label)} {value}" for label, value in rest.items())
 
     def panel(self) -> Panel:
         """Return the displayed values as a panel."""
         grid = Table.grid(padding=(0, 2))
         reading = list(self.readings().items())
-        *pairs, (heldout_label, heldout) = reading
+        *pairs, loss, scores = reading
         half = -(-len(pairs) // 2)
         for left, right in zip(pairs[:half], [*pairs[half:], ("", "")]):
             grid.add_row(Text(left[0], "dim"), Text(left[1]), Text(right[0], "dim"), Text(right[1]))
         whole = Table.grid()
         whole.add_row(grid)
-        whole.add_row(Text.assemble((heldout_label, "dim"), "  ", heldout))
+        for label, text in (loss, scores):
+            whole.add_row(Text.assemble((label, "dim"), "  ", text))
         return Panel(whole, title=Text(self.config.name), expand=False)
 
     def _print(self, text: str) -> None:
@@ -210,10 +222,44 @@ class RunPanel:
 
     def _line_is_due(self) -> bool:
         now = self.clock()
-        if now - self.last_line < LINE_SECONDS and self.step_number < self.stage.steps:
+        if now - self.last_line < LINE_SECONDS and self.step_number < self._steps(self.stage):
             return False
         self.last_line = now
         return True
+
+    def operations_of_a_step(self) -> Mapping[str, float]:
+        """Return the operations of a step of each stage on this process; counted at the first call."""
+        if not self.operations:
+            self._count()
+        return self.operations
+
+    def _steps(self, stage: StageConfig) -> int:
+        assert stage.steps is not None, "the panel has the stages in steps"
+        return self.planned.get(stage.name, stage.steps)
+
+    def _heldout_loss(self) -> str:
+        """Return the mean held-out loss, the stage's best, and whether it falls."""
+        if not self.heldout_means:
+            return "–"
+        best, way = min(self.heldout_means), trend(self.heldout_means[-TREND_OVER:])
+        beside = f" (best {best:.4f})" if best < self.heldout_means[-1] else ""
+        return f"{self.heldout_means[-1]:.4f}{beside}" + (f", {way}" if way else "")
+
+    def _heldout_scores(self) -> str:
+        """Return the scores, if there are any, beside the best one and simple methods; else the first of the losses."""
+        scores = {name: self.heldout[f"quality/{name}"] for name in SCORES if f"quality/{name}" in self.heldout}
+        shown = {
+            name: f"{name} {_number(value, '.3f')}"
+            for name, value in (scores or dict(list(self.heldout.items())[:1])).items()
+        }
+        if "mid_ssim" in shown:
+            is_best = scores["mid_ssim"] == self.best_ssim
+            beside = ({} if is_best else {"best": self.best_ssim}) | {
+                k: own["mid_ssim"] for k, own in self.simple.items()
+            }
+            texts = [f"{name} {_number(value, '.3f')}" for name, value in beside.items() if value is not None]
+            shown["mid_ssim"] += f" ({', '.join(texts)})" if texts else ""
+        return ", ".join(shown.values()) or "–"
 
     def _count(self) -> None:
         """Count the operations of all stages and measure the peak, once: seconds even for the models of the paper."""
@@ -245,12 +291,14 @@ class RunPanel:
         if not done:
             return None, None
         pace = (self.clock() - self.began) / done
-        stage_left = pace * (self.stage.steps - self.step_number)
+        stage_left = pace * (self._steps(self.stage) - self.step_number)
         names = [stage.name for stage in self.config.stages]
         later = self.config.stages[names.index(self.stage.name) + 1 :]
         if later and not self.operations:
             return stage_left, None
-        ratios = (stage.steps * self.operations[stage.name] / self.operations[self.stage.name] for stage in later)
+        ratios = (
+            self._steps(stage) * self.operations[stage.name] / self.operations[self.stage.name] for stage in later
+        )
         return stage_left, stage_left + pace * sum(ratios)
 
 
@@ -277,11 +325,3 @@ def _number(value: float | str | None, form: str) -> str:
 
 def _duration(seconds: float | None) -> str:
     return "–" if seconds is None else duration(seconds)
-
-
-def _heldout(losses: dict) -> str:
-    """Format the scores if there are any, else the first of the losses."""
-    shown = {name: losses[f"quality/{name}"] for name in SCORES if f"quality/{name}" in losses} or dict(
-        list(losses.items())[:1]
-    )
-    return ", ".join(f"{name} {_number(value, '.3f')}" for name, value in shown.items()) or "–"

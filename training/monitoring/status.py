@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from training.config.schema import RunConfig
 from training.data.failures import FailedClips
 from training.data.preparation import FAILED_CLIPS
-from training.engine.checkpoint import newest_checkpoint
+from training.engine.checkpoint import newest_checkpoint, step_of
 from training.files import write_whole
 from training.monitoring.environment import record_start
 from training.monitoring.trackers import finish_trackers
@@ -34,7 +34,7 @@ class RunStatus:
         self.begun = False
         newest = newest_checkpoint(folder / "checkpoints")
         self.resumes = newest is not None
-        self.global_step = int(newest.name.rpartition("-")[2]) if newest else 0
+        self.global_step = step_of(newest) if newest else 0
 
     def begin(self) -> None:
         """Write configuration and start once the run has been accepted: a refused start leaves its folder unchanged.

@@ -44,7 +44,15 @@ def test_a_panel_without_points_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [{"levels": {"copy": 0.3}}, {"marks": {"joint": 5.0}}, {"log_y": True}, {"log_x": True}, {"ticks": (1, 7)}],
+    [
+        {"levels": {"copy": 0.3}},
+        {"marks": {"joint": 5.0}},
+        {"bands": {"solo": (1.0, 5.0), "joint": (5.0, 10.0)}},
+        {"dashed": ("a",)},
+        {"log_y": True},
+        {"log_x": True},
+        {"ticks": (1, 7)},
+    ],
     ids=lambda more: next(iter(more)),
 )
 def test_what_a_panel_is_given_is_drawn(tmp_path, more):
