@@ -61,7 +61,7 @@ ROOMS = (
     {"engine"},
     {"evaluation", "losses", "curriculum"},
     {"costs"},
-    {"monitoring"},
+    {"monitoring", "own_clips"},
     {"loop"},
 )
 OPTIONAL = {
