@@ -66,7 +66,7 @@ ROOMS = (
     {"engine"},
     {"evaluation", "losses", "curriculum"},
     {"costs"},
-    {"monitoring"},
+    {"monitoring", "own_clips"},
     {"schedule"},
     {"loop"},
 )

@@ -298,8 +298,8 @@ def read_manifest(source: Source, path: Path) -> Manifest | None:
     """
     if not path.is_file():
         return None
-    header, entries = _read_file(path)
-    return Manifest(source.spec, entries, path) if header == _header(source.spec) else None
+    entries = _read_file(path, _header(source.spec))
+    return None if entries is None else Manifest(source.spec, entries, path)
 
 
 def read_entries(path: Path) -> tuple[Entry, ...]:
@@ -308,14 +308,17 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
     Raises:
         ValueError: if the file is damaged.
     """
-    return _read_file(path)[1] if path.is_file() else ()
+    return (_read_file(path) or ()) if path.is_file() else ()
 
 
-def _read_file(path: Path) -> tuple[dict, tuple[Entry, ...]]:
+def _read_file(path: Path, header: dict | None = None) -> tuple[Entry, ...] | None:
+    """Return the entries of a file; `None` if its header is not the given one."""
     try:
         # Not `splitlines`, which would also split at characters such as U+2028 within a name.
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return json.loads(first), tuple(Entry.model_validate_json(line) for line in lines)
+        if header not in (None, json.loads(first)):
+            return None
+        return tuple(Entry.model_validate_json(line) for line in lines)
     except ValueError as error:  # of its encoding, of JSON or of an entry
         raise ValueError(f"'{path}' is damaged ({sentence(error)}); delete it, and it is made anew") from error
 

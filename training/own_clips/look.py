@@ -41,7 +41,7 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _VERSION = 1
-_FEW_FRAMES = 4000  # are read here: other processes need seconds to begin
+_FEW_FRAMES = 10_000  # are read here: other processes need seconds to begin
 _SECONDS_BETWEEN_LINES = 5.0
 _stopping = threading.Event()  # of a worker: set when its parent stops
 
@@ -61,6 +61,12 @@ class Clip:
     entry: Entry
     look: ClipLook
     split: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name for messages: its key, and the split of a dataset, whose keys are numbers of rows."""
+        split = self.source.partition("#")[2]
+        return f"{split}/{self.entry.key}" if split else self.entry.key
 
     @property
     def scenes(self) -> tuple[tuple[int, int], ...]:
@@ -169,10 +175,10 @@ def _sides(keys: Iterator[str]) -> dict[str, str]:
 
 def _usable(clips: list[Clip], left_out: dict[str, str]) -> list[Clip]:
     """Return the clips that hold footage that no clip before them holds; add the others to `left_out`."""
-    kept, seen = [], {}
+    kept, seen = set(), {}
     # The copy that is held out stays: what is trained on must not be in it.
     for clip in sorted(clips, key=lambda clip: clip.split == TRAIN):
-        name = clip.entry.key
+        name = clip.name
         first = seen.setdefault(clip.entry.sha256, name)
         if first != name:
             left_out[name] = f"a copy of '{shown(first)}', to the byte"
@@ -186,13 +192,12 @@ def _usable(clips: list[Clip], left_out: dict[str, str]) -> list[Clip]:
                 else "it shows one colour"
             )
         else:
-            kept.append(name)
+            kept.add(name)
             for begin, count in set(clip.look.scenes) - set(clip.scenes):
                 left_out[f"{name}, frames {begin} to {begin + count - 1}"] = (
                     f"a scene shorter than {WINDOW} frames, between two cuts"
                 )
-    kept = set(kept)
-    return [clip for clip in clips if clip.entry.key in kept]
+    return [clip for clip in clips if clip.name in kept]
 
 
 def _read(
@@ -233,7 +238,11 @@ def _look_at(
                 raise Stopped(stop() or "asked to stop")
             yield entry, found
         return
-    context = multiprocessing.get_context("spawn")
+    # The trainer is imported once, by the server that the processes are forked from; Windows has none.
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload([__name__])
     stopping, waiting = context.Event(), {}
     todo = deque(entries)
     with ProcessPoolExecutor(workers, context, _begin_worker, (stopping,)) as pool:
@@ -301,17 +310,21 @@ class _Progress:
 
     def __init__(self, frames: int, clips: int, say: Callable[[str], object]):
         self._frames, self._clips, self._say = frames, clips, say
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._begun = 0.0  # when the first clip was done: before, processes began
         self._done_frames, self._done_clips = 0, 0
 
     def done(self, frames: int) -> None:
         """Count a clip that was read."""
-        self._done_frames += frames
-        self._done_clips += 1
         now = time.monotonic()
+        self._done_clips += 1
+        if self._done_clips == 1:
+            self._begun, self._frames = now, self._frames - frames
+            return
+        self._done_frames += frames
         if now - self._said < _SECONDS_BETWEEN_LINES or self._done_clips == self._clips:
             return
         self._said = now
-        left = (now - self._started) / max(1, self._done_frames) * (self._frames - self._done_frames)
+        left = (now - self._begun) / max(1, self._done_frames) * (self._frames - self._done_frames)
         minutes = f"{left / 60:.0f} minutes" if left >= 90 else f"{left:.0f} seconds"
         self._say(f"looked at {self._done_clips:,} of {self._clips:,} clips, about {minutes} left")
