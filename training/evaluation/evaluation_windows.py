@@ -5,13 +5,15 @@ frames of a task are in `diffusers_mardini/masking.py`.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from training.data.clips import list_clips, load_clip
+from diffusers_mardini.video_io import EvenVideo
+from training.data.clips import list_clips, square
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -110,19 +112,22 @@ def load_windows(
             break
         name = path.relative_to(folder).as_posix()
         try:
-            clip, clip_fps = load_clip(path, size)
-            step = clip_step(clip_fps, stride, fps)
+            clip = EvenVideo.open(path)
+            step = clip_step(clip.fps, stride, fps)
+            span = frames_at_stride(0, num_frames, step)[-1] + 1
+            found = window_starts(len(clip), span, per_clip)
+            if not found:
+                raise ValueError(f"{len(clip)} frames, a window needs {span}")
+            windows = [frames_at_stride(start, num_frames, step) for start in found]
+            # Of a long clip only the frames of its windows are held in memory.
+            wanted = sorted(set(itertools.chain(*windows)))
+            pictures = dict(zip(wanted, (square(frame[None], size)[0] for frame in clip.frames(wanted))))
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        span = frames_at_stride(0, num_frames, step)[-1] + 1
-        found = window_starts(len(clip), span, per_clip)
-        if not found:
-            skipped[name] = f"{len(clip)} frames, a window needs {span}"
-        for start in found:
-            frames.append(clip[list(frames_at_stride(start, num_frames, step))])
-            clips.append(name)
-            starts.append(start)
+        frames += [torch.stack([pictures[index] for index in window]) for window in windows]
+        clips += [name] * len(found)
+        starts += found
     if skipped:
         print(f"{len(skipped)} clips of '{folder}' give no window:")
         for skipped_name, reason in skipped.items():
@@ -134,21 +139,32 @@ def load_windows(
 
 
 def training_clips(
-    folder: str | Path, size: int, stride: int, fps: float | None = None
+    folder: str | Path, size: int, stride: int, fps: float | None = None, part: int = 4096, overlap: int = 1024
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, size, size)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
+
+    Args:
+        folder, size, stride, fps: see `load_windows`.
+        part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
+        overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
     left_out = []
     for path in list_clips(folder):
         try:
-            clip, clip_fps = load_clip(path, size)
-            step = clip_step(clip_fps, stride, fps)
+            clip = EvenVideo.open(path)
+            step = clip_step(clip.fps, stride, fps)
+            pictures = []
+            for frame in clip.frames():
+                if len(pictures) == part:
+                    yield torch.stack(pictures).float() / 255, step
+                    pictures = pictures[part - overlap :]
+                pictures.append(square(frame[None], size)[0])
         except ValueError as error:
             left_out.append(f"{path.relative_to(folder)}: {error}")
             continue
-        yield clip.float() / 255, step
+        yield torch.stack(pictures).float() / 255, step
     if left_out:
         print(f"{len(left_out)} training clips of '{folder}' were left out:\n  " + "\n  ".join(left_out))
 
