@@ -163,19 +163,55 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
 
 
+@dataclass(frozen=True)
+class EvenClip:
+    """The frames of a clip of any source at even times, decoded when they are asked for.
+
+    Attributes:
+        source, entry: the clip.
+        times: of its frames on its own clock, rising.
+    """
+
+    source: Source
+    entry: Entry
+    times: np.ndarray
+
+    @property
+    def fps(self) -> float:
+        """Return the frames per second."""
+        return self.entry.fps
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def frames(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Yield frames, by default all, at increasing indices, one in memory at a time."""
+        times = self.times if indices is None else self.times[np.fromiter(indices, dtype=int)]
+        key = self.entry.key
+        for _, frame in iterate_frames(self.source.open(key), self.source.fps(key), times.tolist()):
+            yield frame
+
+
+def open_clip(clip: FoundClip) -> EvenVideo | EvenClip:
+    """Return the frames of a clip, none decoded yet; raise `ValueError` if it is damaged."""
+    if clip.source is None or clip.entry is None:
+        assert clip.path is not None, "a clip has a path or an entry"
+        return EvenVideo.open(clip.path)
+    times = clip.entry.times()
+    if clip.entry.variable_rate:  # as many frames as there are, at even times
+        times = np.linspace(times[0], times[-1], len(times))
+    return EvenClip(clip.source, clip.entry, times)
+
+
 def load_clip(clip: str | Path | FoundClip, size: Size) -> tuple[torch.Tensor, float]:
     """Return a clip, `uint8` `(frames, 3, height, width)`, and its frames per second; raise `ValueError` if damaged."""
 
     def prepare(frame: np.ndarray) -> np.ndarray:
         return fit(frame[None], *sides(size))[0].permute(1, 2, 0).numpy()
 
-    if isinstance(clip, FoundClip) and clip.source is not None and clip.entry is not None:
-        source, entry = clip.source, clip.entry
-        times = entry.times()
-        if entry.variable_rate:  # as many frames as there are, at even times
-            times = np.linspace(times[0], times[-1], len(times))
-        pictures = iterate_frames(source.open(entry.key), source.fps(entry.key), times.tolist())
-        frames, fps = np.stack([prepare(frame) for _, frame in pictures]), entry.fps
+    if isinstance(clip, FoundClip) and clip.entry is not None:
+        opened = open_clip(clip)
+        frames, fps = np.stack([prepare(frame) for frame in opened.frames()]), opened.fps
     else:
         frames, fps = read_video(clip.path if isinstance(clip, FoundClip) else clip, prepare)
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), fps

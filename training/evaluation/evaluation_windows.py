@@ -6,15 +6,16 @@ frames of a task are in `diffusers_mardini/masking.py`.
 
 import argparse
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from diffusers_mardini.sizes import Size, parse_size, size_text
+from diffusers_mardini.sizes import Size, parse_size, sides, size_text
 from diffusers_mardini.trained_window import TrainedWindow
-from training.data.clips import find_clips, load_clip
+from training.data.clips import find_clips, fit, open_clip
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -144,19 +145,22 @@ def load_windows(
             break
         name = found_clip.name
         try:
-            clip, clip_fps = load_clip(found_clip, size)
-            step = clip_step(clip_fps, stride, fps)
+            clip = open_clip(found_clip)
+            step = clip_step(clip.fps, stride, fps)
+            span = frames_at_stride(0, num_frames, step)[-1] + 1
+            found = window_starts(len(clip), span, per_clip)
+            if not found:
+                raise ValueError(f"{len(clip)} frames, a window needs {span}")
+            windows = [frames_at_stride(start, num_frames, step) for start in found]
+            # Of a long clip only the frames of its windows are held in memory.
+            wanted = sorted(set(itertools.chain(*windows)))
+            pictures = dict(zip(wanted, (fit(frame[None], *sides(size))[0] for frame in clip.frames(wanted))))
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        span = frames_at_stride(0, num_frames, step)[-1] + 1
-        found = window_starts(len(clip), span, per_clip)
-        if not found:
-            skipped[name] = f"{len(clip)} frames, a window needs {span}"
-        for start in found:
-            frames.append(clip[list(frames_at_stride(start, num_frames, step))])
-            clips.append(name)
-            starts.append(start)
+        frames += [torch.stack([pictures[index] for index in window]) for window in windows]
+        clips += [name] * len(found)
+        starts += found
     if skipped:
         print(f"{len(skipped)} clips of '{source}' give no window:")
         for skipped_name, reason in skipped.items():
@@ -168,21 +172,32 @@ def load_windows(
 
 
 def training_clips(
-    source: str | Path, size: Size, stride: int, fps: float | None = None
+    source: str | Path, size: Size, stride: int, fps: float | None = None, part: int = 4096, overlap: int = 1024
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, height, width)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
+
+    Args:
+        source, size, stride, fps: see `load_windows`.
+        part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
+        overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
     left_out = []
     for found in find_clips(source):
         try:
-            clip, clip_fps = load_clip(found, size)
-            step = clip_step(clip_fps, stride, fps)
+            clip = open_clip(found)
+            step = clip_step(clip.fps, stride, fps)
+            pictures = []
+            for frame in clip.frames():
+                if len(pictures) == part:
+                    yield torch.stack(pictures).float() / 255, step
+                    pictures = pictures[part - overlap :]
+                pictures.append(fit(frame[None], *sides(size))[0])
         except ValueError as error:
             left_out.append(f"{found.name}: {error}")
             continue
-        yield clip.float() / 255, step
+        yield torch.stack(pictures).float() / 255, step
     if left_out:
         print(f"{len(left_out)} training clips of '{source}' were left out:\n  " + "\n  ".join(left_out))
 

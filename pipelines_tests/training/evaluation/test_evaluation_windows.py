@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from diffusers_mardini.masking import task_indices
-from diffusers_mardini.video_io import write_video
+from diffusers_mardini.video_io import EvenVideo, read_video, write_video
 from pipelines_tests.tiny_pipeline import SIZE
+from pipelines_tests.training.clip_files import noise, write_clip
 from training.data.clips import load_clip
 from training.data.manifest import Entry
 from training.data.metadata import write_metadata
 from training.data.order import Rate, frame_indices, num_starts
-from training.evaluation import evaluation_windows
 from training.evaluation.evaluation_windows import (
     clip_step,
     load_windows,
@@ -39,14 +39,30 @@ def clips(tmp_path_factory):
 def test_no_more_clips_are_decoded_than_asked_for(clips, monkeypatch):
     every = load_windows(clips, SIZE, 5, stride=1, per_clip=2)
     assert every.clips == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
-    loaded, real = [], evaluation_windows.load_clip
-    monkeypatch.setattr(
-        evaluation_windows, "load_clip", lambda path, size: (loaded.append(path.name), real(path, size))[1]
-    )
+    loaded, real = [], EvenVideo.open
+    monkeypatch.setattr(EvenVideo, "open", lambda path: (loaded.append(path.name), real(path))[1])
     assert load_windows(clips, SIZE, 5, stride=1, per_clip=2, max_clips=1).clips == ["a.mp4", "a.mp4"]
     assert loaded == ["a.mp4"]
     with pytest.raises(ValueError, match="max_clips is 0"):
         load_windows(clips, SIZE, 5, stride=1, per_clip=2, max_clips=0)
+
+
+def test_a_long_clip_is_searched_in_parts_that_overlap(clips):
+    whole = list(training_clips(clips, SIZE, 2))
+    parts = list(training_clips(clips, SIZE, 2, part=10, overlap=4))
+    assert [len(clip) for clip, _ in parts] == [10, 6, 10, 10, 10, 6, 3]
+    assert torch.equal(torch.cat([parts[0][0], parts[1][0][4:]]), whole[0][0])
+    assert torch.equal(torch.cat([parts[2][0], *(clip[4:] for clip, _ in parts[3:6])]), whole[1][0])
+
+
+def test_frames_that_are_asked_for_are_those_of_the_whole_video(tmp_path):
+    """Also of a clip whose frames are held for different times, so that some are repeated."""
+    write_clip(tmp_path / "clip.mp4", noise(7), fps=25, times=[0, 40, 80, 200, 240, 280, 320])
+    whole, fps = read_video(tmp_path / "clip.mp4")
+    clip = EvenVideo.open(tmp_path / "clip.mp4")
+    assert len(clip) == len(whole) > 7 and clip.fps == fps
+    assert np.array_equal(np.stack(list(clip.frames())), whole)
+    assert np.array_equal(np.stack(list(clip.frames([1, 4, 5]))), whole[[1, 4, 5]])
 
 
 def shown(window: torch.Tensor) -> list[int]:

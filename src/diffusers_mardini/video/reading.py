@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -51,6 +51,44 @@ class VideoFacts:
     duration: float
     codec: str
     timestamps: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class EvenVideo:
+    """The frames that `read_video` returns, decoded when they are asked for: a long video need not fit in memory.
+
+    Attributes:
+        path: the video file.
+        order: for each frame, which decoded frame it is; held frames are repeated.
+        fps: frames per second.
+    """
+
+    path: str | os.PathLike
+    order: np.ndarray
+    fps: float
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "EvenVideo":
+        """Decode a video once, keeping nothing; errors and warnings are those of `read_video`."""
+        count = itertools.count()
+        order, fps = _read(path, lambda _: next(count))
+        return cls(path, np.array(order), fps or PICTURE_FPS)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def frames(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Yield frames, by default all, at increasing indices, one in memory at a time."""
+        wanted = self.order if indices is None else self.order[np.fromiter(indices, dtype=int)]
+        with open_film(self.path, repeated=True) as film:
+            decoded, number, shown = film.frames(), -1, None
+            for index in wanted:
+                while number < index:
+                    frame, number, shown = next(decoded, None), number + 1, None
+                if frame is None:
+                    raise film.error(f"ends before frame {index}; it has changed since it was opened")
+                shown = film.show(frame) if shown is None else shown
+                yield shown
 
 
 @dataclass
