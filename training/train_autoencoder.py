@@ -27,7 +27,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from diffusers_mardini.sizes import Size
+from diffusers_mardini.sizes import Size, sides
 from training.config.sentences import invalid_file
 from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
@@ -375,14 +375,14 @@ def _read(
     if not manifest.ok:
         reasons = "; ".join(f"{shown(entry.key)}: {entry.reason}" for entry in manifest.left_out[:3])
         raise ValueError(f"none of the {len(manifest.entries)} clips of '{spec}' can be used: {reasons}")
-    return draw_frames(source, manifest.ok, (config.size, config.size), count, os.cpu_count() or 1, stop)
+    return draw_frames(source, manifest.ok, sides(config.size), count, os.cpu_count() or 1, stop)
 
 
 def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> AutoencoderPatchBasis:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     started = time.monotonic()
-    most = max(1, int(config.memory_gb * 2**30 / (3 * config.size**2)))
+    most = max(1, int(config.memory_gb * 2**30 / (3 * math.prod(sides(config.size)))))
     frames = _read(config, config.clips, most, stop)
     held_out = _read(config, config.held_out, config.eval_frames, stop)
     print(f"{len(frames)} frames to train on, {len(held_out)} held out; read in {time.monotonic() - started:.0f} s")
@@ -394,7 +394,7 @@ def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> A
         decoder_blocks=config.decoder_blocks,
         sample_size=config.size,
     )
-    some = spread(frames, max(16, config.basis_frames * 64**2 // max(64, config.size) ** 2))
+    some = spread(frames, max(16, config.basis_frames * 64**2 // max(64**2, math.prod(sides(config.size)))))
     vae.fit_basis(to_float(some))
     before = measure(vae, held_out, config.planner_downscale)
     print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; bare linear basis: held-out {before}", flush=True)
@@ -423,7 +423,7 @@ def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> A
     shutil.rmtree(folder, ignore_errors=True)
     print(f"trained: held-out {after}, after {training.minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
-    show_room(config.held_out, (config.size, config.size), vae)
+    show_room(config.held_out, sides(config.size), vae)
     return vae
 
 

@@ -5,7 +5,7 @@ Crops are centred and resized with antialiasing, as VIDIM-Bench scores them; `fi
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusers_mardini.sizes import Size, sides
 from diffusers_mardini.video.errors import FILE_ERRORS
-from diffusers_mardini.video_io import VIDEO_SUFFIXES, iterate_frames, natural_key, read_video
+from diffusers_mardini.video_io import VIDEO_SUFFIXES, EvenVideo, iterate_frames, natural_key, read_video
 from training.data.failures import reason_lines, sentence, shown
 from training.data.folders import list_folder
 from training.data.lerobot import refuse_plain
