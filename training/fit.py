@@ -3,11 +3,12 @@
     python -m training.fit my_clips runs/mine --hours 2
 
 Looks at the clips, holds some out, measures what simple methods reach on them, chooses rate, size and models for the
-hours that there are, trains, scores the model beside the simple methods and publishes it as a folder for
+hours that there are, trains, scores the model beside the simple methods, and publishes it as a folder for
 `from_pretrained`. Each step is a command that is printed and can be typed by itself. Typed again after an
 interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 2 advised against (see `--anyway`), 75 stopped.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -15,20 +16,47 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from diffusers_mardini.hardware import choose_device
+from training.config.layers import load_config
+from training.config.schema import RunConfig
+from training.data.census import read_manifest_of
+from training.data.frames import draw_frames
+from training.data.sources import open_source
+from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.results import with_nan
+from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
 from training.locks import Owner
+from training.own_clips import choose, configs, present
+from training.own_clips.choose import Choices
 from training.stopping import SIGNALS, STOPPED
 
 
 ADVISED_AGAINST = 2
-FINISHED_BY = ("look", "probe", "choose", "autoencoder", "train", "judge", "publish")
+STEPS = {
+    "look": "Look at the clips and hold some out",
+    "probe": "Measure what simple methods reach on the held-out clips",
+    "choose": "Choose rate, size and models",
+    "autoencoder": "Train the autoencoder",
+    "train": "Train the planner and the transformer",
+    "judge": "Score the model on the held-out clips",
+    "publish": "Publish the model",
+}
+AUTOENCODER_SHARE = 0.12  # of the hours
+JUDGE_SHARE = 0.12
+START_SECONDS = 30  # of a program that loads libraries, clips and models
+MOST_JUDGED = 48  # windows
+SAMPLING_STEPS = 10
 
 
 class Ended(Exception):
-    """A step has ended the command with an exit code, after its program has said why."""
+    """A step has ended the command with an exit code, after the reason was printed."""
 
     def __init__(self, code: int):
         super().__init__(str(code))
@@ -36,30 +64,29 @@ class Ended(Exception):
 
 
 class Record:
-    """The record of a fit in `fit.json`: what was asked for, and the seconds of each step.
+    """The record of a fit, `fit.json`: what was asked for, the steps that are done, and the seconds of each.
 
     Args:
         folder: of the fit.
-        asked: the options that later starts must repeat.
+        asked: what later starts must ask for, too.
 
     Raises:
-        ValueError: if the folder was begun with other options, or holds something else.
+        ValueError: if the folder was begun with something else, or holds something else.
     """
 
-    def __init__(self, folder: Path, asked: dict):
+    def __init__(self, folder: Path, asked: dict[str, Any]):
         self.path = folder / "fit.json"
         if not self.path.exists():
-            if folder.exists() and any(path.name != "fit.lock.json" for path in folder.iterdir()):
-                raise ValueError(f"'{folder}' exists and was not made by training.fit; give another folder")
-            self.content = {"asked": asked, "seconds": {}, "done": []}
+            others = [path.name for path in folder.iterdir() if not path.name.startswith((".", "fit."))]
+            if others:
+                raise ValueError(f"'{folder}' holds {others[0]}, which training.fit did not make; give another folder")
+            self.content: dict[str, Any] = {"asked": asked, "seconds": {}, "done": []}
             self.save()
         self.content = read_json(self.path, ("asked", "seconds", "done"))
-        differ = {key for key in asked if self.content["asked"].get(key) != asked[key]}
+        before = self.content["asked"]
+        differ = ", ".join(f"{key} {before.get(key)}" for key in asked if before.get(key) != asked[key])
         if differ:
-            given = ", ".join(f"{key} {self.content['asked'].get(key)}" for key in sorted(differ))
-            raise ValueError(
-                f"'{folder}' was begun with {given}; repeat that, or give another folder for what you ask for now"
-            )
+            raise ValueError(f"'{folder}' was begun with {differ}; repeat that, or give another folder")
 
     def save(self) -> None:
         """Write the file, whole."""
@@ -67,11 +94,11 @@ class Record:
 
     @property
     def spent(self) -> float:
-        """Return the seconds that all steps have taken so far, interrupted ones included."""
+        """Return the seconds of all steps so far, those of interrupted starts included."""
         return sum(self.content["seconds"].values())
 
     def is_done(self, step: str) -> bool:
-        """Return whether a step has been finished."""
+        """Return whether a step is done."""
         return step in self.content["done"]
 
     def add(self, step: str, seconds: float) -> None:
@@ -79,63 +106,80 @@ class Record:
         self.content["seconds"][step] = self.content["seconds"].get(step, 0.0) + seconds
         self.save()
 
-    def finish(self, step: str) -> None:
-        """Mark a step as done."""
-        self.content["done"].append(step)
-        self.save()
+    @contextmanager
+    def step(self, name: str):
+        """Print the heading of a step; mark it as done, and count the seconds that no program counted, at its end."""
+        number = list(STEPS).index(name) + 1
+        print(
+            f"\n== {number} of {len(STEPS)}: {STEPS[name]}" + (", done before" if self.is_done(name) else ""),
+            flush=True,
+        )
+        before, started = self.spent, time.monotonic()
+        yield
+        if not self.is_done(name):
+            self.content["done"].append(name)
+            self.add(name, max(0.0, time.monotonic() - started - (self.spent - before)))
+
+    def run(self, step: str, command: Sequence[str], accepted: Container[int] = (0,), threads: int = 1) -> None:
+        """Print a command of Python, run it in a process of its own, and count its seconds as they pass.
+
+        Args:
+            step: that the seconds are counted for.
+            command: arguments of Python.
+            accepted: exit codes with which it may end.
+            threads: of a CPU, for each process.
+
+        Raises:
+            Ended: if it ends with another code.
+        """
+        print(f"\n$ {shlex.join(['python', *command])}", flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if choose_device().type == "cpu":
+            environment["ACCELERATE_USE_CPU"] = "true"
+        counted = time.monotonic()
+        process = subprocess.Popen([sys.executable, *command], env=environment, preexec_fn=_ends_with_parent())
+        with _signals_passed_on(process):
+            code = None
+            while code is None:
+                try:
+                    code = process.wait(timeout=5)
+                except subprocess.TimeoutExpired:
+                    pass
+                now = time.monotonic()
+                self.add(step, now - counted)
+                counted = now
+        if code == STOPPED or code in [-number for number in SIGNALS]:
+            print("stopped; type the same command to go on")
+            raise Ended(STOPPED)
+        if code not in accepted:
+            print(f"this step has failed; the lines above say why (exit code {code})")
+            raise Ended(1)
 
 
-def run_program(record: Record, step: str, command: Sequence[str], threads: int | None = None) -> None:
-    """Print a command, run it in a process of its own, and count its time as it goes.
-
-    Raises:
-        Ended: if it does not finish.
-    """
-    print(f"\n$ {shlex.join(['python', *command])}", flush=True)
-    environment = dict(os.environ)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-        environment["ACCELERATE_USE_CPU"] = "true"
-    counted = time.monotonic()
-    process = subprocess.Popen([sys.executable, *command], env=environment, preexec_fn=_ends_with_parent())
-    handlers = {number: signal.signal(number, lambda number, _: _pass_on(process, number)) for number in SIGNALS}
+@contextmanager
+def _signals_passed_on(process: subprocess.Popen):
+    """Pass signals on to a program; Ctrl-C of a terminal reaches it by itself. End it if this block is left early."""
+    handlers = {
+        number: signal.signal(number, lambda number, _: number == signal.SIGINT or process.send_signal(number))
+        for number in SIGNALS
+    }
     try:
-        while True:
-            try:
-                code = process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                code = None
-            now = time.monotonic()
-            record.add(step, now - counted)
-            counted = now
-            if code is not None:
-                break
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if process.poll() is None:
             process.terminate()
-    if code == STOPPED or code in [-number for number in SIGNALS]:
-        print("stopped; type the same command to go on")
-        raise Ended(STOPPED)
-    if code:
-        raise Ended(code if code > 0 else 1)
 
 
-def _pass_on(process: subprocess.Popen, number: int) -> None:
-    """Pass a signal on to the program; Ctrl-C in a terminal has reached it already."""
-    if number != signal.SIGINT and process.poll() is None:
-        process.send_signal(number)
-
-
-def _ends_with_parent() -> Callable[[], None] | None:
-    """Return what makes a program end when this process is killed: on Linux the kernel does, elsewhere it goes on."""
+def _ends_with_parent() -> Callable[[], object] | None:
+    """Return what makes a program end when this one is killed. Only Linux has it; elsewhere it finishes its step."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes
 
     libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool = False) -> Path | None:
@@ -155,17 +199,193 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
         ValueError: if the clips cannot be used, or `out` holds something else.
         Ended: if a step fails, is stopped, or advises against training.
     """
+    if not hours > 0:
+        raise ValueError(f"--hours is {hours:g}; give a positive number")
+    open_source(clips, fps=1.0)  # a missing one is named before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with Owner(out / "fit.lock.json", f"the fit {out}"):
         record = Record(out, {"clips": clips, "hours": hours})
-        look(record, clips, out)
-        probe(record, out, anyway)
-        choices = choose_all(record, out, hours)
+        with record.step("look"):
+            if not record.is_done("look"):
+                record.run("look", ["-m", "training.look", clips, str(out / "clips"), "--manifests", _manifests(out)])
+        with record.step("probe"):
+            _probe(record, out, anyway)
+        with record.step("choose"):
+            choices = _choose(record, out, hours)
+            record.run("choose", ["-m", "training.plan", str(out / "config.yaml")], accepted=(0, 1))
         if dry_run:
             print(f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command again.")
             return None
-        with step(record, "autoencoder"):
-            run_program(record, "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")])
-        train(record, choices, out)
-        judge(record, choices, out)
-        return publish(record, choices, clips, out)
+        with record.step("autoencoder"):
+            if not (out / "autoencoder" / "config.json").is_file():
+                record.run(
+                    "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")],
+                    threads=os.cpu_count() or 1,
+                )  # fmt: skip
+        with record.step("train"):
+            if not (out / "run" / "pipeline" / "model_index.json").is_file():
+                record.run("train", _training_command(choices, out), threads=_threads(choices))
+        with record.step("judge"):
+            if not record.is_done("judge"):
+                record.run("judge", _judging_command(out), threads=os.cpu_count() or 1)
+        with record.step("publish"):
+            _publish(
+                record, choices, clips, out, f"python -m training.fit {shlex.quote(clips)} {out} --hours {hours:g}"
+            )
+    sentences = _verdict(out)
+    print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
+    print(
+        f"\n{out / 'model'} holds the model, its card, pictures and how-to-use.md. It took {record.spent / 60:.0f} minutes."
+    )
+    print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
+    return out / "model"
+
+
+def _manifests(out: Path) -> str:
+    return str(out / "cache" / "manifests")
+
+
+def _probe(record: Record, out: Path, anyway: bool) -> None:
+    """Probe the held-out clips; raise `Ended` where no model could win, unless `anyway`."""
+    result = out / "probe.json"
+    if not record.is_done("probe"):
+        height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
+        command = ["-m", "training.probe", str(out / "clips" / "held_out.jsonl"), "--size", f"{height}x{width}"]
+        record.run("probe", [*command, "--json", str(result)], accepted=(0, 1), threads=os.cpu_count() or 1)
+    found = read_json(result)
+    if not found["distances"] or not (found["has_room"] or anyway):
+        print("\n".join(f"verdict: {sentence}" for sentence in found["verdict"]))
+        print("Nothing is trained, because no model could win there." + ("" if not found["distances"] else
+              " To train one nevertheless, add --anyway."))  # fmt: skip
+        raise Ended(ADVISED_AGAINST)
+
+
+def _clip_size(out: Path) -> tuple[int, int]:
+    """Return the commonest width and height of the clips."""
+    sizes = read_json(out / "clips" / "look.json")["sizes"]
+    width, height = max(sizes, key=sizes.get).split("x")
+    return int(width), int(height)
+
+
+def _choose(record: Record, out: Path, hours: float) -> Choices:
+    """Choose what is not chosen yet; write `choices.json`, `autoencoder.yaml` and `config.yaml`."""
+    kept = out / "choices.json"
+    wanted = (kept, out / "autoencoder.yaml", out / "config.yaml")
+    if all(path.is_file() for path in wanted):
+        return Choices(**read_json(kept))
+    device, cores = choose_device().type, os.cpu_count() or 1
+    seconds = hours * 3600 * (1 - AUTOENCODER_SHARE - JUDGE_SHARE) - record.spent - 3 * START_SECONDS
+    if seconds < 60:
+        raise ValueError(
+            f"{hours:g} hours leave {max(0, seconds):.0f} seconds for the training, after {record.spent:.0f} seconds of "
+            "looking at the clips; give more --hours"
+        )
+    fps, why_fps = choose.choose_fps(read_json(out / "probe.json"))
+    sides = choose.choose_size(*_clip_size(out), choose.PROBED)
+    frames = {side: _frames(out, side, sides) for side in ("train", "held_out")}
+    channels, why_channels = choose.choose_latents(frames["train"], frames["held_out"])
+    processes = choose.processes_for(device, cores, choose.WINDOWS_PER_STEP)
+
+    def candidate(preset: str, pixels: int) -> Choices:
+        height, width = choose.choose_size(*_clip_size(out), pixels)
+        return Choices(fps, height, width, channels, preset, choose.WINDOWS_PER_STEP, processes, 1000, why)
+
+    why = {"fps": why_fps, "latent_channels": why_channels, "size": "", "preset": ""}
+    candidates = [(candidate(preset, pixels), needed) for preset, pixels, needed in choose.CANDIDATES]
+    runs = [(choices.preset, _config(choices, out, hours), needed) for choices, needed in candidates]
+    index, step, why["preset"] = choose.choose_models(runs, seconds, processes)
+    choices = candidates[index][0]
+    why["size"] = f"clips are {'x'.join(map(str, _clip_size(out)))} (width x height); this is height x width"
+    choices.steps = max(20, int(seconds / step))
+    minutes = hours * 60 * AUTOENCODER_SHARE
+    write_whole(out / "autoencoder.yaml", configs.autoencoder_text(choices, out, minutes, cores))
+    write_whole(out / "config.yaml", configs.run_text(choices, out, seconds / 3600))
+    write_whole(kept, json.dumps(asdict(choices), indent=1) + "\n")
+    print("\n".join(f"{name}: {reason}" for name, reason in why.items()))
+    return choices
+
+
+def _frames(out: Path, side: str, size: tuple[int, int]):
+    source = open_source(out / "clips" / f"{side}.jsonl")
+    entries = read_manifest_of(source, Path(_manifests(out))).ok
+    return draw_frames(source, entries, size, choose.FRAMES, os.cpu_count() or 1)
+
+
+def _config(choices: Choices, out: Path, hours: float) -> RunConfig:
+    """Return the run of a candidate, as the trainer would read it from a file."""
+    path = out / "cache" / "candidate.yaml"
+    write_whole(path, configs.run_text(choices, out, hours))
+    return load_config(str(path))
+
+
+def _threads(choices: Choices) -> int:
+    return max(1, (os.cpu_count() or 1) // choices.processes)
+
+
+def _training_command(choices: Choices, out: Path) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(choices.processes)]
+    program = ["-m", "training.train_mardini", str(out / "config.yaml"), "--runs", str(out)]
+    return [*(launcher if choices.processes > 1 else []), *program]
+
+
+def _judging_command(out: Path) -> list[str]:
+    lists = out / "clips"
+    held_out = sum(1 for line in (lists / "held_out.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
+    return [
+        "-m", "training.evaluate", str(out / "run" / "pipeline"), str(lists / "held_out.jsonl"),
+        "--train-clips", str(lists / "train.jsonl"), "--steps", str(SAMPLING_STEPS),
+        "--windows-per-clip", str(max(1, min(8, MOST_JUDGED // held_out))), "-o", str(out / "evaluation"),
+    ]  # fmt: skip
+
+
+def _verdict(out: Path) -> list[str]:
+    results = with_nan(read_json(out / "evaluation" / "results.json", ("rows", "differences")))
+    return verdict(results["rows"], results["differences"])
+
+
+def _publish(record: Record, choices: Choices, clips: str, out: Path, command: str) -> None:
+    """Write the folder of the model: weights, card, pictures, a video, and how to use it."""
+    model = out / "model"
+    if record.is_done("publish"):
+        return
+    present.write_card_facts(out / "card.yaml", choices, Path(clips).name, command)
+    results = out / "evaluation" / "results.json"
+    record.run(
+        "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]
+    )
+    windows = load_windows(
+        out / "clips" / "held_out.jsonl", (choices.height, choices.width), choose.NUM_FRAMES, 1, 1, choices.fps
+    )
+    present.write_example(model, windows)
+    present.write_how_to_use(
+        model, lambda arguments: record.run("publish", ["-m", "diffusers_mardini.cli", *arguments]), _verdict(out)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "clips", help="a folder of videos or pictures, an archive, a video, or another source (docs/data.md)"
+    )
+    parser.add_argument("out", type=Path, help="folder for everything that is made")
+    parser.add_argument("--hours", type=float, default=2.0, help="for everything (default 2)")
+    parser.add_argument(
+        "--anyway", action="store_true", help="train although simple methods do as well as any model could"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="end when everything is chosen, before anything is trained"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        fit(options.clips, options.out, options.hours, options.anyway, options.dry_run)
+    except Ended as ended:
+        return ended.code
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -155,6 +155,9 @@ def run_command(description: str, adapter: bool, arguments: Sequence[str] | None
     parser.add_argument("--start-at", metavar="STAGE", help="begin with this stage (needs init_from)")
     parser.add_argument("--stop-after", metavar="STAGE", help="end with this stage, whose result is stages/<name>")
     parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the run's folder (default runs)"
+    )
+    parser.add_argument(
         "--allow-change",
         metavar="KEY",
         action="append",
@@ -179,8 +182,7 @@ def run_command(description: str, adapter: bool, arguments: Sequence[str] | None
                 f"python -m training.{'train_mardini' if adapter else 'train_mardini_lora'} trains it"
             )
         train(
-            config, resume=options.resume, start_at=options.start_at, stop_after=options.stop_after,
-            allow_change=options.allow_change,
+            config, options.runs, options.resume, options.start_at, options.stop_after, options.allow_change
         )  # fmt: skip
     except Stopped as stopped:
         print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")

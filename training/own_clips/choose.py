@@ -4,7 +4,7 @@ Each choice comes with its reason in words; `write_config` writes both into the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,14 +22,16 @@ NUM_FRAMES = 9
 CANDIDATES = (
     ("mardini-small", 128 * 128, 200_000),
     ("mardini-small", 64 * 64, 100_000),
-    ("mardini-tiny", 64 * 64, 40_000),
+    ("mardini-tiny", 64 * 64, 60_000),
     ("mardini-nano", 64 * 64, 0),
 )
+PROBED = 64 * 64  # pixels of a frame while nothing is chosen yet
 LATENTS = (16, 24, 32)  # channels of an 8-pixel patch
 ENOUGH_CEILING = 0.93  # SSIM; more channels are harder to predict
+ENOUGH_ROOM = 0.8  # of the most room at any distance between frames
+FRAMES = 512  # that the choice of the channels is measured with, on each side
 WINDOWS_PER_STEP = 16
-AUTOENCODER_SHARE = 0.12  # of the hours
-JUDGE_SHARE = 0.15
+PROBE_STEPS = 3
 
 
 @dataclass
@@ -44,8 +46,24 @@ class Choices:
     windows_per_step: int
     processes: int
     steps: int
-    autoencoder_steps: int
     why: dict[str, str] = field(default_factory=dict)
+
+
+def choose_fps(probed: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the frames per second of windows, and why: the shortest distance at which there is enough room.
+
+    Args:
+        probed: content of `probe.json`; without room at any distance the one with the most is taken.
+    """
+    rows = probed["distances"]
+    most = max(row["room"] for row in rows)
+    chosen = next(row for row in rows if row["room"] >= ENOUGH_ROOM * most)
+    reached = max(score["mid_ssim"] for score in chosen["rows"] if score["method"] != "autoencoder")
+    why = (
+        f"at {1 / chosen['seconds']:.3g} frames a second {chosen['best']} reaches a SSIM of {reached:.2f} half-way between "
+        f"two frames that are {(NUM_FRAMES - 1) * chosen['seconds']:.2g} seconds apart; that leaves room for a model"
+    )
+    return float(f"{1 / chosen['seconds']:.4g}"), why
 
 
 def choose_size(width: int, height: int, pixels: int) -> tuple[int, int]:

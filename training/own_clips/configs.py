@@ -3,8 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from training.files import write_whole
-from training.own_clips.choose import JUDGE_SHARE, Choices
+from training.own_clips.choose import Choices
 
 
 # A first stage for the planner pays where there is time for it; it ends early where it stops getting better.
@@ -19,7 +18,11 @@ size: {size}
 {latents}
 latent_channels: {latent_channels}
 train_encoder: false
-steps: {autoencoder_steps}
+steps: 3000
+# Fewer steps are taken where this time would not suffice.
+max_minutes: {minutes}
+threads: {threads}
+manifests: {out}/cache/manifests
 """
 
 _RUN = """\
@@ -60,7 +63,7 @@ _PLANNER_STAGE = """\
     learning_rate: 2.0e-3
     final_learning_rate: 1.0e-3
     warmup_steps: {warmup}
-    stop_when_flat: 3
+    stop_when_flat: 4
 """
 _JOINT_STAGE = """\
   # Both models by diffusion: between two frames above all, and what follows one to three frames.
@@ -79,15 +82,16 @@ _JOINT_STAGE = """\
 """
 
 
-def autoencoder_text(choices: Choices, out: Path) -> str:
-    """Return the YAML file of the autoencoder."""
+def autoencoder_text(choices: Choices, out: Path, minutes: float, threads: int) -> str:
+    """Return the YAML file of the autoencoder; `minutes` are for its training."""
     return _AUTOENCODER.format(
         clips=out / "clips",
         out=out,
         size=_size(choices),
         latents=_comment(choices.why["latent_channels"]),
         latent_channels=choices.latent_channels,
-        autoencoder_steps=choices.autoencoder_steps,
+        minutes=f"{minutes:.2f}",
+        threads=threads,
     )
 
 
@@ -116,12 +120,6 @@ def run_text(choices: Choices, out: Path, hours: float) -> str:
         checkpoint_every=max(10, every // 2),
         stages=stages,
     )
-
-
-def write_configs(choices: Choices, out: Path, seconds: float) -> None:
-    """Write `autoencoder.yaml` and `config.yaml` into the folder of the fit; `seconds` are left for everything."""
-    write_whole(out / "autoencoder.yaml", autoencoder_text(choices, out))
-    write_whole(out / "config.yaml", run_text(choices, out, seconds * (1 - JUDGE_SHARE) / 3600))
 
 
 def _size(choices: Choices) -> str:
