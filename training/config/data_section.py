@@ -78,8 +78,9 @@ class DataConfig(StrictModel):
     """Clips and how they are read."""
 
     train: str = Field(
-        description="Source of training clips: a folder of videos, of picture folders or of .tar shards; a shard, or "
-        "several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, `datasets-stream:NAME#SPLIT`."
+        description="Source of training clips: a folder of videos, of picture folders or of .tar or .zip archives; a "
+        "video; an archive, or several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, "
+        "`datasets-stream:NAME#SPLIT`."
     )
     validation: str | None = Field(
         None, description="Source of held-out clips, of the same kinds. None: no held-out losses."

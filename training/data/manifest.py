@@ -155,7 +155,8 @@ def make_manifest(
     path = default_path(source.spec) if path is None else Path(path)
     header = _header(source.spec)
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
+    held = list(_read_lines(path, header))
+    known = {entry.key: entry for entry in (*held, *_read_lines(unfinished, header))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         reading = _Reading(source, unfinished, known, workers, stop, stack)
@@ -163,7 +164,7 @@ def make_manifest(
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
-    if reading.decoded or entries != list(_read_lines(path, header)):
+    if entries != held:
         with named_write_errors(f"the manifest '{path}'"):
             _write_lines(path, header, entries)
     unfinished.unlink(missing_ok=True)

@@ -328,7 +328,9 @@ class DatasetVideos:
         if not self._has(index):
             rows = self._next if self._streamed else len(self._dataset)
             raise ValueError(f"'{self.spec}' ends at row {rows}; row {index} was asked for")
-        return self._last if self._streamed else self._dataset[index]
+        row = self._last if self._streamed else self._dataset[index]
+        assert row is not None, "`_has` has read it"
+        return row
 
     def _read_to(self, index: int) -> bool:
         """Read a stream up to a row; return whether there is such a row."""
