@@ -119,7 +119,9 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
-    parser.add_argument("clips", type=Path, help="folder of held-out clips")
+    parser.add_argument(
+        "clips", help="held-out clips: a folder, a clip list (.jsonl) or another source (docs/data.md)"
+    )
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
     parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
@@ -135,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", type=int, nargs="+", default=[0], help="one sample each; mean and spread are reported"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
-    parser.add_argument("--train-clips", type=Path, help="folder to search for the best match")
+    parser.add_argument("--train-clips", help="clips to search for the best match, of the same kinds")
     parser.add_argument(
         "--no-planning", action="store_true", help="another row, with the unconditional planning signal"
     )

@@ -16,6 +16,7 @@ from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, FileSection, PictureSeries
 from training.data.failures import sentence, shown
 from training.data.folders import Listing, existing, list_folder, stat_stamp
+from training.data.spans import WholeClips
 
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
@@ -77,7 +78,7 @@ class _Member:
         return data
 
 
-class ArchiveClips:
+class ArchiveClips(WholeClips):
     """Clips in tar and zip archives; keys are `shard.tar/member.mp4` or, for a folder of pictures, `clips.zip/run1`.
 
     If no archive holds videos, folders of pictures are the clips, each in natural order. Other members (captions,

@@ -71,6 +71,22 @@ class ClipConditions:
         return found
 
     def _read_table(self, entry: Entry) -> dict[str, np.ndarray]:
+        wanted = [column for condition in self.conditions.values() for column in condition.columns or ()]
+        rows = self.source.rows(entry.key, wanted)
+        if rows is not None:
+            columns, first, count = _numbers(rows, wanted), 0, entry.num_frames
+            place = f"'{entry.key}' of '{self.source.spec}'"
+        else:
+            path = self._table_beside(entry)
+            columns, first, count = read_table(path, wanted), entry.first_frame, entry.clip_frames or entry.num_frames
+            place = f"'{path}'"
+        given = len(next(iter(columns.values())))
+        if given != count:
+            raise ValueError(f"{place} has {given} rows and its clip {count} frames; give one row for each frame")
+        return {name: values[first : first + entry.num_frames] for name, values in columns.items()}
+
+    def _table_beside(self, entry: Entry) -> Path:
+        """Return the path of the table beside a clip's file, or beside the file of which it is a span."""
         clip = self.source.open(entry.key)
         if not isinstance(clip, Path):
             raise ValueError(
@@ -81,14 +97,7 @@ class ClipConditions:
         if len(tables) != 1:
             names = " or ".join(_beside(clip, suffix).name for suffix in TABLE_SUFFIXES)
             raise ValueError(f"'{clip.name}' has {len(tables)} tables of conditions beside it; give one, {names}")
-        wanted = [column for condition in self.conditions.values() for column in condition.columns or ()]
-        columns = read_table(tables[0], wanted)
-        rows = len(next(iter(columns.values())))
-        if rows != entry.num_frames:
-            raise ValueError(
-                f"'{tables[0]}' has {rows} rows and its clip {entry.num_frames} frames; give one row for each frame"
-            )
-        return columns
+        return tables[0]
 
 
 def condition_arguments(conditions: Mapping[str, ConditionConfig]) -> dict[str, dict | None]:
@@ -107,18 +116,20 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """
     with named_file_errors(f"'{path}'", "a table of conditions"):
         table = _parquet_columns(path) if path.suffix == ".parquet" else _csv_columns(path)
-        missing = [column for column in columns if column not in table]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}; its columns are {', '.join(table)}")
-        values = {
-            column: np.array([_number(cell, column) for cell in table[column]], np.float32) for column in columns
-        }
-        endless = [column for column in columns if np.isinf(values[column]).any()]
-        if endless:
-            raise ValueError(
-                f"column {endless[0]} holds a value that is not finite; leave the cell empty if the value is unknown"
-            )
-        return values
+        return _numbers(table, columns)
+
+
+def _numbers(table: Mapping[str, Sequence], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}; its columns are {', '.join(table)}")
+    values = {column: np.array([_number(cell, column) for cell in table[column]], np.float32) for column in columns}
+    endless = [column for column in columns if np.isinf(values[column]).any()]
+    if endless:
+        raise ValueError(
+            f"column {endless[0]} holds a value that is not finite; leave the cell empty if the value is unknown"
+        )
+    return values
 
 
 def frame_intervals(times: np.ndarray) -> torch.Tensor:

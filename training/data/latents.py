@@ -343,7 +343,8 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
     try:
         if source.stamp(entry.key) != entry.stamp:
             raise ValueError("the file has changed since the manifest was made")
-        for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key)):
+        times = entry.times().tolist() if entry.clip_frames else None  # of a span, only its frames
+        for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key), times):
             yield frame
     except FILE_ERRORS as error:
         raise ClipError(sentence(error)) from error

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,10 +25,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusers_mardini.video.errors import FILE_ERRORS
+from diffusers_mardini.video.times import even_rate, mean_rate
 from diffusers_mardini.video_io import PictureSeries, decoder_version, probe_video
 from training.data.failures import reason_lines, sentence, shown
 from training.data.sources import Clip, Source, open_source
+from training.data.spans import Span
 from training.files import UNFINISHED, named_write_errors, write_whole
+from training.locks import turn_to_write
 from training.progress import Progress
 from training.stopping import STOPPED, Stopped, StopRequest
 
@@ -59,6 +62,8 @@ class Entry(BaseModel):
     duration: float = 0.0
     codec: str = ""
     timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, if the rate varies.")
+    first_frame: int = Field(0, description="Of a span: index of its first frame in the whole clip.")
+    clip_frames: int = Field(0, description="Of a span: frames of the whole clip; 0: the entry is a whole clip.")
 
     @property
     def variable_rate(self) -> bool:
@@ -136,8 +141,12 @@ def make_manifest(
     path: str | Path | None = None,
     workers: int = 1,
     stop: Callable[[], str | None] = lambda: None,
+    only: Container[str] | None = None,
 ) -> Manifest:
     """Decode every clip of a source that is not in the file yet or has changed since, and write the file.
+
+    A source of spans has the facts about whole clips from the manifests of their sources, which are made first and
+    lie in the same folder; so a clip is decoded once, however many of its spans are asked for.
 
     After a kill, the next start continues; the file itself is complete or absent. Entries of another version of the
     decoder are not used. One process at a time makes a manifest.
@@ -147,6 +156,7 @@ def make_manifest(
         path: the file, by default `default_path`.
         workers: threads that decode.
         stop: called every half second; returns a reason to stop, or `None`. Decoded clips are kept for the next start.
+        only: keys of the clips to decode; of the others, the file keeps what it has. By default all.
 
     Raises:
         ValueError: if the source holds no clips at all, or the disk is full.
@@ -158,9 +168,15 @@ def make_manifest(
     held = list(_read_lines(path, header))
     known = {entry.key: entry for entry in (*held, *_read_lines(unfinished, header))}
     path.parent.mkdir(parents=True, exist_ok=True)
+    if source.spans():
+        entries = _entries_of_spans(source, path.parent, workers, stop)
+        if entries != held:
+            with named_write_errors(f"the manifest '{path}'"):
+                _write_lines(path, header, entries)
+        return Manifest(source.spec, tuple(entries), path, source.notes())
     with ExitStack() as stack:
         reading = _Reading(source, unfinished, known, workers, stop, stack)
-        entries = reading.all()
+        entries = reading.all(only)
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
@@ -192,12 +208,19 @@ class _Reading:
         self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
         self._file = None
 
-    def all(self) -> list[Entry]:
-        """Return the entries of all clips; raise `Stopped` if there was a reason to stop."""
+    def all(self, only: Container[str] | None = None) -> list[Entry]:
+        """Return the entries of all clips; raise `Stopped` if there was a reason to stop.
+
+        Args:
+            only: keys of the clips to decode; of the others, those are returned that are known.
+        """
         try:
             for key in self.source.keys():
                 if self.stopping:
                     break
+                if only is not None and key not in only:
+                    self.waiting += [(self.known[key], 0)] if key in self.known else []
+                    continue
                 self.waiting.append(self._start(key))
                 # No more clips than that are held in memory.
                 while (
@@ -217,10 +240,10 @@ class _Reading:
         """Open a clip here, since streams are read in order, and decode it in the pool; keep unchanged entries."""
         stamp, old = None, self.known.get(key)
         try:
-            stamp = self.source.stamp(key)
-            if old is not None and stamp is not None and old.stamp == stamp:
+            stamp, fps = self.source.stamp(key), self.source.fps(key)
+            if old is not None and stamp is not None and old.stamp == stamp and fps in (None, old.fps):
                 return old, 0
-            opened, fps = self.source.open(key), self.source.fps(key)
+            opened = self.source.open(key)
         except FILE_ERRORS as error:
             return _left_out(key, stamp, error), 0
         held = len(opened) if isinstance(opened, bytes) else 0
@@ -319,6 +342,69 @@ def _probe(
     )  # fmt: skip
 
 
+def _entries_of_spans(source: Source, folder: Path, workers: int, stop: Callable[[], str | None]) -> list[Entry]:
+    """Return the entries of a source's spans, after the manifests of the whole clips have been made."""
+    spans, wholes = source.spans(), {}
+    for base in {id(span.source): span.source for span in spans.values()}.values():
+        named = {span.clip for span in spans.values() if span.source is base}
+        path = default_path(base.spec, folder)
+        with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
+            manifest = make_manifest(base, path, workers, stop, named)
+        wholes[id(base)] = {entry.key: entry for entry in manifest.entries}
+    return [_cut(wholes[id(span.source)].get(span.clip), key, span) for key, span in spans.items()]
+
+
+def _cut(whole: Entry | None, key: str, span: Span) -> Entry:
+    """Return the entry of a span, given the one of the whole clip."""
+    if whole is None or whole.status != "ok":
+        reason = f"there is no clip '{span.clip}' in '{span.source.spec}'" if whole is None else whole.reason
+        return Entry(key=key, status="left out", reason=span.reason(reason))
+    stamp = span.stamp(whole.stamp)
+    try:
+        first, count = _frames_of(whole, span)
+    except ValueError as error:
+        return Entry(key=key, status="left out", reason=span.reason(str(error)), stamp=stamp)
+    if count == whole.num_frames:
+        return whole.model_copy(update={"key": key, "stamp": stamp})
+    times, fps, timestamps = whole.times(range(first, first + count)), whole.fps, None
+    if whole.variable_rate:
+        fps = even_rate(times, whole.fps)
+        timestamps = None if fps else tuple(times.tolist())
+    fps = fps or mean_rate(times)
+    return whole.model_copy(
+        update={
+            "key": key, "stamp": stamp, "num_frames": count, "fps": fps, "start": float(times[0]),
+            "sha256": hashlib.sha256(f"{whole.sha256} {first} {count}".encode()).hexdigest(),
+            "duration": count / fps, "timestamps": timestamps, "first_frame": whole.first_frame + first,
+            "clip_frames": whole.clip_frames or whole.num_frames,
+        }
+    )  # fmt: skip
+
+
+def _frames_of(whole: Entry, span: Span) -> tuple[int, int]:
+    """Return the first frame and the number of frames of a span.
+
+    Raises:
+        ValueError: if the clip does not have these frames.
+    """
+    first = span.first_frame
+    if span.seconds is not None:
+        times = whole.times()
+        begin, end = span.seconds
+        first = int(np.abs(times - begin).argmin())
+        inside = int((times[first:] < end - 0.25 / whole.fps).sum())
+        if abs(times[first] - begin) > 0.5 / whole.fps or inside < (span.num_frames or 1):
+            raise ValueError(
+                f"'{span.clip}' has {inside} frames from {begin:g} to {end:g} seconds, "
+                f"{span.num_frames} were asked for"
+            )
+    count = whole.num_frames - first if span.num_frames is None else span.num_frames
+    if count < 1 or first + count > whole.num_frames:
+        asked = f"frames {first} to {first + count - 1}" if count > 0 else f"frames from {first} on"
+        raise ValueError(f"{asked} were asked for, but '{span.clip}' has {whole.num_frames} frames")
+    return first, count
+
+
 def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
     # Missing memory, a disk or a permission may be there the next time though the file has not changed; without a
     # stamp the clip is tried again.
@@ -381,8 +467,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "source",
-        help="a folder of videos, of picture folders or of .tar or .zip archives; an archive; a video; or "
-        "datasets:NAME#SPLIT",
+        help="a folder of videos, of picture folders or of .tar or .zip archives; an archive; a video; "
+        "datasets:NAME#SPLIT; lerobot:NAME#CAMERA; or a clip list (.jsonl)",
     )
     parser.add_argument("-o", "--output", type=Path, help=f"path of the manifest (default: in {MANIFESTS}/)")
     parser.add_argument(

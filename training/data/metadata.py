@@ -60,7 +60,7 @@ def read_metadata(listing: Listing) -> Metadata | None:
     if not found:
         return None
     (path,) = found
-    text, rows, repeated = _text(path), {}, 0
+    text, rows, repeated = utf8_text(path), {}, 0
     for number, row in _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text):
         name = row.get("file_name")
         if not isinstance(name, str) or not name.strip() or "\0" in name or not is_utf8(name):
@@ -82,7 +82,8 @@ def read_metadata(listing: Listing) -> Metadata | None:
     return Metadata(path, rows, repeated)
 
 
-def _text(path: Path) -> str:
+def utf8_text(path: Path) -> str:
+    """Read a text file; raise `ValueError` if it is no file or not UTF-8."""
     if not path.is_file():
         raise ValueError(f"'{path}' is a link to nothing, or no file; mend or delete it")
     try:

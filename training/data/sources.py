@@ -1,18 +1,20 @@
 """Sources of clips: folders of videos, folders of pictures, one video, archives, `datasets` datasets.
 
 A source lists keys and opens them; it never decodes. `archives.py` opens tar and zip archives, `manifest.py` collects
-facts by decoding each clip, and `diffusers_mardini/video_io.py` reads frames.
+facts by decoding each clip, and `diffusers_mardini/video_io.py` reads frames. Sources whose clips are spans of others
+are in `clip_lists.py` and `lerobot.py`.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, FileSection, PictureSeries
+from training.data import clip_lists, lerobot
 from training.data.archives import (
     ARCHIVE_SUFFIXES,
     READ_ERRORS,
@@ -24,6 +26,7 @@ from training.data.archives import (
 from training.data.failures import sentence, shown
 from training.data.folders import METADATA_FILES, Listing, existing, list_folder, natural_path_key, stat_stamp
 from training.data.metadata import read_metadata
+from training.data.spans import Span, WholeClips
 
 
 Clip = Path | bytes | FileSection | PictureSeries  # what `diffusers_mardini.video_io` reads: a path may be a folder
@@ -55,8 +58,16 @@ class Source(Protocol):
         """Return the frames per second of a folder of pictures; `None` for videos, which state it themselves."""
         ...
 
+    def spans(self) -> Mapping[str, Span]:
+        """Return, by key, the spans of other sources' clips that are the clips here; empty if clips are whole."""
+        ...
+
+    def rows(self, key: str, columns: Sequence[str]) -> Mapping[str, Sequence] | None:
+        """Return columns with a number for each frame of a clip; `None` if they lie in a table beside the clip."""
+        ...
+
     def recording(self, key: str) -> str | None:
-        """Return what the clip was cut from, so that clips of one recording can be kept together; `None` if unknown."""
+        """Return the recording that a clip is part of, which a split keeps on one side; `None` if it is unknown."""
         ...
 
     def left_out(self) -> dict[str, str]:
@@ -73,8 +84,8 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
 
     Args:
         spec: a folder of videos, of picture folders, or of archives; a video; a folder of pictures; an archive, or
-            several as `train-{000..009}.tar`; or `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:`
-            streams it).
+            several as `train-{000..009}.tar`; `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams
+            it); `lerobot:NAME[#CAMERA]` (a LeRobot dataset, a folder or Hub id); or a clip list, a `.jsonl` file.
         fps: frames per second of picture folders whose metadata do not state it.
 
     Raises:
@@ -84,6 +95,10 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
     for prefix, streaming in (("datasets:", False), ("datasets-stream:", True)):
         if spec.startswith(prefix):
             return DatasetVideos(spec, streaming)
+    if spec.startswith(lerobot.PREFIX):
+        return lerobot.LeRobotEpisodes(spec)
+    if spec.endswith(clip_lists.SUFFIX) and not Path(spec).is_dir():
+        return clip_lists.ClipList(spec, lambda inner, rate: open_source(inner, rate or fps))
     folder = Path(spec)
     if not folder.is_dir():
         if spec.lower().endswith(ARCHIVE_SUFFIXES):
@@ -93,8 +108,9 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
             return OneVideo(spec)
         raise ValueError(
             f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar or "
-            f".zip archives, one of these archives, a video, or datasets:NAME"
+            ".zip archives, one of these archives, a video, datasets:NAME, lerobot:NAME#CAMERA, or a clip list (.jsonl)"
         )
+    lerobot.refuse_plain(folder)
     listing = list_folder(folder)
     if listing.shards:
         return ArchiveClips(spec, fps, listing)
@@ -113,14 +129,16 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
 
 
 def source_exists(spec: str) -> bool:
-    """Return whether a source exists, without reading it; always true for `datasets`."""
-    if spec.startswith(("datasets:", "datasets-stream:")):
+    """Return whether a source exists, without reading it; always true for what may lie on the Hub."""
+    if spec.startswith(("datasets:", "datasets-stream:", lerobot.PREFIX)):
+        return True
+    if spec.endswith(clip_lists.SUFFIX) and Path(spec).is_file():
         return True
     paths = archive_paths(spec) if spec.lower().endswith(ARCHIVE_SUFFIXES) else [Path(spec)]
     return all(path.exists() for path in paths)
 
 
-class VideoFolder:
+class VideoFolder(WholeClips):
     """Videos of a folder and its subfolders (the layout of HF `videofolder`); keys are paths within it.
 
     With a `metadata.jsonl` or `metadata.csv`, exactly those that it names.
@@ -254,7 +272,7 @@ class PictureFolders(VideoFolder):
         return self._listing.notes(frozenset(clips)) + (() if self._metadata is None else self._metadata.notes)
 
 
-class DatasetVideos:
+class DatasetVideos(WholeClips):
     """The video column of a `datasets` dataset, local or streamed; keys are row numbers, such as `row-12`.
 
     The column is cast to `Video(decode=False)`, so that only PyAV decodes. A streamed dataset is read in order, and

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from diffusers_mardini.video_io import EvenVideo
-from training.data.clips import list_clips, square
+from training.data.clips import find_clips, open_clip, square
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -23,9 +22,9 @@ class EvaluationWindows:
 
     Attributes:
         frames: in [0, 1], `(windows, frames, 3, size, size)`.
-        clips: the file of each window's clip, relative to the folder.
+        clips: the name of each window's clip in its source.
         starts: the frame of the clip at which each window begins.
-        skipped: reasons by file name, for clips that gave no window.
+        skipped: reasons by name, for clips that gave no window.
     """
 
     frames: torch.Tensor
@@ -74,7 +73,7 @@ def window_starts(length: int, span: int, count: int) -> list[int]:
 
 
 def load_windows(
-    folder: str | Path,
+    source: str | Path,
     size: int,
     num_frames: int,
     stride: int,
@@ -82,10 +81,10 @@ def load_windows(
     fps: float | None = None,
     max_clips: int | None = None,
 ) -> EvaluationWindows:
-    """Cut the windows out of every clip of a folder; print the clips that give none with the reasons.
+    """Cut the windows out of every clip of a source; print the clips that give none with the reasons.
 
     Args:
-        folder: folder of clips.
+        source: a folder of clips, or another source (`sources.py`).
         size: side in pixels to which the centred square is resized.
         num_frames: frames of a window.
         stride: clip frames from one window frame to the next; ignored if `fps` is given.
@@ -107,12 +106,12 @@ def load_windows(
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
     frames, clips, starts, skipped = [], [], [], {}
-    for path in list_clips(folder):
+    for found_clip in find_clips(source):
         if len(set(clips)) == max_clips:
             break
-        name = path.relative_to(folder).as_posix()
+        name = found_clip.name
         try:
-            clip = EvenVideo.open(path)
+            clip = open_clip(found_clip)
             step = clip_step(clip.fps, stride, fps)
             span = frames_at_stride(0, num_frames, step)[-1] + 1
             found = window_starts(len(clip), span, per_clip)
@@ -129,31 +128,31 @@ def load_windows(
         clips += [name] * len(found)
         starts += found
     if skipped:
-        print(f"{len(skipped)} clips of '{folder}' give no window:")
+        print(f"{len(skipped)} clips of '{source}' give no window:")
         for skipped_name, reason in skipped.items():
             print(f"  {skipped_name}: {reason}")
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
-        raise ValueError(f"no clip of '{folder}' gives {num_frames} frames {wanted}; lower one of them")
+        raise ValueError(f"no clip of '{source}' gives {num_frames} frames {wanted}; lower one of them")
     return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped)
 
 
 def training_clips(
-    folder: str | Path, size: int, stride: int, fps: float | None = None, part: int = 4096, overlap: int = 1024
+    source: str | Path, size: int, stride: int, fps: float | None = None, part: int = 4096, overlap: int = 1024
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, size, size)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
 
     Args:
-        folder, size, stride, fps: see `load_windows`.
+        source, size, stride, fps: see `load_windows`.
         part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
         overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
     left_out = []
-    for path in list_clips(folder):
+    for found in find_clips(source):
         try:
-            clip = EvenVideo.open(path)
+            clip = open_clip(found)
             step = clip_step(clip.fps, stride, fps)
             pictures = []
             for frame in clip.frames():
@@ -162,11 +161,11 @@ def training_clips(
                     pictures = pictures[part - overlap :]
                 pictures.append(square(frame[None], size)[0])
         except ValueError as error:
-            left_out.append(f"{path.relative_to(folder)}: {error}")
+            left_out.append(f"{found.name}: {error}")
             continue
         yield torch.stack(pictures).float() / 255, step
     if left_out:
-        print(f"{len(left_out)} training clips of '{folder}' were left out:\n  " + "\n  ".join(left_out))
+        print(f"{len(left_out)} training clips of '{source}' were left out:\n  " + "\n  ".join(left_out))
 
 
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
-from training.data.clips import list_clips
+from training.data.clips import find_clips
 from training.engine.adapter import adapter_loaded
 from training.evaluation.altered_signals import OTHER, Alteration, batch_of_others
 from training.evaluation.baselines import best_match, copy_nearest, cross_fade, flow_warp
@@ -91,19 +91,15 @@ class SamplerSettings:
 class TrainingClips:
     """The clips that are searched for the best match; `stride` and `fps` as `load_windows` takes them."""
 
-    folder: Path
+    source: str | Path
     size: int
     stride: int
     fps: float | None = None
 
     def key(self) -> list:
         """Return a key that changes if a file is added, removed or rewritten."""
-        files = [
-            (path.relative_to(self.folder).as_posix(), path.stat())
-            for path in list_clips(self.folder)
-            if path.is_file()
-        ]
-        return [self.stride, self.fps, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]]
+        clips = [clip for clip in find_clips(self.source) if clip.path is None or clip.path.is_file()]
+        return [self.stride, self.fps, [[clip.name, *clip.stamp()] for clip in clips]]
 
 
 def baselines(
@@ -126,7 +122,7 @@ def baselines(
     if train is not None:
 
         def match(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-            return best_match(windows, given, training_clips(train.folder, train.size, train.stride, train.fps))[0]
+            return best_match(windows, given, training_clips(train.source, train.size, train.stride, train.fps))[0]
 
         methods.append(simple("best match among training windows", match, clips=train.key()))
     return methods

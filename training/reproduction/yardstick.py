@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_mardini.masking import task_indices
-from training.data.clips import load_clip
+from training.data.clips import find_clips, load_clip
 from training.data.order import frames_at_stride
 from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.intervals import Bootstrap
@@ -39,7 +39,7 @@ def moved(frames: torch.Tensor, degrees: float = 0.0, pixels: float = 0.0) -> to
 
 def clip_frames(folder: Path, windows: EvaluationWindows, size: int, place: int, by: int) -> torch.Tensor:
     """Return the clip frames `place + by` after the first frames of the windows, `(windows, 3, size, size)`."""
-    clips = {name: load_clip(folder / name, size)[0] for name in dict.fromkeys(windows.clips)}
+    clips = {clip.name: load_clip(clip, size)[0] for clip in find_clips(folder) if clip.name in set(windows.clips)}
     chosen = [clips[name][start + place + by] for name, start in zip(windows.clips, windows.starts)]
     return torch.stack(chosen).float() / 255
 

@@ -69,7 +69,7 @@ def test_a_clip_named_in_metadata_but_missing_is_reported(tmp_path):
 
 
 def test_folders_without_clips_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no folder of clips"):
+    with pytest.raises(ValueError, match="no source of clips"):
         load_clips(tmp_path / "none", size=8)
     with pytest.raises(ValueError, match="holds no clips"):
         load_clips(tmp_path, size=8)

@@ -295,8 +295,8 @@ def test_clips_that_break_after_the_manifest_are_counted(folder, tmp_path, capsy
 def test_a_clip_that_breaks_off_leaves_nothing_in_the_shard(folder, tmp_path, monkeypatch):
     real = module.iterate_frames
 
-    def breaks_off(path, fps):
-        for index, frame in enumerate(real(path, fps)):
+    def breaks_off(path, *arguments):
+        for index, frame in enumerate(real(path, *arguments)):
             if index == 2 and path.name == "1.mp4":
                 raise ValueError("the disk is gone")
             yield frame

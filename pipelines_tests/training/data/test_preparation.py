@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines_tests.training.clip_files import noise, write_clip
+from pipelines_tests.training.data.lerobot_files import TOP, write_v3
 from pipelines_tests.training.test_train_mardini import (
     data_fields,
     make_config,
@@ -23,6 +24,7 @@ from training.config.schema import RunConfig
 from training.curriculum import draw_batch
 from training.data.batches import Draw
 from training.data.buckets import heldout_window_request, window_request
+from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.preparation import prepare_data
 from training.engine.checkpoint import list_checkpoints
 from training.loop import Stopped
@@ -83,10 +85,20 @@ def make_source(kind, tmp_path) -> str:
             for path in sorted(videos.iterdir()):
                 tar.add(path, path.name)
         return str(tmp_path / "train-{0..0}.tar")
+    if kind == "clip-list":
+        write_clip_list(
+            tmp_path / "list.jsonl",
+            [ClipRow(str(videos), path.name, recording=path.stem) for path in sorted(videos.iterdir())],
+        )
+        return str(tmp_path / "list.jsonl")
+    if kind == "lerobot":
+        return f"lerobot:{write_v3(tmp_path / 'robot', [12, 12, 12], fps=20)}#{TOP}"
     return str(videos) if kind == "videos" else f"{kind}:{videos}"
 
 
-@pytest.mark.parametrize("kind", ["videos", "pictures", "shards", "datasets", "datasets-stream"])
+@pytest.mark.parametrize(
+    "kind", ["videos", "pictures", "shards", "datasets", "datasets-stream", "clip-list", "lerobot"]
+)
 def test_a_run_takes_every_kind_of_source(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     source = make_source(kind, tmp_path)

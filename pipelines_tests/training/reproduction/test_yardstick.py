@@ -48,5 +48,5 @@ def test_the_table_fills_its_block(clips, tmp_path, capsys):
     scores = {cells[1].strip(): float(cells[2].split()[0]) for line in lines[4:-2] if (cells := line.split("|"))}
     assert len(scores) == 8 and scores["shifted by 0.25 px"] == scores["turned by 2°"] == 1  # of plain grey
     assert 0 < scores["one frame of the clip late"] < 1
-    with pytest.raises(SystemExit, match="no folder of clips"):
+    with pytest.raises(SystemExit, match="no source of clips"):
         yardstick.main([str(tmp_path / "nowhere")])
