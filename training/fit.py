@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,8 @@ class Record:
         with _signals_passed_on(process):
             code = None
             while code is None:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=5)
-                except subprocess.TimeoutExpired:
-                    pass
                 now = time.monotonic()
                 self.add(step, now - counted)
                 counted = now

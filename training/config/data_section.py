@@ -79,9 +79,9 @@ class DataConfig(SizedModel):
     """Clips and how they are read."""
 
     train: str = Field(
-        description="Source of training clips: a folder of videos, of picture folders or of .tar shards; a shard, or "
-        "several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, `datasets-stream:NAME#SPLIT`; "
-        "`lerobot:NAME#CAMERA`; or a clip list, a `.jsonl` file."
+        description="Source of training clips: a folder of videos, of picture folders or of .tar or .zip archives; a "
+        "video; an archive, or several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, "
+        "`datasets-stream:NAME#SPLIT`; `lerobot:NAME#CAMERA`; or a clip list, a `.jsonl` file."
     )
     validation: str | None = Field(
         None, description="Source of held-out clips, of the same kinds. None: no held-out losses."

@@ -165,42 +165,35 @@ def fit(frames: np.ndarray, height: int, width: int, crop: float = CENTRE) -> to
 
 @dataclass(frozen=True)
 class EvenClip:
-    """The frames of a clip of any source at even times, decoded when they are asked for.
-
-    Attributes:
-        source, entry: the clip.
-        times: of its frames on its own clock, rising.
-    """
+    """A clip of a source at even times, decoded when frames are asked for; see `EvenVideo`, which reads a video."""
 
     source: Source
     entry: Entry
-    times: np.ndarray
 
     @property
     def fps(self) -> float:
-        """Return the frames per second."""
+        """Return frames per second."""
         return self.entry.fps
 
     def __len__(self) -> int:
-        return len(self.times)
+        return self.entry.num_frames
 
     def frames(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
         """Yield frames, by default all, at increasing indices, one in memory at a time."""
-        times = self.times if indices is None else self.times[np.fromiter(indices, dtype=int)]
-        key = self.entry.key
-        for _, frame in iterate_frames(self.source.open(key), self.source.fps(key), times.tolist()):
-            yield frame
+        times = self.entry.times()
+        if self.entry.variable_rate:  # as many frames as there are, at even times
+            times = np.linspace(times[0], times[-1], len(times))
+        wanted = times if indices is None else times[np.fromiter(indices, dtype=int)]
+        opened, fps = self.source.open(self.entry.key), self.source.fps(self.entry.key)
+        yield from (frame for _, frame in iterate_frames(opened, fps, wanted.tolist()))
 
 
 def open_clip(clip: FoundClip) -> EvenVideo | EvenClip:
-    """Return the frames of a clip, none decoded yet; raise `ValueError` if it is damaged."""
-    if clip.source is None or clip.entry is None:
-        assert clip.path is not None, "a clip has a path or an entry"
-        return EvenVideo.open(clip.path)
-    times = clip.entry.times()
-    if clip.entry.variable_rate:  # as many frames as there are, at even times
-        times = np.linspace(times[0], times[-1], len(times))
-    return EvenClip(clip.source, clip.entry, times)
+    """Open a clip of any length, of which not all frames are wanted at once; raise `ValueError` if it is damaged."""
+    if clip.source is not None and clip.entry is not None:
+        return EvenClip(clip.source, clip.entry)
+    assert clip.path is not None, "a clip has a path or an entry"
+    return EvenVideo.open(clip.path)
 
 
 def load_clip(clip: str | Path | FoundClip, size: Size) -> tuple[torch.Tensor, float]:

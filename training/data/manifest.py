@@ -165,21 +165,22 @@ def make_manifest(
     path = default_path(source.spec) if path is None else Path(path)
     header = _header(source.spec)
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    known = {entry.key: entry for file in (path, unfinished) for entry in _read_lines(file, header)}
+    held = list(_read_lines(path, header))
+    known = {entry.key: entry for entry in (*held, *_read_lines(unfinished, header))}
     path.parent.mkdir(parents=True, exist_ok=True)
     if source.spans():
         entries = _entries_of_spans(source, path.parent, workers, stop)
-        if entries != list(_read_lines(path, header)):
+        if entries != held:
             with named_write_errors(f"the manifest '{path}'"):
                 _write_lines(path, header, entries)
         return Manifest(source.spec, tuple(entries), path, source.notes())
     with ExitStack() as stack:
-        reading = _Reading(source, unfinished, known, workers, stop, stack, only)
-        entries = reading.all()
+        reading = _Reading(source, unfinished, known, workers, stop, stack)
+        entries = reading.all(only)
     entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
     if not entries:
         raise ValueError(f"'{source.spec}' holds no clips")
-    if reading.decoded or entries != list(_read_lines(path, header)):
+    if entries != held:
         with named_write_errors(f"the manifest '{path}'"):
             _write_lines(path, header, entries)
     unfinished.unlink(missing_ok=True)
@@ -195,10 +196,10 @@ class _Reading:
 
     def __init__(
         self, source: Source, unfinished: Path, known: dict[str, Entry], workers: int,
-        stop: Callable[[], str | None], stack: ExitStack, only: Container[str] | None,
+        stop: Callable[[], str | None], stack: ExitStack,
     ):  # fmt: skip
         self.source, self.unfinished, self.known, self.workers, self.stop = source, unfinished, known, workers, stop
-        self.stack, self.only = stack, only
+        self.stack = stack
         self.pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
         self.progress = stack.enter_context(Progress(f"reading clips of '{shown(source.spec)}'", length_hint(source)))
         self.waiting: deque[tuple[Entry | Future, int]] = deque()  # each with the bytes that it holds
@@ -207,13 +208,17 @@ class _Reading:
         self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
         self._file = None
 
-    def all(self) -> list[Entry]:
-        """Return the entries of all clips; raise `Stopped` if there was a reason to stop."""
+    def all(self, only: Container[str] | None = None) -> list[Entry]:
+        """Return the entries of all clips; raise `Stopped` if there was a reason to stop.
+
+        Args:
+            only: keys of the clips to decode; of the others, those are returned that are known.
+        """
         try:
             for key in self.source.keys():
                 if self.stopping:
                     break
-                if self.only is not None and key not in self.only:
+                if only is not None and key not in only:
                     self.waiting += [(self.known[key], 0)] if key in self.known else []
                     continue
                 self.waiting.append(self._start(key))

@@ -67,7 +67,7 @@ class Source(Protocol):
         ...
 
     def recording(self, key: str) -> str | None:
-        """Return what the clip was cut from, so that clips of one recording can be kept together; `None` if unknown."""
+        """Return the recording that a clip is part of, which a split keeps on one side; `None` if it is unknown."""
         ...
 
     def left_out(self) -> dict[str, str]:
@@ -346,7 +346,9 @@ class DatasetVideos(WholeClips):
         if not self._has(index):
             rows = self._next if self._streamed else len(self._dataset)
             raise ValueError(f"'{self.spec}' ends at row {rows}; row {index} was asked for")
-        return self._last if self._streamed else self._dataset[index]
+        row = self._last if self._streamed else self._dataset[index]
+        assert row is not None, "`_has` has read it"
+        return row
 
     def _read_to(self, index: int) -> bool:
         """Read a stream up to a row; return whether there is such a row."""

@@ -6,6 +6,7 @@ Each choice comes with its reason in words; `write_config` writes both into the 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 

@@ -127,7 +127,7 @@ def _has_deep_colours(image: Image.Image) -> bool:
 
 
 def _highest_byte(image: Image.Image) -> int:
-    return max(high for _, high in image.getextrema()[: 1 if image.mode == "LA" else 3])
+    return int(np.asarray(image)[..., : 1 if image.mode == "LA" else 3].max())
 
 
 def _is_deep(file: Path | bytes) -> bool:
