@@ -30,7 +30,7 @@ from training.monitoring.heldout_sampler import tasks
 from training.monitoring.heldout_scores import TASK
 
 
-KINDS = ("start-up", "encoding", "held-out losses", "held-out scores", "pictures")
+KINDS: tuple[str, ...] = ("start-up", "encoding", "held-out losses", "held-out scores", "pictures")
 _TIMED_FRAMES = 8  # encoded and decoded to time the autoencoder
 _DECODED = 32  # frames of a clip, to time the decoder of videos
 # The trainer imports what the plan does and its trackers, builds its models and writes its report.

@@ -186,7 +186,7 @@ def vae_config(path: str, subfolder: str | None = None) -> dict[str, Any]:
             "`vae_subfolder: vae`"
         )
     try:
-        config = dict(AutoencoderPatchBasis.load_config(path, subfolder=subfolder))
+        config: dict[str, Any] = {**AutoencoderPatchBasis.load_config(path, subfolder=subfolder)}
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error

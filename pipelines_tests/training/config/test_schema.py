@@ -61,7 +61,7 @@ def test_a_stage_that_is_null_is_taken_out(tmp_path):
     assert [stage.name for stage in load_config(tmp_path / "base.yaml", ["stages.b=null"]).stages] == ["a"]
     with pytest.raises(ValueError, match="there is no stage 'a'; the stages are b"):
         load_config(child, ["stages.a=null"])
-    with pytest.raises(ValueError, match="override stages.b=null: stages: .*at least 1 item"):
+    with pytest.raises(ValueError, match="override stages.b=null: stages: .*at least 1"):
         load_config(child, ["stages.b=null"])
 
 
@@ -184,7 +184,7 @@ def test_configurations_that_make_no_sense_are_refused_with_the_key(tmp_path, ch
     [
         ("stages.bb.steps=1", "no stage 'bb' .did you mean 'b'..; the stages are a, b"),
         ("optimizer.ema_dekay=1", "override optimizer.ema_dekay=1: optimizer.ema_dekay.*did you mean 'ema_decay'"),
-        ("optimizer.ema_decay=2", "override optimizer.ema_decay=2: optimizer.ema_decay: .*less than 1 .given: 2"),
+        ("optimizer.ema_decay=2", "override optimizer.ema_decay=2: optimizer.ema_decay: must be below 1 .given: 2"),
         ("seed", "not of the form key=value"),
         ("seed=[", "not YAML"),
     ],
