@@ -434,7 +434,8 @@ class Run:
 
     def _write(self, record: dict) -> None:
         record = {
-            "global_step": self.global_step, "windows_seen": self.windows_seen, **record, "seconds": self.monitor.seconds_since_line()
+            "global_step": self.global_step, "windows_seen": self.windows_seen, **record,
+            "seconds": self.monitor.seconds_since_line(),
         }  # fmt: skip
         if self.accelerator.is_main_process:
             append_line(self.folder / "metrics.jsonl", record)

@@ -110,7 +110,7 @@ def scores_of(results: Path) -> dict[str, Any]:
 
 
 def without_folders(command: str) -> str:
-    """Return a command with paths of this machine shortened: relative to the working directory, else to their names."""
+    """Return a command with paths of this machine shortened: relative to the working directory, or to their names."""
     absolute = r"(?:~|/|[A-Za-z]:[\\/])"
     found = rf"(?<=['\"]){absolute}[^'\"]*(?=['\"])|(?<![^\s=]){absolute}[^\s'\"]*"
     return re.sub(found, lambda path: _portable(path[0]), command)

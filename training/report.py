@@ -83,8 +83,8 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
     add("heldout", "Held-out losses", heldout_panels(config, records), " ".join([text, *trends(config, records)]))
     text = (
         f"{config.sample_steps} denoising steps, first and last frame given. Motion and sharpness are relative to the "
-        "truth's (1), which is the autoencoder's decoding: what it reaches itself is the line at 1. SSIM alone rewards "
-        "blur."
+        "truth's (1), which is the autoencoder's decoding: what it reaches itself is the line at 1. SSIM alone "
+        "rewards blur."
     )
     panels = quality_panels(config, records, read_simple_scores(run))
     add("quality", "Held-out quality", panels, text, width=5.2)

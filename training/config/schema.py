@@ -264,8 +264,8 @@ class RunConfig(StrictModel):
         flat = [stage.name for stage in self.stages if stage.stop_when_flat is not None]
         if flat and self.data.validation is None:
             raise ValueError(
-                f"stage {flat[0]!r} has `stop_when_flat`, which needs held-out losses; give `data.validation`, or leave "
-                "it out"
+                f"stage {flat[0]!r} has `stop_when_flat`, which needs held-out losses; give `data.validation`, or "
+                "leave it out"
             )
         return self
 

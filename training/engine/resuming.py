@@ -170,8 +170,8 @@ class RunCheckpoints:
         if state["stage"] not in names:
             raise ValueError(
                 f"{path} stands in stage {state['stage']!r}, which the configuration does not have ({names}); "
-                "use the configuration it was trained with (and --longer, if it was trained longer), or another `name` "
-                "for a new run"
+                "use the configuration it was trained with (and --longer, if it was trained longer), or another "
+                "`name` for a new run"
             )
         if start_at is not None and names.index(state["stage"]) < names.index(start_at):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Say in words what an evaluation found: better than which simple method, by how much, worse than or the same as which.
+"""Say in words what an evaluation found: better than which simple method, by how much, worse or the same as which.
 
 A difference counts if the 95% interval of the paired difference over clips does not include zero. The rows and
 differences come from `scores.py`, or from `results.json`.
@@ -103,7 +103,8 @@ def _room(rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any], score: str
     room, digits = (ceiling - best[score]) * JUDGED[score], DIGITS[score]
     if not math.isfinite(room):
         return ""
-    where = f"the autoencoder alone reaches {COLUMNS[score]} {ceiling:.{digits}f}, {best['method']} {best[score]:.{digits}f}"
+    where = f"the autoencoder alone reaches {COLUMNS[score]} {ceiling:.{digits}f}, "
+    where += f"{best['method']} {best[score]:.{digits}f}"
     if room <= 0:
         return f"There is no room to be better: {where}."
     used = (ours[score] - best[score]) * JUDGED[score] / room

@@ -246,7 +246,7 @@ class RunPanel:
         return f"{self.heldout_means[-1]:.4f}{beside}" + (f", {way}" if way else "")
 
     def _heldout_scores(self) -> str:
-        """Return the scores, if there are any, beside the best one and simple methods; else the first of the losses."""
+        """Return the scores, if there are any, beside the best one and simple methods; else the first loss."""
         scores = {name: self.heldout[f"quality/{name}"] for name in SCORES if f"quality/{name}" in self.heldout}
         shown = {
             name: f"{name} {_number(value, '.3f')}"

@@ -39,8 +39,8 @@ def test_better_worse_and_the_same_are_said_with_differences_and_intervals():
     sentences = verdict([*SIMPLE, *OTHERS, ours], differences)
     assert sentences == [
         "Not better than every simple method, but better than cross-fade in all that was judged: ours, 25 steps.",
-        "mid SSIM 0.895: better than cross-fade (+0.095 [+0.080, +0.110]); the same, within noise, as DIS optical flow "
-        "(-0.005 [-0.015, +0.005]).",
+        "mid SSIM 0.895: better than cross-fade (+0.095 [+0.080, +0.110]); the same, within noise, as DIS optical "
+        "flow (-0.005 [-0.015, +0.005]).",
         "mid LPIPS 0.020: better than cross-fade (-0.040 [-0.050, -0.030]); worse than DIS optical flow "
         "(+0.010 [+0.005, +0.020]).",
         "Of the room that the simple methods leave, 0% is used: the autoencoder alone reaches mid SSIM 0.950, DIS "
