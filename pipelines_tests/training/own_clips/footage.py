@@ -19,7 +19,10 @@ def shot(seed: int, num_frames: int, speed: float = 2.0, height: int = 48, width
     place = world(seed)
     swing = np.cumsum(speed * (1.2 + np.sin(0.35 * np.arange(num_frames) + seed)) / 1.2) - speed
     # Forth and back, without a jump
-    x, y = (np.abs(way % (2 * most) - most).astype(int) for way, most in ((swing, 400 - width), (0.3 * swing, 400 - height)))
+    x, y = (
+        np.abs(way % (2 * most) - most).astype(int)
+        for way, most in ((swing, 400 - width), (0.3 * swing, 400 - height))
+    )
     return np.stack([place[b : b + height, a : a + width] for a, b in zip(x, y)])
 
 
