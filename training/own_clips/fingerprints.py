@@ -1,7 +1,7 @@
 """Find clips that show the same footage though their files differ: encoded anew, resized, or overlapping.
 
-A clip's fingerprints are 8x8 grey averages of its first and last frame and of frames that its content chooses, so that
-two copies choose the same ones wherever they begin. Cropped or mirrored copies, and clips in which nothing moves, are not found.
+A clip's fingerprints are 8x8 grey averages of its first and last frame and of frames that its content chooses, so
+that two copies choose the same ones wherever they begin. Cropped or mirrored copies, and clips in which nothing moves, are not found.
 """
 
 import base64
@@ -56,7 +56,7 @@ class Prints:
 
 
 class PrintMaker:
-    """Take the frames of a clip one by one; keep the fingerprints of those that stand out, of the first and the last."""
+    """Take the frames of a clip one by one; keep fingerprints of those that stand out, the first and the last."""
 
     def __init__(self, fps: float):
         self._reach = max(1, round(REACH * fps))

@@ -162,8 +162,7 @@ def test_both_sides_are_written_as_clip_lists(tmp_path):
     split = split_of([clip("a.mp4", 1000, 1000)])
     write_split(split, tmp_path)
     (row,) = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
-    assert row == {
-        "source": "nowhere", "clip": "a.mp4", "first_frame": 1800, "num_frames": 200, "fps": 20.0, "recording": "a.mp4",
-    }  # fmt: skip
+    span = {"first_frame": 1800, "num_frames": 200, "fps": 20.0}
+    assert row == {"source": "nowhere", "clip": "a.mp4", **span, "recording": "a.mp4"}
     record = json.loads((tmp_path / "split.json").read_text())
     assert record["held_out_frames"] == 200 and record["reasons"] == list(split.reasons)
