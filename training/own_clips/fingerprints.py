@@ -1,7 +1,7 @@
 """Find clips that show the same footage though their files differ: encoded anew, resized, or overlapping.
 
-A clip's fingerprints are 8x8 grey averages of frames that its content chooses, so that two copies choose the same ones
-wherever they begin. Cropped or mirrored copies, and clips in which nothing moves, are not found.
+A clip's fingerprints are 8x8 grey averages of its first and last frame and of frames that its content chooses, so
+that two copies choose the same ones wherever they begin. Cropped or mirrored copies, and clips in which nothing moves, are not found.
 """
 
 import base64
@@ -56,17 +56,22 @@ class Prints:
 
 
 class PrintMaker:
-    """Take the frames of a clip one by one and keep the fingerprints of those that stand out in time."""
+    """Take the frames of a clip one by one; keep fingerprints of those that stand out, the first and the last."""
 
     def __init__(self, fps: float):
         self._reach = max(1, round(REACH * fps))
         self._passing: deque[tuple[float, float, np.ndarray]] = deque(maxlen=2 * self._reach + 1)
         self._found: list[tuple[float, float, np.ndarray]] = []
+        self._first: tuple[float, float, np.ndarray] | None = None
+        self._low, self._high = np.inf, -np.inf
 
     def add(self, time: float, grey: np.ndarray) -> None:
         """Take the next frame, small and in grey levels, `(height, width)`."""
         blocks = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
-        self._passing.append((time, float(_SIGNS @ blocks), blocks))
+        value = float(_SIGNS @ blocks)
+        self._passing.append((time, value, blocks))
+        self._first = self._first or (time, value, blocks)
+        self._low, self._high = min(self._low, value), max(self._high, value)
         if len(self._passing) < 2 * self._reach + 1:
             return
         values = [value for _, value, _ in self._passing]
@@ -78,7 +83,11 @@ class PrintMaker:
 
     def finish(self) -> Prints:
         """Return the fingerprints."""
-        times, strengths, blocks = zip(*self._found) if self._found else ((), (), ())
+        found, change = self._found, self._high - self._low
+        if self._first is not None and change >= LEAST_CHANGE:  # short copies have little between
+            (begin, _, first), (end, _, last) = self._first, self._passing[-1]
+            found = [(begin, change, first), *found, (end, change, last)]
+        times, strengths, blocks = zip(*found) if found else ((), (), ())
         stacked = np.array(blocks, dtype=np.uint8).reshape(-1, SIDE * SIDE)
         return Prints(np.array(times, dtype=np.float32), np.array(strengths, dtype=np.float32), stacked)
 

@@ -305,14 +305,15 @@ def _without_copies(split: Split, found: Look) -> Split:
         return split
     train = tuple(piece for piece in split.train if piece.clip.name not in left_out)
     count = len({piece.clip.name for piece in copies})
-    reason = f"{count} training clip{'s show' if count > 1 else ' shows'} held-out footage and {'are' if count > 1 else 'is'} left out."
+    reason = f"{count} training clip{'s' if count > 1 else ''} with held-out footage left out."
     return replace(split, train=train, left_out=left_out, reasons=(*split.reasons, reason))
 
 
 def _size(split: Split) -> list[str]:
+    total = _frames((*split.train, *split.held_out))
     said = [
-        f"{_frames(split.held_out):,} of {_frames((*split.train, *split.held_out)):,} frames ({split.share:.1%}) are held "
-        f"out: {split.windows:,} windows of {WINDOW} frames a tenth of a second apart that share no frame."
+        f"{_frames(split.held_out):,} of {total:,} frames ({split.share:.1%}) are held out: {split.windows:,} windows "
+        f"of {WINDOW} frames a tenth of a second apart that share no frame."
     ]
     if split.windows < WINDOWS:
         said.append(f"These are fewer than {WINDOWS} windows, so scores will be uncertain; more footage helps.")

@@ -1,7 +1,7 @@
 """Look at a person's clips before training: what they are, where they are cut, what is left out, what is there twice.
 
 Every clip is decoded once for the manifest (`data/manifest.py`) and once more, small, in several processes
-(`reading.py`). What was read is kept beside the manifest, so that a second look takes no time and a killed one goes on.
+(`reading.py`). What was read is kept beside the manifest: a second look takes no time, and a killed one goes on.
 `hold_out.py` splits the scenes; `report.py` says in sentences what was found.
 """
 

@@ -87,7 +87,7 @@ def look_at_clip(
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         begin = time if begin is None else begin
         scenes.add(small, grey)
-        motion.add(time - begin, grey)
+        motion.add(grey)
         stills.add(time - begin, grey)
         prints.add(time - begin, grey)
     if begin is None:
@@ -97,7 +97,7 @@ def look_at_clip(
 
 
 class _Motion:
-    """Mean differences of frames at several distances in time, each from the frame nearest to that time before."""
+    """Mean differences of frames at several distances in time, in whole frames of the mean rate."""
 
     def __init__(self, fps: float):
         self._held: deque[np.ndarray] = deque(maxlen=min(_MOST_HELD, round(max(DISTANCES) * fps) + 1))
@@ -106,7 +106,7 @@ class _Motion:
         self._steps = {distance: step for distance, step in steps.items() if 1 <= step < _MOST_HELD}
         self._sums = {distance: [0.0, 0] for distance in self._steps}
 
-    def add(self, _: float, grey: np.ndarray) -> None:
+    def add(self, grey: np.ndarray) -> None:
         """Take the next frame."""
         self._held.append(grey)
         for distance, step in self._steps.items():

@@ -77,7 +77,7 @@ def _recording(clip: Clip) -> str:
 
 
 def _metadata_rows(specs: Iterable[str]) -> dict[tuple[str, str], dict]:
-    """Return the rows of metadata by source and clip, also those of subfolders; none for other sources than folders."""
+    """Return the rows of metadata by source and clip, also those of subfolders; none unless a source is a folder."""
     found = {}
     for spec in specs:
         if not Path(spec).is_dir():

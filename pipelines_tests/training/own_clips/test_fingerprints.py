@@ -43,7 +43,7 @@ def test_clips_in_which_nothing_moves_have_no_fingerprints():
 
 
 def test_work_stays_bounded_when_all_clips_are_alike(monkeypatch):
-    monkeypatch.setattr(fingerprints, "MOST_PRINTS", 500)
+    monkeypatch.setattr(fingerprints, "MOST_PRINTS", 2000)
     footage = prints(shot(1, 120))
     pairs = find_copies([footage] * 300)
     assert 0 < len(pairs) < 300 * 3 * 64
