@@ -5,7 +5,7 @@
 Looks at the clips, holds some out, measures what simple methods reach on them, chooses rate, size and models for the
 hours that there are, trains, scores the model beside the simple methods, and publishes it as a folder for
 `from_pretrained`. Each step is a command that is printed and can be typed by itself. Typed again after an
-interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 2 advised against (see `--anyway`), 75 stopped.
+interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 3 advised against (see `--anyway`), 75 stopped.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from training.files import read_json, write_whole
 from training.locks import Owner
 from training.own_clips import choose, configs, present
 from training.own_clips.choose import Choices
+from training.probe import NO_ROOM
 from training.stopping import SIGNALS, STOPPED
 
 
-ADVISED_AGAINST = 2
 STEPS = {
     "look": "Look at the clips and hold some out",
     "probe": "Measure what simple methods reach on the held-out clips",
@@ -210,7 +210,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
             _probe(record, out, anyway)
         with record.step("choose"):
             choices = _choose(record, out, hours)
-            record.run("choose", ["-m", "training.plan", str(out / "config.yaml")], accepted=(0, 1))
+            record.run("choose", ["-m", "training.plan", str(out / "config.yaml")])
         if dry_run:
             print(f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command again.")
             return None
@@ -249,13 +249,13 @@ def _probe(record: Record, out: Path, anyway: bool) -> None:
     if not record.is_done("probe"):
         height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
         command = ["-m", "training.probe", str(out / "clips" / "held_out.jsonl"), "--size", f"{height}x{width}"]
-        record.run("probe", [*command, "--json", str(result)], accepted=(0, 1), threads=os.cpu_count() or 1)
+        record.run("probe", [*command, "--json", str(result)], accepted=(0, NO_ROOM), threads=os.cpu_count() or 1)
     found = read_json(result)
     if not found["distances"] or not (found["has_room"] or anyway):
         print("\n".join(f"verdict: {sentence}" for sentence in found["verdict"]))
         print("Nothing is trained, because no model could win there." + ("" if not found["distances"] else
               " To train one nevertheless, add --anyway."))  # fmt: skip
-        raise Ended(ADVISED_AGAINST)
+        raise Ended(NO_ROOM)
 
 
 def _clip_size(out: Path) -> tuple[int, int]:

@@ -3,7 +3,7 @@
     python -m training.probe CLIPS --autoencoder runs/autoencoder --fps 15 7.5 5 --size 64x96
 
 Prints what copying, cross-fading, optical flow and the autoencoder reach at several distances between frames, and the
-verdict in words. Give held-out clips: those that no autoencoder was trained on. Exit code 1 if there is no room.
+verdict in words. Give held-out clips: those that no autoencoder was trained on. Exit code 3 if there is no room.
 """
 
 import argparse
@@ -26,6 +26,9 @@ from training.engine.models import load_vae
 from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, SURE, Probe, probe, probe_run
 from training.files import write_whole
 from training.locks import turn_to_write
+
+
+NO_ROOM = 3  # exit code
 
 
 def probe_clips(
@@ -157,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report(found))
     if options.json:
         write_whole(options.json, json.dumps(found.as_json(), indent=2) + "\n")
-    return 0 if found.has_room else 1
+    return 0 if found.has_room else NO_ROOM
 
 
 if __name__ == "__main__":

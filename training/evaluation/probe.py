@@ -194,7 +194,10 @@ def probe(
             notes.append(f"no clip has {num_frames} frames at {rate}")
             continue
         request = WindowRequest(
-            "probe", (Bucket(*size, num_frames),), () if rate.fps else ((rate.stride, 1.0),), rate.fps
+            "probe",
+            (Bucket(*size, num_frames),),
+            () if rate.fps else ((rate.stride, 1.0),),
+            ((rate.fps, 1.0),) if rate.fps else (),
         )
         seconds = 1 / rate.fps if rate.fps else rate.stride / median(entry.fps for entry in fitting)
         distance = _score(windows, windows.heldout(request, most_windows), str(rate), seconds, vae, lpips)
