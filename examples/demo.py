@@ -15,7 +15,7 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
-from training.data.clips import load_clip
+from training.data.clips import find_clips, load_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
 from training.evaluation.evaluation_windows import EvaluationWindows, load_windows
 from training.evaluation.metrics import score_windows, summarize
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         windows = load_windows(
             options.clips, options.size, options.num_frames, options.stride, per_clip=1, max_clips=options.max_clips
         )
-        fps = load_clip(options.clips / windows.clips[0], options.size)[1] / options.stride
+        first = next(clip for clip in find_clips(options.clips) if clip.name == windows.clips[0])
+        fps = load_clip(first, options.size)[1] / options.stride
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
