@@ -15,7 +15,7 @@ from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
-from training.data.clips import load_clip
+from training.data.clips import find_clips, open_clip
 from training.evaluation.baselines import copy_nearest, cross_fade
 from training.evaluation.evaluation_windows import (
     EvaluationWindows,
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         windows = load_windows(
             options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips
         )
-        clip_fps = load_clip(options.clips / windows.clips[0], options.size)[1]
+        first = next(clip for clip in find_clips(options.clips) if clip.name == windows.clips[0])
+        clip_fps = open_clip(first).fps
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     fps = options.fps or clip_fps / options.stride

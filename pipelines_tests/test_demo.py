@@ -32,7 +32,7 @@ def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
 def test_clips_that_cannot_be_used_are_said_before_a_model_is_loaded(tmp_path, monkeypatch):
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "clips").mkdir()
-    for clips, message in (("nowhere", "no folder of clips"), ("clips", "holds no clips")):
+    for clips, message in (("nowhere", "no source of clips"), ("clips", "holds no clips")):
         with pytest.raises(SystemExit, match=message):
             demo.main(["--clips", str(tmp_path / clips), "--checkpoint", str(tmp_path)])
 
