@@ -1,5 +1,5 @@
-"""The sizes of models that this package ships: the four rows of the paper's Table 1, and the small one that the
-repository trains itself.
+"""The sizes of models that this package ships: the four rows of the paper's Table 1, and three of ours by
+budget, of which the repository trains `mardini-tiny` itself.
 
 The numbers are in `presets/*.json`, one file each, and nowhere else. A preset holds keyword arguments, no weights;
 nothing is allocated or downloaded here.

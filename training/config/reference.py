@@ -106,7 +106,7 @@ def _type(field: FieldInfo) -> str:
     annotation = field.annotation
     if type(annotation) is type or isinstance(annotation, type(BaseModel)):
         return annotation.__name__
-    text = str(annotation)
+    text = str(annotation).replace("int | tuple[int, int]", "size")
     text = re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", text)  # modules
     text = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " or "), text)
     return text.replace(" | None", "")
