@@ -106,7 +106,6 @@ def make_plan(
             vae = load_vae(config.vae, config.vae_subfolder)
         except ValueError as error:
             found.append(Problem("autoencoder", str(error)))
-    process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
     if vae is not None and clips.heldout is not None:
         room = _room(config, vae, clips, found, notes)
     notes += overlap_notes(clips.train, clips.heldout)
@@ -120,6 +119,8 @@ def make_plan(
         if probe_steps:
             costs = _timed(config, stage, costs, probe_steps, found)
         stages.append(costs)
+    # Only now, since libraries keep buffers of the steps and of the autoencoder that have run.
+    process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
     shards = num_processes if parallelism == "fsdp" else 1
     disk = count_disk(config, stages, censuses, shards)
     found += _disk_problems(config, disk, clips.train)

@@ -49,8 +49,9 @@ def explain(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
         kind = "model_type"
     if kind not in _WORDS:
         return error["msg"].removeprefix("Value error, ")
-    facts = {**error.get("ctx", {}), "fields": ", ".join(model.model_fields) if model is not None else ""}
-    text = _WORDS[kind].format(**facts)
+    context = error.get("ctx", {}).items()
+    facts = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context}
+    text = _WORDS[kind].format(**facts, fields=", ".join(model.model_fields) if model is not None else "")
     return f"has no value; {text}" if error["input"] is None and kind != "missing" else text
 
 
