@@ -27,6 +27,7 @@ from training.card import facts_of, read_record
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.engine.adapter import adapter_loaded
+from training.evaluation.methods import OURS, is_changed
 from training.evaluation.sampling import weights_digest
 from training.evaluation.tables import COLUMNS, present_columns
 from training.files import read_json, read_lines, whole_folder, write_whole
@@ -89,7 +90,12 @@ def scores_of(results: Path) -> dict[str, Any]:
     """Return `metrics`, the rows of `results.json` for the card, and `evaluation`, the command that measured them."""
     record = read_json(results, ("rows", "command"))
     columns = present_columns(record["rows"])
-    rows = [{"method": row["method"], **{COLUMNS[c]: row[c] for c in columns}} for row in record["rows"]]
+    conditions = " and ".join(record.get("conditions", {}))  # of rows that do not say themselves what they were given
+    rows = []
+    for row in record["rows"]:
+        given = conditions and row.get("kind") == OURS and not is_changed(row["method"])
+        name = f"{row['method']}, given {conditions}" if given else row["method"]
+        rows.append({"method": name, **{COLUMNS[c]: row[c] for c in columns}})
     return {"metrics": rows, "evaluation": record["command"]}
 
 

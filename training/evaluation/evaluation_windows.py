@@ -5,13 +5,14 @@ frames of a task are in `diffusers_mardini/masking.py`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from training.data.clips import list_clips, load_clip
+from training.data.manifest import Entry
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -24,12 +25,18 @@ class EvaluationWindows:
         clips: the file of each window's clip, relative to the folder.
         starts: the frame of the clip at which each window begins.
         skipped: reasons by file name, for clips that gave no window.
+        folder: of the clips.
+        entries: facts of each window's clip.
+        places: the clip frames of each window.
     """
 
     frames: torch.Tensor
     clips: list[str]
     starts: list[int]
     skipped: dict[str, str]
+    folder: str = ""
+    entries: Sequence[Entry] = ()
+    places: Sequence[tuple[int, ...]] = ()
 
     def digest(self) -> str:
         """Return a digest of all pixels of all windows."""
@@ -104,7 +111,7 @@ def load_windows(
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
-    frames, clips, starts, skipped = [], [], [], {}
+    frames, clips, starts, skipped, entries, places = [], [], [], {}, [], []
     for path in list_clips(folder):
         if len(set(clips)) == max_clips:
             break
@@ -119,8 +126,11 @@ def load_windows(
         found = window_starts(len(clip), span, per_clip)
         if not found:
             skipped[name] = f"{len(clip)} frames, a window needs {span}"
+        entry = Entry(key=name, status="ok", num_frames=len(clip), fps=clip_fps)
         for start in found:
-            frames.append(clip[list(frames_at_stride(start, num_frames, step))])
+            entries.append(entry)
+            places.append(frames_at_stride(start, num_frames, step))
+            frames.append(clip[list(places[-1])])
             clips.append(name)
             starts.append(start)
     if skipped:
@@ -130,7 +140,7 @@ def load_windows(
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
         raise ValueError(f"no clip of '{folder}' gives {num_frames} frames {wanted}; lower one of them")
-    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped)
+    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped, str(folder), entries, places)
 
 
 def training_clips(

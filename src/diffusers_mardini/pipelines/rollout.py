@@ -85,6 +85,7 @@ class MarDiniRollout:
             values = read_conditions(conditions, pipe.conditions, *pixels.shape[:2])
             self._checked_scheduler = pipe.scheduler
             pixels = pixels[:, -self.overlap :]
+            values = {name: rows[:, -self.overlap :] for name, rows in values.items()}
             latents = pipe.encode_frames(pixels, self.decode_chunk_size)
             self.start(latents, pipe.encode_low_frames(pixels, self.decode_chunk_size), values)
             pipe.maybe_free_model_hooks()
