@@ -95,8 +95,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     def sample(first: int, last: int) -> torch.Tensor:
         with scheduler_replaced(pipe, scheduler):
             return sample_futures(
-                pipe, true["given"][first:last].float() / 255, true["given_actions"][first:last], held, pace.num_frames,
-                pace.fps, [options.seed * 1_000_003 + i for i in range(first, last)], options.window, **sampling,
+                pipe, true["given"][first:last].float() / 255, true["given_actions"][first:last], held,
+                pace.num_frames, pace.fps, [options.seed * 1_000_003 + i for i in range(first, last)], options.window, **sampling,
             )  # fmt: skip
 
     rollouts = sampled_futures(finished, key, sample, options.states, options.batch_size)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _evaluate_paces(options: argparse.Namespace, command: str) -> None:
     """Evaluate at each pace, in a folder of its own if there are several, and write a table of all."""
     if options.fps is not None:
-        paces = [{"fps": fps, "stride": None} for fps in options.fps]
+        paces = [{"fps": fps, "stride": options.stride[0]} for fps in options.fps]
     else:
         paces = [{"fps": None, "stride": stride} for stride in options.stride]
     if len(paces) == 1:
@@ -56,10 +56,11 @@ def _evaluate_paces(options: argparse.Namespace, command: str) -> None:
         return
     tables = []
     for pace in paces:
-        name, value = next((name, value) for name, value in pace.items() if value is not None)
-        output = options.output / f"{name}-{value:g}"
+        name = "stride" if pace["fps"] is None else "fps"
+        output = options.output / f"{name}-{pace[name]:g}"
         rows = _evaluate(argparse.Namespace(**vars(options) | pace | {"output": output}), command)
-        tables.append((f"{value:g} frames per second" if name == "fps" else f"every {value} frames", rows))
+        shown = f"every {pace[name]} frames" if name == "stride" else f"{pace[name]:g} frames per second"
+        tables.append((shown, rows))
     table = pace_table(tables)
     write_whole(options.output / "paces.md", f"`{command}`\n\n{table}\n")
     print(f"\n{table}\n\nWrote paces.md, and a folder for each pace, to {options.output}")

@@ -1,4 +1,4 @@
-"""A rollout goes on frame by frame: the same frames as `extend`, nothing encoded twice, and memory that does not grow."""
+"""A rollout goes on frame by frame: the frames of `extend`, nothing encoded twice, memory that does not grow."""
 
 import numpy as np
 import pytest

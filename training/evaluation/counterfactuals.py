@@ -4,6 +4,7 @@ A rollout obeys if it is nearer to the true future of its own action than to tho
 [0, 1]; `training/counterfactuals.py` is the program.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -186,12 +187,12 @@ def turns_of(frames: torch.Tensor) -> torch.Tensor:
     pixels = (frames.mean(dim=1) * 255).clamp(0, 255).numpy().astype(np.float32)
     pictures = [cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for one in pixels]
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
-    mask = np.full(pictures[0].shape, 255, np.uint8)
-    height, width = mask.shape
+    height, width = pictures[0].shape[:2]
+    mask = np.full((height, width), 255, np.uint8)
     # The car itself does not turn in the picture.
     mask[round(0.68 * height) : round(0.92 * height), round(0.42 * width) : round(0.58 * width)] = 0
     turns = []
-    for before, after in zip(pictures, pictures[1:]):
+    for before, after in itertools.pairwise(pictures):
         found = []
         # Started at several angles: the search climbs to the nearest peak only.
         for degrees in (0, -6, 6):

@@ -479,7 +479,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         return self._to_output(self._decoded_chunks(latents, chunk_size), output_type, len(latents))
 
     def _decoded_chunks(self, latents: torch.Tensor, chunk_size: int) -> Iterator[torch.Tensor]:
-        """Decode latents `(videos, frames, channels, h, w)`; yield chunks `(frames of the chunk, 3, height, width)`."""
+        """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once; yield `(frames, 3, height,
+        width)`."""
         for chunk in latents.flatten(0, 1).split(chunk_size):
             chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
             frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
@@ -492,7 +493,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a
         time.
         """
-        finished = [self.video_processor.postprocess(frames, output_type) for frames in chunks]
+        finished: list[Any] = [self.video_processor.postprocess(frames, output_type) for frames in chunks]
         if output_type == "pil":
             pictures = [picture for chunk in finished for picture in chunk]
             num_frames = len(pictures) // num_videos
