@@ -41,7 +41,8 @@ def shares(rollouts, futures, horizons=(4, 8)) -> list[float]:
 
 def test_a_perfect_model_obeys_always(futures):
     assert shares(futures, futures) == [1.0, 1.0]
-    assert obeyed(distances(futures, futures, dissimilarity), futures, 8).all()
+    few = futures[:4]
+    assert obeyed(distances(few, few, dissimilarity), few, 8).all()
 
 
 def test_a_blind_model_obeys_by_chance(futures):
