@@ -17,6 +17,7 @@ from benchmarks import (
     peers,
     products,
     quantized_models,
+    rollout,
     run,
     sampling_speed,
     timing,
@@ -343,3 +344,13 @@ def test_forms_of_attention_are_timed_in_steps(tmp_path):
     rows = json.loads(output.read_text())["rows"]
     assert [(row["dtype"], row["keys"]) for row in rows] == [("float32", 72), ("bfloat16", 72)]
     assert all(row["seconds"][form]["median"] > 0 for row in rows for form in ("kernel", "products", "chosen"))
+
+
+def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint):
+    result = rollout.main(
+        ["--checkpoint", checkpoint, "--size", "32", "--steps", "1", "2", "--repeats", "1", "--device", "cpu"]
+    )
+    methods = [(row["steps"], row["method"]) for row in result["rows"]]
+    assert {(steps, method) for steps in (1, 2) for method in ("rollout", "extend")} == set(methods)
+    for row in result["rows"]:
+        assert sum(row["shares"].values()) == pytest.approx(1) and row["frames_a_second"].median > 0

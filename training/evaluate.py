@@ -8,6 +8,7 @@ are in `evaluation/`; `vbench.py` follows VBench's protocol.
 """
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,22 +30,46 @@ from training.evaluation.networks.rife import check_rife, rife_is_installed
 from training.evaluation.results import write_results, write_sheets
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.scores import Evaluation
-from training.evaluation.tables import score_table
+from training.evaluation.tables import pace_table, score_table
+from training.evaluation.true_conditions import true_conditions
 from training.evaluation.verdict import verdict
+from training.files import write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program."""
     options = _parser().parse_args(arguments)
     try:
-        _evaluate(
+        _evaluate_paces(
             options, "python -m training.evaluate " + shlex.join(sys.argv[1:] if arguments is None else arguments)
         )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def _evaluate(options: argparse.Namespace, command: str) -> None:
+def _evaluate_paces(options: argparse.Namespace, command: str) -> None:
+    """Evaluate at each pace, in a folder of its own if there are several, and write a table of all."""
+    if options.fps is not None:
+        paces = [{"fps": fps, "stride": None} for fps in options.fps]
+    else:
+        paces = [{"fps": None, "stride": stride} for stride in options.stride or (None,)]
+    if len(paces) == 1:
+        _evaluate(argparse.Namespace(**vars(options) | paces[0]), command)
+        return
+    tables = []
+    for pace in paces:
+        name = "stride" if pace["fps"] is None else "fps"
+        output = options.output / f"{name}-{pace[name]:g}"
+        rows = _evaluate(argparse.Namespace(**vars(options) | pace | {"output": output}), command)
+        shown = f"every {pace[name]} frames" if name == "stride" else f"{pace[name]:g} frames per second"
+        tables.append((shown, rows))
+    table = pace_table(tables)
+    write_whole(options.output / "paces.md", f"`{command}`\n\n{table}\n")
+    print(f"\n{table}\n\nWrote paces.md, and a folder for each pace, to {options.output}")
+
+
+def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
+    """Evaluate at one pace; return the rows of the table."""
     device = choose_device(options.device)
     dtype, why = choose_dtype(options.dtype, device)
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
@@ -93,9 +118,15 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
         options.batch_size,
         tuple(alteration for alteration, wanted in alterations.items() if wanted),
         options.adapter,
+        options.no_conditions,
+        tuple(map(_condition_scale, options.condition_scale)),
     )
+    conditions = true_conditions(pipe, windows)
+    for line in conditions.facts().values():
+        print(f"given with each window: {line}")
     count = len(windows.frames)
-    methods = baselines(count, given, options.num_frames, train, rife_model) + ours(pipe, windows.clips, settings)
+    methods = baselines(count, given, options.num_frames, train, rife_model)
+    methods += ours(pipe, windows.clips, settings, conditions, given)
 
     # 4. Sample and score
     with torch.no_grad():
@@ -108,11 +139,25 @@ def _evaluate(options: argparse.Namespace, command: str) -> None:
     adapted = next((m.key["checkpoint"] for m in methods if m.name.endswith(ADAPTED)), None)
     sampled_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
     facts |= {"command": command, "sampled_by": sampled_by, "networks": networks.sources, "not_measured": missing}
+    facts |= {"conditions": conditions.facts()}
     write_results(options.output, facts, rows, differences, windows)
     shown = settings.label(options.steps[0], options.scheduler[0])
     sheets = write_sheets(options.output, windows, sampled, options.task, shown, options.sheets)
     print("\n".join(["", score_table(rows), "", *verdict(rows, differences), ""]))
     print(f"Wrote results.json, results.csv, results.md and {len(sheets)} contact sheets to {options.output}")
+    return rows
+
+
+def _condition_scale(text: str) -> tuple[str, float]:
+    """Read `NAME=FACTOR`."""
+    name, _, factor = text.partition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        raise ValueError(f"--condition-scale is {text!r}; write NAME=FACTOR, such as motion=0.5")
+    return name, value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "clips", help="held-out clips: a folder, a clip list (.jsonl) or another source (docs/data.md)"
     )
-    add_window_options(parser)
+    add_window_options(parser, several=True)
     parser.add_argument("--windows-per-clip", type=int, default=2, help="evenly spaced in the clip")
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 10, 5], help="sampling steps, one row each")
@@ -140,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wrong-planning", action="store_true", help="another row, with the planning signals of another window"
     )
+    parser.add_argument("--no-conditions", action="store_true", help="another row, without the windows' conditions")
+    parser.add_argument(
+        "--condition-scale", nargs="+", default=[], metavar="NAME=FACTOR",
+        help="other rows, with a condition multiplied, such as motion=0.5 motion=2",
+    )  # fmt: skip
     parser.add_argument(
         "--adapter", help="folder or Hub id of LoRA weights: a second row with them, for each number of steps"
     )

@@ -28,6 +28,7 @@ from training.card import facts_of, read_record
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.engine.adapter import adapter_loaded
+from training.evaluation.methods import OURS, is_changed
 from training.evaluation.results import with_nan
 from training.evaluation.sampling import weights_digest
 from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
@@ -97,14 +98,15 @@ def scores_of(results: Path) -> dict[str, Any]:
     """
     record = with_nan(read_json(results, ("rows", "command")))
     columns = present_columns(record["rows"])
-    rows = [
-        {"method": row["method"]}
-        | {
+    conditions = " and ".join(record.get("conditions", {}))  # of rows that do not say themselves what they were given
+    rows = []
+    for row in record["rows"]:
+        given = conditions and row.get("kind") == OURS and not is_changed(row["method"])
+        scores = {
             COLUMNS[c]: score_cell(row, c) if c in SHOWN_INTERVALS and c in row.get("intervals", {}) else row[c]
             for c in columns
         }
-        for row in record["rows"]
-    ]
+        rows.append({"method": f"{row['method']}, given {conditions}" if given else row["method"], **scores})
     found = verdict(record["rows"], record.get("differences", []))
     return {"metrics": rows, "evaluation": without_folders(record["command"])} | ({"verdict": found} if found else {})
 

@@ -17,7 +17,7 @@ from .models import (
     MarDiniWindowState,
 )
 from .modular_pipelines import MarDiniBlocks, MarDiniModularPipeline
-from .pipelines import MarDiniPipeline, MarDiniPipelineOutput
+from .pipelines import MarDiniPipeline, MarDiniPipelineOutput, MarDiniRollout
 from .presets import list_presets, load_preset
 from .schedulers import MarDiniScheduler, MarDiniSchedulerOutput
 
@@ -34,6 +34,7 @@ __all__ = [
     "MarDiniPipelineOutput",
     "MarDiniPlannerOutput",
     "MarDiniPlannerTransformer3DModel",
+    "MarDiniRollout",
     "MarDiniScheduler",
     "MarDiniSchedulerOutput",
     "MarDiniTransformer3DModel",

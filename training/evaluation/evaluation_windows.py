@@ -7,7 +7,7 @@ frames of a task are in `diffusers_mardini/masking.py`.
 import argparse
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from diffusers_mardini.sizes import Size, parse_size, sides, size_text
 from diffusers_mardini.trained_window import TrainedWindow
 from training.data.clips import find_clips, fit, open_clip
+from training.data.manifest import Entry
 from training.data.order import SAME_RATE, frames_at_stride
 
 
@@ -31,12 +32,18 @@ class EvaluationWindows:
         clips: the name of each window's clip in its source.
         starts: the frame of the clip at which each window begins.
         skipped: reasons by name, for clips that gave no window.
+        source: of the clips.
+        entries: facts of each window's clip.
+        places: the clip frames of each window.
     """
 
     frames: torch.Tensor
     clips: list[str]
     starts: list[int]
     skipped: dict[str, str]
+    source: str = ""
+    entries: Sequence[Entry] = ()
+    places: Sequence[tuple[int, ...]] = ()
 
     def digest(self) -> str:
         """Return a digest of all pixels of all windows."""
@@ -51,13 +58,19 @@ def size_argument(text: str) -> Size:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def add_window_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that describe a window; `choose_window` fills in what is not given."""
+def add_window_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the options that describe a window, or `several` at different paces; `choose_window` fills in the others."""
     trained = "default: as the checkpoint was trained"
+    number, folders = ("+", "; several make a folder for each, and a table of all") if several else (None, "")
     parser.add_argument("--size", type=size_argument, help=f"64 (square) or 64x128 (height x width); {trained}, or 64")
     parser.add_argument("--num-frames", type=int, help=f"frames of a window; {trained}, or 9")
-    parser.add_argument("--stride", type=int, help="clip frames from one window frame to the next; default: see --fps")
-    parser.add_argument("--fps", type=float, help=f"frames per second of a window; {trained}, or a stride of 2")
+    parser.add_argument(
+        "--stride", type=int, nargs=number, help=f"clip frames from one window frame to the next{folders}; default: "
+        "see --fps",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fps", type=float, nargs=number, help=f"frames per second of a window; {trained}, or a stride of 2"
+    )
 
 
 def choose_window(options: argparse.Namespace, trained: TrainedWindow) -> str:
@@ -139,7 +152,7 @@ def load_windows(
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
-    frames, clips, starts, skipped = [], [], [], {}
+    frames, clips, starts, skipped, entries, places = [], [], [], {}, [], []
     for found_clip in find_clips(source):
         if len(set(clips)) == max_clips:
             break
@@ -158,7 +171,10 @@ def load_windows(
         except ValueError as error:
             skipped[name] = str(error)
             continue
+        facts = found_clip.entry or Entry(key=name, status="ok", num_frames=len(clip), fps=clip.fps)
         frames += [torch.stack([pictures[index] for index in window]) for window in windows]
+        places += windows
+        entries += [facts] * len(found)
         clips += [name] * len(found)
         starts += found
     if skipped:
@@ -168,7 +184,7 @@ def load_windows(
     if not frames:
         wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
         raise ValueError(f"no clip of '{source}' gives {num_frames} frames {wanted}; lower one of them")
-    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped)
+    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped, str(source), entries, places)
 
 
 def training_clips(

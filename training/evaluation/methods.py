@@ -17,6 +17,7 @@ import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.sizes import Size
 from training.data.clips import find_clips
+from training.digests import tensors_digest
 from training.engine.adapter import adapter_loaded
 from training.evaluation.altered_signals import OTHER, Alteration, batch_of_others
 from training.evaluation.baselines import best_match, copy_nearest, cross_fade, flow_warp
@@ -31,9 +32,12 @@ from training.evaluation.sampling import (
     scheduler_replaced,
     weights_digest,
 )
+from training.evaluation.true_conditions import TrueConditions
 
 
 BASELINE, CEILING, OURS = "baseline", "ceiling", "ours"
+WITHOUT_CONDITIONS = ", without conditions"  # in names of methods
+TIMES = " × "
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Method:
         seeds: one sample is made for each.
         batches: first and last-plus-one of the windows that are sampled together.
         sample: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
-        unaltered: name of the method with the planner's own signals, if this one alters them.
+        unaltered: name of the method with the planner's own signals and the true conditions, if this one alters them.
     """
 
     name: str
@@ -71,6 +75,8 @@ class SamplerSettings:
         batch_size: most windows sampled together (`batches`).
         alterations: of the planning signals; one more row for each, with the first scheduler and number of steps.
         adapter: folder or Hub id of LoRA weights: a second row with them for each scheduler and number of steps.
+        no_conditions: one more row without conditions, with the first scheduler and number of steps.
+        condition_scales: conditions to multiply, with their factors; one more row for each, likewise.
     """
 
     steps: tuple[int, ...] = (25,)
@@ -80,6 +86,8 @@ class SamplerSettings:
     batch_size: int = 8
     alterations: tuple[Alteration, ...] = ()
     adapter: str | None = None
+    no_conditions: bool = False
+    condition_scales: tuple[tuple[str, float], ...] = ()
 
     def label(self, steps: int, scheduler: str = "", alteration: Alteration | None = None) -> str:
         """Return the name of a row, which lists the settings that the pipeline does not choose itself."""
@@ -129,16 +137,24 @@ def baselines(
     return methods
 
 
-def ours(pipe: MarDiniPipeline, clips: Sequence[str], settings: SamplerSettings) -> list[Method]:
+def ours(
+    pipe: MarDiniPipeline,
+    clips: Sequence[str],
+    settings: SamplerSettings,
+    conditions: TrueConditions | None = None,
+    given: Sequence[int] = (),
+) -> list[Method]:
     """Return the autoencoder alone and the checkpoint with all that `settings` list.
 
     Args:
         pipe: the checkpoint.
         clips: the clip of each window.
         settings: of the sampler.
+        conditions: of the windows, for a checkpoint that has some.
+        given: positions of the given frames, for changed conditions.
 
     Raises:
-        ValueError: if an adapter cannot be loaded, or `OTHER` finds no other clip.
+        ValueError: if an adapter cannot be loaded, `OTHER` finds no other clip, or there are no conditions to change.
     """
     parts = batches(len(clips), settings.batch_size, batch_of_others(clips) if OTHER in settings.alterations else 1)
     adapted = None
@@ -153,7 +169,20 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], settings: SamplerSettings)
         )
     ]
 
-    def add(steps: int, scheduler_name: str, alteration: Alteration | None = None, adapter: str | None = None) -> None:
+    true = conditions or TrueConditions({}, {})
+    if settings.no_conditions and not true.values:
+        raise ValueError(
+            "--no-conditions asks for a row without conditions, but this checkpoint has none; leave it out"
+        )
+
+    def add(
+        steps: int,
+        scheduler_name: str,
+        alteration: Alteration | None = None,
+        adapter: str | None = None,
+        conditions: TrueConditions = true,
+        changed: str = "",
+    ) -> None:
         scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
         key = {
             "method": "ours",
@@ -161,15 +190,19 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], settings: SamplerSettings)
             **({} if adapter is None else {"checkpoint": adapted}),
             **sampling_key(scheduler or pipe.scheduler, steps, settings.guidance_scale, scheduler_name),
             "planning": "own" if alteration is None else alteration.key,
+            **({"conditions": tensors_digest(conditions.values, {})} if conditions.values else {}),
         }
 
         def sample(windows: torch.Tensor, given: Sequence[int], first: int, seed: int) -> torch.Tensor:
             loaded = contextlib.nullcontext() if adapter is None else adapter_loaded(pipe, adapter)
             with loaded, scheduler_replaced(pipe, scheduler):
-                return sample_batch(pipe, windows, given, steps, seed, first, alteration, settings.guidance_scale)
+                return sample_batch(
+                    pipe, windows, given, steps, seed, first, alteration, settings.guidance_scale,
+                    conditions.of(first, len(windows)),
+                )  # fmt: skip
 
-        name = settings.label(steps, scheduler_name, alteration) + ("" if adapter is None else ADAPTED)
-        unaltered = "" if alteration is None else settings.label(steps, scheduler_name)
+        name = settings.label(steps, scheduler_name, alteration) + ("" if adapter is None else ADAPTED) + changed
+        unaltered = settings.label(steps, scheduler_name) if alteration is not None or changed else ""
         methods.append(Method(name, OURS, key, settings.seeds, parts, sample, unaltered))
 
     for scheduler_name in settings.schedulers:
@@ -179,7 +212,17 @@ def ours(pipe: MarDiniPipeline, clips: Sequence[str], settings: SamplerSettings)
                 add(steps, scheduler_name, adapter=settings.adapter)
     for alteration in settings.alterations:
         add(settings.steps[0], settings.schedulers[0], alteration)
+    if settings.no_conditions:
+        add(settings.steps[0], settings.schedulers[0], conditions=TrueConditions({}, {}), changed=WITHOUT_CONDITIONS)
+    for name, factor in settings.condition_scales:
+        changed = f", {name}{TIMES}{factor:g}"
+        add(settings.steps[0], settings.schedulers[0], conditions=true.scaled(name, factor, given), changed=changed)
     return methods
+
+
+def is_changed(method: str) -> bool:
+    """Return whether the name of a row says that its conditions were left out or multiplied."""
+    return method.endswith(WITHOUT_CONDITIONS) or TIMES in method
 
 
 def model_key(pipe: MarDiniPipeline) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from diffusers_mardini.masking import task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.evaluation_windows import EvaluationWindows
+from training.evaluation.methods import is_changed
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.tables import difference_table, present_columns, score_table, spread_table
 from training.evaluation.verdict import verdict
@@ -63,6 +64,7 @@ def write_results(
         "In brackets: 95% bootstrap intervals over clips. "
         "Motion, evenness and sharpness are relative to the true clips'.",
         *sentences,
+        "\n".join(f"- given with each window, {line}" for line in facts.get("conditions", {}).values()),
         score_table(rows),
         spread_table(rows),
         "Paired differences on the same windows:" if differences else "",
@@ -110,7 +112,8 @@ def write_sheets(
     """Draw `count` windows, evenly spaced over all of them (not chosen), into the folder `output`.
 
     `sheet_*.png` compare a method with a simple one, or with and without its adapter. If it was also sampled with
-    altered planning signals, `planning_*.png` compare these, from the same noise.
+    altered planning signals, `planning_*.png` compare these, from the same noise; `conditions_*.png` do so if it was
+    sampled with changed conditions.
     """
     simple = "cross-fade" if "cross-fade" in sampled else "copy of the nearest given frame"
     rows = {"ours": sampled[method], simple.split(" of ")[0]: sampled[simple]}
@@ -121,6 +124,13 @@ def write_sheets(
     altered = {label: sampled[name] for label, name in labels.items() if name in sampled}
     if altered:
         sheets["planning"] = {"planned": sampled[method], **altered}
+    changed = {
+        name.removeprefix(f"{method}, "): frames
+        for name, frames in sampled.items()
+        if name.startswith(f"{method}, ") and is_changed(name)
+    }
+    if changed:
+        sheets["conditions"] = {"as they were": sampled[method], **changed}
     output.mkdir(parents=True, exist_ok=True)
     given = task_indices(task, windows.frames.shape[1])
     total, paths = len(windows.frames), []

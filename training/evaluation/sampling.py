@@ -4,7 +4,7 @@ The methods that are compared are made of these functions in `methods.py`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -94,6 +94,7 @@ def sample_batch(
     first: int = 0,
     alteration: Alteration | None = None,
     guidance_scale: float | None = None,
+    conditions: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Sample a batch once from its given frames.
 
@@ -109,6 +110,7 @@ def sample_batch(
         first: number of the first window.
         alteration: of the planning signals.
         guidance_scale: `None` is the pipeline's own choice for the task.
+        conditions: of the windows, `(batch, frames, channels)` each.
 
     Returns:
         Frames in [0, 1], shaped like `windows`, on the CPU; the given ones are those of `windows`.
@@ -127,6 +129,7 @@ def sample_batch(
             guidance_scale=guidance_scale,
             generator=generators,
             output_type="pt",
+            conditions=conditions,
         ).frames
     frames = frames.float().cpu()
     frames[:, list(given)] = windows[:, list(given)].float()

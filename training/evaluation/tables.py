@@ -58,6 +58,17 @@ def score_table(rows: Sequence[Mapping[str, Any]], intervals: Sequence[str] = SH
     return markdown_table(["method", *(COLUMNS[column] for column in columns)], cells)
 
 
+def pace_table(tables: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """Return the rows of several `results.json` below each other, each with the pace of its windows."""
+    columns = present_columns([row for _, rows in tables for row in rows])
+    cells = [
+        [pace, row["method"], *(score_cell(row, column, column in SHOWN_INTERVALS) for column in columns)]
+        for pace, rows in tables
+        for row in rows
+    ]
+    return markdown_table(["pace", "method", *(COLUMNS[column] for column in columns)], cells)
+
+
 def spread_table(rows: Sequence[Mapping[str, Any]], over: str = "seeds") -> str:
     """Return the standard deviations over seeds (or `over`) of rows that have several; empty if none has."""
     rows = [row for row in rows if row["spread"]]

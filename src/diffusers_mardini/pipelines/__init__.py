@@ -2,6 +2,7 @@
 
 from .pipeline_mardini import MarDiniPipeline
 from .pipeline_output import MarDiniPipelineOutput
+from .rollout import MarDiniRollout
 
 
-__all__ = ["MarDiniPipeline", "MarDiniPipelineOutput"]
+__all__ = ["MarDiniPipeline", "MarDiniPipelineOutput", "MarDiniRollout"]

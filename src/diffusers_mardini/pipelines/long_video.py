@@ -1,7 +1,8 @@
 """Videos longer than a window, made of many windows: slow motion (Fig. 11) and extension.
 
 Both keep latents, not pixels, from window to window: frames are encoded only once, and do not drift. Windows that do
-not depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window.
+not depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window; `rollout.py` keeps
+what an extension needs of its last frames.
 """
 
 import math
@@ -20,6 +21,7 @@ from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
 from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
+from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
 
 
@@ -80,7 +82,7 @@ class LazySequence(Sequence):
 
 
 class LongVideoMixin:
-    """`slow_motion` and `extend` of `MarDiniPipeline`."""
+    """`slow_motion`, `extend` and `rollout` of `MarDiniPipeline`."""
 
     @torch.no_grad()
     @one_call_at_a_time
@@ -210,33 +212,88 @@ class LongVideoMixin:
             ValueError: for every unusable argument, before any model runs.
         """
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
-        window = self.trained_window.frames if window is None else window
-        window = whole_number(window, "window", least=2, reason="one given frame and one new")
+        window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
-        overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
-        if overlap >= window:
-            raise ValueError(
-                f"`overlap` is {overlap} and `window` {window}, so that a window adds no frame; lower `overlap` below "
-                "`window`"
-            )
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
-        num_given = pixels.shape[1]
-        windows = extension_windows(num_given, num_new_frames, window, overlap)
+        videos, num_given, _, height, width = pixels.shape
+        values = read_conditions(conditions, self.conditions, videos, num_given + num_new_frames, num_given)
         # All windows are whole: the last may sample more frames than asked for.
         first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
         num_frames = num_given + first + later * (window - overlap)
-        batches = batch_windows(windows, 1)  # each depends on the one before
-        conditions = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
-        latents = self._run_windows(
-            pixels, list(range(num_given)), num_frames, batches, options, decode_chunk_size, conditions
+        latents = _empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
+        latents[:, :num_given] = self.encode_frames(pixels, decode_chunk_size)
+        rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size)
+        rollout.start(
+            latents[:, :num_given],
+            self.encode_low_frames(pixels, decode_chunk_size),
+            _conditions_of(values, range(num_given)),
         )
+        with self.progress_bar(total=(1 + later) * self.set_timesteps(options)) as progress_bar:
+            made = num_given
+            while made < num_frames and not self.interrupt:
+                start, stop = made - rollout.num_kept_frames, made + rollout.most_new_frames
+                new_values = _conditions_of(values, range(made, stop))
+                latents[:, start:stop] = rollout.sample(stop - made, new_values, progress_bar)
+                made = stop
         frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def rollout(
+        self,
+        video: Any,
+        window: int | None = None,
+        overlap: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        timesteps: list[int] | None = None,
+        guidance_scale: float | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        decode_chunk_size: int = DECODE_CHUNK_SIZE,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        use_window_state: bool = True,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> MarDiniRollout:
+        r"""
+        Continue a clip on request, a few frames at a time: `rollout.step(num_frames=4)` makes the next ones.
+
+        It keeps the latents and planning inputs of the last `overlap` frames: nothing is encoded again, and memory
+        does not grow.
+
+        Args:
+            video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`]. Its last
+                `overlap` frames lead the first window.
+            window (`int`, *optional*): Most frames of a window; by default as many as the model was trained for.
+            overlap (`int`, defaults to half of `window`): How many given frames lead each window, less than `window`.
+            conditions (`dict`, *optional*): Conditions of the frames of `video`, `(len(video), channels)` each; those
+                of new frames are given to each step.
+            The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used step by step; the
+            callback is called in every step. There is no progress bar.
+
+        Returns:
+            [`MarDiniRollout`], whose `step` returns the new frames.
+
+        Raises:
+            ValueError: for every unusable argument, before any model runs.
+        """
+        window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
+        decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        options = SamplingOptions(
+            num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
+            callback_on_step_end_tensor_inputs, use_window_state,
+        )  # fmt: skip
+        rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size, height, width)
+        rollout.reset(video, conditions)
+        return rollout
 
     def _check_long_video(
         self,
@@ -326,15 +383,25 @@ class LongVideoMixin:
                 )
                 for window, rows in zip(windows, sampled.split(videos)):
                     latents[:, window.places] = rows
-                # Sampled frames reach the planner like given ones: as pictures, made smaller and encoded.
                 new_places = {place for window in windows for place in window.new_places}
                 leading_on = sorted(place for place in new_places if last_use.get(place, -1) > number)
-                for start in range(0, len(leading_on), decode_chunk_size):
-                    places = leading_on[start : start + decode_chunk_size]
-                    chunk = latents[:, places].to(get_module_execution_device(self.vae), self.vae.dtype)
-                    frames = decode_latents(self.vae, chunk, decode_chunk_size)
-                    low_latents[:, places] = self.encode_low_frames(frames.clamp(-1, 1), decode_chunk_size)
+                if leading_on:
+                    sampled = latents[:, leading_on]
+                    low_latents[:, leading_on] = self._low_latents_of_sampled(sampled, decode_chunk_size)
         return latents
+
+    def _low_latents_of_sampled(self, latents: torch.Tensor, chunk_size: int) -> torch.Tensor:
+        """Return what the planner gets of sampled frames, `(videos, frames, channels, h_low, w_low)`.
+
+        They reach it like given ones: as pictures, made smaller and encoded.
+        """
+        low_latents = []
+        for chunk in latents.split(chunk_size, dim=1):
+            frames = decode_latents(
+                self.vae, chunk.to(get_module_execution_device(self.vae), self.vae.dtype), chunk_size
+            )
+            low_latents.append(self.encode_low_frames(frames.clamp(-1, 1), chunk_size))
+        return torch.cat(low_latents, dim=1)
 
 
 def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:
@@ -398,6 +465,25 @@ def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap
     with `overlap` given frames each."""
     first = window - min(overlap, num_given)
     return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
+
+
+def _check_windows(window: Any, overlap: Any) -> tuple[int, int]:
+    """Return length and overlap of the windows of an extension; raise `ValueError` if they add no frames."""
+    window = whole_number(window, "window", least=2, reason="one given frame and one new")
+    overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
+    if overlap >= window:
+        raise ValueError(
+            f"`overlap` is {overlap} and `window` {window}, so that a window adds no frame; lower `overlap` below "
+            "`window`"
+        )
+    return window, overlap
+
+
+def _conditions_of(conditions: Conditions, places: range) -> Conditions:
+    """Return the conditions of consecutive frames; places after the last frame have its values."""
+    return {
+        name: values[:, [min(place, values.shape[1] - 1) for place in places]] for name, values in conditions.items()
+    }
 
 
 def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:

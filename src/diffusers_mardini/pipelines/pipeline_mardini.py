@@ -5,7 +5,7 @@ A window is any number of frames of which some are given. `long_video.py` builds
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
     r"""
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
-    Also: [`~MarDiniPipeline.slow_motion`] and [`~MarDiniPipeline.extend`] for videos longer than a window;
-    [`~MarDiniPipeline.load_lora_weights`] and the other methods of `loaders/lora.py`.
+    Also: [`~MarDiniPipeline.slow_motion`], [`~MarDiniPipeline.extend`] and [`~MarDiniPipeline.rollout`] for videos
+    longer than a window; [`~MarDiniPipeline.load_lora_weights`] and the other methods of `loaders/lora.py`.
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
@@ -415,7 +415,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             given_indices: their places.
             planning_signals: result of `plan`, one row per video; `None` for the learned unconditional signal.
             options: how to sample.
-            progress_bar: updated once per step.
+            progress_bar: updated once per step; `None` for none.
             conditions: result of `read_conditions` for the window, one row per video.
 
         Returns:
@@ -465,7 +465,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 # An order-2 scheduler lists most of its steps twice.
                 num_warmup_steps = len(timesteps) - num_steps * self.scheduler.order
                 ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
-                if ends_step or i == len(timesteps) - 1:
+                if progress_bar is not None and (ends_step or i == len(timesteps) - 1):
                     progress_bar.update()
         finally:  # also after an exception of a callback: the states of a window are large
             self._current_timestep = self._velocities = None
@@ -494,21 +494,31 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         `output_type`, see `MarDiniPipelineOutput`."""
         if output_type == "latent":
             return latents
-        videos, num_frames = latents.shape[:2]
-        finished = []
-        # Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a
-        # time.
+        return self._to_output(self._decoded_chunks(latents, chunk_size), output_type, len(latents))
+
+    def _decoded_chunks(self, latents: torch.Tensor, chunk_size: int) -> Iterator[torch.Tensor]:
+        """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once; yield `(frames, 3, height,
+        width)`."""
         for chunk in latents.flatten(0, 1).split(chunk_size):
             chunk = chunk.to(get_module_execution_device(self.vae), self.vae.dtype)
             frames = decode_latents(self.vae, chunk[None])[0].float()  # (frames of the chunk, 3, height, width)
             _check_finite(frames, "pictures", self.vae)
-            finished.append(self.video_processor.postprocess(frames, output_type))
+            yield frames
+
+    def _to_output(self, chunks: Iterable[torch.Tensor], output_type: str, num_videos: int) -> Any:
+        """Bring decoded chunks to the form of `output_type`.
+
+        Each chunk gets its final form before the next one is decoded: for pictures, only one chunk is in floats at a
+        time.
+        """
+        finished: list[Any] = [self.video_processor.postprocess(frames, output_type) for frames in chunks]
         if output_type == "pil":
             pictures = [picture for chunk in finished for picture in chunk]
-            return [pictures[i * num_frames : (i + 1) * num_frames] for i in range(videos)]
+            num_frames = len(pictures) // num_videos
+            return [pictures[i * num_frames : (i + 1) * num_frames] for i in range(num_videos)]
         if output_type == "np":
-            return np.concatenate(finished).reshape(videos, num_frames, *finished[0].shape[1:])
-        return torch.cat(finished).unflatten(0, (videos, num_frames))
+            return np.concatenate(finished).reshape(num_videos, -1, *finished[0].shape[1:])
+        return torch.cat(finished).unflatten(0, (num_videos, -1))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save all parts, see [`~DiffusionPipeline.save_pretrained`].

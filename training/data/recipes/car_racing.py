@@ -61,15 +61,8 @@ def drive(env, seed: int, num_frames: int, kind: type = Driver) -> tuple[np.ndar
 def _attempt(
     env, seed: int, driver: Driver, rng: np.random.Generator, num_frames: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    from gymnasium.envs.box2d.car_dynamics import Car
-
     env.drawn = False
-    env.reset(seed=seed)
-    start = int(driver.start * len(env.track)) % len(env.track)
-    # The simulator always starts at the same place of a lap, so the clips would only show the first corner.
-    env.car.destroy()
-    env.car = Car(env.world, *env.track[start][1:4])
-
+    start = put_car(env, seed, driver)
     hands = driver.at_wheel(Road(env.track, start), rng)
     sees = getattr(hands, "needs_pictures", False)
     frames, actions = [], []  # frames of the kept steps, actions of all steps
@@ -93,7 +86,22 @@ def _attempt(
     return np.stack(frames), leading.mean(axis=1)
 
 
-def _make_env(palette: str):
+def put_car(env, seed: int, driver: Driver) -> int:
+    """Make the track of `seed` and put a car where the driver starts; return the index of that tile.
+
+    The simulator always starts at the same place of a lap, so the clips would only show the first corner.
+    """
+    from gymnasium.envs.box2d.car_dynamics import Car
+
+    env.reset(seed=seed)
+    start = int(driver.start * len(env.track)) % len(env.track)
+    env.car.destroy()
+    env.car = Car(env.world, *env.track[start][1:4])
+    return start
+
+
+def make_env(palette: str = "meadow"):
+    """Return the simulator, which draws only while its attribute `drawn` is true."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
@@ -123,7 +131,7 @@ _ENV = None  # one simulator per worker process, which records in one palette
 def _record(job: tuple[int, int, Path, str, str]) -> dict:
     global _ENV
     seed, num_frames, folder, palette, drivers = job
-    _ENV = _ENV or _make_env(palette)
+    _ENV = _ENV or make_env(palette)
     name = f"carracing_{seed:06d}.mp4"
     try:
         frames, actions, driver, attempts = drive(_ENV, seed, num_frames, DRIVERS[drivers])

@@ -138,7 +138,7 @@ def test_a_palette_changes_the_colours_and_not_the_drive(tmp_path, monkeypatch):
 
 
 def test_seeds_that_no_driver_masters_are_left_out_aloud(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(car_racing, "_make_env", lambda palette: object())
+    monkeypatch.setattr(car_racing, "make_env", lambda palette: object())
     monkeypatch.setattr(car_racing, "_ENV", None)
     monkeypatch.setattr(car_racing, "_attempt", lambda *_: None)
     assert record(tmp_path, clips=2, first_seed=0, num_frames=4, workers=1) == []
