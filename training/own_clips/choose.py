@@ -12,7 +12,7 @@ import torch
 
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.config.schema import RunConfig
-from training.costs import probe
+from training.costs import count_operations, probe
 from training.train_autoencoder import measure, to_float
 
 
@@ -33,6 +33,7 @@ ENOUGH_ROOM = 0.8  # of the most room at any distance between frames
 FRAMES = 512  # that the choice of the channels is measured with, on each side
 WINDOWS_PER_STEP = 16
 PROBE_STEPS = 3
+BETTER_USE = 4.0  # larger models use a machine better, by at most so much
 
 
 @dataclass
@@ -104,32 +105,48 @@ def choose_latents(frames: torch.Tensor, held_out: torch.Tensor, planner_downsca
 
 
 def choose_models(
-    configs: Sequence[tuple[str, RunConfig, int]], seconds: float, processes: int, probe_steps: int = 3
+    configs: Sequence[tuple[str, RunConfig, int]], seconds: float, processes: int
 ) -> tuple[int, float, str]:
-    """Measure a real step of each candidate, largest first, until one sees enough windows in the time.
+    """Return the largest candidate that sees enough windows in the time, by real steps on this machine.
+
+    The smallest is measured first; of the others only those that its speed, and their operations, do not rule out.
 
     Args:
-        configs: preset, the run at the size that goes with it, and the windows that it needs.
+        configs: preset, the run at the size that goes with it, and the windows that it needs; largest first.
         seconds: of training.
         processes: that train side by side.
-        probe_steps: steps of each measurement.
 
     Returns:
         The index of the candidate, its seconds per step, and why, in words.
     """
     reasons = []
-    for index, (preset, config, wanted) in enumerate(configs):
-        stage = config.for_processes(processes).stages[-1]
-        step = probe(config.for_processes(processes), stage, probe_steps)
+
+    def measured(index: int) -> tuple[float, float]:
+        preset, config, wanted = configs[index]
+        config = config.for_processes(processes)
+        stage = config.stages[-1]
+        step = probe(config, stage, PROBE_STEPS)
         windows = seconds / step * stage.windows_per_step(processes)
         height, width = config.size_of(stage)
         reasons.append(
             f"{preset} at {height}x{width}: {step:.2f} s a step of {stage.windows_per_step(processes)} windows, so "
             f"{windows:,.0f} windows in {seconds / 60:.0f} minutes" + (f", {wanted:,} wanted" if wanted else "")
         )
-        if windows >= wanted or index == len(configs) - 1:
-            return index, step, "; ".join(reasons)
-    raise AssertionError("the last candidate is always taken")
+        return step, windows
+
+    def operations(index: int) -> float:
+        config = configs[index][1].for_processes(processes)
+        return count_operations(config, config.stages[-1])
+
+    last = len(configs) - 1
+    step, windows = measured(last)
+    for index in range(last):
+        hoped = windows * operations(last) / operations(index) * BETTER_USE
+        if hoped >= configs[index][2]:
+            larger, seen = measured(index)
+            if seen >= configs[index][2]:
+                return index, larger, "; ".join(reasons)
+    return last, step, "; ".join(reasons)
 
 
 def processes_for(device: str, cores: int, windows: int) -> int:
