@@ -186,10 +186,11 @@ def vae_config(path: str, subfolder: str | None = None) -> dict[str, Any]:
             "`vae_subfolder: vae`"
         )
     try:
-        config: dict[str, Any] = {**AutoencoderPatchBasis.load_config(path, subfolder=subfolder)}
+        loaded: Any = AutoencoderPatchBasis.load_config(path, subfolder=subfolder)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{where}, where no autoencoder can be read ({said}); give its folder or Hub id") from error
+    config: dict[str, Any] = dict(loaded)
     name = config.get("_class_name")
     if name not in VAE_CLASSES:
         raise ValueError(f"{where}, which holds a {name}; accepted are {' and '.join(VAE_CLASSES)}")
