@@ -8,7 +8,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
 
-# Chosen on 1,425 real clips (fast driving, robot arms, many others): ten are cut, two of them wrongly. Two clips joined
+# Chosen on 1,425 real clips (fast driving, robot arms, others): ten are cut, two of them wrongly. Two clips joined
 # at random are cut apart in half to three quarters of the cases if both show one track, always if the camera is fixed.
 RATIO = 2.5  # of a frame's change to the mean change of the four around it
 LEAST_CHANGE = 18.0

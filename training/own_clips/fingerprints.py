@@ -1,7 +1,8 @@
 """Find clips that show the same footage though their files differ: encoded anew, resized, or overlapping.
 
 A clip's fingerprints are 8x8 grey averages of its first and last frame and of frames that its content chooses, so
-that two copies choose the same ones wherever they begin. Cropped or mirrored copies, and clips in which nothing moves, are not found.
+that two copies choose the same ones wherever they begin. Cropped or mirrored copies, and clips in which nothing moves,
+are not found.
 """
 
 import base64

@@ -146,7 +146,7 @@ def _given(found: Look) -> Split:
     both = sorted({piece.recording for piece in train} & {piece.recording for piece in held_out})
     if both:
         reasons.append(
-            f"{len(both)} recordings have clips on both sides, such as '{shown(both[0])}': scores may be too good."
+            f"Recordings with clips on both sides: {len(both)}, such as '{shown(both[0])}'; scores may be too good."
         )
     return Split(train, held_out, left_out, tuple(reasons))
 

@@ -12,7 +12,7 @@ from training.own_clips.look import WINDOW, Clip, Look
 from training.own_clips.reading import DISTANCES, STILL_FROM
 
 
-RATES = (30, 15, 10, 5, 2, 1)  # frames per second at which windows are counted
+RATES = (30, 20, 15, 10, 5, 2, 1)  # frames per second at which windows are counted
 STILL_MOTION = 1.0  # grey levels at half a second: less is hardly to be seen
 
 
@@ -49,10 +49,10 @@ def sentences(found: Look, split: Split) -> list[str]:
     facts = numbers(found, split)
     shortest, longest = facts["shortest_and_longest"]
     lines = [
-        f"{facts['clips']:,} clips of '{shown(found.spec)}' can be used: {facts['frames']:,} frames, "
+        f"{_clips(facts['clips'])} of '{shown(found.spec)}' can be used: {facts['frames']:,} frames, "
         f"{_time(facts['seconds'])}, {shortest} to {longest:,} frames in a clip.",
         f"Frames per second: {_listed(facts['rates'])}"
-        + (f"; {facts['variable_rates']} clips with a varying rate." if facts["variable_rates"] else "."),
+        + (f"; {_clips(facts['variable_rates'])} with a varying rate." if facts["variable_rates"] else "."),
         f"Width x height: {_listed(facts['sizes'])}.",
         *_about_scenes(facts),
         *_about_motion(facts),
@@ -81,7 +81,7 @@ def _about_scenes(facts: dict) -> list[str]:
     if not cut:
         return ["No clip has a cut."]
     return [
-        f"{len(cut)} clips have cuts ({_names(cut)}); {facts['scenes']:,} scenes in all, and no window crosses a cut."
+        f"{_clips(len(cut))} with cuts ({_names(cut)}); {facts['scenes']:,} scenes in all; no window crosses a cut."
     ]
 
 
@@ -96,11 +96,13 @@ def _about_motion(facts: dict) -> list[str]:
             f"Motion, mean change in grey levels (slowest tenth / median / fastest tenth of clips): {listed}."
         )
     if facts["hardly_moving"]:
-        lines.append(f"{len(facts['hardly_moving'])} clips hardly move ({_names(facts['hardly_moving'])}).")
+        lines.append(
+            f"{_clips(len(facts['hardly_moving']))} with hardly any motion ({_names(facts['hardly_moving'])})."
+        )
     if stills := facts["still_stretches"]:
         seconds = sum(length for stretches in stills.values() for _, length in stretches)
         lines.append(
-            f"Nothing moves for {STILL_FROM:g} seconds or more in {len(stills)} clips ({_names(sorted(stills))}), "
+            f"Nothing moves for {STILL_FROM:g} seconds or more in {_clips(len(stills))} ({_names(sorted(stills))}), "
             f"{_time(seconds)} in all."
         )
     return lines
@@ -113,8 +115,8 @@ def _about_copies(facts: dict) -> list[str]:
     first, second, offset = copies[0]
     later = f", {abs(offset):g} s apart" if abs(offset) >= 0.2 else ""
     return [
-        f"{len(copies)} pairs of clips show the same footage, such as '{shown(first)}' and '{shown(second)}'{later}; "
-        "each pair stays on one side."
+        f"Pairs of clips that show the same footage: {len(copies)}, such as "
+        f"'{shown(first)}' and '{shown(second)}'{later}; each pair stays on one side."
     ]
 
 
@@ -131,6 +133,10 @@ def _motion(clips: Sequence[Clip]) -> dict[str, list[float]]:
 def _windows(pieces: Iterable, rate: float) -> int:
     entries = (piece.entry for piece in pieces)
     return sum(num_starts(entry, WINDOW, Rate(fps=rate)) for entry in entries if entry.fps * SAME_RATE >= rate)
+
+
+def _clips(number: int) -> str:
+    return "1 clip" if number == 1 else f"{number:,} clips"
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

@@ -57,6 +57,7 @@ def test_a_thousand_different_clips_have_no_copies():
     assert find_copies(clips) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["sim_driving", "rc_racing", "robot_droid"])
 def test_copies_of_real_clips_are_found_among_others(shared_clips, folder):
     clips = [

@@ -77,6 +77,7 @@ def test_reading_ends_when_asked_to_stop(tmp_path):
     assert look_at_clip(write(tmp_path / "a.mp4", shot(1, 90)), 20, 90, stop=lambda: True) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "least"), [("sim_driving", 0.6), ("rc_racing", 0.4), ("robot_droid", 0.95), ("real_clips", 0.6)]
 )
