@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from training.data.sources import Source
+    from training.data.sources import Clip, Source
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class SpanSource:
         """Return the spans by key."""
         return self._spans
 
-    def open(self, key: str) -> Path | bytes:
+    def open(self, key: str) -> Clip:
         """Return the whole clip, of which only the frames at the times of the manifest are this span's."""
         return self._span(key).source.open(self._span(key).clip)
 
