@@ -76,7 +76,7 @@ def test_a_row_is_a_span_of_frames_of_a_clip(clips, tmp_path):
 
 def test_a_clip_is_decoded_once_for_all_of_its_spans_and_others_are_not(clips, tmp_path, monkeypatch):
     probed, real = [], manifests.probe_video
-    monkeypatch.setattr(manifests, "probe_video", lambda path, fps: (probed.append(path.name), real(path, fps))[1])
+    monkeypatch.setattr(manifests, "probe_video", lambda path, *rest: (probed.append(path.name), real(path, *rest))[1])
     rows = [ClipRow(str(clips), "a.mp4", first, 10) for first in (0, 10, 20)]
     source = written(tmp_path, *rows)
     assert len(make_manifest(source, workers=2).ok) == 3 and probed == ["a.mp4"]

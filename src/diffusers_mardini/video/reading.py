@@ -70,8 +70,7 @@ class EvenVideo:
     @classmethod
     def open(cls, path: str | os.PathLike) -> "EvenVideo":
         """Decode a video once, keeping nothing; errors and warnings are those of `read_video`."""
-        count = itertools.count()
-        order, fps = _read(path, lambda _: next(count))
+        order, fps = _read(path, None)
         return cls(path, np.array(order), fps or PICTURE_FPS)
 
     def __len__(self) -> int:
@@ -306,12 +305,17 @@ def has_sound(path: str | os.PathLike) -> bool:
         return False
 
 
-def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> tuple[list, float | None]:
-    """Return prepared frames at even times, and their rate, if any; a held frame is the same object each time."""
+def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object] | None) -> tuple[list, float | None]:
+    """Return prepared frames at even times, and their rate, if any; a held frame is the same object each time.
+
+    Without `prepare`, return the frames' numbers.
+    """
     frames, decoded = [], _Decoded()
     with open_film(path) as film:
         for frame in film.frames():
-            frames.append(prepare(film.show(frame)))
+            if prepare is None:
+                film.size(frame)  # only to check that it is that of the others
+            frames.append(len(frames) if prepare is None else prepare(film.show(frame)))
             decoded.add(frame)
         if not frames:
             raise film.error("holds no frame; it is damaged or empty")
