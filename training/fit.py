@@ -53,6 +53,7 @@ JUDGE_SHARE = 0.12
 START_SECONDS = 30  # of a program that loads libraries, clips and models
 MOST_JUDGED = 48  # windows
 SAMPLING_STEPS = 10
+BASIS = Path("cache", "basis")  # an autoencoder for the plan, while the one of the fit is not trained
 
 
 class Ended(Exception):
@@ -210,7 +211,8 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
             _probe(record, out, anyway)
         with record.step("choose"):
             choices = _choose(record, out, hours)
-            record.run("choose", ["-m", "training.plan", str(out / "config.yaml")])
+            if not record.is_done("choose"):
+                record.run("choose", _planning_command(choices, out))
         if dry_run:
             print(f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command again.")
             return None
@@ -281,7 +283,9 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
     fps, why_fps = choose.choose_fps(read_json(out / "probe.json"))
     sides = choose.choose_size(*_clip_size(out), choose.PROBED)
     frames = {side: _frames(out, side, sides) for side in ("train", "held_out")}
-    channels, why_channels = choose.choose_latents(frames["train"], frames["held_out"])
+    basis, why_channels = choose.choose_latents(frames["train"], frames["held_out"])
+    basis.save_pretrained(out / BASIS)
+    channels = basis.config.latent_channels
     processes = choose.processes_for(device, cores, choose.WINDOWS_PER_STEP)
 
     def candidate(preset: str, pixels: int) -> Choices:
@@ -324,6 +328,11 @@ def _training_command(choices: Choices, out: Path) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(choices.processes)]
     program = ["-m", "training.train_mardini", str(out / "config.yaml"), "--runs", str(out)]
     return [*(launcher if choices.processes > 1 else []), *program]
+
+
+def _planning_command(choices: Choices, out: Path) -> list[str]:
+    processes = ["--processes", str(choices.processes), "--parallel", "ddp"] if choices.processes > 1 else []
+    return ["-m", "training.plan", str(out / "config.yaml"), f"vae={out / BASIS}", *processes]
 
 
 def _judging_command(out: Path) -> list[str]:
