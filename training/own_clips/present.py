@@ -12,7 +12,7 @@ from training.files import write_whole
 from training.own_clips.choose import Choices
 
 
-def write_card_facts(path: Path, choices: Choices, clips: str, command: str, verdict: Sequence[str]) -> None:
+def write_card_facts(path: Path, choices: Choices, clips: str, command: str) -> None:
     """Write the YAML file of facts that no run records, for `training.publish`.
 
     Args:
@@ -20,7 +20,6 @@ def write_card_facts(path: Path, choices: Choices, clips: str, command: str, ver
         choices: what was trained.
         clips: name of the clips, without the path to them.
         command: that trained the model.
-        verdict: sentences of `training.evaluation.verdict`.
     """
     facts = {
         "description": f"A small MarDini trained from scratch on own clips ({clips}) by `training.fit`.",
@@ -28,9 +27,7 @@ def write_card_facts(path: Path, choices: Choices, clips: str, command: str, ver
         "window": f"9 frames of {choices.width}x{choices.height} pixels, {choices.fps:g} a second",
         "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained.",
         "command": command,
-        "metrics_setting": " ".join(
-            ["Windows of held-out clips; first and last frame given, seven sampled; one sample each.", *verdict]
-        ),
+        "metrics_setting": "Windows of held-out clips; first and last frame given, seven sampled; one sample each.",
         "limits": [
             f"Knows the kind of clips that it was trained on, at {choices.width}x{choices.height} pixels; on others "
             "expect nonsense."
