@@ -121,7 +121,10 @@ class Record:
             self.content["done"].append(name)
             self.add(name, max(0.0, time.monotonic() - started - (self.spent - before)))
 
-    def run(self, step: str, command: Sequence[str], accepted: Container[int] = (0,), threads: int = 1) -> None:
+    def run(
+        self, step: str, command: Sequence[str], accepted: Container[int] = (0,), threads: int = 1,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         """Print a command of Python, run it in a process of its own, and count its seconds as they pass.
 
         Args:
@@ -129,16 +132,19 @@ class Record:
             command: arguments of Python.
             accepted: exit codes with which it may end.
             threads: of a CPU, for each process.
+            folder: working directory, by default this process's.
 
         Raises:
             Ended: if it ends with another code.
         """
-        print(f"\n$ {shlex.join(['python', *command])}", flush=True)
+        print(f"\n$ {shlex.join(['python', *command])}" + (f"   (in {folder})" if folder else ""), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if choose_device().type == "cpu":
             environment["ACCELERATE_USE_CPU"] = "true"
         counted = time.monotonic()
-        process = subprocess.Popen([sys.executable, *command], env=environment, preexec_fn=_ends_with_parent())
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, cwd=folder, preexec_fn=_ends_with_parent()
+        )
         with _signals_passed_on(process):
             code = None
             while code is None:
@@ -364,9 +370,9 @@ def _publish(record: Record, choices: Choices, clips: str, out: Path, command: s
         out / "clips" / "held_out.jsonl", (choices.height, choices.width), choose.NUM_FRAMES, 1, 1, choices.fps
     )
     present.write_example(model, windows)
-    present.write_how_to_use(
-        model, lambda arguments: record.run("publish", ["-m", "diffusers_mardini.cli", *arguments]), _verdict(out)
-    )
+    cli = ["-m", "diffusers_mardini.cli"]
+    run = lambda arguments: record.run("publish", [*cli, *arguments], threads=os.cpu_count() or 1, folder=model)  # noqa: E731
+    present.write_how_to_use(model, run, _verdict(out))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,36 +50,42 @@ def write_example(folder: Path, windows: EvaluationWindows) -> list[Path]:
     return paths
 
 
-def use_commands(model: Path) -> list[list[str]]:
-    """Return the commands of `how-to-use.md`: frames between two pictures, a picture in motion, a longer clip."""
-    first, last, between = model / "first.png", model / "last.png", model / "between.mp4"
-    chosen = ["--checkpoint", str(model)]
-    return [
-        ["interpolate", str(first), str(last), "-o", str(between), *chosen],
-        ["animate", str(first), "-o", str(model / "animated.mp4"), *chosen],
-        ["extend", str(between), "-o", str(model / "longer.mp4"), "--num-new-frames", "16", *chosen],
-    ]
+# In the folder of the model: frames between two pictures, a picture set in motion, a longer clip.
+USES = {
+    "The frames between two pictures:": ["interpolate", "first.png", "last.png", "-o", "between.mp4"],
+    "A picture set in motion (what follows is a guess):": ["animate", "first.png", "-o", "animated.mp4"],
+    "A longer clip:": ["extend", "between.mp4", "-o", "longer.mp4", "--num-new-frames", "16"],
+}
 
 
 def write_how_to_use(model: Path, run: Callable[[Sequence[str]], None], verdict: Sequence[str]) -> Path:
-    """Run the commands of `use_commands` and write `how-to-use.md` with them.
+    """Run the commands of `USES` and write `how-to-use.md` with them.
 
     Args:
         model: folder of the published model, which holds `first.png` and `last.png`.
-        run: runs the arguments of `mardini`.
+        run: runs arguments of `mardini` in that folder.
         verdict: sentences on whether the model is any good.
     """
-    lines = ["# How to use this model", "", *verdict, "", "Each command was run when this file was written.", ""]
-    captions = ("The frames between two pictures:", "A picture set in motion (a guess):", "A longer clip:")
-    for caption, command in zip(captions, use_commands(model)):
+    lines = [
+        "# How to use this model",
+        "",
+        *verdict,
+        "",
+        "Each command was run, in this folder, when this was written.",
+        "",
+    ]
+    for caption, command in USES.items():
+        command = [*command, "--checkpoint", "."]
+        for made in command:
+            if made.endswith(".mp4") and command[command.index(made) - 1] == "-o":
+                (model / made).unlink(missing_ok=True)  # of an interrupted start
         run(command)
         lines += [caption, "", "```bash", shlex.join(["mardini", *command]), "```", ""]
     lines += [
         "From Python:", "", "```python", "from diffusers_mardini import MarDiniPipeline", "from PIL import Image", "",
-        f'pipe = MarDiniPipeline.from_pretrained("{model.as_posix()}")',
-        f'first, last = Image.open("{(model / "first.png").as_posix()}"), Image.open("{(model / "last.png").as_posix()}")',
-        "frames = pipe(image=first, last_image=last).frames[0]", "```", "",
-        "To put it on the Hub:", "", "```bash", f"mardini push {shlex.quote(str(model))} your-name/your-model", "```", "",
+        'pipe = MarDiniPipeline.from_pretrained(".")',
+        'frames = pipe(image=Image.open("first.png"), last_image=Image.open("last.png")).frames[0]', "```", "",
+        "To put it on the Hub:", "", "```bash", "mardini push . your-name/your-model", "```", "",
     ]  # fmt: skip
     path = model / "how-to-use.md"
     write_whole(path, "\n".join(lines))
