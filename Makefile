@@ -9,7 +9,7 @@ DROID ?= droid-dataset.github.io
 DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-upstream style check docs bench train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
+.PHONY: demo test test-slow test-upstream style check docs bench train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
@@ -31,6 +31,10 @@ check: .venv/.dev  ## lint, format and types; changes nothing
 
 docs: .venv/.docs  ## the pages of docs/ as a site in build/site; a link to nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+train: .venv/.dev  ## a model of own clips and an honest verdict: CLIPS=folder, HOURS=2, OUT=folder
+	@test -n "$(CLIPS)" || { echo "say where the clips are: make train CLIPS=my_clips HOURS=2"; exit 2; }
+	$(BIN)/python -m training.fit "$(CLIPS)" "$(or $(OUT),runs/$(notdir $(patsubst %/,%,$(CLIPS))))" --hours $(or $(HOURS),2)
 
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run

@@ -258,14 +258,13 @@ def test_the_page_about_the_hub_works_from_top_to_bottom(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
-def test_the_quickstart_works_from_top_to_bottom(tmp_path, monkeypatch):
+def test_the_first_pages_work_from_top_to_bottom(tmp_path, monkeypatch):
     """Every block headed `bash`, in a folder like a checkout; the training is cut short."""
     for folder in ("training", "checkpoints", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    page = (
-        (DOCS / "quickstart.md").read_text(encoding="utf-8").replace("stages.task.steps=1500", "stages.task.steps=10")
-    )
+    page = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("quickstart.md", "step-by-step.md"))
+    page = page.replace("stages.task.steps=1500", "stages.task.steps=10")
     for block in re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.M):
         for line in commands(block):
             code, output = type_command(line)

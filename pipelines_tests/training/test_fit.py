@@ -1,0 +1,109 @@
+"""`training.fit`: one command from a folder of clips to a verdict."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.video_io import write_video
+from training.fit import NO_ROOM, Record, fit, main
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_missing_clips_are_named_before_anything_is_made(tmp_path, capsys):
+    assert main([str(tmp_path / "clips"), str(tmp_path / "out")]) == 1
+    assert f"there is no source of clips at '{tmp_path / 'clips'}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan"])
+def test_hours_must_be_positive(tmp_path, capsys, hours):
+    assert main([str(tmp_path), str(tmp_path / "out"), "--hours", hours]) == 1
+    assert "--hours" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(ValueError, match=r"holds thesis.tex, which training.fit did not make"):
+        Record(tmp_path, {"clips": "a", "hours": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_fit_goes_on_only_as_it_was_begun(tmp_path):
+    Record(tmp_path, {"clips": "a", "hours": 1.0})
+    Record(tmp_path, {"clips": "a", "hours": 1.0})
+    with pytest.raises(ValueError, match="begun with hours 1.0; repeat that"):
+        Record(tmp_path, {"clips": "a", "hours": 2.0})
+
+
+def test_seconds_and_finished_steps_are_kept(tmp_path, capsys):
+    record = Record(tmp_path, {"clips": "a", "hours": 1.0})
+    with pytest.raises(KeyError), record.step("look"):
+        record.add("look", 5.0)
+        raise KeyError
+    with record.step("look"):
+        record.add("look", 7.0)
+    again = Record(tmp_path, {"clips": "a", "hours": 1.0})
+    assert again.is_done("look")
+    assert again.spent == pytest.approx(12.0, abs=1.0)
+    assert not again.is_done("probe")
+
+
+def _still_clips(folder: Path) -> Path:
+    """Write clips in which next to nothing moves."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        picture = rng.integers(0, 255, (4, 4, 3)).repeat(16, 0).repeat(16, 1)
+        frames = np.repeat(picture[None], 30, 0).astype(np.uint8)
+        frames[:, 20:24, 20:24] += np.arange(30, dtype=np.uint8)[:, None, None, None] // 3
+        write_video(folder / f"clip_{number}.mp4", frames, 10)
+    return folder
+
+
+@pytest.mark.slow
+def test_clips_on_which_no_model_can_win_are_not_trained_on(tmp_path, capfd):
+    clips = _still_clips(tmp_path / "clips")
+    assert main([str(clips), str(tmp_path / "out"), "--hours", "0.2"]) == NO_ROOM
+    printed = capfd.readouterr().out
+    assert "these clips hardly move" in printed
+    assert "add --anyway" in printed
+    assert not (tmp_path / "out" / "config.yaml").exists()
+    assert main([str(clips), str(tmp_path / "out"), "--hours", "0.2", "--anyway", "--dry-run"]) == 0
+    assert (tmp_path / "out" / "config.yaml").is_file()
+    assert not (tmp_path / "out" / "autoencoder").exists()
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_killed_twice_ends_with_a_model_and_a_verdict(tmp_path):
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    subprocess.run(
+        [sys.executable, "-m", "training.data.recipes.moving_shapes", clips, "--clips", "40", "--frames", "24",
+         "--size", "32"],
+        cwd=ROOT, check=True,
+    )  # fmt: skip
+    command = [sys.executable, "-m", "training.fit", str(clips), str(out), "--hours", "0.08"]
+    for reached in ("clips", "run/metrics.jsonl"):
+        process = subprocess.Popen(command, cwd=ROOT)
+        while not (out / reached).exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "The verdict:" in finished.stdout
+    assert json.loads((out / "fit.json").read_text())["done"][-1] == "publish"
+    pipe = MarDiniPipeline.from_pretrained(out / "model")
+    assert pipe.trained_window.num_frames == 9
+    assert {"README.md", "how-to-use.md", "between.mp4", "sheet_0.png"} <= {p.name for p in (out / "model").iterdir()}
+    assert str(tmp_path) not in (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert fit(str(clips), out, 0.08) == out / "model"  # again: nothing is done twice
