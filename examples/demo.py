@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype, why = choose_dtype("auto", device)
     print(f"Sampling frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
     print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
+    try:
+        clips = find_clips(options.clips)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     print(f"windows of {choose_window(options, pipe.trained_window)}", flush=True)
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         windows = load_windows(
             options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips
         )
-        first = next(clip for clip in find_clips(options.clips) if clip.name == windows.clips[0])
+        first = next(clip for clip in clips if clip.name == windows.clips[0])
         clip_fps = open_clip(first).fps
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

@@ -27,6 +27,7 @@ from training.config.layers import load_config
 from training.config.schema import RunConfig
 from training.data.census import read_manifest_of
 from training.data.frames import draw_frames
+from training.data.manifest import MANIFESTS
 from training.data.sources import open_source
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.results import with_nan
@@ -212,7 +213,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
         record = Record(out, {"clips": clips, "hours": hours})
         with record.step("look"):
             if not record.is_done("look"):
-                record.run("look", ["-m", "training.look", clips, str(out / "clips"), "--manifests", _manifests(out)])
+                record.run("look", ["-m", "training.look", clips, str(out / "clips")])
         with record.step("probe"):
             _probe(record, out, anyway)
         with record.step("choose"):
@@ -245,10 +246,6 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
     )
     print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
     return out / "model"
-
-
-def _manifests(out: Path) -> str:
-    return str(out / "cache" / "manifests")
 
 
 def _probe(record: Record, out: Path, anyway: bool) -> None:
@@ -315,7 +312,7 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
 
 def _frames(out: Path, side: str, size: tuple[int, int]):
     source = open_source(out / "clips" / f"{side}.jsonl")
-    entries = read_manifest_of(source, Path(_manifests(out))).ok
+    entries = read_manifest_of(source, MANIFESTS).ok
     return draw_frames(source, entries, size, choose.FRAMES, os.cpu_count() or 1)
 
 

@@ -9,7 +9,6 @@ verdict in words. Give held-out clips: those that no autoencoder was trained on.
 import argparse
 import itertools
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,13 +18,13 @@ import torch
 
 from diffusers_mardini.hardware import choose_device
 from training.config.schema import RunConfig
-from training.data.manifest import MANIFESTS, Entry, Manifest, default_path, make_manifest
+from training.data.census import read_manifest_of
+from training.data.manifest import MANIFESTS, Entry
 from training.data.order import Rate
 from training.data.sources import Source, open_source
 from training.engine.models import load_vae
 from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, SURE, Probe, probe, probe_run
 from training.files import write_whole
-from training.locks import turn_to_write
 
 
 NO_ROOM = 3  # exit code
@@ -39,8 +38,9 @@ def probe_clips(
     picture_fps: float | None = None,
     num_frames: int = NUM_FRAMES,
     most_windows: int = MOST_WINDOWS,
+    manifests: Path = MANIFESTS,
 ) -> Probe:
-    """Probe a source of held-out clips by its name; its manifest is made in `MANIFESTS` if it is not there yet.
+    """Probe a source of held-out clips by its name; its manifest is made if it is not there yet.
 
     Args:
         spec: as `open_source` takes it.
@@ -49,27 +49,22 @@ def probe_clips(
         fps: frames per second of windows; by default the clips' own and slower ones.
         picture_fps: of picture folders whose metadata do not state it.
         num_frames, most_windows: see `evaluation.probe`.
+        manifests: folder of the manifest.
 
     Raises:
         ValueError: if there are no clips.
     """
     source = open_source(spec, picture_fps)
     rates = [Rate(fps=value) for value in fps]
-    return probe(source, _manifest(source).ok, size, rates, vae, num_frames, most_windows)
+    return probe(source, read_manifest_of(source, manifests).ok, size, rates, vae, num_frames, most_windows)
 
 
-def _manifest(source: Source) -> Manifest:
-    path = default_path(source.spec, MANIFESTS)
-    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}"):
-        return make_manifest(source, path, os.cpu_count() or 1)
-
-
-def show_room(spec: str | Path, size: tuple[int, int], vae: torch.nn.Module) -> None:
+def show_room(spec: str | Path, size: tuple[int, int], vae: torch.nn.Module, manifests: Path) -> None:
     """Print what a new autoencoder reaches on held-out clips beside the simple methods, and whether there is room."""
-    if len(list(itertools.islice(open_source(spec).keys(), SURE))) < SURE:
+    if len(list(itertools.islice(open_source(spec, fps=1.0).keys(), SURE))) < SURE:
         print(f"note: {too_few(spec)}")
     else:
-        print(report(probe_clips(spec, size, vae)))
+        print(report(probe_clips(spec, size, vae, picture_fps=1.0, manifests=manifests)))
 
 
 def check_room(

@@ -423,7 +423,7 @@ def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> A
     shutil.rmtree(folder, ignore_errors=True)
     print(f"trained: held-out {after}, after {training.minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
-    show_room(config.held_out, sides(config.size), vae)
+    show_room(config.held_out, sides(config.size), vae, config.manifests)
     return vae
 
 

@@ -12,13 +12,14 @@ from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeli
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [None, "3", 2.0, True, False, NAN, INF, -1, [], {}, np.float64(3), np.bool_(True), torch.tensor(2.5)]
+DEFAULT_NONE = [value for value in NO_NUMBERS if value is not None]  # `None` stands for the checkpoint's own
 WHOLE = {
-    "num_frames": NO_NUMBERS + [0, 1],
+    "num_frames": DEFAULT_NONE + [0, 1],
     "num_inference_steps": NO_NUMBERS + [0, 10**9],
     "num_videos_per_prompt": NO_NUMBERS + [0],
     "decode_chunk_size": NO_NUMBERS + [0],
-    "height": [value for value in NO_NUMBERS if value is not None] + [0, 33],
-    "width": [value for value in NO_NUMBERS if value is not None] + [0, 33],
+    "height": DEFAULT_NONE + [0, 33],
+    "width": DEFAULT_NONE + [0, 33],
 }
 OTHER = {
     "guidance_scale": ["2", True, NAN, INF, -INF, [], [2.0], {}, 1j, np.bool_(True)],
@@ -63,14 +64,14 @@ OTHER = {
 }
 SLOW_MOTION = {
     "factor": NO_NUMBERS + [0, 1],
-    "window": NO_NUMBERS + [0, 1, 2],
+    "window": DEFAULT_NONE + [0, 1, 2],
     "window_batch_size": NO_NUMBERS + [0],
     "decode_chunk_size": NO_NUMBERS + [0],
 }
 EXTEND = {
     "num_new_frames": NO_NUMBERS + [0],
-    "window": NO_NUMBERS + [0, 1],
-    "overlap": [value for value in NO_NUMBERS if value is not None] + [0, 9, 10**9],
+    "window": DEFAULT_NONE + [0, 1],
+    "overlap": DEFAULT_NONE + [0, 9, 10**9],
     "decode_chunk_size": NO_NUMBERS + [0],
 }
 PLACES = [

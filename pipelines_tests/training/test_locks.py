@@ -141,12 +141,12 @@ def test_a_run_that_is_being_trained_is_not_trained_a_second_time(tmp_path, monk
     folder.mkdir(parents=True)
     (folder / "status.json").write_text("as it was")
     write_owner(folder / "lock.json", machine="another", host="node7", pid=1)
+    AutoencoderPatchBasis(block_out_channels=(8,) * 4).save_pretrained(tmp_path / "vae")
     config = make_config(vae=str(tmp_path / "vae"), trackers=[])
     with pytest.raises(ValueError, match=f"the run {folder} is being written by process 1 on node7"):
         train(config, runs=tmp_path / "runs")
     assert sorted(path.name for path in folder.iterdir()) == ["lock.json", "status.json"]
     write_owner(folder / "lock.json", pid=2**22 + 1)
-    AutoencoderPatchBasis(block_out_channels=(8,) * 4).save_pretrained(tmp_path / "vae")
     train(config, runs=tmp_path / "runs", stop_after="planner")
     assert (
         not (folder / "lock.json").exists() and json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -19,6 +19,7 @@ from training.engine.feasibility import find_notes, find_problems
 from training.evaluation.probe import SURE
 from training.overheads import KINDS, evaluations
 from training.plan import main, make_plan, render
+from training.probe import NO_ROOM
 from training.probe import main as probe_main
 from training.train_mardini import train
 
@@ -118,11 +119,11 @@ def test_an_autoencoder_below_simple_methods_stops_plan_and_training(tmp_path, v
     assert not anyway.problems and any("no model with this autoencoder" in note for note in anyway.notes)
 
 
-def test_the_program_prints_writes_and_ends_with_1_where_there_is_no_room(tmp_path, capsys):
+def test_the_program_prints_writes_and_ends_with_3_where_there_is_no_room(tmp_path, capsys):
     clips = still_clips(tmp_path / "clips", SURE)
     numbers = tmp_path / "probe.json"
     arguments = [str(clips), "--size", "32x48", "--fps", "10", "5", "--num-frames", "5", "--json", str(numbers)]
-    assert probe_main(arguments) == 1
+    assert probe_main(arguments) == NO_ROOM == 3
     assert "verdict: these clips hardly move" in capsys.readouterr().out
     assert [len(json.loads(numbers.read_text())[key]) for key in ("distances", "size")] == [2, 2]
     with pytest.raises(SystemExit, match="no source of clips"):

@@ -234,7 +234,7 @@ def test_what_shaped_a_checkpoint_cannot_change_behind_its_back(tmp_path):
     ):
         make_run(tmp_path, edited(0, learning_rate=0.5)).train()
     accepted = []
-    with pytest.raises(ValueError, match="stages.transformer.windows_per_step: 2 then, 3 now"):
+    with pytest.raises(ValueError, match="stages.transformer.batch_size: 2 then, 3 now"):
         make_run(tmp_path, edited(1, batch_size=3)).train(on_accepted=lambda: accepted.append("what is refused"))
     make_run(tmp_path, config).train(stop_after="transformer", on_accepted=lambda: accepted.append("the same again"))
     assert accepted == ["the same again"]  # before that, nothing of the run is replaced

@@ -444,13 +444,13 @@ def test_an_adapter_has_no_head_to_train_by_reconstruction(change):
 
 
 def test_an_adapter_has_to_fit_its_base(tmp_path):
-    assert find_problems(make_adapter_config()) == []
+    assert find_problems(make_adapter_config(), with_data=False) == []
 
     def only(problem_of: RunConfig) -> str:
-        (problem,) = find_problems(problem_of)
+        (problem,) = find_problems(problem_of, with_data=False)
         return problem.text
 
-    other = find_problems(make_adapter_config(stage={"temporal_attention": "spatiotemporal"}))
+    other = find_problems(make_adapter_config(stage={"temporal_attention": "spatiotemporal"}), with_data=False)
     assert len(other) == 2 and all("set `temporal_attention: temporal`" in problem.text for problem in other)
     assert "changes only the planner; set `trains: joint`" in only(
         make_adapter_config(lora={"targets": "planner-linear"})

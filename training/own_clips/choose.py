@@ -13,7 +13,7 @@ import torch
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.config.schema import RunConfig
 from training.costs import count_operations, probe
-from training.train_autoencoder import measure, to_float
+from training.evaluation.metrics import score_frames
 
 
 MULTIPLE = 16  # of pixels: the autoencoder's 8, and the planner's frames that are half as large
@@ -59,7 +59,8 @@ def choose_fps(probed: Mapping[str, Any]) -> tuple[float, str]:
     """
     rows = probed["distances"]
     most = max(row["room"] for row in rows)
-    chosen = next(row for row in rows if row["room"] >= ENOUGH_ROOM * most)
+    enough = most - (1 - ENOUGH_ROOM) * abs(most)
+    chosen = next(row for row in rows if row["room"] >= enough)
     reached = max(score["mid_ssim"] for score in chosen["rows"] if score["method"] != "autoencoder")
     why = (
         f"at {1 / chosen['seconds']:.3g} frames a second {chosen['best']} reaches a SSIM of {reached:.2f} half-way between "
@@ -85,9 +86,7 @@ def choose_size(width: int, height: int, pixels: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def choose_latents(
-    frames: torch.Tensor, held_out: torch.Tensor, planner_downscale: int = 2
-) -> tuple[AutoencoderPatchBasis, str]:
+def choose_latents(frames: torch.Tensor, held_out: torch.Tensor) -> tuple[AutoencoderPatchBasis, str]:
     """Return a bare linear basis with the fewest channels that keep enough, and why; its convolutions are not trained.
 
     Args:
@@ -97,8 +96,10 @@ def choose_latents(
     found = []
     for channels in LATENTS:
         vae = AutoencoderPatchBasis(latent_channels=channels, encoder_blocks=0, decoder_blocks=0)
-        vae.fit_basis(to_float(frames))
-        found.append((channels, measure(vae, held_out, planner_downscale).ssim))
+        vae.fit_basis(frames.float() / 127.5 - 1)
+        kept = torch.cat([vae(some.float() / 127.5 - 1).sample for some in held_out.split(64)])
+        scores = score_frames((kept[None] / 2 + 0.5).clamp(0, 1), held_out[None].float() / 255)
+        found.append((channels, scores["ssim"].mean().item()))
         if found[-1][1] >= ENOUGH_CEILING:
             break
     measured = ", ".join(f"{count} channels keep a SSIM of {ssim:.3f}" for count, ssim in found)

@@ -22,7 +22,6 @@ steps: 3000
 # Fewer steps are taken where this time would not suffice.
 max_minutes: {minutes}
 threads: {threads}
-manifests: {out}/cache/manifests
 """
 
 _RUN = """\
@@ -35,7 +34,6 @@ data:
 {rate}
 {size_reason}
   size: {size}
-  manifests: {out}/cache/manifests
   cache: {out}/cache/latents
 vae: {out}/autoencoder
 {preset_reason}

@@ -79,7 +79,9 @@ def test_the_largest_models_that_see_enough_windows_are_taken(monkeypatch):
         def size_of(self, _):
             return 64, 64
 
-    monkeypatch.setattr(choose, "probe", lambda config, stage, steps: asked.append(config.name) or seconds[config.name])
+    monkeypatch.setattr(
+        choose, "probe", lambda config, stage, steps: asked.append(config.name) or seconds[config.name]
+    )
     monkeypatch.setattr(choose, "count_operations", lambda config, stage: seconds[config.name])
     runs = [(preset, Run(name), needed) for preset, name, needed in configs]
     index, step, why = choose.choose_models(runs, 20.0, 1)
@@ -89,7 +91,9 @@ def test_the_largest_models_that_see_enough_windows_are_taken(monkeypatch):
     assert choose.choose_models(runs, 0.5, 1)[0] == 2
 
 
-@pytest.mark.parametrize(("device", "cores", "expected"), [("cpu", 2, 2), ("cpu", 6, 4), ("cpu", 64, 16), ("cuda", 8, 1)])
+@pytest.mark.parametrize(
+    ("device", "cores", "expected"), [("cpu", 2, 2), ("cpu", 6, 4), ("cpu", 64, 16), ("cuda", 8, 1)]
+)
 def test_a_steps_windows_are_shared_equally(device, cores, expected):
     assert choose.processes_for(device, cores, 16) == expected
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.data.clips import square
+from training.data.clips import fit
 from training.data.recipes.car_racing import ACTION_NAMES, MAX_ATTEMPTS, ROWS, put_car
 from training.data.recipes.car_racing_drivers import WARM_UP_STEPS, Driver, Road
 
@@ -81,7 +81,9 @@ def futures_of(env, seed: int, pace: Pace, held: Sequence[tuple[float, float, fl
         _run(env, seed, driver, np.concatenate([prefix, [action] * (pace.steps * pace.num_frames)]), pace)
         for action in held
     ]
-    frames = torch.stack([square(frames, pace.size) for frames, _ in runs])  # (futures, all frames, 3, size, size)
+    frames = torch.stack(
+        [fit(frames, pace.size, pace.size) for frames, _ in runs]
+    )  # (futures, all frames, 3, size, size)
     given, futures = frames[:, : pace.num_given], frames[:, pace.num_given :]
     assert (given == given[:1]).all(), "the simulator repeats a drive exactly"
     turns = np.stack([np.diff(angles)[pace.num_given - 1 :] for _, angles in runs])
