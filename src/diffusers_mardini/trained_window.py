@@ -97,7 +97,7 @@ def learned_size(class_name: str, config: Mapping[str, Any]) -> Size | None:
     pictures (1024) although our models were trained on windows of another size. Only `AutoencoderPatchBasis` records
     the size of its training.
     """
-    size = config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
+    size: Any = config.get("sample_size") if class_name == "AutoencoderPatchBasis" else None
     found = size if isinstance(size, (list, tuple)) else [size, size]
     if len(found) != 2 or not all(type(side) is int and side > 0 for side in found):
         return None

@@ -24,6 +24,7 @@ from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version
 from training.data.failures import sentence, shown
 from training.data.manifest import MANIFESTS, Entry, default_path, make_manifest
+from training.data.sources import Clip as SourceClip
 from training.data.sources import Source, open_source
 from training.files import append_line, read_lines, write_whole
 from training.locks import turn_to_write
@@ -265,7 +266,7 @@ def _look_at(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open(source: Source, entry: Entry) -> Path | bytes | str:
+def _open(source: Source, entry: Entry) -> SourceClip | str:
     """Open a clip here, since streams are read in order; return the reason as text if that fails."""
     try:
         return source.open(entry.key)
