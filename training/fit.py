@@ -22,6 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from diffusers_mardini.hardware import choose_device
 from training.config.layers import load_config
 from training.config.schema import RunConfig
@@ -66,7 +68,7 @@ class Ended(Exception):
 
 
 class Record:
-    """The record of a fit, `fit.json`: what was asked for, the steps that are done, and the seconds of each.
+    """The record of a fit, `fit.json`: what was asked for, the steps that are done, seconds and most memory of each.
 
     Args:
         folder: of the fit.
@@ -82,7 +84,7 @@ class Record:
             others = [path.name for path in folder.iterdir() if not path.name.startswith((".", "fit."))]
             if others:
                 raise ValueError(f"'{folder}' holds {others[0]}, which training.fit did not make; give another folder")
-            self.content: dict[str, Any] = {"asked": asked, "seconds": {}, "done": []}
+            self.content: dict[str, Any] = {"asked": asked, "seconds": {}, "gib": {}, "done": []}
             self.save()
         self.content = read_json(self.path, ("asked", "seconds", "done"))
         before = self.content["asked"]
@@ -107,6 +109,14 @@ class Record:
         """Count seconds of a step."""
         self.content["seconds"][step] = self.content["seconds"].get(step, 0.0) + seconds
         self.save()
+
+    def see_memory(self, step: str, process: subprocess.Popen) -> None:
+        """Keep the most memory, in GiB, that a program and those that it has started were seen to hold."""
+        with suppress(psutil.Error):
+            program = psutil.Process(process.pid)
+            held = sum(each.memory_info().rss for each in (program, *program.children(recursive=True))) / 2**30
+            most = self.content.setdefault("gib", {})
+            most[step] = round(max(held, most.get(step, 0.0)), 2)
 
     @contextmanager
     def step(self, name: str):
@@ -151,6 +161,7 @@ class Record:
             while code is None:
                 with suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=5)
+                self.see_memory(step, process)
                 now = time.monotonic()
                 self.add(step, now - counted)
                 counted = now

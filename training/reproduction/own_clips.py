@@ -1,7 +1,7 @@
 """Fill the page on own clips with what `training.fit` found: `python -m training.reproduction.own_clips PAGE FIT ...`.
 
 Each fit fills the block of its folder's name with the probe, what was chosen, the scores, the verdict and the minutes
-of each step.
+and the memory of each step.
 """
 
 import argparse
@@ -37,9 +37,11 @@ def block_of(fit: Path) -> str:
         parts += [score_table(results["rows"]), *verdict(results["rows"], results["differences"])]
     else:
         parts.append("Nothing was trained.")
-    seconds = record["seconds"]
-    cells = [*(f"{value / 60:.1f}" for value in seconds.values()), f"{sum(seconds.values()) / 60:.1f}"]
-    parts.append(markdown_table(["minutes", *seconds, "together"], [["", *cells]]))
+    seconds, memory = record["seconds"], record.get("gib", {})
+    rows = [["minutes", *(f"{value / 60:.1f}" for value in seconds.values()), f"{sum(seconds.values()) / 60:.1f}"]]
+    if memory:
+        rows.append(["most memory, GiB", *(f"{memory[step]:.2f}" if step in memory else "–" for step in seconds), ""])
+    parts.append(markdown_table(["step", *seconds, "together"], rows))
     return "\n\n".join(parts)
 
 
