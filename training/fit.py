@@ -35,7 +35,7 @@ from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.results import with_nan
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
-from training.locks import Owner
+from training.locks import Owner, turn_to_write
 from training.own_clips import choose, configs, present
 from training.own_clips.choose import Choices
 from training.probe import NO_ROOM
@@ -235,12 +235,14 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
             print(f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command again.")
             return None
         with record.step("autoencoder"):
+            _wait_for(out / ".autoencoder.lock.json", "the autoencoder")
             if not (out / "autoencoder" / "config.json").is_file():
                 record.run(
                     "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")],
                     threads=os.cpu_count() or 1,
                 )  # fmt: skip
         with record.step("train"):
+            _wait_for(out / "run" / "lock.json", "the run")
             if not (out / "run" / "pipeline" / "model_index.json").is_file():
                 record.run("train", _training_command(choices, out), threads=_threads(choices))
         with record.step("judge"):
@@ -257,6 +259,12 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
     )
     print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
     return out / "model"
+
+
+def _wait_for(lock: Path, what: str) -> None:
+    """Wait for a program that a killed start of this fit has left, and that still saves its state or finishes."""
+    with turn_to_write(lock, what):
+        pass
 
 
 def _probe(record: Record, out: Path, anyway: bool) -> None:
