@@ -59,6 +59,13 @@ SAMPLING_STEPS = 10
 BASIS = Path("cache", "basis")  # an autoencoder for the plan, while the one of the fit is not trained
 
 
+def cores() -> int:
+    """Return how many CPU cores this process may use: a container or a cluster may allow fewer than there are."""
+    with suppress(AttributeError):  # macOS has no such limit
+        return len(psutil.Process().cpu_affinity())
+    return os.cpu_count() or 1
+
+
 class Ended(Exception):
     """A step has ended the command with an exit code, after the reason was printed."""
 
@@ -239,7 +246,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
             if not (out / "autoencoder" / "config.json").is_file():
                 record.run(
                     "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")],
-                    threads=os.cpu_count() or 1,
+                    threads=cores(),
                 )  # fmt: skip
         with record.step("train"):
             _wait_for(out / "run" / "lock.json", "the run")
@@ -247,7 +254,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
                 record.run("train", _training_command(choices, out), threads=_threads(choices))
         with record.step("judge"):
             if not record.is_done("judge"):
-                record.run("judge", _judging_command(out), threads=os.cpu_count() or 1)
+                record.run("judge", _judging_command(out), threads=cores())
         with record.step("publish"):
             _publish(
                 record, choices, clips, out, f"python -m training.fit {shlex.quote(clips)} {out} --hours {hours:g}"
@@ -273,7 +280,7 @@ def _probe(record: Record, out: Path, anyway: bool) -> None:
     if not record.is_done("probe"):
         height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
         command = ["-m", "training.probe", str(out / "clips" / "held_out.jsonl"), "--size", f"{height}x{width}"]
-        record.run("probe", [*command, "--json", str(result)], accepted=(0, NO_ROOM), threads=os.cpu_count() or 1)
+        record.run("probe", [*command, "--json", str(result)], accepted=(0, NO_ROOM), threads=cores())
     found = read_json(result)
     if not found["distances"] or not (found["has_room"] or anyway):
         print("\n".join(f"verdict: {sentence}" for sentence in found["verdict"]))
@@ -295,7 +302,7 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
     wanted = (kept, out / "autoencoder.yaml", out / "config.yaml")
     if all(path.is_file() for path in wanted):
         return Choices(**read_json(kept))
-    device, cores = choose_device().type, os.cpu_count() or 1
+    device = choose_device().type
     seconds = hours * 3600 * (1 - AUTOENCODER_SHARE - JUDGE_SHARE) - record.spent - 3 * START_SECONDS
     if seconds < 60:
         raise ValueError(
@@ -308,7 +315,7 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
     basis, why_channels = choose.choose_latents(frames["train"], frames["held_out"])
     basis.save_pretrained(out / BASIS)
     channels = basis.config.latent_channels
-    processes = choose.processes_for(device, cores, choose.WINDOWS_PER_STEP)
+    processes = choose.processes_for(device, cores(), choose.WINDOWS_PER_STEP)
 
     def candidate(preset: str, pixels: int) -> Choices:
         height, width = choose.choose_size(*_clip_size(out), pixels)
@@ -322,7 +329,7 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
     why["size"] = f"clips are {'x'.join(map(str, _clip_size(out)))} (width x height); this is height x width"
     choices.steps = max(20, int(seconds / step))
     minutes = hours * 60 * AUTOENCODER_SHARE
-    write_whole(out / "autoencoder.yaml", configs.autoencoder_text(choices, out, minutes, cores))
+    write_whole(out / "autoencoder.yaml", configs.autoencoder_text(choices, out, minutes, cores()))
     write_whole(out / "config.yaml", configs.run_text(choices, out, seconds / 3600))
     write_whole(kept, json.dumps(asdict(choices), indent=1) + "\n")
     print("\n".join(f"{name}: {reason}" for name, reason in why.items()))
@@ -332,7 +339,7 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
 def _frames(out: Path, side: str, size: tuple[int, int]):
     source = open_source(out / "clips" / f"{side}.jsonl")
     entries = read_manifest_of(source, MANIFESTS).ok
-    return draw_frames(source, entries, size, choose.FRAMES, os.cpu_count() or 1)
+    return draw_frames(source, entries, size, choose.FRAMES, cores())
 
 
 def _config(choices: Choices, out: Path, hours: float) -> RunConfig:
@@ -343,7 +350,7 @@ def _config(choices: Choices, out: Path, hours: float) -> RunConfig:
 
 
 def _threads(choices: Choices) -> int:
-    return max(1, (os.cpu_count() or 1) // choices.processes)
+    return max(1, (cores()) // choices.processes)
 
 
 def _training_command(choices: Choices, out: Path) -> list[str]:
@@ -387,7 +394,7 @@ def _publish(record: Record, choices: Choices, clips: str, out: Path, command: s
     )
     present.write_example(model, windows)
     cli = ["-m", "diffusers_mardini.cli"]
-    run = lambda arguments: record.run("publish", [*cli, *arguments], threads=os.cpu_count() or 1, folder=model)  # noqa: E731
+    run = lambda arguments: record.run("publish", [*cli, *arguments], threads=cores(), folder=model)  # noqa: E731
     present.write_how_to_use(model, run, _verdict(out))
 
 
