@@ -256,9 +256,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
             if not record.is_done("judge"):
                 record.run("judge", _judging_command(out), threads=cores())
         with record.step("publish"):
-            _publish(
-                record, choices, clips, out, f"python -m training.fit {shlex.quote(clips)} {out} --hours {hours:g}"
-            )
+            _publish(record, choices, clips, out, hours)
     sentences = _verdict(out)
     print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
     print(
@@ -281,9 +279,10 @@ def _probe(record: Record, out: Path, anyway: bool) -> None:
         height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
         command = ["-m", "training.probe", str(out / "clips" / "held_out.jsonl"), "--size", f"{height}x{width}"]
         record.run("probe", [*command, "--json", str(result)], accepted=(0, NO_ROOM), threads=cores())
+    else:
+        print("\n".join(f"verdict: {sentence}" for sentence in read_json(result)["verdict"]))
     found = read_json(result)
     if not found["distances"] or not (found["has_room"] or anyway):
-        print("\n".join(f"verdict: {sentence}" for sentence in found["verdict"]))
         print("Nothing is trained, because no model could win there." + ("" if not found["distances"] else
               " To train one nevertheless, add --anyway."))  # fmt: skip
         raise Ended(NO_ROOM)
@@ -379,12 +378,14 @@ def _verdict(out: Path) -> list[str]:
     return verdict(results["rows"], results["differences"])
 
 
-def _publish(record: Record, choices: Choices, clips: str, out: Path, command: str) -> None:
+def _publish(record: Record, choices: Choices, clips: str, out: Path, hours: float) -> None:
     """Write the folder of the model: weights, card, pictures, a video, and how to use it."""
     model = out / "model"
     if record.is_done("publish"):
         return
-    present.write_card_facts(out / "card.yaml", choices, Path(clips).name, command)
+    present.write_card_facts(
+        out / "card.yaml", out.resolve().name, choices, "/".join(Path(clips).parts[-2:]).lstrip("/"), hours
+    )
     results = out / "evaluation" / "results.json"
     record.run(
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]
