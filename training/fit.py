@@ -383,9 +383,7 @@ def _publish(record: Record, choices: Choices, clips: str, out: Path, hours: flo
     model = out / "model"
     if record.is_done("publish"):
         return
-    present.write_card_facts(
-        out / "card.yaml", out.resolve().name, choices, "/".join(Path(clips).parts[-2:]).lstrip("/"), hours
-    )
+    present.write_card_facts(out / "card.yaml", out.resolve().name, choices, present.short_name(clips), hours)
     results = out / "evaluation" / "results.json"
     record.run(
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]

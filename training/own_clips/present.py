@@ -13,6 +13,11 @@ from training.files import write_whole
 from training.own_clips.choose import Choices
 
 
+def short_name(clips: str) -> str:
+    """Return the last two parts of a source's path, which say what it is without saying where."""
+    return "/".join(Path(clips).parts[-2:]).lstrip("/")
+
+
 def write_card_facts(path: Path, name: str, choices: Choices, clips: str, hours: float) -> None:
     """Write the YAML file of facts that no run records, for `training.publish`.
 
@@ -20,7 +25,7 @@ def write_card_facts(path: Path, name: str, choices: Choices, clips: str, hours:
         path: of the file.
         name: of the model.
         choices: what was trained.
-        clips: name of the clips, without the path to them.
+        clips: `short_name` of the clips.
         hours: that the fit had.
     """
     size = size_text((choices.height, choices.width))

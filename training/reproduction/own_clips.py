@@ -13,6 +13,7 @@ from training.evaluation.results import with_nan
 from training.evaluation.tables import COLUMNS, markdown_table, score_cell, score_table
 from training.evaluation.verdict import verdict
 from training.files import read_json
+from training.own_clips.present import short_name
 from training.reproduction.page_blocks import fill
 
 
@@ -27,7 +28,8 @@ def block_of(fit: Path) -> str:
     """
     record, probed = read_json(fit / "fit.json", ("seconds", "done")), read_json(fit / "probe.json")
     hours = record["asked"]["hours"]
-    parts = [f"`python -m training.fit {Path(record['asked']['clips']).name} OUT --hours {hours:g}`", _probe(probed)]
+    clips = short_name(record["asked"]["clips"])
+    parts = [f"`python -m training.fit {clips} {fit.resolve().name} --hours {hours:g}`", _probe(probed)]
     parts += [f"Before the training: {sentence}." for sentence in probed["verdict"]]
     if "choose" in record["done"]:
         choices = read_json(fit / "choices.json")
