@@ -206,7 +206,9 @@ def _ends_with_parent() -> Callable[[], object] | None:
     return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
-def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool = False) -> Path | None:
+def fit(
+    clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool = False, picture_fps: float | None = None
+) -> Path | None:
     """Go through all steps; those that are done are not done again.
 
     Args:
@@ -215,6 +217,7 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
         hours: for everything, from looking at the clips to the published model.
         anyway: train where the probe advises against it.
         dry_run: end when everything is chosen and planned.
+        picture_fps: frames per second of pictures in folders or archives that do not state it.
 
     Returns:
         The folder of the published model; `None` after a dry run.
@@ -225,13 +228,14 @@ def fit(clips: str, out: Path, hours: float, anyway: bool = False, dry_run: bool
     """
     if not hours > 0:
         raise ValueError(f"--hours is {hours:g}; give a positive number")
-    open_source(clips, fps=1.0)  # a missing one is named before anything is made
+    open_source(clips, picture_fps)  # a missing one is named before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with Owner(out / "fit.lock.json", f"the fit {out}"):
         record = Record(out, {"clips": clips, "hours": hours})
         with record.step("look"):
             if not record.is_done("look"):
-                record.run("look", ["-m", "training.look", clips, str(out / "clips")])
+                rate = [] if picture_fps is None else ["--fps", f"{picture_fps:g}"]
+                record.run("look", ["-m", "training.look", clips, str(out / "clips"), *rate])
         with record.step("probe"):
             _probe(record, out, anyway)
         with record.step("choose"):
@@ -411,9 +415,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="end when everything is chosen, before anything is trained"
     )
+    parser.add_argument(
+        "--picture-fps", type=float, help="frames per second of pictures in folders or archives that do not state it"
+    )
     options = parser.parse_args(arguments)
     try:
-        fit(options.clips, options.out, options.hours, options.anyway, options.dry_run)
+        fit(options.clips, options.out, options.hours, options.anyway, options.dry_run, options.picture_fps)
     except Ended as ended:
         return ended.code
     except (ValueError, OSError) as error:
