@@ -32,7 +32,7 @@ check: .venv/.dev  ## lint, format and types; changes nothing
 docs: .venv/.docs  ## the pages of docs/ as a site in build/site; a link to nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-train: .venv/.dev  ## a model of own clips and an honest verdict: CLIPS=folder, HOURS=2, OUT=folder
+train: .venv/.train  ## a model of own clips and an honest verdict: CLIPS=folder, HOURS=2, OUT=folder
 	@test -n "$(CLIPS)" || { echo "say where the clips are: make train CLIPS=my_clips HOURS=2"; exit 2; }
 	$(BIN)/python -m training.fit "$(CLIPS)" "$(or $(OUT),runs/$(notdir $(patsubst %/,%,$(CLIPS))))" --hours $(or $(HOURS),2)
 
@@ -59,6 +59,10 @@ clean:  ## build products; never checkpoints or runs
 
 .venv/.demo: setup.py constraints.txt | .venv/bin/python
 	$(PIP) -e ".[demo]"
+	touch $@
+
+.venv/.train: setup.py constraints.txt | .venv/bin/python
+	$(PIP) -e ".[train]"
 	touch $@
 
 .venv/.dev: setup.py constraints.txt | .venv/bin/python
