@@ -239,7 +239,7 @@ def fit(
         with record.step("probe"):
             _probe(record, out, anyway)
         with record.step("choose"):
-            choices = _choose(record, out, hours)
+            choices = _choose(record, out, hours, anyway)
             if not record.is_done("choose"):
                 record.run("choose", _planning_command(choices, out))
         if dry_run:
@@ -280,11 +280,19 @@ def _probe(record: Record, out: Path, anyway: bool) -> None:
     """Probe the held-out clips; raise `Ended` where no model could win, unless `anyway`."""
     result = out / "probe.json"
     if not record.is_done("probe"):
-        height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
-        command = ["-m", "training.probe", str(out / "clips" / "held_out.jsonl"), "--size", f"{height}x{width}"]
-        record.run("probe", [*command, "--json", str(result)], accepted=(0, NO_ROOM), threads=cores())
+        record.run("probe", _probing_command(out, result), accepted=(0, NO_ROOM), threads=cores())
     else:
         print("\n".join(f"verdict: {sentence}" for sentence in read_json(result)["verdict"]))
+    _stop_without_room(result, anyway)
+
+
+def _probing_command(out: Path, result: Path, *options: str) -> list[str]:
+    height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
+    lists = str(out / "clips" / "held_out.jsonl")
+    return ["-m", "training.probe", lists, "--size", f"{height}x{width}", "--json", str(result), *options]
+
+
+def _stop_without_room(result: Path, anyway: bool) -> None:
     found = read_json(result)
     if not found["distances"] or not (found["has_room"] or anyway):
         print("Nothing is trained, because no model could win there." + ("" if not found["distances"] else
@@ -299,8 +307,12 @@ def _clip_size(out: Path) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _choose(record: Record, out: Path, hours: float) -> Choices:
-    """Choose what is not chosen yet; write `choices.json`, `autoencoder.yaml` and `config.yaml`."""
+def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
+    """Choose what is not chosen yet; write `choices.json`, `autoencoder.yaml` and `config.yaml`.
+
+    Raises:
+        Ended: if the bare linear basis of an autoencoder leaves no room above the simple methods, unless `anyway`.
+    """
     kept = out / "choices.json"
     wanted = (kept, out / "autoencoder.yaml", out / "config.yaml")
     if all(path.is_file() for path in wanted):
@@ -312,12 +324,20 @@ def _choose(record: Record, out: Path, hours: float) -> Choices:
             f"{hours:g} hours leave {max(0, seconds):.0f} seconds for the training, after {record.spent:.0f} seconds of "
             "looking at the clips; give more --hours"
         )
-    fps, why_fps = choose.choose_fps(read_json(out / "probe.json"))
     sides = choose.choose_size(*_clip_size(out), choose.PROBED)
     frames = {side: _frames(out, side, sides) for side in ("train", "held_out")}
     basis, why_channels = choose.choose_latents(frames["train"], frames["held_out"])
     basis.save_pretrained(out / BASIS)
     channels = basis.config.latent_channels
+    below = out / "probe-basis.json"  # the ceiling counts: where the autoencoder blurs more than a copy, no model wins
+    record.run(
+        "choose",
+        _probing_command(out, below, "--autoencoder", str(out / BASIS)),
+        accepted=(0, NO_ROOM),
+        threads=cores(),
+    )
+    _stop_without_room(below, anyway)
+    fps, why_fps = choose.choose_fps(read_json(below))
     processes = choose.processes_for(device, cores(), choose.WINDOWS_PER_STEP)
 
     def candidate(preset: str, pixels: int) -> Choices:
