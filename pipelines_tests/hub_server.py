@@ -76,6 +76,7 @@ def running_hub(cache: Path, token: str | None = TOKEN) -> Iterator[HubServer]:
         patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache / "token"))
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)  # its own copy
         patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(cache / "modules"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.delenv(name, raising=False)
