@@ -1,4 +1,4 @@
-"""What works on diffusers' own pipelines works here: backends, offload, casting, device maps, single files, the pages
+"""Check that what works on diffusers' own pipelines works here: backends, offload, casting, device maps, single files, the pages
 of the docs."""
 
 import importlib.util
@@ -141,7 +141,7 @@ def test_model_offload_leaves_nothing_beside_the_planner(pipe, monkeypatch):
 
 
 def test_sequential_offload_changes_nothing(pipe, base):
-    """What `enable_sequential_cpu_offload` does to every part. Itself it names the device `cpu:0`, and accelerate then
+    """Do to every part what `enable_sequential_cpu_offload` does. Itself it names the device `cpu:0`, and accelerate then
     fails."""
     for part in ("vae", *BOTH):
         model = getattr(pipe, part)

@@ -32,6 +32,7 @@ from training.data.frames import draw_frames
 from training.data.manifest import MANIFESTS
 from training.data.sources import open_source
 from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.probe import NUM_FRAMES
 from training.evaluation.results import with_nan
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
@@ -413,7 +414,7 @@ def _publish(record: Record, choices: Choices, clips: str, out: Path, hours: flo
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]
     )
     windows = load_windows(
-        out / "clips" / "held_out.jsonl", (choices.height, choices.width), choose.NUM_FRAMES, 1, 1, choices.fps
+        out / "clips" / "held_out.jsonl", (choices.height, choices.width), NUM_FRAMES, 1, 1, choices.fps
     )
     present.write_example(model, windows)
     cli = ["-m", "diffusers_mardini.cli"]

@@ -9,7 +9,6 @@ verdict in words. Give held-out clips: those that no autoencoder was trained on.
 import argparse
 import itertools
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +16,20 @@ from pathlib import Path
 import torch
 
 from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.sizes import sides
 from training.config.schema import RunConfig
 from training.data.census import read_manifest_of
 from training.data.manifest import MANIFESTS, Entry
 from training.data.order import Rate
 from training.data.sources import Source, open_source
 from training.engine.models import load_vae
+from training.evaluation.evaluation_windows import size_argument
 from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, SURE, Probe, probe, probe_run
 from training.files import write_whole
 
 
 NO_ROOM = 3  # exit code
+LEAST_SIDE = 16  # pixels
 
 
 def probe_clips(
@@ -109,13 +111,6 @@ def report(found: Probe) -> str:
     return "\n".join([*([found.table(), ""] if found.distances else []), *verdict, *notes])
 
 
-def _size(text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if sides is None or min(height := int(sides[1]), width := int(sides[2] or sides[1])) < 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give HEIGHTxWIDTH, such as 64x96, at least 16 each")
-    return height, width
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -135,20 +130,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fps", type=_positive, nargs="+", default=[], help="frames per second; default: the clips' own and slower"
     )
-    parser.add_argument("--size", type=_size, default=(64, 64), help="HEIGHTxWIDTH in pixels (default 64x64)")
+    parser.add_argument(
+        "--size", type=size_argument, default=64, help="64 (square) or 64x96 (height x width) in pixels (default 64)"
+    )
     parser.add_argument("--num-frames", type=int, default=NUM_FRAMES, help=f"frames of a window ({NUM_FRAMES})")
     parser.add_argument("--windows", type=int, default=MOST_WINDOWS, help=f"at each distance ({MOST_WINDOWS})")
     parser.add_argument("--picture-fps", type=_positive, help="frames per second of picture folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     options = parser.parse_args(arguments)
     try:
+        size = sides(options.size)
+        if min(size) < LEAST_SIDE:
+            raise ValueError(f"--size is {size[0]}x{size[1]}; give at least {LEAST_SIDE} pixels on each side")
         if options.windows < 1:
             raise ValueError(f"--windows is {options.windows}; give at least 1")
         vae = None
         if options.autoencoder is not None:
             vae = load_vae(options.autoencoder, options.subfolder).to(choose_device())
         found = probe_clips(
-            options.clips, options.size, vae, options.fps, options.picture_fps, options.num_frames, options.windows
+            options.clips, size, vae, options.fps, options.picture_fps, options.num_frames, options.windows
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

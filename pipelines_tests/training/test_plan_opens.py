@@ -130,7 +130,7 @@ def test_the_program_prints_writes_and_ends_with_3_where_there_is_no_room(tmp_pa
         probe_main([str(tmp_path / "none")])
     with pytest.raises(SystemExit) as stopped:
         probe_main([str(clips), "--size", "32by48"])
-    assert stopped.value.code == 2 and "give HEIGHTxWIDTH" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "height x width" in capsys.readouterr().err
 
 
 def test_hours_hold_what_comes_beside_the_steps(tmp_path, vae):

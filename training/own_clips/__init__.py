@@ -1,1 +1,1 @@
-"""What is done with a person's own clips before a model is trained: read them, cut them, hold some out."""
+"""Take a person's own clips to a model: read them, cut them, hold some out, choose what to train, present it."""

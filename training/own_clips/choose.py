@@ -14,10 +14,10 @@ from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBas
 from training.config.schema import RunConfig
 from training.costs import count_operations, probe
 from training.evaluation.metrics import score_frames
+from training.evaluation.probe import NUM_FRAMES
 
 
 MULTIPLE = 16  # of pixels: the autoencoder's 8, and the planner's frames that are half as large
-NUM_FRAMES = 9
 # Largest first: the models of a preset at about so many pixels a frame, and the training windows below which a smaller
 # pair learns more in the same time (docs/results/own-clips.md).
 CANDIDATES = (
@@ -38,7 +38,7 @@ BETTER_USE = 4.0  # larger models use a machine better, by at most so much
 
 @dataclass
 class Choices:
-    """What is trained, each with its reason in words (`why`, by the name of the choice)."""
+    """Name what is trained, each with its reason in words (`why`, by the name of the choice)."""
 
     fps: float
     height: int

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.failures import shown
 from training.data.manifest import Entry
 from training.data.order import frames_at_stride
@@ -59,12 +60,10 @@ class Piece:
         """Return how many windows without a common frame it holds; see `WINDOWS`."""
         return self.num_frames // (frames_at_stride(0, WINDOW, max(1.0, self.clip.entry.fps / 10))[-1] + 1)
 
-    def row(self) -> dict:
+    def row(self) -> ClipRow:
         """Return the row of a clip list."""
-        return {
-            "source": self.clip.source, "clip": self.clip.entry.key, "first_frame": self.first_frame,
-            "num_frames": self.num_frames, "fps": self.clip.entry.fps, "recording": self.recording,
-        }  # fmt: skip
+        entry = self.clip.entry
+        return ClipRow(self.clip.source, entry.key, self.first_frame, self.num_frames, entry.fps, self.recording)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def hold_out(found: Look, seed: int = 0) -> Split:
 def write_split(split: Split, folder: Path) -> None:
     """Write both sides as clip lists, `train.jsonl` and `held_out.jsonl`, and `split.json` with the reasons."""
     for name, pieces in (("train", split.train), ("held_out", split.held_out)):
-        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(piece.row()) + "\n" for piece in pieces))
+        write_clip_list(folder / f"{name}.jsonl", (piece.row() for piece in pieces))
     record = {
         "reasons": split.reasons, "held_out_share": round(split.share, 4), "held_out_windows": split.windows,
         "train_frames": _frames(split.train), "held_out_frames": _frames(split.held_out),

@@ -47,7 +47,7 @@ def pack(folder: Path, archive: Path, deflated: bool = False) -> Path:
 
 
 def contents(source, tmp_path) -> dict[str, tuple]:
-    """What the manifest says of each clip, and its frames, read in both ways."""
+    """Return what the manifest says of each clip, and its frames, read in both ways."""
     found = {}
     for entry in make_manifest(source, tmp_path / "manifest.jsonl", workers=2).ok:
         opened, fps = source.open(entry.key), source.fps(entry.key)

@@ -1,4 +1,4 @@
-"""Where clips leave room for a model: on clips whose motion is known, beside an exact and a useless autoencoder."""
+"""Find where clips leave room for a model: on clips whose motion is known, beside an exact and a useless autoencoder."""
 
 import json
 from types import SimpleNamespace

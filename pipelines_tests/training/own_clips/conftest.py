@@ -1,4 +1,4 @@
-"""Where real clips lie, if they lie anywhere."""
+"""Find real clips, if there are any."""
 
 import os
 from pathlib import Path

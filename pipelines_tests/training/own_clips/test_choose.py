@@ -1,4 +1,4 @@
-"""What `training.fit` chooses, and the files that it writes."""
+"""Check what `training.fit` chooses, and the files that it writes."""
 
 import pytest
 import torch
