@@ -5,7 +5,8 @@
 Looks at the clips, holds some out, measures what simple methods reach on them, chooses rate, size and models for the
 hours that there are, trains, scores the model beside the simple methods, and publishes it as a folder for
 `from_pretrained`. Each step is a command that is printed and can be typed by itself. Typed again after an
-interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 3 advised against (see `--anyway`), 75 stopped.
+interruption, it goes on where it was. Exit codes: 0 finished, 1 failed, 3 advised against (see `--anyway`), 75
+stopped.
 """
 
 import argparse
@@ -265,7 +266,8 @@ def fit(
     sentences = _verdict(out)
     print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
     print(
-        f"\n{out / 'model'} holds the model, its card, pictures and how-to-use.md. It took {record.spent / 60:.0f} minutes."
+        f"\n{out / 'model'} holds the model, its card, pictures and how-to-use.md. It took {record.spent / 60:.0f} "
+        "minutes."
     )
     print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
     return out / "model"
@@ -322,8 +324,8 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     seconds = hours * 3600 * (1 - AUTOENCODER_SHARE - JUDGE_SHARE) - record.spent - 3 * START_SECONDS
     if seconds < 60:
         raise ValueError(
-            f"{hours:g} hours leave {max(0, seconds):.0f} seconds for the training, after {record.spent:.0f} seconds of "
-            "looking at the clips; give more --hours"
+            f"{hours:g} hours leave {max(0, seconds):.0f} seconds for the training, after {record.spent:.0f} seconds "
+            "of looking at the clips; give more --hours"
         )
     sides = choose.choose_size(*_clip_size(out), choose.PROBED)
     frames = {side: _frames(out, side, sides) for side in ("train", "held_out")}

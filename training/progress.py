@@ -1,4 +1,4 @@
-"""Show how far a long preparation is, and how long it still takes: a line that is renewed on a terminal, lines elsewhere.
+"""Show how far a long preparation is and how long it still takes: a line that is renewed on a terminal, else lines.
 
 `monitoring/panel.py` shows the training itself.
 """

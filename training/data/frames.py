@@ -1,4 +1,4 @@
-"""Single frames drawn evenly from all clips of a source, as many as memory allows, for what learns from pictures alone.
+"""Draw frames evenly from all clips of a source, as many as memory allows, for what learns from pictures alone.
 
 `windows.py` draws windows of several frames of a clip.
 """

@@ -63,8 +63,8 @@ def choose_fps(probed: Mapping[str, Any]) -> tuple[float, str]:
     chosen = next(row for row in rows if row["room"] >= enough)
     reached = max(score["mid_ssim"] for score in chosen["rows"] if score["method"] != "autoencoder")
     why = (
-        f"at {1 / chosen['seconds']:.3g} frames a second {chosen['best']} reaches a SSIM of {reached:.2f} half-way between "
-        f"two frames that are {(NUM_FRAMES - 1) * chosen['seconds']:.2g} seconds apart; that leaves room for a model"
+        f"at {1 / chosen['seconds']:.3g} frames a second {chosen['best']} reaches a SSIM of {reached:.2f} half-way "
+        f"between two frames that are {(NUM_FRAMES - 1) * chosen['seconds']:.2g} seconds apart; that leaves room for a model"
     )
     return float(f"{1 / chosen['seconds']:.4g}"), why
 

@@ -1,4 +1,4 @@
-"""Write what `training.fit` chose as the YAML files of the autoencoder and of the run, with the reasons as comments."""
+"""Write what `training.fit` chose as YAML files of the autoencoder and of the run, with the reasons as comments."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Make what somebody needs who is given the model of `training.fit`: facts of its card, an example, `how-to-use.md`."""
+"""Make what a user of a model of `training.fit` needs: facts of its card, an example, `how-to-use.md`."""
 
 import shlex
 from collections.abc import Callable, Sequence
