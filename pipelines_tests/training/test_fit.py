@@ -12,7 +12,7 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
-from training.fit import NO_ROOM, Record, fit, main
+from training.fit import NO_ROOM, Ended, Record, _stop_without_room, fit, main
 
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,21 @@ def test_seconds_and_finished_steps_are_kept(tmp_path, capsys):
     assert again.is_done("look")
     assert again.spent == pytest.approx(12.0, abs=1.0)
     assert not again.is_done("probe")
+
+
+@pytest.mark.parametrize(
+    ("distances", "has_room", "anyway", "stops"),
+    [([1], True, False, False), ([1], False, False, True), ([1], False, True, False), ([], False, True, True)],
+)
+def test_a_fit_stops_where_no_model_can_win_unless_it_goes_on_anyway(tmp_path, distances, has_room, anyway, stops):
+    result = tmp_path / "probe.json"
+    result.write_text(json.dumps({"distances": distances, "has_room": has_room}))
+    if stops:
+        with pytest.raises(Ended) as ended:
+            _stop_without_room(result, anyway)
+        assert ended.value.code == NO_ROOM
+    else:
+        _stop_without_room(result, anyway)
 
 
 def _still_clips(folder: Path) -> Path:
