@@ -44,6 +44,15 @@ def draw_timesteps(num_train_timesteps: int, shift: float, draw: Draw) -> torch.
     return (u * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
+def draw_reference_timesteps(num_train_timesteps: int, reference_noise: float, draw: Draw) -> torch.Tensor:
+    """Return timesteps of the given frames, integers `(count,)`: 0, for clean ones, in half of the rows, and from 1 to
+    `reference_noise * num_train_timesteps` in the others."""
+    most = max(1, round(reference_noise * num_train_timesteps))
+    chosen = [torch.randint(1, 2 * most + 1, (1,), generator=row) for row in draw.rows("reference timestep")]
+    timesteps = torch.cat(chosen)
+    return timesteps.where(timesteps <= most, 0)
+
+
 def draw_batch(
     stage: StageConfig, request: WindowRequest, data: ClipWindows, num_train_timesteps: int, draw: Draw
 ) -> Batch:
@@ -57,14 +66,20 @@ def draw_batch(
     conditions = data.conditions(windows, latents)
     reference_mask = draw_reference_mask(stage, latents.shape[1], draw)
     kept = torch.cat([torch.rand(1, generator=row) for row in draw.rows("dropout")]) >= stage.planning_dropout
+    reference_timesteps, planner_noise = None, None
+    if stage.reference_noise:
+        reference_timesteps = draw_reference_timesteps(num_train_timesteps, stage.reference_noise, draw)
+        planner_noise = _normal(planner_latents, draw.rows("planner noise"))
     return Batch(
         latents=latents,
         planner_latents=planner_latents,
         reference_mask=reference_mask,
         num_masked_frames=int((~reference_mask[0]).sum()),
-        noise=torch.stack([torch.randn(latents.shape[1:], generator=row) for row in draw.rows("noise")]),
+        noise=_normal(latents, draw.rows("noise")),
         timesteps=draw_timesteps(num_train_timesteps, stage.timestep_shift, draw),
         planning_signals_mask=kept,
+        reference_timesteps=reference_timesteps,
+        planner_noise=planner_noise,
         windows=tuple(map(str, windows)),
         conditions=drop_conditions(conditions, data.condition_drops, kept, draw),
     )
@@ -105,6 +120,11 @@ def learning_rate_factor(
         return risen + (1 - risen) * (step + 1) / warmup_steps
     progress = decayed + (1 - decayed) * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _normal(like: torch.Tensor, rows: list[torch.Generator]) -> torch.Tensor:
+    """Return noise shaped like a batch, each row from its own generator."""
+    return torch.stack([torch.randn(like.shape[1:], generator=row) for row in rows])
 
 
 def _choice(weights: torch.Tensor, generator: torch.Generator) -> int:

@@ -33,7 +33,7 @@ class MarDiniTrainingModel(nn.Module):
         """Return `loss` and its parts, scalars: `planner_loss` (reconstruction) and `diffusion_loss` (velocity)."""
         losses, planning_signals = {}, None
         if self.planner is not None:
-            planning_signals = make_planning_signals(self.planner, batch)
+            planning_signals = make_planning_signals(self.planner, batch, self.scheduler)
             if self.head is not None:
                 losses["planner_loss"] = reconstruction_loss(self.planner, self.head, batch, planning_signals)
         if self.transformer is not None:
@@ -46,10 +46,10 @@ class MarDiniTrainingModel(nn.Module):
         return {"loss": loss, **losses}
 
 
-def make_planning_signals(planner: nn.Module, batch: Batch) -> torch.Tensor:
+def make_planning_signals(planner: nn.Module, batch: Batch, scheduler) -> torch.Tensor:
     """Return the planning signals of a batch, `(batch, frames, rows, columns, planning_dim)`."""
     return planner(
-        batch.planner_latents,
+        _given(batch.planner_latents, batch.planner_noise, batch, scheduler),
         batch.reference_mask,
         num_masked_frames=batch.num_masked_frames,
         conditions=batch.conditions or None,
@@ -71,7 +71,8 @@ def diffusion_loss(
     masked = ~batch.reference_mask
     timesteps = batch.timesteps
     noisy = scheduler.add_noise(batch.latents, batch.noise, timesteps)
-    noisy = torch.where(masked[:, :, None, None, None], noisy, batch.latents)
+    noisy = torch.where(masked[:, :, None, None, None], noisy, _given(batch.latents, batch.noise, batch, scheduler))
+    references = {} if batch.reference_timesteps is None else {"reference_timestep": batch.reference_timesteps}
     velocity = transformer(
         noisy,
         timesteps,
@@ -80,9 +81,18 @@ def diffusion_loss(
         num_masked_frames=batch.num_masked_frames,
         planning_signals_mask=None if planning_signals is None else batch.planning_signals_mask,
         conditions=batch.conditions or None,
+        **references,
     ).sample
     target = scheduler.get_velocity(batch.latents, batch.noise, timesteps)
     return masked_mse(velocity, target, masked)
+
+
+def _given(latents: torch.Tensor, noise: torch.Tensor | None, batch: Batch, scheduler) -> torch.Tensor:
+    """Return latents as reference frames show them: noised in the rows whose `reference_timesteps` are not 0."""
+    if batch.reference_timesteps is None:
+        return latents
+    noisy = scheduler.add_noise(latents, noise, batch.reference_timesteps)
+    return torch.where(batch.reference_timesteps[:, None, None, None, None] > 0, noisy, latents)
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:

@@ -150,7 +150,7 @@ def test_compiles_as_one_graph_that_serves_all_steps(kind):
 ERRORS = {
     "plan and state": (
         lambda t, latents, signals, mask, state: t(latents, 0, signals, window_state=state),
-        "holds the planning signals, masks and conditions of its window; give none",
+        "holds the planning signals, masks, conditions and reference timesteps of its window; give none",
     ),
     "whole window with a state": (
         lambda t, latents, signals, mask, state: t(latents, 0, window_state=state),
@@ -193,3 +193,17 @@ def test_the_dense_form_knows_whole_windows_only():
     transformer.transformer_blocks[0].temporal_attn.set_processor(MarDiniDenseIdentityAttnProcessor())
     with pytest.raises(ValueError, match="sample without a window state"):
         transformer(masked_frames(latents, mask), 0, window_state=state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("references", [40, torch.tensor([0, 40, 900]), torch.arange(15).reshape(3, 5)])
+def test_reference_frames_may_have_timesteps_of_their_own(kind, references):
+    transformer, (latents, _, signals, mask) = make_transformer(temporal_attention=kind), make_inputs(batch=3)
+    state = state_of(transformer, latents, signals, mask, reference_timestep=references)
+    noisy = torch.where(mask[:, :, None, None, None], latents, torch.randn_like(latents))
+    expected = transformer(noisy, 500, signals, mask, reference_timestep=references).sample
+    result = transformer(masked_frames(noisy, mask), 500, window_state=state).sample
+    torch.testing.assert_close(result, masked_frames(expected, mask), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, transformer(noisy, 500, signals, mask).sample, atol=1e-3)
+    with pytest.raises(ValueError, match="reference timesteps"):
+        transformer(masked_frames(noisy, mask), 500, window_state=state, reference_timestep=references)

@@ -8,7 +8,13 @@ import torch
 from diffusers_mardini.presets import load_preset
 from pipelines_tests.training.test_train_mardini import make_config, make_data, rows
 from training.config.schema import StageConfig
-from training.curriculum import draw_batch, draw_reference_mask, draw_timesteps, learning_rate_factor
+from training.curriculum import (
+    draw_batch,
+    draw_reference_mask,
+    draw_reference_timesteps,
+    draw_timesteps,
+    learning_rate_factor,
+)
 from training.data.batches import Batch
 from training.data.buckets import window_request
 from training.engine.models import make_scheduler
@@ -111,3 +117,20 @@ def test_a_batch_moves_all_of_its_tensors():
     assert isinstance(batch, Batch) and all(
         v.device.type == "meta" for v in vars(batch).values() if torch.is_tensor(v)
     )
+
+
+def test_half_of_the_windows_have_noised_given_frames_if_the_stage_asks_for_it():
+    config = make_config()
+    data, sampling = make_data(), window_request(config, config.stages[2])
+    plain = draw_batch(config.stages[2], sampling, data, 1000, rows(count=64))
+    assert plain.reference_timesteps is None and plain.planner_noise is None
+    noised = draw_batch(
+        config.stages[2].model_copy(update={"reference_noise": 0.1}), sampling, data, 1000, rows(count=64)
+    )
+    timesteps = noised.reference_timesteps
+    assert timesteps.shape == (64,) and 0 < (timesteps == 0).float().mean() < 1
+    assert timesteps.min() == 0 and 50 < timesteps.max() <= 100
+    assert noised.planner_noise.shape == noised.planner_latents.shape
+    assert torch.equal(noised.latents, plain.latents) and torch.equal(noised.noise, plain.noise)
+    shares = torch.cat([draw_reference_timesteps(1000, 0.1, rows(step, count=64)) for step in range(20)])
+    assert (shares == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)

@@ -465,6 +465,31 @@ def test_losses_are_those_of_the_paper_on_masked_frames_alone(tmp_path):
     assert not torch.isclose(planned["diffusion_loss"], diffusion, rtol=1e-4)
 
 
+def test_given_frames_of_some_windows_are_noised_for_both_models(tmp_path):
+    run = make_run(tmp_path)
+    stage = run.config.stages[2].model_copy(update={"reference_noise": 0.2})
+    batch = draw_batch(stage, window_request(run.config, stage), run.train_data, 1000, rows())
+    batch = replace(batch, reference_timesteps=torch.tensor([0, 150]))
+    randomize(run.transformer)
+    losses = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler, 0.5)(batch)
+
+    masked, scheduler = ~batch.reference_mask, run.scheduler
+    latents, low = batch.latents.clone(), batch.planner_latents.clone()
+    latents[1] = scheduler.add_noise(latents[1:], batch.noise[1:], torch.tensor([150]))[0]
+    low[1] = scheduler.add_noise(low[1:], batch.planner_noise[1:], torch.tensor([150]))[0]
+    signals = run.planner(low, batch.reference_mask).planning_signals
+    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy[batch.reference_mask] = latents[batch.reference_mask]
+    velocity = run.transformer(
+        noisy, batch.timesteps, signals, batch.reference_mask, reference_timestep=torch.tensor([0, 150]),
+        planning_signals_mask=batch.planning_signals_mask,
+    ).sample  # fmt: skip
+    target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    torch.testing.assert_close(losses["diffusion_loss"], (velocity - target)[masked].square().mean())
+    clean = patchify(batch.planner_latents, 1)  # what the planner is to reconstruct
+    torch.testing.assert_close(losses["planner_loss"], (run.head(signals) - clean)[masked].square().mean())
+
+
 def test_heldout_losses_are_those_of_the_training_module(tmp_path):
     run = make_run(tmp_path)
     stage, config = run.config.stages[2], run.config

@@ -145,6 +145,13 @@ class StageConfig(SizedModel):
     timestep_shift: float = Field(
         1.0, gt=0, description="Above 1, high noise is drawn more often: u -> s u / (1 + (s - 1) u)."
     )
+    reference_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Ours, against drift of long videos: half of the windows get noise on their given frames, for both "
+        "models, at a level from 0 to this share of the timesteps; the transformer is told the level.",
+    )
     stop_when_flat: int | None = Field(
         None,
         ge=4,

@@ -62,6 +62,9 @@ class Batch:
         noise: like `latents`.
         timesteps: `(batch,)` integers.
         planning_signals_mask: `(batch,)` bool, False where the planning signals are dropped.
+        reference_timesteps: `(batch,)` integers, timesteps of the reference frames, 0 where they are clean; `None` where
+            they are clean in all rows.
+        planner_noise: like `planner_latents`, for these frames; `None` with `reference_timesteps`.
         windows: the source of each row in words, for reports.
         conditions: values of each frame by name, `(batch, frames, channels)`, NaN where a value is missing or dropped.
     """
@@ -73,6 +76,8 @@ class Batch:
     noise: torch.Tensor
     timesteps: torch.Tensor
     planning_signals_mask: torch.Tensor
+    reference_timesteps: torch.Tensor | None = None
+    planner_noise: torch.Tensor | None = None
     windows: tuple[str, ...] = ()
     conditions: dict[str, torch.Tensor] = field(default_factory=dict)
 

@@ -87,7 +87,7 @@ def heldout_losses(
             conditions={name: values[rows] for name, values in windows.conditions.items()},
         ).to(accelerator.device)  # fmt: skip
         with accelerator.autocast():  # as in training
-            signals = make_planning_signals(planner, batch) if plans else None
+            signals = make_planning_signals(planner, batch, scheduler) if plans else None
             if plans and head is not None:
                 add(planner_losses, pattern, reconstruction_loss(planner, head, batch, signals), counted)
             for share in _noise_levels(pattern == given_ends) if samples else ():

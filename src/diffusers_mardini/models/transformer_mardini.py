@@ -294,6 +294,7 @@ class MarDiniTransformer3DModel(
         window_state: MarDiniWindowState | None = None,
         return_window_state: bool = False,
         conditions: dict[str, torch.Tensor | None] | None = None,
+        reference_timestep: torch.Tensor | float = 0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor] | MarDiniWindowState:
         r"""
         Predict the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
@@ -309,9 +310,10 @@ class MarDiniTransformer3DModel(
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, frames, channels, height, width)`):
-                Latents: clean at reference frames, noised at masked frames.
+                Latents: clean at reference frames (noised at `reference_timestep` if that is given), noised at masked
+                frames.
             timestep (`torch.Tensor`, a scalar or of shape `(batch,)` or `(batch, frames)`):
-                Timesteps of the noise. At reference frames 0 is used instead, because they are clean.
+                Timesteps of the noise. At reference frames `reference_timestep` is used instead.
             planning_signals (`torch.Tensor` of shape `(batch, frames, planner rows, planner columns, planning_dim)`):
                 The planner's output, or `None` for the learned unconditional signal (Sec. 2.4.1).
             reference_mask (`torch.BoolTensor` of shape `(batch, frames)`): True at reference frames ([REF]).
@@ -332,6 +334,9 @@ class MarDiniTransformer3DModel(
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
                 Values for each frame, reference or masked; NaN in all channels of a frame without values. Leave them
                 out of the unconditional pass of guidance, like `planning_signals`.
+            reference_timestep (`torch.Tensor`, a scalar or of shape `(batch,)` or `(batch, frames)`, defaults to `0`):
+                Ours: timestep of the reference frames, 0 for clean ones as in the paper. Frames that a model made
+                itself need not claim to be clean, if it was trained with noised ones (`reference_noise` of a stage).
 
         Returns:
             `Transformer2DModelOutput` with `sample` shaped like `hidden_states`; values at reference frames have no
@@ -342,10 +347,11 @@ class MarDiniTransformer3DModel(
         """
         if window_state is not None:
             given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions)
-            if return_window_state or any(argument is not None for argument in given):
+            clean = isinstance(reference_timestep, (int, float)) and reference_timestep == 0
+            if return_window_state or not clean or any(argument is not None for argument in given):
                 raise ValueError(
-                    "`window_state` holds the planning signals, masks and conditions of its window; give none of them "
-                    "again, nor `return_window_state`"
+                    "`window_state` holds the planning signals, masks, conditions and reference timesteps of its "
+                    "window; give none of them again, nor `return_window_state`"
                 )
             sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -353,6 +359,7 @@ class MarDiniTransformer3DModel(
             raise ValueError("`reference_mask` is missing; give it, or the `window_state` of an earlier call")
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
         layout = WindowLayout.from_mask(reference_mask, num_masked_frames)
+        reference_timestep = per_frame_timestep(reference_timestep, *reference_mask.shape, reference_mask.device)
         planning_tokens, *planner_grid = self._planning_tokens(hidden_states, planning_signals, planning_signals_mask)
         frames = hidden_states.shape[1]
         condition_emb = self._embed_conditions(conditions, hidden_states, frames)  # (batch, frames, 1, dim), or None
@@ -360,12 +367,13 @@ class MarDiniTransformer3DModel(
         pooled_planning_signals = self.planning_embed(planning_tokens.mean(dim=2, keepdim=True))
         if return_window_state:
             return self._window_state(
-                hidden_states, layout, planning_tokens, planner_grid, pooled_planning_signals, condition_emb
-            )
+                hidden_states, layout, planning_tokens, planner_grid, pooled_planning_signals, condition_emb,
+                reference_timestep,
+            )  # fmt: skip
 
-        # 1. Modulation: timestep 0 at reference frames (they are clean), conditions, pooled planning signals.
+        # 1. Modulation: timestep 0 at reference frames if they are clean, conditions, pooled planning signals.
         timestep = per_frame_timestep(timestep, *reference_mask.shape, reference_mask.device)
-        timestep = timestep.masked_fill(reference_mask, 0)
+        timestep = torch.where(reference_mask, reference_timestep, timestep)
         temb, planning_temb = self._modulation(timestep, hidden_states.dtype, pooled_planning_signals, condition_emb)
 
         # 2. Tokens: every row of patches ends with [NEXT].
@@ -400,6 +408,7 @@ class MarDiniTransformer3DModel(
         planner_grid: list[int],
         pooled_planning_signals: torch.Tensor,
         condition_emb: torch.Tensor | None,
+        reference_timestep: torch.Tensor,
     ) -> MarDiniWindowState:
         """Run the reference frames alone through all blocks, and return all that no step changes."""
         if not self.config.identity_attention:
@@ -418,7 +427,7 @@ class MarDiniTransformer3DModel(
         reference_condition_emb, masked_condition_emb = None, None
         if condition_emb is not None:
             reference_condition_emb, masked_condition_emb = (frames_at(condition_emb, i) for i in (references, masked))
-        timestep = torch.zeros(batch, 1, device=hidden_states.device)  # reference frames are clean
+        timestep = frames_at(reference_timestep, references)  # (batch, reference frames)
         temb, planning_temb = self._modulation(
             timestep, hidden_states.dtype, frames_at(pooled_planning_signals, references), reference_condition_emb
         )
