@@ -282,3 +282,35 @@ def test_a_rollout_waits_for_no_other_call_of_its_pipeline(pipe):
     rollout = pipe.rollout(clip(2), window=5, num_inference_steps=1, callback_on_step_end=call_again)
     rollout.step()
     assert len(refused) == 3
+
+
+@pytest.mark.parametrize("use_window_state", [True, False])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_frames_of_its_own_lead_a_window_with_noise_that_the_transformer_is_told(pipe, use_window_state, guidance_scale):
+    asked, seen, planned = [], [], []
+    inner, plan = pipe.denoise, pipe.plan
+
+    def denoise(noise, references, given_indices, *args):
+        seen.append(references)
+        asked.append(args[-1])
+        return inner(noise, references, given_indices, *args)
+
+    def recorded_plan(low_references, *args):
+        planned.append(low_references)
+        return plan(low_references, *args)
+
+    pipe.denoise, pipe.plan = denoise, recorded_plan
+    kept = {"output_type": "latent", "guidance_scale": guidance_scale, "use_window_state": use_window_state, **FEW}
+    rollout = pipe.rollout(clip(3), 7, 4, generator=seeded(0), generated_noise=0.1, **kept)
+    first, second = rollout.step(2).frames, rollout.step(3).frames
+    assert asked[0] is None and asked[1].tolist() == [0, 0, 100, 100]
+    assert torch.equal(seen[1][:, :2], seen[0][:, 1:]) and not torch.allclose(seen[1][:, 2:], first)
+    alpha = float(pipe.scheduler.alphas_cumprod[100]) ** 0.5
+    noise = (seen[1][:, 2:] - alpha * first) / (1 - alpha**2) ** 0.5
+    assert 0.6 < noise.std() < 1.4 and not torch.allclose(planned[1][:, 2:], planned[0][:, :2])
+    assert rollout.step(3).frames.shape[1] == 3 and asked[2].tolist() == [100] * 4
+    assert torch.equal(rollout._latents[:, 0], second[:, -1])  # kept without the noise
+    plain = pipe.rollout(clip(3), 7, 4, generator=seeded(0), **kept)
+    assert torch.equal(plain.step(2).frames, first) and not torch.allclose(plain.step(3).frames, second)
+    with pytest.raises(ValueError, match="`generated_noise` is 1.0; give a share"):
+        pipe.rollout(clip(3), 7, 4, generated_noise=1.0, **kept)

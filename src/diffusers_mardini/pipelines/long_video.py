@@ -183,6 +183,7 @@ class LongVideoMixin:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
+        generated_noise: float = 0.0,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Continue a clip window by window, each led by the last frames of the one before.
@@ -200,6 +201,9 @@ class LongVideoMixin:
                 Conditions of the frames, `(len(video) + num_new_frames, channels)` each, or
                 `(num_new_frames, channels)` for given frames without values. Surplus frames have the values of the
                 last one.
+            generated_noise (`float`, defaults to `0.0`):
+                Against drift, for checkpoints trained with `reference_noise`: frames that the model made itself get
+                noise when they lead a window, at this share of the noise levels, and the transformer is told so.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
             callback is called in every window. After an interruption, frames of that window hold noise, and frames of
             later ones are decoded from latents of zero.
@@ -216,7 +220,7 @@ class LongVideoMixin:
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
-            callback_on_step_end_tensor_inputs, use_window_state,
+            callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
         )  # fmt: skip
         pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
         videos, num_given, _, height, width = pixels.shape
@@ -262,6 +266,7 @@ class LongVideoMixin:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
+        generated_noise: float = 0.0,
     ) -> MarDiniRollout:
         r"""
         Continue a clip on request, a few frames at a time: `rollout.step(num_frames=4)` makes the next ones.
@@ -276,6 +281,7 @@ class LongVideoMixin:
             overlap (`int`, defaults to half of `window`): How many given frames lead each window, less than `window`.
             conditions (`dict`, *optional*): Conditions of the frames of `video`, `(len(video), channels)` each; those
                 of new frames are given to each step.
+            generated_noise (`float`, defaults to `0.0`): See [`~MarDiniPipeline.extend`].
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used step by step; the
             callback is called in every step. There is no progress bar.
 
@@ -289,7 +295,7 @@ class LongVideoMixin:
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
-            callback_on_step_end_tensor_inputs, use_window_state,
+            callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
         )  # fmt: skip
         rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size, height, width)
         rollout.reset(video, conditions)

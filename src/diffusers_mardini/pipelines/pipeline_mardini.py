@@ -406,6 +406,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         options: SamplingOptions,
         progress_bar: Any,
         conditions: Conditions | None = None,
+        reference_timestep: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sample one window (Sec. 3). Only masked frames are noised and stepped.
 
@@ -417,6 +418,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             options: how to sample.
             progress_bar: updated once per step; `None` for none.
             conditions: result of `read_conditions` for the window, one row per video.
+            reference_timestep: timesteps of the given frames, `(given frames,)`, if not all of `references` are clean.
 
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
@@ -425,6 +427,10 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         layout = WindowLayout.from_given_indices(given_indices, noise.shape[1], len(noise), device)
         clean = torch.zeros_like(noise)
         clean[:, list(given_indices)] = references.to(device, noise.dtype)  # (videos, frames, channels, h, w)
+        if reference_timestep is not None:
+            of_all = torch.zeros(noise.shape[1], dtype=torch.long)
+            of_all[list(given_indices)] = reference_timestep.cpu()
+            reference_timestep = of_all.to(device).expand(noise.shape[:2])  # (videos, frames)
         num_steps = self.set_timesteps(options)
         step_kwargs = accepted(self.scheduler.step, generator=options.generator, eta=options.eta)
         timesteps = self.scheduler.timesteps
@@ -432,7 +438,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             self.scheduler.set_begin_index(0)
         velocities = self._velocities = WindowVelocities(
             self.transformer, clean, layout, planning_signals, options.attention_kwargs, options.use_window_state,
-            conditions_for(conditions, self.transformer, device),
+            conditions_for(conditions, self.transformer, device), reference_timestep,
         )  # fmt: skip
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs

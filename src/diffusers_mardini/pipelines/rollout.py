@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..masking import leading_indices
 from .conditions import Conditions, read_conditions
@@ -56,6 +57,7 @@ class MarDiniRollout:
         # Of the first of these frames, (videos, frames, channels, h_low, w_low); the others get theirs when needed.
         self._low_latents: torch.Tensor
         self._conditions: Conditions  # of these frames, without those that are absent in all of them
+        self._num_generated = 0  # of these frames, the last so many are the model's own
         self._checked_scheduler: Any = None
 
     @property
@@ -101,6 +103,7 @@ class MarDiniRollout:
             conditions: of the same frames, result of `read_conditions`.
         """
         self._keep(latents, low_latents, conditions)
+        self._num_generated = 0
 
     @torch.no_grad()
     def step(
@@ -164,14 +167,38 @@ class MarDiniRollout:
             seen = pipe._low_latents_of_sampled(latents[:, -missing:], self.decode_chunk_size)
             low_latents = torch.cat([low_latents, seen], dim=1)  # (videos, kept, channels, h_low, w_low)
         conditions = self._conditions_of_window(conditions, num_frames)
-        planning_signals = pipe.plan(low_latents, given_indices, length, options.attention_kwargs, conditions)
+        references, low_references, timestep = self._references(latents, low_latents)
+        planning_signals = pipe.plan(low_references, given_indices, length, options.attention_kwargs, conditions)
         noise = pipe.prepare_latents((len(latents), length, *latents.shape[2:]), options.generator)
         sampled = pipe.denoise(
-            noise, latents, given_indices, planning_signals, options, progress_bar, conditions
+            noise, references, given_indices, planning_signals, options, progress_bar, conditions, timestep
         )  # (videos, kept + num_frames, channels, h, w)
+        sampled[:, :num_kept] = latents  # without the noise that they may have got
         if not pipe.interrupt:
             self._keep(sampled, low_latents, conditions)
+            self._num_generated = min(self._num_generated + num_frames, self.num_kept_frames)
         return sampled
+
+    def _references(
+        self, latents: torch.Tensor, low_latents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the kept frames as both models are to see them, and their timesteps, `(kept frames,)` or `None`: the
+        model's own get `generated_noise`."""
+        level = round(self.options.generated_noise * len(self.pipe.scheduler.alphas_cumprod))
+        if level == 0 or self._num_generated == 0:
+            return latents, low_latents, None
+        given = latents.shape[1] - self._num_generated
+        alpha = float(self.pipe.scheduler.alphas_cumprod[level]) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        noised = []
+        for clean in (latents, low_latents):
+            noise = randn_tensor(
+                clean[:, given:].shape, generator=self.options.generator, device=clean.device, dtype=clean.dtype
+            )
+            noised.append(torch.cat([clean[:, :given], alpha * clean[:, given:] + sigma * noise], dim=1))
+        timestep = torch.zeros(latents.shape[1], dtype=torch.long)
+        timestep[given:] = level
+        return *noised, timestep
 
     def _keep(self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions) -> None:
         """Keep the last `overlap` of some frames; `low_latents` may have only the first of them."""

@@ -19,7 +19,8 @@ LEADING_GUIDANCE_SCALE = 2.5  # Sec. 3: for image-to-video; interpolation uses n
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The arguments of `MarDiniPipeline.__call__` of the same names; `timesteps` overrides `num_inference_steps`."""
+    """The arguments of `MarDiniPipeline.__call__` and, `generated_noise`, of `extend` of the same names; `timesteps`
+    overrides `num_inference_steps`."""
 
     num_inference_steps: int = 25
     timesteps: list[int] | None = None
@@ -30,6 +31,7 @@ class SamplingOptions:
     callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     use_window_state: bool = True
+    generated_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.generator, tuple):  # diffusers' `randn_tensor` knows lists alone
@@ -77,6 +79,11 @@ def check_options(options: SamplingOptions, num_videos: int, tensor_inputs: Sequ
         raise ValueError(f"`eta` is {options.eta!r}; give 0 (deterministic) to 1 (as much fresh noise as DDPM adds)")
     if not isinstance(options.use_window_state, (bool, np.bool_)):
         raise ValueError(f"`use_window_state` is {options.use_window_state!r}; give True or False")
+    if not _is_number(options.generated_noise) or not 0 <= options.generated_noise < 1:
+        raise ValueError(
+            f"`generated_noise` is {options.generated_noise!r}; give a share of the noise levels, from 0 (none) to "
+            "below 1"
+        )
     check_attention_kwargs(options.attention_kwargs)
     _check_generator(options.generator, num_videos)
     _check_callback(options, tensor_inputs)

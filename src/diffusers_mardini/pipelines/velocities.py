@@ -40,6 +40,7 @@ class WindowVelocities:
             rounding. A transformer without identity attention has no such state, and always gets the whole window.
         conditions: of each frame, `(videos, frames, channels)` each. The unconditional branch gets none, so that
             guidance acts on planning signals and conditions together.
+        reference_timestep: timesteps of the given frames where not all are clean, `(videos, frames)`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class WindowVelocities:
         attention_kwargs: dict[str, Any] | None,
         use_window_state: bool = True,
         conditions: dict[str, torch.Tensor] | None = None,
+        reference_timestep: torch.Tensor | None = None,
     ):
         self.transformer = transformer
         self.clean = clean
@@ -59,6 +61,7 @@ class WindowVelocities:
         self._written = _times_written(planning_signals)
         self.attention_kwargs = attention_kwargs
         self.conditions = conditions or {}
+        self.reference_timestep = reference_timestep
         self.use_window_state = use_window_state and transformer.config.identity_attention
         self._states: dict[str, MarDiniWindowState] = {}
         self._was_guided: bool | None = None
@@ -160,7 +163,7 @@ class WindowVelocities:
         else:
             clean, layout = self._window(branch)
             noisy = layout.replace_masked_frames(clean, noisy)
-            arguments = self._arguments(layout, given)
+            arguments = self._arguments(layout, given, branch)
         with self.transformer.cache_context(branch, **context):
             velocity = self.transformer(noisy.to(dtype), timestep, **arguments, return_dict=False)[0].float()
         return velocity if self.use_window_state else layout.masked_frames(velocity)
@@ -172,8 +175,11 @@ class WindowVelocities:
         mask = self.layout.reference_mask.repeat(2, 1)
         return self.clean.repeat(2, 1, 1, 1, 1), WindowLayout.from_mask(mask, self.layout.num_masked_frames)
 
-    def _arguments(self, layout: WindowLayout, given: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, layout: WindowLayout, given: dict[str, Any], branch: str) -> dict[str, Any]:
         """Return the transformer's arguments for a whole window."""
+        timestep = self.reference_timestep
+        if timestep is not None:
+            given = {**given, "reference_timestep": timestep.repeat(2, 1) if branch == "both" else timestep}
         return {
             **given,
             "reference_mask": layout.reference_mask,
@@ -192,7 +198,7 @@ class WindowVelocities:
             for branch, given in branches.items():
                 clean, layout = self._window(branch)
                 self._states[branch] = self.transformer(
-                    clean.to(self.transformer.dtype), 0, **self._arguments(layout, given), return_window_state=True
+                    clean.to(self.transformer.dtype), 0, **self._arguments(layout, given, branch), return_window_state=True
                 )
         finally:
             if cache is not None:
