@@ -286,7 +286,9 @@ def test_a_rollout_waits_for_no_other_call_of_its_pipeline(pipe):
 
 @pytest.mark.parametrize("use_window_state", [True, False])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_frames_of_its_own_lead_a_window_with_noise_that_the_transformer_is_told(pipe, use_window_state, guidance_scale):
+def test_frames_of_its_own_lead_a_window_with_noise_that_the_transformer_is_told(
+    pipe, use_window_state, guidance_scale
+):
     asked, seen, planned = [], [], []
     inner, plan = pipe.denoise, pipe.plan
 
