@@ -68,9 +68,10 @@ def clock_of(device: torch.device | str) -> Callable[[], float]:
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until a CUDA device has finished."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait until a device other than the CPU has finished: CUDA, MPS, XPU."""
+    device = torch.device(device)
+    if device.type not in ("cpu", "meta"):
+        getattr(torch, device.type).synchronize(*() if device.type == "mps" else (device,))
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> Spread:

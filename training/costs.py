@@ -51,7 +51,8 @@ class Memory:
         gradients: float32; twice under DDP, which keeps buckets beside them.
         optimizer: averages of the gradients of trained parameters.
         ema: the average of the weights.
-        activations: tensors kept for the backward pass, and the largest working set beside them.
+        activations: tensors kept for the backward pass, and the largest working set beside them; or, where that is
+            more, the updates that Muon sends between copies.
     """
 
     weights: int
@@ -293,7 +294,7 @@ def count_memory(
         gradients=4 * updated * (2 if parallelism == "ddp" else 1) // shards,
         optimizer=(8 * (updated - by_muon) + 4 * by_muon) // shards,
         ema=4 * everything // shards,
-        activations=count_activations(config, stage, checkpointing),
+        activations=max(count_activations(config, stage, checkpointing), 4 * by_muon if parallelism == "ddp" else 0),
     )
 
 

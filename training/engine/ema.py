@@ -35,7 +35,7 @@ class AveragedWeights:
         self.updates += 1
         averages = [local(tensor) for tensor in self.tensors.values()]
         weights = [local(parameter) for parameter in learned(self.model).values()]
-        torch._foreach_sub_(averages, torch._foreach_sub(averages, weights), alpha=1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # in place: the weights are not copied
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:

@@ -83,16 +83,19 @@ def _updates(
     parameters: list[torch.Tensor], direction: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield whole parameters with their updates: each is computed by one process, all are sent at once."""
+    rank, world = _rank_and_world()
+    if world == 1:
+        for parameter in parameters:
+            yield parameter, _update(direction(parameter)).float()
+        return
     if not parameters:
         return
-    rank, world = _rank_and_world()
     flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     updates = [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters)]
     for turn, (parameter, update) in enumerate(zip(parameters, updates)):
         if turn % world == rank:
             update.copy_(_update(direction(parameter)))
-    if world > 1:
-        dist.all_reduce(flat)
+    dist.all_reduce(flat)
     yield from zip(parameters, updates)
 
 

@@ -63,7 +63,7 @@ def load_networks(
         num_frames: of a window.
         folder: see `find_file`.
         digests: see `find_file`.
-        device: where networks of Fréchet distances run.
+        device: where the networks run.
         allow_torchscript: see `load_fvd`.
 
     Raises:
@@ -83,7 +83,7 @@ def load_networks(
         if name.startswith("lpips"):
             if min(sides(size)) < MIN_SIZE:
                 raise ValueError(f"LPIPS needs frames of at least {MIN_SIZE} pixels a side, got {size_text(size)}")
-            return load_lpips("vgg" if name == "lpips-vgg" else "alex", folder, digests)
+            return load_lpips("vgg" if name == "lpips-vgg" else "alex", folder, digests).to(device)
         if name == "fid":
             return load_fid(folder, digests, device)
         if name == "fvd":

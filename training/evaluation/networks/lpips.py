@@ -86,6 +86,8 @@ class Lpips(nn.Module):
     def forward(self, frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """Return distances `(batch,)` of frames in [0, 1], both `(batch, 3, height, width)`; 0 for equal ones.
 
+        They are computed where the weights lie, and returned where the frames lie.
+
         Raises:
             ValueError: if they are too small for the trunk's five slices.
         """
@@ -93,11 +95,13 @@ class Lpips(nn.Module):
             raise ValueError(
                 f"frames are {tuple(frames.shape[-2:])} pixels; LPIPS needs at least {MIN_SIZE} on each side"
             )
+        home, device = frames.device, self.shift.device
+        frames, truth = frames.to(device), truth.to(device)
         distance = frames.new_zeros(len(frames))
         for head, one, other in zip(self.heads, self._slices(frames), self._slices(truth)):
             difference = (_unit(one) - _unit(other)).square()  # (batch, channels, h, w)
             distance += torch.einsum("bchw,c->bhw", difference, head).mean(dim=(1, 2))
-        return distance
+        return distance.to(home)
 
     def _slices(self, frames: torch.Tensor) -> list[torch.Tensor]:
         hidden_states, convolutions, slices = ((frames * 2 - 1) - self.shift) / self.scale, iter(self.convolutions), []
