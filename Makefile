@@ -9,7 +9,7 @@ DROID ?= droid-dataset.github.io
 DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-upstream style check docs bench train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
+.PHONY: demo test test-slow test-upstream style check docs bench gpu-check train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
@@ -38,6 +38,9 @@ train: .venv/.train  ## a model of own clips and an honest verdict: CLIPS=folder
 
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run
+
+gpu-check: .venv/.dev  ## what only a GPU can answer, in eight minutes: OUT=folder, CLIPS=folder with train and val; DRY=1 tries it on any machine
+	$(BIN)/python -m benchmarks.gpu.check -o "$(or $(OUT),outputs/gpu)" $(if $(CLIPS),--clips "$(CLIPS)") $(if $(DRY),--dry)
 
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
