@@ -21,7 +21,7 @@ from torch import nn
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
-from .compiling import CompiledOverShapes, standalone
+from .compiling import CompiledOverShapes, begin_replay, kept, standalone
 from .conditions import ConditionsMixin, register_changes
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
@@ -388,6 +388,7 @@ class MarDiniTransformer3DModel(
         arguments = (
             planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb[:2], cross_rotary_emb[2:], layout,
         )  # fmt: skip
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -440,9 +441,11 @@ class MarDiniTransformer3DModel(
         )  # fmt: skip
         tokens, arguments, masked_planning_tokens = standalone((tokens, arguments, frames_at(planning_tokens, masked)))
         blocks = []
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
-            tokens, block_state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
-            blocks.append(block_state)
+            tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
+            pairs = (state.reference_key_value, state.planning_key_value)
+            blocks.append(MarDiniBlockState(*kept(pairs, self.transformer_blocks, tokens.device)))
         return MarDiniWindowState(
             blocks=tuple(blocks),
             pooled_planning_signals=frames_at(pooled_planning_signals, masked),
@@ -477,6 +480,7 @@ class MarDiniTransformer3DModel(
         tokens, rows, _, features = self._embed_patches(hidden_states, temb)
         tokens = standalone(tokens)
         arguments = (None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None)
+        begin_replay(self.transformer_blocks, tokens.device)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(tokens, *arguments, block_state=block_state)
         return self._velocity(tokens, temb, rows, hidden_states, features)

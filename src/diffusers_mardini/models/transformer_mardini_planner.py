@@ -18,7 +18,7 @@ from torch import nn
 
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
-from .compiling import CompiledOverShapes, standalone
+from .compiling import CompiledOverShapes, begin_replay, standalone
 from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, RotaryEmbedding, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention
@@ -215,6 +215,7 @@ class MarDiniPlannerTransformer3DModel(
         # 2. Blocks.
         rotary_emb = self.rope(frames, rows, columns, tokens.device)
         tokens = standalone(tokens)
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, layout)
