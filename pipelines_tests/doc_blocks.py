@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +32,7 @@ _FENCE = re.compile(
     re.DOTALL | re.M,
 )
 # Programs of others, whose arguments are not read here
-OTHERS = {"cat", "cd", "cp", "export", "git", "mkdir", "python3", "touch", "."}
+OTHERS = {"cat", "cd", "cp", "export", "git", "mkdir", "python3", "rm", "touch", "."}
 # Scripts of other repositories
 FOREIGN = {"evaluate_i2v.py"}
 
@@ -88,7 +89,7 @@ def check_command(command: str) -> None:
     program = words[0].removeprefix(".venv/bin/")
     if program in {"accelerate", "torchrun"} or words[:2] == ["python", "-m"]:
         _check_module(words[words.index("-m") + 1 :])
-        for flag, value in zip(words, words[1:]):
+        for flag, value in pairwise(words):
             assert flag != "--config_file" or (ROOT / value).is_file(), f"{value} is not there"
     elif program == "mardini":
         _check_mardini(words[1:])

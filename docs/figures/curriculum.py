@@ -18,8 +18,8 @@ def curriculum(scheme: str) -> str:
     left, right, top = 430, 750, 70
     heads = {20: "stage", 222: "frames", 282: "fps", 322: "size", right + 20: "clips seen", right + 104: "attention"}
     for x, name in heads.items():
-        sheet.text(x, 34, name, 12, "soft")
-    sheet.text((left + right) / 2, 34, "share of frames that is given", 12, "soft", "middle")
+        sheet.text(x, 34, name, 13, "soft")
+    sheet.text((left + right) / 2, 34, "share of frames that is given", 13, "soft", "middle")
     for share in (0, 25, 50, 75, 100):
         x = left + (right - left) * share / 100
         sheet.line([(x, 58), (x, top + 40 * len(stages) - 14)], "faint", 1)
@@ -36,7 +36,7 @@ def curriculum(scheme: str) -> str:
         sheet.text(x + width / 2, y + 15, f"{100 * low:.0f} to {100 * high:.0f}%", 11, align="middle")
         sheet.text(right + 20, y + 16, f"{stage.clips / 1e6:g} M", 13)
         attention = "" if stage.trains == "planner" else stage.temporal_attention
-        sheet.text(right + 104, y + 16, attention, 12, "soft")
+        sheet.text(right + 104, y + 16, attention, 13, "soft")
     y = top + 40 * len(stages) + 20
     for x, part, text in (
         (20, "planner", "planner alone: reconstruction"),
@@ -44,5 +44,5 @@ def curriculum(scheme: str) -> str:
         (580, "joint", "both: diffusion, 1 in 10 without planning signals"),
     ):
         sheet.box(x, y - 12, 16, 14, _PARTS[part], f"{_PARTS[part]}-fill", radius=3)
-        sheet.text(x + 24, y, text, 12, "soft")
+        sheet.text(x + 24, y, text, 13, "soft")
     return sheet.svg()

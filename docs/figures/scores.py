@@ -52,7 +52,7 @@ def scores(scheme: str) -> str:
             y = top + 172 * half
             # LPIPS differ so much that each world has its own scale
             most = 1.0 if score == "mid SSIM" else math.ceil(10 * max(high for _, _, high in by_method.values())) / 10
-            sheet.text(x, y - 22, f"{score}: {SCORES[score]}", 12, "soft")
+            sheet.text(x, y - 22, f"{score}: {SCORES[score]}", 13, "soft")
             for share in (0, 0.5, 1):
                 place = x + width * share
                 sheet.line([(place, y - 12), (place, y + 24 * len(names) - 10)], "faint", 1)

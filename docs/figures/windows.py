@@ -27,7 +27,7 @@ def tasks(scheme: str) -> str:
         sheet.text(134, y + 24, name, 15, align="right", bold=True)
         kinds = ["given" if i in given else "masked" for i in range(FRAMES)]
         sheet.strip(150, y, kinds, [str(i) if kind == "given" else "?" for i, kind in enumerate(kinds)], 34, 40)
-        sheet.text(526, y + 22, call, 12, "soft", mono=True)
+        sheet.text(526, y + 22, call, 13, "soft", mono=True)
     return sheet.svg()
 
 
@@ -37,7 +37,7 @@ def long_videos(scheme: str) -> str:
     place, side, step = 300, 22, 26
     num_given, factor, window = 3, 8, 5
     sheet.text(20, 28, f"slow motion, factor {factor}", 15, bold=True)
-    sheet.text(20, 46, f"windows of {window} frames", 12, "soft")
+    sheet.text(20, 46, f"windows of {window} frames", 13, "soft")
     known = {i * factor for i in range(num_given)}
     length = (num_given - 1) * factor + 1
     windows, y = list(slow_motion_windows(num_given, factor, window)), 16
@@ -59,8 +59,8 @@ def long_videos(scheme: str) -> str:
     y += 88
     num_given, num_new, window, overlap = 5, 8, 9, 5
     sheet.text(20, y + 2, "extension", 15, bold=True)
-    sheet.text(20, y + 20, f"windows of {window} frames,", 12, "soft")
-    sheet.text(20, y + 36, f"each led by the last {overlap}", 12, "soft")
+    sheet.text(20, y + 20, f"windows of {window} frames,", 13, "soft")
+    sheet.text(20, y + 36, f"each led by the last {overlap}", 13, "soft")
     known, length = set(range(num_given)), num_given + num_new
     y -= 10
     _row(sheet, place, y, length, known, set(), side, step, "what is given")
@@ -70,14 +70,14 @@ def long_videos(scheme: str) -> str:
         _bracket(sheet, place, y + side + 4, one.places[0], one.places[-1], side, step)
         known |= set(one.new_places)
     note = "teal: known by then; violet: sampled now; brackets: windows. Frames stay latents from window to window."
-    sheet.text(20, 380, note, 12, "soft")
+    sheet.text(20, 380, note, 13, "soft")
     return sheet.svg()
 
 
 def _row(
     sheet: Sheet, x: float, y: float, length: int, known: set[int], new: set[int], side: float, step: float, label: str
 ) -> None:  # fmt: skip
-    sheet.text(x - 14, y + 16, label, 12, "soft", "right")
+    sheet.text(x - 14, y + 16, label, 13, "soft", "right")
     for i in range(length):
         kind = "new" if i in new else "given" if i in known else "masked"
         sheet.frame(x + step * i, y, side, kind, str(i))
