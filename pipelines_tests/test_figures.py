@@ -64,6 +64,13 @@ def test_the_chart_of_scores_has_ours_and_simple_methods_in_every_world():
             assert all(low <= mean <= high for mean, low, high in by_method.values())
 
 
+def test_the_comparison_has_the_numbers_of_the_tables():
+    text = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    for _, page, block in WORLDS[:2]:
+        found = read_scores(page, block)["mid SSIM"]
+        assert all(f"{found[method][0]:.3f}" in text for method in ("ours", "optical flow")), block
+
+
 def test_moving_pictures_move_and_are_small():
     assert len(MOVING) == 5
     assert all(path.stat().st_size < 300_000 for path in MOVING) and sum(p.stat().st_size for p in MOVING) < 1_500_000

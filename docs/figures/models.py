@@ -111,7 +111,7 @@ def identity_attention(scheme: str) -> str:
                         x + 62 * i + 17 * column, y + 17 * row, 15, 15, "given" if i in given else "line", fill, 2
                     )
         sheet.text(x + 62 * 2 + 24, y + 68, "query", 13, "new", "middle")
-    sheet.text(x, 290, "planner: the first; transformer: as in Table 1", 13, "soft")
+    sheet.text(x, 290, "planner: the first; transformer: see Table 1", 13, "soft")
     sheet.text(x, 310, "the weights are the same for both", 13, "soft")
     return sheet.svg()
 
