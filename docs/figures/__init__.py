@@ -6,6 +6,7 @@ files are current. Charts with intervals of single runs are `training/figures/ch
 
 from pathlib import Path
 
+from .asymmetry import asymmetry
 from .curriculum import curriculum
 from .drawing import SCHEMES
 from .models import architecture, identity_attention, once_per_window
@@ -22,6 +23,7 @@ DRAWN = {
     "long-videos": long_videos,
     "curriculum": curriculum,
     "scores": scores,
+    "asymmetry": asymmetry,
 }
 
 
