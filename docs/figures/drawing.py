@@ -53,7 +53,9 @@ class Sheet:
         self, x: float, y: float, text: str, size: float = 13, colour: str = "ink", align: str = "left",
         bold: bool = False, italic: bool = False, mono: bool = False,
     ) -> None:  # fmt: skip
-        """Write a line of text whose baseline is at `y`."""
+        """Write a line of text whose baseline is at `y`; nothing for an empty one."""
+        if not text:
+            return
         style = ' font-weight="600"' * bold + ' font-style="italic"' * italic
         style += ' font-family="ui-monospace, Menlo, Consolas, monospace"' * mono
         self._parts.append(
