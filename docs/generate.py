@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("src", "training")
 # Folders whose files need no line each
 WHOLE = {
-    "docs/images": "Pictures of the pages.",
+    "docs/images": "Pictures of the pages; those in `figures` and `moving` are made by `docs/figures` and `docs/moving_pictures.py`.",
     "examples/clips": "Three recorded CarRacing clips that the demo and the README use.",
     "src/diffusers_mardini/presets": "Sizes of planner, transformer and scheduler: the four rows of Table 1, and `mardini-tiny`.",
     **{
@@ -22,6 +22,7 @@ WHOLE = {
     },
 }
 FILES = {
+    "docs/stylesheets/site.css": "Wider pages than the theme's.",
     ".gitignore": "What git leaves alone: the environment, runs, outputs.",
     "CITATION.cff": "How to cite the paper.",
     "LICENSE": "Apache-2.0.",

@@ -40,6 +40,7 @@ def test_a_script_is_short_and_imports_the_plugin_alone(script):
 
 def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(monkeypatch):
     monkeypatch.setenv("STEPS", "1")
+    monkeypatch.setenv("TRAIN_STEPS", "1")
     monkeypatch.chdir(EXAMPLES)
     notebook = json.loads((EXAMPLES / "mardini.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -47,4 +48,6 @@ def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(monkeypatch):
     namespace = {}
     for cell in cells:
         exec("".join(cell["source"]), namespace)
-    assert len(namespace["between"]) == 9 and len(namespace["extended"]) == 18 and len(namespace["videos"]) == 3
+    assert len(namespace["filled"]) == 9 and len(namespace["extended"]) == 18 and len(namespace["videos"]) == 3
+    assert "action" in namespace["pipe"].conditions and set(namespace["steered"]) == {"left", "right"}
+    assert namespace["loss_after"] != namespace["loss_before"]
