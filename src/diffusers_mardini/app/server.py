@@ -1,0 +1,96 @@
+"""Serve the page and the drive from one server; on this machine alone unless told otherwise."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+
+from ..demo_files import demo_clips
+from .checkpoints import Checkpoints, find_checkpoints
+from .drive_socket import STATIC, Drivers
+from .jobs import Jobs
+from .limits import Limits
+from .page import make_page, theme
+from .site import Site
+
+
+PORT = 7860
+
+
+def make_app(checkpoints: Checkpoints, limits: Limits, room: Path, start: Path | None = None) -> FastAPI:
+    """Return the application: the page at `/`, the drive at `/drive`.
+
+    Args:
+        checkpoints: what visitors may use.
+        limits: what they may ask for.
+        room: folder for uploads and results; whoever made it removes it.
+        start: a clip or picture to drive from by default.
+    """
+    (room / "uploads").mkdir(parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(room / "uploads")  # Gradio has no argument for it
+    app = FastAPI(openapi_url=None)
+    app.include_router(Drivers(checkpoints, limits, start).router())
+    site = Site(checkpoints, limits, Jobs(limits.job_seconds), room / "results")
+    return gr.mount_gradio_app(
+        app,
+        make_page(site),
+        path="/",
+        theme=theme(),
+        css=(STATIC / "page.css").read_text(encoding="utf-8"),
+        max_file_size=limits.upload_bytes,
+        allowed_paths=sorted({str(clip.resolve().parent) for clip in demo_clips()}),
+        footer_links=["gradio", "settings"],
+        ssr_mode=False,
+        show_error=False,
+    )
+
+
+@contextmanager
+def room_for_visitors():
+    """Yield a new folder, which is removed in the end with all uploads and results."""
+    with tempfile.TemporaryDirectory(prefix="mardini-app-", ignore_cleanup_errors=True) as room:
+        yield Path(room).resolve()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    checkpoints: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    device: str = "auto",
+    dtype: str = "auto",
+    limits: Limits | None = None,
+    start: Path | None = None,
+    path: str = "",
+) -> None:
+    """Serve until interrupted.
+
+    Args:
+        checkpoints: folders or Hub ids to offer; by default those that `find_checkpoints` finds.
+        host, port: where to listen. On another address than the loopback, visitors may use the offered checkpoints only.
+        device, dtype: see `hardware.py`.
+        limits: what visitors may ask for.
+        start: a clip or picture to drive from by default.
+        path: of the page to name, such as `drive`.
+    """
+    limits = limits or Limits()
+    known = list(checkpoints) or find_checkpoints()
+    offered = Checkpoints(known, is_loopback(host), device, dtype, limits.kept_pipelines)
+    with room_for_visitors() as room:
+        app = make_app(offered, limits, room, start)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        print(f"Open http://{shown}:{port}/{path} in a browser; Ctrl+C ends it", flush=True)
+        uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=limits.upload_bytes)
