@@ -9,12 +9,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..demo_files import demo_checkpoints
 from ..hardware import choose_device, choose_dtype
+from ..models import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from ..pipelines.pipeline_mardini import MarDiniPipeline
-from ..video.errors import named_file_errors
+from ..video.errors import FILE_ERRORS, named_file_errors
+
+PARTS = ((MarDiniTransformer3DModel, "transformer"), (MarDiniPlannerTransformer3DModel, "planner"))
 
 
 def find_checkpoints() -> list[str]:
@@ -61,6 +65,15 @@ class Checkpoints:
     def choices(self) -> list[tuple[str, str]]:
         """Short name and value of each offered checkpoint."""
         return [(Path(name).name if os.path.isdir(name) else name, name) for name in self.known]
+
+    def first_with(self, condition: str) -> str:
+        """Return the first offered folder whose transformer or planner has a condition, else the first of all."""
+        for name in filter(os.path.isdir, self.known):
+            for part, folder in PARTS:
+                with suppress(*FILE_ERRORS):  # a damaged folder is reported when it is used
+                    if condition in (part.load_config(name, subfolder=folder).get("conditions") or {}):
+                        return name
+        return self.known[0]
 
     def lend(self, checkpoint: str | None = None, lora: str = "", scale: float = 1.0) -> MarDiniPipeline:
         """Return a pipeline for one piece of work.

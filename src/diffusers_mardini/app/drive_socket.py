@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse
 
 from ..demo_files import demo_clips
 from ..video_io import write_video
 from .checkpoints import Checkpoints
-from .driving import KEYS, Drive, message_of, start_frames, why_not
+from .driving import ACTION, KEYS, Drive, message_of, start_frames, why_not
 from .limits import Limits
 from .site import for_visitors
 from .uploads import read_upload
@@ -58,7 +58,9 @@ class Drivers:
 
         @router.get("/drive/static/{name}", include_in_schema=False)
         async def static(name: str) -> FileResponse:
-            return FileResponse(files.get(name, files["drive.html"]))
+            if name not in files:
+                raise HTTPException(404)
+            return FileResponse(files[name])
 
         router.add_api_websocket_route("/drive/ws", self.serve)
         return router
@@ -107,6 +109,7 @@ class _Visit:
             {
                 "is": "open",
                 "checkpoints": self.drivers.checkpoints.choices,
+                "first": self.drivers.checkpoints.first_with(ACTION),
                 "examples": [clip.stem for clip in demo_clips()],
                 "own_start": self.drivers.start is not None,
             }

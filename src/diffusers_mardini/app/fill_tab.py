@@ -35,14 +35,14 @@ class FillTab:
                     label="Drop two pictures, one, more, or a clip",
                     file_count="multiple",
                     file_types=["image", "video"],
-                    height=130,
+                    height=180,
                     elem_id="fill-drop",
                 )
             with gr.Column(scale=2):
                 self.pattern = gr.Radio(list(PATTERNS), value="first and last", label="Of a clip, give")
                 with gr.Row():
                     self.examples = [
-                        gr.Button(f"Example {i + 1}", size="sm", elem_id=f"fill-example-{i}")
+                        gr.Button(f"Example {i + 1}", size="sm", min_width=60, elem_id=f"fill-example-{i}")
                         for i in range(len(demo_clips()[:3]))
                     ]
         self.frames = gr.Slider(
@@ -83,10 +83,9 @@ class FillTab:
     def _connect(self, model: ModelRow) -> None:
         shown = [self.given, self.strip, self.status]
         where = [self.given, self.frames]
-        dropping = self.drop.upload(
+        self.drop.upload(
             self.on_drop, [self.drop, self.frames, self.pattern, model.checkpoint], [*shown, self.drop], api_name=False
         )
-        dropping.then(lambda: None, None, None, api_name=False)
         for number, button in enumerate(self.examples):
             button.click(
                 partial(self.on_example, number), [self.frames, self.pattern, model.checkpoint], shown, api_name=False

@@ -27,11 +27,11 @@ class LongTab:
         with gr.Row():
             with gr.Column():
                 self.clip = gr.Video(
-                    label="Clip", sources=["upload"], include_audio=False, height=320, elem_id="long-clip"
+                    label="Clip", sources=["upload"], include_audio=True, height=320, elem_id="long-clip"
                 )
                 with gr.Row():
                     self.examples = [
-                        gr.Button(f"Example {i + 1}", size="sm", elem_id=f"long-example-{i}")
+                        gr.Button(f"Example {i + 1}", size="sm", min_width=60, elem_id=f"long-example-{i}")
                         for i in range(len(demo_clips()[:3]))
                     ]
             with gr.Column():

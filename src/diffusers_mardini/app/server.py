@@ -1,7 +1,10 @@
 """Serve the page and the drive from one server; on this machine alone unless told otherwise."""
 
 import os
+import socket
 import tempfile
+import threading
+import webbrowser
 from collections.abc import Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -14,10 +17,12 @@ from fastapi import FastAPI
 from ..demo_files import demo_clips
 from .checkpoints import Checkpoints, find_checkpoints
 from .drive_socket import STATIC, Drivers
+from .driving import why_not
 from .jobs import Jobs
 from .limits import Limits
 from .page import make_page, theme
 from .site import Site
+from .uploads import read_upload
 
 
 PORT = 7860
@@ -66,6 +71,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise `ValueError` if nothing can listen at an address."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen at {host}:{port} ({error}); give another --host or --port") from error
+
+
+def check_drive(checkpoint: str, start: Path | None, device: str = "auto", dtype: str = "auto") -> None:
+    """Raise `ValueError` if a checkpoint cannot be driven, or a file cannot be started from."""
+    if start is not None:
+        if not start.is_file():
+            raise ValueError(f"there is no file '{start}' to start from")
+        read_upload(start, Limits())
+    if reason := why_not(Checkpoints([checkpoint], True, device, dtype).lend(), Path(checkpoint).name):
+        raise ValueError(reason)
+
+
 def serve(
     checkpoints: Sequence[str] = (),
     host: str = "127.0.0.1",
@@ -75,6 +99,7 @@ def serve(
     limits: Limits | None = None,
     start: Path | None = None,
     path: str = "",
+    open_browser: bool = False,
 ) -> None:
     """Serve until interrupted.
 
@@ -84,13 +109,21 @@ def serve(
         device, dtype: see `hardware.py`.
         limits: what visitors may ask for.
         start: a clip or picture to drive from by default.
-        path: of the page to name, such as `drive`.
+        path: of the page to name and to open, such as `drive`.
+        open_browser: whether to open it.
+
+    Raises:
+        ValueError: if there is no checkpoint, or the address cannot be listened at.
     """
+    check_address(host, port)
     limits = limits or Limits()
     known = list(checkpoints) or find_checkpoints()
     offered = Checkpoints(known, is_loopback(host), device, dtype, limits.kept_pipelines)
     with room_for_visitors() as room:
         app = make_app(offered, limits, room, start)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        print(f"Open http://{shown}:{port}/{path} in a browser; Ctrl+C ends it", flush=True)
+        address = f"http://{shown}:{port}/{path}"
+        print(f"Open {address} in a browser; Ctrl+C ends it", flush=True)
+        if open_browser:
+            threading.Timer(1.0, webbrowser.open, [address]).start()
         uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=limits.upload_bytes)

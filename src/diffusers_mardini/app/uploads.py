@@ -13,7 +13,7 @@ from .limits import Limits
 
 
 # Formats that Pillow decodes by itself: others would start programs (EPS) or are none of a camera or a screen.
-PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "TGA")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "TGA")
 LARGEST_SIDE = 1024  # of kept pictures: the models work on less
 
 
@@ -56,7 +56,8 @@ def read_picture_upload(path: Path, limits: Limits) -> Image.Image:
 def _check_picture(path: Path, limits: Limits) -> None:
     name = _name(path)
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        Image.init()
+        with Image.open(path, formats=[name for name in PICTURE_FORMATS if name in Image.OPEN]) as picture:
             width, height = picture.size
     except Image.DecompressionBombError as error:
         raise ValueError(f"'{name}' has too many pixels; give at most {limits.pixels / 1e6:g} million") from error

@@ -25,7 +25,7 @@ from ..video.errors import named_file_errors
 from ..video.reading import has_sound
 from ..video.writing import keep_frames
 from ..video_io import check_writable, read_images, write_video
-from . import models, tasks
+from . import models, tasks, web
 from .errors import plain_errors
 
 
@@ -55,6 +55,8 @@ for command in (
     models.push,
 ):
     app.command()(command)
+app.command("app")(web.page)
+app.command()(web.play)
 
 
 def check_options(

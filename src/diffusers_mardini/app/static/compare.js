@@ -8,6 +8,7 @@ const load = (sources) => Promise.all(sources.map((src) => new Promise((done) =>
 })));
 const show = async () => {
   const value = props.value;
+  find(".compare").hidden = !value || !value.ours;
   if (!value || !value.ours) { clips = null; return; }
   const [ours, simple] = await Promise.all([load(value.ours), load(value.simple)]);
   clips = { ours, simple, fps: value.fps, name: value.name };

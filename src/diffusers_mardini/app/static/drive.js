@@ -37,7 +37,7 @@ function send(wish) {
 
 function tell(answer) {
   if (answer.is === "open") {
-    for (const [label, value] of answer.checkpoints) $("checkpoint").add(new Option(label, value));
+    for (const [label, value] of answer.checkpoints) $("checkpoint").add(new Option(label, value, false, value === answer.first));
     if (answer.own_start) $("from").add(new Option("the given start", ""));
     for (const name of answer.examples) $("from").add(new Option(name, name));
     $("from").add(new Option("own picture or clip", "file"));
