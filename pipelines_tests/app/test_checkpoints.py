@@ -30,23 +30,15 @@ def test_the_checkpoint_used_longest_ago_is_dropped(worlds):
 
 def test_a_lora_never_touches_the_models_without_it(worlds, tmp_path):
     pytest.importorskip("peft")
-    from peft import LoraConfig
+    from pipelines_tests.loaders.adapters import save_adapter
 
-    pipe = lender(worlds).lend()
-    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    pipe.save_lora_weights(tmp_path / "lora", transformer_lora_layers=_lora_layers(pipe.transformer))
+    save_adapter(tmp_path / "lora")
     checkpoints = lender(worlds)
     plain, adapted = checkpoints.lend(), checkpoints.lend(None, str(tmp_path / "lora"), 0.5)
     assert plain.transformer is not adapted.transformer
     assert not plain.get_active_adapters() and adapted.get_active_adapters() == ["page"]
     with pytest.raises(ValueError, match="'nowhere' cannot be read as LoRA weights"):
         checkpoints.lend(None, "nowhere")
-
-
-def _lora_layers(model):
-    from peft.utils import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(model)
 
 
 def test_a_page_for_others_offers_its_list_only(worlds):

@@ -94,8 +94,9 @@ class FillTab:
         self.frames.release(self.on_pattern, [*where, self.pattern], shown, api_name=False)
         self.strip.upload(self.on_place, where, shown, api_name=False)
         self.strip.clear(self.on_take_off, where, shown, api_name=False)
-        model.checkpoint.change(self.on_checkpoint, [self.given, model.checkpoint], [self.frames, self.strip],
-                                api_name=False)  # fmt: skip
+        model.checkpoint.change(
+            self.on_checkpoint, [self.given, model.checkpoint], [self.frames, *shown], api_name=False
+        )
         self.make.click(
             self.on_make,
             [*where, *model.inputs, self.steps, self.guidance, self.seed],
@@ -152,11 +153,10 @@ class FillTab:
         """Show as many places as the window of another checkpoint has."""
         try:
             frames = self.site.checkpoints.lend(checkpoint).trained_window.frames
-        except Exception:  # said when something is made
-            return gr.skip(), gr.skip()
+        except Exception as error:
+            return gr.skip(), gr.skip(), gr.skip(), status(for_visitors(error), bad=True)
         frames = min(frames, self.site.limits.window_frames)
-        kept = given.within(frames)
-        return frames, strip(frames, kept.pictures, kept.pictures)
+        return frames, *self._laid(given.within(frames), frames)
 
     def on_make(
         self,

@@ -69,7 +69,7 @@ def for_visitors(error: Exception) -> str:
         return str(error)
     if is_lack_of_memory(error):
         return "There is too little memory for this; try fewer or smaller frames."
-    if isinstance(error, (ValueError, OSError)) and str(error):
+    if isinstance(error, ValueError) and str(error):
         return str(error)
     logger.exception("a visitor's work failed", exc_info=error)
     return "Something went wrong on the server; try again, or reload the page."
