@@ -1,12 +1,12 @@
 """The page as a Space of Hugging Face (SDK gradio); docs/app.md says which files it needs.
 
-The names of the checkpoints stand in MARDINI_CHECKPOINTS, separated by spaces; by default those of this repository.
+Checkpoints are those that `mardini app` finds; MARDINI_CHECKPOINT may name one, such as a Hub id.
 """
 
 import os
 
-from diffusers_mardini.app.server import serve
+from diffusers_mardini.cli import app
 
 
 if __name__ == "__main__":
-    serve(os.environ.get("MARDINI_CHECKPOINTS", "").split(), host="0.0.0.0", port=int(os.environ.get("PORT", "7860")))
+    app(["app", "--host", "0.0.0.0", "--port", os.environ.get("GRADIO_SERVER_PORT", "7860"), "--no-browser"])

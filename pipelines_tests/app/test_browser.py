@@ -223,9 +223,7 @@ def test_a_clip_becomes_slow_motion_and_longer(visit, files):
     expect(page.get_by_role("slider", name="New frames at the end")).to_be_visible()
     make(page, "long")
     expect(page.locator("#long-status")).to_contain_text("28 frames, 10 a second")
-    page.wait_for_function(
-        "before => document.querySelector('#long-video video').currentSrc !== before", arg=slow
-    )
+    page.wait_for_function("before => document.querySelector('#long-video video').currentSrc !== before", arg=slow)
     expect_playing(page, "long")
 
 

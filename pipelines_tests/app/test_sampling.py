@@ -24,14 +24,17 @@ from pipelines_tests.app.worlds import pictures, plain_pipeline
 from pipelines_tests.tiny_pipeline import SIZE, seeded, tiny_pipeline
 
 
+FEW = Sampling(steps=4)
+
+
 @pytest.fixture(scope="module")
 def pipe():
     return plain_pipeline()
 
 
-def filled(pipe, given, num_frames=9, sampling=Sampling(steps=4), limits=Limits(), job=None):
+def filled(pipe, given, num_frames=9, sampling=FEW, job=None):
     reports = []
-    frames = fill(pipe, given, num_frames, sampling, limits, job or Job(60), reports.append)
+    frames = fill(pipe, given, num_frames, sampling, Limits(), job or Job(60), reports.append)
     return frames, reports
 
 
@@ -95,9 +98,10 @@ def test_what_cannot_be_filled_in_is_said(pipe, given, num_frames, steps, messag
         filled(pipe, given, num_frames, Sampling(steps))
 
 
-def longer(pipe, task, amount, clip=None, rate=10.0, limits=Limits()):
-    reports = []
-    made = lengthen(pipe, clip or pictures(3), rate, task, amount, Sampling(2), limits, Job(60), reports.append)
+def longer(pipe, task, amount, clip=None, rate=10.0, limits=None):
+    reports, job = [], Job(60)
+    clip, limits = clip or pictures(3), limits or Limits()
+    made = lengthen(pipe, clip, rate, task, amount, Sampling(2), limits, job, reports.append)
     return *made, reports
 
 
@@ -133,5 +137,13 @@ def test_the_size_is_that_of_the_training_or_fits_the_limits(pipe):
 
 def test_a_cross_fade_keeps_given_frames_and_holds_the_ends():
     dark, light = Image.new("RGB", (2, 2), (0, 0, 0)), Image.new("RGB", (2, 2), (200, 200, 200))
-    assert [frame.getpixel((0, 0))[0] for frame in cross_fade({1: dark, 5: light}, 7)] == [0, 0, 50, 100, 150, 200, 200]
+    assert [frame.getpixel((0, 0))[0] for frame in cross_fade({1: dark, 5: light}, 7)] == [
+        0,
+        0,
+        50,
+        100,
+        150,
+        200,
+        200,
+    ]
     assert [frame.getpixel((0, 0))[0] for frame in cross_fade({0: light}, 3)] == [200] * 3

@@ -18,6 +18,7 @@ from ..models import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.errors import FILE_ERRORS, named_file_errors
 
+
 PARTS = ((MarDiniTransformer3DModel, "transformer"), (MarDiniPlannerTransformer3DModel, "planner"))
 
 

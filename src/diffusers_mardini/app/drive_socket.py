@@ -161,7 +161,13 @@ class _Visit:
         self.drive = await asyncio.to_thread(Drive, pipe, frames, self.limits, steps, seed)
         width, height = self.drive.size
         await self.socket.send_json(
-            {"is": "ready", "fps": self.drive.fps, "width": width, "height": height, "takes": str(self.drive.condition)}
+            {
+                "is": "ready",
+                "fps": self.drive.fps,
+                "width": width,
+                "height": height,
+                "takes": str(self.drive.condition),
+            }
         )
         await self.socket.send_bytes(message_of(self.drive.first_frame(), FIRST))
 

@@ -55,18 +55,23 @@ class FillTab:
             js_on_load=(STATIC / "strip.js").read_text(encoding="utf-8"),
             elem_id="strip",
         )
-        with gr.Accordion("How to sample", open=False):
-            with gr.Row():
-                self.steps = gr.Slider(1, site.limits.steps, value=25, step=1, label="Steps")
-                self.guidance = gr.Number(None, label="Guidance (empty: the task's own)", minimum=0, maximum=20)
-                self.seed = gr.Number(0, label="Seed", precision=0)
+        with gr.Accordion("How to sample", open=False), gr.Row():
+            self.steps = gr.Slider(1, site.limits.steps, value=25, step=1, label="Steps")
+            self.guidance = gr.Number(None, label="Guidance (empty: the task's own)", minimum=0, maximum=20)
+            self.seed = gr.Number(0, label="Seed", precision=0)
         with gr.Row():
             self.make = gr.Button("Make", variant="primary", elem_id="fill-make")
             self.cancel = gr.Button("Cancel", elem_id="fill-cancel")
         self.status = gr.HTML(status(BEGIN), elem_id="fill-status")
         with gr.Row():
             self.video = gr.Video(
-                label="Result", autoplay=True, loop=True, interactive=False, height=380, elem_id="fill-video", buttons=[]
+                label="Result",
+                autoplay=True,
+                loop=True,
+                interactive=False,
+                height=380,
+                elem_id="fill-video",
+                buttons=[],
             )
             self.compare = gr.HTML(
                 value={},

@@ -60,9 +60,7 @@ def of_clip(clip: Sequence[Image.Image], num_frames: int, pattern: str) -> Given
     """
     task = PATTERNS[pattern]
     places = (
-        [*range(0, num_frames - 1, 4), num_frames - 1]
-        if task == "every fourth"
-        else task_indices(task, num_frames)
+        [*range(0, num_frames - 1, 4), num_frames - 1] if task == "every fourth" else task_indices(task, num_frames)
     )
     if max(places) >= len(clip):
         raise ValueError(

@@ -12,17 +12,17 @@ class ModelRow:
 
     def __init__(self, site: Site):
         mine = site.checkpoints.open_to_others
-        with gr.Accordion(f"Checkpoint: {Path(site.checkpoints.known[0]).name}, or another", open=False):
-            with gr.Row():
-                self.checkpoint = gr.Dropdown(
-                    site.checkpoints.choices,
-                    value=site.checkpoints.known[0],
-                    label="Checkpoint (a folder or a Hub id)" if mine else "Checkpoint",
-                    allow_custom_value=mine,
-                    elem_id="checkpoint",
-                )
-                self.lora = gr.Textbox("", label="LoRA (a folder or a Hub id; empty for none)", visible=mine)
-                self.scale = gr.Slider(0, 2, value=1, step=0.05, label="Scale of the LoRA", visible=mine)
+        title = f"Checkpoint: {Path(site.checkpoints.known[0]).name}, or another"
+        with gr.Accordion(title, open=False), gr.Row():
+            self.checkpoint = gr.Dropdown(
+                site.checkpoints.choices,
+                value=site.checkpoints.known[0],
+                label="Checkpoint (a folder or a Hub id)" if mine else "Checkpoint",
+                allow_custom_value=mine,
+                elem_id="checkpoint",
+            )
+            self.lora = gr.Textbox("", label="LoRA (a folder or a Hub id; empty for none)", visible=mine)
+            self.scale = gr.Slider(0, 2, value=1, step=0.05, label="Scale of the LoRA", visible=mine)
 
     @property
     def inputs(self) -> list:

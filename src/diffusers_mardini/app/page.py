@@ -27,7 +27,9 @@ KEEP = (300, 3600)  # seconds: how often to look for old uploads and results of 
 
 def theme() -> gr.themes.Base:
     """Return a theme whose fonts are the visitor's own: the defaults would be fetched from elsewhere."""
-    return gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gr.themes.Soft(
+        primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
 
 
 def make_page(site: Site) -> gr.Blocks:

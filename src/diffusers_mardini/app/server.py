@@ -126,4 +126,11 @@ def serve(
         print(f"Open {address} in a browser; Ctrl+C ends it", flush=True)
         if open_browser:
             threading.Timer(1.0, webbrowser.open, [address]).start()
-        uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=limits.upload_bytes)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            ws_max_size=limits.upload_bytes,
+            timeout_graceful_shutdown=3,
+        )

@@ -32,7 +32,14 @@ def strip(
         state = "given" if is_given else kind if place in pictures else "empty"
         source = data_uri(pictures[place], SHOWN_SIDE) if place in pictures else ""
         places.append(
-            {"place": place, "number": place + 1, "kind": state, "what": words[state], "given": is_given, "src": source}
+            {
+                "place": place,
+                "number": place + 1,
+                "kind": state,
+                "what": words[state],
+                "given": is_given,
+                "src": source,
+            }
         )
     return places
 
@@ -53,7 +60,9 @@ def status(text: str, progress: Progress | None = None, bad: bool = False) -> st
     if progress is not None:
         bar = f'<progress max="{progress.total}" value="{progress.done}" aria-label="Progress"></progress>'
     role = "alert" if bad else "status"
-    return f'<div class="status" role="{role}"><span class="{"bad" if bad else ""}">{html.escape(text)}</span>{bar}</div>'
+    return (
+        f'<div class="status" role="{role}"><span class="{"bad" if bad else ""}">{html.escape(text)}</span>{bar}</div>'
+    )
 
 
 def data_uri(picture: Image.Image, side: int | None = None) -> str:
