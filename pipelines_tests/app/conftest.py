@@ -20,15 +20,29 @@ def serve(tmp_path_factory, worlds):
     """Start servers that live as long as the tests; returns a function from limits to an address."""
     uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip("gradio")
+    from diffusers_mardini.app import server as app_server
     from diffusers_mardini.app.checkpoints import Checkpoints
-    from diffusers_mardini.app.server import make_app
+    from diffusers_mardini.app.jobs import Jobs
 
-    servers = []
+    servers, patch = [], pytest.MonkeyPatch()
+
+    class SeenJobs(Jobs):
+        """Counts the work that was ended before its time."""
+
+        ended = 0
+
+        def cancel(self, session):
+            SeenJobs.ended += session in self._jobs
+            super().cancel(session)
+
+    patch.setattr(app_server, "Jobs", SeenJobs)
 
     def start(limits, open_to_others=True) -> str:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        app = make_app(Checkpoints(worlds, open_to_others, "cpu", "float32"), limits, tmp_path_factory.mktemp("room"))
+        app = app_server.make_app(
+            Checkpoints(worlds, open_to_others, "cpu", "float32"), limits, tmp_path_factory.mktemp("room")
+        )
         server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws_max_size=limits.upload_bytes)
         )
@@ -39,7 +53,9 @@ def serve(tmp_path_factory, worlds):
         servers.append((server, thread))
         return f"http://127.0.0.1:{port}"
 
+    start.ended = lambda: SeenJobs.ended
     yield start
+    patch.undo()
     for server, thread in servers:
         server.should_exit = server.force_exit = True
         thread.join(timeout=10)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from diffusers_mardini.app.jobs import Ended, Job, Jobs, reports_of
+from diffusers_mardini.app.jobs import Ended, Job, Jobs, Turns, reports_of
 
 
 def test_reports_come_in_order_and_the_result_last():
@@ -81,3 +81,26 @@ def test_a_new_job_of_a_session_ends_the_one_before_and_no_other():
     with pytest.raises(Ended):
         second.check()
     other.check()
+
+
+def test_turns_come_in_order_and_who_left_does_not_count():
+    turns, (first, second, third) = Turns(2), (Job(10) for _ in range(3))
+    with turns.place(first), turns.place(second), turns.place(third):
+        assert [turns.ahead(job, timeout=0) for job in (first, second, third)] == [0, 1, 2]
+        with pytest.raises(Ended, match="2 others are waiting already"), turns.place(Job(10)):
+            pass
+        second.cancel()
+        assert turns.ahead(third, timeout=0) == 1
+        with pytest.raises(Ended, match="Cancelled"):
+            turns.ahead(second, timeout=0)
+    with turns.place(third):
+        assert turns.ahead(third, timeout=0) == 0
+
+
+def test_the_time_of_a_job_counts_from_its_turn():
+    turns, job = Turns(1), Job(0.2)
+    time.sleep(0.15)
+    with turns.place(job):
+        turns.ahead(job)
+        time.sleep(0.1)
+        job.check()

@@ -16,7 +16,7 @@ testclient = pytest.importorskip("fastapi.testclient")
 from diffusers_mardini.app.checkpoints import Checkpoints  # noqa: E402
 from diffusers_mardini.app.fill_tab import FillTab, uploaded  # noqa: E402
 from diffusers_mardini.app.given import Given, of_clip, of_pictures  # noqa: E402
-from diffusers_mardini.app.jobs import Jobs  # noqa: E402
+from diffusers_mardini.app.jobs import Jobs, Turns  # noqa: E402
 from diffusers_mardini.app.long_tab import LongTab  # noqa: E402
 from diffusers_mardini.app.model_row import ModelRow  # noqa: E402
 from diffusers_mardini.app.server import is_loopback, make_app  # noqa: E402
@@ -25,7 +25,7 @@ from diffusers_mardini.app.site import Site, for_visitors  # noqa: E402
 
 @pytest.fixture
 def site(worlds, tmp_path):
-    return Site(Checkpoints(worlds, True, "cpu", "float32"), Limits(), Jobs(60), tmp_path / "results")
+    return Site(Checkpoints(worlds, True, "cpu", "float32"), Limits(), Jobs(60), Turns(1), tmp_path / "results")
 
 
 @pytest.fixture
@@ -141,14 +141,17 @@ def test_results_lie_apart_for_each_visitor_and_go_with_them(tab, site):
     assert not newer.exists() and other.is_file()
 
 
-def test_cancelling_is_one_visitors_own(tab):
-    making = {name: tab.on_make(of_pictures(pictures(1), 9), 9, None, "", 1.0, 60, None, 0, visitor(name))
-              for name in ("me", "you")}  # fmt: skip
-    for updates in making.values():
-        next(updates), next(updates)
+def test_visitors_wait_their_turn_and_cancel_their_own_work_only(tab):
+    def begin(name):
+        return tab.on_make(of_pictures(pictures(1), 9), 9, None, "", 1.0, 60, None, 0, visitor(name))
+
+    me, you, third = map(begin, ("me", "you", "third"))
+    next(me), next(me), next(you)
+    assert "Waiting for one other" in next(you)[1]
+    assert "1 others are waiting already" in list(third)[-1][1]
     tab.on_cancel(visitor("me"))
-    assert "Cancelled." in list(making["me"])[-1][1]
-    assert "Made 8 frames" in list(making["you"])[-1][1]
+    assert "Made 8 frames" in list(you)[-1][1]  # even before the one ahead has noticed
+    assert "Cancelled." in list(me)[-1][1]
 
 
 def test_a_long_clip_reports_its_steps(site, clip):

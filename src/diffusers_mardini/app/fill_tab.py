@@ -10,12 +10,11 @@ import gradio as gr
 from ..demo_files import demo_clips
 from ..video_io import natural_key
 from .given import PATTERNS, Given, of_clip, of_pictures
-from .jobs import reports_of
 from .model_row import ModelRow
 from .sampling import Sampling, at_rate, cross_fade, fill, fitted
 from .site import Site, for_visitors, told
 from .uploads import read_picture_upload, read_upload
-from .views import comparison, status, strip
+from .views import comparison, progress_line, status, strip
 
 
 STATIC = Path(__file__).parent / "static"
@@ -107,7 +106,7 @@ class FillTab:
             [*where, *model.inputs, self.steps, self.guidance, self.seed],
             [self.strip, self.status, self.video, self.compare, self.mp4, self.gif],
             concurrency_id="model",
-            concurrency_limit=1,
+            concurrency_limit=None,
             show_progress="hidden",
             api_name=False,
         )
@@ -198,15 +197,15 @@ class FillTab:
             return fill(pipe, given.pictures, num_frames, sampling, self.site.limits, job, report)
 
         frames = []
-        for kind, value in reports_of(work, job):
+        for kind, value in self.site.work(job, work):
             if kind == "result":
                 frames = value
-                break
+                continue
             places = gr.skip()
-            if value.preview is not None:
+            if kind == "report" and value.preview is not None:
                 pictures = dict(enumerate(value.preview)) | given.pictures
                 places = strip(num_frames, pictures, given.pictures, "making")
-            yield places, status(f"Step {value.done} of {value.total}", value), *rest
+            yield places, progress_line(kind, value), *rest
         fps = pipe.trained_window.fps or 8
         mp4, gif = self.site.write_results(session, frames, fps)
         pictures = dict(zip(given.pictures, fitted(list(given.pictures.values()), frames[0].size)))

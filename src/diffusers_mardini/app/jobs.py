@@ -1,9 +1,11 @@
-"""Run a visitor's work in a thread, pass on what it reports, and end it when asked to or when its time is up."""
+"""Run a visitor's work in its turn and in a thread, pass on what it reports, and end it when asked to or when its time is
+up."""
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -12,12 +14,21 @@ class Ended(Exception):
 
 
 class Job:
-    """One piece of work, which ends at its next `check` once it is cancelled or `seconds` have passed."""
+    """One piece of work, which ends at its next `check` once it is cancelled or `seconds` have passed since `start`."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
-        self._until = time.monotonic() + seconds
         self._cancelled = threading.Event()
+        self.start()
+
+    def start(self) -> None:
+        """Count the time from now on."""
+        self._until = time.monotonic() + self._seconds
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Tell whether the work is to end, or has ended."""
+        return self._cancelled.is_set()
 
     def cancel(self) -> None:
         """Ask the work to end."""
@@ -25,7 +36,7 @@ class Job:
 
     def check(self) -> None:
         """Raise `Ended` if the work is to end."""
-        if self._cancelled.is_set():
+        if self.is_cancelled:
             raise Ended("Cancelled.")
         if time.monotonic() > self._until:
             raise Ended(f"Stopped after {self._seconds:g} seconds; ask for fewer frames or steps.")
@@ -54,6 +65,44 @@ class Jobs:
             job = self._jobs.pop(session, None)
         if job is not None:
             job.cancel()
+
+
+class Turns:
+    """One piece of work at a time, and a line of bounded length before it."""
+
+    def __init__(self, most_waiting: int):
+        self._most_waiting = most_waiting
+        self._line: list[Job] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def place(self, job: Job) -> Iterator[None]:
+        """Stand in line inside the `with` block; raise `Ended` if too many do."""
+        with self._changed:
+            if self._ahead(None) > self._most_waiting:
+                raise Ended(f"{self._most_waiting} others are waiting already; try again in a minute.")
+            self._line.append(job)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._line.remove(job)
+                self._changed.notify_all()
+
+    def ahead(self, job: Job, timeout: float = 0.5) -> int:
+        """Return how many are ahead of a job in line; wait for it to be none for a while, and then start its time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ahead(job) == 0, timeout)
+            count = self._ahead(job)
+        job.check()
+        if not count:
+            job.start()
+        return count
+
+    def _ahead(self, job: Job | None) -> int:
+        # Whoever left does not count, even if the server has not noticed everywhere.
+        line = self._line if job is None else self._line[: self._line.index(job)]
+        return sum(not other.is_cancelled for other in line)
 
 
 def reports_of(work: Callable[[Callable[[Any], None]], Any], job: Job) -> Iterator[tuple[str, Any]]:

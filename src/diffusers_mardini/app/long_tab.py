@@ -8,12 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ..demo_files import demo_clips
-from .jobs import reports_of
 from .model_row import ModelRow
 from .sampling import Sampling, lengthen
 from .site import Site, told
 from .uploads import read_upload
-from .views import status
+from .views import progress_line, status
 
 
 TASKS = {"Slow motion": "slow", "Extend": "extend"}
@@ -61,6 +60,7 @@ class LongTab:
             [self.clip, self.task, self.factor, self.new, *model.inputs, self.steps, self.seed],
             [self.status, self.video, self.mp4, self.gif],
             concurrency_id="model",
+            concurrency_limit=None,
             show_progress="hidden",
             api_name=False,
         )
@@ -120,11 +120,11 @@ class LongTab:
             return lengthen(pipe, frames, rate, task, amount, sampling, self.site.limits, job, report)
 
         made, fps = [], 8.0
-        for kind, value in reports_of(work, job):
+        for kind, value in self.site.work(job, work):
             if kind == "result":
                 made, fps = value
-                break
-            yield status(f"Step {value.done} of {value.total}", value), *rest
+            else:
+                yield progress_line(kind, value), *rest
         mp4, gif = self.site.write_results(session, made, fps)
         yield (
             status(f"{len(made)} frames, {fps:g} a second."),

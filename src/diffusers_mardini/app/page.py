@@ -49,5 +49,5 @@ def make_page(site: Site) -> gr.Blocks:
             site.leave(str(request.session_hash))
 
         page.unload(leave)
-    page.queue(max_size=site.limits.waiting, default_concurrency_limit=4)
+    page.queue(default_concurrency_limit=8)  # the line before the models is that of `Turns`
     return page

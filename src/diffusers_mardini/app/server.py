@@ -18,7 +18,7 @@ from ..demo_files import demo_clips
 from .checkpoints import Checkpoints, find_checkpoints
 from .drive_socket import STATIC, Drivers
 from .driving import why_not
-from .jobs import Jobs
+from .jobs import Jobs, Turns
 from .limits import Limits
 from .page import make_page, theme
 from .site import Site
@@ -41,7 +41,7 @@ def make_app(checkpoints: Checkpoints, limits: Limits, room: Path, start: Path |
     os.environ["GRADIO_TEMP_DIR"] = str(room / "uploads")  # Gradio has no argument for it
     app = FastAPI(openapi_url=None)
     app.include_router(Drivers(checkpoints, limits, start).router())
-    site = Site(checkpoints, limits, Jobs(limits.job_seconds), room / "results")
+    site = Site(checkpoints, limits, Jobs(limits.job_seconds), Turns(limits.waiting), room / "results")
     return gr.mount_gradio_app(
         app,
         make_page(site),

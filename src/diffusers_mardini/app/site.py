@@ -3,7 +3,7 @@
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 from ..hardware import is_lack_of_memory
 from ..video_io import MAX_GIF_FPS, write_video
 from .checkpoints import Checkpoints
-from .jobs import Ended, Jobs
+from .jobs import Ended, Job, Jobs, Turns, reports_of
 from .limits import Limits
 
 
@@ -28,13 +28,22 @@ class Site:
         checkpoints: what visitors may use.
         limits: what they may ask for.
         jobs: their running work.
+        turns: the line before the models.
         room: folder of their results, one folder for each session; whoever made it removes it.
     """
 
     checkpoints: Checkpoints
     limits: Limits
     jobs: Jobs
+    turns: Turns
     room: Path
+
+    def work(self, job: Job, work: Callable[[Callable[[Any], None]], Any]) -> Iterator[tuple[str, Any]]:
+        """Wait for the turn of a job and do it; yield `("waiting", how many are ahead)`, and then as `reports_of` does."""
+        with self.turns.place(job):
+            while ahead := self.turns.ahead(job):
+                yield "waiting", ahead
+            yield from reports_of(work, job)
 
     def write_results(self, session: str, frames: list[Image.Image], fps: float) -> tuple[Path, Path]:
         """Write mp4 and gif for one session, in place of its results before; return their paths."""

@@ -65,6 +65,13 @@ def status(text: str, progress: Progress | None = None, bad: bool = False) -> st
     )
 
 
+def progress_line(kind: str, value: Any) -> str:
+    """Return the line for what `Site.work` yields while it goes on."""
+    if kind == "waiting":
+        return status(f"Waiting for {'one other' if value == 1 else f'{value} others'} …")
+    return status(f"Step {value.done} of {value.total}", value)
+
+
 def data_uri(picture: Image.Image, side: int | None = None) -> str:
     """Return a picture as an address that holds it; made smaller than `side` if given."""
     if side is not None and max(picture.size) > side:
