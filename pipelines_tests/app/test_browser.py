@@ -173,7 +173,7 @@ def test_a_clip_is_laid_by_patterns_and_examples_work(visit, files):
 
 def test_another_checkpoint_is_chosen(visit, files):
     page = visit()
-    page.get_by_text("Checkpoint: still, or another").click()
+    page.get_by_text("Model: still, or another").click()
     page.get_by_label("Checkpoint (a folder or a Hub id)").click()
     page.get_by_role("option", name="driven").click()
     drop(page, files[:1])
@@ -183,7 +183,7 @@ def test_another_checkpoint_is_chosen(visit, files):
 
 def test_a_checkpoint_that_is_none_is_said(visit, files):
     page = visit()
-    page.get_by_text("Checkpoint: still, or another").click()
+    page.get_by_text("Model: still, or another").click()
     field = page.get_by_label("Checkpoint (a folder or a Hub id)")
     field.fill("/no/such/folder")
     field.press("Enter")

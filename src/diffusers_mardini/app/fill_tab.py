@@ -31,7 +31,7 @@ class FillTab:
         with gr.Row():
             with gr.Column(scale=3):
                 self.drop = gr.File(
-                    label="Drop two pictures, one, more, or a clip",
+                    label="Drop pictures, or a clip",
                     file_count="multiple",
                     file_types=["image", "video"],
                     height=180,
@@ -70,6 +70,7 @@ class FillTab:
                 interactive=False,
                 height=380,
                 elem_id="fill-video",
+                min_width=300,
                 buttons=[],
             )
             self.compare = gr.HTML(
@@ -78,6 +79,7 @@ class FillTab:
                 css_template=(STATIC / "compare.css").read_text(encoding="utf-8"),
                 js_on_load=(STATIC / "compare.js").read_text(encoding="utf-8"),
                 elem_id="fill-compare",
+                min_width=300,
             )
         with gr.Row():
             self.mp4 = gr.DownloadButton("Download mp4", interactive=False, elem_id="fill-mp4")

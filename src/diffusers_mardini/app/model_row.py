@@ -12,8 +12,7 @@ class ModelRow:
 
     def __init__(self, site: Site):
         mine = site.checkpoints.open_to_others
-        title = f"Checkpoint: {Path(site.checkpoints.known[0]).name}, or another"
-        with gr.Accordion(title, open=False), gr.Row():
+        with gr.Accordion(f"Model: {Path(site.checkpoints.known[0]).name}, or another", open=False), gr.Row():
             self.checkpoint = gr.Dropdown(
                 site.checkpoints.choices,
                 value=site.checkpoints.known[0],
