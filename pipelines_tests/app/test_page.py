@@ -1,5 +1,6 @@
 """The page without a browser: what its handlers answer, what its server serves, and what it removes."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,12 @@ from diffusers_mardini.app.long_tab import LongTab  # noqa: E402
 from diffusers_mardini.app.model_row import ModelRow  # noqa: E402
 from diffusers_mardini.app.server import is_loopback, make_app  # noqa: E402
 from diffusers_mardini.app.site import Site, for_visitors  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _uploads_elsewhere(monkeypatch):
+    """`make_app` sets this for the whole process."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
 
 
 @pytest.fixture
@@ -180,6 +187,19 @@ def test_the_server_has_limits_and_answers_both_pages(worlds, tmp_path):
         assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
     fonts = [font for font in config["stylesheets"] if "http" in font]
     assert not fonts
+
+
+def test_old_uploads_are_removed(worlds, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers_mardini.app.page.KEEP", (0.2, 0.2))
+    app = make_app(Checkpoints(worlds, True, "cpu", "float32"), Limits(), tmp_path / "room")
+    with testclient.TestClient(app) as client:
+        (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", b"\0" * 500)}).json()
+        assert Path(path).is_file() and Path(path).is_relative_to(tmp_path / "room")
+        for _ in range(50):
+            time.sleep(0.1)
+            if not Path(path).exists():
+                break
+        assert not Path(path).exists()
 
 
 @pytest.mark.parametrize("host, expected", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False),

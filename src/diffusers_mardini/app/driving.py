@@ -106,7 +106,7 @@ class Drive:
         self.size = output_size(pipe, start[0], limits)
         self._start = fitted(start[-pipe.trained_window.frames :], self.size)
         self.recording = False
-        self._recorded: deque[Image.Image] = deque(maxlen=limits.recorded_frames)
+        self._recorded: deque[bytes] = deque(maxlen=limits.recorded_frames)  # as JPEG, which takes less memory
         self._made = 0
         self._rollout = pipe.rollout(
             self._start,
@@ -134,15 +134,15 @@ class Drive:
         count = min(NEW_FRAMES, self._rollout.most_new_frames)
         values = action_of(keys, self.condition, strength)
         pictures = self._rollout.step(count, {ACTION: torch.tensor([values] * count)}).frames[0]
-        if self.recording:
-            self._recorded.extend(pictures)
         frames = [Frame(self._made + i + 1, _jpeg(picture)) for i, picture in enumerate(pictures)]
+        if self.recording:
+            self._recorded.extend(frame.jpeg for frame in frames)
         self._made += count
         return frames
 
     def take_recording(self) -> list[Image.Image]:
         """End the recording and return its frames."""
-        frames = list(self._recorded)
+        frames = [Image.open(io.BytesIO(jpeg)) for jpeg in self._recorded]
         self._recorded.clear()
         self.recording = False
         return frames
