@@ -25,6 +25,7 @@ def serve(tmp_path_factory, worlds):
     from diffusers_mardini.app.jobs import Jobs
 
     servers, patch = [], pytest.MonkeyPatch()
+    room = tmp_path_factory.mktemp("room")  # one for all: Gradio knows one folder for a whole process
 
     class SeenJobs(Jobs):
         """Counts the work that was ended before its time."""

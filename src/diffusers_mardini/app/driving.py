@@ -142,7 +142,7 @@ class Drive:
 
     def take_recording(self) -> list[Image.Image]:
         """End the recording and return its frames."""
-        frames = [Image.open(io.BytesIO(jpeg)) for jpeg in self._recorded]
+        frames = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in self._recorded]
         self._recorded.clear()
         self.recording = False
         return frames
