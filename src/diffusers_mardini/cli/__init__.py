@@ -16,6 +16,7 @@ from diffusers import ConfigMixin
 from diffusers.utils import logging
 from PIL import Image, ImageOps
 
+from ..demo_files import demo_checkpoints
 from ..hardware import choose_device, choose_dtype
 from ..pipelines.inputs import read_window
 from ..pipelines.pipeline_mardini import MarDiniPipeline
@@ -25,7 +26,7 @@ from ..video.errors import named_file_errors
 from ..video.reading import has_sound
 from ..video.writing import keep_frames
 from ..video_io import check_writable, read_images, write_video
-from . import models, tasks
+from . import models, tasks, web
 from .errors import plain_errors
 
 
@@ -55,6 +56,8 @@ for command in (
     models.push,
 ):
     app.command()(command)
+app.command("app")(web.page)
+app.command()(web.play)
 
 
 def check_options(
@@ -87,19 +90,22 @@ def check_count(name: str, number: int, least: int = 1) -> None:
 
 
 def resolve_checkpoint(checkpoint: str | None) -> str:
-    """Return the given checkpoint, else the one that MARDINI_CHECKPOINT names, else the one in the checkout.
+    """Return the given checkpoint, else the one that MARDINI_CHECKPOINT names, else the one in the checkout, else the one
+    that the extra `demo` brings.
 
     Raises:
-        ValueError: if there is none of the three, or the name can only be a folder that does not exist.
+        ValueError: if there is none of the four, or the name can only be a folder that does not exist.
     """
     checkpoint = checkpoint or os.environ.get("MARDINI_CHECKPOINT")
     if checkpoint:
         return _folder_or_hub_id(os.path.expanduser(checkpoint))
     if (DEFAULT_CHECKPOINT / "model_index.json").is_file():
         return str(DEFAULT_CHECKPOINT)
+    for installed in demo_checkpoints():
+        return str(installed)
     raise ValueError(
-        f"there is no checkpoint: give --checkpoint (a folder or a Hub id), set MARDINI_CHECKPOINT, or run this in a "
-        f"checkout that has ./{DEFAULT_CHECKPOINT}"
+        "there is no checkpoint: give --checkpoint (a folder or a Hub id), set MARDINI_CHECKPOINT, run this in a "
+        f"checkout that has ./{DEFAULT_CHECKPOINT}, or install the extra `demo`, which brings one"
     )
 
 

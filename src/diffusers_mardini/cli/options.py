@@ -11,7 +11,9 @@ Output = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Folder or Hub id. Else $MARDINI_CHECKPOINT, else ./checkpoints/mardini-tiny-carracing."),
+    typer.Option(
+        help="Folder or Hub id. Else $MARDINI_CHECKPOINT, else ./checkpoints/mardini-tiny-carracing, else the installed one."
+    ),
 ]
 Size = Annotated[
     str | None,
