@@ -20,6 +20,7 @@ from diffusers.video_processor import VideoProcessor
 
 from ..latents import decode_latents, downscale_video, encode_video
 from ..loaders import MarDiniLoraLoaderMixin
+from ..measured_sampling import MeasuredSampling
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.conditions import Condition
 from ..models.transformer_mardini import MarDiniTransformer3DModel
@@ -77,6 +78,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         height, width, num_frames (`int`, *optional*), fps (`float`, *optional*):
             The window that the models were trained on, `fps` from one of its frames to the next: the defaults of
             every call. The trainer writes them; they belong to the configuration too.
+        num_inference_steps (`int`, *optional*), solver (`str`, *optional*):
+            Steps, and a scheduler of diffusers, that were measured to be as good as 25 steps of the scheduler: the
+            defaults of `mardini`, not of calls.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -93,12 +97,15 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         width: int | None = None,
         num_frames: int | None = None,
         fps: float | None = None,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, planner=planner, transformer=transformer, scheduler=scheduler)
         self.register_to_config(
             planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1),
             **read_window(height, width, num_frames, fps).config,
+            **MeasuredSampling(num_inference_steps, solver).config,
         )
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
