@@ -52,3 +52,18 @@ def room(checkpoint, tmp_path_factory) -> Path:
     (folder / "mixed/1.png").write_text("no picture")
     shutil.copytree(checkpoint, folder / "checkpoint")
     return folder
+
+
+@pytest.fixture
+def examples(checkpoint, tmp_path, monkeypatch):
+    """A folder with the files that the examples of helps and pages name."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 1, 1, 3), dtype=np.uint8)
+    frames = np.broadcast_to(colours, (6, 64, 64, 3))
+    for name, frame in zip(("a", "b", "c", "left", "right"), frames):
+        Image.fromarray(np.ascontiguousarray(frame)).save(tmp_path / f"{name}.png")
+    write_video(tmp_path / "clip.mp4", frames, 8)
+    for place in ("checkpoints/mardini-tiny-carracing", "outputs/mine"):
+        shutil.copytree(checkpoint, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARDINI_CHECKPOINT", raising=False)
+    return tmp_path

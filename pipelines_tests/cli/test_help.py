@@ -2,15 +2,12 @@
 
 import re
 import shlex
-import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from diffusers_mardini import cli
 from diffusers_mardini.cli.options import SamplingOptions
-from diffusers_mardini.video_io import read_images, write_video
+from diffusers_mardini.video_io import read_images
 from pipelines_tests.cli.commands import QUICK, run
 
 
@@ -20,7 +17,6 @@ COMMANDS = {
 FRAMES = {
     "interpolate": 9, "animate": 9, "expand": 9, "fill": 17, "views": 9, "slow-motion": 21, "extend": 38, "loop": 11,
 }  # fmt: skip
-SIZE = 64
 
 
 def example_of(command: str) -> list[str]:
@@ -32,29 +28,14 @@ def example_of(command: str) -> list[str]:
     return words
 
 
-@pytest.fixture
-def here(checkpoint, tmp_path, monkeypatch):
-    """A folder with the files that the examples name."""
-    colours = np.random.default_rng(0).integers(0, 256, (6, 1, 1, 3), dtype=np.uint8)
-    frames = np.broadcast_to(colours, (6, SIZE, SIZE, 3))
-    for name, frame in zip(("a", "b", "c", "left", "right"), frames):
-        Image.fromarray(np.ascontiguousarray(frame)).save(tmp_path / f"{name}.png")
-    write_video(tmp_path / "clip.mp4", frames, 8)
-    for place in ("checkpoints/mardini-tiny-carracing", "outputs/mine"):
-        shutil.copytree(checkpoint, tmp_path / place)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MARDINI_CHECKPOINT", raising=False)
-    return tmp_path
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_example_of_the_help_works(here, command):
+def test_the_example_of_the_help_works(examples, command):
     words = example_of(command)
     samples = "--seed" in run(command, "--help")[1]
     code, text = run(*words, *(QUICK if samples else ()))  # a step, for the time
     assert code == 0, text
     if samples:
-        output = here / words[words.index("-o") + 1]
+        output = examples / words[words.index("-o") + 1]
         assert len(read_images(output)[0]) == FRAMES[command]
 
 

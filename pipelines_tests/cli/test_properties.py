@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from diffusers_mardini.cli import checkpoints
@@ -59,6 +59,7 @@ def test_no_arguments_give_a_traceback_or_a_partial_file(room, loaded, command, 
         # Half of them get what they need, so that bad words meet good ones.
         needed = [*SAMPLING.get(command, []), *(["-o", "made.gif", *QUICK] if command in SAMPLING else [])]
         code, told, errors = outputs(command, *(needed if use else []), *words, stdin=b"")
+        event(f"exit code {code}")  # counted by pytest --hypothesis-show-statistics
         assert code in EXIT_CODES, (code, errors)
         assert "Traceback" not in errors and "not foreseen" not in errors, errors
         assert code == 0 or told == b"" or command == "doctor", errors
@@ -115,6 +116,7 @@ def test_damaged_files_give_no_traceback_and_no_partial_file(room, originals, na
         command = arguments.get(name, ["animate", "a.png"])
         frames = ["--frames", 2] if command[0] == "animate" else []
         code, _, errors = outputs(*command, *frames, "-o", "made.gif", *QUICK)
+        event(f"exit code {code}")  # counted by pytest --hypothesis-show-statistics
         assert code in EXIT_CODES, (code, errors)
         assert "Traceback" not in errors and "not foreseen" not in errors, errors
         made = {path.name for path in here.iterdir()} - {"checkpoint", "a.png", name}

@@ -71,7 +71,6 @@ def push(
 
     Example: mardini push outputs/mine you/mine
     """
-    note(f"Looking through {folder}")
     upload = hub.plan_upload(folder, repo, hub.read_facts_file(facts) if facts else None)
     known = {"repo": repo, "files": upload.files, "notes": upload.notes}
     if not yes:
