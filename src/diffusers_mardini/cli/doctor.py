@@ -10,7 +10,6 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import av
 import torch
 import typer
 from huggingface_hub import constants
@@ -20,6 +19,7 @@ from PIL import features
 from ..hardware import choose_device, choose_dtype, has_bfloat16_units
 from ..measured_sampling import MeasuredSampling
 from ..pipelines.pipeline_mardini import MarDiniPipeline
+from ..video.codecs import has_codec
 from ..video.writing import FORMS
 from .checkpoints import resolve_checkpoint, window_to_sample
 from .checks import check_model_options
@@ -128,7 +128,7 @@ def _devices(options: ModelOptions) -> Iterator[Finding]:
 def _codecs() -> Iterator[Finding]:
     for suffix, form in FORMS.items():
         if form.container:
-            there = _has_codec(form.encoder, "w")
+            there = has_codec(form.encoder, encodes=True)
             needed = MISSING if suffix == ".mp4" else OPTIONAL
             hint = "" if there else "pip install --force-reinstall av, whose wheels have it; or write .gif"
             yield Finding(f"write {suffix}", OK if there else needed, form.encoder, hint)
@@ -136,17 +136,9 @@ def _codecs() -> Iterator[Finding]:
     hint = "" if there else "pip install --force-reinstall Pillow"
     yield Finding("write .webp", OK if there else OPTIONAL, "Pillow's", hint)
     for codec, use in DECODERS.items():
-        there = _has_codec(codec, "r")
+        there = has_codec(codec, encodes=False)
         hint = "" if there else "pip install --force-reinstall av, or encode such files again"
         yield Finding(f"read {codec}", OK if there else OPTIONAL, use, hint)
-
-
-def _has_codec(name: str, mode: str) -> bool:
-    try:
-        av.Codec(name, mode)
-    except ValueError:  # of which PyAV's error is one
-        return False
-    return True
 
 
 def _extras() -> Iterator[Finding]:
