@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "format_version": set(),
     "sizes": set(),
     "trained_window": {"sizes"},
+    "measured_sampling": set(),
     "cards": {"format_version", "sizes", "trained_window"},
     "hub": {"cards", "format_version", "components", "weights"},
     "components": {"models", "schedulers"},
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         "format_version",
         "sizes",
         "trained_window",
+        "measured_sampling",
     },
     "loaders": {"loaders", "models", "weights", "format_version"},
     "modular_pipelines": {

@@ -84,9 +84,9 @@ def read_given_frames(
     if video is not None:
         videos = split_videos(video)
     elif last_image is None:
-        videos = [[first] for first in _split_images(image, "image")]
+        videos = [[first] for first in split_images(image, "image")]
     else:
-        firsts, lasts = _split_images(image, "image"), _split_images(last_image, "last_image")
+        firsts, lasts = split_images(image, "image"), split_images(last_image, "last_image")
         if len(firsts) != len(lasts):
             raise ValueError(
                 f"`image` holds {len(firsts)} and `last_image` {len(lasts)} pictures; give one last for each first"
@@ -100,7 +100,7 @@ def read_given_frames(
         videos, given_indices = [[frames[i] for i in order] for frames in videos], sorted(given_indices)
     if video is None and height is None and width is None:
         height, width = window.height, window.width
-        _warn_if_stretched(videos[0][0], height, width)
+        warn_if_stretched(videos[0][0], height, width)
     height, width = output_size(videos, height, width, size_multiple)
     warn_if_far(window, height, width, num_frames)
     return GivenFrames(videos, given_indices, num_frames, height, width)
@@ -181,7 +181,8 @@ def warn_if_far(window: TrainedWindow, height: int, width: int, num_frames: int)
         logger.warning(f"{far[0].upper()}{far[1:]}.")
 
 
-def _warn_if_stretched(picture: Picture, height: int | None, width: int | None) -> None:
+def warn_if_stretched(picture: Picture, height: int | None, width: int | None) -> None:
+    """Warn of a picture whose aspect the size of the training would change visibly; an unknown size would not."""
     given_height, given_width = _picture_size(picture)
     if height and width and abs(math.log(given_height / given_width * width / height)) > STRETCHED:
         logger.warning(
@@ -244,7 +245,7 @@ def read_window(height: Any, width: Any, num_frames: Any, fps: Any) -> TrainedWi
     return TrainedWindow(height, width, num_frames, fps)
 
 
-def _split_images(image: Any, name: str) -> list[Picture]:
+def split_images(image: Any, name: str) -> list[Picture]:
     """Return one picture or a batch of pictures as a list."""
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4

@@ -20,6 +20,7 @@ from ..masking import interpolation_indices, leading_indices
 from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
 from .one_call import one_call_at_a_time
+from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
@@ -107,6 +108,8 @@ class LongVideoMixin:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
+        paste_given: bool = False,
+        blend: int = 0,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Put `factor - 1` frames between every two neighbours, by repeated interpolation (Fig. 11).
@@ -135,7 +138,7 @@ class LongVideoMixin:
 
         Returns:
             [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
-            them.
+            them, unless `paste_given`.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -145,6 +148,7 @@ class LongVideoMixin:
         window = whole_number(window, "window", least=3, reason="two given frames and one between")
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        blend = check_pasting(paste_given, blend, output_type)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
@@ -156,7 +160,8 @@ class LongVideoMixin:
         places = list(range(0, num_frames, factor))
         conditions = read_conditions(conditions, self.conditions, len(pixels), num_frames)
         latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size, conditions)
-        frames = self.decode(latents, output_type, decode_chunk_size)
+        own = OwnPixels(pixels, places, blend) if paste_given else None
+        frames = self.decode(latents, output_type, decode_chunk_size, own)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -184,6 +189,8 @@ class LongVideoMixin:
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
         generated_noise: float = 0.0,
+        paste_given: bool = False,
+        blend: int = 0,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Continue a clip window by window, each led by the last frames of the one before.
@@ -210,7 +217,7 @@ class LongVideoMixin:
 
         Returns:
             [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
-            are as the VAE decodes them.
+            are as the VAE decodes them, unless `paste_given`.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -218,6 +225,7 @@ class LongVideoMixin:
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
         window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        blend = check_pasting(paste_given, blend, output_type)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
@@ -243,7 +251,8 @@ class LongVideoMixin:
                 new_values = _conditions_of(values, range(made, stop))
                 latents[:, start:stop] = rollout.sample(stop - made, new_values, progress_bar)
                 made = stop
-        frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
+        own = OwnPixels(pixels, range(num_given), blend) if paste_given else None
+        frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size, own)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
