@@ -6,79 +6,24 @@ what an extension needs of its last frames.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
 from ..latents import decode_latents
-from ..masking import interpolation_indices, leading_indices
 from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
 from .one_call import one_call_at_a_time
 from .pipeline_output import MarDiniPipelineOutput
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
+from .window_plans import Window, batch_windows, slow_motion_windows, windows_to_extend
 
 
 DECODE_CHUNK_SIZE = 16  # default number of frames that the VAE encodes or decodes at once
-
-
-@dataclass(frozen=True)
-class Window:
-    """One window of a long video.
-
-    Args:
-        places: places of its frames in the video; rising.
-        given_indices: places within the window of the frames that the user gave or an earlier window sampled.
-    """
-
-    places: list[int]
-    given_indices: list[int]
-
-    @property
-    def new_places(self) -> list[int]:
-        """Places in the video of the frames that this window samples."""
-        return [place for i, place in enumerate(self.places) if i not in set(self.given_indices)]
-
-
-class LazySequence(Sequence):
-    """Sequence of windows, or of batches of them, that are computed at each iteration: a billion frames, asked for by
-    mistake, take no memory.
-
-    Args:
-        make: returns a new iterator.
-        count: returns the length; by default an iteration counts it.
-    """
-
-    def __init__(self, make: Callable[[], Iterator], count: Callable[[], int] | None = None):
-        self._make = make
-        self._count = count
-
-    def __iter__(self) -> Iterator:
-        return self._make()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return list(self)[index]
-        try:
-            return next(islice(self, index if index >= 0 else len(self) + index, None))
-        except (StopIteration, ValueError) as error:
-            raise IndexError(index) from error
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
-
-    @cached_property
-    def _length(self) -> int:
-        return sum(1 for _ in self) if self._count is None else self._count()
 
 
 class LongVideoMixin:
@@ -222,7 +167,7 @@ class LongVideoMixin:
         videos, num_given, _, height, width = pixels.shape
         values = read_conditions(conditions, self.conditions, videos, num_given + num_new_frames, num_given)
         # All windows are whole: the last may sample more frames than asked for.
-        first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
+        first, later = windows_to_extend(num_given, num_new_frames, window, overlap)
         num_frames = num_given + first + later * (window - overlap)
         latents = _empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
         latents[:, :num_given] = self.encode_frames(pixels, decode_chunk_size)
@@ -404,69 +349,6 @@ class LongVideoMixin:
         return torch.cat(low_latents, dim=1)
 
 
-def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:
-    """Return the windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
-
-    A window holds as many neighbouring gaps of one length as fit into `window` frames: the models were trained on
-    windows of that length, and more of the motion is in view.
-    """
-
-    def make() -> Iterator[Window]:
-        level = 0
-        while next(_gaps(num_given, factor, window, level), None) is not None:
-            yield from _windows_of_level(_gaps(num_given, factor, window, level), window)
-            level += 1
-
-    return LazySequence(make)
-
-
-def batch_windows(windows: Sequence[Window], most: int) -> LazySequence:
-    """Put up to `most` consecutive windows into one batch: of the same length, with the same `given_indices`, and
-    independent of each other."""
-
-    def make() -> Iterator[list[Window]]:
-        batch: list[Window] = []
-        sampled: set[int] = set()  # places that the batch samples
-        for window in windows:
-            fits = batch and (len(window.places), window.given_indices) == (
-                len(batch[0].places),
-                batch[0].given_indices,
-            )
-            if fits and len(batch) < most and sampled.isdisjoint(window.places[i] for i in window.given_indices):
-                batch.append(window)
-            else:
-                if batch:
-                    yield batch
-                batch, sampled = [window], set()
-            sampled.update(window.new_places)
-        if batch:
-            yield batch
-
-    return LazySequence(make, windows.__len__ if most == 1 else None)
-
-
-def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> LazySequence:
-    """Return the windows that continue a clip of `num_given` frames, each led by up to `overlap` given ones."""
-    _, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
-
-    def make() -> Iterator[Window]:
-        num_frames = num_given
-        for _ in range(1 + later):
-            num_leading = min(overlap, num_frames)
-            start = num_frames - num_leading
-            yield Window(list(range(start, start + window)), given_indices=leading_indices(num_leading))
-            num_frames = start + window
-
-    return LazySequence(make, lambda: 1 + later)
-
-
-def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
-    """Return how many frames the first window of an extension samples, and the number of windows after it, which begin
-    with `overlap` given frames each."""
-    first = window - min(overlap, num_given)
-    return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
-
-
 def _check_windows(window: Any, overlap: Any) -> tuple[int, int]:
     """Return length and overlap of the windows of an extension; raise `ValueError` if they add no frames."""
     window = whole_number(window, "window", least=2, reason="one given frame and one new")
@@ -486,37 +368,6 @@ def _conditions_of(conditions: Conditions, places: range) -> Conditions:
     }
 
 
-def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:
-    """Yield windows for consecutive gaps, each with as many gaps of one length as fit."""
-    last: Window | None = None
-    last_gap = None
-    for start, stop in gaps:
-        cuts = _cut(start, stop, window - 1)
-        is_next = last_gap is not None and last_gap == (2 * start - stop, start)
-        if is_next and len(last.places) + len(cuts) - 1 <= window:
-            places = last.places + cuts[1:]
-            last = Window(places, given_indices=[*last.given_indices, len(places) - 1])
-        else:
-            if last is not None:
-                yield last
-            last = Window(cuts, given_indices=interpolation_indices(len(cuts)))
-        last_gap = (start, stop)
-    if last is not None:
-        yield last
-
-
-def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of neighbouring frames that exist before a level of windows and have missing ones between;
-    rising."""
-    if level == 0:
-        for i in range(num_given - 1):
-            yield i * factor, (i + 1) * factor
-        return
-    for start, stop in _gaps(num_given, factor, window, level - 1):
-        cuts = _cut(start, stop, window - 1)
-        yield from ((before, after) for before, after in pairwise(cuts) if after - before > 1)
-
-
 def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Return zeros for the latents of a whole video, `(videos, frames, channels, h, w)`.
 
@@ -530,12 +381,3 @@ def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
             f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is "
             "more than the memory; ask for fewer frames"
         ) from error
-
-
-def _cut(start: int, stop: int, most_parts: int) -> list[int]:
-    """Cut `start..stop` into single steps if they fit, otherwise into as many equal or nearly equal parts as fit."""
-    length = stop - start
-    parts = length
-    if length > most_parts:
-        parts = max((d for d in range(2, most_parts + 1) if length % d == 0), default=most_parts)
-    return [start + (i * length + parts // 2) // parts for i in range(parts + 1)]
