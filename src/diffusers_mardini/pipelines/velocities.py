@@ -4,6 +4,7 @@ Owns what is computed once per window (`models/window.py`), separately for each 
 is in `pipeline_mardini.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class WindowVelocities:
             rounding. A transformer without identity attention has no such state, and always gets the whole window.
         conditions: of each frame, `(videos, frames, channels)` each. The unconditional branch gets none, so that
             guidance acts on planning signals and conditions together.
+        positions: places of the frames on the model's axis of frames; by default 0, 1, 2, ...
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class WindowVelocities:
         attention_kwargs: dict[str, Any] | None,
         use_window_state: bool = True,
         conditions: dict[str, torch.Tensor] | None = None,
+        positions: Sequence[float] | None = None,
     ):
         self.transformer = transformer
         self.clean = clean
@@ -59,6 +62,7 @@ class WindowVelocities:
         self._written = _times_written(planning_signals)
         self.attention_kwargs = attention_kwargs
         self.conditions = conditions or {}
+        self.positions = torch.tensor(positions, device=clean.device) if positions else None
         self.use_window_state = use_window_state and transformer.config.identity_attention
         self._states: dict[str, MarDiniWindowState] = {}
         self._was_guided: bool | None = None
@@ -179,6 +183,7 @@ class WindowVelocities:
             "reference_mask": layout.reference_mask,
             "num_masked_frames": layout.num_masked_frames,
             "attention_kwargs": self.attention_kwargs,
+            **({} if self.positions is None else {"frame_positions": self.positions}),
         }
 
     def _make_states(self, branches: dict[str, dict[str, Any]]) -> None:

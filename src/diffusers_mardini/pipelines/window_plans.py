@@ -138,6 +138,11 @@ class GapJoiner:
         if last is not None:
             yield last
 
+    @property
+    def first_place(self) -> int | None:
+        """First place of the window that waits for its next gap, if any."""
+        return None if self._last is None else self._last.places[0]
+
     def finish(self) -> Iterator[Window]:
         """Yield the last window, if any; the next gap begins another one."""
         last, self._last, self._last_gap = self._last, None, None
@@ -158,6 +163,11 @@ class GapPlan:
         self.window = window
         self.alike = alike
         self._levels: list[GapJoiner] = []
+
+    @property
+    def oldest(self) -> int | None:
+        """First place of all windows that wait for another gap, if any."""
+        return min((level.first_place for level in self._levels if level.first_place is not None), default=None)
 
     def push(self, start: int, stop: int, level: int = 0) -> Iterator[Window]:
         """Take the next gap, between two known places; yield the windows that are complete by now."""
