@@ -1,5 +1,6 @@
 """Another rate, by time: which frames are taken, which are sampled, and where they lie."""
 
+import itertools
 import re
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from diffusers_mardini.pipelines.stream_inputs import kept_frames
-from diffusers_mardini.pipelines.stream_plans import RetimePlan
+from diffusers_mardini.pipelines.stream_plans import RetimePlan, near_grid
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
 
 
@@ -41,6 +42,9 @@ def test_frames_lie_at_their_exact_times(source, target):
     at = dict(zip(given, times)) | {place: number / target for number, place in enumerate(shown) if place not in given}
     for number, place in enumerate(shown):
         assert abs(at[place] - number / target) <= 0.0005  # given frames that are near enough are shown
+    for before, after in itertools.pairwise(given):  # places of a grid that are not in demand lie evenly
+        grid = after - before
+        at |= {p: at[before] + (p - before) / grid / source for p in range(before + 1, after) if p not in at}
     known = set(given)
     for window in windows:
         assert 3 <= len(window.places) <= 9 and known >= {window.places[i] for i in window.given_indices}
@@ -50,7 +54,18 @@ def test_frames_lie_at_their_exact_times(source, target):
         for position, second in zip(positions, seconds):
             assert abs(position * unit - (second - seconds[0])) <= 0.02 * unit
         known |= set(window.new_places)
-    assert set(shown) <= known and known - set(given) <= set(shown)  # nothing is made in vain
+    assert set(shown) <= known
+
+
+@pytest.mark.parametrize(
+    "parts, grid",
+    [
+        ([0.5], [0]), ([0.4, 0.8], [None, 0, None, 1]), ([0.25], [0, None, None]), ([0.235], [0, None, None]),
+        ([0.03], None), ([0.97], None), ([1 / 3, 0.5], [None, 0, 1, None, None]), ([i / 9 for i in range(1, 9)], None),
+    ],
+)  # fmt: skip
+def test_the_coarsest_grid_near_the_places_is_taken(parts, grid):
+    assert near_grid(parts, 8) == grid
 
 
 def test_a_long_gap_is_made_in_levels():
@@ -98,7 +113,8 @@ def test_positions_reach_both_models_and_change_the_frames(pipe):
     made = pipe.retime(clip(4), fps=25, times=times, generator=seeded(), **STEPS).frames
     assert made.shape[1] == 11
     for name in ("planner", "window_state"):
-        positions = counter.inputs[name][0][1]["frame_positions"]
+        placed = [kwargs for _, kwargs, _ in counter.inputs[name] if "frame_positions" in kwargs]
+        positions = placed[0]["frame_positions"]
         assert positions[0] == 0 and positions[-1] == len(positions) - 1 and (positions.diff() > 0).all()
     plain = pipe.retime(
         clip(4), fps=25, times=times, generator=seeded(), use_window_state=False, **STEPS

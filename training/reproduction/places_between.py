@@ -18,15 +18,13 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.models.embeddings import MarDiniRotaryPosEmbed, RotaryEmbedding, rotary_embedding
 from diffusers_mardini.pipelines.sampling_options import SamplingOptions
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.finished_parts import FinishedParts
@@ -49,44 +47,6 @@ WINDOW = 9
 Way = Callable[[torch.Tensor, int, list[int]], torch.Tensor]
 
 
-class PlacedRotary(MarDiniRotaryPosEmbed):
-    """Rotary positions whose frame axis may hold any numbers.
-
-    Attributes:
-        places: of the frames of the present window; `None` for 0, 1, 2, ...
-    """
-
-    places: list[float] | None = None
-
-    def forward(self, num_frames: int, rows: int, columns: int, device: torch.device) -> RotaryEmbedding:
-        """Return `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`."""
-        if self.places is None:
-            return super().forward(num_frames, rows, columns, device)
-        frame = torch.tensor(self.places, device=device, dtype=torch.float32)[:, None]
-        position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
-        return rotary_embedding(frame, position, self.head_dim, self.theta, self.max_frequency)
-
-
-def place_frames(pipe: MarDiniPipeline) -> Callable[[list[float] | None], Any]:
-    """Let both models place frames anywhere; return a context manager that sets the places of a window."""
-    ropes = []
-    for model in (pipe.planner, pipe.transformer):
-        model.rope = PlacedRotary(model.rope.head_dim, model.rope.theta, model.rope.max_frequency)
-        ropes.append(model.rope)
-
-    @contextmanager
-    def placed(places: list[float] | None) -> Iterator[None]:
-        for rope in ropes:
-            rope.places = places
-        try:
-            yield
-        finally:
-            for rope in ropes:
-                rope.places = None
-
-    return placed
-
-
 def sample_windows(
     pipe: MarDiniPipeline,
     windows: list[tuple[list[float], list[int]]],
@@ -98,7 +58,7 @@ def sample_windows(
     """Sample the masked frames of some windows at their places.
 
     Args:
-        pipe: whose models `place_frames` prepared.
+        pipe: samples.
         windows: times of the frames, and which of them are given.
         frames: true ones by time, `(clips, times, 3, height, width)` in [0, 1].
         places_of: returns the places of the frames of a window.
@@ -107,17 +67,17 @@ def sample_windows(
     Returns:
         Frames by time, the true ones where nothing was sampled.
     """
-    result, placed, generator = frames.clone(), place_frames(pipe), torch.Generator().manual_seed(seed)
+    result, generator = frames.clone(), torch.Generator().manual_seed(seed)
     for times, given in windows:
         indices = [times.index(time) for time in given]
         pixels = frames[:, given] * 2 - 1
         options = SamplingOptions(num_inference_steps=steps, generator=generator)
         references = pipe.encode_frames(pixels)
         pipe._reset_call()
-        with placed(places_of(times)):
-            signals = pipe.plan(pipe.encode_low_frames(pixels), indices, len(times))
-            noise = pipe.prepare_latents((len(frames), len(times), *references.shape[2:]), generator)
-            latents = pipe.denoise(noise, references, indices, signals, options, None)
+        positions = places_of(times)
+        signals = pipe.plan(pipe.encode_low_frames(pixels), indices, len(times), positions=positions)
+        noise = pipe.prepare_latents((len(frames), len(times), *references.shape[2:]), generator)
+        latents = pipe.denoise(noise, references, indices, signals, options, None, positions=positions)
         decoded = pipe.decode(latents, "pt").float().cpu()
         for i, time in enumerate(times):
             if time not in given and time == int(time):
@@ -209,12 +169,12 @@ def ways(pipe: MarDiniPipeline, steps: int, seed: int, source: int) -> dict[str,
 
     return {
         "exact grid": grid(source),
+        "sparse grid": sparse,
         "grid of 8": grid(8),
         "grid of 4": grid(4),
         "fractional places": placed(WINDOW, by_time),
         "fractional places, gap by gap": placed(3, of_eight),
         "grid of 8, moved": moved,
-        "sparse grid": sparse,
         "times ignored": placed(WINDOW, lambda times: None),
     }
 

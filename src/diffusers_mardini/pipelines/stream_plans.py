@@ -11,6 +11,7 @@ from .window_plans import GapPlan, Window, placed
 
 
 TOLERANCE = 0.0005  # seconds by which a frame may be early or late
+NEAR = 0.15  # of a grid's gap, by which one of its places may be moved
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,33 @@ class RetimePlan:
             self._times[0] = time
             return Arrival(0, [], [0] * self._count_until(time + self.tolerance))
         first = self.next
-        between = self._count_until(time - self.tolerance)
+        self._count_until(time - self.tolerance)
+        wanted = [self.time_of(number) for number in range(first, self.next)]
         exact = self._count_until(time + self.tolerance)
-        if is_cut or is_still or not between:
-            windows = self._placed(self._gaps.finish())  # the next gap is not a neighbour of those before
-            place = before + 1
-            held = between
-            if is_cut:
-                middle = (start + time) / 2 - self.tolerance  # halfway, the scene that begins is shown
-                held = sum(self.time_of(number) < middle for number in range(first, first + between))
-            shown: Iterable[int] = [*repeat(before, held), *repeat(place, between - held + exact)]
-            self._arrive(place, time)
-            return Arrival(place, windows, shown)
-        place = before + between + 1
-        for i in range(between):
-            self._times[before + 1 + i] = self.time_of(first + i)
-        self._arrive(place, time)
-        windows = self._placed(self._gaps.push(before, place))
-        return Arrival(place, windows, [*range(before + 1, place), *repeat(place, exact)])
+        if wanted and not (is_cut or is_still):
+            return self._sample_between(time, wanted, exact)
+        windows = self._placed(self._gaps.finish())  # the next gap is no neighbour of those before
+        held = len(wanted)
+        if is_cut:
+            middle = (start + time) / 2 - self.tolerance  # halfway, the scene that begins is shown
+            held = sum(second < middle for second in wanted)
+        self._arrive(before + 1, time)
+        return Arrival(before + 1, windows, [*repeat(before, held), *repeat(before + 1, len(wanted) - held + exact)])
+
+    def _sample_between(self, time: float, wanted: list[float], exact: int) -> Arrival:
+        """Plan the frames at some times before the next given one, which is itself shown `exact` times."""
+        before, start = self._place, self._time
+        grid = near_grid([(second - start) / (time - start) for second in wanted], self._gaps.window - 1)
+        places: list[int | None] = list(range(len(wanted))) if grid is None else grid
+        seconds = [
+            start + (time - start) * (number + 1) / (len(places) + 1) if i is None else wanted[i]
+            for number, i in enumerate(places)
+        ]
+        self._times.update(enumerate(seconds, before + 1))
+        self._arrive(before + len(places) + 1, time)
+        shown = [place for place, i in enumerate(places, before + 1) if i is not None]
+        windows = self._placed(self._gaps.push(before, self._place))
+        return Arrival(self._place, windows, [*shown, *repeat(self._place, exact)])
 
     def finish(self) -> list[Window]:
         """Return the windows that waited for another frame."""
@@ -143,3 +153,25 @@ class RetimePlan:
         for place in [place for place in self._times if place < (self._place if oldest is None else oldest)]:
             del self._times[place]
         return found
+
+
+def near_grid(parts: list[float], most: int) -> list[int | None] | None:
+    """Return the coarsest grid that has a place near each of some places, which may be moved there.
+
+    Whole windows of almost even frames are what the models learned: frames that are sampled in them are better than
+    those sampled with no others (docs/results/long_video.md).
+
+    Args:
+        parts: places between 0 and 1; rising.
+        most: gaps of the finest grid.
+
+    Returns:
+        For each place of the grid between 0 and 1 the index of the part that is near, if any; `None` for no grid.
+    """
+    for gaps in range(len(parts) + 1, most + 1):
+        nearest = [round(part * gaps) for part in parts]
+        fits = nearest[0] > 0 and nearest[-1] < gaps and len(set(nearest)) == len(nearest)
+        if fits and all(abs(part * gaps - place) <= NEAR for part, place in zip(parts, nearest)):
+            index = {place: i for i, place in enumerate(nearest)}
+            return [index.get(place) for place in range(1, gaps)]
+    return None
