@@ -233,6 +233,20 @@ def stream_extension(
         pipe.maybe_free_model_hooks()
 
 
+@torch.no_grad()
+def reconstruct(
+    pipe: "MarDiniPipeline", frames: Iterable[Picture], output_type: str = "pil", chunk_size: int = 16
+) -> Iterator[Any]:
+    """Yield given frames as the autoencoder decodes them, `chunk_size` at a time."""
+    pictures = PictureStream(frames, 1, None, None, pipe.size_multiple, pipe.video_processor)
+    outlet = Outlet(pipe, chunk_size, output_type)
+    for chunk in in_chunks(pictures, chunk_size):
+        with in_use(pipe, pipe.scheduler):
+            latents = pipe.encode_frames(pictures.pixels(chunk), chunk_size)[0]
+        yield from outlet.put(latents)
+    yield from outlet.finish()
+
+
 def conditions_of(conditions: Conditions, places: range) -> Conditions:
     """Return the conditions of consecutive frames; places after the last frame have its values."""
     return {

@@ -78,6 +78,10 @@ class ClipEncoder:
         self._container.mux(self._stream.encode())
         self._container.close()
 
+    def abandon(self) -> None:
+        """Close the file, which stays incomplete."""
+        self._container.close()
+
     def __enter__(self) -> "ClipEncoder":
         return self
 
@@ -87,7 +91,7 @@ class ClipEncoder:
         if error is None:
             self.close()
         else:
-            self._container.close()
+            self.abandon()
 
 
 def rate_of(fps: float) -> Fraction:
