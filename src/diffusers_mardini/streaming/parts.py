@@ -38,23 +38,23 @@ class PartFolder:
         self.folder = folder_of(output)
         self._suffix = container_suffix
         settings = json.loads(json.dumps(settings))
-        if self.folder.exists() and not resume:
+        if (self.folder / "00000.json").exists() and not resume:
             raise ValueError(
                 f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, or remove the folder "
                 "to begin anew"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
-        before = self._read(SETTINGS)
+        self.records: list[dict[str, Any]] = []
+        before = self._read(SETTINGS) if resume else None
         if before is not None and before != settings:
-            self.close()
+            self._lock.close()
             names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             was = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in names)
             raise ValueError(
                 f"the parts in '{self.folder}' were made with other settings ({was}); give those, or remove the folder"
             )
         self._write(SETTINGS, settings)
-        self.records: list[dict[str, Any]] = []
         while (record := self._read(f"{len(self.records):05}.json")) is not None:
             self.records.append(record)
 
@@ -93,8 +93,10 @@ class PartFolder:
             self.state(number - 1).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Let others use the folder; remove it if there is nothing to go on with."""
         self._lock.close()
+        if not self.records:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the folder, when the result is complete."""

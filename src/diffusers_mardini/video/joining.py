@@ -13,6 +13,8 @@ from .errors import UnreadableFileError, named_file_errors
 from .sound import SoundTrack
 
 
+REORDERED = 2  # frames that x264 decodes before they are shown, at most, with the settings of `ClipEncoder`
+
 def join(parts: Sequence[Path], path: Path, fps: float, container: str, sound: SoundTrack | None) -> int:
     """Write the pictures of some files, one after the other, to a new one.
 
@@ -50,11 +52,12 @@ def _pictures(parts: Sequence[Path], to: av.VideoStream, rate: Fraction) -> Iter
             for packet in container.demux(container.streams.video[0]):
                 if packet.dts is None or packet.pts is None:
                     continue
-                base = Fraction(packet.time_base)
-                shift = Fraction(before) / rate / base
-                if shift.denominator != 1:
+                tick = 1 / rate / Fraction(packet.time_base)  # from one frame to the next
+                if tick.denominator != 1:
                     raise UnreadableFileError(f"'{part}' has another clock than the video; remove the parts")
-                packet.pts, packet.dts, packet.stream = packet.pts + int(shift), packet.dts + int(shift), to
+                # Short parts are decoded with less delay than long ones: theirs would overtake each other.
+                packet.dts = (before + count - REORDERED) * int(tick)
+                packet.pts, packet.stream = packet.pts + before * int(tick), to
                 count += 1
-                yield float(packet.dts * base), packet
+                yield float(packet.dts * packet.time_base), packet
         before += count

@@ -48,7 +48,8 @@ class SoundTrack:
         if self.slower == 1 and codec in COPIED[output.format.name.split(",")[0]]:
             return self._copied(output.add_stream_from_template(self._from))
         stream = output.add_stream("aac", rate=self._from.rate)
-        stream.layout = self._from.layout.name if self._from.layout.nb_channels <= 2 else "stereo"
+        stream.layout = "mono" if self._from.layout.nb_channels == 1 else "stereo"
+        stream.codec_context.format = "fltp"
         return self._encoded(stream)
 
     def _copied(self, to: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
