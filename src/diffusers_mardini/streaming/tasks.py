@@ -80,7 +80,7 @@ class _Retiming:
         """Yield the frames of a part, from the first given frame of it (alone in the first part) to its last."""
         first = number * PART_GAPS
         kept = self.video.kept[first : first + PART_GAPS + 1]
-        return self.pipe.retime(
+        frames = self.pipe.retime(
             _Frames(self.video, kept, self.settings.size),
             self.fps,
             times=[one.time for one in kept],
@@ -91,6 +91,8 @@ class _Retiming:
             first_frame=self._count_until(kept[0].time) if number else 0,
             **self.settings.sampling,
         )
+        assert isinstance(frames, Iterator), "it was asked for a stream"
+        return frames
 
     def _count_until(self, time: float) -> int:
         """Return the number of frames of the result up to a time, as `RetimePlan` counts them."""

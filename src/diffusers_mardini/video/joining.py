@@ -15,6 +15,7 @@ from .sound import SoundTrack
 
 REORDERED = 2  # frames that x264 decodes before they are shown, at most, with the settings of `ClipEncoder`
 
+
 def join(parts: Sequence[Path], path: Path, fps: float, container: str, sound: SoundTrack | None) -> int:
     """Write the pictures of some files, one after the other, to a new one.
 
