@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from diffusers_mardini.streaming import FileProgress, extend_file, retime_file, slow_motion_file, tasks
+from diffusers_mardini.streaming import FileProgress, extend_file, retime_file, slow_motion_file, source, tasks
 from diffusers_mardini.video.reading import read_video
 from diffusers_mardini.video.sound import tempos
 from pipelines_tests.tiny_pipeline import CallCounter, tiny_pipeline
@@ -106,6 +106,13 @@ def test_parts_make_no_difference_to_times(pipe, clip, tmp_path, short_parts):
         result = retime_file(pipe, clip, tmp_path / "out.mp4", fps, overwrite=True, **FAST)
         assert result.num_frames == int(1.0 * fps + 1e-6) + 1
         assert len(read_video(tmp_path / "out.mp4")[0]) == result.num_frames
+
+
+def test_all_parts_read_from_one_decoder(pipe, clip, tmp_path, short_parts, monkeypatch):
+    opened, read = [], source.frames_of_numbers
+    monkeypatch.setattr(source, "frames_of_numbers", lambda *args: opened.append(args) or read(*args))
+    retime_file(pipe, clip, tmp_path / "out.mp4", 25, **FAST)
+    assert len(opened) == 1
 
 
 def test_slow_motion_keeps_the_rate_and_stretches_the_sound(pipe, clip, tmp_path):

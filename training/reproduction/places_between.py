@@ -9,10 +9,8 @@ strides of the clip, so that the truth is known. Ways:
 2. grid of 8, grid of 4: as many equal places between two given frames; the nearest one is taken.
 3. fractional places: a window holds only given frames and those in demand; rotary positions follow their times.
 4. fractional places, gap by gap: so does a window of two given frames, whose places are 0 and 8.
-5. retime: as the pipeline does it, the coarsest grid that is near enough, its places moved to the times in demand, and
-   otherwise fractional places.
-6. sparse grid: the windows of the first way, up to eight places long, without the places that are not in demand.
-7. times ignored: the windows of the third way with the usual positions 0, 1, 2, ...
+5. sparse grid: the windows of the first way, up to eight places long, without the places that are not in demand.
+6. times ignored: the windows of the third way with the usual positions 0, 1, 2, ...
 """
 
 import argparse
@@ -112,7 +110,7 @@ def sparse_grids(given: list[int], wanted: list[int], unit: float) -> list[tuple
     return [(times, ends) for times, ends in windows if len(times) > len(ends)]
 
 
-def ways(pipe: MarDiniPipeline, steps: int, seed: int, source: int, target: int) -> dict[str, Way]:
+def ways(pipe: MarDiniPipeline, steps: int, seed: int, source: int) -> dict[str, Way]:
     """Return functions of `(frames, source, wanted)` that return frames by time, for one case."""
 
     def grid(parts: int) -> Way:
@@ -134,17 +132,6 @@ def ways(pipe: MarDiniPipeline, steps: int, seed: int, source: int, target: int)
             return sample_windows(pipe, group(given, wanted, most), frames, places_of, steps, seed)
 
         return sample
-
-    def retime(frames: torch.Tensor, source: int, wanted: list[int]) -> torch.Tensor:
-        result = frames.clone()
-        for clip in result:
-            made = pipe.retime(
-                clip[::source].clone(), 1 / target, 1 / source, window=WINDOW, num_inference_steps=steps,
-                output_type="pt", generator=torch.Generator().manual_seed(seed),
-            ).frames[0].float().cpu()  # fmt: skip
-            for time in wanted:
-                clip[time] = made[time // target]
-        return result
 
     unit = source / min(source, 8)
 
@@ -168,7 +155,6 @@ def ways(pipe: MarDiniPipeline, steps: int, seed: int, source: int, target: int)
         "grid of 4": grid(4),
         "fractional places": placed(WINDOW, by_time),
         "fractional places, gap by gap": placed(3, of_eight),
-        "retime": retime,
         "times ignored": placed(WINDOW, lambda times: None),
     }
 
@@ -189,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for case, (source, target) in CASES.items():
         frames = truth.frames[:, : SPAN // source * source + 1]
         wanted = [time for time in range(0, frames.shape[1], target) if time % source]
-        for name, way in ways(pipe, options.steps, options.seeds[0], source, target).items():
+        for name, way in ways(pipe, options.steps, options.seeds[0], source).items():
 
             def make(frames=frames, way=way, source=source, wanted=wanted, target=target) -> dict[str, torch.Tensor]:
                 with torch.no_grad():

@@ -1,7 +1,7 @@
 """Look through a video once before anything is sampled: times of its frames, held ones, and cuts."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,34 @@ class SourceVideo:
     has_sound: bool
     num_cuts: int
 
-    def frames(self, kept: Sequence[KeptFrame], size: tuple[int, int] | None) -> Iterator[Image.Image]:
-        """Yield kept frames in order, one in memory at a time.
 
-        Args:
-            kept: some of `self.kept`.
-            size: width and height to which they are resized, cropped around the centre to its aspect.
-        """
-        for frame in frames_of_numbers(self.path, [one.number for one in kept]):
-            picture = Image.fromarray(frame)
-            yield picture if size is None else ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
+class FrameReader:
+    """Read the kept frames of a video, part after part, by one decoder that goes on; one frame is in memory at a time.
+
+    Args:
+        video: that was looked through.
+        size: width and height to which frames are resized, cropped around the centre to its aspect.
+    """
+
+    def __init__(self, video: SourceVideo, size: tuple[int, int]):
+        self.video, self.size = video, size
+        self._frames: Iterator[np.ndarray] = iter(())
+        self._next: int | None = None  # index of the kept frame that the decoder gives next
+        self._last: Image.Image | None = None  # the one before, with which the next part may begin
+
+    def read(self, first: int, stop: int) -> Iterator[Image.Image]:
+        """Yield the kept frames with these indices."""
+        if self._next is None or first not in (self._next - 1, self._next):
+            self._frames = frames_of_numbers(self.video.path, [one.number for one in self.video.kept[first:]])
+            self._next, self._last = first, None
+        if first < self._next and self._last is not None:
+            yield self._last
+            first += 1
+        for _ in range(first, stop):
+            picture = Image.fromarray(next(self._frames))
+            self._last = ImageOps.fit(picture, self.size, Image.Resampling.BICUBIC)
+            self._next += 1
+            yield self._last
 
 
 def look_through(

@@ -21,7 +21,7 @@ from ..video.sound import SoundTrack
 from ..video.times import PICTURE_FPS
 from .parts import PartFolder, folder_of
 from .running import FileProgress, FileResult, Task, check_output, run
-from .source import SourceVideo, look_through
+from .source import FrameReader, SourceVideo, look_through
 
 
 PART_GAPS = 64  # source frames from the first frame of a part to the first of the next one
@@ -66,8 +66,12 @@ class _Retiming:
 
     pipe: MarDiniPipeline
     settings: _Settings
-    video: SourceVideo
+    reader: FrameReader
     fps: float
+
+    @property
+    def video(self) -> SourceVideo:
+        return self.reader.video
 
     @property
     def frames_total(self) -> int:
@@ -81,7 +85,7 @@ class _Retiming:
         first = number * PART_GAPS
         kept = self.video.kept[first : first + PART_GAPS + 1]
         frames = self.pipe.retime(
-            _Frames(self.video, kept, self.settings.size),
+            self.reader.read(first, first + len(kept)),
             self.fps,
             times=[one.time for one in kept],
             cuts=[i for i, one in enumerate(kept) if one.is_cut],
@@ -103,30 +107,19 @@ class _Retiming:
         return number
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """Frames of a video that can be iterated over, and counted."""
-
-    video: SourceVideo
-    kept: list
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.video.frames(self.kept, self.size)
-
-
 @dataclass
 class _Extension:
     """Parts of an extension: those of the given frames, then those of new ones, each with the state it ends in."""
 
     pipe: MarDiniPipeline
     settings: _Settings
-    video: SourceVideo
+    reader: FrameReader
     num_new_frames: int | None
     _rollout: MarDiniRollout | None = None
+
+    @property
+    def video(self) -> SourceVideo:
+        return self.reader.video
 
     @property
     def frames_total(self) -> int | None:
@@ -142,8 +135,8 @@ class _Extension:
     def frames(self, number: int, parts: PartFolder) -> Iterator[Any]:
         """Yield the frames of a part."""
         if number < self.num_given_parts:
-            kept = self.video.kept[number * PART_GAPS : (number + 1) * PART_GAPS]
-            yield from reconstruct(self.pipe, _Frames(self.video, kept, self.settings.size))
+            first = number * PART_GAPS
+            yield from reconstruct(self.pipe, self.reader.read(first, min(first + PART_GAPS, len(self.video.kept))))
             return
         rollout = self._rollout = self._rollout or self._start(number, parts)
         rollout.options = replace(rollout.options, generator=self.settings.generator(number))
@@ -161,7 +154,8 @@ class _Extension:
     def _start(self, number: int, parts: PartFolder) -> MarDiniRollout:
         """Return the rollout as it is before a part."""
         window = self.settings.sampling.get("window") or self.pipe.trained_window.frames
-        last = list(_Frames(self.video, self.video.kept[-window:], self.settings.size))  # more than any overlap
+        count = len(self.video.kept)
+        last = list(FrameReader(self.video, self.reader.size).read(max(0, count - window), count))
         rollout = self.pipe.rollout(last, **self.settings.sampling)
         if number > self.num_given_parts:
             state = load_file(parts.state(number - 1))
@@ -296,7 +290,7 @@ def extend_file(
     parts = settings.open(pipe, source, task="extend", num_new_frames=num_new_frames, fps=source_fps)
     try:
         video, _ = look_through(source, source_fps, "ignore", all_frames=True)
-        task = _Extension(pipe, settings, video, num_new_frames)
+        task = _Extension(pipe, settings, FrameReader(video, settings.size), num_new_frames)
         return _run(pipe, task, parts, video, video.fps, crf, sound, 1.0, progress)
     finally:
         parts.close()
@@ -326,7 +320,7 @@ def _retime(
             )
         result_fps = video.fps if fps is None else fps
         rate = result_fps if factor is None else video.fps * factor
-        task = _Retiming(pipe, settings, video, rate)
+        task = _Retiming(pipe, settings, FrameReader(video, settings.size), rate)
         return _run(pipe, task, parts, video, result_fps, crf, sound, rate / result_fps, progress)
     finally:
         parts.close()
