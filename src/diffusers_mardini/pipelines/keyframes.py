@@ -11,11 +11,12 @@ import torch
 
 from .conditions import read_conditions
 from .inputs import output_size, split_images, split_videos, to_pixels, warn_if_far, warn_if_stretched, whole_number
-from .long_video import DECODE_CHUNK_SIZE, LazySequence, Window, _cut, batch_windows
 from .one_call import one_call_at_a_time
 from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
+from .stream_methods import DECODE_CHUNK_SIZE
+from .window_plans import LazySequence, Window, batch_windows, cut_evenly
 
 
 class KeyframesMixin:
@@ -275,7 +276,7 @@ def _windows_between(known: set[int], window: int) -> Iterator[Window]:
         while gaps:
             start, stop = gaps.pop(0)
             if stop - start >= window:
-                places = _cut(start, stop, window - 1)
+                places = cut_evenly(start, stop, window - 1)
             else:
                 while gaps and gaps[0][1] - start < window:  # what lies between two gaps is known
                     stop = gaps.pop(0)[1]

@@ -6,7 +6,7 @@ what an extension needs of its last frames.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class LongVideoMixin(StreamMixin):
         blend: int = 0,
         stream: bool = False,
         cuts: Iterable[int] = (),
-    ) -> MarDiniPipelineOutput | tuple | Iterator[Any]:
+    ) -> Any:  # MarDiniPipelineOutput, a tuple, or an iterator
         r"""
         Put `factor - 1` frames between every two neighbours, by repeated interpolation (Fig. 11).
 
@@ -161,7 +161,7 @@ class LongVideoMixin(StreamMixin):
         paste_given: bool = False,
         blend: int = 0,
         stream: bool = False,
-    ) -> MarDiniPipelineOutput | tuple | Iterator[Any]:
+    ) -> Any:  # MarDiniPipelineOutput, a tuple, or an iterator
         r"""
         Continue a clip window by window, each led by the last frames of the one before.
 
@@ -415,7 +415,7 @@ class LongVideoMixin(StreamMixin):
         if isinstance(options.generator, list):
             options = replace(options, generator=options.generator * len(windows))
         return self.denoise(
-            noise, references, given_indices, planning_signals, options, progress_bar, conditions, positions
+            noise, references, given_indices, planning_signals, options, progress_bar, conditions, positions=positions
         )
 
     def _low_latents_of_sampled(self, latents: torch.Tensor, chunk_size: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ class StreamMixin:
         stream: bool = False,
         origin: float | None = None,
         first_frame: int = 0,
-    ) -> MarDiniPipelineOutput | tuple | Iterator[Any]:
+    ) -> Any:  # MarDiniPipelineOutput, a tuple, or an iterator
         r"""
         Give a clip another rate, by time: frame `k` of the result shows the moment `k / fps`.
 

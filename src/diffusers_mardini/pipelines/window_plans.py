@@ -126,7 +126,7 @@ class GapJoiner:
 
     def push(self, start: int, stop: int) -> Iterator[Window]:
         """Take the next gap, between two places; yield the window before it if that is complete."""
-        cuts = _cut(start, stop, self.window - 1)
+        cuts = cut_evenly(start, stop, self.window - 1)
         last, last_gap, self._last_gap = self._last, self._last_gap, (start, stop)
         if last is not None and last_gap is not None:
             follows = last_gap[1] == start and (not self.alike or last_gap[0] == 2 * start - stop)
@@ -271,11 +271,11 @@ def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tupl
             yield i * factor, (i + 1) * factor
         return
     for start, stop in _gaps(num_given, factor, window, level - 1):
-        cuts = _cut(start, stop, window - 1)
+        cuts = cut_evenly(start, stop, window - 1)
         yield from ((before, after) for before, after in pairwise(cuts) if after - before > 1)
 
 
-def _cut(start: int, stop: int, most_parts: int) -> list[int]:
+def cut_evenly(start: int, stop: int, most_parts: int) -> list[int]:
     """Cut `start..stop` into single steps if they fit, otherwise into as many equal or nearly equal parts as fit."""
     length = stop - start
     parts = length
