@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "sizes": set(),
     "trained_window": {"sizes"},
     "measured_sampling": set(),
-    "cards": {"format_version", "sizes", "trained_window"},
+    "cards": {"format_version", "sizes", "trained_window", "measured_sampling"},
     "hub": {"cards", "format_version", "components", "weights"},
     "components": {"models", "schedulers"},
     "presets": set(),

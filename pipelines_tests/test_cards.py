@@ -39,6 +39,7 @@ FULL = {
     "description": "A model for tests.",
     "license": "apache-2.0",
     "window": "9 frames of 64x64 pixels",
+    "sampling": "7 steps of some solver",
     "samples": [
         {"file": "sheet.png", "caption": "Frames 0 and 8 given"},
         {"file": "clip.mp4", "caption": "One: window"},
@@ -89,6 +90,7 @@ def test_every_known_fact_is_on_the_card():
         "# mardini-test\n",
         "A model for tests.",
         "Trained on windows of 9 frames of 64x64 pixels.",
+        "7 steps of some solver were measured to be as good as 25",
         "| action | 3 | shares |",
         "| planner | 1,000 |",
         "| together | 1,234 |",
@@ -326,3 +328,24 @@ def test_the_snippet_of_an_adapters_card_works_as_it_stands(pictures):
         names = run_python(snippet)
     assert list(names["pipe"].get_list_adapters()) == ["transformer"]
     assert len(names["frames"]) == 4 and names["frames"][0].size == (32, 32)
+
+
+def test_a_card_tells_steps_that_were_measured_to_be_enough(tmp_path):
+    pipe = tiny_pipeline()
+    parts = {**pipe.components, "planner_downscale": pipe.config.planner_downscale}
+    facts = {"num_inference_steps": 10, "solver": "UniPCMultistepScheduler"}
+    MarDiniPipeline(**parts, **facts).save_pretrained(tmp_path)
+    assert read_facts(tmp_path)["sampling"] == "10 steps of UniPCMultistepScheduler"
+    assert "10 steps of UniPCMultistepScheduler were measured" in card_of_folder(tmp_path, {"name": "x"})
+    pipe.save_pretrained(tmp_path)
+    assert "were measured" not in card_of_folder(tmp_path, {"name": "x"})
+
+
+@pytest.mark.parametrize(
+    "facts", [{"num_inference_steps": 10}, {"solver": "x"}, {"num_inference_steps": 0, "solver": "x"},
+              {"num_inference_steps": 10, "solver": 3}]
+)  # fmt: skip
+def test_measured_steps_that_are_none_are_refused(facts):
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="`num_inference_steps` is|`solver` is"):
+        MarDiniPipeline(**pipe.components, **facts)

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from diffusers_mardini import cli
-from diffusers_mardini.cli.options import SamplingOptions
+from diffusers_mardini.cli.options import TaskOptions
 from diffusers_mardini.video_io import read_images
 from pipelines_tests.cli.commands import QUICK, run
 
@@ -40,7 +40,7 @@ def test_the_example_of_the_help_works(examples, command):
 
 
 def test_options_have_the_same_names_and_help_everywhere():
-    shared = {name: f"--{name.replace('_', '-')}" for name in SamplingOptions.__dataclass_fields__}
+    shared = {name: f"--{name.replace('_', '-')}" for name in TaskOptions.__dataclass_fields__}
     for command in FRAMES:
         text = run(command, "--help")[1]
         for option in shared.values():

@@ -21,7 +21,7 @@ from ..trained_window import TrainedWindow
 from ..video.errors import named_file_errors
 from .checks import as_usage_errors, lora_weight
 from .messages import is_terminal, note
-from .options import SamplingOptions
+from .options import TaskOptions
 
 
 DEFAULT_CHECKPOINT = Path("checkpoints/mardini-tiny-carracing")
@@ -68,7 +68,7 @@ def window_to_sample(checkpoint: str | None, size: str | None) -> TrainedWindow:
     return window
 
 
-def load(options: SamplingOptions, task: str) -> tuple[MarDiniPipeline, dict[str, Any]]:
+def load(options: TaskOptions, task: str) -> tuple[MarDiniPipeline, dict[str, Any]]:
     """Say what will be done and with which model; return the pipeline and the arguments of its methods."""
     checkpoint = resolve_checkpoint(options.checkpoint)
     place = choose_device(options.device)
@@ -87,7 +87,7 @@ def load(options: SamplingOptions, task: str) -> tuple[MarDiniPipeline, dict[str
     return pipe, arguments
 
 
-def sampling_arguments(options: SamplingOptions, measured: MeasuredSampling) -> dict[str, Any]:
+def sampling_arguments(options: TaskOptions, measured: MeasuredSampling) -> dict[str, Any]:
     """Return the arguments of the pipeline's methods that all tasks share.
 
     Fewer steps than 25 are the default only with the solver that was measured.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..hardware import DTYPES
 from .errors import UsageError
-from .options import ModelOptions, SamplingOptions
+from .options import ModelOptions, TaskOptions
 
 
 MOST_FRAMES = 2**31 - 1  # some counters of frames have 32 bits
@@ -38,7 +38,7 @@ def check_model_options(options: ModelOptions) -> None:
         raise UsageError(f"dtype {options.dtype!r} is unknown; use auto, {', '.join(DTYPES)}")
 
 
-def check_sampling_options(options: SamplingOptions) -> None:
+def check_sampling_options(options: TaskOptions) -> None:
     """Raise `UsageError` for the first option that cannot be used, whatever checkpoint and files are."""
     check_model_options(options)
     check_count("--steps", options.steps)

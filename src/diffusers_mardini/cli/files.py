@@ -17,7 +17,7 @@ from ..video.writing import FILE_SUFFIXES, FORMS, WRITABLE, keep_frames
 from ..video_io import check_writable, read_images, write_video
 from .errors import UsageError
 from .messages import note, tell, warn
-from .options import SamplingOptions
+from .options import TaskOptions
 
 
 DEFAULT_FPS = 8
@@ -25,7 +25,7 @@ FAR_RATE = 1.5  # rates that differ so much make visibly slower or faster motion
 STANDARD = "-"  # the name of standard input and output
 
 
-def check_output(options: SamplingOptions, fps: float | None, size: tuple[int, int] | None = None) -> None:
+def check_output(options: TaskOptions, fps: float | None, size: tuple[int, int] | None = None) -> None:
     """Refuse an output that cannot be written, before anything is computed.
 
     Raises:
@@ -65,7 +65,7 @@ def read_picture(file: str) -> Image.Image:
     return frames[0]
 
 
-def read_clip(video: str, window: TrainedWindow, options: SamplingOptions) -> tuple[list[Image.Image], float | None]:
+def read_clip(video: str, window: TrainedWindow, options: TaskOptions) -> tuple[list[Image.Image], float | None]:
     """Return the frames of a video or a folder of pictures, each resized as it is decoded, and their rate.
 
     Reports sound, which the result will not have, and refuses an output that cannot have this rate.
@@ -107,7 +107,7 @@ def fitted_to(window: TrainedWindow) -> Callable[[Image.Image], Image.Image]:
     return fit
 
 
-def save(options: SamplingOptions, frames: Sequence[Image.Image], fps: float | None, started: float) -> None:
+def save(options: TaskOptions, frames: Sequence[Image.Image], fps: float | None, started: float) -> None:
     """Write the frames and say where; if writing fails after all, keep them elsewhere.
 
     Args:
@@ -144,11 +144,11 @@ def save(options: SamplingOptions, frames: Sequence[Image.Image], fps: float | N
     )  # fmt: skip
 
 
-def _suffix(options: SamplingOptions) -> str:
+def _suffix(options: TaskOptions) -> str:
     return f".{(options.format or 'mp4').lower().removeprefix('.')}"
 
 
-def _check_standard_output(options: SamplingOptions) -> None:
+def _check_standard_output(options: TaskOptions) -> None:
     if _suffix(options) not in FILE_SUFFIXES:
         known = ", ".join(suffix[1:] for suffix in FILE_SUFFIXES)
         raise UsageError(f"--format is {options.format}; standard output takes {known}")

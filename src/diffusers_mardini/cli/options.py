@@ -79,7 +79,7 @@ class ModelOptions(CommandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(ModelOptions):
+class TaskOptions(ModelOptions):
     """Options of every command that samples frames."""
 
     output: Annotated[

@@ -9,11 +9,11 @@ from PIL import Image
 from ..trained_window import TrainedWindow
 from . import checkpoints, files
 from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
-from .options import Batch, Frames, NewFrames, Overlap, Picture, SamplingOptions, Video, Window, command
+from .options import Batch, Frames, NewFrames, Overlap, Picture, TaskOptions, Video, Window, command
 
 
-@command(SamplingOptions)
-def interpolate(first: Picture, last: Picture, options: SamplingOptions, frames: Frames = None) -> None:
+@command(TaskOptions)
+def interpolate(first: Picture, last: Picture, options: TaskOptions, frames: Frames = None) -> None:
     """Sample the frames between two pictures.
 
     Example: mardini interpolate a.png b.png -o between.mp4 --frames 9
@@ -31,8 +31,8 @@ def interpolate(first: Picture, last: Picture, options: SamplingOptions, frames:
     files.save(options, result.frames[0], window.fps, started)
 
 
-@command(SamplingOptions)
-def animate(image: Picture, options: SamplingOptions, frames: Frames = None) -> None:
+@command(TaskOptions)
+def animate(image: Picture, options: TaskOptions, frames: Frames = None) -> None:
     """Set a picture in motion (image-to-video).
 
     Example: mardini animate a.png -o moving.gif --seed 3
@@ -47,10 +47,10 @@ def animate(image: Picture, options: SamplingOptions, frames: Frames = None) -> 
     files.save(options, result.frames[0], window.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def expand(
     video: Video,
-    options: SamplingOptions,
+    options: TaskOptions,
     frames: Frames = None,
     use_frames: Annotated[
         int | None, typer.Option(help="Use only the last so many frames of the clip. Else all.")
@@ -83,13 +83,13 @@ def expand(
     files.save(options, result.frames[0], rate or window.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def fill(
     pictures: Annotated[
         list[str],
         typer.Argument(metavar="PLACE=FILE", help="Pictures and their places, from 0 on; one FILE may be -."),
     ],
-    options: SamplingOptions,
+    options: TaskOptions,
     frames: Annotated[
         int | None, typer.Option(help="Frames of the result. Else the last picture ends it, or as trained.")
     ] = None,
@@ -121,9 +121,9 @@ def fill(
     files.save(options, result.frames[0], trained.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def views(
-    first: Picture, last: Picture, options: SamplingOptions, frames: Frames = None, window: Window = None,
+    first: Picture, last: Picture, options: TaskOptions, frames: Frames = None, window: Window = None,
     batch: Batch = 1,
 ) -> None:  # fmt: skip
     """Sample the views on the path between two pictures of one thing.
@@ -144,10 +144,10 @@ def views(
     files.save(options, result.frames[0], trained.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def slow_motion(
     video: Video,
-    options: SamplingOptions,
+    options: TaskOptions,
     factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
     window: Window = None,
     batch: Batch = 1,
@@ -171,9 +171,9 @@ def slow_motion(
     files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def extend(
-    video: Video, options: SamplingOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
+    video: Video, options: TaskOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
 ) -> None:
     """Continue a clip window by window; the last frames of each window are given to the next.
 
@@ -191,10 +191,10 @@ def extend(
     files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-@command(SamplingOptions)
+@command(TaskOptions)
 def loop(
     video: Video,
-    options: SamplingOptions,
+    options: TaskOptions,
     new_frames: NewFrames = None,
     new_frames_only: Annotated[
         bool, typer.Option("--new-frames-only", help="Write the new frames without the clip.")
@@ -222,7 +222,7 @@ def loop(
     files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-def _check(options: SamplingOptions, *inputs: str) -> TrainedWindow:
+def _check(options: TaskOptions, *inputs: str) -> TrainedWindow:
     """Check the options of all tasks, before anything is read.
 
     Returns:
