@@ -11,3 +11,4 @@ OUT="${OUT:-outputs/results/long-video}"
 for picture in slow_motion_chart=slow_motion extension_chart=extension extension_sheet=extension_sheet far_sheet=far_sheet; do
     cp "$OUT/${picture%%=*}.png" "docs/images/results/long_video_${picture##*=}.png"
 done
+"$PYTHON" -m training.reproduction.places_between "$CHECKPOINT" "$CARRACING/val" -o "${OUT}-places" --steps 10 --max-clips 12 --page docs/results/long_video.md
