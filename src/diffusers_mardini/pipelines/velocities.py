@@ -198,7 +198,10 @@ class WindowVelocities:
             for branch, given in branches.items():
                 clean, layout = self._window(branch)
                 self._states[branch] = self.transformer(
-                    clean.to(self.transformer.dtype), 0, **self._arguments(layout, given, branch), return_window_state=True
+                    clean.to(self.transformer.dtype),
+                    0,
+                    **self._arguments(layout, given, branch),
+                    return_window_state=True,
                 )
         finally:
             if cache is not None:
