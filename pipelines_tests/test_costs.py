@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
-from diffusers_mardini.costs import count_costs, measure, report
+from diffusers_mardini.costs import count_costs, count_model, measure
 from diffusers_mardini.models.identity_attention import MarDiniDenseIdentityAttnProcessor
 from pipelines_tests.allocations import most_allocated
 from pipelines_tests.tiny_pipeline import tiny_pipeline
@@ -97,7 +97,7 @@ def test_four_times_the_tokens_need_four_times_the_memory():
 
 
 def test_the_largest_model_of_the_paper_at_its_largest_size_fits_a_small_gpu():
-    text = report("mardini-l-t", height=1024, width=1024)
+    text = str(count_model("mardini-l-t", height=1024, width=1024))
     assert "69.9 GiB" not in text
     rows = {line.split()[0]: line.split()[-2:] for line in text.splitlines()}
     assert rows["planner"] == ["2.1", "GiB"] and rows["together"] == ["2.5", "GiB"]

@@ -50,7 +50,7 @@ def test_base_dependencies_are_those_of_a_published_model(metadata):
         "av",
         "typer",
     }
-    extras = {"train", "sim", "metrics", "xformers", "quantization", "demo", "docs", "dev"}
+    extras = {"train", "cuts", "sim", "metrics", "xformers", "quantization", "demo", "docs", "dev"}
     assert extras == set(metadata["extras_require"])
 
 
@@ -62,7 +62,7 @@ def test_every_dependency_but_xformers_is_pinned_within_its_range(metadata):
     extras = {name: lines for name, lines in metadata["extras_require"].items() if name != "xformers"}
     for line in [*metadata["install_requires"], *(line for lines in extras.values() for line in lines)]:
         requirement = Requirement(line)
-        if requirement.name != "setuptools":
+        if requirement.name not in ("setuptools", "diffusers-mardini-demo"):  # the last is of this repository
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), line
 
 
@@ -78,7 +78,7 @@ def test_every_folder_of_code_and_data_is_packaged(metadata):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-upstream", "style", "check", "docs", "bench", "train-tiny-racing",
+@pytest.mark.parametrize("target", ["demo", "app", "test", "test-slow", "test-web", "test-upstream", "style", "check", "docs", "bench", "train-tiny-racing",
                                     "train-tiny-carracing", "train-tiny-robot"])  # fmt: skip
 def test_every_target_of_the_makefile_begins_with_an_environment(target, tmp_path):
     for name in ("Makefile", "setup.py", "constraints.txt"):
@@ -115,7 +115,7 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source], **run)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("presets/mardini-l-t.json", "templates/model_card.md", "py.typed"):
+    for name in ("presets/mardini-l-t.json", "templates/model_card.md", "py.typed", "app/static/drive.js"):
         assert f"diffusers_mardini/{name}" in names
     assert not [name for name in names if name.startswith(("training", "pipelines_tests", "examples"))]
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
@@ -125,6 +125,29 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
         "cards.render_model_card({'name': 'x', 'num_frames': 9}); cli.app(['info', 'mardini-tiny'])"
     )
     assert "transformer" in subprocess.run([sys.executable, "-c", code], **run).stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_of_data_is_small_and_found_as_the_last_default(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "demo-files", source / "demo-files", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    for name in ("checkpoints", "examples/clips", "src/diffusers_mardini/__init__.py", "LICENSE"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).symlink_to(ROOT / name)
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source / "demo-files"]
+    subprocess.run(command, **run)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 45 * 2**20 and diffusers_mardini.__version__ in wheel.name
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = (
+        "import sys; sys.path.insert(0, 'installed'); from diffusers_mardini.cli import resolve_checkpoint; "
+        "from diffusers_mardini.demo_files import demo_clips; from diffusers_mardini import MarDiniPipeline; "
+        "print(len(demo_clips())); MarDiniPipeline.from_pretrained(resolve_checkpoint(None))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MARDINI_CHECKPOINT"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    assert subprocess.run([sys.executable, "-c", code], env=environment, **run).stdout.strip() == "3"
 
 
 def test_a_commit_is_checked_by_what_make_check_runs_and_without_a_network():

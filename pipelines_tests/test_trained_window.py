@@ -118,20 +118,20 @@ def test_the_modular_pipeline_samples_the_trained_window_too(checkpoint, tmp_pat
 
 @pytest.mark.parametrize("command", ("interpolate", "animate"))
 def test_a_model_of_64x128_and_17_frames_samples_that_from_the_command_line(checkpoint, inputs, tmp_path, command):
-    """Without `--size` and `--num-frames`; it was used at 64x64 and 9 frames."""
+    """Without `--size` and `--frames`; it was used at 64x64 and 9 frames."""
     pictures = [inputs / "a.png", inputs / "b.png"][: 2 if command == "interpolate" else 1]
     output = tmp_path / "out.mp4"
     code, text = run(command, *pictures, "-o", output, "--checkpoint", checkpoint, *QUICK)
     assert code == 0 and f"Wrote 17 frames of 64x128 to {output}" in text, text
     frames, fps = read_video(output)
     assert frames.shape == (17, 64, 128, 3) and fps == 12.5
-    code, text = run(command, *pictures, "-o", output, "--checkpoint", checkpoint, "--size", "32", "--num-frames", 4,
-                     "--force", *QUICK)  # fmt: skip
+    code, text = run(command, *pictures, "-o", output, "--checkpoint", checkpoint, "--size", "32", "--frames", 4,
+                     "--overwrite", *QUICK)  # fmt: skip
     assert code == 0 and "Wrote 4 frames of 32x32" in text, text
 
 
 def test_other_commands_read_the_window_too(checkpoint, inputs, tmp_path):
-    for command, frames in ((["expand"], 17), (["extend", "--num-new-frames", 2], 6), (["slow-motion"], 7)):
+    for command, frames in ((["expand"], 17), (["extend", "--new-frames", 2], 6), (["slow-motion"], 7)):
         output = tmp_path / f"{command[0]}.mp4"
         code, text = run(*command, inputs / "clip.mp4", "-o", output, "--checkpoint", checkpoint, *QUICK)
         assert code == 0 and f"Wrote {frames} frames of 64x128" in text, text

@@ -44,6 +44,34 @@ def test_an_mp4_has_every_frame_at_its_time_however_slow_or_fast(tmp_path, fps):
     assert len(frames) == 3 and read == pytest.approx(fps, rel=1e-5)
 
 
+@pytest.mark.parametrize("suffix", (".mov", ".mkv", ".webm", ".apng", ".gif"))
+@pytest.mark.parametrize("fps", (1, 8, 12.5, 29.97, 50))
+def test_every_film_and_moving_picture_has_its_frames_at_their_times(tmp_path, suffix, fps):
+    colours = np.array([GREEN, RED, (20, 40, 90), (250, 240, 230)], np.uint8)
+    frames = np.broadcast_to(colours[:, None, None], (4, 32, 48, 3))
+    path = tmp_path / f"clip{suffix}"
+    check_writable(path, fps, (48, 32))
+    read, rate = read_video(write_video(path, frames, fps))
+    # A gif counts hundredths, Matroska and moving PNG thousandths of a second.
+    assert read.shape == frames.shape and rate == pytest.approx(fps, rel=0.04)
+    assert np.abs(read.astype(int) - frames).max() <= 8
+
+
+def test_a_webp_holds_equal_frames_and_loops(tmp_path):
+    colours = np.array([GREEN, RED, RED, (20, 40, 90)], np.uint8)
+    frames = np.broadcast_to(colours[:, None, None], (4, 32, 48, 3))
+    path = write_video(tmp_path / "clip.webp", frames, 8)
+    with Image.open(path) as image:
+        shown, total = [], 0
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            shown.append(np.asarray(image.convert("RGB")).astype(int))
+            total += image.info["duration"]
+        assert image.info["loop"] == 0 and total == 500 and 3 <= len(shown) <= 4
+        assert np.abs(shown[0] - frames[0]).max() <= 8 and np.abs(shown[-1] - frames[-1]).max() <= 8
+
+
 @pytest.mark.parametrize(
     "name, fps, message",
     [
@@ -51,6 +79,10 @@ def test_an_mp4_has_every_frame_at_its_time_however_slow_or_fast(tmp_path, fps):
         ("a.gif", 50.1, "a gif shows at most 50"),
         ("a.mp4", 1e-9, "an mp4 has between"),
         ("a.mp4", 2e6, "an mp4 has between"),
+        ("a.webm", 501, "a webm has between 0.000001 and 500"),
+        ("a.mkv", 501, "an mkv has between"),
+        ("a.webp", 501, "a webp shows at most 500"),
+        ("a.apng", 0.01, "an apng holds a picture for at most 65 seconds"),
         ("a.mp4", 1e300, "an mp4 has between"),
         ("a.mp4", 10**400, "fps must be positive, got inf"),
         ("a", float("nan"), "fps must be positive"),

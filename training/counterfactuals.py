@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
+from diffusers_mardini.schedulers.named import scheduler_named
 from training.data.recipes.car_racing import make_env
 from training.data.recipes.car_racing_futures import HELD, Pace, futures_of
 from training.evaluation.counterfactuals import (
@@ -39,7 +40,7 @@ from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import model_key, sampling_key
 from training.evaluation.networks.lpips import MIN_SIZE, load_lpips
 from training.evaluation.results import without_nan
-from training.evaluation.sampling import scheduler_named, scheduler_replaced
+from training.evaluation.sampling import scheduler_replaced
 from training.evaluation.tables import markdown_table
 from training.figures.contact_sheets import contact_sheet
 from training.files import write_whole
@@ -87,7 +88,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     finished = FinishedParts(options.output / "kept")
     true = true_futures(finished, options.states, pace)
     sampling = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
-    scheduler = scheduler_named(pipe, options.scheduler) if options.scheduler else None
+    scheduler = scheduler_named(pipe.scheduler, options.scheduler) if options.scheduler else None
     key = {"window": options.window, "seed": options.seed, "truth": digest_of(true["given"] / 255), **model_key(pipe)}
     key |= sampling_key(scheduler or pipe.scheduler, options.steps, options.guidance_scale, options.scheduler)
     held = torch.tensor(list(HELD.values()))

@@ -150,7 +150,7 @@ def test_compiles_as_one_graph_that_serves_all_steps(kind):
 ERRORS = {
     "plan and state": (
         lambda t, latents, signals, mask, state: t(latents, 0, signals, window_state=state),
-        "holds the planning signals, masks, conditions and reference timesteps of its window; give none",
+        "holds the planning signals, masks, conditions, reference timesteps and frame positions of its window; give none",
     ),
     "whole window with a state": (
         lambda t, latents, signals, mask, state: t(latents, 0, window_state=state),

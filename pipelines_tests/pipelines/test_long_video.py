@@ -6,7 +6,7 @@ import torch
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.latents import encode_video
-from diffusers_mardini.pipelines.long_video import batch_windows, extension_windows, slow_motion_windows
+from diffusers_mardini.pipelines.window_plans import batch_windows, extension_windows, slow_motion_windows
 from pipelines_tests.tiny_pipeline import CallCounter, clip, seeded, tiny_pipeline
 
 

@@ -51,15 +51,57 @@ class Cost:
     activation_bytes: int
 
 
-def report(
+@dataclass(frozen=True)
+class ModelCosts:
+    """The costs of one window of a preset or of a checkpoint.
+
+    Attributes:
+        num_frames, height, width: of the window, in pixels.
+        planned_height, planned_width: of the planner's frames.
+        parts: the costs of each component.
+        notes: sentences on what is not counted, or counted otherwise.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    planned_height: int
+    planned_width: int
+    parts: list[Cost]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        total = sum(cost.operations * cost.calls for cost in self.parts)
+        lines = [
+            f"{self.num_frames} frames of {size_text((self.height, self.width))}, planned at "
+            f"{size_text((self.planned_height, self.planned_width))}; activations with fused attention, which stores no "
+            "scores",
+            f"{'part':<12} {'parameters':>12} {'weights':>10} {'operations':>13} {'calls':>6} {'together':>13} "
+            f"{'activations':>12}",
+        ]
+        for cost in self.parts:
+            lines.append(
+                f"{cost.name:<12} {_short(cost.parameters):>12} {_bytes(cost.weight_bytes):>10} "
+                f"{_flops(cost.operations):>13} {cost.calls:>6} {_flops(cost.operations * cost.calls):>13} "
+                f"{_bytes(cost.activation_bytes):>12}"
+            )
+        lines.append(
+            f"{'together':<12} {_short(sum(c.parameters for c in self.parts)):>12} "
+            f"{_bytes(sum(c.weight_bytes for c in self.parts)):>10} {'':>13} {'':>6} {_flops(total):>13} "
+            f"{_bytes(max(c.activation_bytes for c in self.parts)):>12}"
+        )
+        return "\n".join(lines + self.notes)
+
+
+def count_model(
     model: str,
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
     steps: int = 25,
     dtype: torch.dtype = torch.bfloat16,
-) -> str:
-    """Return the costs of a preset or of a checkpoint's folder as plain text.
+) -> ModelCosts:
+    """Count the costs of a preset or of a checkpoint's folder; `str` of the result is a table in plain text.
 
     Raises:
         ValueError: if `model` is neither, its size is neither known nor given, or the window does not fit the model.
@@ -69,30 +111,16 @@ def report(
     height, width = height or configs.get("height"), width or configs.get("width")
     if height is None or width is None:
         raise ValueError(f'{model} does not say which size it learned; give --size, such as "512" or "512x768"')
-    costs = count_costs(configs, num_frames, height, width, steps, dtype)
-    lines = [
-        f"{num_frames} frames of {size_text((height, width))}, planned at "
-        f"{size_text((height // configs['planner_downscale'], width // configs['planner_downscale']))}; activations "
-        "with fused attention, which stores no scores",
-        f"{'part':<12} {'parameters':>12} {'weights':>10} {'operations':>13} {'calls':>6} {'together':>13} {'activations':>12}",
-    ]
-    for cost in costs:
-        lines.append(
-            f"{cost.name:<12} {_short(cost.parameters):>12} {_bytes(cost.weight_bytes):>10} {_flops(cost.operations):>13} "
-            f"{cost.calls:>6} {_flops(cost.operations * cost.calls):>13} {_bytes(cost.activation_bytes):>12}"
-        )
-    total = sum(cost.operations * cost.calls for cost in costs)
-    lines.append(
-        f"{'together':<12} {_short(sum(c.parameters for c in costs)):>12} {_bytes(sum(c.weight_bytes for c in costs)):>10} "
-        f"{'':>13} {'':>6} {_flops(total):>13} {_bytes(max(c.activation_bytes for c in costs)):>12}"
-    )
+    parts = count_costs(configs, num_frames, height, width, steps, dtype)
+    notes = []
     if configs.get("quantized"):
-        lines.append("The weights of this folder are quantized; they are counted as they were before.")
+        notes.append("The weights of this folder are quantized; they are counted as they were before.")
     if "pretrained_model_name_or_path" in configs["vae"]:
-        lines.append(
+        notes.append(
             f"The autoencoder is not counted; it is {configs['vae']['pretrained_model_name_or_path']} on the Hub."
         )
-    return "\n".join(lines)
+    downscale = configs["planner_downscale"]
+    return ModelCosts(num_frames, height, width, height // downscale, width // downscale, parts, notes)
 
 
 def read_configs(model: str) -> dict[str, Any]:

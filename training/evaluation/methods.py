@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.schedulers.named import scheduler_named
 from diffusers_mardini.sizes import Size
 from training.data.clips import find_clips
 from training.digests import tensors_digest
@@ -28,7 +29,6 @@ from training.evaluation.sampling import (
     batches,
     reconstruct,
     sample_batch,
-    scheduler_named,
     scheduler_replaced,
     weights_digest,
 )
@@ -183,7 +183,7 @@ def ours(
         conditions: TrueConditions = true,
         changed: str = "",
     ) -> None:
-        scheduler = scheduler_named(pipe, scheduler_name) if scheduler_name else None
+        scheduler = scheduler_named(pipe.scheduler, scheduler_name) if scheduler_name else None
         key = {
             "method": "ours",
             **model,

@@ -38,21 +38,6 @@ def signals_altered(pipe: MarDiniPipeline, alteration: Alteration | None, contex
             handle.remove()
 
 
-def scheduler_named(pipe: MarDiniPipeline, name: str) -> SchedulerMixin:
-    """Return a scheduler of diffusers with the noise schedule that the checkpoint was trained with.
-
-    Raises:
-        ValueError: if diffusers has no such scheduler, or it cannot take over the schedule.
-    """
-    compatible = {cls.__name__: cls for cls in pipe.scheduler.compatibles}
-    if name not in compatible:
-        raise ValueError(
-            f"scheduler {name!r} cannot take over the checkpoint's {type(pipe.scheduler).__name__}; these can: "
-            f"{', '.join(sorted(compatible))}"
-        )
-    return compatible[name].from_config(pipe.scheduler.config)
-
-
 @contextlib.contextmanager
 def scheduler_replaced(pipe: MarDiniPipeline, scheduler: SchedulerMixin | None) -> Iterator[None]:
     """Let the pipeline sample with `scheduler` inside the `with` block; `None` leaves its own."""

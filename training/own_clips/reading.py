@@ -13,12 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from diffusers_mardini.video.scenes import WIDTH, SceneFinder
 from diffusers_mardini.video_io import iterate_frames
-from training.own_clips.cuts import SceneFinder
 from training.own_clips.fingerprints import PrintMaker, Prints
 
 
-WIDTH = 64  # of the small frames, in pixels
 DISTANCES = (0.04, 0.1, 0.2, 0.5, 1.0)  # seconds between two frames whose difference is measured
 STILL_STEP = 0.5  # seconds between the frames that are compared for still stretches
 STILL_FROM = 2.0  # seconds; shorter stretches are not reported

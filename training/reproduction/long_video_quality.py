@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
+from diffusers_mardini.pipelines.window_plans import extension_windows, slow_motion_windows
 from training.evaluation.evaluation_windows import EvaluationWindows, digest_of, load_windows, to_bytes
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap

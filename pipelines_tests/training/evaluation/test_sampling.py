@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.schedulers.named import scheduler_named
 from pipelines_tests.tiny_pipeline import CallCounter, clip, tiny_pipeline
 from training.evaluation.altered_signals import DROPPED, OTHER, SignalContext, batch_of_others, noisy, tokens_dropped
 from training.evaluation.sampling import (
@@ -12,7 +13,6 @@ from training.evaluation.sampling import (
     generate,
     reconstruct,
     sample_batch,
-    scheduler_named,
     scheduler_replaced,
     signals_altered,
     weights_digest,
@@ -116,7 +116,7 @@ def test_what_is_drawn_to_change_a_plan_depends_on_window_and_seed_alone(windows
 
 
 def test_another_scheduler_samples_the_same_model_and_is_put_back(pipe, windows):
-    own, scheduler = pipe.scheduler, scheduler_named(pipe, "UniPCMultistepScheduler")
+    own, scheduler = pipe.scheduler, scheduler_named(pipe.scheduler, "UniPCMultistepScheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.beta_schedule == own.config.beta_schedule
     before = sample_batch(pipe, windows, [0, 4], steps=3)
@@ -130,7 +130,7 @@ def test_another_scheduler_samples_the_same_model_and_is_put_back(pipe, windows)
 @pytest.mark.parametrize("name", ["DDIM", "FlowMatchEulerDiscreteScheduler", "MarDiniPipeline"])
 def test_a_scheduler_that_cannot_take_over_is_refused_with_those_that_can(pipe, name):
     with pytest.raises(ValueError, match=f"{name}.*DDIMScheduler"):
-        scheduler_named(pipe, name)
+        scheduler_named(pipe.scheduler, name)
 
 
 def test_guidance_runs_the_transformer_twice(windows):

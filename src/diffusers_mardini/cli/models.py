@@ -1,6 +1,6 @@
 """Commands about a model: count its costs, share it on the Hub."""
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,35 +9,53 @@ import typer
 from huggingface_hub.utils import disable_progress_bars
 
 from .. import costs, hub
-from ..hardware import choose_dtype
+from ..hardware import DTYPES
+from ..measured_sampling import USUAL_STEPS
 from ..sizes import parse_size, sides
-from .errors import plain_errors
-from .options import Size, Steps
+from .checkpoints import resolve_checkpoint
+from .checks import as_usage_errors, check_count, check_model_options
+from .messages import is_terminal, note, tell
+from .options import CommandOptions, Frames, Model, ModelOptions, Size, command
 
 
+@command(ModelOptions)
 def info(
-    model: Annotated[str, typer.Argument(help="A preset (such as mardini-l-t) or the folder of a checkpoint.")],
-    num_frames: Annotated[int | None, typer.Option(help="Frames of the window. Else the model's own, or 9.")] = None,
+    options: ModelOptions,
+    model: Model = None,
+    frames: Frames = None,
     size: Size = None,
-    steps: Steps = 25,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16: the format that memory is counted for.")
-    ] = "bfloat16",
+    steps: Annotated[int, typer.Option(help="Denoising steps that are counted.")] = USUAL_STEPS,
 ) -> None:
     """Count parameters, floating-point operations and memory of each part. Allocates and downloads nothing.
 
+    Memory is counted for --dtype, by default bfloat16.
+
     Example: mardini info mardini-l-t --size 512
     """
-    with plain_errors():
-        data_type, _ = choose_dtype(dtype, torch.device("cpu")) if dtype != "auto" else (torch.bfloat16, "")
-        height, width = sides(parse_size(size)) if size else (None, None)
-        print(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
-        print(costs.report(model, num_frames, height, width, steps, data_type))
+    check_model_options(options)
+    check_count("--frames", frames, 3)
+    check_count("--steps", steps)
+    height = width = None
+    if size is not None:
+        with as_usage_errors():
+            height, width = sides(parse_size(size))
+    model = model or resolve_checkpoint(options.checkpoint)
+    data_type = DTYPES.get(options.dtype, torch.bfloat16)
+    note(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
+    counted = costs.count_model(model, frames, height, width, steps, data_type)
+    tell(
+        options, str(counted), model=model, steps=steps, dtype=str(data_type).removeprefix("torch."), **asdict(counted)
+    )
 
 
+@command(CommandOptions)
 def push(
-    folder: Annotated[Path, typer.Argument(help="A saved pipeline, or a folder of LoRA weights.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name. Created if it does not exist.")],
+    folder: Annotated[Path, typer.Argument(help="A saved pipeline, or a folder of LoRA weights.", show_default=False)],
+    repo: Annotated[
+        str,
+        typer.Argument(help="Repository on the Hub, owner/name. Created if it does not exist.", show_default=False),
+    ],
+    options: CommandOptions,
     yes: Annotated[bool, typer.Option("--yes", "--no-dry-run", help="Really send. Else only look and show.")] = False,
     facts: Annotated[
         Path | None, typer.Option(help="JSON with facts for the card, if the folder has no README.md.")
@@ -51,17 +69,18 @@ def push(
 
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
 
-    Example: mardini push checkpoints/mardini-tiny-carracing you/mardini-tiny-carracing
+    Example: mardini push outputs/mine you/mine
     """
-    with plain_errors():
-        print(f"Looking through {folder}", flush=True)
-        upload = hub.plan_upload(folder, repo, hub.read_facts_file(facts) if facts else None)
+    upload = hub.plan_upload(folder, repo, hub.read_facts_file(facts) if facts else None)
+    known = {"repo": repo, "files": upload.files, "notes": upload.notes}
+    if not yes:
+        shown = f"{hub.describe(upload)}\n\nNothing was sent. --yes sends this to {repo}."
+        tell(options, shown, **known, sent=False, address=None)
+        return
+    if not options.json:
         print(hub.describe(upload))
-        if not yes:
-            print(f"\nNothing was sent. --yes sends this to {repo}.")
-            return
-        print(f"\nSending to {repo}", flush=True)
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-        address = hub.push(upload, message, private or None, create_pr=pull_request)
-        print(f"Sent {len(upload.files) + 1} files: {address}")
+    note(f"Sending to {repo}")
+    if not is_terminal():
+        disable_progress_bars()
+    address = hub.push(upload, message, private or None, create_pr=pull_request)
+    tell(options, f"Sent {len(upload.files) + 1} files: {address}", **known, sent=True, address=address)

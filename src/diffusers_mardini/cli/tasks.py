@@ -1,216 +1,249 @@
-"""Commands that sample frames, one for each task. Their common steps are in the package, `cli/__init__.py`."""
+"""Commands that sample frames, one for each task."""
 
-from pathlib import Path
+import time
 from typing import Annotated
 
-import torch
 import typer
 from PIL import Image
 
-from .. import cli
-from .errors import plain_errors
-from .options import Checkpoint, Device, Dtype, Force, Fps, Guidance, Output, Seed, Size, Steps, Window
+from ..trained_window import TrainedWindow
+from . import checkpoints, files
+from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
+from .options import Batch, Frames, NewFrames, Overlap, Picture, SamplingOptions, Video, Window, command
 
 
-def interpolate(
-    first: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
-    last: Annotated[Path, typer.Argument(help="The last frame, a picture.")],
-    output: Output,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Frames of the result, the two given ones included. Else as trained.")
-    ] = None,
-    checkpoint: Checkpoint = None,
-    size: Size = None,
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    fps: Fps = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    force: Force = False,
-) -> None:
+@command(SamplingOptions)
+def interpolate(first: Picture, last: Picture, options: SamplingOptions, frames: Frames = None) -> None:
     """Sample the frames between two pictures.
 
-    Example: mardini interpolate a.png b.png -o between.mp4 --num-frames 9
+    Example: mardini interpolate a.png b.png -o between.mp4 --frames 9
     """
-    with plain_errors():
-        cli.check_count("--num-frames", 3 if num_frames is None else num_frames, 3)
-        window = cli.check_options(output, force, fps, checkpoint, size, seed)
-        num_frames, fit = num_frames or max(3, window.frames), cli.fitted_to(window)
-        frames = [_read_picture(first), _read_picture(last)]
-        pipe = cli.load(checkpoint, device, dtype, f"Sampling {num_frames - 2} frames between {first} and {last}")
-        first_frame, last_frame = map(fit, frames)
-        result = pipe(
-            image=first_frame,
-            last_image=last_frame,
-            num_frames=num_frames,
-            height=window.height,
-            width=window.width,
-            **_sampling(steps, guidance, seed),
-        )
-        cli.save(output, result.frames[0], fps or window.fps or cli.DEFAULT_FPS, force)
+    started = time.monotonic()
+    check_count("--frames", frames, 3)
+    window = _check(options, first, last)
+    frames = frames or max(3, window.frames)
+    pictures = _read_pictures(first, last, window=window)
+    pipe, arguments = checkpoints.load(options, f"Sampling {frames - 2} frames between {first} and {last}")
+    result = pipe(
+        image=pictures[0], last_image=pictures[1], num_frames=frames, height=window.height, width=window.width,
+        **arguments,
+    )  # fmt: skip
+    files.save(options, result.frames[0], window.fps, started)
 
 
-def animate(
-    image: Annotated[Path, typer.Argument(help="The first frame, a picture.")],
-    output: Output,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Frames of the result, the given one included. Else as trained.")
-    ] = None,
-    checkpoint: Checkpoint = None,
-    size: Size = None,
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    fps: Fps = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    force: Force = False,
-) -> None:
+@command(SamplingOptions)
+def animate(image: Picture, options: SamplingOptions, frames: Frames = None) -> None:
     """Set a picture in motion (image-to-video).
 
     Example: mardini animate a.png -o moving.gif --seed 3
     """
-    with plain_errors():
-        cli.check_count("--num-frames", 2 if num_frames is None else num_frames, 2)
-        window = cli.check_options(output, force, fps, checkpoint, size, seed)
-        num_frames, fit = num_frames or window.frames, cli.fitted_to(window)
-        frame = _read_picture(image)
-        pipe = cli.load(checkpoint, device, dtype, f"Sampling the {num_frames - 1} frames that follow {image}")
-        result = pipe(
-            image=fit(frame),
-            num_frames=num_frames,
-            height=window.height,
-            width=window.width,
-            **_sampling(steps, guidance, seed),
-        )
-        cli.save(output, result.frames[0], fps or window.fps or cli.DEFAULT_FPS, force)
+    started = time.monotonic()
+    check_count("--frames", frames, 2)
+    window = _check(options, image)
+    frames = frames or window.frames
+    (picture,) = _read_pictures(image, window=window)
+    pipe, arguments = checkpoints.load(options, f"Sampling the {frames - 1} frames that follow {image}")
+    result = pipe(image=picture, num_frames=frames, height=window.height, width=window.width, **arguments)
+    files.save(options, result.frames[0], window.fps, started)
 
 
+@command(SamplingOptions)
 def expand(
-    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures: the given frames.")],
-    output: Output,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Frames of the window, the given ones included. Else as trained.")
-    ] = None,
+    video: Video,
+    options: SamplingOptions,
+    frames: Frames = None,
     use_frames: Annotated[
         int | None, typer.Option(help="Use only the last so many frames of the clip. Else all.")
     ] = None,
-    checkpoint: Checkpoint = None,
-    size: Size = None,
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    fps: Fps = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    force: Force = False,
 ) -> None:
     """Continue a clip to the end of one window; for more frames use `extend`.
 
-    Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --num-frames 9
+    Example: mardini expand clip.mp4 -o longer.mp4 --use-frames 5 --frames 9
     """
-    with plain_errors():
-        cli.check_count("--num-frames", 2 if num_frames is None else num_frames, 2)
-        window = cli.check_options(output, force, fps, checkpoint, size, seed)
-        num_frames = num_frames or window.frames
-        frames, rate = cli.read_clip(video, window, output, force, fps)
-        cli.note_rate(video, rate, window)
-        if use_frames is not None:
-            if not 1 <= use_frames <= len(frames):
-                raise ValueError(
-                    f"--use-frames is {use_frames}, but {video} has {len(frames)} frames; give 1 to that many"
-                )
-            frames = frames[-use_frames:]
-        if len(frames) >= num_frames:
-            raise ValueError(
-                f"{video} gives {len(frames)} frames and the window has {num_frames}, so none is left to sample; "
-                f"raise --num-frames or lower --use-frames below {num_frames}"
-            )
-        task = f"Sampling {num_frames - len(frames)} frames that follow {len(frames)} of {video}"
-        pipe = cli.load(checkpoint, device, dtype, task)
-        result = pipe(video=frames, num_frames=num_frames, **_sampling(steps, guidance, seed))
-        cli.save(output, result.frames[0], fps or rate or window.fps or cli.DEFAULT_FPS, force)
+    started = time.monotonic()
+    check_count("--frames", frames, 2)
+    check_count("--use-frames", use_frames)
+    window = _check(options, video)
+    frames = frames or window.frames
+    clip, rate = files.read_clip(video, window, options)
+    files.note_rate(video, rate, window)
+    if use_frames is not None:
+        if use_frames > len(clip):
+            raise ValueError(f"--use-frames is {use_frames}, but {video} has {len(clip)} frames; give 1 to that many")
+        clip = clip[-use_frames:]
+    if len(clip) >= frames:
+        raise ValueError(
+            f"{video} gives {len(clip)} frames and the window has {frames}, so none is left to sample; raise --frames "
+            f"or lower --use-frames below {frames}"
+        )
+    pipe, arguments = checkpoints.load(
+        options, f"Sampling {frames - len(clip)} frames that follow {len(clip)} of {video}"
+    )
+    result = pipe(video=clip, num_frames=frames, **arguments)
+    files.save(options, result.frames[0], rate or window.fps, started)
 
 
+@command(SamplingOptions)
+def fill(
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PLACE=FILE", help="Pictures and their places, from 0 on; one FILE may be -."),
+    ],
+    options: SamplingOptions,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of the result. Else the last picture ends it, or as trained.")
+    ] = None,
+    window: Window = None,
+    batch: Batch = 1,
+) -> None:
+    """Sample a video of any length around pictures at any places; a last or a middle one alone is enough.
+
+    Example: mardini fill 0=a.png 5=b.png 16=c.png -o filled.mp4
+    """
+    started = time.monotonic()
+    places = read_places(pictures)
+    check_count("--frames", frames, 2)
+    _check_windows(window, batch)
+    trained = _check(options, *places.values())
+    # A picture at place 0 alone has nothing before it.
+    frames = frames or (max(places) + 1 if max(places) else trained.frames)
+    if max(places) >= frames:
+        raise ValueError(
+            f"the picture at place {max(places)} lies beyond --frames {frames}; give {max(places) + 1} or more"
+        )
+    if len(places) == frames:
+        raise ValueError(f"all {frames} frames are given, so that none is left to sample; raise --frames")
+    given = dict(zip(places, _read_pictures(*places.values(), window=trained)))
+    pipe, arguments = checkpoints.load(options, f"Sampling {frames - len(given)} frames around {len(given)} pictures")
+    result = pipe.fill(
+        given, frames, window=window, window_batch_size=batch, height=trained.height, width=trained.width, **arguments
+    )
+    files.save(options, result.frames[0], trained.fps, started)
+
+
+@command(SamplingOptions)
+def views(
+    first: Picture, last: Picture, options: SamplingOptions, frames: Frames = None, window: Window = None,
+    batch: Batch = 1,
+) -> None:  # fmt: skip
+    """Sample the views on the path between two pictures of one thing.
+
+    Example: mardini views left.png right.png -o around.mp4 --frames 9
+    """
+    started = time.monotonic()
+    check_count("--frames", frames, 3)
+    _check_windows(window, batch)
+    trained = _check(options, first, last)
+    frames = frames or max(3, trained.frames)
+    pictures = _read_pictures(first, last, window=trained)
+    pipe, arguments = checkpoints.load(options, f"Sampling {frames - 2} views between {first} and {last}")
+    result = pipe.views(
+        *pictures, frames, window=window, window_batch_size=batch, height=trained.height, width=trained.width,
+        **arguments,
+    )  # fmt: skip
+    files.save(options, result.frames[0], trained.fps, started)
+
+
+@command(SamplingOptions)
 def slow_motion(
-    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
-    output: Output,
+    video: Video,
+    options: SamplingOptions,
     factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
     window: Window = None,
-    checkpoint: Checkpoint = None,
-    size: Size = None,
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    fps: Fps = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    force: Force = False,
+    batch: Batch = 1,
 ) -> None:
     """Sample frames between the frames of a clip; its own frames are kept.
 
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """
-    with plain_errors():
-        cli.check_count("--factor", factor, 2)
-        trained = cli.check_options(output, force, fps, checkpoint, size, seed)
-        frames, rate = cli.read_clip(video, trained, output, force, fps)
-        total = (len(frames) - 1) * factor + 1
-        cli.check_count(f"--factor is {factor}, so that the number of frames", total)
-        task = f"Slowing the {len(frames)} frames of {video} down {factor} times, to {total}"
-        pipe = cli.load(checkpoint, device, dtype, task)
-        result = pipe.slow_motion(frames, factor=factor, window=window, **_sampling(steps, guidance, seed))
-        cli.save(output, result.frames[0], fps or rate or trained.fps or cli.DEFAULT_FPS, force)
+    started = time.monotonic()
+    check_count("--factor", factor, 2)
+    _check_windows(window, batch)
+    trained = _check(options, video)
+    clip, rate = files.read_clip(video, trained, options)
+    if len(clip) < 2:
+        raise ValueError(f"{video} has 1 frame, and slow motion goes between frames; give at least 2")
+    total = (len(clip) - 1) * factor + 1
+    check_count(f"--factor is {factor}, so that the number of frames", total)
+    task = f"Slowing the {len(clip)} frames of {video} down {factor} times, to {total}"
+    pipe, arguments = checkpoints.load(options, task)
+    result = pipe.slow_motion(clip, factor=factor, window=window, window_batch_size=batch, **arguments)
+    files.save(options, result.frames[0], rate or trained.fps, started)
 
 
+@command(SamplingOptions)
 def extend(
-    video: Annotated[Path, typer.Argument(help="A video or a folder of pictures.")],
-    output: Output,
-    num_new_frames: Annotated[int, typer.Option(help="Frames to add at the end.")] = 16,
-    window: Window = None,
-    overlap: Annotated[
-        int | None, typer.Option(help="Last frames that are given to each new window. Else half of the window.")
-    ] = None,
-    checkpoint: Checkpoint = None,
-    size: Size = None,
-    steps: Steps = 25,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    fps: Fps = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    force: Force = False,
+    video: Video, options: SamplingOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
 ) -> None:
     """Continue a clip window by window; the last frames of each window are given to the next.
 
-    Example: mardini extend clip.mp4 -o longer.mp4 --num-new-frames 32
+    Example: mardini extend clip.mp4 -o longer.mp4 --new-frames 32
     """
-    with plain_errors():
-        cli.check_count("--num-new-frames", num_new_frames)
-        trained = cli.check_options(output, force, fps, checkpoint, size, seed)
-        frames, rate = cli.read_clip(video, trained, output, force, fps)
-        cli.note_rate(video, rate, trained)
-        task = f"Adding {num_new_frames} frames to the {len(frames)} of {video}"
-        pipe = cli.load(checkpoint, device, dtype, task)
-        result = pipe.extend(
-            frames, num_new_frames=num_new_frames, window=window, overlap=overlap, **_sampling(steps, guidance, seed)
-        )
-        cli.save(output, result.frames[0], fps or rate or trained.fps or cli.DEFAULT_FPS, force)
+    started = time.monotonic()
+    check_count("--new-frames", new_frames)
+    _check_windows(window, least=2)
+    check_count("--overlap", overlap)
+    trained = _check(options, video)
+    clip, rate = files.read_clip(video, trained, options)
+    files.note_rate(video, rate, trained)
+    pipe, arguments = checkpoints.load(options, f"Adding {new_frames} frames to the {len(clip)} of {video}")
+    result = pipe.extend(clip, num_new_frames=new_frames, window=window, overlap=overlap, **arguments)
+    files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-def _read_picture(path: Path) -> Image.Image:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give one picture")
-    frames, _ = cli.read_images(path)
-    if len(frames) != 1:
-        raise ValueError(f"{path} holds {len(frames)} frames; give one picture")
-    return frames[0]
+@command(SamplingOptions)
+def loop(
+    video: Video,
+    options: SamplingOptions,
+    new_frames: NewFrames = None,
+    new_frames_only: Annotated[
+        bool, typer.Option("--new-frames-only", help="Write the new frames without the clip.")
+    ] = False,
+    window: Window = None,
+    overlap: Overlap = None,
+    batch: Batch = 1,
+) -> None:
+    """Close a clip to a loop: sample frames that lead from its last frame to its first, without a double.
+
+    Example: mardini loop clip.mp4 -o round.gif --new-frames 5
+    """
+    started = time.monotonic()
+    check_count("--new-frames", new_frames)
+    _check_windows(window, batch)
+    check_count("--overlap", overlap)
+    trained = _check(options, video)
+    clip, rate = files.read_clip(video, trained, options)
+    files.note_rate(video, rate, trained)
+    pipe, arguments = checkpoints.load(options, f"Closing the {len(clip)} frames of {video} to a loop")
+    result = pipe.loop(
+        clip, new_frames, window=window, overlap=overlap, new_frames_only=new_frames_only, window_batch_size=batch,
+        **arguments,
+    )  # fmt: skip
+    files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-def _sampling(steps: int, guidance: float | None, seed: int) -> dict:
-    return {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "generator": torch.Generator().manual_seed(seed),
-    }
+def _check(options: SamplingOptions, *inputs: str) -> TrainedWindow:
+    """Check the options of all tasks, before anything is read.
+
+    Returns:
+        The window that the checkpoint was trained on, of the size to work at.
+
+    Raises:
+        ValueError: if one of them cannot be used.
+    """
+    check_one_standard_input(*inputs)
+    check_sampling_options(options)
+    files.check_output(options, None)
+    window = checkpoints.window_to_sample(options.checkpoint, options.size)
+    files.check_output(options, window.fps, (window.width, window.height))
+    return window
+
+
+def _check_windows(window: int | None, batch: int = 1, least: int = 3) -> None:
+    check_count("--window", window, least)
+    check_count("--batch", batch)
+
+
+def _read_pictures(*names: str, window: TrainedWindow) -> list[Image.Image]:
+    fit = files.fitted_to(window)
+    return [fit(files.read_picture(name)) for name in names]

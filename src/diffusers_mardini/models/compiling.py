@@ -3,6 +3,9 @@
 `torch.compile` makes another graph when a size is 1 for the first time, because such a size broadcasts, and when a
 tensor is a view for the first time, because its guards include the base tensor. The first cannot be avoided (one
 masked frame, one given frame, one video); `standalone` avoids the second.
+
+CUDA graphs (`mode="reduce-overhead"`) overwrite their results at the next replay: `begin_replay` tells torch where a
+call of a model begins, so that all blocks of one call keep theirs, and `kept` copies what outlives the call.
 """
 
 import inspect
@@ -44,3 +47,24 @@ def standalone(value: Any) -> Any:
     return (
         value.clone(memory_format=torch.contiguous_format) if value._is_view() or not value.is_contiguous() else value
     )
+
+
+def begin_replay(blocks: nn.ModuleList, device: torch.device) -> None:
+    """Call before the blocks of a model run: results of the call before may be overwritten from here on."""
+    if _may_replay(blocks, device):
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def kept(value: Any, blocks: nn.ModuleList, device: torch.device) -> Any:
+    """Copy the tensors of nested tuples that compiled blocks made on a GPU; return everything else as it is."""
+    if not _may_replay(blocks, device):
+        return value
+    if isinstance(value, tuple):
+        return tuple(kept(part, blocks, device) for part in value)
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _may_replay(blocks: nn.ModuleList, device: torch.device) -> bool:
+    """Tell whether blocks are compiled one by one and run on a GPU; inside a graph the outer one decides."""
+    compiled = any(getattr(block, "_compiled_call_impl", None) is not None for block in blocks)
+    return compiled and device.type == "cuda" and not torch.compiler.is_compiling()

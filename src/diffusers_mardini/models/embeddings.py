@@ -99,9 +99,32 @@ class MarDiniRotaryPosEmbed(nn.Module):
         self.theta = theta
         self.max_frequency = max_frequency
 
-    def forward(self, num_frames: int, rows: int, columns: int, device: torch.device) -> RotaryEmbedding:
-        """Return `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`."""
-        frame = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
+    def forward(
+        self,
+        num_frames: int,
+        rows: int,
+        columns: int,
+        device: torch.device,
+        frame_positions: torch.Tensor | None = None,
+    ) -> RotaryEmbedding:
+        """Return `(cos, sin)`, each shaped `(frames, rows * (columns + 1), 1, head_dim)`.
+
+        Args:
+            num_frames, rows, columns: of the window, in patches.
+            device: of the result.
+            frame_positions: places of the frames, `(frames,)`, any numbers; by default 0, 1, 2, ...
+
+        Raises:
+            ValueError: for `frame_positions` of another shape.
+        """
+        if frame_positions is None:
+            frame_positions = torch.arange(num_frames, device=device)
+        elif frame_positions.shape != (num_frames,):
+            raise ValueError(
+                f"`frame_positions` has shape {tuple(frame_positions.shape)}; expected ({num_frames},), a place for "
+                "each frame of the window"
+            )
+        frame = frame_positions.to(device, torch.float32)[:, None]
         position = torch.arange(rows * (columns + 1), device=device, dtype=torch.float32)[None]
         return rotary_embedding(frame, position, self.head_dim, self.theta, self.max_frequency)
 

@@ -21,7 +21,7 @@ from torch import nn
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
 from .caching import fit_cache_config
-from .compiling import CompiledOverShapes, standalone
+from .compiling import CompiledOverShapes, begin_replay, kept, standalone
 from .conditions import ConditionsMixin, register_changes
 from .embeddings import (
     MarDiniCrossRotaryPosEmbed,
@@ -295,6 +295,7 @@ class MarDiniTransformer3DModel(
         return_window_state: bool = False,
         conditions: dict[str, torch.Tensor | None] | None = None,
         reference_timestep: torch.Tensor | float = 0,
+        frame_positions: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor] | MarDiniWindowState:
         r"""
         Predict the velocity `v_t = alpha_t * noise - sigma_t * z` of the masked frames (Sec. 2.4.1).
@@ -337,6 +338,9 @@ class MarDiniTransformer3DModel(
             reference_timestep (`torch.Tensor`, a scalar or of shape `(batch,)` or `(batch, frames)`, defaults to `0`):
                 Ours: timestep of the reference frames, 0 for clean ones as in the paper. Frames that a model made
                 itself need not claim to be clean, if it was trained with noised ones (`reference_noise` of a stage).
+            frame_positions (`torch.Tensor` of shape `(frames,)`, *optional*):
+                Ours: places of the frames in time, the same in every row; by default 0, 1, 2, ..., as in the paper.
+                Fractions put frames between, which models learn from whole numbers (docs/results/long_video.md).
 
         Returns:
             `Transformer2DModelOutput` with `sample` shaped like `hidden_states`; values at reference frames have no
@@ -346,12 +350,14 @@ class MarDiniTransformer3DModel(
             ValueError: if shapes, dtypes or the patch size do not fit, or arguments exclude each other.
         """
         if window_state is not None:
-            given = (planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions)
+            given = (
+                planning_signals, reference_mask, num_masked_frames, planning_signals_mask, conditions, frame_positions,
+            )  # fmt: skip
             clean = isinstance(reference_timestep, (int, float)) and reference_timestep == 0
             if return_window_state or not clean or any(argument is not None for argument in given):
                 raise ValueError(
-                    "`window_state` holds the planning signals, masks, conditions and reference timesteps of its "
-                    "window; give none of them again, nor `return_window_state`"
+                    "`window_state` holds the planning signals, masks, conditions, reference timesteps and frame "
+                    "positions of its window; give none of them again, nor `return_window_state`"
                 )
             sample = self._denoise_masked_frames(hidden_states, timestep, window_state)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -368,7 +374,7 @@ class MarDiniTransformer3DModel(
         if return_window_state:
             return self._window_state(
                 hidden_states, layout, planning_tokens, planner_grid, pooled_planning_signals, condition_emb,
-                reference_timestep,
+                reference_timestep, frame_positions,
             )  # fmt: skip
 
         # 1. Modulation: timestep 0 at reference frames if they are clean, conditions, pooled planning signals.
@@ -380,7 +386,7 @@ class MarDiniTransformer3DModel(
         tokens, rows, columns, features = self._embed_patches(hidden_states, temb)
 
         # 3. Rotary positions.
-        rotary_emb = self.rope(frames, rows, columns, tokens.device)
+        rotary_emb = self.rope(frames, rows, columns, tokens.device, frame_positions)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
 
         # 4. Blocks.
@@ -388,6 +394,7 @@ class MarDiniTransformer3DModel(
         arguments = (
             planning_tokens, temb, planning_temb, rotary_emb, cross_rotary_emb[:2], cross_rotary_emb[2:], layout,
         )  # fmt: skip
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -409,6 +416,7 @@ class MarDiniTransformer3DModel(
         pooled_planning_signals: torch.Tensor,
         condition_emb: torch.Tensor | None,
         reference_timestep: torch.Tensor,
+        frame_positions: torch.Tensor | None,
     ) -> MarDiniWindowState:
         """Run the reference frames alone through all blocks, and return all that no step changes."""
         if not self.config.identity_attention:
@@ -432,7 +440,7 @@ class MarDiniTransformer3DModel(
             timestep, hidden_states.dtype, frames_at(pooled_planning_signals, references), reference_condition_emb
         )
         tokens, rows, columns, _ = self._embed_patches(frames_at(hidden_states, references), temb)
-        rotary_emb = self.rope(frames, rows, columns, tokens.device)
+        rotary_emb = self.rope(frames, rows, columns, tokens.device, frame_positions)
         cross_rotary_emb = self.cross_rope(rows, columns, *planner_grid, tokens.device)
         arguments = (
             frames_at(planning_tokens, references), temb, planning_temb,
@@ -440,9 +448,11 @@ class MarDiniTransformer3DModel(
         )  # fmt: skip
         tokens, arguments, masked_planning_tokens = standalone((tokens, arguments, frames_at(planning_tokens, masked)))
         blocks = []
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
-            tokens, block_state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
-            blocks.append(block_state)
+            tokens, state = block(tokens, *arguments, masked_planning_tokens=masked_planning_tokens)
+            pairs = (state.reference_key_value, state.planning_key_value)
+            blocks.append(MarDiniBlockState(*kept(pairs, self.transformer_blocks, tokens.device)))
         return MarDiniWindowState(
             blocks=tuple(blocks),
             pooled_planning_signals=frames_at(pooled_planning_signals, masked),
@@ -477,6 +487,7 @@ class MarDiniTransformer3DModel(
         tokens, rows, _, features = self._embed_patches(hidden_states, temb)
         tokens = standalone(tokens)
         arguments = (None, temb, planning_temb, state.rotary_emb, state.query_rotary_emb, None)
+        begin_replay(self.transformer_blocks, tokens.device)
         for block, block_state in zip(self.transformer_blocks, state.blocks):
             tokens = block(tokens, *arguments, block_state=block_state)
         return self._velocity(tokens, temb, rows, hidden_states, features)

@@ -18,7 +18,7 @@ from torch import nn
 
 from .adapters import MarDiniAdapterMixin
 from .attention import FP32RMSNorm, MarDiniAttention
-from .compiling import CompiledOverShapes, standalone
+from .compiling import CompiledOverShapes, begin_replay, standalone
 from .conditions import ConditionsMixin
 from .embeddings import MarDiniRotaryPosEmbed, NextTokens, RotaryEmbedding, patchify, remove_next_tokens
 from .identity_attention import MarDiniIdentityAttention
@@ -175,6 +175,7 @@ class MarDiniPlannerTransformer3DModel(
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         conditions: dict[str, torch.Tensor | None] | None = None,
+        frame_positions: torch.Tensor | None = None,
     ) -> MarDiniPlannerOutput | tuple[torch.Tensor]:
         r"""
         Compute the planning signals of a window.
@@ -190,6 +191,9 @@ class MarDiniPlannerTransformer3DModel(
             return_dict (`bool`, defaults to `True`): Whether to return a `MarDiniPlannerOutput` or a tuple.
             conditions (`dict` of `torch.Tensor` of shape `(batch, frames, channels)`, *optional*):
                 Values for each frame, masked or not; NaN in all channels of a frame without values.
+            frame_positions (`torch.Tensor` of shape `(frames,)`, *optional*):
+                Ours: places of the frames in time, the same in every row; by default 0, 1, 2, ..., as in the paper.
+                Fractions put frames between, which models learn from whole numbers (docs/results/long_video.md).
 
         Returns:
             `MarDiniPlannerOutput` with `planning_signals` of shape `(batch, frames, rows, columns, channels)`.
@@ -213,8 +217,9 @@ class MarDiniPlannerTransformer3DModel(
             tokens = tokens + condition_emb
 
         # 2. Blocks.
-        rotary_emb = self.rope(frames, rows, columns, tokens.device)
+        rotary_emb = self.rope(frames, rows, columns, tokens.device, frame_positions)
         tokens = standalone(tokens)
+        begin_replay(self.transformer_blocks, tokens.device)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, rotary_emb, layout)

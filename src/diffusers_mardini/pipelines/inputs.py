@@ -84,9 +84,9 @@ def read_given_frames(
     if video is not None:
         videos = split_videos(video)
     elif last_image is None:
-        videos = [[first] for first in _split_images(image, "image")]
+        videos = [[first] for first in split_images(image, "image")]
     else:
-        firsts, lasts = _split_images(image, "image"), _split_images(last_image, "last_image")
+        firsts, lasts = split_images(image, "image"), split_images(last_image, "last_image")
         if len(firsts) != len(lasts):
             raise ValueError(
                 f"`image` holds {len(firsts)} and `last_image` {len(lasts)} pictures; give one last for each first"
@@ -100,7 +100,7 @@ def read_given_frames(
         videos, given_indices = [[frames[i] for i in order] for frames in videos], sorted(given_indices)
     if video is None and height is None and width is None:
         height, width = window.height, window.width
-        _warn_if_stretched(videos[0][0], height, width)
+        warn_if_stretched(videos[0][0], height, width)
     height, width = output_size(videos, height, width, size_multiple)
     warn_if_far(window, height, width, num_frames)
     return GivenFrames(videos, given_indices, num_frames, height, width)
@@ -181,7 +181,8 @@ def warn_if_far(window: TrainedWindow, height: int, width: int, num_frames: int)
         logger.warning(f"{far[0].upper()}{far[1:]}.")
 
 
-def _warn_if_stretched(picture: Picture, height: int | None, width: int | None) -> None:
+def warn_if_stretched(picture: Picture, height: int | None, width: int | None) -> None:
+    """Warn of a picture whose aspect the size of the training would change visibly; an unknown size would not."""
     given_height, given_width = _picture_size(picture)
     if height and width and abs(math.log(given_height / given_width * width / height)) > STRETCHED:
         logger.warning(
@@ -190,13 +191,21 @@ def _warn_if_stretched(picture: Picture, height: int | None, width: int | None) 
         )
 
 
-def to_pixels(videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor) -> torch.Tensor:
+def to_pixels(
+    videos: list[list[Picture]], height: int, width: int, processor: VideoProcessor, signed: bool | None = None
+) -> torch.Tensor:
     """Make one tensor of the pictures: `(batch, frames, 3, height, width)`, float32 in [-1, 1].
+
+    Args:
+        videos: the pictures.
+        height, width: of the result, in pixels.
+        processor: makes tensors of pictures.
+        signed: whether floats are in [-1, 1]; by default the pictures tell.
 
     Raises:
         ValueError: for floats that may be in [0, 1] or in [-1, 1].
     """
-    signed = _are_signed(videos)
+    signed = are_signed(videos) if signed is None else signed
     clips = []
     for frames in videos:
         if isinstance(frames[0], PIL.Image.Image):
@@ -244,7 +253,7 @@ def read_window(height: Any, width: Any, num_frames: Any, fps: Any) -> TrainedWi
     return TrainedWindow(height, width, num_frames, fps)
 
 
-def _split_images(image: Any, name: str) -> list[Picture]:
+def split_images(image: Any, name: str) -> list[Picture]:
     """Return one picture or a batch of pictures as a list."""
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
@@ -314,7 +323,7 @@ def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
         )
 
 
-def _are_signed(videos: list[list[Picture]]) -> bool:
+def are_signed(videos: list[list[Picture]], warn: bool = True) -> bool:
     """Return whether the floats of a call are in [-1, 1], not in [0, 1]: as in diffusers, one below 0 decides for
     all."""
     arrays = [frame for frames in videos for frame in frames if not isinstance(frame, PIL.Image.Image)]
@@ -325,7 +334,7 @@ def _are_signed(videos: list[list[Picture]]) -> bool:
             f"the given pictures hold values down to {lowest:.4g}, which may be [-1, 1], or [0, 1] that overshot; use "
             "`picture / 2 + 0.5` for the first, `picture.clip(0, 1)` for the second"
         )
-    if lowest < -OVERSHOOT:
+    if lowest < -OVERSHOOT and warn:
         logger.warning(
             f"The given pictures hold values down to {lowest:.4g}, and are therefore taken as [-1, 1], not as [0, 1]."
         )

@@ -6,86 +6,31 @@ what an extension needs of its last frames.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
 from ..latents import decode_latents
-from ..masking import interpolation_indices, leading_indices
 from .conditions import Conditions, conditions_at, read_conditions
 from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
-from .one_call import one_call_at_a_time
+from .one_call import in_use
+from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
+from .stream_inputs import checked_cuts
+from .stream_methods import DECODE_CHUNK_SIZE, StreamMixin
+from .streams import conditions_of
+from .window_plans import Window, batch_windows, slow_motion_windows, windows_to_extend
 
 
-DECODE_CHUNK_SIZE = 16  # default number of frames that the VAE encodes or decodes at once
-
-
-@dataclass(frozen=True)
-class Window:
-    """One window of a long video.
-
-    Args:
-        places: places of its frames in the video; rising.
-        given_indices: places within the window of the frames that the user gave or an earlier window sampled.
-    """
-
-    places: list[int]
-    given_indices: list[int]
-
-    @property
-    def new_places(self) -> list[int]:
-        """Places in the video of the frames that this window samples."""
-        return [place for i, place in enumerate(self.places) if i not in set(self.given_indices)]
-
-
-class LazySequence(Sequence):
-    """Sequence of windows, or of batches of them, that are computed at each iteration: a billion frames, asked for by
-    mistake, take no memory.
-
-    Args:
-        make: returns a new iterator.
-        count: returns the length; by default an iteration counts it.
-    """
-
-    def __init__(self, make: Callable[[], Iterator], count: Callable[[], int] | None = None):
-        self._make = make
-        self._count = count
-
-    def __iter__(self) -> Iterator:
-        return self._make()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return list(self)[index]
-        try:
-            return next(islice(self, index if index >= 0 else len(self) + index, None))
-        except (StopIteration, ValueError) as error:
-            raise IndexError(index) from error
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
-
-    @cached_property
-    def _length(self) -> int:
-        return sum(1 for _ in self) if self._count is None else self._count()
-
-
-class LongVideoMixin:
-    """`slow_motion`, `extend` and `rollout` of `MarDiniPipeline`."""
+class LongVideoMixin(StreamMixin):
+    """`slow_motion`, `extend`, `retime` and `rollout` of `MarDiniPipeline`."""
 
     @torch.no_grad()
-    @one_call_at_a_time
     def slow_motion(
         self,
         video: Any,
@@ -107,7 +52,11 @@ class LongVideoMixin:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
-    ) -> MarDiniPipelineOutput | tuple:
+        paste_given: bool = False,
+        blend: int = 0,
+        stream: bool = False,
+        cuts: Iterable[int] = (),
+    ) -> MarDiniPipelineOutput | tuple | Iterator[Any]:
         r"""
         Put `factor - 1` frames between every two neighbours, by repeated interpolation (Fig. 11).
 
@@ -128,14 +77,26 @@ class LongVideoMixin:
             conditions (`dict`, *optional*):
                 Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips
                 frames gets the mean over each interval, or the sum if the condition's configuration says so; a sum may
-                exceed the range that the checkpoint learned.
+                exceed the range that the checkpoint learned. Not for a stream.
+            stream (`bool`, defaults to `False`):
+                Whether to return an iterator of frames, in the form that `output_type` gives them, instead of all of
+                them. `video` is then one clip, and may be an iterator, too: it is read, and frames are made, as they
+                are asked for, and memory does not grow. The frames are the same for the same generator if a window
+                has place for `factor + 1` frames. Otherwise fine windows follow their coarse ones at once and not
+                after the last coarse one, so that they get other noise; the result still depends on the seed alone,
+                not on how the frames arrive. Given frames are read, and frames of the result decoded,
+                `decode_chunk_size` at a time. After an interruption the iterator ends with the frames that were
+                finished before that window. Between two frames the pipeline is free for other calls.
+            cuts (iterable of `int`, *optional*):
+                For a stream: numbers of the frames of `video` that begin a scene. Between them and the frames before
+                nothing is sampled: the nearer of both is held.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
             callback is called in every batch of windows, whose rows follow each other. After an interruption, frames
             of that window hold noise, and frames of later ones are decoded from latents of zero.
 
         Returns:
-            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same. Given frames are as the VAE decodes
-            them.
+            [`MarDiniPipelineOutput`] with `frames`, or a tuple with the same; with `stream`, an iterator of frames.
+            Given frames are as the VAE decodes them, unless `paste_given`.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -145,27 +106,40 @@ class LongVideoMixin:
         window = whole_number(window, "window", least=3, reason="two given frames and one between")
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        blend = check_pasting(paste_given, blend, output_type)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
-        pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=2)
-        num_given = pixels.shape[1]
-        num_frames = (num_given - 1) * factor + 1
-        batches = batch_windows(slow_motion_windows(num_given, factor, window), window_batch_size)
-        places = list(range(0, num_frames, factor))
-        conditions = read_conditions(conditions, self.conditions, len(pixels), num_frames)
-        latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size, conditions)
-        frames = self.decode(latents, output_type, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+        if stream:
+            _refuse_pasting(paste_given)
+            if conditions is not None:
+                raise ValueError(
+                    "`conditions` belong to all frames, whose number a stream does not know; leave them out"
+                )
+            return self._stream_slow_motion(
+                video, factor, cuts, height, width, window, options, output_type, decode_chunk_size, window_batch_size
+            )
+        if checked_cuts(cuts):
+            raise ValueError("`cuts` needs `stream=True`; use `retime`, or cut the clip before")
+        with in_use(self, self.scheduler):
+            pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=2)
+            num_given = pixels.shape[1]
+            num_frames = (num_given - 1) * factor + 1
+            batches = batch_windows(slow_motion_windows(num_given, factor, window), window_batch_size)
+            places = list(range(0, num_frames, factor))
+            conditions = read_conditions(conditions, self.conditions, len(pixels), num_frames)
+            latents = self._run_windows(pixels, places, num_frames, batches, options, decode_chunk_size, conditions)
+            own = OwnPixels(pixels, places, blend) if paste_given else None
+            frames = self.decode(latents, output_type, decode_chunk_size, own)
+            self.maybe_free_model_hooks()
+            return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
     @torch.no_grad()
-    @one_call_at_a_time
     def extend(
         self,
         video: Any,
-        num_new_frames: int,
+        num_new_frames: int | None = None,
         window: int | None = None,
         overlap: int | None = None,
         height: int | None = None,
@@ -184,14 +158,17 @@ class LongVideoMixin:
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
         generated_noise: float = 0.0,
-    ) -> MarDiniPipelineOutput | tuple:
+        paste_given: bool = False,
+        blend: int = 0,
+        stream: bool = False,
+    ) -> MarDiniPipelineOutput | tuple | Iterator[Any]:
         r"""
         Continue a clip window by window, each led by the last frames of the one before.
 
         Args:
             video: A clip of at least 1 frame, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             num_new_frames (`int`): How many frames to add. All windows are whole; surplus frames of the last are
-                dropped.
+                dropped. A stream goes on without end if it is left out.
             window (`int`, *optional*): Frames of a window; by default as many as the model was trained for, 9 if the
                 pipeline does not know.
             overlap (`int`, defaults to half of `window`):
@@ -199,53 +176,71 @@ class LongVideoMixin:
                 longer. A shorter `video` leads the first window with all its frames.
             conditions (`dict`, *optional*):
                 Conditions of the frames, `(len(video) + num_new_frames, channels)` each, or
-                `(num_new_frames, channels)` for given frames without values. Surplus frames have the values of the
-                last one.
+                `(num_new_frames, channels)` for given frames without values, as a stream needs them. Surplus frames
+                have the values of the last one.
             generated_noise (`float`, defaults to `0.0`):
                 Against drift, for checkpoints trained with `reference_noise`: frames that the model made itself get
                 noise when they lead a window, at this share of the noise levels, and the transformer is told so.
+            stream (`bool`, defaults to `False`):
+                Whether to return an iterator of frames, the given ones first, instead of all of them, see
+                [`~MarDiniPipeline.slow_motion`]. The frames are the same for the same generator.
+                [`~MarDiniPipeline.rollout`] gives single steps instead, each with conditions of its own.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window; the
             callback is called in every window. After an interruption, frames of that window hold noise, and frames of
             later ones are decoded from latents of zero.
 
         Returns:
-            [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same. Given frames
-            are as the VAE decodes them.
+            [`MarDiniPipelineOutput`] with `len(video) + num_new_frames` frames, or a tuple with the same; with
+            `stream`, an iterator of frames. Given frames are as the VAE decodes them, unless `paste_given`.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
         """
-        num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+        if num_new_frames is not None or not stream:
+            num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
         window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        blend = check_pasting(paste_given, blend, output_type)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
         )  # fmt: skip
-        pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
-        videos, num_given, _, height, width = pixels.shape
-        values = read_conditions(conditions, self.conditions, videos, num_given + num_new_frames, num_given)
-        # All windows are whole: the last may sample more frames than asked for.
-        first, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
-        num_frames = num_given + first + later * (window - overlap)
-        latents = _empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
-        latents[:, :num_given] = self.encode_frames(pixels, decode_chunk_size)
         rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size)
-        rollout.start(
-            latents[:, :num_given],
-            self.encode_low_frames(pixels, decode_chunk_size),
-            _conditions_of(values, range(num_given)),
-        )
-        with self.progress_bar(total=(1 + later) * self.set_timesteps(options)) as progress_bar:
-            made = num_given
-            while made < num_frames and not self.interrupt:
-                start, stop = made - rollout.num_kept_frames, made + rollout.most_new_frames
-                new_values = _conditions_of(values, range(made, stop))
-                latents[:, start:stop] = rollout.sample(stop - made, new_values, progress_bar)
-                made = stop
-        frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
+        if stream:
+            _refuse_pasting(paste_given)
+            if conditions is not None and num_new_frames is None:
+                raise ValueError(
+                    "`conditions` have a row for each new frame, but the stream has no end; give `num_new_frames`, or "
+                    "use `rollout`, whose steps take their own"
+                )
+            values = read_conditions(conditions, self.conditions, 1, num_new_frames or 1)
+            return self._stream_extension(video, num_new_frames, height, width, rollout, values)
+        assert num_new_frames is not None, "only a stream may leave it out"
+        with in_use(self, self.scheduler):
+            pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
+            videos, num_given, _, height, width = pixels.shape
+            values = read_conditions(conditions, self.conditions, videos, num_given + num_new_frames, num_given)
+            # All windows are whole: the last may sample more frames than asked for.
+            first, later = windows_to_extend(num_given, num_new_frames, window, overlap)
+            num_frames = num_given + first + later * (window - overlap)
+            latents = _empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
+            latents[:, :num_given] = self.encode_frames(pixels, decode_chunk_size)
+            rollout.start(
+                latents[:, :num_given],
+                self.encode_low_frames(pixels, decode_chunk_size),
+                conditions_of(values, range(num_given)),
+            )
+            with self.progress_bar(total=(1 + later) * self.set_timesteps(options)) as progress_bar:
+                made = num_given
+                while made < num_frames and not self.interrupt:
+                    start, stop = made - rollout.num_kept_frames, made + rollout.most_new_frames
+                    new_values = conditions_of(values, range(made, stop))
+                    latents[:, start:stop] = rollout.sample(stop - made, new_values, progress_bar)
+                    made = stop
+            own = OwnPixels(pixels, range(num_given), blend) if paste_given else None
+            frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size, own)
+            self.maybe_free_model_hooks()
+            return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def rollout(
         self,
@@ -369,23 +364,15 @@ class LongVideoMixin:
             for number, windows in enumerate(batches):
                 if self.interrupt:
                     break
-                given_indices, length = windows[0].given_indices, len(windows[0].places)
-                reference_places = [[window.places[i] for i in given_indices] for window in windows]
-                # Rows of one window after those of another: (windows * videos, ...).
+                reference_places = [[window.places[i] for i in windows[0].given_indices] for window in windows]
                 parts = [conditions_at(conditions, self.conditions, window.places) for window in windows]
-                window_conditions = {name: torch.cat([part[name] for part in parts]) for name in conditions}
-                planning_signals = self.plan(
-                    torch.cat([low_latents[:, places] for places in reference_places]), given_indices, length,
-                    options.attention_kwargs, window_conditions,
-                )  # fmt: skip
-                shape = (videos, length, *latents.shape[2:])
-                noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
-                references = torch.cat([latents[:, places] for places in reference_places])
-                batch_options = options
-                if isinstance(options.generator, list):
-                    batch_options = replace(options, generator=options.generator * len(windows))
-                sampled = self.denoise(
-                    noise, references, given_indices, planning_signals, batch_options, progress_bar, window_conditions
+                sampled = self.sample_windows(
+                    windows,
+                    torch.cat([latents[:, places] for places in reference_places]),
+                    torch.cat([low_latents[:, places] for places in reference_places]),
+                    options,
+                    {name: torch.cat([part[name] for part in parts]) for name in conditions},
+                    progress_bar,
                 )
                 for window, rows in zip(windows, sampled.split(videos)):
                     latents[:, window.places] = rows
@@ -395,6 +382,41 @@ class LongVideoMixin:
                     sampled = latents[:, leading_on]
                     low_latents[:, leading_on] = self._low_latents_of_sampled(sampled, decode_chunk_size)
         return latents
+
+    def sample_windows(
+        self,
+        windows: Sequence[Window],
+        references: torch.Tensor,
+        low_references: torch.Tensor,
+        options: SamplingOptions,
+        conditions: Conditions,
+        progress_bar: Any = None,
+    ) -> torch.Tensor:
+        """Plan and sample windows that are alike, as rows of one batch: those of one window after those of another.
+
+        Args:
+            windows: with the same `given_indices`.
+            references: latents of their given frames, `(windows * videos, given frames, channels, h, w)`.
+            low_references: the same for the planner, `(windows * videos, given frames, channels, h_low, w_low)`.
+            options: how to sample each.
+            conditions: of the windows' frames, a row for each window of each video.
+            progress_bar: updated once per step, if given.
+
+        Returns:
+            Latents of all frames, `(windows * videos, frames, channels, h, w)`.
+        """
+        given_indices, length = windows[0].given_indices, len(windows[0].places)
+        positions = windows[0].positions
+        planning_signals = self.plan(
+            low_references, given_indices, length, options.attention_kwargs, conditions, positions
+        )
+        shape = (len(references) // len(windows), length, *references.shape[2:])
+        noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
+        if isinstance(options.generator, list):
+            options = replace(options, generator=options.generator * len(windows))
+        return self.denoise(
+            noise, references, given_indices, planning_signals, options, progress_bar, conditions, positions
+        )
 
     def _low_latents_of_sampled(self, latents: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Return what the planner gets of sampled frames, `(videos, frames, channels, h_low, w_low)`.
@@ -410,69 +432,6 @@ class LongVideoMixin:
         return torch.cat(low_latents, dim=1)
 
 
-def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:
-    """Return the windows that take `num_given` frames to `(num_given - 1) * factor + 1`, coarse ones first.
-
-    A window holds as many neighbouring gaps of one length as fit into `window` frames: the models were trained on
-    windows of that length, and more of the motion is in view.
-    """
-
-    def make() -> Iterator[Window]:
-        level = 0
-        while next(_gaps(num_given, factor, window, level), None) is not None:
-            yield from _windows_of_level(_gaps(num_given, factor, window, level), window)
-            level += 1
-
-    return LazySequence(make)
-
-
-def batch_windows(windows: Sequence[Window], most: int) -> LazySequence:
-    """Put up to `most` consecutive windows into one batch: of the same length, with the same `given_indices`, and
-    independent of each other."""
-
-    def make() -> Iterator[list[Window]]:
-        batch: list[Window] = []
-        sampled: set[int] = set()  # places that the batch samples
-        for window in windows:
-            fits = batch and (len(window.places), window.given_indices) == (
-                len(batch[0].places),
-                batch[0].given_indices,
-            )
-            if fits and len(batch) < most and sampled.isdisjoint(window.places[i] for i in window.given_indices):
-                batch.append(window)
-            else:
-                if batch:
-                    yield batch
-                batch, sampled = [window], set()
-            sampled.update(window.new_places)
-        if batch:
-            yield batch
-
-    return LazySequence(make, windows.__len__ if most == 1 else None)
-
-
-def extension_windows(num_given: int, num_new_frames: int, window: int, overlap: int) -> LazySequence:
-    """Return the windows that continue a clip of `num_given` frames, each led by up to `overlap` given ones."""
-    _, later = _windows_to_extend(num_given, num_new_frames, window, overlap)
-
-    def make() -> Iterator[Window]:
-        num_frames = num_given
-        for _ in range(1 + later):
-            num_leading = min(overlap, num_frames)
-            start = num_frames - num_leading
-            yield Window(list(range(start, start + window)), given_indices=leading_indices(num_leading))
-            num_frames = start + window
-
-    return LazySequence(make, lambda: 1 + later)
-
-
-def _windows_to_extend(num_given: int, num_new_frames: int, window: int, overlap: int) -> tuple[int, int]:
-    """Return how many frames the first window of an extension samples, and the number of windows after it, which begin
-    with `overlap` given frames each."""
-    first = window - min(overlap, num_given)
-    return first, max(0, -(-(num_new_frames - first) // (window - overlap)))
-
-
 def _check_windows(window: Any, overlap: Any) -> tuple[int, int]:
     """Return length and overlap of the windows of an extension; raise `ValueError` if they add no frames."""
     window = whole_number(window, "window", least=2, reason="one given frame and one new")
@@ -483,44 +442,6 @@ def _check_windows(window: Any, overlap: Any) -> tuple[int, int]:
             "`window`"
         )
     return window, overlap
-
-
-def _conditions_of(conditions: Conditions, places: range) -> Conditions:
-    """Return the conditions of consecutive frames; places after the last frame have its values."""
-    return {
-        name: values[:, [min(place, values.shape[1] - 1) for place in places]] for name, values in conditions.items()
-    }
-
-
-def _windows_of_level(gaps: Iterator[tuple[int, int]], window: int) -> Iterator[Window]:
-    """Yield windows for consecutive gaps, each with as many gaps of one length as fit."""
-    last: Window | None = None
-    last_gap = None
-    for start, stop in gaps:
-        cuts = _cut(start, stop, window - 1)
-        is_next = last_gap is not None and last_gap == (2 * start - stop, start)
-        if is_next and len(last.places) + len(cuts) - 1 <= window:
-            places = last.places + cuts[1:]
-            last = Window(places, given_indices=[*last.given_indices, len(places) - 1])
-        else:
-            if last is not None:
-                yield last
-            last = Window(cuts, given_indices=interpolation_indices(len(cuts)))
-        last_gap = (start, stop)
-    if last is not None:
-        yield last
-
-
-def _gaps(num_given: int, factor: int, window: int, level: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of neighbouring frames that exist before a level of windows and have missing ones between;
-    rising."""
-    if level == 0:
-        for i in range(num_given - 1):
-            yield i * factor, (i + 1) * factor
-        return
-    for start, stop in _gaps(num_given, factor, window, level - 1):
-        cuts = _cut(start, stop, window - 1)
-        yield from ((before, after) for before, after in pairwise(cuts) if after - before > 1)
 
 
 def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -538,10 +459,8 @@ def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         ) from error
 
 
-def _cut(start: int, stop: int, most_parts: int) -> list[int]:
-    """Cut `start..stop` into single steps if they fit, otherwise into as many equal or nearly equal parts as fit."""
-    length = stop - start
-    parts = length
-    if length > most_parts:
-        parts = max((d for d in range(2, most_parts + 1) if length % d == 0), default=most_parts)
-    return [start + (i * length + parts // 2) // parts for i in range(parts + 1)]
+def _refuse_pasting(paste_given: bool) -> None:
+    if paste_given:
+        raise ValueError(
+            "`paste_given` needs all frames, and `stream` gives them away one by one; leave one of the two out"
+        )

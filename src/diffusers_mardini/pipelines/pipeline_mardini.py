@@ -20,6 +20,7 @@ from diffusers.video_processor import VideoProcessor
 
 from ..latents import decode_latents, downscale_video, encode_video
 from ..loaders import MarDiniLoraLoaderMixin
+from ..measured_sampling import MeasuredSampling
 from ..models.autoencoder_patch_basis import AutoencoderPatchBasis
 from ..models.conditions import Condition
 from ..models.transformer_mardini import MarDiniTransformer3DModel
@@ -29,8 +30,10 @@ from ..schedulers.compatibility import accepted, check_sampling, check_scheduler
 from ..trained_window import TrainedWindow
 from .conditions import Conditions, conditions_for, known_conditions, read_conditions
 from .inputs import check_noise, read_given_frames, read_window, to_pixels, whole_number
+from .keyframes import KeyframesMixin
 from .long_video import DECODE_CHUNK_SIZE, LongVideoMixin
 from .one_call import one_call_at_a_time
+from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions, check_options, tensors_of_callback
 from .saving import SavingMixin
@@ -53,12 +56,13 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLoraLoaderMixin):
+class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesMixin, MarDiniLoraLoaderMixin):
     r"""
     Image-to-video, interpolation, video expansion and any other filling in of frames (Sec. 2.1).
 
-    Also: [`~MarDiniPipeline.slow_motion`], [`~MarDiniPipeline.extend`] and [`~MarDiniPipeline.rollout`] for videos
-    longer than a window; [`~MarDiniPipeline.load_lora_weights`] and the other methods of `loaders/lora.py`.
+    Also: [`~MarDiniPipeline.slow_motion`], [`~MarDiniPipeline.extend`], [`~MarDiniPipeline.rollout`],
+    [`~MarDiniPipeline.fill`], [`~MarDiniPipeline.loop`] and [`~MarDiniPipeline.views`] for videos longer than a
+    window; [`~MarDiniPipeline.load_lora_weights`] and the other methods of `loaders/lora.py`.
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderPatchBasis`]): Image autoencoder, applied to each frame.
@@ -74,6 +78,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         height, width, num_frames, fps (`int`, or `float` for `fps`, *optional*):
             The window that the models were trained on, `fps` from one of its frames to the next: the defaults of
             every call. The trainer writes them; they belong to the configuration too.
+        num_inference_steps (`int`, *optional*), solver (`str`, *optional*):
+            Steps, and a scheduler of diffusers, that were measured to be as good as 25 steps of the scheduler: the
+            defaults of `mardini`, not of calls.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -90,12 +97,15 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         width: int | None = None,
         num_frames: int | None = None,
         fps: float | None = None,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, planner=planner, transformer=transformer, scheduler=scheduler)
         self.register_to_config(
             planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1),
             **read_window(height, width, num_frames, fps).config,
+            **MeasuredSampling(num_inference_steps, solver).config,
         )
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
@@ -180,6 +190,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
+        paste_given: bool = False,
+        blend: int = 0,
     ) -> MarDiniPipelineOutput | tuple:
         r"""
         Sample the frames of one window that are not given.
@@ -189,7 +201,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need
         no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float is
         below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes
-        them, so that they look like their neighbours.
+        them, so that they look like their neighbours, or as they were given (`paste_given`).
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -237,6 +249,11 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
                 videos or `(batch, num_frames, channels)`, given frames included. The values of a frame belong to the
                 interval that leads to it. NaN in all channels stands for a frame without values. `pipe.conditions`
                 lists the conditions of this checkpoint.
+            paste_given (`bool`, defaults to `False`): Whether given frames come out with their own pixels, resized,
+                and not as the VAE decodes them.
+            blend (`int`, defaults to `0`): With `paste_given`, the number of sampled frames on each side of a given
+                one to which the difference between its own and its decoded pixels is added, fading with the distance.
+                Hides the seam where the picture stands still or colours shift; moving details would leave a shadow.
 
         Examples:
 
@@ -267,6 +284,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         num_videos = given.batch_size * num_videos_per_prompt
         latents_shape = self.latents_shape(num_videos, given.num_frames, given.height, given.width)
         self.check_inputs(options, num_videos, output_type, latents, latents_shape, given.given_indices)
+        blend = check_pasting(paste_given, blend, output_type)
         conditions = read_conditions(conditions, self.conditions, given.batch_size, given.num_frames)
         num_steps = self.set_timesteps(options)
         self._reset_call()
@@ -296,7 +314,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             )
 
         # 6. Decode
-        frames = self.decode(latents, output_type, decode_chunk_size)
+        pixels = pixels.repeat_interleave(num_videos_per_prompt, dim=0)
+        own = OwnPixels(pixels, given.given_indices, blend) if paste_given else None
+        frames = self.decode(latents, output_type, decode_chunk_size, own)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -353,6 +373,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         num_frames: int,
         attention_kwargs: dict[str, Any] | None = None,
         conditions: Conditions | None = None,
+        positions: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Run the planner on one window (Sec. 2.2).
 
@@ -362,6 +383,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             num_frames: frames of the window.
             attention_kwargs: given to the planner.
             conditions: result of `read_conditions` for the window.
+            positions: places of the frames on the models' axis of frames; by default 0, 1, 2, ...
 
         Returns:
             Planning signals `(batch, num_frames, rows, columns, planning_dim)`.
@@ -383,6 +405,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             attention_kwargs=attention_kwargs,
             return_dict=False,
             **({"conditions": conditions} if conditions else {}),
+            **({"frame_positions": torch.tensor(positions, device=device)} if positions else {}),
         )[0]
 
     def prepare_latents(
@@ -407,6 +430,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         progress_bar: Any,
         conditions: Conditions | None = None,
         reference_timestep: torch.Tensor | None = None,
+        positions: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Sample one window (Sec. 3). Only masked frames are noised and stepped.
 
@@ -419,6 +443,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             progress_bar: updated once per step; `None` for none.
             conditions: result of `read_conditions` for the window, one row per video.
             reference_timestep: timesteps of the given frames, `(given frames,)`, if not all of `references` are clean.
+            positions: those that the planning signals were made for, see `plan`.
 
         Returns:
             Clean latents of all frames, `(videos, num_frames, channels, h, w)`, in float32.
@@ -438,7 +463,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
             self.scheduler.set_begin_index(0)
         velocities = self._velocities = WindowVelocities(
             self.transformer, clean, layout, planning_signals, options.attention_kwargs, options.use_window_state,
-            conditions_for(conditions, self.transformer, device), reference_timestep,
+            conditions_for(conditions, self.transformer, device), reference_timestep, positions,
         )  # fmt: skip
         self._num_timesteps = len(timesteps)
         self._attention_kwargs = options.attention_kwargs
@@ -495,12 +520,25 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, MarDiniLor
         channels = self.transformer.config.in_channels
         return (num_videos, num_frames, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
 
-    def decode(self, latents: torch.Tensor, output_type: str, chunk_size: int = DECODE_CHUNK_SIZE) -> Any:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        output_type: str,
+        chunk_size: int = DECODE_CHUNK_SIZE,
+        own: OwnPixels | None = None,
+    ) -> Any:
         """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once, to the form of
-        `output_type`, see `MarDiniPipelineOutput`."""
+        `output_type`, see `MarDiniPipelineOutput`; `own` pixels take the place of decoded ones."""
         if output_type == "latent":
             return latents
-        return self._to_output(self._decoded_chunks(latents, chunk_size), output_type, len(latents))
+        chunks = self._decoded_chunks(latents, chunk_size)
+        if own is not None:
+            decoded = None
+            if own.blend:
+                given = torch.cat(list(self._decoded_chunks(latents[:, list(own.places)], chunk_size)))
+                decoded = given.unflatten(0, own.pixels.shape[:2])  # (videos, given frames, 3, height, width)
+            chunks = own.pasted(chunks, latents.shape[1], decoded)
+        return self._to_output(chunks, output_type, len(latents))
 
     def _decoded_chunks(self, latents: torch.Tensor, chunk_size: int) -> Iterator[torch.Tensor]:
         """Decode latents `(videos, frames, channels, h, w)`, `chunk_size` frames at once; yield `(frames, 3, height,

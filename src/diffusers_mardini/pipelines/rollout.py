@@ -105,6 +105,14 @@ class MarDiniRollout:
         self._keep(latents, low_latents, conditions)
         self._num_generated = 0
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what the next step needs, without conditions; `restore` takes it."""
+        return {"latents": self._latents, "low_latents": self._low_latents}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on where another rollout of the same settings was when its `state` was taken."""
+        self._latents, self._low_latents, self._conditions = state["latents"], state["low_latents"], {}
+
     @torch.no_grad()
     def step(
         self, num_frames: int | None = None, conditions: Mapping[str, Any] | None = None

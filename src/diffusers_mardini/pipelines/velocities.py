@@ -4,6 +4,7 @@ Owns what is computed once per window (`models/window.py`), separately for each 
 is in `pipeline_mardini.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class WindowVelocities:
         conditions: of each frame, `(videos, frames, channels)` each. The unconditional branch gets none, so that
             guidance acts on planning signals and conditions together.
         reference_timestep: timesteps of the given frames where not all are clean, `(videos, frames)`.
+        positions: places of the frames on the model's axis of frames; by default 0, 1, 2, ...
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class WindowVelocities:
         use_window_state: bool = True,
         conditions: dict[str, torch.Tensor] | None = None,
         reference_timestep: torch.Tensor | None = None,
+        positions: Sequence[float] | None = None,
     ):
         self.transformer = transformer
         self.clean = clean
@@ -62,6 +65,7 @@ class WindowVelocities:
         self.attention_kwargs = attention_kwargs
         self.conditions = conditions or {}
         self.reference_timestep = reference_timestep
+        self.positions = torch.tensor(positions, device=clean.device) if positions else None
         self.use_window_state = use_window_state and transformer.config.identity_attention
         self._states: dict[str, MarDiniWindowState] = {}
         self._was_guided: bool | None = None
@@ -185,6 +189,7 @@ class WindowVelocities:
             "reference_mask": layout.reference_mask,
             "num_masked_frames": layout.num_masked_frames,
             "attention_kwargs": self.attention_kwargs,
+            **({} if self.positions is None else {"frame_positions": self.positions}),
         }
 
     def _make_states(self, branches: dict[str, dict[str, Any]]) -> None:

@@ -76,6 +76,9 @@ class EvenVideo:
     def __len__(self) -> int:
         return len(self.order)
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.frames()
+
     def frames(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
         """Yield frames, by default all, at increasing indices, one in memory at a time."""
         wanted = self.order if indices is None else self.order[np.fromiter(indices, dtype=int)]
@@ -263,6 +266,25 @@ def _frames_at(source: Source, wanted: list[float], fps: float | None) -> Iterat
         if done == len(wanted):
             return
     raise film.error(f"ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
+
+
+def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield frames by their numbers, counted from 0 and rising; see `iterate_frames`.
+
+    Frames before the first are decoded, but not converted.
+    """
+    if (pictures := _pictures(source)) is not None:
+        yield from (np.asarray(pictures.read(number)) for number in numbers)
+    elif numbers:
+        yield from EvenVideo(source, np.arange(numbers[-1] + 1), PICTURE_FPS).frames(numbers)
+
+
+def stated_rate(source: str | os.PathLike) -> float:
+    """Return the frames per second that a video states; 0 if it states none, and for pictures."""
+    if Path(source).is_dir():
+        return 0.0
+    with open_film(source, repeated=True) as film:
+        return _stated_rate(film, 0)
 
 
 def read_images(

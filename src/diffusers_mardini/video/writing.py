@@ -1,4 +1,5 @@
-"""Write clips: mp4, gif, or a folder of PNG; complete or not at all."""
+"""Write clips: films (mp4, mov, mkv, webm), moving pictures (gif, webp, apng) or a folder of PNG; complete or not at
+all."""
 
 import contextlib
 import math
@@ -7,7 +8,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
@@ -18,20 +19,50 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..pictures import clip_to_rgb
+from .encoding import ClipEncoder
 from .errors import FILE_ERRORS
 from .places import UNFINISHED, nearest_folder, publish, real_place, spare_names, unfinished
 
 
-WRITABLE = "`.mp4`, `.gif` or no suffix (a folder of PNG)"
 ACCEPTED_FRAMES = "PIL images, or uint8 shaped (frames, height, width, 3)"
-MAX_GIF_FPS = 50  # viewers slow down frames that are shorter than two hundredths of a second
-MAX_GIF_SECONDS = 655  # for one picture: a gif counts hundredths of a second in 16 bits
-MAX_MP4_FPS = 1_000_000
-MAX_MP4_SECONDS = 1_000_000  # for one picture
-MAX_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # the first is libx264's
+
+
+@dataclass(frozen=True)
+class Form:
+    """What files of a suffix can hold.
+
+    Attributes:
+        name: with its article.
+        most_fps: frames per second; viewers slow a gif's frames down that are shorter than two hundredths of a second,
+            and some formats count thousandths.
+        most_seconds: for one frame.
+        most_side: in pixels.
+        container, encoder: FFmpeg's names, for films.
+    """
+
+    name: str
+    most_fps: float = math.inf
+    most_seconds: float = math.inf
+    most_side: int = 65535
+    container: str = ""
+    encoder: str = ""
+
+
+FORMS = {
+    ".mp4": Form("an mp4", 1_000_000, 1_000_000, 16384, "mp4", "libx264"),
+    ".mov": Form("a mov", 1_000_000, 1_000_000, 16384, "mov", "libx264"),
+    ".mkv": Form("an mkv", 500, 1_000_000, 16384, "matroska", "libx264"),
+    ".webm": Form("a webm", 500, 1_000_000, 16384, "webm", "libvpx-vp9"),
+    ".gif": Form("a gif", 50, 655),  # hundredths of a second in 16 bits
+    ".webp": Form("a webp", 500, 16_777, 16383),  # thousandths of a second in 24 bits
+    ".apng": Form("an apng", 500, 65),  # thousandths of a second in 16 bits
+    "": Form("a folder of PNG"),
+}
+FILE_SUFFIXES = tuple(suffix for suffix in FORMS if suffix)
+WRITABLE = ", ".join(f"`{suffix}`" for suffix in FILE_SUFFIXES) + " or no suffix (a folder of PNG)"
+MAX_GIF_FPS = FORMS[".gif"].most_fps
 WRITER = "diffusers_mardini"  # in the metadata of PNG, by which `write_video` recognises its own files
-BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer alike
-LIMITED = 1  # FFmpeg's number for the range
+PICTURE_OPTIONS = {".gif": {}, ".webp": {"quality": 90}, ".apng": {}}
 
 
 def write_video(
@@ -41,7 +72,8 @@ def write_video(
     crf: int = 18,
     overwrite: bool = True,
 ) -> Path:
-    """Write frames as `.mp4` (H.264, yuv420p, tagged BT.709), as `.gif`, or, without a suffix, as a folder of PNG.
+    """Write frames as a film (`.mp4`, `.mov`, `.mkv`: H.264; `.webm`: VP9; yuv420p, tagged BT.709), as a moving picture
+    (`.gif`, `.webp`, `.apng`) or, without a suffix, as a folder of PNG.
 
     The result appears complete or not at all: it is written in a hidden folder beside `path` and then renamed. The
     next call removes what a killed process left there.
@@ -50,10 +82,11 @@ def write_video(
         path: file or folder to write. An existing file is replaced, or the file that a link points to; an existing
             folder only if it holds nothing but pictures whose metadata say that this function wrote them.
         frames: PIL images (anything that can be iterated), or `uint8` shaped `(frames, height, width, 3)` (array or
-            tensor). For mp4 an odd side gets its last row or column repeated, since yuv420p needs even sides.
+            tensor). In a film an odd side gets its last row or column repeated, since yuv420p needs even sides.
         fps: frames per second; a folder of PNG does not record it. The times of a gif's frames are rounded to
-            hundredths of a second, and equal neighbours become one frame that is held.
-        crf: quality of the mp4, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
+            hundredths of a second, those of mkv, webm, webp and apng to thousandths; equal neighbours of a moving
+            picture become one frame that is held.
+        crf: quality of a film, 0 (best, large) to 51; 18 looks lossless, 10 very nearly is.
         overwrite: whether to replace an existing result. If not, one that appears during the call stays, too.
 
     Raises:
@@ -141,9 +174,9 @@ def keep_frames(path: str | os.PathLike, frames: Iterable[Image.Image] | np.ndar
 def _checked(path: Path, fps: float) -> tuple[Path, float]:
     """Return the real place of the result and its rate, after all checks that need no writing."""
     suffix = path.suffix.lower()
-    if suffix not in ("", ".", ".mp4", ".gif"):
+    if suffix not in (*FORMS, "."):
         raise ValueError(f"cannot write '{path}': the suffix '{path.suffix}' is unknown; use {WRITABLE}")
-    if path.name.lower() in (".mp4", ".gif"):
+    if path.name.lower() in FILE_SUFFIXES:
         raise ValueError(f"'{path}' is a suffix without a name; give a name such as 'out{path.name}'")
     fps = _checked_rate(fps, suffix)
     try:
@@ -165,23 +198,25 @@ def _checked_rate(fps: float, suffix: str) -> float:
         number = math.inf
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"fps must be positive, got {fps if math.isfinite(number) else number}")
-    fps = number
-    if suffix == ".gif" and fps > MAX_GIF_FPS:
-        raise ValueError(f"a gif shows at most {MAX_GIF_FPS} frames per second, got {fps:g}; write .mp4, or fewer")
-    if suffix == ".gif" and 1 / fps > MAX_GIF_SECONDS:
+    fps, form = number, FORMS.get(suffix, FORMS[""])
+    if form.container and not (fps <= form.most_fps and 1 / fps <= form.most_seconds):
         raise ValueError(
-            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, but {fps:g} frames per second hold it for "
-            f"{1 / fps:.6g}; write .mp4, or more frames per second"
+            f"{form.name} has between {1 / form.most_seconds:f} and {form.most_fps} frames per second, got {fps:g}"
         )
-    if suffix == ".mp4" and not (fps <= MAX_MP4_FPS and 1 / fps <= MAX_MP4_SECONDS):
+    if fps > form.most_fps:
         raise ValueError(
-            f"an mp4 has between {1 / MAX_MP4_SECONDS:f} and {MAX_MP4_FPS} frames per second, got {fps:g}"
+            f"{form.name} shows at most {form.most_fps} frames per second, got {fps:g}; write .mp4, or fewer"
+        )
+    if 1 / fps > form.most_seconds:
+        raise ValueError(
+            f"{form.name} holds a picture for at most {form.most_seconds} seconds, but {fps:g} frames per second hold "
+            f"it for {1 / fps:.6g}; write .mp4, or more frames per second"
         )
     return fps
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    most = MAX_SIDE[path.suffix.lower()]
+    most = FORMS.get(path.suffix.lower(), FORMS[""]).most_side
     if max(width, height) > most:
         raise ValueError(f"cannot write '{path}': sides have at most {most} pixels there, got {width}x{height}")
 
@@ -255,61 +290,37 @@ def _numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _write(path: Path, suffix: str, array: np.ndarray, fps: float, crf: float) -> None:
-    if suffix == ".mp4":
-        _write_mp4(path, array, fps, crf)
-    elif suffix == ".gif":
-        _write_gif(path, array, fps)
+    form = FORMS.get(suffix, FORMS[""])
+    if form.container:
+        _write_film(path, array, fps, crf, form)
+    elif suffix in FILE_SUFFIXES:
+        _write_moving_picture(path, array, fps, suffix)
     else:
         _write_pictures(path, array)
 
 
-def _write_mp4(path: Path, array: np.ndarray, fps: float, crf: float) -> None:
+def _write_film(path: Path, array: np.ndarray, fps: float, crf: float, form: Form) -> None:
     _, height, width, _ = array.shape
-    odd = (0, height % 2), (0, width % 2), (0, 0)
-    rate = _rate(fps)
-    options = {"movflags": "+faststart"}
-    # The container's default clocks have too few bits for slow frames, and round the length of fast ones to 0.
-    if rate < Fraction(1, 1000):
-        options["video_track_timescale"] = str(rate.numerator)
-    if rate > 1000:
-        options["movie_timescale"] = str(rate.numerator)
-    # `file:` keeps FFmpeg from reading a colon in the path as a protocol; the format does not depend on the name.
-    with av.open(f"file:{path.absolute()}", mode="w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "medium"}
-        context = stream.codec_context
-        # One thread, so that the result does not depend on the number of cores.
-        context.thread_count = 1
-        # Without tags, players guess the matrix by the size, each in its own way.
-        context.colorspace, context.color_primaries, context.color_trc = BT709, BT709, BT709
-        context.color_range = LIMITED
+    with ClipEncoder(path, width, height, fps, crf, form.container, encoder=form.encoder) as encoder:
         for frame in array:
-            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+            encoder.add(frame)
 
 
-def _rate(fps: float) -> Fraction:
-    """Return the rate as a fraction of moderate numbers; below 1 the seconds per frame are rounded instead."""
-    if fps >= 1:
-        return Fraction(fps).limit_denominator(1001)
-    return 1 / (1 / Fraction(fps)).limit_denominator(1001)
-
-
-def _write_gif(path: Path, array: np.ndarray, fps: float) -> None:
+def _write_moving_picture(path: Path, array: np.ndarray, fps: float, suffix: str) -> None:
     first, *rest = [Image.fromarray(frame) for frame in array]
-    # Round the end of each frame, in hundredths of a second, so that roundings do not add up.
-    ends = [round(100 * (index + 1) / fps) for index in range(len(array))]
-    durations = [10 * (end - start) for start, end in zip([0, *ends], ends)]
+    # Round the end of each frame, in units of the format, so that roundings do not add up.
+    unit = 10 if suffix == ".gif" else 1  # thousandths of a second
+    ends = [round(1000 / unit * (index + 1) / fps) for index in range(len(array))]
+    durations = [unit * (end - start) for start, end in zip([0, *ends], ends)]
+    form = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}[suffix]
     try:
-        first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+        first.save(
+            path, form, save_all=True, append_images=rest, duration=durations, loop=0, **PICTURE_OPTIONS[suffix]
+        )
     except (OverflowError, struct.error) as error:
         raise ValueError(
-            f"a gif holds a picture for at most {MAX_GIF_SECONDS} seconds, and equal frames are held for longer; "
-            "write .mp4"
+            f"{FORMS[suffix].name} holds a picture for at most {FORMS[suffix].most_seconds} seconds, and equal frames "
+            "are held for longer; write .mp4"
         ) from error
 
 

@@ -1,11 +1,10 @@
 """Find the scenes of a clip while its frames pass by: hard cuts by PySceneDetect, and frames of one colour.
 
-Dissolves are not found. `reading.py` decodes and feeds the frames.
+Dissolves are not found. Who decodes the clip feeds the frames.
 """
 
 import numpy as np
-from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector
+from PIL import Image
 
 
 # Chosen on 1,425 real clips (fast driving, robot arms, others): ten are cut, two of them wrongly. Two clips joined
@@ -14,13 +13,27 @@ RATIO = 2.5  # of a frame's change to the mean change of the four around it
 LEAST_CHANGE = 18.0
 HELD = 0.5  # mean difference in grey levels below which a frame is the one before, shown again
 BLANK = 2.0  # standard deviation in grey levels of a frame of one colour
+WIDTH = 64  # of small frames, in pixels
 _RATE = 30.0  # PySceneDetect counts time in frames of some rate; only the count is used
 
 
 class SceneFinder:
-    """Take the frames of a clip one by one, and return its scenes at the end. Memory does not grow with the clip."""
+    """Take the frames of a clip one by one, and return its scenes at the end. Memory does not grow with the clip.
+
+    Raises:
+        ValueError: if PySceneDetect is not installed.
+    """
 
     def __init__(self):
+        try:
+            from scenedetect import FrameTimecode
+            from scenedetect.detectors import AdaptiveDetector
+        except ImportError as error:
+            raise ValueError(
+                "finding cuts needs PySceneDetect; install it with `pip install 'diffusers-mardini[cuts]'`, or name "
+                "the frames that begin a scene"
+            ) from error
+        self._number = FrameTimecode
         self._detector = AdaptiveDetector(RATIO, min_scene_len=0, min_content_val=LEAST_CHANGE)
         self._fed: list[int] = []  # the frame of each picture that the detector holds, in the order it got them
         self._first = 0  # number of the first of them
@@ -53,6 +66,13 @@ class SceneFinder:
             for recent in self._recent:
                 self._feed(*recent)
 
+    def add_frame(self, frame: np.ndarray) -> None:
+        """Take the next frame of any size, `uint8` `(height, width, 3)`."""
+        height, width = frame.shape[:2]
+        size = WIDTH, min(4 * WIDTH, max(8, round(WIDTH * height / width)))
+        small = Image.fromarray(frame).resize(size, Image.Resampling.BOX)
+        self.add(np.asarray(small), np.asarray(small.convert("L")))
+
     def finish(self) -> list[tuple[int, int]]:
         """Return the first frame and the number of frames of each scene."""
         if self._started:
@@ -67,7 +87,7 @@ class SceneFinder:
         number = self._first + len(self._fed)
         self._fed.append(index)
         bgr = np.ascontiguousarray(frame[..., ::-1])
-        for cut in self._detector.process_frame(FrameTimecode(number, _RATE), bgr):
+        for cut in self._detector.process_frame(self._number(number, _RATE), bgr):
             found = self._fed[cut.frame_num - self._first]
             if found > 0:
                 self._borders.append(found)

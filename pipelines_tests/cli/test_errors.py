@@ -12,19 +12,12 @@ import typer
 from PIL import Image
 
 from diffusers_mardini import cli, hardware
-from pipelines_tests.test_cli import run
-from pipelines_tests.tiny_pipeline import tiny_pipeline
+from diffusers_mardini.cli import checkpoints
+from pipelines_tests.cli.commands import run
 
 
-QUICK = ("--num-frames", 2, "--steps", 1, "--device", "cpu", "--dtype", "float32")
+QUICK = ("--frames", 2, "--steps", 1, "--device", "cpu", "--dtype", "float32")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_pipeline().save_pretrained(folder)
-    return folder
 
 
 def edit(file: Path, **values) -> None:
@@ -63,7 +56,7 @@ def test_a_size_that_is_no_number_is_asked_for(checkpoint, tmp_path):
     for value in ("big", [64], [64, 0], 0):
         edit(folder / "vae/config.json", sample_size=value)
         with pytest.raises(ValueError, match="give --size"):
-            cli.window_to_sample(str(folder), None)
+            checkpoints.window_to_sample(str(folder), None)
 
 
 def test_the_home_of_a_user_is_found(checkpoint, tmp_path, monkeypatch):
@@ -72,7 +65,7 @@ def test_the_home_of_a_user_is_found(checkpoint, tmp_path, monkeypatch):
     shutil.copytree(checkpoint, tmp_path / "mine")
     monkeypatch.setenv("MARDINI_CHECKPOINT", "~/mine")
     for given in (None, "~/mine"):
-        assert Path(cli.resolve_checkpoint(given)) == tmp_path / "mine"
+        assert Path(checkpoints.resolve_checkpoint(given)) == tmp_path / "mine"
 
 
 def too_much_for_a_cpu():
@@ -110,8 +103,15 @@ def test_other_errors_are_no_lack_of_memory():
     assert hardware.is_lack_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("DefaultCPUAllocator"), None):
         assert not hardware.is_lack_of_memory(error)
-    with pytest.raises(RuntimeError, match="cannot be multiplied"), cli.plain_errors():
-        torch.zeros(2, 3) @ torch.zeros(2, 3)  # a fault of ours keeps its traceback
+
+
+@pytest.mark.parametrize("debug", (False, True))
+def test_a_fault_of_ours_is_one_line_too_and_debug_shows_where(capsys, debug):
+    with pytest.raises(typer.Exit) as ended, cli.plain_errors(debug):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    told = capsys.readouterr().err
+    assert ended.value.exit_code == 1 and "error: this was not foreseen (RuntimeError: mat1 and mat2" in told
+    assert ("Traceback" in told) == debug and (len(told.splitlines()) == 1 or debug)
 
 
 def test_an_interruption_ends_without_a_traceback(capsys):

@@ -1,0 +1,39 @@
+"""The checkpoint and the clips that `mardini` starts with, as a wheel of data: `make wheel`.
+
+The files stay where they are in the checkout, and are copied while the wheel is built.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "diffusers_mardini_demo"
+CHECKPOINTS = ["mardini-tiny-carracing"]  # the first in the order of names is the default of `mardini`
+
+
+class BuildWithData(build_py):
+    """Add checkpoints and clips to the package."""
+
+    def run(self):
+        super().run()
+        target = Path(self.build_lib, PACKAGE)
+        for name in CHECKPOINTS:
+            shutil.copytree(ROOT / "checkpoints" / name, target / "checkpoints" / name, dirs_exist_ok=True)
+        shutil.copytree(ROOT / "examples/clips", target / "clips", dirs_exist_ok=True)
+        shutil.copy(ROOT / "LICENSE", target)
+
+
+setup(
+    name="diffusers-mardini-demo",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "src/diffusers_mardini/__init__.py").read_text())[1],
+    description="A small checkpoint and clips for diffusers-mardini: data only",
+    license="Apache-2.0",
+    packages=[PACKAGE],
+    cmdclass={"build_py": BuildWithData},
+    python_requires=">=3.11",
+)

@@ -1,0 +1,71 @@
+"""Visitors share the models of a checkpoint, and nothing that a call changes."""
+
+import shutil
+
+import pytest
+
+from diffusers_mardini.app.checkpoints import Checkpoints, find_checkpoints
+
+
+def lender(worlds, **kwargs):
+    return Checkpoints(worlds, device="cpu", dtype="float32", **kwargs)
+
+
+def test_each_piece_of_work_has_a_scheduler_of_its_own_on_shared_models(worlds):
+    checkpoints = lender(worlds)
+    one, other = checkpoints.lend(), checkpoints.lend(worlds[0])
+    assert one.transformer is other.transformer and one.vae is other.vae and one.planner is other.planner
+    assert one is not other and one.scheduler is not other.scheduler
+    assert one.trained_window == other.trained_window and one.trained_window.num_frames == 9
+    assert one.config.planner_downscale == 2
+
+
+def test_the_checkpoint_used_longest_ago_is_dropped(worlds):
+    checkpoints = lender(worlds, most=1)
+    still = checkpoints.lend(worlds[0]).transformer
+    driven = checkpoints.lend(worlds[1]).transformer
+    assert checkpoints.lend(worlds[1]).transformer is driven
+    assert checkpoints.lend(worlds[0]).transformer is not still
+
+
+def test_a_lora_never_touches_the_models_without_it(worlds, tmp_path):
+    pytest.importorskip("peft")
+    from pipelines_tests.loaders.adapters import save_adapter
+
+    save_adapter(tmp_path / "lora")
+    checkpoints = lender(worlds)
+    plain, adapted = checkpoints.lend(), checkpoints.lend(None, str(tmp_path / "lora"), 0.5)
+    assert plain.transformer is not adapted.transformer
+    assert not plain.get_active_adapters() and adapted.get_active_adapters() == ["page"]
+    with pytest.raises(ValueError, match="'nowhere' cannot be read as LoRA weights"):
+        checkpoints.lend(None, "nowhere")
+
+
+def test_a_page_for_others_offers_its_list_only(worlds):
+    checkpoints = lender(worlds[:1], open_to_others=False)
+    checkpoints.lend(worlds[0])
+    for wish in ({"checkpoint": worlds[1]}, {"checkpoint": "/etc"}, {"lora": "somebody/lora"}):
+        with pytest.raises(ValueError, match="this server offers only the checkpoints of its list"):
+            checkpoints.lend(**wish)
+
+
+def test_what_is_no_checkpoint_is_a_sentence(worlds, tmp_path):
+    with pytest.raises(ValueError, match=f"'{tmp_path}' cannot be read as a checkpoint"):
+        lender(worlds).lend(str(tmp_path))
+    with pytest.raises(ValueError, match="there is no checkpoint: give one"):
+        Checkpoints([])
+
+
+def test_the_first_that_can_be_driven_is_found_without_loading(worlds):
+    assert lender(worlds).first_with("action") == worlds[1]
+    assert lender(worlds[:1]).first_with("action") == worlds[0]
+
+
+def test_checkpoints_are_found_by_name_and_in_the_folder_one_stands_in(worlds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARDINI_CHECKPOINT", raising=False)
+    for name in ("a-racing", "z-carracing"):
+        shutil.copytree(worlds[0], tmp_path / "checkpoints" / name)
+    assert find_checkpoints() == ["checkpoints/z-carracing", "checkpoints/a-racing"]
+    monkeypatch.setenv("MARDINI_CHECKPOINT", worlds[1])
+    assert find_checkpoints()[0] == worlds[1]

@@ -1,0 +1,267 @@
+"""From file to file: what is written, killed runs that go on, Ctrl-C, sound and cuts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from diffusers_mardini.streaming import FileProgress, extend_file, retime_file, slow_motion_file, source, tasks
+from diffusers_mardini.video.reading import read_video
+from diffusers_mardini.video.sound import tempos
+from pipelines_tests.tiny_pipeline import CallCounter, tiny_pipeline
+from pipelines_tests.video.video_files import encode, timed
+
+
+ROOT = Path(__file__).parents[2]
+FAST = {"num_inference_steps": 1, "cuts": "ignore"}
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    monkeypatch.setattr(tasks, "PART_GAPS", 3)
+    monkeypatch.setattr(tasks, "PART_WINDOWS", 2)
+
+
+def moving(count: int, seed: int = 0) -> np.ndarray:
+    """A bright square that moves over a fixed picture."""
+    frames = np.repeat(np.random.default_rng(seed).integers(0, 60, (1, 32, 32, 3), np.uint8), count, axis=0)
+    for number, frame in enumerate(frames):
+        frame[8:20, number % 20 : number % 20 + 12] = 200
+    return frames
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return encode(tmp_path / "clip.mp4", moving(11))
+
+
+def with_sound(path, video: Path, seconds: float, codec: str = "aac") -> Path:
+    """Copy the pictures of a file and add a tone of 440 Hz."""
+    with av.open(str(video)) as source, av.open(str(path), "w") as output:
+        pictures = output.add_stream_from_template(source.streams.video[0])
+        tone = output.add_stream(codec, rate=16000)
+        tone.layout = "mono"
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = pictures
+                output.mux(packet)
+        for first in range(0, int(seconds * 16000), 1024):
+            wave = np.sin(2 * np.pi * 440 * np.arange(first, first + 1024) / 16000)[None]
+            kind = "fltp" if codec == "aac" else "s16"
+            frame = av.AudioFrame.from_ndarray((wave * (1 if kind == "fltp" else 30000)).astype(
+                np.float32 if kind == "fltp" else np.int16), format=kind, layout="mono")  # fmt: skip
+            frame.rate, frame.pts, frame.time_base = 16000, first, Fraction(1, 16000)
+            output.mux(tone.encode(frame))
+        output.mux(tone.encode())
+    return Path(path)
+
+
+def sound_of(path) -> tuple[np.ndarray, int]:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray().mean(axis=0) for frame in container.decode(audio=0)]
+        return np.concatenate(frames), container.streams.audio[0].rate
+
+
+def pitch(sound: np.ndarray, rate: int) -> float:
+    middle = sound[len(sound) // 4 : -len(sound) // 4]
+    return float(np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * rate / len(middle))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".gif", ""])
+def test_a_file_gets_another_rate(pipe, clip, tmp_path, suffix, short_parts):
+    seen: list[FileProgress] = []
+    result = retime_file(pipe, clip, tmp_path / f"out{suffix}", 25, progress=seen.append, **FAST)
+    assert result.is_whole and result.num_frames == 26 and result.sound == "none"
+    assert seen[-1] == FileProgress(26, 26, 0.0) and [one.frames_done for one in seen] == list(range(1, 27))
+    assert not (tmp_path / f"out{suffix}.parts").exists()
+    if suffix:
+        frames, fps = read_video(tmp_path / f"out{suffix}")
+        assert frames.shape == (26, 32, 32, 3) and fps == pytest.approx(25)
+    else:
+        assert len(list((tmp_path / "out").iterdir())) == 26
+
+
+def test_the_result_is_tagged_as_bt709(pipe, clip, tmp_path):
+    retime_file(pipe, clip, tmp_path / "out.mp4", 20, **FAST)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+
+
+def test_parts_make_no_difference_to_times(pipe, clip, tmp_path, short_parts):
+    """Each part begins where the one before ended: no frame is made twice, and none is left out."""
+    for fps in (25, 7, 10, 3):
+        result = retime_file(pipe, clip, tmp_path / "out.mp4", fps, overwrite=True, **FAST)
+        assert result.num_frames == int(1.0 * fps + 1e-6) + 1
+        assert len(read_video(tmp_path / "out.mp4")[0]) == result.num_frames
+
+
+def test_all_parts_read_from_one_decoder(pipe, clip, tmp_path, short_parts, monkeypatch):
+    opened, read = [], source.frames_of_numbers
+    monkeypatch.setattr(source, "frames_of_numbers", lambda *args: opened.append(args) or read(*args))
+    retime_file(pipe, clip, tmp_path / "out.mp4", 25, **FAST)
+    assert len(opened) == 1
+
+
+def test_slow_motion_keeps_the_rate_and_stretches_the_sound(pipe, clip, tmp_path):
+    source = with_sound(tmp_path / "sound.mp4", clip, 1.1)
+    result = slow_motion_file(pipe, source, tmp_path / "slow.mp4", 3, **FAST)
+    assert (result.num_frames, result.fps, result.sound) == (31, 10, "stretched")
+    sound, rate = sound_of(tmp_path / "slow.mp4")
+    assert len(sound) / rate == pytest.approx(3.1, abs=0.1)
+    assert pitch(sound, rate) == pytest.approx(440, rel=0.02)
+
+
+@pytest.mark.parametrize("codec, copied", [("aac", True), ("pcm_s16le", False)])
+def test_a_new_rate_keeps_the_sound(pipe, clip, tmp_path, codec, copied):
+    source = with_sound(tmp_path / "sound.mkv", clip, 1.1, codec)
+    result = retime_file(pipe, source, tmp_path / "out.mp4", 20, **FAST)
+    assert result.sound == "copied"
+    sound, rate = sound_of(tmp_path / "out.mp4")
+    assert len(sound) / rate == pytest.approx(result.num_frames / 20, abs=0.1)
+    assert pitch(sound, rate) == pytest.approx(440, rel=0.02)
+    dropped = retime_file(pipe, source, tmp_path / "mute.mp4", 20, sound="drop", **FAST)
+    assert dropped.sound == "dropped"
+    with av.open(str(tmp_path / "mute.mp4")) as container:
+        assert not container.streams.audio
+
+
+def test_one_filter_of_ffmpeg_slows_down_twice_at_most():
+    for slower in (1.5, 2, 3, 8, 32):
+        assert np.prod(tempos(1 / slower)) == pytest.approx(1 / slower) and min(tempos(1 / slower)) >= 0.5
+
+
+def test_an_extension_adds_frames(pipe, clip, tmp_path, short_parts):
+    options = {"window": 4, "overlap": 2, "num_inference_steps": 1}
+    result = extend_file(pipe, clip, tmp_path / "long.mp4", 9, **options)
+    assert result.num_frames == 20 and result.is_whole
+    assert len(read_video(tmp_path / "long.mp4")[0]) == 20
+
+
+def test_nothing_is_sampled_across_cuts_and_held_frames(pipe, tmp_path):
+    pytest.importorskip("scenedetect")
+    frames = np.concatenate([moving(12), 255 - moving(12, seed=5)])
+    clip = encode(tmp_path / "cut.mp4", frames)
+    result = retime_file(pipe, clip, tmp_path / "out.mp4", 20, num_inference_steps=1)
+    assert result.num_cuts == 1
+    made = read_video(tmp_path / "out.mp4")[0].astype(int)
+    assert np.abs(made[23] - made[24]).mean() < 3 < np.abs(made[22] - made[23]).mean()  # halfway, at 1.15 s
+    counter = CallCounter(pipe)
+    still = encode(tmp_path / "still.mp4", np.repeat(moving(1), 20, axis=0), options={"crf": "30"})
+    retime_file(pipe, still, tmp_path / "still-out.mp4", 20, **FAST)
+    assert counter.counts["transformer"] == 0
+
+
+def test_uneven_times_are_respected(pipe, tmp_path):
+    times = [0, 40, 80, 240, 280, 320]
+    clip = timed(tmp_path / "uneven.mkv", moving(6), times)
+    result = retime_file(pipe, clip, tmp_path / "out.mp4", 25, **FAST)
+    assert result.num_frames == 9  # frames at 0, 40, 80, 240, 280 and 320 ms, three sampled between 80 and 240
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupted_after(frames: int, error=Killed):
+    def stop(progress: FileProgress) -> None:
+        if progress.frames_done == frames:
+            raise error
+
+    return stop
+
+
+def run_all(pipe, clip, path, name, **options):
+    if name == "retime":
+        return retime_file(pipe, clip, path, 25, seed=3, **FAST, **options)
+    if name == "slow motion":
+        return slow_motion_file(pipe, clip, path, 2, seed=3, **FAST, **options)
+    return extend_file(pipe, clip, path, 12, seed=3, window=4, overlap=2, num_inference_steps=1, **options)
+
+
+@pytest.mark.parametrize("name, at", [("retime", 19), ("slow motion", 10), ("extension", 17), ("extension", 21)])
+def test_a_run_that_died_goes_on_and_gives_the_same_bytes(pipe, clip, tmp_path, short_parts, name, at):
+    run_all(pipe, clip, tmp_path / "through.mp4", name)
+    with pytest.raises(Killed):
+        run_all(pipe, clip, tmp_path / "died.mp4", name, progress=interrupted_after(at))
+    assert not (tmp_path / "died.mp4").exists()
+    with pytest.raises(ValueError, match="holds parts of an earlier run"):
+        run_all(pipe, clip, tmp_path / "died.mp4", name)
+    result = run_all(tiny_pipeline(), clip, tmp_path / "died.mp4", name, resume=True)
+    assert 0 < result.frames_resumed < at
+    assert (tmp_path / "died.mp4").read_bytes() == (tmp_path / "through.mp4").read_bytes()
+    assert not (tmp_path / "died.mp4.parts").exists()
+
+
+def test_parts_of_other_settings_are_refused(pipe, clip, tmp_path, short_parts):
+    with pytest.raises(Killed):
+        retime_file(pipe, clip, tmp_path / "out.mp4", 25, progress=interrupted_after(19), **FAST)
+    for changed, text in (({"seed": 1}, "seed 0, now 1"), ({"window": 5}, "sampling")):
+        with pytest.raises(ValueError, match=text):
+            retime_file(pipe, clip, tmp_path / "out.mp4", 25, resume=True, **changed, **FAST)
+    assert retime_file(pipe, clip, tmp_path / "out.mp4", 25, resume=True, **FAST).frames_resumed == 16
+
+
+def test_ctrl_c_writes_the_whole_windows_and_the_rest_can_follow(pipe, clip, tmp_path, short_parts):
+    def press(progress: FileProgress) -> None:
+        if progress.frames_done == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = slow_motion_file(pipe, clip, tmp_path / "out.mp4", 2, progress=press, **FAST, decode_chunk_size=1)
+    assert not result.is_whole and 9 <= result.num_frames < 21
+    assert len(read_video(tmp_path / "out.mp4")[0]) == result.num_frames
+    assert signal.getsignal(signal.SIGINT) is before
+    whole = slow_motion_file(pipe, clip, tmp_path / "out.mp4", 2, resume=True, **FAST, decode_chunk_size=1)
+    assert whole.is_whole and whole.num_frames == 21
+
+
+def test_a_killed_process_leaves_no_file_and_its_parts_serve(clip, tmp_path):
+    """SIGKILL, while a part is written."""
+    script = """
+import sys, os, signal
+from diffusers_mardini.streaming import retime_file, tasks
+from pipelines_tests.tiny_pipeline import tiny_pipeline
+tasks.PART_GAPS = 3
+def die(progress):
+    if progress.frames_done == 19:
+        os.kill(os.getpid(), signal.SIGKILL)
+retime_file(tiny_pipeline(), sys.argv[1], sys.argv[2], 25, progress=die, num_inference_steps=1, cuts="ignore")
+"""
+    done = subprocess.run([sys.executable, "-c", script, clip, tmp_path / "out.mp4"], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    assert (tmp_path / "out.mp4.parts" / "00001.json").exists()
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda pipe, clip, out: retime_file(pipe, clip, out / "o.mp4", 0), "`fps` is 0"),
+        (lambda pipe, clip, out: retime_file(pipe, clip, out / "o.xyz", 25), "the suffix '.xyz' is unknown"),
+        (lambda pipe, clip, out: retime_file(pipe, clip, clip, 25), "exists; give another name"),
+        (lambda pipe, clip, out: retime_file(pipe, out / "no.mp4", out / "o.mp4", 25), "no video file at"),
+        (lambda pipe, clip, out: retime_file(pipe, clip, out / "o.mp4", 25, sound="stretch"), "`sound` is 'stretch'"),
+        (lambda pipe, clip, out: slow_motion_file(pipe, clip, out / "o.mp4", 2, sound="keep"), "`sound` is 'keep'"),
+        (lambda pipe, clip, out: slow_motion_file(pipe, clip, out / "o.mp4", 1), "`factor` is 1"),
+        (lambda pipe, clip, out: retime_file(pipe, clip, out / "o.mp4", 25, cuts="maybe"), "`cuts` is 'maybe'"),
+        (lambda pipe, clip, out: retime_file(pipe, clip, out / "o.mp4", 25, height=30), "is not divisible"),
+        (lambda pipe, clip, out: extend_file(pipe, clip, out / "o.mp4", 0), "`num_new_frames` is 0"),
+    ],
+)
+def test_bad_arguments_are_refused_and_leave_nothing_behind(pipe, clip, tmp_path, call, text):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call(pipe, clip, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,70 @@
+"""Commands that open the page in the browser, see `app/`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import plain_errors
+from .options import Device, Dtype
+
+
+Host = Annotated[
+    str, typer.Option(help="Address to listen at. Others than this machine's own also serve to whoever reaches it.")
+]
+Port = Annotated[int, typer.Option(help="Port to listen at.")]
+Browser = Annotated[bool, typer.Option(help="Open the page in the browser, where there is a terminal.")]
+
+
+def page(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or Hub id to offer; may be given several times. Else all that are found."),
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    browser: Browser = True,
+) -> None:
+    """Open a page to play with: fill in frames, make clips longer, drive.
+
+    Example: mardini app
+    """
+    with plain_errors():
+        checkpoints = [os.path.expanduser(one) for one in checkpoint or []]
+        _server().serve(checkpoints, host, port, device, dtype, open_browser=browser and sys.stdout.isatty())
+
+
+def play(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id of a checkpoint with the condition 'action'.")],
+    start: Annotated[Path | None, typer.Option(help="Picture or clip to start from. Else an example.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    browser: Browser = True,
+) -> None:
+    """Drive through the world of a checkpoint with the arrow keys.
+
+    Example: mardini play checkpoints/mardini-tiny-carracing --start clip.mp4
+    """
+    with plain_errors():
+        server = _server()
+        checkpoint = os.path.expanduser(checkpoint)
+        server.check_drive(checkpoint, start, device, dtype)
+        opened = browser and sys.stdout.isatty()
+        server.serve([checkpoint], host, port, device, dtype, start=start, path="drive", open_browser=opened)
+
+
+def _server() -> Any:
+    """Import what needs the extra `demo`; raise `ValueError` if it is not installed."""
+    try:
+        from ..app import server
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the page needs {error.name}, which the extra `demo` brings: pip install 'diffusers-mardini[demo]'"
+        ) from error
+    return server

@@ -1,0 +1,43 @@
+"""Fewer steps that were measured to be as good as 25, as `model_index.json` records them for a checkpoint.
+
+`mardini` samples so by default; `pipe(...)` does as its arguments say. How it is measured: `benchmarks/few_steps.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+USUAL_STEPS = 25  # Fig. 6a
+
+
+@dataclass(frozen=True)
+class MeasuredSampling:
+    """What was measured for a checkpoint; `None` where nothing was.
+
+    Attributes:
+        num_inference_steps: as good as `USUAL_STEPS` of the checkpoint's own scheduler.
+        solver: the class of diffusers' scheduler that needs so few.
+    """
+
+    num_inference_steps: int | None = None
+    solver: str | None = None
+
+    def __post_init__(self) -> None:
+        steps, solver = self.num_inference_steps, self.solver
+        if (steps is None) != (solver is None):
+            raise ValueError(f"`num_inference_steps` is {steps!r} and `solver` {solver!r}; give both or neither")
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise ValueError(f"`num_inference_steps` is {steps!r}; give a whole number of at least 1")
+        if solver is not None and not isinstance(solver, str):
+            raise ValueError(f"`solver` is {solver!r}; give the name of a scheduler's class")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "MeasuredSampling":
+        """Read it from a pipeline's configuration."""
+        return cls(config.get("num_inference_steps"), config.get("solver"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keys of the pipeline's configuration."""
+        return asdict(self)

@@ -1,0 +1,142 @@
+"""The folder of finished parts beside a result that is being made; what is in it survives a killed process."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..video.places import UNFINISHED
+
+
+try:
+    import fcntl
+except ImportError:  # on Windows no lock is held
+    fcntl = None
+
+SUFFIX = ".parts"
+SETTINGS, FACTS = "settings.json", "source.json"
+
+
+class PartFolder:
+    """Finished parts of a result, and the settings that they were made with.
+
+    A part counts once its record is written, after its file: a killed process leaves no half of one.
+
+    Args:
+        output: the result; the folder has its name with `.parts` at the end.
+        settings: what the frames depend on.
+        resume: whether to go on with the parts that are there.
+        container_suffix: of the parts' files.
+
+    Raises:
+        ValueError: if the folder has parts and `resume` is false, parts of other settings, or is in use.
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any], resume: bool, container_suffix: str):
+        self.output = output
+        self.folder = folder_of(output)
+        self._suffix = container_suffix
+        settings = json.loads(json.dumps(settings))
+        if (self.folder / "00000.json").exists() and not resume:
+            raise ValueError(
+                f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, or remove the folder "
+                "to begin anew"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        self.records: list[dict[str, Any]] = []
+        before = self._read(SETTINGS) if resume else None
+        if before is not None and before != settings:
+            self._lock.close()
+            names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+            was = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in names)
+            raise ValueError(
+                f"the parts in '{self.folder}' were made with other settings ({was}); give those, or remove the folder"
+            )
+        self._write(SETTINGS, settings)
+        while (record := self._read(f"{len(self.records):05}.json")) is not None:
+            self.records.append(record)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all finished parts."""
+        return sum(record["frames"] for record in self.records)
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return what `keep_facts` kept, if anything."""
+        return self._read(FACTS)
+
+    def keep_facts(self, facts: dict[str, Any]) -> None:
+        """Keep the facts about the source for a run that goes on."""
+        self._write(FACTS, facts)
+
+    def path(self, number: int) -> Path:
+        """Return the place of a part's file."""
+        return self.folder / f"{number:05}{self._suffix}"
+
+    def unfinished(self, number: int) -> Path:
+        """Return the place of a part's file while it is written."""
+        return self.folder / f"{number:05}{self._suffix}{UNFINISHED}"
+
+    def state(self, number: int) -> Path:
+        """Return the place of what the part after this one needs."""
+        return self.folder / f"{number:05}.safetensors"
+
+    def finish(self, number: int, record: dict[str, Any]) -> None:
+        """Count a part whose files are complete."""
+        if self.unfinished(number).exists():
+            os.replace(self.unfinished(number), self.path(number))
+        self._write(f"{number:05}.json", record)
+        self.records.append(record)
+        if number:
+            self.state(number - 1).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others use the folder; remove it if there is nothing to go on with."""
+        self._lock.close()
+        if not self.records:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder, when the result is complete."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"'{self.folder / name}' is damaged; remove the folder to begin anew") from error
+
+    def _write(self, name: str, content: Any) -> None:
+        unfinished = self.folder / f"{name}{UNFINISHED}"
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(unfinished, self.folder / name)
+
+
+def folder_of(output: Path) -> Path:
+    """Return the folder of the parts of a result."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def _locked(folder: Path):
+    """Return the open lock of a folder, which a killed process gives free.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    lock = open(folder / "lock", "ab")  # noqa: SIM115
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise ValueError(
+                f"another process is at work in '{folder}'; wait for it, or give another output"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+    return lock

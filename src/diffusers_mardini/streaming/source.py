@@ -1,0 +1,159 @@
+"""Look through a video once before anything is sampled: times of its frames, held ones, and cuts."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..pipelines.stream_inputs import checked_cuts, kept_frames
+from ..video.reading import frames_of_numbers, has_sound, iterate_frames, stated_rate
+from ..video.scenes import SceneFinder
+from ..video.times import PICTURE_FPS, mean_rate, usual_gap
+
+
+ROUNDED = 0.002  # seconds by which times may differ from even ones, because files round them
+
+
+@dataclass(frozen=True)
+class KeptFrame:
+    """A frame that is given to the pipeline.
+
+    Attributes:
+        number: of the frame in the file, counted from 0.
+        time: seconds from the first frame.
+        is_cut: whether it begins a scene.
+        is_still: whether it ends a pause that began with the kept frame before.
+    """
+
+    number: int
+    time: float
+    is_cut: bool
+    is_still: bool
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """A video that was looked through.
+
+    Attributes:
+        path: file or folder of pictures.
+        kept: its frames, without held ones and those whose time is not later than that of the one before.
+        num_frames: of the file.
+        fps: frames per second; the usual rate if it varies.
+        start: time of the first frame on the file's own clock.
+        has_sound: whether it has any.
+        num_cuts: scenes less one.
+    """
+
+    path: Path
+    kept: list[KeptFrame]
+    num_frames: int
+    fps: float
+    start: float
+    has_sound: bool
+    num_cuts: int
+
+
+class FrameReader:
+    """Read the kept frames of a video, part after part, by one decoder that goes on; one frame is in memory at a time.
+
+    Args:
+        video: that was looked through.
+        size: width and height to which frames are resized, cropped around the centre to its aspect.
+    """
+
+    def __init__(self, video: SourceVideo, size: tuple[int, int]):
+        self.video, self.size = video, size
+        self._frames: Iterator[np.ndarray] = iter(())
+        self._next: int | None = None  # index of the kept frame that the decoder gives next
+        self._last: Image.Image | None = None  # the one before, with which the next part may begin
+
+    def read(self, first: int, stop: int) -> Iterator[Image.Image]:
+        """Yield the kept frames with these indices."""
+        if self._next is None or first not in (self._next - 1, self._next):
+            self._frames = frames_of_numbers(self.video.path, [one.number for one in self.video.kept[first:]])
+            self._next, self._last = first, None
+        if first < self._next and self._last is not None:
+            yield self._last
+            first += 1
+        for _ in range(first, stop):
+            picture = Image.fromarray(next(self._frames))
+            self._last = ImageOps.fit(picture, self.size, Image.Resampling.BICUBIC)
+            self._next += 1
+            yield self._last
+
+
+def look_through(
+    path: str | os.PathLike,
+    fps: float | None,
+    cuts: str | Iterable[int],
+    found: dict[str, Any] | None = None,
+    all_frames: bool = False,
+) -> tuple[SourceVideo, dict[str, Any]]:
+    """Decode a video once, keeping nothing but facts.
+
+    Args:
+        path: a video file or a folder of pictures.
+        fps: rate of pictures, which have none; 8 by default.
+        cuts: `"keep"` finds cuts, `"ignore"` does not; else the numbers of the frames that begin a scene.
+        found: what an earlier call returned for the same arguments, which saves the work.
+        all_frames: whether held frames are kept, too.
+
+    Returns:
+        The video, and the facts as JSON holds them.
+
+    Raises:
+        ValueError: if it cannot be read, or its frames have no times.
+    """
+    if isinstance(cuts, str) and cuts not in ("keep", "ignore"):
+        raise ValueError(f"`cuts` is {cuts!r}; give 'keep' (found and left alone), 'ignore', or numbers of frames")
+    given = None if isinstance(cuts, str) else sorted(checked_cuts(cuts))
+    facts = found or _facts(path, fps, cuts == "keep")
+    scenes = set(facts["scenes"] if given is None else given) - {0}
+    times = _even(np.array(facts["times"]), stated_rate(path))
+    kept, before, held = [], 0, set() if all_frames else set(facts["equal"])
+    for time, number, is_still in kept_frames(
+        (time, number, number in held) for number, time in enumerate(times.tolist())
+    ):
+        is_cut = any(cut in scenes for cut in range(before + 1, number + 1))
+        kept.append(KeptFrame(number, time - times[0], is_cut, is_still))
+        before = number
+    rate = 1 / usual_gap(np.diff(times)) if len(times) > 1 else PICTURE_FPS
+    even = _even_rate(times, stated_rate(path)) or rate
+    start = float(facts["times"][0])
+    return SourceVideo(Path(path), kept, len(times), even, start, has_sound(path), len(scenes)), facts
+
+
+def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[str, Any]:
+    finder = SceneFinder() if find_cuts else None
+    times, equal, before = [], [], None
+    rate = (fps or PICTURE_FPS) if Path(path).is_dir() else None
+    for number, (time, frame) in enumerate(iterate_frames(path, rate)):
+        times.append(time)
+        if before is not None and np.array_equal(before, frame):
+            equal.append(number)
+        if finder is not None:
+            finder.add_frame(frame)
+        before = frame
+    if not times:
+        raise ValueError(f"'{path}' holds no frame; it is damaged or empty")
+    scenes = [] if finder is None else [first for first, _ in finder.finish()]
+    return {"times": times, "equal": equal, "scenes": scenes}
+
+
+def _even_rate(times: np.ndarray, stated: float) -> float | None:
+    """Return the rate at which all frames lie at even times but for rounding, if there is one."""
+    for rate in (stated, mean_rate(times) if len(times) > 1 and times[-1] > times[0] else 0.0):
+        if rate > 0 and np.abs(times - times[0] - np.arange(len(times)) / rate).max() <= ROUNDED:
+            return rate
+    return None
+
+
+def _even(times: np.ndarray, stated: float) -> np.ndarray:
+    """Return times without the rounding of the file, if they are even."""
+    rate = _even_rate(times, stated)
+    return times if rate is None else times[0] + np.arange(len(times)) / rate

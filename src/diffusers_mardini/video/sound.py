@@ -1,0 +1,134 @@
+"""The sound of a video: its packets as they are, or stretched with its pitch kept. Knows no pictures."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+
+from .opening import open_film
+
+
+SLOWEST = 0.5  # what one `atempo` of FFmpeg can do; more of them follow each other
+# Codecs that each format takes as they are; others are encoded again.
+COPIED = {
+    "mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"},
+    "mov": {"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s24le"},
+    "matroska": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac", "vorbis", "pcm_s16le", "pcm_s24le"},
+}
+
+
+class SoundTrack:
+    """The first sound of a file, ready to be put beside pictures.
+
+    Use it as a context manager: the file is open meanwhile.
+
+    Args:
+        source: the file.
+        start: second on the file's clock that becomes 0.
+        seconds: length of the result.
+        slower: how many times longer the sound becomes; its pitch stays.
+    """
+
+    def __init__(self, source: str | os.PathLike, start: float, seconds: float, slower: float = 1.0):
+        self.source, self.start, self.seconds, self.slower = source, start, seconds, slower
+
+    def __enter__(self) -> "SoundTrack":
+        self._film = open_film(self.source, repeated=True)
+        self._input = self._film.__enter__().container
+        self._from = self._input.streams.audio[0]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._film.__exit__(*error)
+
+    def add_to(self, output: av.container.OutputContainer) -> Iterator[tuple[float, av.Packet]]:
+        """Add a stream to a container; return its packets, with their times in seconds, to be muxed in order."""
+        codec = self._from.codec_context.name
+        if self.slower == 1 and codec in COPIED[output.format.name.split(",")[0]]:
+            return self._copied(output.add_stream_from_template(self._from))
+        stream = output.add_stream("aac", rate=self._from.rate)
+        stream.layout = "mono" if self._from.layout.nb_channels == 1 else "stereo"
+        stream.codec_context.format = "fltp"
+        return self._encoded(stream)
+
+    def _copied(self, to: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
+        for packet in self._input.demux(self._from):
+            if packet.dts is None or packet.pts is None:
+                continue
+            base = Fraction(packet.time_base)
+            time = float(packet.pts * base) - self.start
+            if time >= self.seconds:
+                return
+            if time + float((packet.duration or 0) * base) <= 0:
+                continue
+            shift = round(self.start / base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, to
+            yield max(0.0, time), packet
+
+    def _encoded(self, to: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
+        resampler = av.AudioResampler(format="fltp", layout=to.layout, rate=to.rate)
+        written = 0
+        end = round(self.seconds * to.rate)
+        fifo = av.AudioFifo()
+        for stretched in self._stretched():
+            for frame in resampler.resample(stretched):
+                frame.pts = None
+                fifo.write(frame)
+                while fifo.samples >= 1024 and written < end:
+                    yield from self._packets(to, fifo.read(1024), written)
+                    written += 1024
+            if written >= end:
+                break
+        if written < end and fifo.samples:
+            yield from self._packets(to, fifo.read(min(fifo.samples, end - written)), written)
+        yield from self._packets(to, None, written)
+
+    def _packets(
+        self, to: av.AudioStream, frame: av.AudioFrame | None, written: int
+    ) -> Iterator[tuple[float, av.Packet]]:
+        if frame is not None:
+            frame.pts, frame.time_base = written, Fraction(1, to.rate)
+        for packet in to.encode(frame):
+            yield float((packet.pts or 0) * Fraction(packet.time_base)), packet
+
+    def _stretched(self) -> Iterator[av.AudioFrame]:
+        """Yield decoded sound from `start` on, `slower` times as long."""
+        graph = av.filter.Graph()
+        source = graph.add_abuffer(template=self._from)
+        last = source
+        rest = 1 / self.slower
+        for tempo in tempos(rest):
+            tempo_filter = graph.add("atempo", f"{tempo:.9f}")
+            last.link_to(tempo_filter)
+            last = tempo_filter
+        trim = graph.add("asetpts", "N/SR/TB")
+        last.link_to(trim)
+        sink = graph.add("abuffersink")
+        trim.link_to(sink)
+        graph.configure()
+
+        def ready() -> Iterator[av.AudioFrame]:
+            while True:
+                try:
+                    yield graph.pull()
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    return
+
+        for frame in self._input.decode(self._from):
+            time = frame.time if frame.time is not None else 0.0
+            if time + frame.samples / frame.sample_rate <= self.start:
+                continue
+            graph.push(frame)
+            yield from ready()
+        graph.push(None)
+        yield from ready()
+
+
+def tempos(tempo: float) -> list[float]:
+    """Return factors that each `atempo` takes, whose product is `tempo`."""
+    factors = []
+    while tempo < SLOWEST:
+        factors.append(SLOWEST)
+        tempo /= SLOWEST
+    return [*factors, tempo]
