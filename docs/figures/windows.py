@@ -1,7 +1,7 @@
 """Figures of windows: what each task gives and masks, and how long videos are made of windows."""
 
 from diffusers_mardini.masking import task_indices
-from diffusers_mardini.pipelines.long_video import extension_windows, slow_motion_windows
+from diffusers_mardini.pipelines.window_plans import extension_windows, slow_motion_windows
 
 from .drawing import Sheet
 

@@ -11,11 +11,12 @@ import torch
 
 from .conditions import read_conditions
 from .inputs import output_size, split_images, split_videos, to_pixels, warn_if_far, warn_if_stretched, whole_number
-from .long_video import DECODE_CHUNK_SIZE, LazySequence, Window, _cut, batch_windows
+from .long_video import DECODE_CHUNK_SIZE
 from .one_call import one_call_at_a_time
 from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
+from .window_plans import LazySequence, Window, _cut, batch_windows
 
 
 class KeyframesMixin:
