@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from diffusers_mardini.video_io import write_video
 from pipelines_tests.doc_blocks import Block, blocks_of, check_command, commands_of
 from pipelines_tests.tiny_pipeline import clip, tiny_pipeline
 
@@ -65,7 +66,10 @@ def test_a_block_names_its_language_and_one_that_is_not_run_says_why(page):
 
 @pytest.mark.parametrize("page", PYTHON, ids=name_of)
 def test_python_blocks_run_from_top_to_bottom(page, folder, tmp_path, monkeypatch):
-    """In one namespace a page, with a tiny pipeline that takes `action` and `rate`."""
+    """In one namespace a page, with a tiny pipeline that takes `action` and `rate`.
+
+    What pages are about begins anew in each block, because one block may show several ways.
+    """
     for name in ("examples", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -74,11 +78,16 @@ def test_python_blocks_run_from_top_to_bottom(page, folder, tmp_path, monkeypatc
     pipe = MarDiniPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     frames = clip(5)
-    names = {
+    write_video("clip.mp4", (255 * frames.permute(0, 2, 3, 1).numpy()).astype("uint8"), fps=12)
+    given = {
         "pipe": pipe, "frames": frames, "first": frames[0], "last": frames[-1], "folder": folder, "steps": 2,
-        "actions": [np.zeros((4, 3))] * 2,
+        "a": frames[0], "b": frames[1], "c": frames[2], "left": frames[0], "middle": frames[2], "right": frames[4],
+        "actions": [np.zeros((4, 3))] * 2, "seconds_of_each_frame": [0, 0.05, 0.08, 0.12, 0.2],
+        "camera": lambda: iter(frames), "show": lambda frame: None,
     }  # fmt: skip
+    names: dict = {}
     for block in blocks(page, "python"):
+        names |= given
         code = block.code.replace("checkpoints/mardini-tiny-carracing", folder.as_posix())
         exec(compile("\n" * block.line + code, str(page), "exec"), names)
 

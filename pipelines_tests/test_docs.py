@@ -114,6 +114,18 @@ def test_pages_made_from_the_sources_are_current(page):
     assert (DOCS / f"{page}.md").read_text(encoding="utf-8") == made, "run `python docs/generate.py`"
 
 
+def test_the_api_page_shows_docstrings_without_the_marks_of_diffusers():
+    pytest.importorskip("griffe")  # with the extra `docs`
+    from docs.docstrings import plain
+
+    text = (
+        "Also: [`~A.extend`] and [`B`].\n\n    Args:\n        size (`int`, *optional*, defaults to `4`): Of a `x`.\n"
+    )
+    assert plain(text) == (
+        "Also: `A.extend` and `B`.\n\n    Args:\n        size (int, optional, defaults to 4): Of a `x`.\n"
+    )
+
+
 def test_symptoms_of_troubleshooting_are_words_of_the_sources():
     sources = [path for folder in ("src", "training") for path in (ROOT / folder).rglob("*.py")]
     nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]

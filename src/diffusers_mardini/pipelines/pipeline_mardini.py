@@ -75,7 +75,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         planner_downscale (`int`, defaults to `4`):
             How many times smaller than the output the planner's frames are. It belongs to the pipeline's
             configuration, not to a component: `from_pipe` keeps it, `MarDiniPipeline(**pipe.components)` does not.
-        height, width, num_frames (`int`, *optional*), fps (`float`, *optional*):
+        height, width, num_frames, fps (`int`, or `float` for `fps`, *optional*):
             The window that the models were trained on, `fps` from one of its frames to the next: the defaults of
             every call. The trainer writes them; they belong to the configuration too.
         num_inference_steps (`int`, *optional*), solver (`str`, *optional*):
