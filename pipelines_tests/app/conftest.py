@@ -41,9 +41,7 @@ def serve(tmp_path_factory, worlds):
     def start(limits, open_to_others=True) -> str:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        app = app_server.make_app(
-            Checkpoints(worlds, open_to_others, "cpu", "float32"), limits, tmp_path_factory.mktemp("room")
-        )
+        app = app_server.make_app(Checkpoints(worlds, open_to_others, "cpu", "float32"), limits, room)
         server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws_max_size=limits.upload_bytes)
         )
