@@ -1,6 +1,7 @@
 """Saving and loading, by our class and by diffusers' generic one, from a folder and from a stand-in of the Hub."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import logging as diffusers_logging
+from PIL import Image
 
 import diffusers_mardini
 from diffusers_mardini import FORMAT_VERSION, MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
@@ -93,6 +95,29 @@ def test_the_generic_class_loads_the_same_pipeline(pipe, folder):
     loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded) is MarDiniPipeline
     assert torch.equal(run(loaded), run(pipe))
+
+
+@pytest.mark.parametrize("part", ["planner", "transformer", "vae"])
+def test_the_generic_class_of_models_finds_each_part(pipe, folder, part, caplog):
+    ours = getattr(pipe, part)
+    for loaded in (
+        AutoModel.from_pretrained(str(Path(folder) / part), trust_remote_code=True),  # its folder alone, by `auto_map`
+        AutoModel.from_pretrained(str(folder), subfolder=part),  # by the pipeline's index
+    ):
+        assert type(loaded) is type(ours) and "auto_map" not in loaded.config
+        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), ours.state_dict().values()))
+    assert "not expected" not in caplog.text
+
+
+def test_diffusers_own_command_samples(folder, tmp_path):
+    Image.new("RGB", (32, 32), "green").save(tmp_path / "a.png")
+    arguments = {"image": str(tmp_path / "a.png"), "num_frames": 3, "num_inference_steps": 1}
+    command = [
+        sys.executable, "-m", "diffusers.commands.diffusers_cli", "run", "-m", str(folder), "--trust-remote-code",
+        "--device", "cpu", "--pipeline-kwargs", json.dumps(arguments), "-o", str(tmp_path / "out.mp4"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert len(list((tmp_path / "out-frames").iterdir())) == 3
 
 
 def test_the_generic_class_runs_no_code_that_is_not_trusted(folder):

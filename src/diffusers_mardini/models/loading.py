@@ -47,6 +47,13 @@ class WholeModelMixin(ModelMixin):
         return (model, report) if asked_for_report else model
 
     @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Tell arguments from the rest of a configuration; `auto_map`, by which `AutoModel` found this class, is
+        neither, and diffusers would warn of it."""
+        known = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return super().extract_init_dict(known, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, resolved_model_file: list, *args: Any, **kwargs: Any):
         # An index of shards may name any file, and one from the Hub has not been checked before.
         for file in resolved_model_file:

@@ -135,7 +135,8 @@ def finish_saved_folder(index_file: Path) -> None:
     """Write the shims into the folder of the saved `index_file` (`model_index.json`), and into the file the shim's
     name and the version of the format.
 
-    All configurations lose the path that the pipeline was loaded from, so that no path of this machine is published.
+    Configurations of our models name their shim, for `AutoModel.from_pretrained(..., trust_remote_code=True)`. All
+    lose the path that the pipeline was loaded from, so that no path of this machine is published.
     """
     index = json.loads(index_file.read_text(encoding="utf-8"))
     code = shims(index)
@@ -152,7 +153,11 @@ def finish_saved_folder(index_file: Path) -> None:
     for name in index:
         config_file = index_file.parent / name / "config.json"
         if config_file.exists():
-            _write_without_origin(config_file, json.loads(config_file.read_text(encoding="utf-8")))
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            config.pop("auto_map", None)
+            if f"{name}/{LIBRARY}.py" in code:
+                config["auto_map"] = {"AutoModel": f"{LIBRARY}.{config['_class_name']}"}
+            _write_without_origin(config_file, config)
 
 
 def without_shims(index: dict) -> dict:
