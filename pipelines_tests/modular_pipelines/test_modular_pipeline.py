@@ -18,6 +18,7 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     SequentialPipelineBlocks,
 )
+from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -424,3 +425,12 @@ def test_adapters_are_loaded_scaled_and_taken_out(pipe, lora, tmp_path):
         modular.save_pretrained(tmp_path / "saved")
     modular.unload_lora_weights()
     assert torch.equal(call(modular), base)
+
+
+def test_a_saved_modular_pipeline_describes_its_node_for_mellon(modular_folder):
+    node = MellonPipelineConfig.load(modular_folder)
+    params = node.node_params["custom"]["params"]
+    assert node.label == "MarDini"
+    assert {"planner", "transformer", "vae"} <= params.keys() and "generated_noise" not in params
+    assert params["image"]["type"] == "image" and params["num_frames"]["type"] in ("int", "float")
+    assert params["videos"] == {"label": "Videos", "type": "video", "display": "output"}

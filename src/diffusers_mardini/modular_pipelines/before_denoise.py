@@ -35,6 +35,7 @@ SAMPLING_INPUTS = [
         description=DESCRIPTIONS.get(option.name, "As in `MarDiniPipeline.__call__`."),
     )
     for option in fields(SamplingOptions)
+    if option.name != "generated_noise"  # of videos longer than a window
 ]
 NUM_VIDEOS = InputParam("num_videos_per_prompt", type_hint=int, default=1, description="Videos for each row.")
 NOISE = InputParam(

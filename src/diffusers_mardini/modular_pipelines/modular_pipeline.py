@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import ModularPipeline, ModularPipelineBlocks
 from diffusers import __version__ as diffusers_version
+from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
 from ..format_version import BLOCKS_SHIM, BLOCKS_SHIM_NAME, FORMAT_KEY, FORMAT_VERSION, check_format
@@ -20,6 +21,19 @@ from ..pipelines.one_call import one_call_at_a_time
 from ..weights import check_tensors, check_weight_files, empty_tensors, require_safetensors_argument
 from .block import PARTS, MarDiniBlock, window_pipeline
 from .modular_blocks_mardini import MarDiniAutoInputStep, MarDiniBlocks
+
+
+# Controls of a node in Mellon; inputs that are not named here take what another node gives.
+NODE_INPUTS = {
+    "image": "image",
+    "last_image": "image",
+    "num_frames": "number",
+    "height": "number",
+    "width": "number",
+    "num_inference_steps": "number",
+    "guidance_scale": "number",
+    "eta": "number",
+}
 
 
 class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
@@ -136,6 +150,10 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         }
         _write(index_file.parent / ModularPipelineBlocks.config_name, blocks)
         (index_file.parent / f"{BLOCKS_SHIM_NAME}.py").write_text(BLOCKS_SHIM, encoding="utf-8")
+        node = MellonPipelineConfig.from_custom_block(
+            MarDiniBlocks(), "MarDini", input_types=NODE_INPUTS, output_types={"videos": "video"}
+        )
+        node.save(index_file.parent)
 
     @classmethod
     def _load_pipeline_config(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[Any, Any]:
