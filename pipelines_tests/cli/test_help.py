@@ -15,7 +15,8 @@ COMMANDS = {
     (info.name or info.callback.__name__).replace("_", "-"): info.callback for info in cli.app.registered_commands
 }
 FRAMES = {
-    "interpolate": 9, "animate": 9, "expand": 9, "fill": 17, "views": 9, "slow-motion": 21, "extend": 38, "loop": 11,
+    "interpolate": 9, "animate": 9, "expand": 9, "fill": 17, "views": 9, "slow-motion": 21, "retime": 13,
+    "extend": 38, "loop": 11,
 }  # fmt: skip
 
 

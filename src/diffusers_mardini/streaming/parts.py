@@ -38,7 +38,7 @@ class PartFolder:
         self.folder = folder_of(output)
         self._suffix = container_suffix
         settings = json.loads(json.dumps(settings))
-        if (self.folder / "00000.json").exists() and not resume:
+        if has_parts(output) and not resume:
             raise ValueError(
                 f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, or remove the folder "
                 "to begin anew"
@@ -115,6 +115,11 @@ class PartFolder:
         unfinished = self.folder / f"{name}{UNFINISHED}"
         unfinished.write_text(json.dumps(content), encoding="utf-8")
         os.replace(unfinished, self.folder / name)
+
+
+def has_parts(output: Path) -> bool:
+    """Return whether an earlier run left finished parts of a result."""
+    return (folder_of(output) / "00000.json").exists()
 
 
 def folder_of(output: Path) -> Path:
