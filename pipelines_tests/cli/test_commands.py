@@ -216,7 +216,7 @@ def test_large_frames_are_made_small_as_they_are_decoded(checkpoint, tmp_path, m
         return frames, rate
 
     monkeypatch.setattr(files, "read_images", keep)
-    code, text = run("slow-motion", tmp_path / "large.mp4", "-o", tmp_path / "out.mp4", "--factor", 2, "--window", 3,
+    code, text = run("loop", tmp_path / "large.mp4", "-o", tmp_path / "out.mp4", "--new-frames", 2, "--window", 5,
                      "--checkpoint", checkpoint, *QUICK)  # fmt: skip
     assert code == 0, text
     assert kept == [(64, 64)] * 3 and text.count("Cropping 120x200") == 1

@@ -56,7 +56,7 @@ class _Settings:
         """Open the folder of parts."""
         sampling = {name: repr(value) for name, value in sorted(self.sampling.items())}
         key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
-        key |= {"source": _file_key(Path(source)), "scheduler": repr(sorted(pipe.scheduler.config.items()))}
+        key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe)}
         return PartFolder(self.output, key, self.resume, ".mp4" if can_have_sound(self.output) else ".mkv")
 
 
@@ -394,6 +394,12 @@ def model_digest(pipe: MarDiniPipeline) -> str:
         scales = [getattr(module, "scaling", None) for module in getattr(pipe, name).modules()]
         digest.update(repr([scale for scale in scales if isinstance(scale, dict)]).encode())
     return digest.hexdigest()
+
+
+def _scheduler_key(pipe: MarDiniPipeline) -> list[str]:
+    """Return what tells whether the scheduler samples otherwise; its private values are in another order each time."""
+    public = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return [type(pipe.scheduler).__name__, *(f"{name} {value!r}" for name, value in sorted(public.items()))]
 
 
 def _file_key(source: Path) -> list[Any]:
