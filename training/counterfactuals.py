@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.schedulers.named import scheduler_named
 from training.data.recipes.car_racing import make_env
 from training.data.recipes.car_racing_futures import HELD, Pace, futures_of
@@ -40,7 +38,7 @@ from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import model_key, sampling_key
 from training.evaluation.networks.lpips import MIN_SIZE, load_lpips
 from training.evaluation.results import without_nan
-from training.evaluation.sampling import scheduler_replaced
+from training.evaluation.sampling import load_pipeline, scheduler_replaced
 from training.evaluation.tables import markdown_table
 from training.figures.contact_sheets import contact_sheet
 from training.files import write_whole
@@ -75,13 +73,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
             f"--window is {options.window} and --given {options.given}, so that a window adds no frame; raise --window"
         )
     _ = pace.steps
-    device = choose_device(options.device)
-    dtype, why = choose_dtype(options.dtype, device)
-    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, how = load_pipeline(options.checkpoint, options.device, options.dtype)
     print(
         f"{options.checkpoint}: {options.states} states, {options.frames} frames at {options.fps:g} a second after "
-        f"{options.given} given ones, by `{action_condition(pipe)}`; {dtype} on {device} ({why})"
+        f"{options.given} given ones, by `{action_condition(pipe)}`; {how}"
     )
     measures, missing = load_distances(options.size)
     # 2. Futures and rollouts

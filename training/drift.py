@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.schedulers.named import scheduler_named
 from training.counterfactuals import checkpoint_name
 from training.evaluation.drift import RANGES, Arm, Curves, colour_distance, colour_moments, continue_clips
 from training.evaluation.evaluation_windows import add_window_options, choose_window, digest_of, load_windows
@@ -30,12 +31,11 @@ from training.evaluation.methods import model_key, sampling_key
 from training.evaluation.metrics import frame_sharpness, motion_steps, summarize
 from training.evaluation.networks.frechet import Features, frechet_distance, load_efficientnet
 from training.evaluation.results import without_nan
-from training.evaluation.sampling import batches, scheduler_named, scheduler_replaced
+from training.evaluation.sampling import batches, load_pipeline, scheduler_replaced
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.figures.contact_sheets import contact_sheet
 from training.files import write_whole
-from training.reproduction.shared_options import load_pipeline
 
 
 MEASURES = ("motion", "sharpness", "colours")
@@ -57,8 +57,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     if options.frames < RANGES[0][1]:
         raise ValueError(f"--frames is {options.frames}; give at least {RANGES[0][1]}, which is the first range")
     ranges = [(low, high) for low, high in RANGES if high <= options.frames]
-    pipe = load_pipeline(options)
-    print(choose_window(options, pipe.trained_window))
+    pipe, how = load_pipeline(options.checkpoint, options.device, options.dtype)
+    print(f"{options.checkpoint} on {options.clips}: {choose_window(options, pipe.trained_window)}; {how}")
     base = Arm("", options.num_frames, options.given, options.steps, options.guidance_scale)
     arms = [Arm.read(text, base) for text in options.arm]
     if len({arm.name for arm in arms}) < len(arms):
@@ -68,7 +68,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     true, clips = windows.frames, windows.clips[: options.max_clips]
     if options.true_frames <= options.given:
         raise ValueError(f"--true-frames is {options.true_frames}; give more than the {options.given} that lead")
-    scheduler = scheduler_named(pipe, options.scheduler) if options.scheduler else None
+    scheduler = scheduler_named(pipe.scheduler, options.scheduler) if options.scheduler else None
     # 2. Continue
     finished = FinishedParts(options.output / "kept")
     key = {"drift": 1, "frames": options.frames, "given": options.given, "seed": options.seed, "told": conditions}

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 
-from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from training.engine.adapter import trained_window
 from training.evaluation.altered_signals import DROPPED, OTHER
@@ -28,7 +26,7 @@ from training.evaluation.networks.loading import FREE, METRICS, load_networks
 from training.evaluation.networks.rife import MODEL as RIFE_MODEL
 from training.evaluation.networks.rife import check_rife, rife_is_installed
 from training.evaluation.results import write_results, write_sheets
-from training.evaluation.sampling import ADAPTED
+from training.evaluation.sampling import ADAPTED, load_pipeline
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import pace_table, score_table
 from training.evaluation.true_conditions import true_conditions
@@ -70,12 +68,9 @@ def _evaluate_paces(options: argparse.Namespace, command: str) -> None:
 
 def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
     """Evaluate at one pace; return the rows of the table."""
-    device = choose_device(options.device)
-    dtype, why = choose_dtype(options.dtype, device)
-    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, how = load_pipeline(options.checkpoint, options.device, options.dtype)
     window = choose_window(options, trained_window(pipe, options.adapter))
-    print(f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {window}; {dtype} on {device} ({why})")
+    print(f"Scoring {options.checkpoint} on {options.clips}: {options.task}, {window}; {how}")
     # 1. Check: name missing files before anything is sampled
     digests = dict(text.partition("=")[::2] for text in options.sha256)
     for name, digest in digests.items():
@@ -87,7 +82,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
         options.num_frames,
         options.weights,
         digests,
-        str(device),
+        str(pipe.device),
         options.allow_torchscript,
     )
     for reason in missing:

@@ -10,6 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents, encode_video
 from training.digests import tensors_digest
 from training.evaluation.altered_signals import OTHER, Alteration, SignalContext
@@ -18,6 +19,23 @@ from training.evaluation.altered_signals import OTHER, Alteration, SignalContext
 ADAPTED = ", with the adapter"  # in names of methods
 # Added to the seeds of alterations, so that their random numbers are independent of the noise that is denoised.
 ALTERATION_SEED = 1 << 40
+
+
+def load_pipeline(checkpoint: str, device: str, dtype: str) -> tuple[MarDiniPipeline, str]:
+    """Load a checkpoint without progress bars.
+
+    Args:
+        checkpoint: folder or Hub id.
+        device, dtype: as the command line takes them, `auto` among them.
+
+    Returns:
+        The pipeline, and in which dtype it runs where, and why.
+    """
+    place = choose_device(device)
+    chosen, why = choose_dtype(dtype, place)
+    pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=chosen).to(place)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, f"{chosen} on {place} ({why})"
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.sizes import Size
+from training.evaluation import sampling
 from training.evaluation.evaluation_windows import size_argument
 from training.evaluation.networks.loading import Networks, load_networks
 
@@ -30,11 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
     """Load the checkpoint on the device and in the dtype that it runs in; print both."""
-    device = choose_device(options.device)
-    dtype, why = choose_dtype(options.dtype, device)
-    print(f"{options.checkpoint} on {options.clips}: {options.steps} steps, {dtype} on {device} ({why})", flush=True)
-    pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, how = sampling.load_pipeline(options.checkpoint, options.device, options.dtype)
+    print(f"{options.checkpoint} on {options.clips}: {options.steps} steps, {how}", flush=True)
     return pipe
 
 
