@@ -14,6 +14,7 @@ SAMPLING = {  # commands that sample, with the least that each takes
     "views": ["a.png", "b.png"],
     "expand": ["clip.mp4"],
     "slow-motion": ["clip.mp4"],
+    "retime": ["clip.mp4", "--fps", "20"],
     "extend": ["clip.mp4"],
     "loop": ["clip.mp4"],
 }

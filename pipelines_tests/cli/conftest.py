@@ -47,6 +47,8 @@ def room(checkpoint, tmp_path_factory) -> Path:
     (folder / "list.json").write_text("[1, 2]")
     for name in ("empty", "folder.mp4", "full", "mixed"):
         (folder / name).mkdir()
+    (folder / "died.mp4.parts").mkdir()
+    (folder / "died.mp4.parts/00000.json").write_text('{"frames": 3}')
     (folder / "full/mine.txt").write_text("precious")
     shutil.copy(folder / "a.png", folder / "mixed/0.png")
     (folder / "mixed/1.png").write_text("no picture")

@@ -11,11 +11,15 @@ from diffusers_mardini.video_io import read_images
 from pipelines_tests.cli.commands import QUICK, run
 
 
+SERVERS = {"app", "play"}  # run until they are stopped, and need the extra `demo`; see pipelines_tests/app
 COMMANDS = {
-    (info.name or info.callback.__name__).replace("_", "-"): info.callback for info in cli.app.registered_commands
+    name: info.callback
+    for info in cli.app.registered_commands
+    if (name := (info.name or info.callback.__name__).replace("_", "-")) not in SERVERS
 }
 FRAMES = {
-    "interpolate": 9, "animate": 9, "expand": 9, "fill": 17, "views": 9, "slow-motion": 21, "extend": 38, "loop": 11,
+    "interpolate": 9, "animate": 9, "expand": 9, "fill": 17, "views": 9, "slow-motion": 21, "retime": 13,
+    "extend": 38, "loop": 11,
 }  # fmt: skip
 
 

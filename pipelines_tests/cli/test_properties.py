@@ -36,16 +36,21 @@ VALUES = {
     "--dtype": ["float32", "bfloat16", "auto", "int8", ""],
     "--size": ["32", "48x32", "16", "31", "0", "64x", "1000000", ""],
     "--fps": ["8", "24", "0.5", "0", "-1", "51", "1e9", "1e-9", "nan"],
+    "--cuts": ["keep", "ignore", "text.mp4", "missing", "empty", ""],
+    "--sound": ["drop", "keep", "stretch", "loud", ""],
     "--format": ["gif", "mp4", "avi", ""],
     "-o": ["out.gif", "out.mp4", "out.webm", "out.apng", "out.webp", "out.mkv", "out", "there.gif", "a.png/x.gif", "-",
            "empty", "mixed", "out.avi", "nowhere/out.gif", ".gif", ""],
     **dict.fromkeys(("--frames", "--window", "--overlap", "--new-frames", "--factor", "--use-frames", "--batch", "--blend"),
                     COUNTS),
 }  # fmt: skip
-FLAGS = ["--overwrite", "--json", "--paste-given", "--new-frames-only"]
+FLAGS = ["--overwrite", "--json", "--paste-given", "--new-frames-only", "--resume"]
+OWN_FLAGS = {"--new-frames-only": ["loop"], "--resume": ["slow-motion", "retime", "extend"]}
 OWN = {"fill": ["--frames", "--window", "--batch"], "views": ["--frames", "--window", "--batch"],
        "interpolate": ["--frames"], "animate": ["--frames"], "expand": ["--frames", "--use-frames"],
-       "slow-motion": ["--factor", "--window", "--batch"], "extend": ["--new-frames", "--window", "--overlap"],
+       "slow-motion": ["--factor", "--window", "--batch", "--cuts", "--sound"],
+       "retime": ["--window", "--batch", "--cuts", "--sound"],
+       "extend": ["--new-frames", "--window", "--overlap", "--sound"],
        "loop": ["--new-frames", "--window", "--overlap", "--batch"]}  # fmt: skip
 SHARED = [name for name in VALUES if not any(name in own for own in OWN.values())]
 FILES = ["a.png", "b.png", "clip.mp4", "text.mp4", "cut.png", "mixed", "empty", "missing", "-", ""]
@@ -69,7 +74,7 @@ def typed(draw) -> list[str]:
         values = VALUES[option]
         # Most values are good, or nothing but the first check of one would ever be reached.
         words += [option, draw(st.one_of(st.sampled_from(values[:3]), st.sampled_from(values)))]
-    flags = [flag for flag in FLAGS if flag != "--new-frames-only" or command == "loop"]
+    flags = [flag for flag in FLAGS if command in OWN_FLAGS.get(flag, [command])]
     return words + draw(st.lists(st.sampled_from(flags), max_size=2, unique=True))
 
 

@@ -1,7 +1,7 @@
 """`mardini`, the tasks of the pipeline from the command line.
 
 Every command says first what it will do and last where the result lies, and checks everything that it can before a
-model runs. The commands are in `tasks.py`, `models.py`, `doctor.py` and `web.py`, their options in `options.py`, exit codes in
+model runs. The commands are in `tasks.py` (`streams.py` for those that go from file to file), `models.py`, `doctor.py` and `web.py`, their options in `options.py`, exit codes in
 `errors.py`, and the steps that they share in `checks.py`, `checkpoints.py`, `files.py` and `messages.py`.
 """
 
@@ -27,6 +27,7 @@ for command in (
     tasks.expand,
     tasks.fill,
     tasks.slow_motion,
+    tasks.retime,
     tasks.extend,
     tasks.loop,
     tasks.views,

@@ -22,14 +22,14 @@ def as_usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def check_count(name: str, number: int | None, least: int = 1) -> None:
+def check_count(name: str, number: int | None, least: int = 1, most: int = MOST_FRAMES) -> None:
     """Refuse a number that is too small to do anything, or too large to count frames with; `None` passes.
 
     Raises:
         UsageError: in both cases, with the name and the range.
     """
-    if number is not None and not least <= number <= MOST_FRAMES:
-        raise UsageError(f"{name} is {number}; give {least} to {MOST_FRAMES}")
+    if number is not None and not least <= number <= most:
+        raise UsageError(f"{name} is {number}; give {least} to {most}")
 
 
 def check_model_options(options: ModelOptions) -> None:

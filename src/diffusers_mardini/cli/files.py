@@ -11,13 +11,14 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..sizes import size_text
+from ..streaming.parts import has_parts
 from ..trained_window import TrainedWindow
 from ..video.reading import has_sound
 from ..video.writing import FILE_SUFFIXES, FORMS, WRITABLE, keep_frames
 from ..video_io import check_writable, read_images, write_video
 from .errors import UsageError
 from .messages import note, tell, warn
-from .options import TaskOptions
+from .options import FileOptions, TaskOptions
 
 
 DEFAULT_FPS = 8
@@ -46,7 +47,9 @@ def check_output(options: TaskOptions, fps: float | None, size: tuple[int, int] 
     if output.suffix.lower() not in (*FORMS, "."):
         raise UsageError(f"cannot write '{output}': the suffix '{output.suffix}' is unknown; use {WRITABLE}")
     check_writable(output, fps, size)
-    if output.exists() and not options.overwrite:
+    # An interrupted run left what is finished under the name of the result, and its parts beside it.
+    is_resumed = isinstance(options, FileOptions) and options.resume and has_parts(output)
+    if output.exists() and not (options.overwrite or is_resumed):
         raise ValueError(f"the output {output} exists; give another name, or --overwrite to replace it")
 
 
@@ -56,7 +59,7 @@ def read_picture(file: str) -> Image.Image:
     Raises:
         ValueError: if the file is none, or holds several.
     """
-    with _named(file) as path:
+    with named(file) as path:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give one picture")
         frames, _ = read_images(path)
@@ -71,7 +74,7 @@ def read_clip(video: str, window: TrainedWindow, options: TaskOptions) -> tuple[
     Reports sound, which the result will not have, and refuses an output that cannot have this rate.
     """
     note(f"Reading {video}")
-    with _named(video) as path:
+    with named(video) as path:
         frames, rate = read_images(path, fitted_to(window))
         if has_sound(path):
             warn(f"{video} has sound; the result will have none")
@@ -122,11 +125,8 @@ def save(options: TaskOptions, frames: Sequence[Image.Image], fps: float | None,
     fps = options.fps or fps or DEFAULT_FPS
     size = size_text((frames[0].height, frames[0].width))
     if str(options.output) == STANDARD:
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_video(Path(folder, f"clip{_suffix(options)}"), frames, fps)
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+        with output_place(options) as path:
+            write_video(path, frames, fps)
         note(f"Wrote {len(frames)} frames of {size} to standard output")
         return
     try:
@@ -144,6 +144,25 @@ def save(options: TaskOptions, frames: Sequence[Image.Image], fps: float | None,
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def output_place(options: TaskOptions) -> Iterator[Path]:
+    """Yield where to write; what is there at the end goes to standard output, if that is the output."""
+    if str(options.output) != STANDARD:
+        yield options.output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"clip{_suffix(options)}")
+        yield path
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def form_of(options: TaskOptions) -> str:
+    """Return the suffix of the result's form, whether it is a file or standard output."""
+    return _suffix(options) if str(options.output) == STANDARD else options.output.suffix
+
+
 def _suffix(options: TaskOptions) -> str:
     return f".{(options.format or 'mp4').lower().removeprefix('.')}"
 
@@ -159,7 +178,7 @@ def _check_standard_output(options: TaskOptions) -> None:
 
 
 @contextlib.contextmanager
-def _named(file: str) -> Iterator[Path]:
+def named(file: str) -> Iterator[Path]:
     """Yield the path of a file; standard input becomes one for as long."""
     if file != STANDARD:
         yield Path(file)

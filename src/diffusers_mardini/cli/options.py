@@ -30,6 +30,14 @@ NewFrames = Annotated[int | None, typer.Option(help="Frames to add.")]
 Window = Annotated[int | None, typer.Option(help="Most frames of a window. Else as many as trained.")]
 Batch = Annotated[int, typer.Option(help="Most windows that run at once: more use a GPU better and take more memory.")]
 Overlap = Annotated[int | None, typer.Option(help="Frames of the clip, or of the window before, that are given.")]
+Cuts = Annotated[
+    str | None,
+    typer.Option(
+        help="keep (found and left alone), ignore, or a text file with the numbers of the frames that begin a scene. "
+        "Else keep, if PySceneDetect is installed.",
+        autocompletion=_starting("keep", "ignore"),
+    ),
+]
 Picture = Annotated[str, typer.Argument(help="A picture; - is standard input.", show_default=False)]
 Video = Annotated[
     str, typer.Argument(help="A video or a folder of pictures; - is standard input.", show_default=False)
@@ -127,6 +135,22 @@ class TaskOptions(ModelOptions):
         ),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions(TaskOptions):
+    """Options of the commands that go from file to file, frame by frame."""
+
+    sound: Annotated[
+        str | None,
+        typer.Option(
+            help="keep, stretch (slow-motion, with its pitch) or drop. Else it stays with the pictures.",
+            autocompletion=_starting("keep", "stretch", "drop"),
+        ),
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the parts that an interrupted run left beside the output.")
+    ] = False
 
 
 def command(options_class: type[CommandOptions]) -> Callable[[Callable], Callable]:

@@ -6,10 +6,24 @@ from typing import Annotated
 import typer
 from PIL import Image
 
+from ..streaming import extend_file, retime_file, slow_motion_file
 from ..trained_window import TrainedWindow
-from . import checkpoints, files
+from . import checkpoints, files, streams
 from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
-from .options import Batch, Frames, NewFrames, Overlap, Picture, TaskOptions, Video, Window, command
+from .errors import UsageError
+from .options import (
+    Batch,
+    Cuts,
+    FileOptions,
+    Frames,
+    NewFrames,
+    Overlap,
+    Picture,
+    TaskOptions,
+    Video,
+    Window,
+    command,
+)  # fmt: skip
 
 
 @command(TaskOptions)
@@ -144,36 +158,66 @@ def views(
     files.save(options, result.frames[0], trained.fps, started)
 
 
-@command(TaskOptions)
+@command(FileOptions)
 def slow_motion(
     video: Video,
-    options: TaskOptions,
+    options: FileOptions,
     factor: Annotated[int, typer.Option(help="How many times as many frames.")] = 2,
+    cuts: Cuts = None,
     window: Window = None,
     batch: Batch = 1,
 ) -> None:
-    """Sample frames between the frames of a clip; its own frames are kept.
+    """Sample frames between the frames of a video of any length; its own frames are kept, its sound is stretched.
 
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """
     started = time.monotonic()
-    check_count("--factor", factor, 2)
+    check_count("--factor", factor, 2, streams.MOST_FACTOR)
     _check_windows(window, batch)
+    streams.check(options, video, ("stretch", "drop"))
+    if options.paste_given:
+        _check_pasting(options, cuts)
     trained = _check(options, video)
+    task = f"Slowing {video} down {factor} times"
+    if not options.paste_given:
+        streams.run(
+            options, video, trained, task, slow_motion_file, started, factor=factor, fps=options.fps,
+            cuts=streams.read_cuts(cuts), window=window, window_batch_size=batch,
+        )  # fmt: skip
+        return
     clip, rate = files.read_clip(video, trained, options)
     if len(clip) < 2:
         raise ValueError(f"{video} has 1 frame, and slow motion goes between frames; give at least 2")
-    total = (len(clip) - 1) * factor + 1
-    check_count(f"--factor is {factor}, so that the number of frames", total)
-    task = f"Slowing the {len(clip)} frames of {video} down {factor} times, to {total}"
     pipe, arguments = checkpoints.load(options, task)
     result = pipe.slow_motion(clip, factor=factor, window=window, window_batch_size=batch, **arguments)
     files.save(options, result.frames[0], rate or trained.fps, started)
 
 
-@command(TaskOptions)
+@command(FileOptions)
+def retime(video: Video, options: FileOptions, cuts: Cuts = None, window: Window = None, batch: Batch = 1) -> None:
+    """Give a video of any length another rate, --fps; frames between its own are sampled, its sound is kept.
+
+    Example: mardini retime clip.mp4 -o smooth.mp4 --fps 20
+    """
+    started = time.monotonic()
+    _check_windows(window, batch)
+    streams.check(options, video, ("keep", "drop"))
+    if options.fps is None:
+        raise UsageError("--fps is missing; give the frames per second of the result")
+    if options.paste_given:
+        raise UsageError(
+            "--paste-given is not for retime, whose frames need not lie at those of the clip; leave it out"
+        )
+    trained = _check(options, video)
+    streams.run(
+        options, video, trained, f"Giving {video} {options.fps:g} frames per second", retime_file, started,
+        fps=options.fps, cuts=streams.read_cuts(cuts), window=window, window_batch_size=batch,
+    )  # fmt: skip
+
+
+@command(FileOptions)
 def extend(
-    video: Video, options: TaskOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
+    video: Video, options: FileOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
 ) -> None:
     """Continue a clip window by window; the last frames of each window are given to the next.
 
@@ -183,10 +227,20 @@ def extend(
     check_count("--new-frames", new_frames)
     _check_windows(window, least=2)
     check_count("--overlap", overlap)
+    streams.check(options, video, ("keep", "drop"))
+    if options.paste_given:
+        _check_pasting(options)
     trained = _check(options, video)
+    task = f"Adding {new_frames} frames to {video}"
+    if not options.paste_given:
+        streams.run(
+            options, video, trained, task, extend_file, started, is_continued=True, num_new_frames=new_frames,
+            fps=options.fps, window=window, overlap=overlap,
+        )  # fmt: skip
+        return
     clip, rate = files.read_clip(video, trained, options)
     files.note_rate(video, rate, trained)
-    pipe, arguments = checkpoints.load(options, f"Adding {new_frames} frames to the {len(clip)} of {video}")
+    pipe, arguments = checkpoints.load(options, task)
     result = pipe.extend(clip, num_new_frames=new_frames, window=window, overlap=overlap, **arguments)
     files.save(options, result.frames[0], rate or trained.fps, started)
 
@@ -237,6 +291,18 @@ def _check(options: TaskOptions, *inputs: str) -> TrainedWindow:
     window = checkpoints.window_to_sample(options.checkpoint, options.size)
     files.check_output(options, window.fps, (window.width, window.height))
     return window
+
+
+def _check_pasting(options: FileOptions, cuts: str | None = None) -> None:
+    """Refuse what only files that stream can have: pasting needs all frames in memory."""
+    given = [
+        ("--cuts", cuts is not None),
+        ("--sound", options.sound not in (None, "drop")),
+        ("--resume", options.resume),
+    ]
+    for name, is_given in given:
+        if is_given:
+            raise UsageError(f"{name} and --paste-given cannot go together: pasting holds the whole clip in memory")
 
 
 def _check_windows(window: int | None, batch: int = 1, least: int = 3) -> None:

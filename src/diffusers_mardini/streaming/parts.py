@@ -15,6 +15,7 @@ except ImportError:  # on Windows no lock is held
     fcntl = None
 
 SUFFIX = ".parts"
+LONG = 200  # letters about one setting
 SETTINGS, FACTS = "settings.json", "source.json"
 
 
@@ -38,7 +39,7 @@ class PartFolder:
         self.folder = folder_of(output)
         self._suffix = container_suffix
         settings = json.loads(json.dumps(settings))
-        if (self.folder / "00000.json").exists() and not resume:
+        if has_parts(output) and not resume:
             raise ValueError(
                 f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, or remove the folder "
                 "to begin anew"
@@ -50,7 +51,7 @@ class PartFolder:
         if before is not None and before != settings:
             self._lock.close()
             names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-            was = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in names)
+            was = ", ".join(_difference(name, before.get(name), settings.get(name)) for name in names)
             raise ValueError(
                 f"the parts in '{self.folder}' were made with other settings ({was}); give those, or remove the folder"
             )
@@ -117,9 +118,25 @@ class PartFolder:
         os.replace(unfinished, self.folder / name)
 
 
+def has_parts(output: Path) -> bool:
+    """Return whether an earlier run left finished parts of a result."""
+    return (folder_of(output) / "00000.json").exists()
+
+
 def folder_of(output: Path) -> Path:
     """Return the folder of the parts of a result."""
     return output.with_name(output.name + SUFFIX)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """Say how a setting differs: of lists and dictionaries only the values that do, long ones by their name alone."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        return ", ".join(_difference(f"{name} {key}", before.get(key), now.get(key)) for key in changed)
+    if isinstance(before, list) and isinstance(now, list):
+        before, now = ([item for item in one if item not in other] for one, other in ((before, now), (now, before)))
+    said = f"{name} {before!r}, now {now!r}"
+    return said if len(said) <= LONG else name
 
 
 def _locked(folder: Path):

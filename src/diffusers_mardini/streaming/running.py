@@ -18,12 +18,12 @@ from ..video.joining import join
 from ..video.places import publish, real_place
 from ..video.reading import iterate_frames
 from ..video.sound import SoundTrack
-from ..video.writing import check_writable, write_video
+from ..video.writing import FILE_SUFFIXES, FORMS, check_writable, write_video
 from .parts import PartFolder
 
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # whose parts are joined as they are
-OTHERS = {".gif", ""}  # written by `write_video` from parts without loss, with all frames in memory
+OTHERS = {*FORMS} - {*CONTAINERS}  # written by `write_video` from parts without loss, with all frames in memory
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class Stop:
             signal.signal(signal.SIGINT, self._before)
 
 
+def can_have_sound(output: Path) -> bool:
+    """Return whether a result of this name is joined from its parts as they are, with sound."""
+    return output.suffix.lower() in CONTAINERS
+
+
 def check_output(output: Path, fps: float, overwrite: bool, is_resumed: bool) -> None:
     """Refuse an output before anything is read.
 
@@ -123,8 +128,8 @@ def check_output(output: Path, fps: float, overwrite: bool, is_resumed: bool) ->
     suffix = output.suffix.lower()
     if suffix not in CONTAINERS and suffix not in OTHERS:
         raise ValueError(
-            f"cannot write '{output}': the suffix '{output.suffix}' is unknown; use {', '.join(CONTAINERS)}, .gif or no "
-            "suffix (a folder of PNG)"
+            f"cannot write '{output}': the suffix '{output.suffix}' is unknown; use "
+            f"{', '.join(sorted({*CONTAINERS, *FILE_SUFFIXES}))} or no suffix (a folder of PNG)"
         )
     check_writable(output.with_suffix(".mp4") if suffix in CONTAINERS else output, fps)
     real_place(output, is_folder=not suffix)
@@ -155,7 +160,7 @@ def run(
     Returns:
         The number of frames, of those of an earlier run, and whether the task came to its end.
     """
-    is_lossless = parts.output.suffix.lower() not in CONTAINERS
+    is_lossless = not can_have_sound(parts.output)
     counter = _Counter(task.frames_total, parts.num_frames, progress)
     tail = 0  # frames of a part that was left
     with Stop(pipe) as stop:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ..pipelines.inputs import output_size, whole_number
@@ -20,7 +21,7 @@ from ..video.reading import frames_of_numbers
 from ..video.sound import SoundTrack
 from ..video.times import PICTURE_FPS
 from .parts import PartFolder, folder_of
-from .running import FileProgress, FileResult, Task, check_output, run
+from .running import FileProgress, FileResult, Task, can_have_sound, check_output, run
 from .source import FrameReader, SourceVideo, look_through
 
 
@@ -55,9 +56,8 @@ class _Settings:
         """Open the folder of parts."""
         sampling = {name: repr(value) for name, value in sorted(self.sampling.items())}
         key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
-        key |= {"source": _file_key(Path(source)), "scheduler": repr(sorted(pipe.scheduler.config.items()))}
-        is_lossless = self.output.suffix.lower() in (".gif", "")
-        return PartFolder(self.output, key, self.resume, ".mkv" if is_lossless else ".mp4")
+        key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe)}
+        return PartFolder(self.output, key, self.resume, ".mp4" if can_have_sound(self.output) else ".mkv")
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,8 @@ def retime_file(
     Args:
         pipe: Samples the frames.
         source: A video file or a folder of pictures.
-        output: `.mp4`, `.m4v`, `.mov` or `.mkv` (H.264, tagged BT.709); `.gif`, or no suffix for a folder of PNG, which
-            need all frames in memory in the end. It appears complete or not at all.
+        output: `.mp4`, `.m4v`, `.mov` or `.mkv` (H.264, tagged BT.709); or another form of `write_video`, which has no
+            sound and needs all frames in memory in the end. It appears complete or not at all.
         fps (`float`): Frames per second of the result.
         source_fps (`float`, *optional*): Rate of a folder of pictures, by default 8.
         cuts: `"keep"` finds cuts (PySceneDetect) and samples nothing across them, `"ignore"` samples across; else the
@@ -263,6 +263,7 @@ def extend_file(
     output: str | os.PathLike,
     num_new_frames: int | None,
     *,
+    fps: float | None = None,
     source_fps: float | None = None,
     sound: str = "keep",
     seed: int = 0,
@@ -279,19 +280,24 @@ def extend_file(
 
     Args:
         num_new_frames (`int`): How many frames to add; `None` goes on until Ctrl-C.
+        fps (`float`, *optional*): Frames per second of the result, by default those of `source`; others play it, and
+            its sound, faster or slower.
         sound: `"keep"` copies it; new frames are silent.
         sampling: Further arguments of [`~MarDiniPipeline.rollout`], such as `window` and `overlap`.
         The other arguments, results and errors are those of `retime_file`.
     """
     if num_new_frames is not None:
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+    fps = None if fps is None else positive(fps, "fps")
     _check_sound(sound, "keep", "an extension leaves its tempo as it is")
-    settings = _settings(pipe, source, output, source_fps, seed, height, width, resume, overwrite, sampling)
-    parts = settings.open(pipe, source, task="extend", num_new_frames=num_new_frames, fps=source_fps)
+    settings = _settings(pipe, source, output, fps or source_fps, seed, height, width, resume, overwrite, sampling)
+    pipe.rollout([Image.new("RGB", settings.size)], **sampling)  # refuses wrong arguments before a part is made
+    parts = settings.open(pipe, source, task="extend", num_new_frames=num_new_frames, fps=fps, source_fps=source_fps)
     try:
         video, _ = look_through(source, source_fps, "ignore", all_frames=True)
         task = _Extension(pipe, settings, FrameReader(video, settings.size), num_new_frames)
-        return _run(pipe, task, parts, video, video.fps, crf, sound, 1.0, progress)
+        result_fps = fps or video.fps
+        return _run(pipe, task, parts, video, result_fps, crf, sound, video.fps / result_fps, progress)
     finally:
         parts.close()
 
@@ -337,7 +343,7 @@ def _run(
     slower: float,
     progress: Progress | None,
 ) -> FileResult:
-    has_sound = video.has_sound and sound != "drop"
+    has_sound = video.has_sound and sound != "drop" and can_have_sound(parts.output)
 
     def track(seconds: float) -> SoundTrack | None:
         return SoundTrack(video.path, video.start, seconds, slower) if has_sound else None
@@ -377,14 +383,23 @@ def _check_sound(sound: str, makes: str, why: str) -> None:
 
 
 def model_digest(pipe: MarDiniPipeline) -> str:
-    """Return a digest of the models: names, shapes and dtypes of all parameters, and some values of each."""
+    """Return a digest of the models: names, shapes and dtypes of all parameters, some values of each, and the strength
+    of LoRA weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("vae", "planner", "transformer"):
         for key, value in getattr(pipe, name).state_dict().items():
             flat = value.detach().flatten()
             some = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
             digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode() + some.tobytes())
+        scales = [getattr(module, "scaling", None) for module in getattr(pipe, name).modules()]
+        digest.update(repr([scale for scale in scales if isinstance(scale, dict)]).encode())
     return digest.hexdigest()
+
+
+def _scheduler_key(pipe: MarDiniPipeline) -> list[str]:
+    """Return what tells whether the scheduler samples otherwise; its private values are in another order each time."""
+    public = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return [type(pipe.scheduler).__name__, *(f"{name} {value!r}" for name, value in sorted(public.items()))]
 
 
 def _file_key(source: Path) -> list[Any]:
