@@ -165,6 +165,12 @@ def test_every_form_is_written(here, suffix):
     assert sorted(path.name for path in here.iterdir()) == ["clip.mp4", f"out{suffix}"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has shorter names")
+def test_the_longest_name_has_a_folder_of_parts_too(here):
+    code, _, errors = retime("y" * 251 + ".mp4")
+    assert code == 0, errors
+
+
 def test_a_folder_has_the_rate_of_the_training_or_8(here):
     write_video("pictures", read_video("clip.mp4")[0], 10)
     code, told, errors = outputs("retime", "pictures", "-o", "out.gif", "--fps", 16, "--json", *QUICK)

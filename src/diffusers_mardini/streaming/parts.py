@@ -15,6 +15,7 @@ except ImportError:  # on Windows no lock is held
     fcntl = None
 
 SUFFIX = ".parts"
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 LONG = 200  # letters about one setting
 SETTINGS, FACTS = "settings.json", "source.json"
 
@@ -125,7 +126,8 @@ def has_parts(output: Path) -> bool:
 
 def folder_of(output: Path) -> Path:
     """Return the folder of the parts of a result."""
-    return output.with_name(output.name + SUFFIX)
+    name = os.fsencode(output.name)[: LONGEST_NAME - len(SUFFIX)]
+    return output.with_name(os.fsdecode(name) + SUFFIX)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
