@@ -141,7 +141,7 @@ def test_the_wheel_of_data_is_small_and_found_as_the_last_default(tmp_path):
     assert wheel.stat().st_size < 45 * 2**20 and diffusers_mardini.__version__ in wheel.name
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = (
-        "import sys; sys.path.insert(0, 'installed'); from diffusers_mardini.cli import resolve_checkpoint; "
+        "import sys; sys.path.insert(0, 'installed'); from diffusers_mardini.cli.checkpoints import resolve_checkpoint; "
         "from diffusers_mardini.demo_files import demo_clips; from diffusers_mardini import MarDiniPipeline; "
         "print(len(demo_clips())); MarDiniPipeline.from_pretrained(resolve_checkpoint(None))"
     )

@@ -265,3 +265,19 @@ def test_bad_arguments_are_refused_and_leave_nothing_behind(pipe, clip, tmp_path
     with pytest.raises(ValueError, match=re.escape(text)):
         call(pipe, clip, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif"])
+def test_an_output_that_appears_meanwhile_is_left_alone(pipe, clip, tmp_path, short_parts, name):
+    output = tmp_path / name
+
+    def appear(progress: FileProgress) -> None:
+        output.write_text("somebody's")
+
+    with pytest.raises(ValueError, match="appeared meanwhile and was left alone; the parts of the result are kept in"):
+        retime_file(pipe, clip, output, fps=20, progress=appear, **FAST)
+    assert output.read_text() == "somebody's"
+    output.unlink()
+    result = retime_file(pipe, clip, output, fps=20, resume=True, **FAST)
+    assert result.frames_resumed == result.num_frames and len(read_video(output)[0]) == result.num_frames
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == [name]

@@ -38,6 +38,7 @@ class PartFolder:
     def __init__(self, output: Path, settings: dict[str, Any], resume: bool, container_suffix: str):
         self.output = output
         self.folder = folder_of(output)
+        self.replaces = output.exists()  # which `check_output` has allowed; what appears later is left alone
         self._suffix = container_suffix
         settings = json.loads(json.dumps(settings))
         if has_parts(output) and not resume:

@@ -184,13 +184,22 @@ def run(
     if not files:
         parts.close()
         raise KeyboardInterrupt("stopped before a window was finished; no file was written")
-    if is_lossless:
-        frames = [Image.fromarray(frame) for file in files for _, frame in iterate_frames(file)]
-        write_video(parts.output, frames, fps)
-    else:
-        whole = parts.folder / "whole"
-        join(files, whole, fps, CONTAINERS[parts.output.suffix.lower()], sound(num_frames / fps))
-        publish(whole, real_place(parts.output, is_folder=False), overwrite=True)
+    try:
+        if is_lossless:
+            if parts.output.exists() and not parts.replaces:
+                raise FileExistsError(parts.output)
+            frames = [Image.fromarray(frame) for file in files for _, frame in iterate_frames(file)]
+            write_video(parts.output, frames, fps, overwrite=parts.replaces)
+        else:
+            whole = parts.folder / "whole"
+            join(files, whole, fps, CONTAINERS[parts.output.suffix.lower()], sound(num_frames / fps))
+            publish(whole, real_place(parts.output, is_folder=False), parts.replaces)
+    except FileExistsError as error:
+        parts.close()
+        raise ValueError(
+            f"'{parts.output}' appeared meanwhile and was left alone; the parts of the result are kept in "
+            f"'{parts.folder}': move that file away, and go on with `resume=True`"
+        ) from error
     is_whole = not stop.requested
     if is_whole:
         parts.remove()
