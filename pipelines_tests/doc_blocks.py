@@ -32,7 +32,7 @@ _FENCE = re.compile(
     re.DOTALL | re.M,
 )
 # Programs of others, whose arguments are not read here
-OTHERS = {"cat", "cd", "cp", "export", "git", "mkdir", "python3", "rm", "touch", "."}
+OTHERS = {"cat", "cd", "cp", "diffusers-cli", "export", "git", "mkdir", "python3", "rm", "touch", "."}
 # Scripts of other repositories
 FOREIGN = {"evaluate_i2v.py"}
 

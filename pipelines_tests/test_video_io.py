@@ -109,7 +109,7 @@ def test_missing_and_broken_pictures_are_value_errors(tmp_path):
 @pytest.mark.parametrize(
     "name, frames, fps, crf, message",
     [
-        ("a.webm", moving_square(), 8, 18, "suffix '.webm'"),
+        ("a.avi", moving_square(), 8, 18, "suffix '.avi'"),
         ("a.mp4", moving_square(), 0, 18, "fps must be positive"),
         ("a.mp4", moving_square(), float("nan"), 18, "fps must be positive"),
         ("a.mp4", moving_square(), float("inf"), 18, "fps must be positive"),

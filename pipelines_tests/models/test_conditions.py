@@ -294,5 +294,7 @@ def test_a_model_without_conditions_refuses_them():
 def test_a_window_state_holds_its_conditions():
     transformer, (latents, _, signals, mask) = told_models()[0], make_inputs()
     state = state_of(transformer, latents, signals, mask, conditions=told())
-    with pytest.raises(ValueError, match="conditions of its window; give none of them again"):
+    with pytest.raises(
+        ValueError, match="conditions, reference timesteps and frame positions of its window; give none"
+    ):
         transformer(masked_frames(latents, mask), 0, window_state=state, conditions=told())

@@ -258,7 +258,7 @@ def test_a_workflow_is_the_blocks_of_one_task(pipe, task):
 
 def test_every_argument_of_the_pipeline_is_an_input_with_its_default():
     arguments = dict(inspect.signature(MarDiniPipeline.__call__).parameters)
-    for name in ("self", "return_dict"):
+    for name in ("self", "return_dict", "paste_given", "blend"):  # of the output, and of own pixels in it
         del arguments[name]
     inputs = {param.name: param.default for param in MarDiniBlocks().inputs}
     assert inputs == {name: parameter.default for name, parameter in arguments.items()}

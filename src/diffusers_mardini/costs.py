@@ -141,7 +141,9 @@ def read_configs(model: str) -> dict[str, Any]:
         name = config.pop("_class_name")
         # Quantized weights are counted as if they were not quantized: their size depends on the library.
         configs[part] = {
-            key: value for key, value in config.items() if not key.startswith("_") and key != "quantization_config"
+            key: value
+            for key, value in config.items()
+            if not key.startswith("_") and key not in ("quantization_config", "auto_map")
         }
         configs["quantized"] = configs.get("quantized", False) or "quantization_config" in config
         if part == "vae":

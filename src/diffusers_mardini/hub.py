@@ -334,6 +334,7 @@ def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
     """
     model_class = getattr(components if kind[0] == LIBRARY else diffusers, kind[1], None)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("auto_map", None)  # for `AutoModel`, no argument
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)) or "quantization_config" in config:
         return []
     try:

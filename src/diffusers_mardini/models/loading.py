@@ -47,11 +47,13 @@ class WholeModelMixin(ModelMixin):
         return (model, report) if asked_for_report else model
 
     @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Tell arguments from the rest of a configuration; `auto_map`, by which `AutoModel` found this class, is
-        neither, and diffusers would warn of it."""
-        known = {name: value for name, value in config_dict.items() if name != "auto_map"}
-        return super().extract_init_dict(known, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a configuration, see [`~ConfigMixin.load_config`], without `auto_map`: it is for `AutoModel`, which has
+        found this class, and no argument of it."""
+        loaded = super().load_config(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.pop("auto_map", None)
+        return loaded
 
     @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, resolved_model_file: list, *args: Any, **kwargs: Any):
