@@ -14,12 +14,14 @@ from pipelines_tests.app.worlds import pictures
 gr = pytest.importorskip("gradio")
 testclient = pytest.importorskip("fastapi.testclient")
 
+from diffusers_mardini.app import fill_tab  # noqa: E402
 from diffusers_mardini.app.checkpoints import Checkpoints  # noqa: E402
 from diffusers_mardini.app.fill_tab import FillTab, uploaded  # noqa: E402
 from diffusers_mardini.app.given import Given, of_clip, of_pictures  # noqa: E402
 from diffusers_mardini.app.jobs import Jobs, Turns  # noqa: E402
 from diffusers_mardini.app.long_tab import LongTab  # noqa: E402
 from diffusers_mardini.app.model_row import ModelRow  # noqa: E402
+from diffusers_mardini.app.sampling import fill as sampled  # noqa: E402
 from diffusers_mardini.app.server import is_loopback, make_app  # noqa: E402
 from diffusers_mardini.app.site import Site, for_visitors  # noqa: E402
 
@@ -148,7 +150,22 @@ def test_results_lie_apart_for_each_visitor_and_go_with_them(tab, site):
     assert not newer.exists() and other.is_file()
 
 
-def test_visitors_wait_their_turn_and_cancel_their_own_work_only(tab):
+def test_visitors_wait_their_turn_and_cancel_their_own_work_only(tab, monkeypatch):
+    calls = []
+
+    def slow_at_first(pipe, given, num_frames, sampling, limits, job, report):
+        calls.append(job)
+
+        def held(value):  # the first one comes no further than its first step until it is cancelled
+            report(value)
+            while job is calls[0]:
+                job.check()
+                time.sleep(0.01)
+
+        return sampled(pipe, given, num_frames, sampling, limits, job, held)
+
+    monkeypatch.setattr(fill_tab, "fill", slow_at_first)
+
     def begin(name):
         return tab.on_make(of_pictures(pictures(1), 9), 9, None, "", 1.0, 60, None, 0, visitor(name))
 
