@@ -1,4 +1,4 @@
-"""Whatever is given is checked before it is decoded, and refused in a sentence without the server's paths."""
+"""Check uploads before they are decoded, and refuse them in a sentence without the server's paths."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Whatever the arguments and however damaged the files: no traceback, no partial file, a documented exit code."""
+"""Hold that no arguments and no damaged file give a traceback, a partial file or an undocumented exit code."""
 
 import os
 import shutil

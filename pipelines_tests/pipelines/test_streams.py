@@ -75,7 +75,7 @@ def test_with_several_levels_the_stream_is_a_function_of_the_seed_however_frames
 
 
 def test_a_stream_reads_ahead_by_a_chunk_and_keeps_little(pipe, monkeypatch):
-    """However long the video is: two chunks of given frames are in memory at most, and the latents of some gaps."""
+    """Hold that two chunks of given frames are in memory at most, and the latents of some gaps, for any length."""
     made, read, kept = [], 0, []
     take = Strip.take
 

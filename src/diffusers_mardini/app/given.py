@@ -1,4 +1,4 @@
-"""What a visitor has given: pictures at places of a window, or a clip that is laid onto them by a pattern."""
+"""Keep what a visitor has given: pictures at places of a window, or a clip that is laid onto them by a pattern."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

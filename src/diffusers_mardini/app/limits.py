@@ -1,4 +1,4 @@
-"""What a visitor of the page may ask for. Whoever serves it to others may lower these numbers."""
+"""Bound what a visitor of the page may ask for. Whoever serves it to others may lower these numbers."""
 
 from dataclasses import dataclass
 

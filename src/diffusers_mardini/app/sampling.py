@@ -22,7 +22,7 @@ MOST_PREVIEWS = 8  # of one window: each is decoded, which takes time of the sam
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample, as the visitor asks for it; see [`MarDiniPipeline.__call__`]."""
+    """Say how to sample, as the visitor asks for it; see [`MarDiniPipeline.__call__`]."""
 
     steps: int = 25
     guidance: float | None = None
