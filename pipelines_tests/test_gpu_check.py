@@ -77,8 +77,8 @@ def test_without_a_gpu_only_a_dry_run_begins(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_parts_fit_into_ten_minutes_and_their_commands_are_real():
-    assert sum(part.limit for part in check.PARTS.values()) < 600
+def test_the_parts_fit_into_eight_minutes():
+    assert sum(part.limit for part in check.PARTS.values()) <= 480
     assert set(check.PARTS) == {"tests", "training_step", "sampling", "carracing"}
 
 

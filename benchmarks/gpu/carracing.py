@@ -40,7 +40,7 @@ def commands(work: Path, clips: Path | None, hours: float, dry: bool) -> list[tu
         dry: at toy size.
     """
     data, vae, run = clips or work / "data", work / "autoencoder", work / "gpu-carracing"
-    workers, counts = str(os.cpu_count() or 1), (4, 2) if dry else (1200, 24)
+    workers, counts = str(os.cpu_count() or 1), (4, 2) if dry else (400, 24)
     steps = []
     if clips is None:
         for name, count, seed in (("train", counts[0], 0), ("val", counts[1], HELD_OUT_SEED)):
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/gpu/carracing.json"), help="json")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu-check"), help="folder for clips and runs")
     parser.add_argument("--clips", type=Path, help="folder with train and val, instead of recording")
-    parser.add_argument("--seconds", type=float, default=240, help="of the training of both models")
+    parser.add_argument("--seconds", type=float, default=100, help="of the training of both models")
     parser.add_argument("--dry", action="store_true", help="at toy size, to try the program")
     options = parser.parse_args(arguments)
     rows = Rows(options.output, choose_device(), options.seconds)

@@ -48,7 +48,7 @@ PARTS = {
     "tests": Part(TESTS, 50),
     "training_step": Part(("-m", "benchmarks.gpu.training_step"), 70, 50),
     "sampling": Part(("-m", "benchmarks.gpu.sampling"), 130, 100),
-    "carracing": Part(("-m", "benchmarks.gpu.carracing"), 330, 150),
+    "carracing": Part(("-m", "benchmarks.gpu.carracing"), 230, 100),
 }
 
 

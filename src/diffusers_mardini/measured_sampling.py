@@ -13,7 +13,7 @@ USUAL_STEPS = 25  # Fig. 6a
 
 @dataclass(frozen=True)
 class MeasuredSampling:
-    """What was measured for a checkpoint; `None` where nothing was.
+    """Hold what was measured for a checkpoint; `None` where nothing was.
 
     Attributes:
         num_inference_steps: as good as `USUAL_STEPS` of the checkpoint's own scheduler.

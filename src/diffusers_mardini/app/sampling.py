@@ -41,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far work is.
+    """Tell how far work is.
 
     Attributes:
         done, total: steps of the sampler.

@@ -1,4 +1,4 @@
-"""What all tabs share: checkpoints, limits, running work, and the room for results; and how errors reach a visitor."""
+"""Hold what all tabs share: checkpoints, limits, running work, and the room for results; and how errors reach a visitor."""
 
 import logging
 import shutil

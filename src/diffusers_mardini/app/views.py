@@ -1,4 +1,4 @@
-"""What the page shows, as plain values: places of the strip, the comparison, a line about how things go."""
+"""Make what the page shows, as plain values: places of the strip, the comparison, a line about how things go."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""What a command says: plans and progress on a terminal, losses always, results on standard output."""
+"""Say what a command has to say: plans and progress on a terminal, losses always, results on standard output."""
 
 import contextlib
 import json

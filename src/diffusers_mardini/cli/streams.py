@@ -1,4 +1,4 @@
-"""What `slow-motion`, `retime` and `extend` share: from file to file, so that no video is in memory as a whole.
+"""Share the steps of `slow-motion`, `retime` and `extend`: from file to file, so that no video is in memory as a whole.
 
 The work is that of `diffusers_mardini.streaming`; the commands are in `tasks.py`.
 """
