@@ -201,15 +201,22 @@ def stream_extension(
     """
     outlet = Outlet(pipe, chunk_size, output_type)
     latents = low_latents = None
+    num_given, places = 0, []  # places of the frames that these are of
     for chunk in in_chunks(pictures, chunk_size):
         pixels = pictures.pixels(chunk)
         with in_use(pipe, pipe.scheduler):
             new, new_low = pipe.encode_frames(pixels, chunk_size), pipe.encode_low_frames(pixels, chunk_size)
         latents = new if latents is None else torch.cat([latents, new], dim=1)
         low_latents = new_low if low_latents is None else torch.cat([low_latents, new_low], dim=1)
-        latents, low_latents = latents[:, -rollout.overlap :], low_latents[:, -rollout.overlap :]
+        places = [*places, *range(num_given, num_given + len(chunk))]
+        num_given += len(chunk)
+        # Of keyframes, those that are needed depend on the length of the clip: all that may be are kept meanwhile.
+        kept = rollout.may_be_kept(places, num_given)
+        latents, low_latents, places = latents[:, kept], low_latents[:, kept], [places[i] for i in kept]
         yield from outlet.put(new[0])
     assert latents is not None and low_latents is not None, "a stream has at least one frame"
+    kept = [places.index(place) for place in rollout.kept_places(num_given)]
+    latents, low_latents = latents[:, kept], low_latents[:, kept]
     absent = {
         name: values.new_full((len(values), latents.shape[1], values.shape[2]), torch.nan)
         for name, values in conditions.items()
@@ -222,7 +229,7 @@ def stream_extension(
             if pipe.scheduler is not checked_scheduler:
                 pipe.check_inputs(rollout.options, 1, output_type)
                 checked_scheduler = pipe.scheduler
-            sampled = rollout.sample(count, conditions_of(conditions, range(made, made + count)))[0, -count:]
+            sampled = rollout.sample(count, conditions_of(conditions, range(made, made + count)))[0]
             if pipe.interrupt:
                 break
         made += count

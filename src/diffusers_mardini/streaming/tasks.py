@@ -158,8 +158,7 @@ class _Extension:
         last = list(FrameReader(self.video, self.reader.size).read(max(0, count - window), count))
         rollout = self.pipe.rollout(last, **self.settings.sampling)
         if number > self.num_given_parts:
-            state = load_file(parts.state(number - 1))
-            rollout.restore({name: value.to(self.pipe._execution_device) for name, value in state.items()})
+            rollout.restore(load_file(parts.state(number - 1)))
         return rollout
 
 
