@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffusers_mardini.streaming.parts import folder_of
-from diffusers_mardini.streaming.tasks import PART_GAPS
+from diffusers_mardini.streaming.retiming import PART_GAPS
 from diffusers_mardini.video.encoding import ClipEncoder
 from diffusers_mardini.video.reading import iterate_frames
 from training.figures.charts import Panel, Point, draw

@@ -291,6 +291,17 @@ def test_solvers_are_scored_beside_many_steps_of_ddim(checkpoint, tmp_path):
     assert result["fewest_steps"]["DDIM (ours)"] == 4
 
 
+def test_solvers_are_scored_in_extensions_of_several_windows(checkpoint, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    clip = (torch.rand(24, 32, 32, 3, generator=generator) * 255).to(torch.uint8).numpy()
+    write_video(tmp_path / "clips" / "noise.mp4", clip, 25)
+    command = [checkpoint, str(tmp_path / "clips"), "--size", "32", "--steps", "2", "4", "--reference-steps", "6"]
+    command += ["--task", "extension", "--num-given", "2", "--num-frames", "12", "--device", "cpu", "--solvers"]
+    rows = few_steps.main([*command, "DDIM (ours)", "UniPC 2"])["rows"]
+    near = {(row["solver"], row["steps"]): row["to_reference"] for row in rows}
+    assert len(near) == 5 and near["DDIM (ours)", 2] < near["DDIM (ours)", 4] < 100
+
+
 def test_fewest_steps_stay_near_from_there_on():
     rows = [
         {"solver": "a", "steps": steps, "to_reference": near}

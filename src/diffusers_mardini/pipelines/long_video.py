@@ -78,7 +78,7 @@ class LongVideoMixin(StreamMixin):
             conditions (`dict`, *optional*):
                 Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips
                 frames gets the mean over each interval, or the sum if the condition's configuration says so; a sum may
-                exceed the range that the checkpoint learned. Not for a stream.
+                exceed the range that the checkpoint learned. A stream that outgrows its rows ends with an error.
             stream (`bool`, defaults to `False`):
                 Whether to return an iterator of frames, in the form that `output_type` gives them, instead of all of
                 them. `video` is then one clip, and may be an iterator, too: it is read, and frames are made, as they
@@ -114,12 +114,18 @@ class LongVideoMixin(StreamMixin):
         )  # fmt: skip
         if stream:
             _refuse_pasting(paste_given)
-            if conditions is not None:
-                raise ValueError(
-                    "`conditions` belong to all frames, whose number a stream does not know; leave them out"
-                )
             return self._stream_slow_motion(
-                video, factor, cuts, height, width, window, options, output_type, decode_chunk_size, window_batch_size
+                video,
+                factor,
+                cuts,
+                height,
+                width,
+                window,
+                options,
+                output_type,
+                decode_chunk_size,
+                window_batch_size,
+                conditions,
             )
         if checked_cuts(cuts):
             raise ValueError("`cuts` needs `stream=True`; use `retime`, or cut the clip before")
@@ -382,10 +388,10 @@ class LongVideoMixin(StreamMixin):
         low_given = self.encode_low_frames(pixels, decode_chunk_size)
         latents[:, given_places], low_latents[:, given_places] = given, low_given
         with self.progress_bar(total=len(batches) * self.set_timesteps(options)) as progress_bar:
-            self.fill_windows(latents, low_latents, batches, options, decode_chunk_size, conditions, progress_bar)
+            self.sample_into(latents, low_latents, batches, options, decode_chunk_size, conditions, progress_bar)
         return latents
 
-    def fill_windows(
+    def sample_into(
         self,
         latents: torch.Tensor,
         low_latents: torch.Tensor,

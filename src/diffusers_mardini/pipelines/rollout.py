@@ -88,12 +88,14 @@ class MarDiniRollout:
         return [i for i, place in enumerate(places) if place >= last or place < first]
 
     @torch.no_grad()
-    def reset(self, video: Any, conditions: Mapping[str, Any] | None = None) -> None:
-        """Begin again with another clip; its last `overlap` frames are encoded. The generator goes on.
+    def reset(self, video: Any, conditions: Mapping[str, Any] | None = None, num_frames: int | None = None) -> None:
+        """Begin again with another clip; the frames that lead on are encoded. The generator goes on.
 
         Args:
             video: A clip, or a batch of clips, as in [`~MarDiniPipeline.__call__`].
             conditions (`dict`, *optional*): Conditions of its frames, `(len(video), channels)` each.
+            num_frames (`int`, *optional*): Of a longer clip, if `video` has only its frames at
+                `kept_places(num_frames)`; conditions are those of all its frames.
 
         Raises:
             ValueError: for every unusable argument, before any model runs.
@@ -103,10 +105,11 @@ class MarDiniRollout:
             pixels = pipe._check_long_video(
                 video, *self._size, self.window, self.options, self.output_type, least_frames=1
             )
-            values = read_conditions(conditions, pipe.conditions, *pixels.shape[:2])
+            values = read_conditions(conditions, pipe.conditions, len(pixels), num_frames or pixels.shape[1])
             self._checked_scheduler = pipe.scheduler
-            places = self.kept_places(pixels.shape[1])
-            pixels, values = pixels[:, places], self.conditions_of_kept(values, places)
+            places = self.kept_places(num_frames or pixels.shape[1])
+            pixels = pixels if num_frames else pixels[:, places]
+            values = self.conditions_of_kept(values, places)
             latents = pipe.encode_frames(pixels, self.decode_chunk_size)
             self.start(latents, pipe.encode_low_frames(pixels, self.decode_chunk_size), values)
             pipe.maybe_free_model_hooks()
@@ -258,9 +261,7 @@ class MarDiniRollout:
             low_latents = low.new_zeros((len(low), num_frames + 1, *low.shape[2:]))
             low_latents[:, keyframes] = low
             batches = [[window] for window in self._windows_between(num_frames // interval)]
-            pipe.fill_windows(
-                latents, low_latents, batches, self.options, self.decode_chunk_size, before, progress_bar
-            )
+            pipe.sample_into(latents, low_latents, batches, self.options, self.decode_chunk_size, before, progress_bar)
             if pipe.interrupt:
                 self.restore(state)
         return latents[:, 1:]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .conditions import Conditions
+from .conditions import Conditions, conditions_of_window
 from .one_call import in_use
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
@@ -61,10 +61,11 @@ class Strip:
         pipe: encodes and samples.
         options: how to sample each window.
         chunk_size: most frames that the autoencoder takes at once.
+        conditions: of the frames of the result, result of `read_rows`.
     """
 
-    def __init__(self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int):
-        self._pipe, self._options, self._size = pipe, options, chunk_size
+    def __init__(self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int, conditions: Conditions):
+        self._pipe, self._options, self._size, self._conditions = pipe, options, chunk_size, conditions
         self._latents: dict[int, torch.Tensor] = {}  # (channels, h, w) by place
         self._low_latents: dict[int, torch.Tensor] = {}  # (channels, h_low, w_low); of sampled ones when needed
         self._given: deque[int] = deque()
@@ -89,12 +90,13 @@ class Strip:
                 self._checked_scheduler = pipe.scheduler
             places = [[window.places[i] for i in window.given_indices] for window in windows]
             self._make_low(sorted({place for row in places for place in row}))
+            told = [conditions_of_window(self._conditions, pipe.conditions, window) for window in windows]
             sampled = pipe.sample_windows(
                 windows,
                 torch.stack([torch.stack([self._latents[place] for place in row]) for row in places]),
                 torch.stack([torch.stack([self._low_latents[place] for place in row]) for row in places]),
                 self._options,
-                {},
+                {name: torch.cat([one[name] for one in told]) for name in self._conditions},
             )  # (windows, frames, channels, h, w)
             if pipe.interrupt:
                 return False
@@ -139,6 +141,7 @@ def stream_windows(
     output_type: str,
     chunk_size: int,
     window_batch_size: int,
+    conditions: Conditions,
 ) -> Iterator[Any]:
     """Yield the frames of slow motion or of a new rate.
 
@@ -151,8 +154,9 @@ def stream_windows(
         output_type: form of the frames.
         chunk_size: given frames are read and encoded, and frames of the result decoded, so many at once.
         window_batch_size: most windows that run at once.
+        conditions: of the frames of the result, result of `read_rows`.
     """
-    strip, outlet = Strip(pipe, options, chunk_size), Outlet(pipe, chunk_size, output_type)
+    strip, outlet = Strip(pipe, options, chunk_size, conditions), Outlet(pipe, chunk_size, output_type)
     batcher = Batcher(window_batch_size)
 
     def batches() -> Iterator[list[Window]]:
