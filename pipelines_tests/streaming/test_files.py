@@ -196,20 +196,20 @@ def test_conditions_of_files_belong_to_the_frames_of_the_result(clip, tmp_path, 
     pipe, made = told_pipeline(), {}
     for name, actions in (("a", np.zeros((26, 2))), ("b", np.full((26, 2), 0.5)), ("none", None)):
         told = None if actions is None else {"action": actions}
-        retime_file(pipe, clip, tmp_path / f"{name}.mkv", 25, conditions=told, **FAST)
-        made[name] = (tmp_path / f"{name}.mkv").read_bytes()
+        retime_file(pipe, clip, tmp_path / f"{name}.mp4", 25, conditions=told, **FAST)
+        made[name] = (tmp_path / f"{name}.mp4").read_bytes()
     assert len(set(made.values())) == 3
     with pytest.raises(Killed):
         told = {"action": np.zeros((26, 2))}
         retime_file(
-            pipe, clip, tmp_path / "out.mkv", 25, conditions=told, progress=interrupted_after(12), **FAST
+            pipe, clip, tmp_path / "out.mp4", 25, conditions=told, progress=interrupted_after(12), **FAST
         )  # fmt: skip
     with pytest.raises(ValueError, match="condition action"):
         told = {"action": np.full((26, 2), 0.5)}
-        retime_file(pipe, clip, tmp_path / "out.mkv", 25, conditions=told, resume=True, **FAST)
+        retime_file(pipe, clip, tmp_path / "out.mp4", 25, conditions=told, resume=True, **FAST)
     told = {"action": np.zeros((26, 2))}
-    retime_file(pipe, clip, tmp_path / "out.mkv", 25, conditions=told, resume=True, **FAST)
-    assert (tmp_path / "out.mkv").read_bytes() == made["a"]
+    retime_file(pipe, clip, tmp_path / "out.mp4", 25, conditions=told, resume=True, **FAST)
+    assert (tmp_path / "out.mp4").read_bytes() == made["a"]
 
 
 def test_an_extension_with_conditions_survives_a_kill(clip, tmp_path, short_parts):
@@ -331,9 +331,9 @@ def test_a_killed_process_leaves_no_file_and_its_parts_serve(clip, tmp_path):
     """SIGKILL, while a part is written."""
     script = """
 import sys, os, signal
-from diffusers_mardini.streaming import retime_file, tasks
+from diffusers_mardini.streaming import retime_file, retiming
 from pipelines_tests.tiny_pipeline import tiny_pipeline
-tasks.PART_GAPS = 3
+retiming.PART_GAPS = 3
 def die(progress):
     if progress.frames_done == 19:
         os.kill(os.getpid(), signal.SIGKILL)

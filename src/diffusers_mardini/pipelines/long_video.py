@@ -466,7 +466,8 @@ class LongVideoMixin(StreamMixin):
             low_references, given_indices, length, options.attention_kwargs, conditions, positions
         )
         shape = (len(references) // len(windows), length, *references.shape[2:])
-        noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
+        device = planning_signals.device
+        noise = torch.cat([self.prepare_latents(shape, options.generator, device=device) for _ in windows])
         if isinstance(options.generator, list):
             options = replace(options, generator=options.generator * len(windows))
         return self.denoise(
