@@ -1,4 +1,5 @@
 import json
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks import (
     caches,
     denoising_step,
     few_steps,
+    long_file,
     long_stream,
     long_video_costs,
     memory,
@@ -372,3 +374,29 @@ def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint
 def test_a_stream_is_measured_to_its_end(checkpoint, method, frames):
     row = long_stream.measure(method, frames, steps=1, size=32, checkpoint=checkpoint)
     assert abs(row["frames"] - frames) <= 1 and row["seconds"] > 0
+
+
+def test_a_watched_run_is_killed_when_asked_and_its_memory_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_file, "INTERVAL", 0.05)
+    output = tmp_path / "result.mp4"
+    script = (
+        "import pathlib, sys, time\nfolder = pathlib.Path(sys.argv[1] + '.parts')\nfolder.mkdir(exist_ok=True)\n"
+        "held = []\nfor i in range(int(sys.argv[2])):\n    held.append(bytearray(3_000_000))\n    time.sleep(0.1)\n"
+        "    (folder / f'{i:05}.json').touch()\n"
+    )
+    command = [sys.executable, "-c", script, str(output)]
+    killed = long_file.watch([*command, "1000"], output, lambda parts: parts >= 3)
+    through = long_file.watch([*command, "5"], output, lambda parts: False)
+    assert killed.code == -9 and 3 <= killed.readings[-1].parts < 10 and through.code == 0
+    assert killed.peak_bytes > 8_000_000 and long_file.slope(killed) > 0
+    long_file.draw_memory(tmp_path / "memory.png", [killed, through], 0)
+    assert (tmp_path / "memory.png").stat().st_size > 1000
+
+
+def test_the_long_file_repeats_clips(tmp_path):
+    frames = (torch.rand(5, 40, 48, 3) * 255).to(torch.uint8).numpy()
+    write_video(tmp_path / "clips" / "a.mp4", frames, 10)
+    long_file.write_repeated(tmp_path / "clips", tmp_path / "long.mp4", 13, 5, 32)
+    assert long_file.count_frames(tmp_path / "long.mp4") == 13
+    with pytest.raises(ValueError, match=r"holds no \.mp4 to repeat"):
+        long_file.write_repeated(tmp_path, tmp_path / "none.mp4", 13, 5, 32)
