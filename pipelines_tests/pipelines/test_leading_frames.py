@@ -63,6 +63,20 @@ def test_windows_are_led_by_the_anchors_and_the_last_frames(pipe):
     assert torch.equal(plain[:, :7], frames[:, :7]) and not torch.allclose(plain[:, 7:], frames[:, 7:])
 
 
+def test_an_anchor_of_the_clip_stays_without_noise(pipe):
+    asked, inner = [], pipe.denoise
+
+    def denoise(*args):
+        asked.append(args[-1])
+        return inner(*args)
+
+    pipe.denoise = denoise
+    rollout = pipe.rollout(clip(4), window=7, overlap=4, anchors=1, generated_noise=0.1, generator=seeded(), **FEW)
+    for _ in range(4):
+        rollout.step()
+    assert asked[0] is None and all(level.tolist() == [0, 100, 100, 100] for level in asked[1:])
+
+
 def test_memory_of_anchors_does_not_grow(pipe):
     rollout = pipe.rollout(clip(3), window=6, overlap=4, anchors=3, generator=seeded(), **FEW)
     counts = []

@@ -4,7 +4,7 @@ It keeps what the next windows need of the frames so far, and nothing else: thei
 them, and their conditions. `MarDiniPipeline.rollout` makes one; `extend` in `long_video.py` is a loop over one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from .leading_frames import LeadingFrames
 from .one_call import in_use
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
-from .window_plans import slow_motion_windows
+from .window_plans import Window, slow_motion_windows
 
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class MarDiniRollout:
         gaps = num_frames // self.keyframe_interval
         return 1 if gaps == num_frames else 1 + len(self._windows_between(gaps))
 
-    def _windows_between(self, gaps: int):
+    def _windows_between(self, gaps: int) -> Sequence[Window]:
         """Return the windows between the last keyframe and `gaps` new ones."""
         return slow_motion_windows(gaps + 1, self.keyframe_interval, max(3, self.window))
 
@@ -236,9 +236,9 @@ class MarDiniRollout:
             noise, references, given_indices, planning_signals, options, progress_bar, told, timestep
         )[:, -num_frames:]  # (videos, num_frames, channels, h, w)
         if not pipe.interrupt:
-            generated = self._num_generated + num_frames
-            self._keep(torch.cat([latents, sampled], dim=1), low_latents, conditions)
-            self._num_generated = min(generated, self._latents.shape[1])
+            first_generated = latents.shape[1] - self._num_generated
+            places = self._keep(torch.cat([latents, sampled], dim=1), low_latents, conditions)
+            self._num_generated = sum(place >= first_generated for place in places)
         return sampled
 
     def _sample_hierarchy(self, num_frames: int, conditions: Conditions, progress_bar: Any) -> torch.Tensor:
@@ -260,6 +260,8 @@ class MarDiniRollout:
             low = pipe._low_latents_of_sampled(latents[:, keyframes], self.decode_chunk_size)
             low_latents = low.new_zeros((len(low), num_frames + 1, *low.shape[2:]))
             low_latents[:, keyframes] = low
+            if missing := self._latents.shape[1] - self._low_latents.shape[1]:
+                self._low_latents = torch.cat([self._low_latents, low[:, -missing:]], dim=1)
             batches = [[window] for window in self._windows_between(num_frames // interval)]
             pipe.sample_into(latents, low_latents, batches, self.options, self.decode_chunk_size, before, progress_bar)
             if pipe.interrupt:
@@ -289,13 +291,14 @@ class MarDiniRollout:
         timestep[given:] = level
         return *noised, timestep
 
-    def _keep(self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions) -> None:
-        """Keep of some frames those that windows need; `low_latents` may have only the first of them."""
+    def _keep(self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions) -> list[int]:
+        """Keep of some frames those that windows need, and return which; `low_latents` may have only the first."""
         places = self.leading.kept(latents.shape[1])
         self._latents = latents[:, places]  # a copy: a view would keep the whole window alive
         self._low_latents = low_latents[:, [place for place in places if place < low_latents.shape[1]]]
         kept = {name: values[:, places] for name, values in conditions.items()}
         self._conditions = {name: values for name, values in kept.items() if not values.isnan().all()}
+        return places
 
     def _with_those_of_kept(self, new: Conditions, num_frames: int) -> Conditions:
         """Return the conditions of the kept frames and of the new ones, absent where neither has values."""
