@@ -94,8 +94,8 @@ def test_a_killed_command_goes_on(here, sent, code):
     script = f"""
 import os, signal, sys
 from diffusers_mardini import cli
-from diffusers_mardini.streaming import running, tasks
-tasks.PART_GAPS = 3
+from diffusers_mardini.streaming import retiming, running
+retiming.PART_GAPS = 3
 add = running._Counter.add
 def die(self):
     add(self)
