@@ -7,6 +7,8 @@ from diffusers_mardini.models.embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
     append_next_tokens,
+    _rotate_in_graphs,
+    _Rotation,
     apply_rotary_embedding,
     patchify,
     remove_next_tokens,
@@ -99,3 +101,15 @@ def test_a_rotation_turns_pairs_of_channels_counterclockwise():
     rotated = apply_rotary_embedding(heads, cos, sin)
     torch.testing.assert_close(rotated, torch.cat([expected.real, expected.imag], dim=-1))
     assert apply_rotary_embedding(heads.bfloat16(), cos, sin).dtype == torch.bfloat16
+
+
+def test_a_rotation_is_that_of_compiled_graphs_and_its_gradient_turns_back():
+    tables = MarDiniRotaryPosEmbed(16, theta=100.0)(3, 2, 2, torch.device("cpu"))
+    heads, grad = torch.randn(2, 3, 6, 4, 16, requires_grad=True), torch.randn(2, 3, 6, 4, 16)
+    rotated, expected = apply_rotary_embedding(heads, *tables), _rotate_in_graphs(heads, *tables)
+    assert torch.equal(rotated, expected)
+    ours, theirs = (torch.autograd.grad(result, heads, grad)[0] for result in (rotated, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)  # sums of two products, one of them fused
+    torch.testing.assert_close(ours, apply_rotary_embedding(grad, tables[0], -tables[1]), atol=0, rtol=0)
+    exact = heads.detach().double().requires_grad_(), *(table.double() for table in tables)
+    assert torch.autograd.gradcheck(_Rotation.apply, exact) and torch.autograd.gradgradcheck(_Rotation.apply, exact)
