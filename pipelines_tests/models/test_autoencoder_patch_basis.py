@@ -44,7 +44,9 @@ class OnMps(torch.Tensor):
                 return args[0].as_subclass(torch.Tensor)
             result = function(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+            )
         return result.as_subclass(cls) if isinstance(result, torch.Tensor) else result
 
 

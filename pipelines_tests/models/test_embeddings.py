@@ -6,9 +6,9 @@ import torch
 from diffusers_mardini.models.embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
-    append_next_tokens,
     _rotate_in_graphs,
     _Rotation,
+    append_next_tokens,
     apply_rotary_embedding,
     patchify,
     remove_next_tokens,

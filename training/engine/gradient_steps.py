@@ -6,6 +6,7 @@ losses are in `losses.py`.
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -54,9 +55,9 @@ class GradientSteps:
             is_last = part + 1 == len(batches)
             local = contextlib.nullcontext() if is_last else gradients_kept_local(self.model, self.accelerator)
             with local, self.accelerator.autocast():
-                part_losses = {
-                    name: loss / len(batches) for name, loss in self.model(batch.to(self.accelerator.device)).items()
-                }
+                # Without names of clips: a compiled step would be compiled anew for others.
+                inputs = replace(batch.to(self.accelerator.device), windows=())
+                part_losses = {name: loss / len(batches) for name, loss in self.model(inputs).items()}
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses

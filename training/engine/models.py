@@ -124,7 +124,7 @@ def make_models(config: RunConfig) -> nn.ModuleDict:
     for name in CLASSES:
         if config.gradient_checkpointing:
             models[name].enable_gradient_checkpointing()
-        if any(stage.compile for stage in config.stages):
+        if any(stage.compile is True for stage in config.stages):
             models[name].compile_repeated_blocks()
     return models
 
