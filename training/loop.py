@@ -26,7 +26,7 @@ from training.data.windows import ClipWindows, usual_window
 from training.digests import tensors_digest
 from training.engine.adapter import export_adapter, frozen_digests
 from training.engine.checkpoint import clear_leftovers, newest_checkpoint
-from training.engine.compiling import compiled_blocks
+from training.engine.compiling import compile_step, compiled_blocks
 from training.engine.divergence import DivergenceGuard, where_to_go_on
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import GradientSteps
@@ -282,7 +282,7 @@ class Run:
         self.transformer.set_temporal_attention(stage.temporal_attention)
         models = {"planner": self.planner, "head": self.head, "transformer": self.transformer}
         chosen = (model if part in trained_parts(stage) else None for part, model in models.items())
-        return MarDiniTrainingModel(*chosen, self.scheduler, stage.planner_loss_weight)
+        return compile_step(MarDiniTrainingModel(*chosen, self.scheduler, stage.planner_loss_weight), stage)
 
     def _dropout(self, draw: Draw) -> contextlib.AbstractContextManager:
         """Seed the dropout of an adapter within the block by the step and by this process's first row."""
