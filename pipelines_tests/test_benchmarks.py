@@ -11,6 +11,7 @@ from benchmarks import (
     attention_forms,
     caches,
     denoising_step,
+    exact_savings,
     few_steps,
     long_stream,
     long_video_costs,
@@ -361,3 +362,11 @@ def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint
 def test_a_stream_is_measured_to_its_end(checkpoint, method, frames):
     row = long_stream.measure(method, frames, steps=1, size=32, checkpoint=checkpoint)
     assert abs(row["frames"] - frames) <= 1 and row["seconds"] > 0
+
+
+@pytest.mark.slow  # 20 seconds: training steps of the tiny preset in both forms
+def test_exact_savings_are_timed_beside_the_forms_before(capsys):
+    rows = exact_savings.main(["--batch-size", "1", "--repeats", "1", "--clips", "2"])
+    assert [row["name"].partition(",")[0] for row in rows][-1] == "drawing a batch: latents in memory"
+    assert all(row["times as fast"].median > 0 for row in rows)
+    assert capsys.readouterr().out.count("times as fast") == len(rows) >= 6
