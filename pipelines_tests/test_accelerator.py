@@ -6,7 +6,8 @@ import torch
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl
-from pipelines_tests.training.data.test_windows import MIXTURE, make, run as draw_batch
+from pipelines_tests.training.data.test_windows import MIXTURE, make
+from pipelines_tests.training.data.test_windows import run as draw_batch
 
 
 DEVICE = "cuda"
