@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl, tiny_vae
 from pipelines_tests.training.data.test_windows import MIXTURE, SQUARE, WIDE, make, run
+from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_vae
 from training.data.batches import Batch
 from training.data.buckets import WindowRequest
 from training.data.latents import ClipError
+from training.data.preparation import prepare_data
 
 
 CPU = torch.device("cpu")
@@ -86,3 +89,12 @@ def test_what_is_on_the_device_already_is_not_pinned():
     tensor = torch.zeros(1, 2, 4, 2, 2, device="meta")
     batch = Batch(tensor, tensor, tensor, 1, tensor, tensor, tensor)
     assert batch.pinned().latents is tensor
+
+
+def test_a_run_says_whether_its_latents_stay_on_the_device(tmp_path, capsys):
+    for most, said in ((1, "GB, stay on cpu"), (1e-9, "are read from files (data.device_gb is 1e-09)")):
+        config = make_config(data=data_fields(clips_folder(), device_gb=most)).for_processes(1)
+        windows = prepare_data(config, make_vae(), tmp_path / str(most), Accelerator(cpu=True)).train
+        assert said in capsys.readouterr().out and bool(windows._resident) == (most == 1)
+    with pytest.raises(ValueError, match="leave device_gb at 0"):
+        make_config(data=data_fields(clips_folder(), device_gb=1, from_pixels=True))
