@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_mardini.models.embeddings import (
     MarDiniCrossRotaryPosEmbed,
@@ -113,3 +114,28 @@ def test_a_rotation_is_that_of_compiled_graphs_and_its_gradient_turns_back():
     torch.testing.assert_close(ours, apply_rotary_embedding(grad, tables[0], -tables[1]), atol=0, rtol=0)
     exact = heads.detach().double().requires_grad_(), *(table.double() for table in tables)
     assert torch.autograd.gradcheck(_Rotation.apply, exact) and torch.autograd.gradgradcheck(_Rotation.apply, exact)
+
+
+class Passes(TorchDispatchMode):
+    """The operations that write as much as half of the heads, by name."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.names = least, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and isinstance(result, torch.Tensor) and result.numel() >= self.least:
+            self.names.append(function.overloadpacket.__name__)
+        return result
+
+
+def test_a_rotation_writes_its_heads_twice_each_way():
+    tables = MarDiniRotaryPosEmbed(16, theta=100.0)(3, 2, 2, torch.device("cpu"))
+    heads, grad = torch.randn(2, 3, 6, 4, 16, requires_grad=True), torch.randn(2, 3, 6, 4, 16)
+    half = heads.numel() // 2
+    with Passes(half) as forward:
+        rotated = apply_rotary_embedding(heads, *tables)
+    with Passes(half) as backward:
+        torch.autograd.grad(rotated, heads, grad)
+    assert forward.names == backward.names == ["mul", "addcmul_", "addcmul_"]  # all, and each half
