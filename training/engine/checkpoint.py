@@ -48,7 +48,6 @@ class Checkpoint:
     optimizers: list[dict]
     state: dict
 
-
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """Return the tensors by kind."""
         return dict(zip(KINDS, (self.weights, self.averages, self.moments)))

@@ -106,9 +106,9 @@ class InitialWeights(TorchDispatchMode):
             values[_key(call.result)] = call.do(values)
             for key in {*call.reads(), _key(call.result)}:
                 if last_use[key] == number:
-                    value = values.pop(key)
                     if key in self._names:
-                        fill(parameters[self._names[key]], value)
+                        fill(parameters[self._names[key]], values[key])
+                    del values[key]  # before the next one is drawn
 
     def _needed(self) -> tuple[set[int], dict[int, int]]:
         """Return the numbers of the calls that parameters depend on, and of the last use of each of their values."""

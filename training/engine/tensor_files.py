@@ -118,7 +118,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                 continue
             there = tuple((start, start + size) for start, size in zip(*held[name]))
             common = tuple((max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(there, bounds))
-            if common in found or any(start >= end for start, end in common) and wanted:
+            if common in found or (any(start >= end for start, end in common) and wanted):
                 continue
             if common == there:
                 found[common] = file.get_tensor(name)

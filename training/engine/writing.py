@@ -128,7 +128,7 @@ class CheckpointWriter:
 class Copies:
     """Copy what this process writes of a checkpoint to the host's memory.
 
-    Values that several processes hold are written by one of them, each by another one.
+    Values that several processes hold are written by one of them; they share the work.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -149,9 +149,14 @@ class Copies:
         self, kind: str, tensors: Mapping[str, torch.Tensor], kept: Mapping[tuple[str, str], torch.Tensor]
     ) -> dict[str, Part]:
         parts = {}
-        for number, (name, tensor) in enumerate(tensors.items()):
-            place, count = copies(tensor, self.accelerator)
-            if number % count == place and (values := local(tensor)).numel():
+        dealt: dict[int, list[int]] = {}  # values that each of so many processes writes
+        # The largest first, each to the process with the least so far: they write nearly the same.
+        for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):
+            (place, count), values = copies(tensor, self.accelerator), local(tensor)
+            loads = dealt.setdefault(count, [0] * count)
+            owner = loads.index(min(loads))
+            loads[owner] += values.numel()
+            if owner == place and values.numel():
                 start = tuple(first for first, _ in bounds(tensor))
                 parts[name] = Part(self._copy((kind, name), values, kept), start)
         return parts
