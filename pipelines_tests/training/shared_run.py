@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -44,14 +45,16 @@ class StopAfter(StopRequest):
 
 @contextlib.contextmanager
 def watched(run: Run):
-    """Record sums over processes, by global step, and files of the run's folder that are looked for, in all steps that end no stage."""
+    """Record sums over processes, by global step, and files of the run's folder that the training thread looks for, in
+    all steps that end no stage."""
     sums, touched, inside = {}, set(), [False]
     stat, reduce = os.stat, torch.distributed.all_reduce
     ends = [sum(list(STEPS.values())[: number + 1]) for number in range(len(STEPS))]
 
     def note(path) -> None:
         path = Path(os.fsdecode(path)) if isinstance(path, (str, bytes, os.PathLike)) else None
-        if inside[0] and path is not None and path.is_relative_to(run.folder):
+        is_step = inside[0] and threading.current_thread() is threading.main_thread()
+        if is_step and path is not None and path.is_relative_to(run.folder):
             touched.add(path.relative_to(run.folder).as_posix())
 
     def seen_stat(path, *arguments, **keywords):
@@ -101,7 +104,7 @@ def train(entry: dict) -> None:
     if run.accelerator.process_index == process:
         MarDiniTrainingModel.forward = explode(run, {step})
     with contextlib.suppress(Stopped), watched(run) if entry.get("watched") else contextlib.nullcontext():
-        run.train(StopAfter(run, entry.get("until", 0)))
+        run.train(StopAfter(run, entry["until"]) if "until" in entry else None)
 
 
 def start(entry: dict) -> list[int]:
