@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
-from pipelines_tests.training.test_train_mardini import clips_folder
+from pipelines_tests.training.test_train_mardini import clips_folder, make_vae
 from training.engine.checkpoint import KINDS, list_checkpoints, load_checkpoint
+from training.export import export
 from training.monitoring.panel import TIMES
 
 
@@ -132,6 +133,18 @@ def test_all_save_one_ordinary_pipeline(runs):
         for part in ("planner", "transformer"):
             for name, tensor in getattr(pipe, part).state_dict().items():
                 assert torch.equal(tensor, averages[f"{part}.{name}"]), (kind, part, name)
+
+
+def test_files_of_several_processes_are_merged_by_one_without_them(runs, tmp_path):
+    from pipelines_tests.training.shared_run import make_shared_config  # by way of others, it imports this module
+
+    make_vae().save_pretrained(tmp_path / "vae")
+    config = make_shared_config(clips_folder(), vae=str(tmp_path / "vae"))
+    (runs / "fsdp" / "config.json").write_text(config.model_dump_json())
+    merged = export(runs / "fsdp", tmp_path / "merged")
+    for part in ("planner", "transformer"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (merged / name).read_bytes() == (runs / "fsdp" / "pipeline" / name).read_bytes()
 
 
 @pytest.mark.slow
