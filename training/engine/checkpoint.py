@@ -6,10 +6,11 @@ folder called `step-…` was whole once (`files.py`); if it was damaged since, `
 using another one. Exported models are in `models.py`.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,14 +102,12 @@ def write_parts(target: Path, parts: Parts, rank: int, ranks: int) -> dict[str, 
         CheckpointError: if they cannot be written; earlier checkpoints are untouched.
     """
     hidden = hidden_folder(target)
-    try:
+    with _named_write_errors(target):
         hidden.mkdir(parents=True, exist_ok=True)
         names = {kind: f"{kind}.safetensors" for kind in KINDS}
         if ranks > 1:
             names = {kind: f"{kind}-{rank + 1:05d}-of-{ranks:05d}.safetensors" for kind in KINDS}
         return {names[kind]: write_tensors(hidden / names[kind], parts[kind]) for kind in KINDS}
-    except OSError as error:
-        raise _unwritten(target, error) from error
 
 
 def complete(
@@ -128,14 +127,12 @@ def complete(
         CheckpointError: if it cannot be written; earlier checkpoints are untouched.
     """
     hidden, folder = hidden_folder(target), target.parent
-    try:
+    with _named_write_errors(target):
         (hidden / STATE).write_text(json.dumps({**state, "files": files}, indent=1))
         flush(hidden / STATE)
         flush(hidden)
         take_place(hidden, target)
         write_whole(folder / LATEST, target.name + "\n")
-    except OSError as error:
-        raise _unwritten(target, error) from error
     good = good_checkpoint(folder, good_until)
     unknown = [path for path in list_checkpoints(folder) if step_of(path) > good_until]
     kept = [good, *(unknown[:1] if late_news else [])]
@@ -149,13 +146,18 @@ def discard(target: Path) -> None:
     shutil.rmtree(hidden_folder(target), ignore_errors=True)
 
 
-def _unwritten(target: Path, error: OSError) -> CheckpointError:
-    left = list_checkpoints(target.parent)
-    return CheckpointError(
-        f"cannot write the checkpoint {target}: {error}. "
-        + (f"{left[-1]} is whole and untouched; " if left else "There is no earlier checkpoint; ")
-        + "make room or make the folder writable, then type the same command again"
-    )
+@contextlib.contextmanager
+def _named_write_errors(target: Path) -> Iterator[None]:
+    """Turn errors of writing a checkpoint into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        left = list_checkpoints(target.parent)
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: {error}. "
+            + (f"{left[-1]} is whole and untouched; " if left else "There is no earlier checkpoint; ")
+            + "make room or make the folder writable, then type the same command again"
+        ) from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -252,9 +254,9 @@ def _kind(name: str) -> str:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove checkpoints that killed runs left half written or half deleted."""
-    for path in folder.glob(f".step-*{UNFINISHED}"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed runs left half written or half deleted."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

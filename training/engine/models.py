@@ -3,9 +3,10 @@
 Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`.
 """
 
+import contextlib
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -259,10 +260,8 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     Raises:
         ValueError: if it is missing, or not whole.
     """
-    try:
+    with _named_read_errors(name, pipeline):
         model = CLASSES[name].from_pretrained(pipeline, subfolder=name, use_safetensors=True, **arguments)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, pipeline, error) from error
     if absent := [key for key, tensor in model.state_dict().items() if tensor.is_meta]:
         raise ValueError(
             f"`init_from` is {pipeline!r}, whose {name} lacks {len(absent)} tensors, the first is {absent[0]!r}; get "
@@ -271,12 +270,17 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def _unreadable(name: str, pipeline: str, error: Exception) -> ValueError:
-    said = " ".join(str(error).split())[:200]
-    return ValueError(
-        f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or Hub id "
-        f"of a pipeline. {how_to_convert(pipeline, name)}"
-    )
+@contextlib.contextmanager
+def _named_read_errors(name: str, pipeline: str) -> Iterator[None]:
+    """Turn errors of reading a part of the pipeline of `init_from` into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
+            f"Hub id of a pipeline. {how_to_convert(pipeline, name)}"
+        ) from error
 
 
 def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
@@ -288,27 +292,24 @@ def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
         ValueError: if the weights are missing or no safetensors, or their sizes differ.
     """
     for name, model in models.items():
-        try:
+        own = dict(model.named_parameters())
+        with _named_read_errors(name, pipeline):
             weights = _weights_of(name, pipeline)
-            own = dict(model.named_parameters())
-            refuse_other_sizes(pipeline, name, weights.shapes, _shapes(model))
-            for key in weights:
+            shapes = weights.shapes
+        refuse_other_sizes(pipeline, name, shapes, _shapes(model))
+        with _named_read_errors(name, pipeline):
+            for key in shapes:
                 fill_from(own[key], weights, key)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(name, pipeline, error) from error
 
 
 def _weights_of(name: str, pipeline: str) -> TensorFiles:
     """Return the tensors of a part of a pipeline in a folder or on the Hub."""
-    try:
-        home = local_folder(pipeline) or Path(snapshot_download(pipeline, allow_patterns=[f"{name}/*"]))
-        folder = home / name
-        check_weight_files(folder)
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        shards = set(read_json(index, ["weight_map"])["weight_map"].values()) if index.is_file() else None
-        return TensorFiles([folder / file for file in sorted(shards or [SAFETENSORS_WEIGHTS_NAME])])
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, pipeline, error) from error
+    home = local_folder(pipeline) or Path(snapshot_download(pipeline, allow_patterns=[f"{name}/*"]))
+    folder = home / name
+    check_weight_files(folder)
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    shards = set(read_json(index, ["weight_map"])["weight_map"].values()) if index.is_file() else None
+    return TensorFiles([folder / file for file in sorted(shards or [SAFETENSORS_WEIGHTS_NAME])])
 
 
 def refuse_other_sizes(
