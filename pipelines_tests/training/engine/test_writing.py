@@ -114,3 +114,19 @@ def test_a_process_that_dies_in_its_thread_leaves_the_last_one_whole(tmp_path, n
     assert all((tensor == checkpoints.step_of(newest)).all() for tensor in weights.values())
     clear_leftovers(tmp_path)
     assert not list(tmp_path.glob(".step-*"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_copies_into_pinned_memory_that_is_kept(tmp_path):
+    weights = {"planner.a": torch.empty(4096, 4096, device="cuda")}
+    writer, buffers = CheckpointWriter(tmp_path, Accelerator(cpu=True), 1, late_news=False), set()
+    for step in (1, 2):
+        weights["planner.a"].fill_(step)
+        writer.begin(Checkpoint(weights, {}, {}, [], {"global_step": step}), 0)
+        weights["planner.a"].fill_(-1)  # training goes on
+        writer.finish()
+        assert (load_checkpoint(newest_checkpoint(tmp_path)).weights["planner.a"] == step).all()
+        (buffer,) = writer._copies._pinned.values()
+        assert buffer.is_pinned()
+        buffers.add(buffer.data_ptr())
+    assert len(buffers) == 1
