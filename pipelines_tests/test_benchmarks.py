@@ -10,6 +10,7 @@ from benchmarks import (
     asymmetry,
     attention_forms,
     caches,
+    checkpointing,
     denoising_step,
     exact_savings,
     few_steps,
@@ -70,6 +71,14 @@ def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
     assert next(iter(seconds)) == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
     *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
     assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
+
+
+def test_the_steps_around_a_checkpoint_are_timed_both_ways(capsys, tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--preset", "mardini-nano", "--batch-size", "1", "--repeats", "1", "-o", str(output)]
+    ratios = checkpointing.main(options)
+    assert set(ratios) == {"taken", "after", "rest", "before"} and ratios["before"].median > 1
+    assert "of a usual one" in capsys.readouterr().out and json.loads(output.read_text())["bytes"] > 2e7
 
 
 def test_what_lies_between_steps_is_logging():

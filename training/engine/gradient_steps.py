@@ -15,7 +15,7 @@ from torch import nn
 from training.config.schema import OptimizerConfig
 from training.data.batches import Batch
 from training.engine.optimizers import load_optimizers, make_optimizers, optimizer_tensors
-from training.engine.sharding import data_parallel, gather, gradients_kept_local, whole
+from training.engine.sharding import data_parallel, gradients_kept_local, whole
 
 
 class GradientSteps:
@@ -79,9 +79,8 @@ class GradientSteps:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Return the result of `optimizer_tensors`, with whole tensors on the main process and none on others."""
-        tensors, rest = optimizer_tensors(self.optimizers)
-        return gather(tensors, self.accelerator), rest
+        """Return the result of `optimizer_tensors`; the tensors of shards are sharded like them."""
+        return optimizer_tensors(self.optimizers)
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], rest: list[dict]) -> None:
         """Restore what `state` returned, whichever way the processes shared it then."""
