@@ -11,7 +11,9 @@ from benchmarks import (
     asymmetry,
     attention_forms,
     caches,
+    checkpointing,
     denoising_step,
+    exact_savings,
     few_steps,
     long_file,
     long_stream,
@@ -71,6 +73,14 @@ def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
     assert next(iter(seconds)) == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
     *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
     assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
+
+
+def test_the_steps_around_a_checkpoint_are_timed_both_ways(capsys, tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--preset", "mardini-nano", "--batch-size", "1", "--repeats", "1", "-o", str(output)]
+    ratios = checkpointing.main(options)
+    assert set(ratios) == {"taken", "after", "rest", "before"} and ratios["before"].median > 1
+    assert "of a usual one" in capsys.readouterr().out and json.loads(output.read_text())["bytes"] > 2e7
 
 
 def test_what_lies_between_steps_is_logging():
@@ -387,7 +397,7 @@ def test_a_watched_run_is_killed_when_asked_and_its_memory_is_drawn(tmp_path, mo
     command = [sys.executable, "-c", script, str(output)]
     killed = long_file.watch([*command, "1000"], output, lambda parts: parts >= 3)
     through = long_file.watch([*command, "5"], output, lambda parts: False)
-    assert killed.code == -9 and 3 <= killed.readings[-1].parts < 10 and through.code == 0
+    assert killed.code == -9 and 3 <= killed.readings[-1].parts < 1000 and through.code == 0
     assert killed.peak_bytes > 8_000_000 and long_file.slope(killed) > 0
     long_file.draw_memory(tmp_path / "memory.png", [killed, through], 0)
     assert (tmp_path / "memory.png").stat().st_size > 1000
@@ -400,3 +410,11 @@ def test_the_long_file_repeats_clips(tmp_path):
     assert long_file.count_frames(tmp_path / "long.mp4") == 13
     with pytest.raises(ValueError, match=r"holds no \.mp4 to repeat"):
         long_file.write_repeated(tmp_path, tmp_path / "none.mp4", 13, 5, 32)
+
+
+@pytest.mark.slow  # 20 seconds: training steps of the tiny preset in both forms
+def test_exact_savings_are_timed_beside_the_forms_before(capsys):
+    rows = exact_savings.main(["--batch-size", "1", "--repeats", "1", "--clips", "2"])
+    assert [row["name"].partition(",")[0] for row in rows][-1] == "drawing a batch: latents in memory"
+    assert all(row["times as fast"].median > 0 for row in rows)
+    assert capsys.readouterr().out.count("times as fast") == len(rows) >= 6
