@@ -409,7 +409,7 @@ def test_the_long_file_repeats_clips(tmp_path):
     long_file.write_repeated(tmp_path / "clips", tmp_path / "long.mp4", 13, 5, 32)
     assert long_file.count_frames(tmp_path / "long.mp4") == 13
     with pytest.raises(ValueError, match=r"holds no \.mp4 to repeat"):
-        long_file.write_repeated(tmp_path, tmp_path / "none.mp4", 13, 5, 32)
+        long_file.write_repeated(tmp_path / "nowhere", tmp_path / "none.mp4", 13, 5, 32)
 
 
 @pytest.mark.slow  # 20 seconds: training steps of the tiny preset in both forms
