@@ -234,7 +234,11 @@ def sampling_key(
     scheduler: SchedulerMixin, steps: int, guidance_scale: float | None = None, scheduler_name: str = ""
 ) -> dict[str, Any]:
     """Return the sampler settings that frames depend on; `scheduler_name` is "" for the checkpoint's own."""
-    settings = {name: repr(value) for name, value in sorted({**scheduler.config}.items())}
+    # diffusers lists the defaults from a set, which each process has in another order.
+    config = {
+        name: sorted(value) if name == "_use_default_values" else value for name, value in scheduler.config.items()
+    }
+    settings = {name: repr(value) for name, value in sorted(config.items())}
     return {
         "steps": steps,
         "scheduler": [scheduler_name, settings],
