@@ -6,7 +6,7 @@ The shards hold the moments of the autoencoder's posterior, so that each epoch s
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
+from training.data.entries import Entries, Entry
 from training.data.failures import reason_lines, sentence
-from training.data.latent_shards import Chunk, ShardWriter, scan
-from training.data.manifest import Entry
+from training.data.latent_shards import Chunk, ChunkIndex, ShardWriter, scan
 from training.data.sources import Source
 from training.digests import tensors_digest
 from training.files import UNFINISHED, named_write_errors, write_whole
@@ -29,6 +29,7 @@ from training.progress import Progress
 from training.stopping import Stopped
 
 
+INDEX = "index.arrow"  # where the chunks of each clip lie; older caches have that in `index.json`
 FRAME_POLICY = "every frame, upright"
 # A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
 _POINT_LOGVAR = -20.0
@@ -85,6 +86,7 @@ class LatentCache:
         size: height and width of the frames in pixels.
         views: the views of the frames that it holds.
         left_out: reasons by key, for clips that could not be encoded.
+        index: where the chunks of each clip lie.
         stopped: why the processes stopped before the cache was complete; `None` if they did not.
     """
 
@@ -101,11 +103,16 @@ class LatentCache:
             )
             self.left_out: dict[str, str] = dict(index["left_out"])
             self.stopped: str | None = index.get("stopped")
-            self._chunks = {sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
+        with _damage(folder / INDEX):
+            self.index = ChunkIndex.open(folder / INDEX) if (folder / INDEX).is_file() else _old_index(index)
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry.sha256 in self._chunks
+        return entry.sha256 in self.index
+
+    def holds(self, digests: np.ndarray) -> np.ndarray:
+        """Return which clips it holds, by their hashes: `(clips,)` of 32 bytes each."""
+        return self.index.holds(digests)
 
     def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:  # noqa: B008
         """Return the moments of some frames of a clip, in the stored type.
@@ -124,7 +131,7 @@ class LatentCache:
         if not 0 <= indices.min() <= indices.max() < entry.num_frames:
             raise ValueError(f"clip '{entry.key}' has {entry.num_frames} frames, asked for were {indices.tolist()}")
         parts = {}
-        for chunk in self._chunks[entry.sha256]:
+        for chunk in self.index.chunks(entry.sha256):
             mine = (chunk.first <= indices) & (indices < chunk.end)
             if not mine.any():
                 continue
@@ -224,16 +231,16 @@ def build_latent_cache(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    entries = list(entries)
+    entries = Entries.of(entries)
     # Shared by place in the list of all clips: processes may not agree on which ones are missing.
-    mine = {entry.sha256: entry for entry in entries[rank::world]}
+    mine = entries.select(np.arange(len(entries)) % world == rank)
     found = scan(folder)
-    missing = [entry for sha, entry in mine.items() if sha not in found.clips]
+    missing = mine.select(_not_among(mine, found.clips))
     if world == 1 and not missing and (folder / "index.json").is_file():
         cache = LatentCache(folder)
-        if not cache.left_out and all(entry in cache for entry in entries):
+        if not cache.left_out and all(cache.holds(part).all() for part in entries.hashes()):
             return cache  # nothing is written if nothing is new, so that many programs can read it at once
-    if missing:
+    if len(missing):
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
     writer = ShardWriter(folder, rank, shard_bytes, shard_seconds, dtype)
     work = _Encoding(source, vae, size, planner_downscale, views, batch_size, writer, stop, found.begun)
@@ -247,7 +254,7 @@ def build_latent_cache(
     cache = LatentCache(folder)
     if cache.stopped is not None:
         raise Stopped(cache.stopped)
-    if not any(entry in cache for entry in entries):
+    if not any(cache.holds(part).any() for part in entries.hashes()):
         raise ValueError(
             f"none of the {len(entries)} clips of '{source.spec}' could be encoded; the first reason: "
             + next(iter(cache.left_out.values()), "there are no clips")
@@ -350,6 +357,22 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
         raise ClipError(sentence(error)) from error
 
 
+def _not_among(entries: Entries, known: Container[str]) -> np.ndarray:
+    """Return which clips are not known by their hash, each hash once."""
+    seen: set[bytes] = set()
+    found = []
+    for part in entries.hashes():
+        for digest in part.tolist():
+            found.append(digest not in seen and digest.ljust(32, b"\0").hex() not in known)
+            seen.add(digest)
+    return np.array(found, bool)
+
+
+def _old_index(index: dict) -> ChunkIndex:
+    """Return the index of a cache whose chunks are in `index.json`."""
+    return ChunkIndex.of({sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()})
+
+
 def _write_index(folder: Path, settings: dict, world: int) -> None:
     found = scan(folder)
     for path in found.damaged:
@@ -368,9 +391,9 @@ def _write_index(folder: Path, settings: dict, world: int) -> None:
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))
-    clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in found.clips.items()}
-    index = {"settings": settings, "left_out": left_out, "clips": clips}
+    index = {"settings": settings, "left_out": left_out}
     with named_write_errors(f"the latent cache '{folder}'"):
+        ChunkIndex.of(found.clips).write(folder / INDEX)
         write_whole(folder / "index.json", json.dumps(index | ({"stopped": reasons[0]} if reasons else {})))
 
 
