@@ -5,77 +5,37 @@ for. So memory does not grow with the number of clips. `manifest.py` makes the f
 """
 
 import json
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
-from training.data.failures import sentence
+from training.data.entry_columns import (
+    FEW_VALUES,
+    HEADER,
+    SCHEMA,
+    Entry,
+    Groups,
+    InMemory,
+    OnDisk,
+    as_column,
+    batch_of,
+    entry_of,
+    hashes_of,
+    numbers,
+)
 from training.files import whole_file
 
 
 GROUP = 8192  # clips of a row group: what is decoded for one drawn clip
 _PART = 8 * GROUP  # clips that are counted at once
-_HELD = 4  # decoded row groups that are kept for the next clips
 _BLOCK = 8192  # clips between two counts of a selection
 SHARD = 1000  # clips that count as a shard where nothing says which clips lie together
-_HEADER = b"mardini.manifest"
-
-
-class Entry(BaseModel):
-    """One clip. Sizes are those of upright frames; times are seconds on the file's own clock."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str
-    status: Literal["ok", "left out"]
-    reason: str = ""
-    stamp: str | None = Field(
-        None, description="Size and time of change; a clip whose stamp differs is decoded again."
-    )
-    sha256: str = Field("", description="Of the clip's bytes; the key of the latent cache.")
-    size: int = Field(0, description="Bytes.")
-    num_frames: int = 0
-    fps: float = Field(0.0, description="The mean if the rate varies.")
-    width: int = 0
-    height: int = 0
-    start: float = Field(0.0, description="Time of the first frame.")
-    duration: float = 0.0
-    codec: str = ""
-    timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, if the rate varies.")
-    first_frame: int = Field(0, description="Of a span: index of its first frame in the whole clip.")
-    clip_frames: int = Field(0, description="Of a span: frames of the whole clip; 0: the entry is a whole clip.")
-
-    @property
-    def variable_rate(self) -> bool:
-        """Return whether the time between frames varies."""
-        return self.timestamps is not None
-
-    def times(self, indices: Iterable[int] | None = None) -> np.ndarray:
-        """Return the times of some frames, by default of all, `(frames,)`."""
-        indices = np.arange(self.num_frames) if indices is None else np.fromiter(indices, dtype=int)
-        if self.timestamps is not None:
-            return np.array(self.timestamps)[indices]
-        return self.start + indices / self.fps
-
-
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()), ("usable", pa.bool_()), ("reason", pa.string()), ("stamp", pa.string()),
-        ("sha256", pa.binary(32)), ("size", pa.int64()), ("num_frames", pa.int32()), ("fps", pa.float64()),
-        ("width", pa.int32()), ("height", pa.int32()), ("start", pa.float64()), ("duration", pa.float64()),
-        ("codec", pa.string()), ("timestamps", pa.list_(pa.float64())), ("first_frame", pa.int64()),
-        ("clip_frames", pa.int64()),
-    ]
-)  # fmt: skip
-_FEW_VALUES = ["usable", "reason", "fps", "width", "height", "codec"]  # columns that are stored as a dictionary
 
 
 class Selection:
@@ -107,7 +67,7 @@ class Entries(Sequence[Entry]):
     A slice is a list. Equal to any sequence of equal entries.
     """
 
-    def __init__(self, groups: "_Groups", selection: Selection | None = None):
+    def __init__(self, groups: Groups, selection: Selection | None = None):
         self._groups, self._selection = groups, selection
 
     @classmethod
@@ -150,7 +110,7 @@ class Entries(Sequence[Entry]):
             if first >= table.num_rows:
                 first -= table.num_rows
                 continue
-            yield from map(_entry, table.slice(first).to_pylist())
+            yield from map(entry_of, table.slice(first).to_pylist())
             first = 0
 
     def __eq__(self, other: object) -> bool:
@@ -175,7 +135,7 @@ class Entries(Sequence[Entry]):
         """Count the combinations of values of some columns, in the order of their first appearance."""
         found: Counter[tuple] = Counter()
         for table in self.columns(*names):
-            table = table.append_column("place", _column(np.arange(len(table)), pa.int64()))
+            table = table.append_column("place", as_column(np.arange(len(table)), pa.int64()))
             grouped = table.group_by(list(names)).aggregate([("place", "min"), ("place", "count")])
             grouped = grouped.sort_by("place_min").select([*names, "place_count"])
             for *value, number in zip(*(column.to_pylist() for column in grouped.columns)):
@@ -273,7 +233,7 @@ class Entries(Sequence[Entry]):
                 mask = self._mask(first, first + table.num_rows)
                 if not mask.any():
                     continue
-                table = table if mask.all() else table.filter(_column(mask, pa.bool_()))
+                table = table if mask.all() else table.filter(as_column(mask, pa.bool_()))
             if table.num_rows:
                 yield table
 
@@ -303,11 +263,11 @@ class EntriesBuilder:
     def entries(self) -> Entries:
         """Return what was added."""
         self._flush()
-        return Entries(_Groups([batch.num_rows for batch in self._batches], _InMemory(tuple(self._batches))))
+        return Entries(Groups([batch.num_rows for batch in self._batches], InMemory(tuple(self._batches))))
 
     def _flush(self) -> None:
         if self._rows:
-            self._batches.append(_batch(self._rows))
+            self._batches.append(batch_of(self._rows))
             self._rows = []
 
 
@@ -317,7 +277,7 @@ def read_entries_file(path: Path) -> tuple[dict[str, Any], Entries]:
     Raises:
         ValueError: if the file is damaged; also later, when a damaged part is read.
     """
-    return (file := _OnDisk(path)).header, Entries(_Groups(file.counts, file))
+    return (file := OnDisk(path)).header, Entries(Groups(file.counts, file))
 
 
 def write_entries_file(path: Path, header: dict[str, Any], batches: Iterable[pa.RecordBatch]) -> None:
@@ -328,115 +288,17 @@ def write_entries_file(path: Path, header: dict[str, Any], batches: Iterable[pa.
         header: what `read_entries_file` returns.
         batches: of any length, in the order of the clips; see `Entries.batches`.
     """
-    schema = SCHEMA.with_metadata({_HEADER: json.dumps(header).encode()})
+    schema = SCHEMA.with_metadata({HEADER: json.dumps(header).encode()})
     tables = (pa.Table.from_batches([batch]) for batch in batches)
     with (
         whole_file(path) as hidden,
         pq.ParquetWriter(
-            hidden, schema, compression="zstd", use_dictionary=_FEW_VALUES, write_statistics=False,
+            hidden, schema, compression="zstd", use_dictionary=FEW_VALUES, write_statistics=False,
             write_page_checksum=True,
         ) as writer,
     ):  # fmt: skip
         for table in _even(tables):
             writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=GROUP)
-
-
-def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Return a column of numbers or booleans without nulls; pyarrow's own way imports pandas, 40 MB."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if not len(array):
-        return np.zeros(0, bool if pa.types.is_boolean(array.type) else array.type.to_pandas_dtype())
-    data = array.buffers()[1]
-    if pa.types.is_boolean(array.type):
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        return bits[array.offset : array.offset + len(array)].astype(bool)
-    dtype = np.dtype(array.type.to_pandas_dtype())
-    return np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
-
-
-def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Return the opposite of `numbers`."""
-    data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else np.ascontiguousarray(values)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(data)])
-
-
-def hashes_of(part: pa.Table) -> np.ndarray:
-    """Return the SHA-256s of clips, `(clips,)` of 32 bytes each, zeros where there is none."""
-    column = part.column("sha256").combine_chunks()
-    if not len(column):
-        return np.zeros(0, "S32")
-    found = np.frombuffer(column.buffers()[1], "S32", len(column), column.offset * 32)
-    return np.where(numbers(column.is_valid()), found, b"") if column.null_count else found
-
-
-class _InMemory:
-    def __init__(self, batches: tuple[pa.RecordBatch, ...]):
-        self.batches = batches
-
-    def read(self, first: int, end: int, names: list[str] | None) -> pa.Table:
-        return pa.Table.from_batches(self.batches[first:end], SCHEMA).select(names or SCHEMA.names)
-
-
-class _OnDisk:
-    """A Parquet file.
-
-    It is read, not mapped: mapped pages that were touched count as memory of the process until it runs short, 4 GB for
-    100 million clips; those that were read count as the system's cache.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)
-            metadata = self._file.metadata
-            self.header = json.loads((metadata.metadata or {})[_HEADER])
-            if not SCHEMA.equals(self._file.schema_arrow):
-                raise ValueError("it has other columns than a manifest")
-            self.counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        except (ValueError, LookupError, OSError) as error:
-            raise _damaged(path, error) from error
-
-    def read(self, first: int, end: int, names: list[str] | None) -> pa.Table:
-        try:
-            return self._file.read_row_groups(range(first, end), names, use_threads=False)
-        except (ValueError, OSError) as error:
-            raise _damaged(self.path, error) from error
-
-
-class _Groups:
-    """Consecutive groups of entries, of which the last ones that were read are kept. Threads may share it."""
-
-    def __init__(self, counts: Sequence[int], source: _InMemory | _OnDisk):
-        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        self._source = source
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def total(self) -> int:
-        return int(self._starts[-1])
-
-    def entry(self, place: int) -> Entry:
-        group = int(np.searchsorted(self._starts, place, side="right")) - 1
-        with self._lock:
-            if group not in self._held:
-                self._held[group] = self._source.read(group, group + 1, None)
-            self._held.move_to_end(group)
-            while len(self._held) > _HELD:
-                self._held.popitem(last=False)
-            table = self._held[group]
-        return _entry(table.slice(place - int(self._starts[group]), 1).to_pylist()[0])
-
-    def parts(self, names: list[str] | None, size: int) -> Iterator[tuple[int, pa.Table]]:
-        """Yield columns of whole groups, of about `size` entries at a time, each with the place of its first entry."""
-        group, last = 0, len(self._starts) - 1
-        while group < last:
-            end = int(np.searchsorted(self._starts, self._starts[group] + size, side="right")) - 1
-            end = min(max(end, group + 1), last)
-            with self._lock:
-                table = self._source.read(group, end, names)
-            yield int(self._starts[group]), table
-            group = end
 
 
 def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -453,23 +315,3 @@ def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         waiting = [whole.slice(full)] if full < whole.num_rows else []
     if waiting:
         yield pa.concat_tables(waiting)
-
-
-def _entry(row: dict[str, Any]) -> Entry:
-    digest, times = row["sha256"], row["timestamps"]
-    row["sha256"] = "" if digest is None else digest.hex()
-    row["status"] = "ok" if row.pop("usable") else "left out"
-    row["timestamps"] = None if times is None else tuple(times)
-    return Entry.model_construct(**row)
-
-
-def _batch(entries: Sequence[Entry]) -> pa.RecordBatch:
-    columns = {name: [getattr(entry, name) for entry in entries] for name in SCHEMA.names if name != "usable"}
-    columns["usable"] = [entry.status == "ok" for entry in entries]
-    columns["sha256"] = [bytes.fromhex(digest) if digest else None for digest in columns["sha256"]]
-    arrays = [pa.array(columns[name], field.type) for name, field in zip(SCHEMA.names, SCHEMA)]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
-def _damaged(path: Path, error: BaseException) -> ValueError:
-    return ValueError(f"'{path}' is damaged ({sentence(error)}); delete it, and it is made anew")

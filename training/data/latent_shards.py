@@ -205,12 +205,12 @@ class Scan:
     damaged: list[Path]
 
 
-def scan(folder: Path) -> Scan:
-    """Read the headers of all shards."""
+def scan(folder: Path, rank: int | None = None) -> Scan:
+    """Read the headers of all shards, or of those of one rank."""
     pieces: dict[str, list[tuple[int, int, str, int]]] = {}
     totals: dict[str, int] = {}
     damaged = []
-    for path in sorted(folder.glob("shard-*.safetensors")):
+    for path in sorted(folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
                 header = [

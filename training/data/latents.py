@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from training.stopping import Stopped
 
 
 INDEX = "index.arrow"  # where the chunks of each clip lie; older caches have that in `index.json`
+SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # a shard is written at this size, or after that time
 FRAME_POLICY = "every frame, upright"
 # A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
 _POINT_LOGVAR = -20.0
@@ -180,8 +182,8 @@ def build_latent_cache(
     views: Sequence[View] = (View(),),
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
-    shard_bytes: int = 256 * 2**20,
-    shard_seconds: float = 60.0,
+    shard_bytes: int = SHARD_BYTES,
+    shard_seconds: float = SHARD_SECONDS,
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
@@ -215,22 +217,8 @@ def build_latent_cache(
         ValueError: if no clip is left, the moments of a clip are not finite, or the disk is full.
         Stopped: on every process, if one of them had a reason to stop.
     """
-    settings = {
-        "vae": tensors_digest(vae.state_dict(), vae.config),
-        "size": list(size),
-        "planner_downscale": planner_downscale,
-        "crop": CROP_POLICY,
-        "frames": FRAME_POLICY,
-        "flips": any(view.flip for view in views),
-        "decoder": decoder_version(),
-        "dtype": str(dtype),
-    }
-    crops = sorted({view.crop for view in views})
-    if crops != [CENTRE]:  # a cache of the centre alone is named without crops
-        settings["crops"] = crops
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = cache_settings(vae, size, planner_downscale, views, dtype)
+    folder = cache_folder(cache_dir, settings)
     entries = Entries.of(entries)
     # Shared by place in the list of all clips: processes may not agree on which ones are missing.
     mine = entries.select(np.arange(len(entries)) % world == rank)
@@ -244,12 +232,10 @@ def build_latent_cache(
         print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
     writer = ShardWriter(folder, rank, shard_bytes, shard_seconds, dtype)
     work = _Encoding(source, vae, size, planner_downscale, views, batch_size, writer, stop, found.begun)
-    left_out, stopped = work.all(missing)
-    with named_write_errors(f"the latent cache '{folder}'"):
-        write_whole(folder / f"left-out-{rank}.json", json.dumps({"left_out": left_out, "stopped": stopped}))
+    work.all_of_rank(missing, rank)
     wait()
     if rank == 0:
-        _write_index(folder, settings, world)
+        _write_index(folder, settings, range(world))
     wait()
     cache = LatentCache(folder)
     if cache.stopped is not None:
@@ -260,6 +246,70 @@ def build_latent_cache(
             + next(iter(cache.left_out.values()), "there are no clips")
         )
     return cache
+
+
+def cache_settings(
+    vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, views: Sequence[View],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what latents depend on, apart from the clips; see `build_latent_cache`."""
+    settings = {
+        "vae": tensors_digest(vae.state_dict(), vae.config),
+        "size": list(size),
+        "planner_downscale": planner_downscale,
+        "crop": CROP_POLICY,
+        "frames": FRAME_POLICY,
+        "flips": any(view.flip for view in views),
+        "decoder": decoder_version(),
+        "dtype": str(dtype),
+    }
+    crops = sorted({view.crop for view in views})
+    return settings if crops == [CENTRE] else settings | {"crops": crops}  # a cache of the centre is named without
+
+
+def cache_folder(cache_dir: str | Path, settings: dict[str, Any]) -> Path:
+    """Return the folder of the latents of some settings; it is created."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = Path(cache_dir) / f"{settings['size'][0]}x{settings['size'][1]}-{digest[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def frames_at_once(size: tuple[int, int]) -> int:
+    """Return how many frames are encoded at once, at most the memory of 64 frames of 256x256."""
+    return max(1, min(64, 64 * 256**2 // (size[0] * size[1])))
+
+
+def encode_part(
+    source: Source, entries: Entries, vae: torch.nn.Module, planner_downscale: int, views: Sequence[View],
+    folder: Path, number: int, size: tuple[int, int], stop: Callable[[], str | None],
+) -> None:  # fmt: skip
+    """Encode one part of a source's clips; parts may be encoded at the same time, and `merge_parts` joins them.
+
+    Args:
+        source, vae, planner_downscale, views, size, stop: see `build_latent_cache`.
+        entries: the clips of the part.
+        folder: `cache_folder` of the settings.
+        number: of the part; one process at a time encodes it.
+
+    Raises:
+        Stopped: if there was a reason to stop; what is encoded is kept.
+    """
+    found = scan(folder, number)
+    for path in found.damaged:
+        path.unlink()
+    writer = ShardWriter(folder, number, SHARD_BYTES, SHARD_SECONDS, torch.float16)
+    work = _Encoding(
+        source, vae, size, planner_downscale, views, frames_at_once(size), writer, stop, found.begun
+    )  # fmt: skip
+    if stopped := work.all_of_rank(entries.select(_not_among(entries, found.clips)), number):
+        raise Stopped(stopped)
+
+
+def merge_parts(folder: Path, settings: dict[str, Any]) -> LatentCache:
+    """Join the latents of all parts that are encoded so far into one cache; other parts may be on their way."""
+    _write_index(folder, settings)
+    return LatentCache(folder)
 
 
 class _Encoding:
@@ -297,6 +347,14 @@ class _Encoding:
                 self._frames_before += entry.num_frames
         self.writer.flush()
         return left_out, stopped
+
+    def all_of_rank(self, entries: Sequence[Entry], rank: int) -> str | None:
+        """Encode the clips of a process, write for the index which ones could not be; return the reason to stop."""
+        left_out, stopped = self.all(entries)
+        with named_write_errors(f"the latent cache '{self.writer.folder}'"):
+            outcome = json.dumps({"left_out": left_out, "stopped": stopped})
+            write_whole(self.writer.folder / f"left-out-{rank}.json", outcome)
+        return stopped
 
     def _encode(self, entry: Entry) -> None:
         """Encode a clip from the first frame on that no shard holds."""
@@ -373,21 +431,32 @@ def _old_index(index: dict) -> ChunkIndex:
     return ChunkIndex.of({sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()})
 
 
-def _write_index(folder: Path, settings: dict, world: int) -> None:
+def _write_index(folder: Path, settings: dict[str, Any], ranks: Iterable[int] | None = None) -> None:
+    """Write the index of all shards.
+
+    Args:
+        folder, settings: of the cache.
+        ranks: of the processes that have encoded, all of which are done; `None`: all parts, of which others may be on
+            their way, so that nothing is deleted.
+    """
     found = scan(folder)
     for path in found.damaged:
         print(f"'{path}' is damaged and was deleted; its clips are encoded again")
         path.unlink()
     left_out, reasons = {}, []
-    for rank in range(world):
-        file = folder / f"left-out-{rank}.json"
+    told = (
+        sorted(folder.glob("left-out-*.json"))
+        if ranks is None
+        else [folder / f"left-out-{rank}.json" for rank in ranks]
+    )
+    for file in told:
         with _damage(file):
             outcome = json.loads(file.read_text(encoding="utf-8"))
             left_out |= outcome["left_out"]
-            reasons += [outcome["stopped"]] if outcome["stopped"] else []
-        file.unlink()
-    for path in folder.glob(f".shard-*{UNFINISHED}"):  # leftovers of a killed build
-        path.unlink()
+            reasons += [outcome["stopped"]] if outcome["stopped"] and ranks is not None else []
+    if ranks is not None:
+        for path in (*told, *folder.glob(f".shard-*{UNFINISHED}")):  # the latter of a killed build
+            path.unlink()
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))

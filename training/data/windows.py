@@ -23,7 +23,7 @@ from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
 from training.data.entries import Entries, Entry
 from training.data.failures import sentence, shown
-from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames
+from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames, frames_at_once
 from training.data.order import Rate, Shards, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.sources import Source
 
@@ -317,9 +317,7 @@ class LatentWindows(ClipWindows):
                 planner_downscale,
                 cache_dir,
                 views,
-                batch_size=max(
-                    1, min(64, 64 * 256**2 // (size[0] * size[1]))
-                ),  # at most the memory of 64 frames of 256x256
+                batch_size=frames_at_once(size),
                 rank=rank,
                 world=world,
                 wait=wait,
