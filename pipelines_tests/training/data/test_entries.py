@@ -6,10 +6,14 @@ import random
 import numpy as np
 import pytest
 
+from benchmarks import manifest as manifest_benchmark
 from training.data import entries as module
 from training.data.buckets import Bucket, WindowRequest, assign, clips_by_size, window_counts
 from training.data.entries import Entries, Entry, read_entries_file, write_entries_file
-from training.data.order import Rate, num_starts
+from training.data.entry_columns import OnDisk
+from training.data.order import Rate, StepRows, num_starts
+from training.data.windows import ClipWindows
+from training.randomness import step_generator
 
 
 BUCKETS = (Bucket(64, 64, 9), Bucket(48, 80, 9), Bucket(80, 48, 5), Bucket(128, 128, 9))
@@ -126,6 +130,34 @@ def test_shards_are_the_archives_of_consecutive_keys(clips):
     assert used.shard_sizes().tolist() == np.diff([*changes, len(used)]).tolist()
     plain = Entries.of(Entry(key=f"{i}.mp4", status="ok") for i in range(2500))
     assert plain.shard_sizes().tolist() == [1000, 1000, 500]
+
+
+def test_a_step_reads_one_row_group_for_each_of_its_rows_however_many_clips_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP", 16)
+    read, real = [], OnDisk.read
+    monkeypatch.setattr(OnDisk, "read", lambda self, *place: read.append(place) or real(self, *place))
+    request = WindowRequest("stage", BUCKETS, strides=((1, 1.0),))
+    for count in (100, 3000):
+        rng = random.Random(1)
+        entries = Entries.of(entry(index, rng) for index in range(count))
+        write_entries_file(tmp_path / "m.parquet", {}, entries.batches())
+        windows = ClipWindows(read_entries_file(tmp_path / "m.parquet")[1], [bucket.size for bucket in BUCKETS])
+        windows.census(request)
+        for step in range(3):
+            read.clear()
+            generators = [step_generator(0, "sample", step, row) for row in range(4)]
+            windows.draw(request, StepRows(0, step, 64, tuple(range(4))), generators)
+            assert len(read) <= 4 and all(end == first + 1 for first, end, _ in read)
+
+
+def test_the_benchmark_invents_manifests_and_measures_them(tmp_path):
+    write_entries_file(tmp_path / "m.parquet", {}, manifest_benchmark.invent(3000))
+    _, entries = read_entries_file(tmp_path / "m.parquet")
+    assert (
+        len(entries) == 3000 and 2800 < len(entries.ok) < 3000 and entries[2999].key == "000000002.tar/000002999.mp4"
+    )
+    found = manifest_benchmark.measure(tmp_path / "m.parquet", 2, 3, shards_at_once=2)
+    assert found["clips"] == 3000 and 0 < found["used"] <= len(entries.ok) and found["step"] > 0
 
 
 def test_damage_is_found_where_it_is_read(tmp_path):
