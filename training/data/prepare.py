@@ -23,6 +23,8 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from training.config.layers import load_config
 from training.data.buckets import heldout_window_request, window_request
 from training.data.failures import shown
@@ -122,8 +124,9 @@ def _pooled(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
     has_server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if has_server else "spawn")
     if has_server:
-        context.set_forkserver_preload([__name__])  # the trainer is imported once
-    with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
+        context.set_forkserver_preload([prepare_part.__module__])  # the trainer is imported once
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, context, _begin_worker, (threads,)) as pool:
         waiting = {pool.submit(prepare_part, job, number) for number in numbers}
         while waiting:
             finished, waiting = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -136,8 +139,9 @@ def _pooled(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
                 job.stop_file.touch()  # a part that is begun does not go on to its end
 
 
-def _begin_worker() -> None:
-    """Prepare a process: Ctrl-C is its parent's, and it ends when its parent is killed."""
+def _begin_worker(threads: int) -> None:
+    """Prepare a process: Ctrl-C is its parent's, it ends when its parent is killed, and it has its share of cores."""
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -208,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.clips < 1 or options.workers < 1:
             raise ValueError(f"--clips and --workers must be at least 1, got {options.clips} and {options.workers}")
-        source = open_source(options.source, options.fps)
         job = make_job(options.source, options.out, options.fps, options.config, options.overrides, options.held_out)
+        source = open_source(job.source, job.fps)
         with StopRequest(options.out) as request:
             numbers = divide(job, source, options.clips)
             try:

@@ -11,15 +11,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_vae
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
 from training.data import parts, prepare
 from training.data.buckets import Bucket, WindowRequest
 from training.data.latents import LatentCache, build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.manifest_files import default_path, read_manifest
 from training.data.parts import Job, Outcome, divide, merge, now, prepare_part
+from training.data.preparation import prepare_data
 from training.data.sources import open_source
 
 
@@ -178,6 +181,21 @@ def test_a_killed_preparation_goes_on_where_it_stood(clips, tmp_path):
     outcomes = run(job_of(clips, out))  # the lock of a dead process is taken over
     assert {each.state for each in outcomes} == {"done"}
     check_whole(clips, out)
+
+
+def test_a_run_finds_its_clips_and_latents_prepared(tmp_path, capsys):
+    make_vae().save_pretrained(tmp_path / "vae")
+    videos, out = write_clips(tmp_path / "clips"), tmp_path / "out"
+    prepared = {"manifests": str(out / "manifests"), "cache": str(out / "latents")}
+    config = make_config(vae=str(tmp_path / "vae"), data=data_fields(videos, flip=0.5, validation=None, **prepared))
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
+    arguments = [str(videos), str(out), "--config", str(tmp_path / "run.yaml"), "--workers", "1", "--clips", "2"]
+    assert prepare.main(arguments) == 0
+    assert f"data.manifests={out / 'manifests'} data.cache={out / 'latents'}" in capsys.readouterr().out
+    held = sorted(path for path in out.rglob("*") if path.suffix in (".parquet", ".safetensors"))
+    windows = prepare_data(config.for_processes(1), make_vae(), tmp_path, Accelerator(cpu=True)).train
+    assert len(windows.entries) == 3 and "encoding" not in capsys.readouterr().out
+    assert held == sorted(path for path in out.rglob("*") if path.suffix in (".parquet", ".safetensors"))
 
 
 def test_parts_end_where_archives_do(tmp_path):
