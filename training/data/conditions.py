@@ -41,6 +41,11 @@ class ClipConditions:
         """Return whether some condition is read from tables."""
         return any(condition.columns for condition in self.conditions.values())
 
+    @property
+    def read_latents(self) -> bool:
+        """Whether some condition is derived from latents."""
+        return any(condition.derive == "motion" for condition in self.conditions.values())
+
     def why_absent(self, entry: Entry) -> str | None:
         """Return why a clip cannot be used: its table is missing, damaged, or has not one row per frame."""
         if not self.has_tables:

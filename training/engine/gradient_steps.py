@@ -6,6 +6,7 @@ losses are in `losses.py`.
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from torch import nn
 from training.config.schema import OptimizerConfig
 from training.data.batches import Batch
 from training.engine.optimizers import load_optimizers, make_optimizers, optimizer_tensors
-from training.engine.sharding import data_parallel, gather, gradients_kept_local, whole
+from training.engine.sharding import data_parallel, gradients_kept_local, whole
 
 
 class GradientSteps:
@@ -54,9 +55,9 @@ class GradientSteps:
             is_last = part + 1 == len(batches)
             local = contextlib.nullcontext() if is_last else gradients_kept_local(self.model, self.accelerator)
             with local, self.accelerator.autocast():
-                part_losses = {
-                    name: loss / len(batches) for name, loss in self.model(batch.to(self.accelerator.device)).items()
-                }
+                # Without names of clips: a compiled step would be compiled anew for others.
+                inputs = replace(batch.to(self.accelerator.device), windows=())
+                part_losses = {name: loss / len(batches) for name, loss in self.model(inputs).items()}
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses
@@ -78,9 +79,8 @@ class GradientSteps:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Return the result of `optimizer_tensors`, with whole tensors on the main process and none on others."""
-        tensors, rest = optimizer_tensors(self.optimizers)
-        return gather(tensors, self.accelerator), rest
+        """Return the result of `optimizer_tensors`; the tensors of shards are sharded like them."""
+        return optimizer_tensors(self.optimizers)
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], rest: list[dict]) -> None:
         """Restore what `state` returned, whichever way the processes shared it then."""
