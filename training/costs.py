@@ -22,7 +22,7 @@ from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.batches import Batch
-from training.data.buckets import Census, window_request
+from training.data.buckets import Census, clips_by_size, window_request
 from training.data.census import StageCensus
 from training.engine.models import (
     adapted_layers,
@@ -377,13 +377,7 @@ def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Censu
 
 def frames_by_size(censuses: Iterable[Census]) -> dict[tuple[int, int], int]:
     """Return the frames that are cached at each size: a clip once at each that some stage has for it."""
-    needed = {
-        (bucket.size, entry.key): entry.num_frames
-        for census in censuses
-        for bucket, clips in zip(census.buckets, census.clips)
-        for entry in clips
-    }
-    return {size: sum(n for (its, _), n in needed.items() if its == size) for size in {size for size, _ in needed}}
+    return {size: int(clips.total("num_frames")) for size, clips in clips_by_size(censuses).items() if len(clips)}
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:

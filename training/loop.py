@@ -302,7 +302,7 @@ class Run:
     def _shares(self, stage: StageConfig) -> list[float]:
         """Return the share of the stage's batches that each bucket has."""
         sampling = window_request(self.config, stage)
-        census = StageCensus.of(self.train_data.census(sampling), sampling, self._rows(stage))
+        census = StageCensus.of(self.train_data.census(sampling), self._rows(stage))
         return [bucket.share for bucket in census.buckets]
 
     def _rows(self, stage: StageConfig) -> int:

@@ -29,7 +29,7 @@ from training.costs import (
 )
 from training.data.buckets import Census, assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
-from training.data.manifest import Manifest, default_path
+from training.data.manifest_files import Manifest, default_path
 from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
@@ -162,8 +162,9 @@ def overlap_notes(train: Manifest | None, heldout: Manifest | None) -> list[str]
     """Return a sentence on held-out clips that are trained on, too, by the hash of their bytes."""
     if train is None or heldout is None:
         return []
-    trained = {entry.sha256: entry.key for entry in train.ok}
-    both = [(entry.key, trained[entry.sha256]) for entry in heldout.ok if entry.sha256 in trained]
+    kept = [(entry.key, entry.sha256) for entry in heldout.ok]
+    trained = train.ok.keys_of(digest for _, digest in kept)
+    both = [(key, trained[digest]) for key, digest in kept if digest in trained]
     if not both:
         return []
     number = f"{len(both)} of the {len(heldout.ok)} held-out clips {'are' if len(both) > 1 else 'is'}"
@@ -180,7 +181,7 @@ def _census(
     """Return the clips of a stage; add what is wrong with them to problems and notes."""
     sampling = window_request(config, stage)
     censuses.append(assign(train.entries, sampling))
-    census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
+    census = StageCensus.of(censuses[-1], stage.windows_per_step(num_processes))
     if not census.clips:
         text = (
             f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower "

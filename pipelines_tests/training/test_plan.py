@@ -285,7 +285,7 @@ def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
         config = make_config(stage, data=data_in(tmp_path))
         sampling = window_request(config, config.stages[0])
         return StageCensus.of(
-            assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), sampling, batch=2
+            assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), batch=2
         )
 
     by_stride = census()
