@@ -23,7 +23,7 @@ from training.engine.feasibility import find_problems, warmup_notes
 from training.engine.guards import RunFailed
 from training.engine.models import load_vae
 from training.engine.optimizers import learned
-from training.engine.sharding import make_accelerator, uses_bfloat16
+from training.engine.sharding import layout_of, make_accelerator, uses_bfloat16
 from training.locks import Owner
 from training.loop import Run
 from training.monitoring.status import RunStatus
@@ -62,8 +62,9 @@ def train(
             f"{folder} holds checkpoints already; use another `name`, or --resume auto to go on from them"
         )
     accelerator = make_accelerator(uses_bfloat16(config), **tracker_arguments(config.trackers, folder))
-    given, config = config, config.for_processes(accelerator.num_processes)
-    if found := find_problems(config):
+    layout = layout_of(accelerator)
+    given, config = config, config.for_processes(layout.data_ranks)
+    if found := find_problems(config, layout=layout):
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if config.lora is not None:
         refuse_shards(accelerator)
