@@ -58,6 +58,14 @@ class Layout:
             )
         return cls(copies, shards * context, context)
 
+    def of_data_ranks(self, ranks: int) -> "Layout":
+        """Return the same kind of layout for so many shares of the windows, or the few more that fill its groups."""
+        if self.shards == 1:
+            return Layout(copies=ranks)
+        if self.copies == 1:
+            return Layout(shards=ranks * self.context, context=self.context)
+        return Layout(-(-ranks * self.context // self.shards), self.shards, self.context)
+
     @property
     def processes(self) -> int:
         """Return the number of processes."""
