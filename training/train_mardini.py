@@ -101,9 +101,9 @@ def _train(run: Run, status: RunStatus, stop: StopRequest, start_at: str | None,
     config, accelerator = run.config, run.accelerator
     counts = {name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()}
     accelerator.print(
-        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on "
-        f"{accelerator.device}, {'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million "
-        "parameters to be trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
+        f"{config.name}: {len(config.stages)} stages, {run.layout} on {accelerator.device}, "
+        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be "
+        "trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
     )
     for note in warmup_notes(config):
         accelerator.print(f"note: {note}")

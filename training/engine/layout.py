@@ -3,7 +3,9 @@
 Pure numbers, for the plan, too; `sharding.py` makes torch's device meshes of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Layout:
                 "change one of these numbers"
             )
         return cls(copies, shards * context, context)
+
+    @classmethod
+    def of_start(cls, start: Mapping[str, Any]) -> "Layout":
+        """Return the layout of a line of `starts.jsonl`; older ones have the number of processes alone."""
+        return cls(**start["layout"]) if "layout" in start else cls(copies=start["processes"])
 
     def of_data_ranks(self, ranks: int) -> "Layout":
         """Return the same kind of layout for so many shares of the windows, or the few more that fill its groups."""
