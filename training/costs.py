@@ -49,7 +49,8 @@ class Memory:
     Attributes:
         weights: float32, of all models, whatever the stage trains; frozen weights of an adapter in `lora.base_dtype`.
         low_precision_weights: the copies that bf16 autocast keeps; under FSDP the blocks gathered at the same time.
-        gradients: float32; twice under DDP, which keeps buckets beside them.
+        gradients: float32; twice under DDP, which keeps buckets beside them. Shards that accumulate parts keep the sum
+            whole beside theirs.
         optimizer: averages of the gradients of trained parameters.
         ema: the average of the weights.
         activations: tensors kept for the backward pass, and the largest working set beside them; or, where that is
@@ -280,6 +281,7 @@ def count_memory(config: RunConfig, stage: StageConfig, layout: Layout, checkpoi
     by_muon = sum(p.numel() for name, p in trained if learns_by_muon(name, p, config.optimizer))
     width = 2 if uses_bfloat16(config) else 4
     shards, in_copies = layout.shards, layout.copies > 1 and layout.shards == 1
+    accumulates = shards > 1 and stage.gradient_accumulation > 1
     if shards > 1:
         parts: list[Any] = [models[part] for part in trained_parts(stage) if part != "head"]
         blocks = [block for part in parts for block in part.transformer_blocks]
@@ -290,7 +292,7 @@ def count_memory(config: RunConfig, stage: StageConfig, layout: Layout, checkpoi
     return Memory(
         weights=(4 * everything + frozen_width * frozen) // shards,
         low_precision_weights=copies,
-        gradients=4 * updated * (2 if in_copies else 1) // shards,
+        gradients=4 * updated * (2 if in_copies else 1) // shards + (4 * updated if accumulates else 0),
         optimizer=(8 * (updated - by_muon) + 4 * by_muon) // shards,
         ema=4 * everything // shards,
         activations=max(
@@ -329,9 +331,7 @@ def estimate_stage(
 
 def _estimate_bucket(config: RunConfig, shape: StageConfig, share: float, layout: Layout) -> BucketCosts:
     checkpointing = config.gradient_checkpointing
-    memory, other = (
-        count_memory(config, shape, layout, switch) for switch in (checkpointing, not checkpointing)
-    )
+    memory, other = (count_memory(config, shape, layout, switch) for switch in (checkpointing, not checkpointing))
     per_window = count_operations(config, shape) / (shape.batch_size * shape.gradient_accumulation)
     return BucketCosts(
         num_frames=shape.num_frames,

@@ -195,9 +195,7 @@ class Run:
         parts = deal(total, rank, self.layout.data_ranks, stage.gradient_accumulation)
 
         def draw_step(step: int) -> list[tuple[Draw, Batch]]:
-            draws = [
-                Draw.of_rows(self.config.seed, stage.name, step, rows, total, self.attempt) for rows in parts
-            ]
+            draws = [Draw.of_rows(self.config.seed, stage.name, step, rows, total, self.attempt) for rows in parts]
             batches = [draw_batch(stage, sampling, self.train_data, timesteps, draw) for draw in draws]
             return list(zip(draws, [batch.pinned() for batch in batches] if on_gpu else batches))
 

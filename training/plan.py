@@ -34,8 +34,8 @@ from training.data.manifest import Manifest, default_path
 from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
-from training.engine.models import adapted_layers, load_vae, new_vae
 from training.engine.layout import ONE_PROCESS, Layout
+from training.engine.models import adapted_layers, load_vae, new_vae
 from training.evaluation.probe import Probe, probe_run
 from training.files import write_whole
 from training.gathering import Bandwidth, Sharing, count_sharing, sharing_notes, sharing_rows

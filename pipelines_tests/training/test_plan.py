@@ -180,9 +180,7 @@ def test_recomputing_costs_operations_and_saves_activations():
 
 def test_accumulated_parts_make_a_step_larger_and_not_its_memory():
     (one,), (three,) = (
-        make_plan(
-            make_config({"gradient_accumulation": parts}), Layout(copies=2), with_data=False
-        ).stages
+        make_plan(make_config({"gradient_accumulation": parts}), Layout(copies=2), with_data=False).stages
         for parts in (1, 3)
     )
     assert (one.batch, one.clips) == (4, 40) and (three.batch, three.clips) == (12, 120)
@@ -206,6 +204,10 @@ def test_memory_by_kind_by_hand():
     sharded = count_memory(config, stage, Layout(shards=4), False)
     assert (sharded.weights, sharded.optimizer) == (everything, 2 * learned)
     assert sharded.activations == single.activations
+    in_parts = stage.model_copy(update={"gradient_accumulation": 2})
+    assert (
+        count_memory(config, in_parts, Layout(shards=4), False).gradients == 5 * learned
+    )  # a shard and the whole sum
     by_muon = make_config({"trains": "transformer"}, optimizer={"name": "muon"})
     assert 4 * learned < count_memory(by_muon, stage, Layout(), False).optimizer < 6 * learned
     hybrid = count_memory(config, stage, Layout(copies=8, shards=4, context=2), False)

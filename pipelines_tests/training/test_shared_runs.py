@@ -29,7 +29,11 @@ FSDP = {"processes": 2, "fsdp": True}
 DDP = {"processes": 2}
 ONE = {"processes": 1}
 THREE = {"processes": 3}  # of the four windows of a step one has two
-HYBRID = {"processes": 4, "fsdp": True, "environment": {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}}  # two copies of two shards
+HYBRID = {
+    "processes": 4,
+    "fsdp": True,
+    "environment": {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+}  # two copies of two shards
 CONTEXT = {"processes": 4, "fsdp": True, "environment": {"PARALLELISM_CONFIG_CP_SIZE": "2"}}  # two pairs share tokens
 
 

@@ -7,6 +7,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 
@@ -23,7 +24,7 @@ def deal(total: int, rank: int, ranks: int, parts: int) -> list[range]:
         raise ValueError(f"rank {rank} is none of 0 to {ranks - 1}")
     mine = range(total * rank // ranks, total * (rank + 1) // ranks)
     ends = [len(mine) * part // parts for part in range(parts + 1)]
-    return [mine[first:last] for first, last in zip(ends, ends[1:])]
+    return [mine[first:last] for first, last in pairwise(ends)]
 
 
 @dataclass(frozen=True)

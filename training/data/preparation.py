@@ -89,9 +89,7 @@ def prepare_data(
     # 3. The census
     censuses = {
         name: {
-            stage.name: StageCensus.of(
-                windows[name].census(request), request, stage.windows_per_step
-            )
+            stage.name: StageCensus.of(windows[name].census(request), request, stage.windows_per_step)
             for stage, request in zip(config.stages, requests[name])
         }
         for name in specs

@@ -39,7 +39,9 @@ def share_tokens(models: nn.ModuleDict, layout: Layout, device: torch.device) ->
             model.enable_parallelism(config=config)
         for name, what in plan.items():
             if isinstance(what, ContextParallelOutput):
-                model.get_submodule(name).register_forward_hook(lambda module, args, out: SumGradient.apply(out, group))
+                model.get_submodule(name).register_forward_hook(
+                    lambda module, args, out: SumGradient.apply(out, group)
+                )
 
 
 class SumGradient(torch.autograd.Function):

@@ -20,7 +20,9 @@ def dealt(stage, ranks: int, step: int = 3) -> list[list[Draw]]:
     ]
 
 
-@pytest.mark.parametrize("total, ranks, parts", [(1, 1, 1), (7, 3, 2), (5, 8, 1), (96, 64, 3), (720, 512, 2), (1024, 3, 9)])
+@pytest.mark.parametrize(
+    "total, ranks, parts", [(1, 1, 1), (7, 3, 2), (5, 8, 1), (96, 64, 3), (720, 512, 2), (1024, 3, 9)]
+)
 def test_each_row_is_dealt_once_and_no_rank_has_two_more_than_another(total, ranks, parts):
     rows = [deal(total, rank, ranks, parts) for rank in range(ranks)]
     assert [row for mine in rows for part in mine for row in part] == list(range(total))

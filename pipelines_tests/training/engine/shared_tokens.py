@@ -49,7 +49,9 @@ def work() -> None:
     dist.init_process_group("gloo")
     for kind in ("temporal", "spatiotemporal"):
         for checkpointing in (False, True):
-            alone, shared = (gradients(kind, checkpointing, layout) for layout in (Layout(), Layout(shards=2, context=2)))
+            alone, shared = (
+                gradients(kind, checkpointing, layout) for layout in (Layout(), Layout(shards=2, context=2))
+            )
             assert alone.keys() == shared.keys()
             largest = max(gradient.abs().max().item() for gradient in alone.values())
             for name, expected in alone.items():
