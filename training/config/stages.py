@@ -13,15 +13,13 @@ from diffusers_mardini.sizes import Size
 from training.config.strict import LEAST_SIDE, Name, SizedModel, StrictModel
 
 
-# Pairs of which a stage gives one (of `size` and `buckets` at most one, of `batch_size` and `global_batch` at least one).
-# A later layer (child file, override) that names one drops the other.
+# Pairs of which a stage gives one (of `size` and `buckets` at most one). A later layer (child file, override) that
+# names one drops the other. Of `batch_size` and `global_batch` it gives one or both.
 ALTERNATIVES = {
     "steps": "clips",
     "clips": "steps",
     "strides": "fps",
     "fps": "strides",
-    "batch_size": "global_batch",
-    "global_batch": "batch_size",
     "size": "buckets",
     "buckets": "size",
 }

@@ -88,7 +88,7 @@ def test_naming_one_of_two_alternatives_drops_the_parents_other_one(tmp_path):
         write(tmp_path, "base.yaml", BASE), ["stages.b.steps=5", "stages.b.batch_size=2", "stages.b.strides={3: 1}"]
     ).stages[1]
     assert (stage.steps, stage.clips) == (5, None)
-    assert (stage.batch_size, stage.global_batch) == (2, None)
+    assert (stage.batch_size, stage.global_batch) == (2, 30)  # 30 windows, two at once
     assert (stage.strides, stage.fps) == ({3: 1.0}, None)
 
 
