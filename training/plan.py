@@ -1,7 +1,7 @@
 """Print what a configuration costs and what in it cannot work, before a run: `python -m training.plan CONFIG`.
 
     python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 64 --parallel hybrid \\
-        --gpu-memory 80 --flops-per-second 2e14 --bandwidth 400 50
+        --gpu-memory 80 --flops-per-second 2e14 --bandwidth 400 --bandwidth-across 50
 
 Exit code 1 if something cannot work; every problem is printed with its fix. Costs are counted in `costs.py`; the
 problems that need no clips are found in `engine/feasibility.py`, for the trainer, too.
@@ -455,17 +455,19 @@ def read_layout(processes: int, parallelism: str, node: int | None, context: int
     return Layout(processes // node, node, context)
 
 
-def read_bandwidth(given: list[float] | None) -> Bandwidth | None:
+def read_bandwidth(within: float | None, across: float | None) -> Bandwidth | None:
     """Return the bandwidth that the command line states in GB a second, if it does.
 
     Raises:
-        ValueError: if it states something else than one or two positive numbers.
+        ValueError: if a number is not positive, or the second one stands alone.
     """
-    if given is None:
+    if within is None and across is None:
         return None
-    if len(given) > 2 or min(given) <= 0:
-        raise ValueError(f"--bandwidth is {given}; give one or two numbers above 0, within and across copies")
-    return Bandwidth(given[0] * 1e9, given[-1] * 1e9)
+    if within is None or within <= 0 or (across is not None and across <= 0):
+        raise ValueError(
+            f"--bandwidth is {within} and --bandwidth-across {across}; give the first, or both, as numbers above 0"
+        )
+    return Bandwidth(within * 1e9, (across or within) * 1e9)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -491,10 +493,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--bandwidth",
         type=float,
-        nargs="+",
         metavar="GB/S",
-        help="1e9 bytes a second that each process receives from those of its copy of the weights and, as a second number, "
-        "from other copies; for the seconds of gathering and the most processes that make sense",
+        help="1e9 bytes a second that each process receives from those of its copy of the weights; for the seconds of "
+        "gathering and the most processes that make sense",
+    )
+    parser.add_argument(
+        "--bandwidth-across",
+        type=float,
+        metavar="GB/S",
+        help="the same from processes with other copies, such as other nodes under hybrid (default: --bandwidth)",
     )
     parser.add_argument(
         "--gpu-memory",
@@ -521,7 +528,7 @@ def main(arguments: list[str] | None = None) -> int:
     parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
     try:
         layout = read_layout(options.processes, parallelism, options.node, options.context)
-        bandwidth = read_bandwidth(options.bandwidth)
+        bandwidth = read_bandwidth(options.bandwidth, options.bandwidth_across)
         config = load_config(options.config, options.overrides)
         plan = make_plan(
             config, layout, options.gpu_memory, options.flops_per_second, options.probe, not options.no_data, bandwidth

@@ -102,8 +102,9 @@ def test_the_command_line_states_a_layout(tmp_path, capsys):
     assert read_layout(64, "fsdp", None, 1) == Layout(1, 64)
     assert read_layout(3, "ddp", None, 1) == Layout(3)
     path = write_config(tmp_path, make_config({"batch_size": None, "global_batch": 24}))
-    shared = [path, "--no-data", "--processes", "16", "--flops-per-second", "1e9", "--bandwidth", "1", "0.1"]
-    assert main([*shared, "--parallel", "hybrid", "--node", "4", "--context", "2"]) == 0
+    shared = [path, "--no-data", "--processes", "16", "--flops-per-second", "1e9", "--bandwidth", "1"]
+    hybrid = ["--parallel", "hybrid", "--node", "4", "--context", "2", "--bandwidth-across", "0.1"]
+    assert main([*shared, *hybrid]) == 0
     text = capsys.readouterr().out
     assert "test: 1 stages, 16 processes: 4 copies, 4 shards, 2 that share tokens" in text
     assert "most processes" in text and "one window each" in text
@@ -111,7 +112,7 @@ def test_the_command_line_states_a_layout(tmp_path, capsys):
         (["--parallel", "hybrid", "--node", "5"], "--processes is 16, which nodes of 5 do not divide"),
         (["--parallel", "ddp", "--context", "2"], "only shards share tokens: use fsdp"),
         (["--node", "8"], "it belongs to hybrid"),
-        (["--bandwidth", "0"], "one or two numbers above 0"),
+        (["--bandwidth", "0"], "as numbers above 0"),
         (["--parallel", "hybrid", "--node", "4", "--context", "4"], "cannot share the 20 tokens"),
     ):
         assert main([*shared, *wrong]) == 1
