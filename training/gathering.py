@@ -108,8 +108,9 @@ def count_sharing(
     bandwidth: Bandwidth | None = None,
     flops_per_second: float | None = None,
 ) -> Sharing:
-    """Return how a layout shares a stage, resolved for it, whose costs are given."""
-    total, shapes = stage.windows_per_step, config.by_bucket(stage)
+    """Return how a layout shares a stage, as it is configured, whose costs under the layout are given."""
+    total = costs.batch
+    shapes = config.by_bucket(stage.model_copy(update={"global_batch": total}))  # also for other numbers of processes
     shares = [bucket.share for bucket in costs.buckets]
 
     def sent(layout: Layout) -> tuple[float, float]:

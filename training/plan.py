@@ -102,7 +102,7 @@ def make_plan(
 ) -> Plan:
     """Count the costs of a run and find its problems; see `main` for the arguments."""
     found = find_problems(config, with_data, layout)
-    config = config.for_processes(layout.data_ranks)
+    given, config = config, config.for_processes(layout.data_ranks)
     if any(problem.prevents_counting for problem in found):
         return Plan([], {}, {}, found, find_notes(config))
     notes, stages, censuses = [*find_notes(config), *sharing_notes(config, layout)], [], []
@@ -133,8 +133,8 @@ def make_plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
         process=process, room=room,
         sharing=[
-            count_sharing(config, stage, costs, layout, bandwidth, flops_per_second)
-            for stage, costs in zip(config.stages, stages)
+            count_sharing(given, stage, costs, layout, bandwidth, flops_per_second)
+            for stage, costs in zip(given.stages, stages)
         ],
     )  # fmt: skip
     return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, censuses))

@@ -52,11 +52,11 @@ def test_processes_that_share_tokens_exchange_heads(attention, layers):
     assert shared - alone == pytest.approx(8 * 2 * 4 * channels * 4 / 2 / 2)
 
 
-def sharing(layout: Layout, within=1e12, across=1e12, flops=1e9, stage=None):
-    config = make_config({"batch_size": None, "global_batch": 24, **(stage or {})}).for_processes(layout.data_ranks)
-    (stage,) = config.stages
-    costs = estimate_stage(config, stage, layout, flops, None)
-    found = count_sharing(config, stage, costs, layout, Bandwidth(within, across), flops)
+def sharing(layout: Layout, within=1e12, across=1e12, flops=1e9, **stage):
+    config = make_config({"batch_size": None, "global_batch": 24, **stage})
+    resolved = config.for_processes(layout.data_ranks)
+    costs = estimate_stage(resolved, resolved.stages[0], layout, flops, None)
+    found = count_sharing(config, config.stages[0], costs, layout, Bandwidth(within, across), flops)
     assert found.computing == pytest.approx(costs.seconds_per_step)
     return found
 
@@ -77,6 +77,13 @@ def test_with_a_slow_network_the_most_processes_are_those_that_gather_no_longer_
     assert found.gathering < found.computing
     most = sharing(Layout(shards=5), within=1.01 * bandwidth)
     assert most.gathering > most.computing * 0.99
+
+
+def test_the_most_processes_do_not_depend_on_how_many_are_asked_for():
+    bandwidth = sharing(Layout(shards=4)).within / sharing(Layout(shards=4)).computing
+    for stage in ({}, {"batch_size": 4}, {"batch_size": 4, "gradient_accumulation": 3}):
+        most = {sharing(Layout(shards=shards), bandwidth, **stage).most_processes for shards in (2, 4, 24)}
+        assert len(most) == 1, stage
 
 
 def test_processes_that_wait_for_others_are_told():
