@@ -40,9 +40,9 @@ KINDS = {
 }
 
 
-def launcher_arguments(config: Path):
+def launcher_arguments(config: Path, *more: str):
     arguments = launch_command_parser().parse_args(
-        ["--config_file", str(config), "-m", "training.train_mardini", "c.yaml"]
+        ["--config_file", str(config), *more, "-m", "training.train_mardini", "c.yaml"]
     )
     return _validate_launch_command(arguments)[0]
 
@@ -80,9 +80,22 @@ def test_what_the_launcher_hands_on_is_what_the_trainer_honours(name, reshards, 
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is reshards and _unsupported(plugin) == []
 
 
-@pytest.mark.parametrize("name, layout", [("fsdp2_hybrid", Layout(2, 8)), ("fsdp2_context", Layout(1, 8, 2))])
-def test_the_layout_is_what_the_launcher_hands_on(name, layout, monkeypatch):
-    arguments = launcher_arguments(ROOT / f"training/configs/accelerate/{name}.yaml")
+@pytest.mark.parametrize(
+    "name, more, layout",
+    [
+        ("fsdp2", "", Layout(1, 8)),
+        ("fsdp2_hybrid", "", Layout(2, 8)),
+        ("fsdp2_hybrid", "--num_processes 64", Layout(8, 8)),
+        ("fsdp2_context", "", Layout(1, 8, 2)),
+        (  # of docs/scale.md
+            "fsdp2_context",
+            "--num_processes 512 --parallelism_config_cp_size 4 --parallelism_config_dp_shard_size 2",
+            Layout(64, 8, 4),
+        ),
+    ],
+)
+def test_the_layout_is_what_the_launcher_hands_on(name, more, layout, monkeypatch):
+    arguments = launcher_arguments(ROOT / f"training/configs/accelerate/{name}.yaml", *more.split())
     for key, value in prepare_multi_gpu_env(arguments).items():
         if key.startswith(("FSDP", "ACCELERATE_USE_FSDP", "PARALLELISM")):
             monkeypatch.setenv(key, value)
