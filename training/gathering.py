@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from training.config.schema import RunConfig, StageConfig
 from training.costs import StageCosts, count_tokens
@@ -92,7 +93,7 @@ def _tokens_sent(config: RunConfig, stage: StageConfig, layout: Layout, width: i
     for part in trained_parts(stage):
         if part == "head":
             continue
-        sizes = models[part].config
+        sizes: Any = models[part].config
         # Spatial attention, and attention across frames unless a place's frames lie on one process.
         layers = 2 if part == "planner" or stage.temporal_attention == "spatiotemporal" else 1
         channels += tokens[part] * layers * sizes.num_layers * sizes.num_attention_heads * sizes.attention_head_dim
