@@ -166,6 +166,17 @@ def sharing_notes(config: RunConfig, layout: Layout) -> list[str]:
     return found
 
 
+def gathering_notes(stages: Sequence[StageCosts], shared: Sequence[Sharing]) -> list[str]:
+    """Return a sentence on each stage whose steps gather for longer than they compute."""
+    return [
+        f"stage {stage.name!r}: a step gathers for {each.gathering:.3g} s and computes for {each.computing:.3g} s, so "
+        f"that the stage takes {each.gathering * stage.steps / 3600:.3g} hours and not {stage.hours:.3g}; at most "
+        f"{each.most_processes} processes make sense"
+        for stage, each in zip(stages, shared, strict=True)
+        if each.gathering is not None and each.computing is not None and each.gathering > each.computing
+    ]
+
+
 def sharing_rows(stages: Sequence[StageCosts], shared: Sequence[Sharing]) -> list[tuple]:
     """Return the rows of a table, with its head."""
     rows: list[tuple] = [

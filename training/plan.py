@@ -38,7 +38,14 @@ from training.engine.layout import ONE_PROCESS, Layout
 from training.engine.models import adapted_layers, load_vae, new_vae
 from training.evaluation.probe import Probe, probe_run
 from training.files import write_whole
-from training.gathering import Bandwidth, Sharing, count_sharing, sharing_notes, sharing_rows
+from training.gathering import (
+    Bandwidth,
+    Sharing,
+    count_sharing,
+    gathering_notes,
+    sharing_notes,
+    sharing_rows,
+)
 from training.overheads import (
     KINDS,
     count_window,
@@ -128,14 +135,15 @@ def make_plan(
     # Only now, since libraries keep buffers of the steps and of the autoencoder that have run.
     process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
     disk = count_disk(config, stages, censuses, layout.shards)
+    sharing = [
+        count_sharing(given, stage, costs, layout, bandwidth, flops_per_second)
+        for stage, costs in zip(given.stages, stages)
+    ]
+    notes += gathering_notes(stages, sharing)
     found += _disk_problems(config, disk, clips.train)
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
-        process=process, room=room,
-        sharing=[
-            count_sharing(given, stage, costs, layout, bandwidth, flops_per_second)
-            for stage, costs in zip(given.stages, stages)
-        ],
+        process=process, room=room, sharing=sharing,
     )  # fmt: skip
     return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, censuses))
 

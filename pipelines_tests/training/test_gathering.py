@@ -114,7 +114,11 @@ def test_the_command_line_states_a_layout(tmp_path, capsys):
     assert main([*shared, *hybrid]) == 0
     text = capsys.readouterr().out
     assert "test: 1 stages, 16 processes: 4 copies, 4 shards, 2 that share tokens" in text
-    assert "most processes" in text and "one window each" in text
+    assert "most processes" in text and "one window each" in text and "gathers for" not in text
+    slow = [*shared[:-1], "1e-6", "--parallel", "hybrid", "--node", "4"]
+    assert main(slow) == 0
+    text = capsys.readouterr().out
+    assert "stage 's': a step gathers for" in text and "at most 4 processes make sense" in text
     for wrong, message in (
         (["--parallel", "hybrid", "--node", "5"], "--processes is 16, which nodes of 5 do not divide"),
         (["--parallel", "ddp", "--context", "2"], "only shards share tokens: use fsdp"),
