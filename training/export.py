@@ -51,7 +51,8 @@ def export(run: Path, output: Path | None = None, step: int | None = None) -> Pa
     stages = {stage.name: stage for stage in config.stages}
     if (name := checkpoint.state["stage"]) not in stages:
         raise ValueError(f"{path} stands in stage {name!r}, which {run / 'config.json'} does not have")
-    models = build_models(model_arguments(config), "cpu") if config.lora is None else make_models(config)
+    # Without values: those of a pipeline come from the checkpoint's files alone.
+    models = build_models(model_arguments(config), "meta") if config.lora is None else make_models(config)
     averages = AveragedWeights(models, config.optimizer.ema_decay)
     if missing := averages.tensors.keys() - checkpoint.averages.keys():
         raise ValueError(f"{path} lacks {len(missing)} weights of this run's models, such as {min(missing)!r}")

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
-from pipelines_tests.training.test_train_mardini import clips_folder
-from training.engine.checkpoint import list_checkpoints
+from pipelines_tests.training.test_train_mardini import clips_folder, make_vae
+from training.engine.checkpoint import KINDS, list_checkpoints, load_checkpoint
+from training.export import export
 from training.monitoring.panel import TIMES
 
 
@@ -54,7 +55,7 @@ def told(folder: Path) -> list[dict]:
 def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     last = list_checkpoints(folder / "checkpoints")[-1]
     assert last.name == "step-00000006"
-    return load_file(last / f"{name}.safetensors")
+    return dict(load_checkpoint(last).tensors()[name])
 
 
 def assert_same_curve(folder: Path, reference: Path, rel: float = 1e-4) -> None:
@@ -101,6 +102,28 @@ def test_two_processes_with_shards_learn_what_one_does(runs):
     assert_same_tensors(runs / "fsdp", runs / "one")
 
 
+def test_each_process_writes_a_file_of_each_kind_and_no_value_is_written_twice(runs):
+    numbers = {"one": [""], "fsdp": ["-00001-of-00002", "-00002-of-00002"], "in-turn": [""]}
+    for name, endings in numbers.items():
+        last = list_checkpoints(runs / name / "checkpoints")[-1]
+        files = {f"{kind}{ending}.safetensors" for kind in KINDS for ending in endings}
+        assert {path.name for path in last.iterdir()} == {*files, "state.json"}
+    stops = {path.name: path for path in list_checkpoints(runs / "in-turn" / "checkpoints")}
+    for folder in (list_checkpoints(runs / "fsdp" / "checkpoints")[-1], stops["step-00000004"]):  # shards, copies
+        for kind, tensors in load_checkpoint(folder).tensors().items():
+            written = [load_file(path) for path in sorted(folder.glob(f"{kind}-*"))]
+            sizes = [sum(tensor.numel() for tensor in file.values()) for file in written]
+            assert sum(sizes) == sum(tensor.numel() for tensor in tensors.values())
+            assert len(sizes) == 2 and min(sizes) > 0.3 * sum(sizes)
+
+
+def test_processes_share_a_sum_in_a_step_and_the_first_alone_looks_into_the_folder(tmp_path):
+    run({"folder": str(tmp_path), **DDP, "watched": True, "config": {"log_every": 100}})
+    first, second = (json.loads((tmp_path / f"watched-{process}.json").read_text()) for process in range(2))
+    assert first["sums"] == second["sums"] == {"1": 1, "4": 1, "5": 1}  # the steps that end no stage
+    assert {"stop", "sample"} <= set(first["touched"]) and second["touched"] == []
+
+
 def test_a_run_goes_on_with_other_processes_and_other_shards(runs):
     stops = [path.name for path in list_checkpoints(runs / "in-turn" / "checkpoints")]
     assert {"step-00000004", "step-00000005"} <= set(stops)  # where processes of another kind went on
@@ -127,6 +150,18 @@ def test_all_save_one_ordinary_pipeline(runs):
         for part in ("planner", "transformer"):
             for name, tensor in getattr(pipe, part).state_dict().items():
                 assert torch.equal(tensor, averages[f"{part}.{name}"]), (kind, part, name)
+
+
+def test_files_of_several_processes_are_merged_by_one_without_them(runs, tmp_path):
+    from pipelines_tests.training.shared_run import make_shared_config  # by way of others, it imports this module
+
+    make_vae().save_pretrained(tmp_path / "vae")
+    config = make_shared_config(clips_folder(), vae=str(tmp_path / "vae"))
+    (runs / "fsdp" / "config.json").write_text(config.model_dump_json())
+    merged = export(runs / "fsdp", tmp_path / "merged")
+    for part in ("planner", "transformer"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (merged / name).read_bytes() == (runs / "fsdp" / "pipeline" / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from accelerate import Accelerator
 
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.clip_files import noise, write_clip
-from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run, make_vae, write_clips
+from training import files
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.preparation import prepare_data
 from training.data.sources import VideoFolder, open_source
+from training.engine.checkpoint import newest_checkpoint
 from training.files import flush
 from training.stopping import SIGNALS, Stopped, StopRequest
 from training.train_mardini import train
@@ -40,10 +43,19 @@ class StopsAfter:
         return "signal SIGTERM" if self.calls <= 0 else None
 
 
-def test_the_trainer_is_imported_where_a_signal_or_a_call_does_not_exist(tmp_path):
+def test_the_programs_are_imported_where_signals_calls_and_modules_do_not_exist(tmp_path):
+    """Those that Windows lacks; what others import is imported before they are taken away."""
+    programs = (
+        "import training.train_mardini, training.train_autoencoder, training.fit, training.evaluate, training.plan\n"
+        "import training.stopping, diffusers_mardini.streaming, diffusers_mardini.cli; from pathlib import Path\n"
+    )
     program = (
-        "import os, signal; del signal.SIGUSR1, os.fork\n"
-        "import training.train_mardini, training.stopping; from pathlib import Path\n"
+        f"{programs}import os, signal, sys\n"
+        "for name in [n for n in sys.modules if n.split('.')[0] in ('training', 'diffusers_mardini')]: "
+        "del sys.modules[name]\n"
+        "del signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGKILL, os.fork, os.killpg, os.getuid, os.geteuid\n"
+        "sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios'])\n"
+        f"{programs}"
         "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in "
         "training.stopping.SIGNALS])\n"
     )
@@ -91,6 +103,39 @@ def test_folders_need_not_be_flushed_where_the_system_cannot(tmp_path, monkeypat
     flush(tmp_path)  # as on some network file systems
     with pytest.raises(OSError):
         flush(tmp_path / "file")
+
+
+def test_a_run_is_saved_and_resumed_where_files_are_flushed_as_on_windows(tmp_path, monkeypatch):
+    """No folder can be opened there, and no file flushed that was opened for reading alone."""
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def refuse_folders(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.open(path, *arguments, **options)
+
+    def fsync(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR) == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(os.fsync(descriptor))
+
+    windows = SimpleNamespace(**{**vars(os), "name": "nt", "open": refuse_folders, "fsync": fsync})
+    monkeypatch.setattr(files, "os", windows)
+    with pytest.raises(OSError):
+        fsync(os.open(__file__, os.O_RDONLY))
+    config = make_config(checkpoint_every=1)
+    with pytest.raises(Stopped):
+        run = make_run(tmp_path, config)
+        run.train(StopAtOnce(run.folder))
+    assert flushed and newest_checkpoint(tmp_path / "checkpoints") is not None
+    assert make_run(tmp_path, config).train().is_dir()
+
+
+class StopAtOnce(StopRequest):
+    """A reason to stop from the beginning."""
+
+    reason = "a test"
 
 
 def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):

@@ -24,7 +24,7 @@ from training import train_mardini, train_mardini_lora
 from training.config.schema import AdapterConfig, RunConfig
 from training.costs import count_memory, count_operations, count_parameters
 from training.engine.adapter import TARGETS, add_adapter, frozen_digests, matched_layers, refuse_shards, summary
-from training.engine.checkpoint import list_checkpoints
+from training.engine.checkpoint import list_checkpoints, load_checkpoint
 from training.engine.feasibility import find_problems
 from training.engine.layout import Layout
 from training.engine.models import make_models
@@ -94,8 +94,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def last_state(folder: Path) -> dict[str, torch.Tensor]:
     last = list_checkpoints(folder / "checkpoints")[-1]
-    files = {name: load_file(last / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
-    return {f"{name}.{key}": tensor for name, tensors in files.items() for key, tensor in tensors.items()}
+    kinds = load_checkpoint(last).tensors()
+    return {f"{kind}.{key}": tensor for kind, tensors in kinds.items() for key, tensor in tensors.items()}
 
 
 def timeless(folder: Path) -> list[dict]:

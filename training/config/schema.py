@@ -333,7 +333,7 @@ MODELS: dict[str, type[BaseModel]] = {
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours",
     "hours",
-    "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.validation", "data.train", "vae",
+    "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.device_gb", "data.validation", "data.train", "vae",
     "vae_subfolder", "init_from", "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every",
     "sample_windows", "sample_steps", "trackers", "anyway", "strides", "fps",
 }  # fmt: skip

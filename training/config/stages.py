@@ -160,8 +160,11 @@ class StageConfig(SizedModel):
         "measurements: its learning rate then decays over a tenth more of its steps. Raising it waits longer. None: "
         "never.",
     )
-    compile: bool = Field(
-        False, description="Compile the repeated blocks: the first steps take a minute or more, later ones are faster."
+    compile: Literal[False, True, "step"] = Field(
+        False,
+        description="`true`: compile the repeated blocks; the first steps take a minute or more, later ones are "
+        "faster. `step`: compile the whole forward pass with its loss as one graph, for small models on a GPU, which "
+        "wait for the launches of kernels; the first steps take longer, and longer the deeper the models are.",
     )
 
     @field_validator("buckets", mode="before")

@@ -115,8 +115,8 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """Return the batch in pinned memory, from which a GPU copies by itself."""
-        return self._each(torch.Tensor.pin_memory)
+        """Return the batch in pinned memory, from which a GPU copies by itself; without what is on the GPU already."""
+        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         changed = {k: change(v) for k, v in vars(self).items() if torch.is_tensor(v)}

@@ -36,6 +36,11 @@ class ClipConditions:
         self.known = read_config(*condition_arguments(conditions).values())
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
+    @property
+    def read_latents(self) -> bool:
+        """Whether some condition is derived from latents."""
+        return any(condition.derive == "motion" for condition in self.conditions.values())
+
     def why_absent(self, entry: Entry) -> str | None:
         """Return why a clip cannot be used: its table is missing, damaged, or has not one row per frame."""
         if not any(condition.columns for condition in self.conditions.values()):

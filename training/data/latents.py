@@ -32,6 +32,7 @@ from training.stopping import Stopped
 FRAME_POLICY = "every frame, upright"
 # A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
 _POINT_LOGVAR = -20.0
+POINT = -30.0  # logarithm of the variance where other frames of a clip have one
 _SIZES = ("latents", "planner_latents")
 
 
@@ -144,7 +145,7 @@ class LatentCache:
         for (size, kind), rows in parts.items():
             # Some chunks of a clip may lack a variance while others have one.
             found[size, kind] = torch.stack(
-                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], -30.0) for i in indices.tolist()]
+                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], POINT) for i in indices.tolist()]
             )
         return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
 

@@ -85,6 +85,8 @@ def prepare_data(
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
         vae.to("cpu")  # free the device for the models that are trained
+    if config.data.device_gb:
+        keep_on_device(windows["train"], accelerator, config.data.device_gb)
 
     # 3. The census
     censuses = {
@@ -166,6 +168,17 @@ def _windows(
             source, entries, requests, vae, config.data.planner_downscale, cache, accelerator.process_index,
             accelerator.num_processes, accelerator.wait_for_everyone, clip_conditions, stop,
         )  # fmt: skip
+
+
+def keep_on_device(windows: LatentWindows, accelerator: Accelerator, most_gb: float) -> None:
+    """Keep the latents of training clips on every process's device if they fit into so many GB; say which it is."""
+    needed = windows.keep_on_device(accelerator.device, most_gb * 1e9) / 1e9
+    kept = (
+        f"stay on {accelerator.device}"
+        if needed <= most_gb
+        else f"are read from files (data.device_gb is {most_gb:g})"
+    )
+    accelerator.print(f"the latents of the training clips, {needed:.3g} GB, {kept}")
 
 
 def _report_census(

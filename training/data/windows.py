@@ -25,6 +25,7 @@ from training.data.failures import sentence, shown
 from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames
 from training.data.manifest import Entry
 from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
+from training.data.resident import ResidentLatents, put_on_device, size_on_device
 from training.data.sources import Source
 
 
@@ -210,6 +211,8 @@ class ClipWindows:
         """
         if self.clip_conditions is None:
             return {}
+        if self.clip_conditions.read_latents:
+            latents = latents.cpu()  # means round otherwise on a GPU
         rows = [
             self.clip_conditions.of(self._by_key[draw.clip], draw.frames, window)
             for draw, window in zip(draws, latents)
@@ -271,6 +274,7 @@ class LatentWindows(ClipWindows):
     ):
         super().__init__(entries, caches if sizes is None else sizes, clip_conditions)
         self.caches = dict(caches)
+        self._resident: dict[tuple[int, int], ResidentLatents] = {}
 
     @classmethod
     def build(
@@ -316,6 +320,31 @@ class LatentWindows(ClipWindows):
             if clips
         }
         return cls(entries, caches, sorted(needed), clip_conditions)
+
+    def keep_on_device(self, device: torch.device, most_bytes: float) -> int:
+        """Let `batch` gather windows on a device from here on, if the latents of all clips need at most so many bytes
+        of it.
+
+        Returns:
+            The bytes that they need.
+        """
+        clips = {size: [entry for entry in self.entries if entry in cache] for size, cache in self.caches.items()}
+        needed = sum(size_on_device(cache, clips[size]) for size, cache in self.caches.items())
+        if needed <= most_bytes:
+            for size, cache in self.caches.items():
+                if resident := put_on_device(cache, clips[size], device):
+                    self._resident[size] = resident
+        return needed
+
+    def batch(
+        self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read windows as the base class does, or gather the same on the device; see `keep_on_device`."""
+        resident = self._resident.get(draws[0].bucket.size) if draws else None
+        windows = [(self._by_key[draw.clip], draw.frames, draw.view) for draw in draws]
+        if resident is None or not all((entry.sha256, view) in resident.begins for entry, _, view in windows):
+            return super().batch(draws, generators)
+        return resident.batch(windows, generators)
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
         cache = self.caches[bucket.size]

@@ -6,6 +6,7 @@ losses are in `losses.py`.
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from training.config.schema import OptimizerConfig
 from training.data.batches import Batch
 from training.engine.optimizers import load_optimizers, make_optimizers, optimizer_tensors
-from training.engine.sharding import data_parallel, gather, gradients_kept_local, layout_of, whole
+from training.engine.sharding import data_parallel, gradients_kept_local, layout_of, whole
 
 
 class GradientSteps:
@@ -63,9 +64,10 @@ class GradientSteps:
                 # Processes' losses and gradients are averaged, whatever their shares. Equal shares divide by the number
                 # of parts, to the bit.
                 weight = share * self.ranks
+                # Without names of clips: a compiled step would be compiled anew for others.
+                inputs = replace(batch.to(self.accelerator.device), windows=())
                 part_losses = {
-                    name: loss * weight.numerator / weight.denominator
-                    for name, loss in self.model(batch.to(self.accelerator.device)).items()
+                    name: loss * weight.numerator / weight.denominator for name, loss in self.model(inputs).items()
                 }
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
@@ -88,9 +90,8 @@ class GradientSteps:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Return the result of `optimizer_tensors`, with whole tensors on the main process and none on others."""
-        tensors, rest = optimizer_tensors(self.optimizers)
-        return gather(tensors, self.accelerator), rest
+        """Return the result of `optimizer_tensors`; the tensors of shards are sharded like them."""
+        return optimizer_tensors(self.optimizers)
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], rest: list[dict]) -> None:
         """Restore what `state` returned, whichever way the processes shared it then."""
