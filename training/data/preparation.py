@@ -92,9 +92,7 @@ def prepare_data(
     # 3. The census
     censuses = {
         name: {
-            stage.name: StageCensus.of(
-                windows[name].census(request), stage.windows_per_step(accelerator.num_processes)
-            )
+            stage.name: StageCensus.of(windows[name].census(request), stage.windows_per_step)
             for stage, request in zip(config.stages, requests[name])
         }
         for name in specs
@@ -190,7 +188,7 @@ def _report_census(
     for name, stages in censuses.items():
         print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
-            seen = stage.steps * stage.windows_per_step(accelerator.num_processes) if name == "train" else None
+            seen = stage.steps * stage.windows_per_step if name == "train" else None
             first, *others = stages[stage.name].lines(seen, most_reasons=10)
             print("\n".join([f"  {stage.name}: {first}", *(f"  {line}" for line in others)]))
     records = {

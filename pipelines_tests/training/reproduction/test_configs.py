@@ -71,6 +71,6 @@ def test_the_balanced_sizes_have_equally_many_parameters():
 
 
 def test_the_last_stage_alone_costs_what_the_curriculum_does():
-    plans = [make_plan(config(name), 1, "single", with_data=False) for name in ("pair", "direct")]
+    plans = [make_plan(config(name), with_data=False) for name in ("pair", "direct")]
     cost = [sum(stage.operations for stage in plan.stages) for plan in plans]
     assert cost[1] == pytest.approx(cost[0], rel=0.01)
