@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Is identity attention necessary? Against full attention as it is, and with batch normalization, with tighter clipping, with a learned mark of reference frames,
+# and with the last two together. For docs/results/stabilizers.md. ARMS names fewer of them; the first is what all are compared with.
+# After an interruption the same command goes on.
+SEEDS="${SEEDS:-1 2}"
+page=docs/results/stabilizers.md
+source "$(dirname "$0")/reproduction.inc.sh"
+read -ra arms <<< "${ARMS:-identity full clipped marked marked-clipped batch-norm}"
+label_of() {
+    case "$1" in
+        identity) echo "identity attention" ;;
+        full) echo "full attention" ;;
+        clipped) echo "full attention, clipped at 0.1" ;;
+        marked) echo "full attention, references marked" ;;
+        marked-clipped) echo "full attention, marked and clipped" ;;
+        batch-norm) echo "full attention, batch normalization" ;;
+    esac
+}
+config_of() {
+    case "$1" in
+        identity) echo identity_attention ;;
+        *clipped) echo tight_clipping ;;
+        *) echo full_attention ;;
+    esac
+}
+methods=() runs=()
+for arm in "${arms[@]}"; do
+    case "$arm" in
+        marked*) THROUGH=(-m training.reproduction.stabilizers --marks) ;;
+        batch-norm) THROUGH=(-m training.reproduction.stabilizers --batch-norm) ;;
+        *) THROUGH=() ;;
+    esac
+    for seed in $SEEDS; do
+        train "$(config_of "$arm")" "stabilizer-$arm-$seed" seed="$seed" stages.joint.steps="${STEPS:-400}"
+        score "stabilizers/$arm-$seed" "$RUNS-stabilizer-$arm-$seed/pipeline"
+    done
+    methods+=("$(label_of "$arm")=$(each "$SCORES/stabilizers/$arm")")
+    runs+=("$(label_of "$arm")=$(each "$RUNS-stabilizer-$arm")")
+done
+compare all "$SCORES/stabilizers" "${methods[@]}"
+fill_block gradients training.reproduction.gradient_noise "${runs[@]}"
+"$PYTHON" -m training.reproduction.curves "${runs[@]}" --log --every 4 --values loss:diffusion_loss loss:grad_norm heldout:diffusion/0.4 heldout:diffusion/0.8 -o "$PICTURES/stabilizers.png"
