@@ -231,7 +231,9 @@ def drift_table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns += ["FD-EfficientNetLite0"] if all("fd_efficientnet_lite0" in row for row in rows) else []
     cells = []
     for row in rows:
-        measured = [f"{row[name]:.2f} [{', '.join(f'{end:.2f}' for end in row['intervals'][name])}]" for name in MEASURES]
+        measured = [
+            f"{row[name]:.2f} [{', '.join(f'{end:.2f}' for end in row['intervals'][name])}]" for name in MEASURES
+        ]
         frechet = [f"{row['fd_efficientnet_lite0']:.1f}"] if len(columns) > 2 + len(MEASURES) else []
         cells.append([row["arm"], f"{row['first']} to {row['last']}", *measured, *frechet])
     return markdown_table(columns, cells)

@@ -23,17 +23,17 @@ for part in ${PARTS:-near places drift doubling}; do
             drift "$OUT-drift" "$CARRACING/val" --frames "$frames" --max-clips 5 --batch-size 5 --arm plain
             fill_block drift training.reproduction.drift_comparison "plain=$OUT-drift/$name"
             ;;
-        doubling)  # 9, 18, ... 1,152 frames: continued, as it is and with what may help, and slowed down
-            ranges=(--range 1 9) factors=(1 2 4 8 16 32 64 128) frames=1152
-            if [ -n "$TOY" ]; then frames=36 factors=(1 2); fi
+        doubling)  # 9, 18, ... 1,152 frames: continued, as it is and with what may help; and slowed down to 17, 33, ... 1,025
+            ranges=(--range 1 9) factors=(2 4 8 16 32 64 128) frames=1152 apart=32
+            if [ -n "$TOY" ]; then frames=36 factors=(2 4) apart=4; fi
             for ((last = 18; last <= frames; last *= 2)); do ranges+=(--range $((last / 2 + 1)) "$last"); done
             drift "$OUT-doubling" "$CARRACING/val" --frames "$frames" --max-clips 8 "${ranges[@]}" \
                 --arm plain --arm "noise on generated frames: generated_noise=0.1" --arm "overlap of 6: overlap=6" --arm "colours kept: colours=1"
             arms=()
             for arm in plain "noise on generated frames" "overlap of 6" "colours kept"; do arms+=("$arm=$OUT-doubling/$name:$arm"); done
             fill_block "extension by powers of two" training.reproduction.drift_comparison "${arms[@]}" -o "$PICTURES/long_video_doubling_extension.png"
-            record "$CARRACING/val-long" 12 200000 --frames 1160
-            fill training.reproduction.slow_motion_doubling "$CHECKPOINT" "$CARRACING/val-long" -o "$OUT-doubling-slow" --factors "${factors[@]}" --steps 4 --max-clips 6 \
+            record "$CARRACING/val-long" 12 200000 --frames 264
+            fill training.reproduction.slow_motion_doubling "$CHECKPOINT" "$CARRACING/val-long" -o "$OUT-doubling-slow" --factors "${factors[@]}" --apart "$apart" --steps 5 --max-clips 6 \
                 --chart "$PICTURES/long_video_doubling_slow_motion.png"
             ;;
         *) echo "PARTS names '$part'; the parts are near, places, drift and doubling" >&2; exit 1 ;;
