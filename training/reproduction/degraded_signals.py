@@ -27,7 +27,7 @@ from training.evaluation.results import write_results
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import difference_table, markdown_table, score_table
 from training.figures.charts import Panel, Point, draw
-from training.reproduction.page_blocks import fill_all
+from training.reproduction.page_blocks import fill_all, picture
 from training.reproduction.plan_information import information_left, summary_panels
 from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
@@ -71,15 +71,15 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     record = facts(options, command, model_key(pipe)["checkpoint"])
     record |= {"networks": networks.sources, "not_measured": missing, "information": left}
     write_results(options.output, record, rows, paired, windows)
-    if options.page:
-        tables = {"scores": score_table(rows), "differences": difference_table(paired)}
-        fill_all(options.page, tables | {"information": information_table(left)})
     by_method = {found["than"]: found for found in paired}
-    chart = draw(
-        options.chart or options.output / "chart.png",
-        panels(by_method, own, options.noise, options.dropped, options.squares, options.reach),
-    )
-    draw(options.summary or options.output / "summary.png", summary_panels(left, by_method, own, (SCORE, SCORE_LABEL)))
+    strengths = (options.noise, options.dropped, options.squares, options.reach)
+    chart = draw(options.chart or options.output / "chart.png", panels(by_method, own, *strengths))
+    summary = options.summary or options.output / "summary.png"
+    draw(summary, summary_panels(left, by_method, own, (SCORE, SCORE_LABEL)))
+    if options.page:
+        shown = picture(summary, options.page, "Change of mean SSIM by the information left in the plan")
+        tables = {"scores": score_table(rows), "differences": difference_table(paired)}
+        fill_all(options.page, tables | {"information": f"{shown}\n\n{information_table(left)}"})
     print(f"\n{difference_table([by_method[own + alteration.suffix] for alteration in altered])}\n")
     print(f"Wrote results.json, results.csv and results.md to {options.output}, and {chart}")
 

@@ -23,7 +23,7 @@ from training.evaluation.results import with_nan
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_json
-from training.reproduction.page_blocks import fill_all
+from training.reproduction.page_blocks import fill, picture
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text += f"\n\nPaired differences to {first.label} on the same clips:\n\n"
             text += markdown_table(["difference", "frames", *MEASURES], lines)
         print(text)
-        if options.page:
-            fill_all(Path(options.page[0]), {options.page[1]: text})
         if options.chart:
-            draw(options.chart, _panels(rows))
-            print(f"Wrote {options.chart}")
+            print(f"Wrote {draw(options.chart, _panels(rows))}")
+        if options.page:
+            page, name = Path(options.page[0]), options.page[1]
+            if options.chart:
+                shown = picture(
+                    options.chart, page, f"{', '.join(MEASURES)} of {', '.join(rows)} by the last new frame"
+                )
+                text = f"{shown}\n\n{text}"
+            fill(page, name, text)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -32,7 +32,7 @@ from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import write_whole
 from training.reproduction.frame_scores import row, score_each_frame
-from training.reproduction.page_blocks import fill
+from training.reproduction.page_blocks import fill, picture
 from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 
@@ -68,9 +68,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     record = facts(options, command, model_key(pipe)["checkpoint"]) | {"rows": rows, "clips": windows.clips}
     write_whole(options.output / "results.json", json.dumps(without_nan(record), indent=1) + "\n")
     text = table(rows)
+    chart = draw(options.chart or options.output / "chart.png", panels(rows))
     if options.page:
-        fill(options.page, BLOCK, text)
-    draw(options.chart or options.output / "chart.png", panels(rows))
+        shown = picture(chart, options.page, "Scores by the number of frames that nine are slowed down to")
+        fill(options.page, BLOCK, f"{shown}\n\n{text}")
     print(f"\n{text}\n\nWrote results.json and a chart")
 
 

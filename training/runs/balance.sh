@@ -30,5 +30,5 @@ for size in ${SIZES:-64 96}; do
     done
     runs=()
     for i in 0 1 2; do runs+=("${labels[i]}=$(each "$RUNS-${models[i]}$suffix")"); done
-    "$PYTHON" -m training.reproduction.curves "${runs[@]}" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/balance${suffix//-/_}.png"
+    fill_block "curves$block" training.reproduction.curves "${runs[@]}" --log --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/balance${suffix//-/_}.png"
 done

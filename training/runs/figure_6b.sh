@@ -14,9 +14,8 @@ for seed in $SEEDS; do
     done
 done
 for task in interpolation image-to-video; do
-    "$PYTHON" -m training.reproduction.comparison "falling ratio=$(each "$SCORES/figure-6b/falling-ratio-$task")" \
-        "high ratio=$(each "$SCORES/figure-6b/constant-ratio-$task")" "low ratio=$(each "$SCORES/figure-6b/low-ratio-$task")" \
-        -o "$SCORES/figure-6b/$task" --page docs/results/figure_6b.md "$task"
+    compare "$task" "$SCORES/figure-6b/$task" "falling ratio=$(each "$SCORES/figure-6b/falling-ratio-$task")" \
+        "high ratio=$(each "$SCORES/figure-6b/constant-ratio-$task")" "low ratio=$(each "$SCORES/figure-6b/low-ratio-$task")"
 done
 "$PYTHON" -m training.reproduction.curves "falling ratio=$(each $RUNS-falling-ratio)" "high ratio=$(each $RUNS-constant-ratio)" \
     "low ratio=$(each $RUNS-low-ratio)" --stages \

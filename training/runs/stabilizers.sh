@@ -39,4 +39,4 @@ for arm in "${arms[@]}"; do
 done
 compare all "$SCORES/stabilizers" "${methods[@]}"
 fill_block gradients training.reproduction.gradient_noise "${runs[@]}"
-"$PYTHON" -m training.reproduction.curves "${runs[@]}" --log --every 4 --values loss:diffusion_loss loss:grad_norm heldout:diffusion/0.4 heldout:diffusion/0.8 -o "$PICTURES/stabilizers.png"
+fill_block curves training.reproduction.curves "${runs[@]}" --log --every 4 --values loss:diffusion_loss loss:grad_norm heldout:diffusion/0.4 heldout:diffusion/0.8 -o "$PICTURES/stabilizers.png"

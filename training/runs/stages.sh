@@ -24,4 +24,4 @@ for task in interpolation image-to-video; do
 done
 curves=()
 for i in 0 1 2 3; do curves+=("${labels[i]}=$(each "$RUNS-${runs[i]}")"); done
-"$PYTHON" -m training.reproduction.curves "${curves[@]}" --log --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/stages.png"
+fill_block curves training.reproduction.curves "${curves[@]}" --log --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/stages.png"

@@ -18,7 +18,7 @@ for seed in $SEEDS; do
     score "table-2/transformer-alone-500-$seed" "$RUNS-transformer-alone-500-$seed/pipeline" --no-planning
 done
 set_side_by_side() {  # block of the page, and methods
-    "$PYTHON" -m training.reproduction.comparison "${@:2}" -o "$SCORES/table-2/$1" --page docs/results/table_2.md "$1"
+    compare "$1" "$SCORES/table-2/$1" "${@:2}"
 }
 alone="$(each "$SCORES/table-2/transformer-alone"):$unplanned"
 pair="$(each "$SCORES/table-2/pair")"
