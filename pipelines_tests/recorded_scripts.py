@@ -222,8 +222,8 @@ class Done:
     def _run_costs(self, arguments: list[str]) -> None:
         named = arguments[: arguments.index("--page")] if "--page" in arguments else arguments
         for text in named:
-            label, rest = text.split("=", 1)
-            assert (ROOT / run_costs.CONFIGS / f"{rest.split()[0]}.yaml").is_file(), text
+            name = text.partition("=")[2].split()[0]
+            assert (ROOT / run_costs.CONFIGS / f"{name}.yaml").is_file(), text
         self._block_of(arguments, {text.partition("=")[0] for text in named})
 
     def _curves(self, arguments: list[str]) -> None:

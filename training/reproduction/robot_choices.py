@@ -1,8 +1,8 @@
 """Fill the tables of the robot's page beside its scores: paces, autoencoders, and losses in the course of the training.
 
-    python -m training.reproduction.robot_choices paces "2nd frame=outputs/robot-strides/2" ... --page PAGE BLOCK
-    python -m training.reproduction.robot_choices autoencoders runs/autoencoder-robot-16 ... --page PAGE BLOCK
-    python -m training.reproduction.robot_choices losses runs/tiny-robot task:40 task:440 ... --page PAGE BLOCK
+python -m training.reproduction.robot_choices paces "2nd frame=outputs/robot-strides/2" ... --page PAGE BLOCK
+python -m training.reproduction.robot_choices autoencoders runs/autoencoder-robot-16 ... --page PAGE BLOCK
+python -m training.reproduction.robot_choices losses runs/tiny-robot task:40 task:440 ... --page PAGE BLOCK
 """
 
 import argparse
@@ -18,7 +18,12 @@ from training.reproduction.page_blocks import fill
 
 PACE_COLUMNS = ("mid_ssim", "mid_psnr", "mid_lpips", "ssim", "motion", "sharpness")
 TIMESTEPS = ("0.2", "0.4", "0.6", "0.8", "0.95")
-QUALITY = {"mid_ssim": ("mid SSIM", 3), "mid_psnr": ("mid PSNR", 1), "motion": ("motion", 2), "sharpness": ("sharpness", 2)}
+QUALITY = {
+    "mid_ssim": ("mid SSIM", 3),
+    "mid_psnr": ("mid PSNR", 1),
+    "motion": ("motion", 2),
+    "sharpness": ("sharpness", 2),
+}
 
 
 def paces(named: Sequence[str]) -> str:

@@ -29,7 +29,13 @@ FIRST = next(iter(ROWS))
 # Of the small model, whose transformer is the same: the ends of the scale.
 PAPER_PRESETS = {"L": ("mardini-l-t", tuple(ROWS)), "S": ("mardini-s-t", tuple(ROWS)[:2] + tuple(ROWS)[4:])}
 # Table 3 of the paper: of temporal attention, in bf16.
-PAPER_SECONDS = ["the paper's seconds for its asymmetric model, one A100 (Table 3, not ours)", "2.63 s", "6.05 s", "", ""]
+PAPER_SECONDS = [
+    "the paper's seconds for its asymmetric model, one A100 (Table 3, not ours)",
+    "2.63 s",
+    "6.05 s",
+    "",
+    "",
+]
 # Memory does not depend on how often the planner runs.
 MEMORY = {name.replace(", once", ""): name for name in ROWS if "every step" not in name}
 

@@ -8,11 +8,16 @@ RUN=claims
 RUNS="runs/$RUN"  # the run NAME of `train` lies in $RUNS-NAME
 record "$CARRACING/train-500" 500 0
 
+stages_of() {  # a file of training/configs/reproduction: the names of its stages, or of those of the file that it extends
+    local names
+    names="$(sed -n 's/^.* name: \([a-z0-9-]*\).*$/\1/p' "training/configs/reproduction/$1" | sort -u)"
+    if [ -n "$names" ]; then echo "$names"; else stages_of "$(sed -n 's/^extends: //p' "training/configs/reproduction/$1")"; fi
+}
 train() {  # a configuration of training/configs/reproduction, the name of its run, and overrides; a finished run is not trained again, and is refused if its configuration has changed
     local small=() stage
     if [ -n "$TOY" ]; then
         small=(validation_windows=2 validate_every=2 log_every=1)
-        for stage in $(sed -n 's/^.* name: \([a-z0-9-]*\).*$/\1/p' "training/configs/reproduction/$1.yaml" | sort -u) ; do
+        for stage in $(stages_of "$1.yaml"); do
             small+=("stages.$stage.steps=2" "stages.$stage.batch_size=2" "stages.$stage.warmup_steps=0" "stages.$stage.compile=false")
         done
     fi
