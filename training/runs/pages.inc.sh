@@ -3,7 +3,7 @@
 # PAGE: the page to fill, none if empty; PICTURES: where charts go; CARRACING: where the clips are or will be.
 # CHECKPOINT=, OUT=: another checkpoint than the page's own, with a folder of its own; the page and its pictures then stay as
 # they are, unless PAGE= names one.
-# TOY=1 goes through the whole script in minutes, with six clips, two steps a stage and a copy of the page in outputs/toy.
+# TOY=1 goes through the whole script in minutes, with three clips, two steps a stage and a copy of the page in outputs/toy.
 # The pages' tables have LPIPS and FD columns: install their networks first (docs/evaluation.md), or the pages stay as they are.
 set -euo pipefail
 PYTHON="${PYTHON:-.venv/bin/python}"
@@ -34,7 +34,7 @@ fi
 
 record() {  # folder, number of clips, first seed, and further options; nothing if they are there
     local clips="$2"
-    [ -z "$TOY" ] || clips=6
+    [ -z "$TOY" ] || clips=3
     [ -f "$1/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$1" --clips "$clips" --first-seed "$3" "${@:4}"
 }
 fill() {  # a program that takes --page PAGE, with its arguments
