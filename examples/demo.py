@@ -1,5 +1,7 @@
 """Sample the three tasks on real clips and show truth, ours and a simple method side by side: `make demo`.
 
+A checkpoint that takes actions also drives on from the first clip, once to the left and once to the right.
+
     python -m examples.demo --clips examples/clips --checkpoint checkpoints/mardini-tiny-carracing
 
 Writes an mp4, a gif and a contact sheet for each task, with one sample of each clip in the order of the files; none is
@@ -11,7 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.app.driving import ACTION, action_of
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
@@ -29,6 +34,7 @@ from training.figures.contact_sheets import contact_sheet, side_by_side
 
 
 ROOT = Path(__file__).resolve().parent.parent
+DRIVEN, STRENGTH = 12, 0.4  # new frames of a drive, and the share of each pedal's and the wheel's range
 SHOWN = ("mid_psnr", "mid_ssim", "motion", "sharpness")
 
 
@@ -63,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         run_task(pipe, windows, task, options.steps, options.seed, fps, options.output)
+    if ACTION in pipe.conditions:
+        run_drive(pipe, windows, options.steps, options.seed, fps, options.output)
     print(f"\nThe files lie in {options.output.resolve()}")
 
 
@@ -103,6 +111,34 @@ def run_task(
         write_video(output / f"{task}{suffix}", frames * 3 if suffix == ".mp4" else frames, fps / 2)
     print(f"  {sheet}, {task}.mp4, {task}.gif", flush=True)
     return scores
+
+
+def run_drive(
+    pipe: MarDiniPipeline, windows: EvaluationWindows, steps: int, seed: int, fps: float, output: Path
+) -> dict[str, torch.Tensor]:
+    """Drive on from the end of the first window, to the left, straight on and to the right, from the same noise.
+
+    Returns:
+        The new frames by key, `(DRIVEN, 3, height, width)` in [0, 1].
+    """
+    start = windows.frames[0]
+    drives = {}
+    for keys in (("left", "up"), ("up",), ("right", "up")):
+        action = torch.tensor([action_of(keys, pipe.conditions[ACTION], STRENGTH)] * DRIVEN)
+        made = pipe.extend(
+            start, num_new_frames=DRIVEN, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed),
+            output_type="pt", conditions={ACTION: torch.cat([torch.full((len(start), action.shape[1]), torch.nan), action])},
+        )  # fmt: skip
+        drives[" and ".join(keys)] = made.frames[0][-DRIVEN:].float().cpu()
+    shown = {keys: torch.cat([start[-1:], frames]) for keys, frames in drives.items()}
+    groups = [(windows.clips[0], shown)]
+    names = ["given", *(f"{(i + 1) / fps:.2f} s" for i in range(DRIVEN))]
+    contact_sheet(groups, [0], title="the same start, driven by keys", names=names).save(output / "drive.png")
+    for suffix in (".mp4", ".gif"):
+        write_video(output / f"drive{suffix}", side_by_side(groups, [0]), fps / 2)
+    print(f"\ndrive: {', '.join(drives)}, {DRIVEN} frames each from the end of {windows.clips[0]}")
+    print(f"  {output / 'drive.png'}, drive.mp4, drive.gif", flush=True)
+    return drives
 
 
 def _parser() -> argparse.ArgumentParser:

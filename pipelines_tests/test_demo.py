@@ -5,6 +5,7 @@ from PIL import Image
 from diffusers_mardini.video_io import read_video, write_video
 from examples import demo
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
+from pipelines_tests.training.evaluation.test_counterfactuals import driven_pipeline
 
 
 def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
@@ -27,6 +28,22 @@ def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
         assert f"{task}: frames 0" in text
     assert text.count("  ours ") == 3 and text.count("  copy ") == 3 and text.count("  cross-fade ") == 1
     assert text.rstrip().endswith(str(output))
+
+
+def test_a_checkpoint_that_takes_actions_drives_left_and_right(tmp_path, capsys):
+    driven_pipeline().save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "clips").mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (9, 40, 40, 3), dtype=np.uint8)
+    write_video(tmp_path / "clips" / "a.mp4", frames, 20)
+    output = tmp_path / "out"
+    demo.main(["--clips", str(tmp_path / "clips"), "--checkpoint", str(tmp_path / "checkpoint"), "--output", str(output)]
+              + ["--steps", "1", "--size", str(SIZE), "--num-frames", "5"])  # fmt: skip
+    assert "drive: left and up, up, right and up, 12 frames each from the end of a" in capsys.readouterr().out
+    frames, _ = read_video(output / "drive.mp4")
+    assert len(frames) == 13
+    left, straight, right = np.split(frames[-1][:, : frames.shape[2] // 3 * 3], 3, axis=1)
+    assert np.abs(left.astype(int) - right).mean() > 1 and np.abs(left.astype(int) - straight).mean() > 1
+    assert Image.open(output / "drive.png").width > 12 * 64 and (output / "drive.gif").is_file()
 
 
 def test_clips_that_cannot_be_used_are_said_before_a_model_is_loaded(tmp_path, monkeypatch):

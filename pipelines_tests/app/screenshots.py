@@ -13,6 +13,7 @@ def main(address: str, folder: str) -> None:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.set_default_timeout(300_000)  # a busy machine samples slowly
         page.goto(address)
         page.locator("#fill-example-1").click()
         page.locator("#strip .place.given").first.wait_for()
@@ -24,6 +25,15 @@ def main(address: str, folder: str) -> None:
         page.mouse.move(5, 5)
         page.wait_for_timeout(500)
         page.screenshot(path=Path(folder, "app-fill.png"), full_page=True)
+        page.get_by_role("tab", name="Long").click()
+        page.locator("#long-example-1").click()
+        page.locator("#long-clip video").wait_for()
+        page.get_by_role("radio", name="Another rate").check()
+        page.locator("#long-make").click()
+        page.wait_for_function("document.querySelector('#long-video video')?.currentTime > 0", polling=100)
+        page.mouse.move(5, 5)
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(folder, "app-long.png"), full_page=True)
         page.set_viewport_size({"width": 640, "height": 700})
         page.goto(f"{address}/drive")
         page.locator("#checkpoint option").first.wait_for(state="attached")

@@ -164,7 +164,7 @@ def test_a_clip_is_laid_by_patterns_and_examples_work(visit, files):
     expect_strip(page, ["given", *["empty"] * 7, "given"])
     page.get_by_role("radio", name="first half").check()
     expect_strip(page, [*["given"] * 5, *["empty"] * 4])
-    page.locator("#fill-example-1").click()
+    page.locator("#fill-example-1").click()  # is read while the next click is made already
     page.get_by_role("radio", name="every fourth").check()
     expect_strip(page, ["given", *["empty"] * 3, "given", *["empty"] * 3, "given"])
     make(page)
@@ -209,7 +209,7 @@ def test_what_cannot_be_used_is_said_and_the_page_goes_on(visit, files, tmp_path
     expect_strip(page, ["empty", "empty", "given", *["empty"] * 6])
 
 
-def test_a_clip_becomes_slow_motion_and_longer(visit, files):
+def test_a_clip_becomes_slow_motion_smoother_and_longer(visit, files):
     page = visit()
     tab(page, "Long")
     make(page, "long")
@@ -220,6 +220,12 @@ def test_a_clip_becomes_slow_motion_and_longer(visit, files):
     expect(page.locator("#long-status progress")).to_be_visible()
     expect(page.locator("#long-status")).to_contain_text("23 frames, 10 a second")
     expect_playing(page, "long")
+    slow = video_address(page, "long")
+    page.get_by_role("radio", name="Another rate").check()
+    page.get_by_role("slider", name="Frames a second").wait_for()
+    make(page, "long")
+    expect(page.locator("#long-status")).to_contain_text("34 frames, 30 a second")
+    page.wait_for_function("before => document.querySelector('#long-video video').currentSrc !== before", arg=slow)
     slow = video_address(page, "long")
     page.get_by_role("radio", name="Extend").check()
     expect(page.get_by_role("slider", name="New frames at the end")).to_be_visible()

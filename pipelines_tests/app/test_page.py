@@ -181,10 +181,15 @@ def test_visitors_wait_their_turn_and_cancel_their_own_work_only(tab, monkeypatc
 def test_a_long_clip_reports_its_steps(site, clip):
     with gr.Blocks():
         tab = LongTab(site, ModelRow(site))
-    updates = list(tab.on_make(str(clip), "Extend", 2, 3, None, "", 1.0, 2, 0, visitor("me")))
+    updates = list(tab.on_make(str(clip), "Extend", 2, 30, 3, None, "", 1.0, 2, 0, visitor("me")))
     assert any("<progress" in text for text, *_ in updates)
     assert "15 frames, 10 a second" in updates[-1][0] and len(read_video(updates[-1][1])[0]) == 15
-    assert "there is no clip yet" in list(tab.on_make(None, "Extend", 2, 3, None, "", 1.0, 2, 0, visitor("me")))[-1][0]
+    updates = list(tab.on_make(str(clip), "Another rate", 2, 24, 3, None, "", 1.0, 2, 0, visitor("me")))
+    assert "27 frames, 24 a second" in updates[-1][0] and len(read_video(updates[-1][1])[0]) == 27
+    assert (
+        "there is no clip yet"
+        in list(tab.on_make(None, "Extend", 2, 30, 3, None, "", 1.0, 2, 0, visitor("me")))[-1][0]
+    )
 
 
 def test_messages_cannot_hold_markup():

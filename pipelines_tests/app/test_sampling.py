@@ -117,6 +117,15 @@ def test_extension_takes_frames_as_far_apart_as_in_training(pipe):
     assert len(frames) == 3 + 3 and fps == 10
 
 
+def test_another_rate_is_by_time(pipe):
+    clip = pictures(5)
+    frames, fps, reports = longer(pipe, "retime", 25, clip, rate=10.0)
+    assert len(frames) == 11 and fps == 25 and reports[-1].done == reports[-1].total
+    arguments = {"fps": 25, "source_fps": 10, "num_inference_steps": 2, "generator": seeded(0)}
+    expected = pipe.retime(fitted(clip, (SIZE, SIZE)), **arguments).frames[0]
+    assert [np.asarray(frame).tolist() for frame in frames] == [np.asarray(frame).tolist() for frame in expected]
+
+
 def test_long_results_are_refused_before_sampling(pipe):
     with pytest.raises(ValueError, match="the result would have 17 frames; this page makes at most 16"):
         longer(pipe, "slow", 8, limits=Limits(made_frames=16))

@@ -52,12 +52,6 @@ def sample_futures(
     states, num_given = given.shape[:2]
     rows = states * len(held)
 
-    def conditions(actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        values = {action_condition(pipe): actions[..., _columns(pipe)]}
-        if "rate" in pipe.conditions:
-            values["rate"] = torch.full((*actions.shape[:2], 1), 1 / fps)
-        return values
-
     rollout = pipe.rollout(
         given.repeat_interleave(len(held), dim=0),
         window=window,
@@ -65,15 +59,29 @@ def sample_futures(
         # A generator for each row: the three of a state begin with the same seed.
         generator=[torch.Generator().manual_seed(seed) for seed in seeds for _ in held],
         output_type="pt",
-        conditions=conditions(given_actions.repeat_interleave(len(held), dim=0)),
+        conditions=action_conditions(pipe, given_actions.repeat_interleave(len(held), dim=0), fps),
         **sampling,
     )
     frames: list[torch.Tensor] = []
     while (missing := num_frames - sum(part.shape[1] for part in frames)) > 0:
         # Whole windows, as the model was trained; what is too much is dropped.
-        new = conditions(held.repeat(states, 1)[:, None].expand(rows, rollout.most_new_frames, -1))
-        frames.append(rollout.step(conditions=new).frames[:, :missing].float().cpu())
+        new = held.repeat(states, 1)[:, None].expand(rows, rollout.most_new_frames, -1)
+        frames.append(rollout.step(conditions=action_conditions(pipe, new, fps)).frames[:, :missing].float().cpu())
     return torch.cat(frames, dim=1).unflatten(0, (states, len(held)))
+
+
+def action_conditions(pipe: MarDiniPipeline, actions: torch.Tensor, fps: float) -> dict[str, torch.Tensor]:
+    """Return the conditions of frames: their actions, and their distance in time if the checkpoint takes it.
+
+    Args:
+        pipe: the checkpoint.
+        actions: in the order of `ACTION_NAMES`, `(videos, frames, 3)`.
+        fps: frames per second.
+    """
+    values = {action_condition(pipe): actions[..., _columns(pipe)]}
+    if "rate" in pipe.conditions:
+        values["rate"] = torch.full((*actions.shape[:2], 1), 1 / fps)
+    return values
 
 
 def action_condition(pipe: MarDiniPipeline) -> str:

@@ -89,19 +89,21 @@ class FillTab:
     def _connect(self, model: ModelRow) -> None:
         shown = [self.given, self.strip, self.status]
         where = [self.given, self.frames]
+        # One after the other, in the order of the clicks: each begins with what the one before has given.
+        lay = {"outputs": shown, "concurrency_id": "strip", "concurrency_limit": 1, "api_name": False}
         self.drop.upload(
-            self.on_drop, [self.drop, self.frames, self.pattern, model.checkpoint], [*shown, self.drop], api_name=False
+            self.on_drop,
+            [self.drop, self.frames, self.pattern, model.checkpoint],
+            **{**lay, "outputs": [*shown, self.drop]},
         )
         for number, button in enumerate(self.examples):
-            button.click(
-                partial(self.on_example, number), [self.frames, self.pattern, model.checkpoint], shown, api_name=False
-            )
-        self.pattern.input(self.on_pattern, [*where, self.pattern], shown, api_name=False)
-        self.frames.release(self.on_pattern, [*where, self.pattern], shown, api_name=False)
-        self.strip.upload(self.on_place, where, shown, api_name=False)
-        self.strip.clear(self.on_take_off, where, shown, api_name=False)
-        model.checkpoint.change(
-            self.on_checkpoint, [self.given, model.checkpoint], [self.frames, *shown], api_name=False
+            button.click(partial(self.on_example, number), [self.frames, self.pattern, model.checkpoint], **lay)
+        self.pattern.input(self.on_pattern, [*where, self.pattern], **lay)
+        self.frames.release(self.on_pattern, [*where, self.pattern], **lay)
+        self.strip.upload(self.on_place, where, **lay)
+        self.strip.clear(self.on_take_off, where, **lay)
+        model.checkpoint.change(self.on_checkpoint, model.checkpoint, [self.frames, self.status], api_name=False).then(
+            self.on_window, where, **{**lay, "outputs": shown[:2]}
         )
         self.make.click(
             self.on_make,
@@ -155,14 +157,18 @@ class FillTab:
         """Take the picture off one place."""
         return self._laid(given.take_off(int(event.place)), num_frames)
 
-    def on_checkpoint(self, given: Given, checkpoint: str) -> Any:
+    def on_checkpoint(self, checkpoint: str) -> Any:
         """Show as many places as the window of another checkpoint has."""
         try:
             frames = self.site.checkpoints.lend(checkpoint).trained_window.frames
         except Exception as error:
-            return gr.skip(), gr.skip(), gr.skip(), status(for_visitors(error), bad=True)
+            return gr.skip(), status(for_visitors(error), bad=True)
         frames = min(frames, self.site.limits.window_frames)
-        return frames, *self._laid(given.within(frames), frames)
+        return frames, status(f"This checkpoint was trained for windows of {frames} frames.")
+
+    def on_window(self, given: Given, num_frames: int) -> Any:
+        """Leave what was given on a strip of another length."""
+        return self._laid(given.within(num_frames), num_frames)[:2]
 
     def on_make(
         self,

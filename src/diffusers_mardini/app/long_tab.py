@@ -1,4 +1,4 @@
-"""The tab "Long": slow motion and extension of a clip, window by window, with progress and cancel."""
+"""The tab "Long": slow motion, another rate and extension of a clip, window by window, with progress and cancel."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from .uploads import read_upload
 from .views import progress_line, status
 
 
-TASKS = {"Slow motion": "slow", "Extend": "extend"}
+TASKS = {"Slow motion": "slow", "Another rate": "retime", "Extend": "extend"}
 
 
 class LongTab:
@@ -36,7 +36,9 @@ class LongTab:
             with gr.Column():
                 self.task = gr.Radio(list(TASKS), value="Slow motion", label="What to make")
                 self.factor = gr.Slider(2, 8, value=2, step=1, label="Times as many frames")
+                self.fps = gr.Slider(1, 120, value=30, step=1, label="Frames a second", visible=False)
                 self.new = gr.Slider(1, 128, value=16, step=1, label="New frames at the end", visible=False)
+                self.amounts = [self.factor, self.fps, self.new]  # in the order of TASKS
                 self.steps = gr.Slider(1, site.limits.steps, value=10, step=1, label="Steps of each window")
                 self.seed = gr.Number(0, label="Seed", precision=0)
                 with gr.Row():
@@ -54,10 +56,10 @@ class LongTab:
     def _connect(self, model: ModelRow) -> None:
         for number, button in enumerate(self.examples):
             button.click(partial(self.on_example, number), None, self.clip, api_name=False)
-        self.task.change(self.on_task, self.task, [self.factor, self.new], api_name=False)
+        self.task.change(self.on_task, self.task, self.amounts, api_name=False)
         self.make.click(
             self.on_make,
-            [self.clip, self.task, self.factor, self.new, *model.inputs, self.steps, self.seed],
+            [self.clip, self.task, *self.amounts, *model.inputs, self.steps, self.seed],
             [self.status, self.video, self.mp4, self.gif],
             concurrency_id="model",
             concurrency_limit=None,
@@ -70,15 +72,16 @@ class LongTab:
         """Take an example as the clip."""
         return str(demo_clips()[number].resolve())
 
-    def on_task(self, task: str) -> tuple[Any, Any]:
+    def on_task(self, task: str) -> list[Any]:
         """Show the slider of a task."""
-        return gr.update(visible=task == "Slow motion"), gr.update(visible=task == "Extend")
+        return [gr.update(visible=task == name) for name in TASKS]
 
     def on_make(
         self,
         clip: str | None,
         task: str,
         factor: int,
+        fps: int,
         new: int,
         checkpoint: str,
         lora: str,
@@ -88,7 +91,7 @@ class LongTab:
         request: gr.Request,
     ) -> Iterator[Any]:
         """Make the longer clip."""
-        amount = int(factor if task == "Slow motion" else new)
+        amount = int(dict(zip(TASKS, (factor, fps, new)))[task])
         sampling, session = Sampling(int(steps), None, int(seed or 0)), str(request.session_hash)
         made = self._made(clip, TASKS[task], amount, checkpoint, lora, scale, sampling, session)
         yield from told(made, lambda message: (status(message, bad=True), gr.skip(), gr.skip(), gr.skip()))

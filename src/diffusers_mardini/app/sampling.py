@@ -119,30 +119,45 @@ def lengthen(
     job: Job,
     report: Callable[[Progress], None],
 ) -> tuple[list[Image.Image], float]:
-    """Make slow motion of a clip (`amount` times as many frames), or extend it (by `amount` frames).
+    """Make slow motion of a clip (`amount` times as many frames), extend it (by `amount` frames), or give it another rate.
+
+    Args:
+        pipe: samples.
+        clip, rate: frames and how many of them are a second; `rate` is `None` where the file does not say.
+        task: "slow", "extend" or "retime".
+        amount: the factor, the number of new frames, or the frames per second of the result.
+        sampling, limits: say how to sample, and how much at most.
+        job, report: end the work, and are told of its steps.
 
     Returns:
         The frames and their rate.
     """
     trained = pipe.trained_window
-    frames = list(clip) if task == "slow" else at_rate(clip, rate, trained.fps)
-    made = (len(frames) - 1) * amount + 1 if task == "slow" else len(frames) + amount
-    if amount < (2 if task == "slow" else 1):
-        raise ValueError("ask for at least twice as many frames, or for one new frame")
+    frames = at_rate(clip, rate, trained.fps) if task == "extend" else list(clip)
+    rate = (None if task == "extend" else rate) or trained.fps or rate or 8
+    made = {
+        "slow": lambda: (len(frames) - 1) * amount + 1,
+        "extend": lambda: len(frames) + amount,
+        "retime": lambda: int((len(frames) - 1) / rate * amount) + 1,
+    }[task]()
+    if amount < {"slow": 2, "extend": 1, "retime": 1}[task]:
+        raise ValueError("ask for at least twice as many frames, for one new frame, or for one frame a second")
     if made > limits.made_frames:
         raise ValueError(
             f"the result would have {made} frames; this page makes at most {limits.made_frames}. Give a shorter clip, "
             "or use `mardini` on the command line"
         )
-    size = output_size(pipe, frames[0], limits)
+    pictures = fitted(frames, output_size(pipe, frames[0], limits))
     callback = StepReports(job, report, previews=False)
     arguments = {**sampling.arguments(limits), "callback_on_step_end": callback}
     with _counted(pipe, callback):
         if task == "slow":
-            result = pipe.slow_motion(fitted(frames, size), factor=amount, **arguments)
+            result = pipe.slow_motion(pictures, factor=amount, **arguments)
+        elif task == "extend":
+            result = pipe.extend(pictures, num_new_frames=amount, **arguments)
         else:
-            result = pipe.extend(fitted(frames, size), num_new_frames=amount, **arguments)
-    return result.frames[0], (rate if task == "slow" else None) or trained.fps or rate or 8
+            result = pipe.retime(pictures, fps=amount, source_fps=rate, **arguments)
+    return result.frames[0], amount if task == "retime" else rate
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """Several true futures of one state of CarRacing: the same drive up to there, then another action held in each.
 
-`training/counterfactuals.py` asks a checkpoint for the same futures. Box2D repeats a drive exactly, so a state is
+`training/counterfactuals.py` asks a checkpoint for the same futures, `training/drives.py` for the same drives. Box2D repeats a drive exactly, so a state is
 reached again by the same actions on the same track. Needs the extra `sim`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +69,7 @@ def futures_of(env, seed: int, pace: Pace, held: Sequence[tuple[float, float, fl
     Raises:
         ValueError: if all drivers give up.
     """
-    rng = np.random.default_rng(seed)
-    for _ in range(MAX_ATTEMPTS):
-        driver = Driver.draw(rng)
-        prefix = _drive_to_state(env, seed, driver, rng, WARM_UP_STEPS + pace.steps * pace.num_given)
-        if prefix is not None:
-            break
-    else:
-        raise ValueError(f"seed {seed}: none of {MAX_ATTEMPTS} drivers stayed on the road")
+    driver, prefix = _prefix(env, seed, pace)
     runs = [
         _run(env, seed, driver, np.concatenate([prefix, [action] * (pace.steps * pace.num_frames)]), pace)
         for action in held
@@ -87,13 +80,64 @@ def futures_of(env, seed: int, pace: Pace, held: Sequence[tuple[float, float, fl
     given, futures = frames[:, : pace.num_given], frames[:, pace.num_given :]
     assert (given == given[:1]).all(), "the simulator repeats a drive exactly"
     turns = np.stack([np.diff(angles)[pace.num_given - 1 :] for _, angles in runs])
-    leading = prefix[WARM_UP_STEPS:].reshape(pace.num_given, pace.steps, len(ACTION_NAMES)).mean(axis=1)
     return {
         "given": given[0],
-        "given_actions": torch.from_numpy(leading).float(),
+        "given_actions": _leading_actions(prefix, pace),
         "futures": futures,
         "turns": torch.from_numpy(turns).float(),
     }
+
+
+def drive_on(
+    env, seed: int, pace: Pace, act: Callable[[torch.Tensor, torch.Tensor], tuple[float, float, float]], each: int
+) -> dict[str, torch.Tensor]:
+    """Drive to the state of `futures_of`, and on from it by a driver who sees only the frames.
+
+    Args:
+        env: of `car_racing.make_env`.
+        seed: of the track, the driver who leads to the state, and the place.
+        pace: of the frames, at least 2 of them given.
+        act: returns steering, gas and brake for the two newest frames, `uint8` `(3, size, size)`.
+        each: frames for which an action is held.
+
+    Returns:
+        `given` and `given_actions` as of `futures_of`; `frames`, `uint8` `(frames, 3, size, size)`.
+
+    Raises:
+        ValueError: if all drivers who could lead to a state give up.
+    """
+    driver, prefix = _prefix(env, seed, pace)
+    given = fit(_run(env, seed, driver, prefix, pace)[0], pace.size, pace.size)
+    frames, action = list(given), np.zeros(len(ACTION_NAMES), np.float32)
+    for made in range(pace.num_frames):
+        if made % each == 0:
+            action = np.array(act(*frames[-2:]), dtype=np.float32)
+        for step in range(pace.steps):
+            env.drawn = step == pace.steps - 1
+            observation = env.step(action)[0]
+        frames.append(fit(observation[None, :ROWS], pace.size, pace.size)[0])
+    return {
+        "given": given,
+        "given_actions": _leading_actions(prefix, pace),
+        "frames": torch.stack(frames[pace.num_given :]),
+    }
+
+
+def _prefix(env, seed: int, pace: Pace) -> tuple[Driver, np.ndarray]:
+    """Return the first drawn driver who does not give up before the state, and the actions that lead to it."""
+    rng = np.random.default_rng(seed)
+    for _ in range(MAX_ATTEMPTS):
+        driver = Driver.draw(rng)
+        prefix = _drive_to_state(env, seed, driver, rng, WARM_UP_STEPS + pace.steps * pace.num_given)
+        if prefix is not None:
+            return driver, prefix
+    raise ValueError(f"seed {seed}: none of {MAX_ATTEMPTS} drivers stayed on the road")
+
+
+def _leading_actions(prefix: np.ndarray, pace: Pace) -> torch.Tensor:
+    """Return the actions of the given frames, `(given frames, 3)`, each the mean over the interval that leads to it."""
+    leading = prefix[WARM_UP_STEPS:].reshape(pace.num_given, pace.steps, len(ACTION_NAMES)).mean(axis=1)
+    return torch.from_numpy(leading).float()
 
 
 def _drive_to_state(env, seed: int, driver: Driver, rng: np.random.Generator, steps: int) -> np.ndarray | None:

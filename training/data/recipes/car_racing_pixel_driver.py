@@ -62,7 +62,7 @@ class PixelHands:
 
     def act(self, hull, step: int) -> tuple[float, float, float] | None:
         """Return the action of a step, or `None` to give up: no road in sight for half a second."""
-        angle, sight = self._look()
+        angle, sight = (0.0, 0.0) if self.picture is None else look(self.picture)
         self.lost = self.lost + 1 if sight == 0 and step > 60 else 0
         if self.lost > 25:
             return None
@@ -74,17 +74,20 @@ class PixelHands:
         brake = 0.4 if speed > wanted + 8 else 0.0
         return float(np.clip(steer, -1, 1)), gas, brake
 
-    def _look(self) -> tuple[float, float]:
-        """Return the angle to the road ahead in radians, right is positive, and the share of rows that show road."""
-        if self.picture is None:
-            return 0.0, 0.0
-        pixels = self.picture[ROWS].astype(int)  # (rows, 96, 3)
-        grey = (np.ptp(pixels, axis=-1) < 12) & (pixels.mean(axis=-1) > 60) & (pixels.mean(axis=-1) < 140)
-        counts = grey.sum(axis=1)
-        seen = counts >= 4
-        if not seen.any():
-            return 0.0, 0.0
-        columns = (grey * np.arange(96)).sum(axis=1)[seen] / counts[seen]
-        angles = np.arctan2(columns - CAR_COLUMN, CAR_ROW - ROWS[seen])
-        weights = 1.0 / (1 + np.abs(ROWS[seen] - 44) / 12)  # the middle distance predicts the next half second best
-        return float((angles * weights).sum() / weights.sum()), float(seen.mean())
+
+def look(picture: np.ndarray) -> tuple[float, float]:
+    """Return the angle to the road ahead in radians, right is positive, and the share of rows that show road.
+
+    Args:
+        picture: as the simulator draws it, uint8 `(96, 96, 3)`.
+    """
+    pixels = picture[ROWS].astype(int)  # (rows, 96, 3)
+    grey = (np.ptp(pixels, axis=-1) < 12) & (pixels.mean(axis=-1) > 60) & (pixels.mean(axis=-1) < 140)
+    counts = grey.sum(axis=1)
+    seen = counts >= 4
+    if not seen.any():
+        return 0.0, 0.0
+    columns = (grey * np.arange(96)).sum(axis=1)[seen] / counts[seen]
+    angles = np.arctan2(columns - CAR_COLUMN, CAR_ROW - ROWS[seen])
+    weights = 1.0 / (1 + np.abs(ROWS[seen] - 44) / 12)  # the middle distance predicts the next half second best
+    return float((angles * weights).sum() / weights.sum()), float(seen.mean())
