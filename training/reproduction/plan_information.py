@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_mardini import MarDiniPipeline
+from training.evaluation.altered_planner import GENERATED
 from training.evaluation.altered_signals import Alteration
 from training.evaluation.evaluation_windows import EvaluationWindows
 from training.evaluation.sampling import batches, sample_batch
@@ -52,7 +53,7 @@ def information_left(
     parts = batches(len(windows.frames), batch_size, least=2)
 
     def signals(alteration: Alteration | None) -> torch.Tensor:
-        few = steps if alteration is not None and alteration.around is not None else 1
+        few = steps if alteration is GENERATED else 1  # the others plan before anything is sampled
         found = [planned(pipe, windows.frames[a:b], given, few, a, alteration) for a, b in parts]
         return torch.cat(found)
 
