@@ -36,14 +36,18 @@ class Spread:
 
 
 def alternate(
-    sides: dict[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu", warm_up: int = 1
+    sides: dict[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device | str = "cpu",
+    warm_up: int = 1,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Run all sides once in each of `warm_up + repeats` rounds; return the seconds of every side and counted round.
 
     On a CPU with one thread, processor time is measured, so that other processes do not count; elsewhere, wall-clock
-    time. Garbage is collected between the runs, not within them.
+    time; `clock` returns other seconds. Garbage is collected between the runs, not within them.
     """
-    clock = clock_of(device)
+    clock = clock or clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + repeats):
         for name, call in sides.items():

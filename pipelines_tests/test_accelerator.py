@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
+from pipelines_tests.training.clip_files import noise, write_clip
+from pipelines_tests.training.data.test_latents import tiny_kl
+from pipelines_tests.training.data.test_windows import MIXTURE, make
+from pipelines_tests.training.data.test_windows import run as draw_batch
 
 
 DEVICE = "cuda"
@@ -56,3 +60,14 @@ def test_long_videos_are_sampled_there_too():
         for pipe in (tiny_pipeline(), tiny_pipeline().to(DEVICE))
     ]  # fmt: skip
     torch.testing.assert_close(*results, atol=1e-2, rtol=1e-2)
+
+
+def test_batches_gathered_there_are_bit_for_bit_those_of_the_cpu(tmp_path):
+    for index in range(3):
+        write_clip(tmp_path / "clips" / f"{index}.mp4", noise(8, 32, 32, seed=index), fps=10)
+    cached, resident = (make(tmp_path / "clips", vae=tiny_kl()) for _ in range(2))
+    resident.keep_on_device(torch.device(DEVICE), 1e9)
+    for step in range(3):
+        (draws, batch), (expected_draws, expected) = (draw_batch(w, MIXTURE, step) for w in (resident, cached))
+        assert draws == expected_draws and all(tensor.is_cuda for tensor in batch)
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(batch, expected, strict=True))

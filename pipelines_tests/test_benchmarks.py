@@ -10,7 +10,9 @@ from benchmarks import (
     asymmetry,
     attention_forms,
     caches,
+    checkpointing,
     denoising_step,
+    exact_savings,
     few_steps,
     long_stream,
     long_video_costs,
@@ -69,6 +71,14 @@ def test_steps_of_adapters_are_timed_beside_one_of_all_weights(capsys):
     assert next(iter(seconds)) == "all weights" and len(seconds) == 4 and all(value > 0 for value in seconds.values())
     *_, linear, attention, fewest = (line.split()[-1].rstrip("x") for line in capsys.readouterr().out.splitlines())
     assert float(linear) > float(attention) > float(fewest)  # operations, the more the more layers are adapted
+
+
+def test_the_steps_around_a_checkpoint_are_timed_both_ways(capsys, tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--preset", "mardini-nano", "--batch-size", "1", "--repeats", "1", "-o", str(output)]
+    ratios = checkpointing.main(options)
+    assert set(ratios) == {"taken", "after", "rest", "before"} and ratios["before"].median > 1
+    assert "of a usual one" in capsys.readouterr().out and json.loads(output.read_text())["bytes"] > 2e7
 
 
 def test_what_lies_between_steps_is_logging():
@@ -361,3 +371,11 @@ def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint
 def test_a_stream_is_measured_to_its_end(checkpoint, method, frames):
     row = long_stream.measure(method, frames, steps=1, size=32, checkpoint=checkpoint)
     assert abs(row["frames"] - frames) <= 1 and row["seconds"] > 0
+
+
+@pytest.mark.slow  # 20 seconds: training steps of the tiny preset in both forms
+def test_exact_savings_are_timed_beside_the_forms_before(capsys):
+    rows = exact_savings.main(["--batch-size", "1", "--repeats", "1", "--clips", "2"])
+    assert [row["name"].partition(",")[0] for row in rows][-1] == "drawing a batch: latents in memory"
+    assert all(row["times as fast"].median > 0 for row in rows)
+    assert capsys.readouterr().out.count("times as fast") == len(rows) >= 6

@@ -70,7 +70,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     One process at a time may write a folder.
     """
-    hidden = path.with_name(f".{path.name}{UNFINISHED}")
+    hidden = hidden_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(hidden, ignore_errors=True)
     try:
@@ -78,13 +78,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield hidden
         for each in [*hidden.rglob("*"), hidden]:
             flush(each)
-        _take_place(hidden, path)
+        take_place(hidden, path)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
 
 
-def _take_place(new: Path, path: Path) -> None:
+def hidden_folder(path: Path) -> Path:
+    """Return the path of the folder in which the contents of `path` are written."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Rename a folder whose contents are on the disk to `path`; one that was there is removed."""
     old = _hide(path) if path.exists() else None
     try:
         new.rename(path)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from training.config.schema import RunConfig, StageConfig
 from training.curriculum import draw_batch
-from training.data.batches import Batch, Draw
+from training.data.batches import Batch, Draw, deal
 from training.data.buckets import heldout_window_request, window_request
 from training.data.census import StageCensus
 from training.data.loader import BatchLoader
@@ -26,7 +26,7 @@ from training.data.windows import ClipWindows, usual_window
 from training.digests import tensors_digest
 from training.engine.adapter import export_adapter, frozen_digests
 from training.engine.checkpoint import clear_leftovers, newest_checkpoint
-from training.engine.compiling import compiled_blocks
+from training.engine.compiling import compile_step, compiled_blocks
 from training.engine.divergence import DivergenceGuard, where_to_go_on
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import GradientSteps
@@ -44,7 +44,7 @@ from training.engine.guards import (
 from training.engine.models import export_pipeline, make_models, make_scheduler, trained_parts
 from training.engine.optimizers import learned
 from training.engine.resuming import Position, RunCheckpoints
-from training.engine.sharding import shard
+from training.engine.sharding import layout_of
 from training.files import append_line
 from training.losses import MarDiniTrainingModel
 from training.monitoring.heldout_losses import heldout_losses
@@ -90,9 +90,9 @@ class Run:
         self.train_data = train_data
         self.validation_data = validation_data
         self.folder = folder
+        self.layout = layout_of(accelerator)
         self.scheduler = make_scheduler(config)
-        self.models = make_models(config)
-        shard(self.models, accelerator)  # before averages and optimizers are made of the parameters
+        self.models = make_models(config, accelerator)
         self.planner, self.transformer = self.models["planner"], self.models["transformer"]
         self.head = getattr(self.models, "head", None)
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
@@ -149,6 +149,7 @@ class Run:
                 with self.monitor:
                     return self._train_stages(stop, start_at, stop_after, on_accepted)
             except RollBack as error:
+                self.checkpoints.writer.finish()
                 if self.attempt > 0:
                     raise RunFailed(
                         f"{error}, again after going back; look at the clips that they name, lower `learning_rate` or "
@@ -159,6 +160,8 @@ class Run:
                 self.accelerator.print(f"{error}; going back to the last checkpoint, once, with other draws")
                 self.accelerator.free_memory()
                 self.attempt = 1
+            finally:
+                self.checkpoints.writer.close()
 
     def _train_stages(
         self, stop: StopRequest, start_at: str | None, stop_after: str | None, on_accepted: Callable[[], None]
@@ -180,7 +183,10 @@ class Run:
             with self.schedule.timed(stage, "export"):
                 finished = self.export(self.folder / "stages" / stage.name, stage)
             step = 0
-        return self.export(self.folder / self._whole_run) if last == len(names) - 1 else finished
+        if last == len(names) - 1:
+            finished = self.export(self.folder / self._whole_run)
+        self.checkpoints.writer.finish()
+        return finished
 
     @property
     def _whole_run(self) -> str:
@@ -188,18 +194,13 @@ class Run:
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """Return a loader of the batches of this process from `first_step` on, one for each accumulated part."""
-        sampling, parts = window_request(self.config, stage), range(stage.gradient_accumulation)
+        sampling, total = window_request(self.config, stage), stage.windows_per_step
         timesteps, on_gpu = self.scheduler.config.num_train_timesteps, self.accelerator.device.type == "cuda"
+        rank = self.layout.data_rank(self.accelerator.process_index)
+        parts = deal(total, rank, self.layout.data_ranks, stage.gradient_accumulation)
 
         def draw_step(step: int) -> list[tuple[Draw, Batch]]:
-            draws = [
-                Draw(
-                    self.config.seed, stage.name, step,
-                    (self.accelerator.process_index * len(parts) + part) * stage.batch_size, stage.batch_size,
-                    self._rows(stage), self.attempt,
-                )
-                for part in parts
-            ]  # fmt: skip
+            draws = [Draw.of_rows(self.config.seed, stage.name, step, rows, total, self.attempt) for rows in parts]
             batches = [draw_batch(stage, sampling, self.train_data, timesteps, draw) for draw in draws]
             return list(zip(draws, [batch.pinned() for batch in batches] if on_gpu else batches))
 
@@ -233,12 +234,14 @@ class Run:
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
             with self._dropout(draws[0]):
-                losses = steps.backward(batches)
+                losses = steps.backward(batches, [draw.share for draw in draws])
             grad_norm = steps.grad_norm()
-            reason, is_main = stop.reason, accelerator.is_main_process
-            nonfinite, stopping, wanted, due = self._any(
+            is_main = accelerator.is_main_process
+            reason = stop.reason if is_main else stop.own_reason  # the first process alone looks for files
+            nonfinite, stopping, wanted, due, ready = self._count(
                 ~torch.isfinite(grad_norm + losses["loss"]), reason is not None,
                 is_main and self.sample_file.exists(), is_main and self.schedule.is_due(step + 1),
+                self.checkpoints.writer.ready(),
             )  # fmt: skip
             finite = not nonfinite
             norms = None if finite else grad_norms(self.models)
@@ -256,12 +259,12 @@ class Run:
             self.monitor.step()
 
             # 3. Log, check, save
+            self.checkpoints.writer.settle(ready)
             last = step + 1 == self.schedule.steps(stage)
             if self.global_step % config.log_every == 0 or last:
                 self._log(stage, step + 1, losses, grad_norm, steps.learning_rate, batches)
             if last and finite:
-                latents = _latents(batches)
-                self._refuse(hopeless_losses({k: float(v) for k, v in losses.items()}, latents, False), "losses")
+                self._refuse(hopeless_losses(self._means(losses), _latents(batches), False), "losses")
             unmeasured = due and not self.schedule.is_measured(stage, "heldout")
             if has_heldout and (self.global_step % config.validate_every == 0 or last or unmeasured):
                 self._validate(stage, step + 1, last)
@@ -272,6 +275,7 @@ class Run:
             if self.global_step % config.checkpoint_every == 0 or last or stopping or due:
                 self._save(stage, step + 1, steps)
             if stopping:
+                self.checkpoints.writer.finish()
                 self._export_stopped()
                 raise Stopped(reason or "another process was asked to")
             if last:
@@ -282,7 +286,7 @@ class Run:
         self.transformer.set_temporal_attention(stage.temporal_attention)
         models = {"planner": self.planner, "head": self.head, "transformer": self.transformer}
         chosen = (model if part in trained_parts(stage) else None for part, model in models.items())
-        return MarDiniTrainingModel(*chosen, self.scheduler, stage.planner_loss_weight)
+        return compile_step(MarDiniTrainingModel(*chosen, self.scheduler, stage.planner_loss_weight), stage)
 
     def _dropout(self, draw: Draw) -> contextlib.AbstractContextManager:
         """Seed the dropout of an adapter within the block by the step and by this process's first row."""
@@ -294,29 +298,33 @@ class Run:
     def _shares(self, stage: StageConfig) -> list[float]:
         """Return the share of the stage's batches that each bucket has."""
         sampling = window_request(self.config, stage)
-        census = StageCensus.of(self.train_data.census(sampling), sampling, self._rows(stage))
+        census = StageCensus.of(self.train_data.census(sampling), self._rows(stage))
         return [bucket.share for bucket in census.buckets]
 
     def _rows(self, stage: StageConfig) -> int:
         """Return the windows of one step over all processes."""
-        return stage.windows_per_step(self.accelerator.num_processes)
+        return stage.windows_per_step
 
-    def _any(self, *flags: torch.Tensor | bool) -> list[bool]:
-        """Return of each flag whether it is set on any process.
+    def _any(self, flag: bool) -> bool:
+        """Return whether a flag is set on any process."""
+        return self._count(flag)[0] > 0
 
-        This is the only host synchronization of a step.
+    def _count(self, *flags: torch.Tensor | bool) -> list[int]:
+        """Return of each flag on how many processes it is set.
+
+        This is the only host synchronization of a step, and all that processes tell each other beside gradients.
         """
         known = [not torch.is_tensor(flag) and flag for flag in flags]
         mine = torch.tensor(known, dtype=torch.float32, device=self.accelerator.device)
         for place, flag in enumerate(flags):
             if torch.is_tensor(flag):
                 mine[place] = flag
-        return [count > 0 for count in self.accelerator.reduce(mine, "sum").tolist()]
+        return [int(count) for count in self.accelerator.reduce(mine, "sum").tolist()]
 
     def _log(
         self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, batches: Sequence[Batch]
     ) -> None:
-        means = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+        means = self._means(losses)
         self._write(
             {"stage": stage.name, "step": step, **{name: json_number(mean) for name, mean in means.items()},
              "grad_norm": json_number(float(grad_norm)), "learning_rate": learning_rate, **self.monitor.times()}
@@ -325,6 +333,10 @@ class Run:
             zeros = zeros_loss(_latents(batches)) * (1 + stage.planner_loss_weight)
             good = self.divergence.accepts_training(loss, zeros, self.global_step)
             self._refuse([] if good else [self._far_above(loss)], "training losses")
+
+    def _means(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return the step's losses, over all processes; every one must call it."""
+        return {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
 
     def _far_above(self, loss: float) -> str:
         return f"{loss:.4g}, and {self.divergence.first:.4g} at the start of the stage"
@@ -343,7 +355,7 @@ class Run:
             if not hopeless and not self.divergence.accepts(mean, zeros_loss(latents), self.global_step):
                 hopeless = [f"their mean {self._far_above(mean)}"]
             losses = {name: json_number(value) for name, value in losses.items()}
-            failed = self._any(bool(hopeless))[0]
+            failed = self._any(bool(hopeless))
             if config.quality_windows and not failed:
                 sampler, windows = self._heldout_sampler(), self._heldout(stage, config.quality_windows)
                 losses |= heldout_scores(sampler, windows, stage)
@@ -385,8 +397,9 @@ class Run:
         Raises:
             RunFailed: if there are any.
         """
-        if not self._any(bool(found))[0]:
+        if not self._any(bool(found)):
             return
+        self.checkpoints.writer.finish()  # it may be the last good one
         raise RunFailed(
             f"the run has blown up after {self.global_step} steps: {what} are not finite or absurdly large"
             f"{f' ({found[0]}, {len(found)} in all)' if found else ''}; {consequence}. Lower `learning_rate` or raise "
@@ -411,7 +424,8 @@ class Run:
     def _heldout(self, stage: StageConfig, count: int, shared: bool = False) -> HeldoutWindows:
         """Return the stage's held-out windows, read once for all its evaluations; only this process's, if `shared`."""
         sampling, seed = heldout_window_request(self.config, stage), self.config.seed
-        share = (self.accelerator.process_index, self.accelerator.num_processes) if shared else (0, 1)
+        rank = self.layout.data_rank(self.accelerator.process_index)
+        share = (rank, self.layout.data_ranks) if shared else (0, 1)
         return self._read_heldout(self.validation_data, sampling, count, seed, *share)
 
     @contextlib.contextmanager
@@ -468,7 +482,7 @@ class Run:
     def _export_stopped(self) -> None:
         """Leave a pipeline, or adapter, of a run that is asked to stop; its state is saved already."""
         target = self.folder / "stopped" / self._whole_run
-        if self._any(bool(absurd_weights(self.ema.tensors, self._largest_weight)))[0]:
+        if self._any(bool(absurd_weights(self.ema.tensors, self._largest_weight))):
             self.accelerator.print(f"{target} is not written: weights are too large for {self.config.save_dtype}")
             return
         try:

@@ -7,11 +7,12 @@ Batches are drawn in `curriculum.py`; gradients and optimizer steps are in `engi
 import torch
 from torch import nn
 
+from diffusers_mardini.models.compiling import CompiledOverShapes
 from diffusers_mardini.models.embeddings import patchify
 from training.data.batches import Batch
 
 
-class MarDiniTrainingModel(nn.Module):
+class MarDiniTrainingModel(CompiledOverShapes):
     """Compute a stage's loss with those of planner, transformer and reconstruction head that it trains.
 
     Args:

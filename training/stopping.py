@@ -52,10 +52,13 @@ class StopRequest:
     @property
     def reason(self) -> str | None:
         """Return the reason to stop in words, or `None`."""
+        return f"the file {self.file}" if self.signal is None and self.file.exists() else self.own_reason
+
+    @property
+    def own_reason(self) -> str | None:
+        """Return the reason without a look into the run's folder, which processes may share."""
         if self.signal is not None:
             return f"signal {self.signal.name}"
-        if self.file.exists():
-            return f"the file {self.file}"
         if self.max_hours is not None and time.monotonic() - self.started >= self.max_hours * 3600:
             return f"max_hours {self.max_hours:g}"
         return None

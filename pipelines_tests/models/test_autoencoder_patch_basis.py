@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_mardini.latents import decode_latents, encode_video
-from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
+from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis, exact_device
 
 
 TINY = {"latent_channels": 4, "block_out_channels": (8, 8, 8), "encoder_blocks": 1, "decoder_blocks": 1}
@@ -30,6 +30,34 @@ def test_fitted_basis_reconstructs_without_any_training():
     vae.fit_basis(pictures)
     error = (vae(pictures).sample - pictures).square().mean()
     assert error < 0.1 * pictures.var()
+
+
+class OnMps(torch.Tensor):
+    """Tells of itself what a tensor on an Apple GPU would: no float64, and the CPU is another device."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.device.__get__:
+                return torch.device("mps")
+            if function is torch.Tensor.to and args[1] == torch.device("cpu"):
+                return args[0].as_subclass(torch.Tensor)
+            result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+            )
+        return result.as_subclass(cls) if isinstance(result, torch.Tensor) else result
+
+
+def test_a_basis_is_fitted_where_the_device_has_no_float64():
+    vae, expected, pictures = tiny_vae(random=False), tiny_vae(random=False), smooth_pictures()
+    with pytest.raises(TypeError, match="float64"):
+        pictures.as_subclass(OnMps).double()
+    vae.fit_basis(pictures.as_subclass(OnMps))
+    expected.fit_basis(pictures)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), expected.parameters()))
+    assert exact_device(torch.device("cuda")) == torch.device("cuda")
 
 
 def test_neighbouring_latents_beat_the_bare_inverse_of_the_basis():

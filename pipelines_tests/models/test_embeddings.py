@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_mardini.models.embeddings import (
     MarDiniCrossRotaryPosEmbed,
     MarDiniRotaryPosEmbed,
+    _rotate_in_graphs,
+    _Rotation,
     append_next_tokens,
     apply_rotary_embedding,
     patchify,
@@ -99,3 +102,40 @@ def test_a_rotation_turns_pairs_of_channels_counterclockwise():
     rotated = apply_rotary_embedding(heads, cos, sin)
     torch.testing.assert_close(rotated, torch.cat([expected.real, expected.imag], dim=-1))
     assert apply_rotary_embedding(heads.bfloat16(), cos, sin).dtype == torch.bfloat16
+
+
+def test_a_rotation_is_that_of_compiled_graphs_and_its_gradient_turns_back():
+    tables = MarDiniRotaryPosEmbed(16, theta=100.0)(3, 2, 2, torch.device("cpu"))
+    heads, grad = torch.randn(2, 3, 6, 4, 16, requires_grad=True), torch.randn(2, 3, 6, 4, 16)
+    rotated, expected = apply_rotary_embedding(heads, *tables), _rotate_in_graphs(heads, *tables)
+    assert torch.equal(rotated, expected)
+    ours, theirs = (torch.autograd.grad(result, heads, grad)[0] for result in (rotated, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)  # sums of two products, one of them fused
+    torch.testing.assert_close(ours, apply_rotary_embedding(grad, tables[0], -tables[1]), atol=0, rtol=0)
+    exact = heads.detach().double().requires_grad_(), *(table.double() for table in tables)
+    assert torch.autograd.gradcheck(_Rotation.apply, exact) and torch.autograd.gradgradcheck(_Rotation.apply, exact)
+
+
+class Passes(TorchDispatchMode):
+    """The operations that write as much as half of the heads, by name."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.names = least, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and isinstance(result, torch.Tensor) and result.numel() >= self.least:
+            self.names.append(function.overloadpacket.__name__)
+        return result
+
+
+def test_a_rotation_writes_its_heads_twice_each_way():
+    tables = MarDiniRotaryPosEmbed(16, theta=100.0)(3, 2, 2, torch.device("cpu"))
+    heads, grad = torch.randn(2, 3, 6, 4, 16, requires_grad=True), torch.randn(2, 3, 6, 4, 16)
+    half = heads.numel() // 2
+    with Passes(half) as forward:
+        rotated = apply_rotary_embedding(heads, *tables)
+    with Passes(half) as backward:
+        torch.autograd.grad(rotated, heads, grad)
+    assert forward.names == backward.names == ["mul", "addcmul_", "addcmul_"]  # all, and each half

@@ -6,6 +6,7 @@ from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from diffusers_mardini import MarDiniTransformer3DModel
+from diffusers_mardini.models.attention import MarDiniAttention
 from diffusers_mardini.models.identity_attention import MarDiniDenseIdentityAttnProcessor, MarDiniIdentityAttention
 from diffusers_mardini.models.transformer_mardini import MarDiniTransformerBlock
 
@@ -86,6 +87,43 @@ def test_masked_frames_read_references_planning_signals_and_timestep():
     assert (by_frame.abs().sum(dim=(2, 3, 4))[0] > 0).all()  # temporal attention: every frame
     assert by_plan[:, 2].abs().sum() > 0
     assert not torch.allclose(sample, transformer(latents, torch.tensor(100), signals, mask).sample, atol=1e-2)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_one_query_of_a_frame_has_the_output_of_all_where_there_is_one_key(with_state, monkeypatch):
+    """Forward and backward: parameters that only the queries read have a gradient of zero, not none."""
+    transformer, (latents, timestep, _, mask) = make_transformer(), make_inputs()
+    asked = []
+    for block in transformer.transformer_blocks:
+        block.cross_attn.register_forward_pre_hook(lambda m, args: asked.append(args[0].shape[2]))
+
+    def learn() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        transformer.zero_grad()
+        asked.clear()
+        if with_state:
+            state = transformer(latents, 0, None, mask, 3, return_window_state=True)
+            sample = transformer(latents[:, 1:4], timestep, window_state=state).sample
+        else:
+            sample = transformer(latents, timestep, None, mask, 3).sample[:, 1:4]
+        sample.square().sum().backward()
+        return sample.detach(), {name: p.grad.clone() for name, p in transformer.named_parameters()}
+
+    sample, grads = learn()
+    assert set(asked) == {1}
+    attend_one = MarDiniAttention.forward
+
+    def attend_all(attn, hidden_states, rotary_emb, *rest):
+        if attn.is_cross_attention:  # any other queries, at the places of a frame's tokens
+            hidden_states = hidden_states + torch.randn(*hidden_states.shape[:2], 28, hidden_states.shape[3])
+            rotary_emb = transformer.cross_rope(4, 6, 1, 1, hidden_states.device)[:2]
+        return attend_one(attn, hidden_states, rotary_emb, *rest)
+
+    monkeypatch.setattr(MarDiniAttention, "forward", attend_all)
+    expected, expected_grads = learn()
+    torch.testing.assert_close(sample, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grads, expected_grads, atol=1e-3, rtol=1e-4)
+    silent = [name for name in grads if "norm3" in name or ("cross_attn" in name and ("_q" in name or "_k" in name))]
+    assert len(silent) == 2 * 9 and all(grads[name].abs().max() < 1e-6 for name in silent)
 
 
 def test_cross_attention_is_per_frame():

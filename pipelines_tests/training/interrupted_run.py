@@ -4,7 +4,7 @@
 
 trains the tiny run of `test_train_mardini.py` or, with BASE, an adapter of that pipeline with dropout, with more steps and data workers, on the clips in `FOLDER/../clips`, by `PROCESSES` processes, kills
 all of them with SIGKILL at random moments, `KILLS` times, starting the same run again each time, lets it end, and prints how far it had got
-at every kill. Manifest and latents lie in `FOLDER`, so that kills fall into their making too.
+at every kill. Manifest and latents lie in `FOLDER`, so that kills fall into their making too; the disk is slow, so that they fall into the writing of checkpoints.
 """
 
 import json
@@ -20,12 +20,29 @@ import torch
 from pipelines_tests.training.forked import fork_processes
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run
 from pipelines_tests.training.test_train_mardini_lora import make_adapter_config
+from training.engine import checkpoint, tensor_files
 from training.engine.checkpoint import list_checkpoints
+from training.files import flush
+
+
+def slow_disk() -> None:
+    """Make every flush of a checkpoint's files take a while, so that kills fall into the thread that writes them."""
+
+    def flush_slowly(path: Path) -> None:
+        time.sleep(0.02)
+        flush(path)
+
+    checkpoint.flush = tensor_files.flush = flush_slowly
 
 
 def start(folder: Path, processes: int, base: Path | None) -> list[int]:
     """Forks the processes of the run; returns their ids."""
-    return fork_processes(processes, folder, lambda: make_run(folder, make_long_config(folder, base)).train())
+
+    def train() -> None:
+        slow_disk()
+        make_run(folder, make_long_config(folder, base)).train()
+
+    return fork_processes(processes, folder, train)
 
 
 def make_long_config(folder: Path, base: Path | None):

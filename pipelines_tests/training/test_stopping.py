@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from accelerate import Accelerator
 
 from diffusers_mardini import AutoencoderPatchBasis
 from pipelines_tests.training.clip_files import noise, write_clip
-from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
+from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_run, make_vae, write_clips
+from training import files
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.preparation import prepare_data
 from training.data.sources import VideoFolder, open_source
+from training.engine.checkpoint import newest_checkpoint
 from training.files import flush
 from training.stopping import SIGNALS, Stopped, StopRequest
 from training.train_mardini import train
@@ -40,10 +43,19 @@ class StopsAfter:
         return "signal SIGTERM" if self.calls <= 0 else None
 
 
-def test_the_trainer_is_imported_where_a_signal_or_a_call_does_not_exist(tmp_path):
+def test_the_programs_are_imported_where_signals_calls_and_modules_do_not_exist(tmp_path):
+    """Those that Windows lacks; what others import is imported before they are taken away."""
+    programs = (
+        "import training.train_mardini, training.train_autoencoder, training.fit, training.evaluate, training.plan\n"
+        "import training.stopping, diffusers_mardini.streaming, diffusers_mardini.cli; from pathlib import Path\n"
+    )
     program = (
-        "import os, signal; del signal.SIGUSR1, os.fork\n"
-        "import training.train_mardini, training.stopping; from pathlib import Path\n"
+        f"{programs}import os, signal, sys\n"
+        "for name in [n for n in sys.modules if n.split('.')[0] in ('training', 'diffusers_mardini')]: "
+        "del sys.modules[name]\n"
+        "del signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGKILL, os.fork, os.killpg, os.getuid, os.geteuid\n"
+        "sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios'])\n"
+        f"{programs}"
         "with training.stopping.StopRequest(Path('.')) as stop: print(stop.reason, [s.name for s in "
         "training.stopping.SIGNALS])\n"
     )
@@ -93,27 +105,60 @@ def test_folders_need_not_be_flushed_where_the_system_cannot(tmp_path, monkeypat
         flush(tmp_path / "file")
 
 
+def test_a_run_is_saved_and_resumed_where_files_are_flushed_as_on_windows(tmp_path, monkeypatch):
+    """No folder can be opened there, and no file flushed that was opened for reading alone."""
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def refuse_folders(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.open(path, *arguments, **options)
+
+    def fsync(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR) == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(os.fsync(descriptor))
+
+    windows = SimpleNamespace(**{**vars(os), "name": "nt", "open": refuse_folders, "fsync": fsync})
+    monkeypatch.setattr(files, "os", windows)
+    with pytest.raises(OSError):
+        fsync(os.open(__file__, os.O_RDONLY))
+    config = make_config(checkpoint_every=1)
+    with pytest.raises(Stopped):
+        run = make_run(tmp_path, config)
+        run.train(StopAtOnce(run.folder))
+    assert flushed and newest_checkpoint(tmp_path / "checkpoints") is not None
+    assert make_run(tmp_path, config).train().is_dir()
+
+
+class StopAtOnce(StopRequest):
+    """A reason to stop from the beginning."""
+
+    reason = "a test"
+
+
 def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
     with pytest.raises(Stopped, match="SIGTERM"):
-        make_manifest(source, tmp_path / "m.jsonl", 1, StopsAfter(2))
+        make_manifest(source, tmp_path / "m.parquet", 1, StopsAfter(2))
     decoded = (tmp_path / ".m.jsonl.part").read_text().splitlines()
-    assert len(decoded) >= 2 and not (tmp_path / "m.jsonl").exists()  # a header and clips
-    assert len(make_manifest(source, tmp_path / "m.jsonl").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
-    make_manifest(source, tmp_path / "m.jsonl", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
+    assert len(decoded) >= 2 and not (tmp_path / "m.parquet").exists()  # a header and clips
+    assert len(make_manifest(source, tmp_path / "m.parquet").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
+    make_manifest(source, tmp_path / "m.parquet", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
 
 
 def test_clips_that_have_not_begun_are_not_decoded_after_a_signal(tmp_path):
     for number in range(12):
         write_clip(tmp_path / "clips" / f"{number}.mp4", noise(40, 64, 64, number), fps=20)
     with pytest.raises(Stopped):  # asked while the first is decoded; eight wait behind it
-        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.jsonl", 2, StopsAfter(1))
+        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.parquet", 2, StopsAfter(1))
     assert 1 < len((tmp_path / ".m.jsonl.part").read_text().splitlines()) < 13
 
 
 def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsys):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
     with pytest.raises(Stopped, match="SIGTERM"):
         build_latent_cache(*arguments, stop=StopsAfter(2))
@@ -125,7 +170,7 @@ def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsy
 
 def test_a_clip_that_is_being_encoded_goes_on_where_it_stopped(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     encoded, vae = [], copy.deepcopy(make_vae())
     vae.encode = lambda pictures: encoded.append(len(pictures)) or make_vae().encode(pictures)
     arguments = (source, entries, vae, (32, 32), 2)
@@ -142,7 +187,7 @@ def test_a_clip_that_is_being_encoded_goes_on_where_it_stopped(tmp_path):
 
 def test_what_was_encoded_is_written_after_a_while(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     written = []
 
     def killed() -> None:
@@ -172,8 +217,8 @@ def test_a_long_clip_is_not_decoded_to_its_end_after_a_signal(tmp_path):
         return "signal SIGINT"
 
     with pytest.raises(Stopped, match="SIGINT"):
-        make_manifest(Counted(tmp_path / "clips"), tmp_path / "m.jsonl", 1, stop)
-    assert decoded == ["long.mp4"] and not (tmp_path / "m.jsonl").exists() and len(asked) == 1
+        make_manifest(Counted(tmp_path / "clips"), tmp_path / "m.parquet", 1, stop)
+    assert decoded == ["long.mp4"] and not (tmp_path / "m.parquet").exists() and len(asked) == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes are POSIX's")
@@ -192,7 +237,7 @@ source, folder = open_source("clips"), Path("out")
 for limit in (300, 100_000, 3_000, 100_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        entries = make_manifest(source, folder / "m.jsonl").ok
+        entries = make_manifest(source, folder / "m.parquet").ok
         if limit == 3_000:
             build_latent_cache(source, entries, make_vae(), (64, 64), 2, folder / "latents")
         print(limit, len(entries), len(list(folder.rglob("shard-*"))), len(list(folder.rglob("*.part"))))

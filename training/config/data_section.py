@@ -121,11 +121,30 @@ class DataConfig(SizedModel):
         description="Steps prepared ahead while one is computed and, with `from_pixels`, threads that decode; 0: "
         "read in the loop.",
     )
+    shards_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Archives (or folders, or thousands of clips) whose clips are mixed at a time, so that each is read "
+        "in one go, for storage far away; more of them mix better. None: all clips are mixed.",
+    )
+    device_gb: float = Field(
+        0.0,
+        ge=0,
+        description="If the latents of all training clips need at most so many GB, each process keeps them on its "
+        "device, and batches, the same ones, are gathered there: for small models on a GPU, which wait for them "
+        "otherwise. 0: read them from the cache's files.",
+    )
     manifests: Path = Field(
         Path("runs/manifests"),
         description="Folder of the manifests, the facts found by decoding every clip; shared by all runs.",
     )
     cache: Path = Field(Path("runs/latents"), description="Folder of the latents, kept between runs.")
+
+    @model_validator(mode="after")
+    def _latents_to_keep(self):
+        if self.from_pixels and self.device_gb:
+            raise ValueError("from_pixels keeps no latents that could stay on the device; leave device_gb at 0")
+        return self
 
     @model_validator(mode="after")
     def _tables_fit_unmirrored_windows(self):

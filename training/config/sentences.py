@@ -51,6 +51,8 @@ def explain(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
         return error["msg"].removeprefix("Value error, ")
     context = error.get("ctx", {}).items()
     facts = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context}
+    if kind == "literal_error":  # as YAML writes them
+        facts["expected"] = facts["expected"].replace("True", "true").replace("False", "false")
     text = _WORDS[kind].format(**facts, fields=", ".join(model.model_fields) if model is not None else "")
     return f"has no value; {text}" if error["input"] is None and kind != "missing" else text
 

@@ -79,7 +79,7 @@ def check_kind(value: Any, kinds: frozenset = frozenset({Any})) -> None:
     elif isinstance(value, int | float):
         if not _is_finite(value):
             raise ValueError(f"{str(value)[:20]} is not finite; give {_wanted(kinds)}")
-        if kinds <= {bool, type(None)}:
+        if bool in kinds and not kinds & {int, float, Any}:
             raise ValueError(f"{value} is not a boolean; give true or false")
     elif (
         isinstance(value, str)

@@ -1,21 +1,41 @@
-"""Compile the blocks of a stage, and fail when dynamo would run further shapes uncompiled without a message."""
+"""Compile a stage's blocks or its whole step, and fail when dynamo would run further shapes uncompiled silently."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from diffusers_mardini.models.compiling import MOST_GRAPHS
-from training.config.schema import StageConfig
+from training.config.schema import RunConfig, StageConfig
 from training.engine.guards import RunFailed
+from training.engine.sharding import sharding_plugin
+
+
+def refuse_sharded_steps(config: RunConfig, accelerator: Accelerator) -> None:
+    """Raise `ValueError` if a whole step is to be compiled of models in shards: gathering them breaks the graph."""
+    steps = [stage.name for stage in config.stages if stage.compile == "step"]
+    if steps and sharding_plugin(accelerator) is not None:
+        raise ValueError(
+            f"stage {steps[0]!r} compiles whole steps, which models in shards (FSDP) cannot; set "
+            f"`stages.{steps[0]}.compile` to true, for their blocks"
+        )
+
+
+def compile_step(model: torch.nn.Module, stage: StageConfig, backend: Any = "inductor") -> torch.nn.Module:
+    """Return the training model of a stage; compiled as one graph, loss included, if the stage says so."""
+    if stage.compile == "step":
+        model.compile(fullgraph=True, backend=backend)
+    return model
 
 
 @contextlib.contextmanager
 def compiled_blocks(stage: StageConfig) -> Iterator[None]:
-    """Run blocks compiled or eagerly within, as the stage says; forget the graphs of earlier stages first.
+    """Run what is compiled as such or eagerly within, as the stage says; forget the graphs of earlier stages first.
 
     Raises:
-        RunFailed: if a block is compiled too often.
+        RunFailed: if a block or the step is compiled too often.
     """
     if not stage.compile:
         with torch.compiler.set_stance("force_eager"):
@@ -35,7 +55,8 @@ def compiled_blocks(stage: StageConfig) -> Iterator[None]:
             yield
     except FailOnRecompileLimitHit as error:
         raise RunFailed(
-            f"stage {stage.name!r}: a block was compiled {limits['recompile_limit']} times and would run uncompiled "
+            f"stage {stage.name!r}: {'its step' if stage.compile == 'step' else 'a block'} was compiled "
+            f"{limits['recompile_limit']} times and would run uncompiled "
             f"from here on; use fewer buckets, or continue with `stages.{stage.name}.compile=false --allow-change "
             f"stages.{stage.name}.compile`"
         ) from error

@@ -3,10 +3,10 @@
 Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`.
 """
 
+import contextlib
 import copy
-import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, ModelMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 
 from diffusers_mardini import (
@@ -25,13 +28,16 @@ from diffusers_mardini import (
 )
 from diffusers_mardini.presets import load_preset
 from diffusers_mardini.trained_window import TrainedWindow
+from diffusers_mardini.weights import check_weight_files, local_folder
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.conditions import condition_arguments
 from training.engine.adapter import add_adapter, base_arguments, load_arguments, matched_layers
 from training.engine.ema import AveragedWeights
+from training.engine.initial_weights import InitialWeights
 from training.engine.reconstruction_head import PlannerReconstructionHead
-from training.engine.sharding import gather
-from training.files import whole_folder
+from training.engine.sharding import fill_from, gather, shard
+from training.engine.tensor_files import TensorFiles
+from training.files import read_json, whole_folder
 
 
 CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
@@ -94,7 +100,12 @@ def check_base(config: RunConfig) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"`init_from` is {config.init_from!r}, whose models cannot be built: {error}") from error
     for name in CLASSES:
-        refuse_other_sizes(config.init_from, name, models[name].state_dict(), whole_models(config)[name].state_dict())
+        theirs, own = (_shapes(each[name]) for each in (models, whole_models(config)))
+        refuse_other_sizes(config.init_from, name, theirs, own)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
@@ -115,26 +126,38 @@ def make_scheduler(config: RunConfig) -> MarDiniScheduler:
     return MarDiniScheduler(**model_arguments(config)["scheduler"])
 
 
-def make_models(config: RunConfig) -> nn.ModuleDict:
-    """Return `planner`, `transformer` and `head` of a run, the same on every process, whole and on the CPU.
+def make_models(config: RunConfig, accelerator: Accelerator | None = None) -> nn.ModuleDict:
+    """Return `planner`, `transformer` and `head` of a run, with the same weights for any number of processes.
 
-    For an adapter, return planner and transformer of the pipeline that it adapts, frozen except for the adapter.
+    They are built on the meta device, sharded, and then filled: the host never has a whole model, unless it trains
+    one there. For an adapter, return planner and transformer of the pipeline that it adapts, frozen except for the
+    adapter.
+
+    Args:
+        config: the run.
+        accelerator: the processes that share the models; by default the models are whole and on the CPU.
     """
-    models = _new_models(config) if config.lora is None else _adapted_models(config)
+    if config.lora is not None:
+        models, initial = _adapted_models(config), None
+    else:
+        initial = InitialWeights()
+        with torch.device("meta"), initial:
+            models = build_models(model_arguments(config), "meta")
+        initial.name(models)
     for name in CLASSES:
         if config.gradient_checkpointing:
             models[name].enable_gradient_checkpointing()
-        if any(stage.compile for stage in config.stages):
+        if any(stage.compile is True for stage in config.stages):
             models[name].compile_repeated_blocks()
-    return models
-
-
-def _new_models(config: RunConfig) -> nn.ModuleDict:
-    torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
-    models = _build_pair(model_arguments(config))
-    if config.init_from is not None:
-        start_from(config.init_from, models)
-    models["head"] = _build_head(models)  # last, since loading a pipeline draws from the same generator
+    if accelerator is not None:
+        shard(models, accelerator)
+    elif initial is not None:
+        models.to_empty(device="cpu")
+    if initial is not None:
+        torch.manual_seed(config.seed)  # initialization only; steps draw from `step_generator`
+        initial.draw(models)
+    if config.lora is None and config.init_from is not None:
+        start_from(config.init_from, {name: models[name] for name in CLASSES})
     return models
 
 
@@ -237,14 +260,8 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     Raises:
         ValueError: if it is missing, or not whole.
     """
-    try:
+    with _named_read_errors(name, pipeline):
         model = CLASSES[name].from_pretrained(pipeline, subfolder=name, use_safetensors=True, **arguments)
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
-            f"Hub id of a pipeline. {how_to_convert(pipeline, name)}"
-        ) from error
     if absent := [key for key, tensor in model.state_dict().items() if tensor.is_meta]:
         raise ValueError(
             f"`init_from` is {pipeline!r}, whose {name} lacks {len(absent)} tensors, the first is {absent[0]!r}; get "
@@ -253,23 +270,56 @@ def _pretrained(name: str, pipeline: str, **arguments: Any) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def _named_read_errors(name: str, pipeline: str) -> Iterator[None]:
+    """Turn errors of reading a part of the pipeline of `init_from` into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`init_from` is {pipeline!r}, whose {name} cannot be read as safetensors ({said}); give the folder or "
+            f"Hub id of a pipeline. {how_to_convert(pipeline, name)}"
+        ) from error
+
+
 def start_from(pipeline: str, models: Mapping[str, nn.Module]) -> None:
-    """Copy the weights of a trained pipeline into `planner` and `transformer`.
+    """Fill `planner` and `transformer`, sharded or not, with the weights of a trained pipeline.
+
+    Each process reads its shards alone.
 
     Raises:
-        ValueError: if their sizes differ.
+        ValueError: if the weights are missing or no safetensors, or their sizes differ.
     """
     for name, model in models.items():
-        weights = _pretrained(name, pipeline).state_dict()
-        own = model.state_dict()
-        refuse_other_sizes(pipeline, name, weights, own)
-        model.load_state_dict({**{k: own[k] for k in own if k not in weights}, **weights})
+        own = dict(model.named_parameters())
+        with _named_read_errors(name, pipeline):
+            weights = _weights_of(name, pipeline)
+            shapes = weights.shapes
+        refuse_other_sizes(pipeline, name, shapes, _shapes(model))
+        with _named_read_errors(name, pipeline):
+            for key in shapes:
+                fill_from(own[key], weights, key)
+
+
+def _weights_of(name: str, pipeline: str) -> TensorFiles:
+    """Return the tensors of a part of a pipeline in a folder or on the Hub."""
+    home = local_folder(pipeline) or Path(snapshot_download(pipeline, allow_patterns=[f"{name}/*"]))
+    folder = home / name
+    check_weight_files(folder)
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    shards = set(read_json(index, ["weight_map"])["weight_map"].values()) if index.is_file() else None
+    return TensorFiles([folder / file for file in sorted(shards or [SAFETENSORS_WEIGHTS_NAME])])
 
 
 def refuse_other_sizes(
-    pipeline: str, name: str, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+    pipeline: str, name: str, weights: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]
 ) -> None:
     """Check that weights of a pipeline fit the run's; those of a new condition may be missing: it has no effect yet.
+
+    Args:
+        pipeline, name: for the message.
+        weights, own: shapes of the tensors by name.
 
     Raises:
         ValueError: if they do not; names the first that differs.
@@ -279,7 +329,7 @@ def refuse_other_sizes(
         for key in own.keys() | weights.keys()
         if key not in own
         or (key not in weights and not key.startswith("condition_embedder."))
-        or (key in weights and own[key].shape != weights[key].shape)
+        or (key in weights and tuple(own[key]) != tuple(weights[key]))
     )
     if differing:
         raise ValueError(
@@ -305,15 +355,16 @@ def export_pipeline(
     tensors = gather({n: t for n, t in averages.tensors.items() if not n.startswith("head.")}, accelerator)
     if accelerator.is_main_process:
         parts = {"vae": copy.deepcopy(vae)}
-        for name, model_class in CLASSES.items():
-            # A copy: the trained model may be compiled or sharded, and must not be rounded to `save_dtype`.
-            parts[name] = model_class.from_config(models[name].config)
-            prefix = f"{name}."
-            own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
-            parts[name].load_state_dict(own)
         dtype = getattr(torch, config.save_dtype)
-        for parameter in itertools.chain.from_iterable(part.parameters() for part in parts.values()):
+        for parameter in parts["vae"].parameters():
             parameter.data = parameter.data.to("cpu", dtype)
+        for name, model_class in CLASSES.items():
+            # A new model: the trained one may be compiled or sharded, and must not be rounded to `save_dtype`.
+            with torch.device("meta"):
+                parts[name] = model_class.from_config(models[name].config)
+            prefix = f"{name}."
+            own = {n.removeprefix(prefix): tensor.to(dtype) for n, tensor in tensors.items() if n.startswith(prefix)}
+            parts[name].load_state_dict(own, assign=True)
         downscale = config.data.planner_downscale
         pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=downscale, **window.config)
         with whole_folder(folder) as unfinished:

@@ -6,7 +6,7 @@ import torch
 
 from training.config.schema import OptimizerConfig
 from training.engine.muon import Muon
-from training.engine.sharding import sharded_like
+from training.engine.sharding import read_like
 
 
 def learned(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -71,6 +71,6 @@ def load_optimizers(
         for key in tensors:
             number, parameter, name = key.split(".", 2)
             if int(number) == index:
-                value = sharded_like(tensors[key], parameters[int(parameter)])
+                value = read_like(tensors, key, parameters[int(parameter)])
                 state.setdefault(int(parameter), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

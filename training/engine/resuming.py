@@ -1,7 +1,8 @@
-"""Save the state of a run, gathered from all processes; resume it, unless the configuration changed in what matters.
+"""Save the state of a run from all its processes; resume it, unless the configuration changed in what matters.
 
-A checkpoint holds whole tensors, whichever way the processes shared them: two processes under FSDP2 may write it, and
-one process, or several under DDP, resume from it. The files themselves are in `checkpoint.py`.
+A checkpoint is the same whichever way the processes shared the tensors: two processes under FSDP2 may write it, and
+one process, or several under DDP, resume from it. The files are in `checkpoint.py`, the thread that writes them in
+`writing.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 
 from training.config.schema import RunConfig, StageConfig, default_of, shaping_fields
-from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import GradientSteps
 from training.engine.optimizers import learned
-from training.engine.sharding import gather, sharded_like
+from training.engine.sharding import fill_from
+from training.engine.tensor_files import TensorFiles
+from training.engine.writing import CheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -76,39 +79,29 @@ class RunCheckpoints:
         self.allow_change = allow_change
         self.frozen = frozen or {}
         self.more: dict = {}  # of the loaded checkpoint
+        # Medians of training losses come late.
+        late_news = config.data.validation is None
+        self.writer = CheckpointWriter(folder, accelerator, config.keep_checkpoints, late_news)
         self._loaded: Checkpoint | None = None  # until its optimizers are made
 
     def save(self, position: Position, gradient_steps: GradientSteps, more: dict, good_until: int) -> None:
-        """Write a checkpoint; meanwhile the main process holds whole copies of the state in memory.
+        """Begin to write a checkpoint, of copies that the process keeps until then; see `CheckpointWriter`.
 
         Args:
             position: of the run.
             gradient_steps: of the stage.
             more: further state as JSON, which `load` puts into the attribute of the same name.
-            good_until: see `save_checkpoint`.
+            good_until: see `checkpoint.complete`.
 
         Raises:
-            CheckpointError: on every process, if the main one cannot write it.
+            CheckpointError: on every process, if one could not write the checkpoint before.
         """
-        moments, rest = gradient_steps.state()
-        checkpoint = Checkpoint(
-            gather(learned(self.models), self.accelerator),
-            gather(self.averages.tensors, self.accelerator),
-            moments,
-            rest,
-            {
-                **asdict(position), "ema_steps": self.averages.updates,
-                "shaped_by": self._shaped_by(position.stage), "more": more,
-            },
-        )  # fmt: skip
-        failure: list[CheckpointError | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                late_news = self.config.data.validation is None  # medians of training losses come late
-                save_checkpoint(self.folder, checkpoint, self.config.keep_checkpoints, good_until, late_news)
-            except CheckpointError as error:
-                failure = [error]
-        self._fail_together(failure)
+        state = {
+            **asdict(position), "ema_steps": self.averages.updates,
+            "shaped_by": self._shaped_by(position.stage), "more": more,
+        }  # fmt: skip
+        checkpoint = Checkpoint(learned(self.models), self.averages.tensors, *gradient_steps.state(), state)
+        self.writer.begin(checkpoint, good_until)
 
     def load(self, start_at: str | None) -> Position:
         """Restore weights and averages of the newest checkpoint; `load_optimizers` restores the rest later.
@@ -148,23 +141,17 @@ class RunCheckpoints:
             self._loaded = None
 
     def _read(self, path: Path) -> Checkpoint:
-        """Open a checkpoint on every process; the main one reads all of it to check it."""
-        failure: list[CheckpointError | None] = [None]
-        checkpoint = None
+        """Open a checkpoint on every process; they share the work of checking it, and fail together."""
+        error, checkpoint = None, None
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         try:
-            checkpoint = load_checkpoint(path, self.accelerator.is_main_process, _STATE)
-        except CheckpointError as error:
-            failure = [error]
-        self._fail_together(failure)
+            checkpoint = load_checkpoint(path, _STATE, rank, ranks)
+        except CheckpointError as found:
+            error = str(found)
+        if errors := [text for text in gather_object([error]) if text is not None]:
+            raise CheckpointError(errors[0])
         assert checkpoint is not None, "a process that could not read it has failed"
         return checkpoint
-
-    def _fail_together(self, failure: list[CheckpointError | None]) -> None:
-        """Raise the main process's failure on all, so that no process waits for one that has failed."""
-        mine = failure[0]
-        broadcast_object_list(failure)
-        if (error := failure[0] or mine) is not None:
-            raise error
 
     def _check_configuration(self, path: Path, state: dict, names: list[str], start_at: str | None) -> None:
         if state["stage"] not in names:
@@ -194,11 +181,11 @@ class RunCheckpoints:
                 )
             )  # fmt: skip
 
-    @torch.no_grad()
     def _put_in_place(self, checkpoint: Checkpoint) -> None:
+        assert isinstance(checkpoint.weights, TensorFiles) and isinstance(checkpoint.averages, TensorFiles)
         for name, parameter in learned(self.models).items():
-            parameter.copy_(sharded_like(checkpoint.weights[name], parameter))
-            self.averages.tensors[name].copy_(sharded_like(checkpoint.averages[name], parameter))
+            fill_from(parameter, checkpoint.weights, name)
+            fill_from(self.averages.tensors[name], checkpoint.averages, name)
         self.averages.updates = checkpoint.state["ema_steps"]
 
     def _shaped_by(self, stage_name: str) -> dict:

@@ -43,7 +43,7 @@ class RunCost:
         # Compiled or not, a step has the same operations, and those of a compiled one can't be counted on the CPU.
         stages = [stage.model_copy(update={"compile": False}) for stage in config.stages]
         config = config.model_copy(update={"stages": stages, "init_from": None})
-        plan = make_plan(config, 1, "single", with_data=False)
+        plan = make_plan(config, with_data=False)
         return cls(
             (plan.parameters["planner"], plan.parameters["transformer"]),
             {stage.name: stage.steps for stage in stages},

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from training import files
 from training.engine import checkpoint as module
+from training.engine import tensor_files
 from training.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -94,7 +95,8 @@ def test_a_process_that_dies_at_any_moment_of_writing_leaves_the_last_one_whole(
     if child == 0:  # dies without a word at the nth flush, as by SIGKILL
         calls = iter(range(100))
         flush = files.flush
-        files.flush = lambda path: os._exit(9) if next(calls) == nth else flush(path)
+        for each in (files, module, tensor_files):
+            each.flush = lambda path: os._exit(9) if next(calls) == nth else flush(path)
         save_checkpoint(tmp_path, make(2), keep=1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -113,7 +115,7 @@ def test_a_full_or_read_only_disk_is_told_and_leaves_the_last_one_whole(tmp_path
     def fail(*_):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(module, "write_tensors", fail)
     with pytest.raises(CheckpointError, match=f"step-00000002: .*{os.strerror(error)}.*step-00000001 is whole.*again"):
         save_checkpoint(tmp_path, make(2), keep=1)
     assert names(tmp_path) == ["step-00000001"] and not list(tmp_path.glob(".step-*"))
@@ -175,12 +177,3 @@ def test_the_state_tells_every_file_and_its_digest(tmp_path):
     assert set(files) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert all(files[name]["bytes"] == (path / name).stat().st_size for name in files)
     assert load_file(path / "weights.safetensors")["head.b"].shape == (3,)
-
-
-def test_nothing_is_copied_that_is_on_the_cpu_and_alone():
-    whole = torch.arange(6.0).reshape(2, 3)
-    assert module._own(whole).data_ptr() == whole.data_ptr()
-    for view in (whole[0], whole.t(), whole[:, :2]):
-        own = module._own(view)
-        assert torch.equal(own, view) and own.data_ptr() != whole.data_ptr() and own.is_contiguous()
-        assert own.untyped_storage().nbytes() == own.nbytes

@@ -1,10 +1,16 @@
-"""Compiled blocks: every stage of a run is compiled, and what would not be is told."""
+"""Compiled blocks and steps: every stage of a run is compiled, and what would not be is told."""
+
+import functools
 
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_run
+from training import loop
 from training.engine import compiling
 from training.engine.guards import RunFailed
 
@@ -69,3 +75,27 @@ def test_a_stage_that_is_not_compiled_runs_eagerly(tmp_path):
     counter = count_compilations(run)
     run.train(stop_after="stage-0")
     assert counter.frame_count == 0
+
+
+def test_a_step_is_one_graph_in_which_a_run_learns_the_same(tmp_path, monkeypatch):
+    """Whatever clips a batch names; several numbers of masked frames are one graph or two."""
+    counter, weights = CompileCounter(), {}
+    monkeypatch.setattr(loop, "compile_step", functools.partial(compiling.compile_step, backend=counter))
+    for compiles in ("step", False):
+        config = make_config(data=data_fields(clips_folder(), validation=None), checkpoint_every=100)
+        fields = {**config.stages[-1].model_dump(), "steps": 6, "compile": compiles, "learning_rate": 1e-3}
+        config = type(config).model_validate({**config.model_dump(), "stages": [fields]})
+        pipeline = make_run(tmp_path / str(compiles), config).train()
+        weights[compiles] = load_file(pipeline / "transformer/diffusion_pytorch_model.safetensors")
+        assert 0 < counter.frame_count <= 4 and not counters["graph_break"]
+    torch.testing.assert_close(weights["step"], weights[False], atol=1e-5, rtol=1e-3)
+
+
+def test_whole_steps_of_models_in_shards_are_refused(monkeypatch):
+    config = make_config(stages=[{**make_stages(True).stages[0].model_dump(), "compile": "step"}])
+    accelerator = Accelerator(cpu=True)
+    compiling.refuse_sharded_steps(config, accelerator)
+    monkeypatch.setattr(compiling, "sharding_plugin", lambda accelerator: "a plugin")
+    with pytest.raises(ValueError, match="'stage-0' compiles whole steps.*set `stages.stage-0.compile` to true"):
+        compiling.refuse_sharded_steps(config, accelerator)
+    compiling.refuse_sharded_steps(make_stages(True), accelerator)

@@ -39,6 +39,17 @@ def test_a_pickled_pipeline_is_no_start(tmp_path):
         start_from(str(tmp_path), {"planner": models["planner"]})
 
 
+def test_a_start_in_several_files_is_read_from_all_of_them(tmp_path):
+    trained, models = make_models(make_config(seed=1)), make_models(make_config())
+    for name in ("planner", "transformer"):
+        trained[name].save_pretrained(tmp_path / name, max_shard_size="4KB")
+    assert len(list((tmp_path / "planner").glob("*.safetensors"))) > 1
+    start_from(str(tmp_path), {name: models[name] for name in ("planner", "transformer")})
+    expected = dict(trained.named_parameters())
+    for name, parameter in models.named_parameters():
+        assert torch.equal(parameter, expected[name]) != name.startswith("head."), name
+
+
 def test_weights_that_lack_a_tensor_are_refused(tmp_path):
     make_kl().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"

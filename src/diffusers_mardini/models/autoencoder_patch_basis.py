@@ -220,7 +220,9 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
         Args:
             frames: pictures in [-1, 1], `(batch, channels, height, width)`; a few thousand are enough.
         """
-        patches = F.pixel_unshuffle(frames.float(), self.spatial_compression_ratio)  # (batch, values, h, w)
+        weight, bias = self.to_latents.weight, self.to_latents.bias
+        exact = exact_device(frames.device)
+        patches = F.pixel_unshuffle(frames.float(), self.spatial_compression_ratio).to(exact)  # (batch, values, h, w)
         values = patches.shape[1]
         flat = patches.transpose(0, 1).reshape(values, -1).double()  # (values, patches)
         mean = flat.mean(dim=1)
@@ -228,11 +230,11 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
         keep = torch.arange(values - 1, values - 1 - self.config.latent_channels, -1)
         spread = variances[keep].clamp(min=1e-12).sqrt()
         basis = (vectors[:, keep] / spread.sqrt()).T  # (latents, values)
-        self.to_latents.weight.copy_(basis[:, :, None, None])
-        self.to_latents.bias.copy_(-(basis @ mean))
+        weight.copy_(basis[:, :, None, None].to(weight.dtype))
+        bias.copy_(-(basis @ mean).to(bias.dtype))
 
         # Least squares from 3x3 neighbouring latents, edges padded with zero as the convolution does.
-        latents = self.to_latents(patches.to(self.to_latents.weight.dtype)).double()
+        latents = self.to_latents(patches.to(weight)).to(exact).double()
         gram, cross = 0.0, 0.0
         for latent, patch in zip(latents.split(256), patches.split(256)):
             neighbours = F.unfold(latent, 3, padding=1).transpose(0, 1).flatten(1)  # (latents * 9, patches)
@@ -241,5 +243,11 @@ class AutoencoderPatchBasis(WholeModelMixin, AutoencoderMixin, ConfigMixin):
             cross = cross + neighbours @ patch.double().flatten(2).transpose(0, 1).flatten(1).T
         ridge = 1e-6 * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
         solution = torch.linalg.solve(gram + ridge, cross).T  # (values, latents * 9 + 1)
-        self.from_latents.weight.copy_(solution[:, :-1].unflatten(1, (-1, 3, 3)))
-        self.from_latents.bias.copy_(solution[:, -1])
+        weight, bias = self.from_latents.weight, self.from_latents.bias
+        weight.copy_(solution[:, :-1].unflatten(1, (-1, 3, 3)).to(weight.dtype))
+        bias.copy_(solution[:, -1].to(bias.dtype))
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Return where float64 is computed for tensors of a device: on the CPU for MPS, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device

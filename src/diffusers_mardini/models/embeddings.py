@@ -4,6 +4,8 @@ Both models lay out a frame of patches as one sequence in which a learned [NEXT]
 sequence itself shows resolution and aspect ratio. Attention is in `attention.py` and `identity_attention.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -82,9 +84,31 @@ def rotary_embedding(
 
 def apply_rotary_embedding(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate heads `(..., heads, head_dim)` by tables of `rotary_embedding`, in float32; return the input's dtype."""
-    heads = hidden_states.float()
+    rotate = _rotate_in_graphs if torch.compiler.is_compiling() else _Rotation.apply
+    return rotate(hidden_states.float(), cos, sin).type_as(hidden_states)
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotate in three passes over memory, and back in three: autograd would take four, and another copy."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        rotated = heads * cos
+        for half, other, sines in zip(rotated.chunk(2, -1), reversed(heads.chunk(2, -1)), sin.chunk(2, -1)):
+            half.addcmul_(other, sines)
+        return rotated
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotation.apply(grad, cos, -sin), None, None
+
+
+def _rotate_in_graphs(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Do the same without changing a tensor: compilers fuse it themselves."""
     first, second = heads.chunk(2, dim=-1)
-    return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin).type_as(hidden_states)
+    return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin)
 
 
 class MarDiniRotaryPosEmbed(nn.Module):

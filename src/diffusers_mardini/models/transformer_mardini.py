@@ -112,9 +112,13 @@ class MarDiniTransformerBlock(CompiledOverShapes):
             output, reference_key_value = self.temporal_attn.reference_step(normed, rotary_emb)
         hidden_states = hidden_states + output
 
+        one_key = (planning_tokens if planning_key_value is None else planning_key_value[0]).shape[2] == 1
+        # A softmax over one key is 1, whatever the query: one token of a frame has the output of all.
         hidden_states = hidden_states + self.cross_attn(
-            self.norm3(hidden_states), query_rotary_emb, key_rotary_emb, planning_tokens, planning_key_value
-        )
+            self.norm3(hidden_states[:, :, :1] if one_key else hidden_states),
+            tuple(table[..., :1, :, :] for table in query_rotary_emb) if one_key else query_rotary_emb,
+            key_rotary_emb, planning_tokens, planning_key_value,
+        )  # fmt: skip
 
         shift, scale, gate = self.ff_modulation(planning_temb).chunk(3, dim=-1)
         modulated = torch.addcmul(shift, self.norm4(hidden_states), 1 + scale)
