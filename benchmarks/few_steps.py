@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -23,11 +24,12 @@ from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.metrics import score_windows, summarize
-from training.evaluation.sampling import generate
+from training.evaluation.sampling import batches, generate
 
 from .timing import describe_machine, write_json
 
 
+EXTENSION = "extension"  # a task of several windows, by `extend`
 SCORES = ("mid_ssim", "mid_psnr", "motion", "sharpness")
 
 
@@ -133,6 +135,33 @@ def compare(
     return rows
 
 
+def extend(pipe: MarDiniPipeline, windows: torch.Tensor, num_given: int, steps: int) -> torch.Tensor:
+    """Continue the first frames of clips window by window, each from noise of its own seed.
+
+    Args:
+        pipe: the checkpoint.
+        windows: in [0, 1], `(clips, frames, 3, height, width)`; the given frames lead.
+        num_given: how many.
+        steps: of the scheduler.
+
+    Returns:
+        Frames in [0, 1], shaped like `windows`; the given ones are those of `windows`.
+    """
+    parts = []
+    for first, last in batches(len(windows), 8):
+        frames = pipe.extend(
+            windows[first:last, :num_given],
+            windows.shape[1] - num_given,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(first, last)],
+            output_type="pt",
+        ).frames
+        parts.append(frames.float().cpu())
+    extended = torch.cat(parts)
+    extended[:, :num_given] = windows[:, :num_given]
+    return extended
+
+
 def fewest_steps(rows: Sequence[dict[str, Any]], solver: str, distance: float) -> int | None:
     """Return the fewest steps from which on a solver keeps a PSNR of at least `distance` to the reference."""
     enough = None
@@ -147,12 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_steps", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
-    parser.add_argument("--task", choices=TASKS, default="interpolation")
+    parser.add_argument("--task", choices=(*TASKS, EXTENSION), default="interpolation")
+    parser.add_argument("--num-given", type=int, default=4, help="frames that lead an extension")
     parser.add_argument("--size", type=int, default=64, help="side of the square crop in pixels")
     parser.add_argument("--num-frames", type=int, default=9)
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--windows-per-clip", type=int, default=1)
     parser.add_argument("--max-windows", type=int, default=16)
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, metavar="NAME", help=f"of {', '.join(SOLVERS)}")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4, 5, 8, 10, 15, 25])
     parser.add_argument("--reference-steps", type=int, default=250, help="of DDIM")
     parser.add_argument("--settings", action="store_true", help="try settings of the solvers instead")
@@ -166,15 +197,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
     truth = windows.frames[: options.max_windows]
-    given = task_indices(options.task, options.num_frames)
+    is_extension = options.task == EXTENSION
+    given = list(range(options.num_given)) if is_extension else task_indices(options.task, options.num_frames)
     print(f"{options.task}, {len(truth)} windows, {dtype} on {device} ({why})")
 
     def sample(scheduler: SchedulerMixin, count: int):
         pipe.scheduler = scheduler
+        if is_extension:
+            return extend(pipe, truth, options.num_given, count)
         return generate(pipe, truth, given, count)
 
     config = pipe.scheduler.config
-    solvers = SETTINGS if options.settings else SOLVERS
+    solvers = SETTINGS if options.settings else {name: SOLVERS[name] for name in options.solvers or SOLVERS}
     steps = sorted(options.steps)
     rows = compare(sample, config, solvers, steps, truth, given, options.reference_steps)
     result = {

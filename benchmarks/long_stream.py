@@ -3,6 +3,9 @@
 Frames come from a generator and are dropped as they leave, as in a conversion from file to file. Reported are the peak
 memory above that of a process that only imports, and the processor's time for each frame of the result, loading left
 out.
+
+With `--file MINUTES` a file of so many minutes, made by repeating clips, goes through `mardini retime`, is killed half
+way and resumed; its memory is recorded over time, and drawn.
 """
 
 import argparse
@@ -15,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from .long_file import measure_file
 from .long_video_costs import peak_bytes
 from .sampling_speed import CHECKPOINT, Variant, make_pipeline
 from .timing import clock_of, describe_machine, machine_line, write_json
 
 
+CLIPS = Path(__file__).parents[1] / "examples" / "clips"
 METHODS = ("none", "slow_motion", "retime", "extend")
 WINDOW, FACTOR = 9, 2
 SOURCE_FPS, TARGET_FPS = 24, 60
@@ -64,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=64, help="side of a frame in pixels")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "FRAMES"), help="measure in this process; prints json")
+    parser.add_argument("--file", type=float, metavar="MINUTES", help="retime a file of this length instead")
+    parser.add_argument("--clips", type=Path, default=CLIPS, help="folder of clips that the file repeats")
+    parser.add_argument("--rates", type=float, nargs=2, default=[12.5, 25.0], metavar="FPS", help="of file and result")
+    parser.add_argument("--batch", type=int, default=1, help="windows of the file that run at once")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/long-file"), help="for the file and its result")
     parser.add_argument("-o", "--output", type=Path, help="json")
     options = parser.parse_args(arguments)
     if options.one:
@@ -80,6 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{Path(options.checkpoint).name}, {options.size} pixels, {options.steps} step(s), windows of {WINDOW}")
     print(machine_line(machine))
     imports = run("none", 0)["peak_bytes"]
+    if options.file is not None:
+        result = {"machine": machine, "steps": options.steps, "size": options.size, "imports": imports}
+        result |= measure_file(
+            options.file, *options.rates, options.size, options.steps, options.batch, options.checkpoint,
+            options.clips, options.folder, imports,
+        )  # fmt: skip
+        _tell_of_file(result)
+        write_json(options.output, result)
+        return result
     print(f"{'':<12} {'frames':>7} {'s':>8} {'ms a frame':>10} {'MB above imports':>17}")
     rows = []
     for method in options.methods:
@@ -95,6 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result = {"machine": machine, "steps": options.steps, "size": options.size, "imports": imports, "rows": rows}
     write_json(options.output, result)
     return result
+
+
+def _tell_of_file(result: dict[str, Any]) -> None:
+    print(
+        f"{result['minutes']:g} minutes: {result['source_frames']} frames became {result['frames']} "
+        f"({result['expected_frames']} expected); killed after {result['killed_at_part']} parts"
+    )
+    for name, peak, growth, seconds in zip(
+        ("killed", "resumed"), result["peak_above_imports"], result["bytes_a_minute"], result["seconds"], strict=True
+    ):
+        print(
+            f"{name:<8} {seconds / 60:5.1f} minutes, at most {peak / 1e6:.0f} MB above the imports, "
+            f"{growth / 1e6:+.2f} MB a minute at the end"
+        )
 
 
 if __name__ == "__main__":

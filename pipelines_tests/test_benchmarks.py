@@ -1,4 +1,5 @@
 import json
+import sys
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks import (
     denoising_step,
     exact_savings,
     few_steps,
+    long_file,
     long_stream,
     long_video_costs,
     memory,
@@ -301,6 +303,17 @@ def test_solvers_are_scored_beside_many_steps_of_ddim(checkpoint, tmp_path):
     assert result["fewest_steps"]["DDIM (ours)"] == 4
 
 
+def test_solvers_are_scored_in_extensions_of_several_windows(checkpoint, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    clip = (torch.rand(24, 32, 32, 3, generator=generator) * 255).to(torch.uint8).numpy()
+    write_video(tmp_path / "clips" / "noise.mp4", clip, 25)
+    command = [checkpoint, str(tmp_path / "clips"), "--size", "32", "--steps", "2", "4", "--reference-steps", "6"]
+    command += ["--task", "extension", "--num-given", "2", "--num-frames", "12", "--device", "cpu", "--solvers"]
+    rows = few_steps.main([*command, "DDIM (ours)", "UniPC 2"])["rows"]
+    near = {(row["solver"], row["steps"]): row["to_reference"] for row in rows}
+    assert len(near) == 5 and near["DDIM (ours)", 2] < near["DDIM (ours)", 4] < 100
+
+
 def test_fewest_steps_stay_near_from_there_on():
     rows = [
         {"solver": "a", "steps": steps, "to_reference": near}
@@ -371,6 +384,32 @@ def test_every_step_of_a_rollout_is_timed_with_the_share_of_its_parts(checkpoint
 def test_a_stream_is_measured_to_its_end(checkpoint, method, frames):
     row = long_stream.measure(method, frames, steps=1, size=32, checkpoint=checkpoint)
     assert abs(row["frames"] - frames) <= 1 and row["seconds"] > 0
+
+
+def test_a_watched_run_is_killed_when_asked_and_its_memory_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_file, "INTERVAL", 0.05)
+    output = tmp_path / "result.mp4"
+    script = (
+        "import pathlib, sys, time\nfolder = pathlib.Path(sys.argv[1] + '.parts')\nfolder.mkdir(exist_ok=True)\n"
+        "held = []\nfor i in range(int(sys.argv[2])):\n    held.append(bytearray(3_000_000))\n    time.sleep(0.1)\n"
+        "    (folder / f'{i:05}.json').touch()\n"
+    )
+    command = [sys.executable, "-c", script, str(output)]
+    killed = long_file.watch([*command, "1000"], output, lambda parts: parts >= 3)
+    through = long_file.watch([*command, "5"], output, lambda parts: False)
+    assert killed.code == -9 and 3 <= killed.readings[-1].parts < 1000 and through.code == 0
+    assert killed.peak_bytes > 8_000_000 and long_file.slope(killed) > 0
+    long_file.draw_memory(tmp_path / "memory.png", [killed, through], 0)
+    assert (tmp_path / "memory.png").stat().st_size > 1000
+
+
+def test_the_long_file_repeats_clips(tmp_path):
+    frames = (torch.rand(5, 40, 48, 3) * 255).to(torch.uint8).numpy()
+    write_video(tmp_path / "clips" / "a.mp4", frames, 10)
+    long_file.write_repeated(tmp_path / "clips", tmp_path / "long.mp4", 13, 5, 32)
+    assert long_file.count_frames(tmp_path / "long.mp4") == 13
+    with pytest.raises(ValueError, match=r"holds no \.mp4 to repeat"):
+        long_file.write_repeated(tmp_path / "nowhere", tmp_path / "none.mp4", 13, 5, 32)
 
 
 @pytest.mark.slow  # 20 seconds: training steps of the tiny preset in both forms

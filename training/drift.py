@@ -286,7 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--given", type=int, default=4, help="true frames that lead the first window")
     parser.add_argument("--true-frames", type=int, default=32, help="frames of each true clip to compare with")
     parser.add_argument("--arm", action="append", default=[], required=True, metavar="NAME[: KEY=VALUE ...]",
-                        help="a way of continuing: window, overlap, steps, guidance_scale, generated_noise, colours")  # fmt: skip
+                        help="a way of continuing: window, overlap, steps, guidance_scale, generated_noise, anchors, "
+                        "keyframe_interval, colours")  # fmt: skip
     parser.add_argument("--range", type=int, nargs=2, action="append", default=[], metavar=("FIRST", "LAST"),
                         help="new frames that are measured, counted from 1; default: "
                         + ", ".join(f"{low} to {high}" for low, high in RANGES))  # fmt: skip

@@ -164,7 +164,7 @@ OWN = [
     (["retime", "clip.mp4", "-o", "out.mp4", "--fps", 20, "--cuts", "empty"], FAILED, "read as a text file"),
     (["retime", "clip.mp4", "-o", "out.mp4", "--fps", 20, "--cuts", "a.png"], FAILED, "read as a text file"),
     (["slow-motion", "clip.mp4", "-o", "out.mp4", "--cuts", "text.txt"], FAILED, "text.txt holds 'These'"),
-    (["slow-motion", "clip.mp4", "-o", "out.mp4", "--cuts", "nothing.mp4"], FAILED, "nothing.mp4 holds no number"),
+    (["slow-motion", "clip.mp4", "-o", "out.mp4", "--cuts", "nothing.mp4"], FAILED, "nothing.mp4 holds no cut"),
     (["retime", "clip.mp4", "-o", "out.mp4", "--fps", 20, "--sound", "loud"], WRONG, "takes keep or drop"),
     (["retime", "clip.mp4", "-o", "out.mp4", "--fps", 20, "--sound", "stretch"], WRONG, "takes keep or drop"),
     (["slow-motion", "clip.mp4", "-o", "out.mp4", "--sound", "keep"], WRONG, "takes stretch or drop"),

@@ -13,7 +13,7 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cli import messages, streams
-from diffusers_mardini.streaming import retime_file, running, tasks
+from diffusers_mardini.streaming import extension, retime_file, retiming, running
 from diffusers_mardini.video_io import read_video, write_video
 from pipelines_tests.cli.commands import outputs
 from pipelines_tests.cli.test_outputs import write_with_sound
@@ -32,7 +32,8 @@ def here(checkpoint, tmp_path, monkeypatch) -> Path:
     write_video(tmp_path / "clip.mp4", frames, 10)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MARDINI_CHECKPOINT", str(checkpoint))
-    monkeypatch.setattr(tasks, "PART_GAPS", 3)
+    monkeypatch.setattr(retiming, "PART_GAPS", 3)
+    monkeypatch.setattr(extension, "PART_FRAMES", 3)
     return tmp_path
 
 
@@ -93,8 +94,8 @@ def test_a_killed_command_goes_on(here, sent, code):
     script = f"""
 import os, signal, sys
 from diffusers_mardini import cli
-from diffusers_mardini.streaming import running, tasks
-tasks.PART_GAPS = 3
+from diffusers_mardini.streaming import retiming, running
+retiming.PART_GAPS = 3
 add = running._Counter.add
 def die(self):
     add(self)
@@ -145,7 +146,7 @@ def test_sound_goes_with_the_pictures(here, command, options, said):
         assert bool(container.streams.audio) == (said != "dropped")
 
 
-@pytest.mark.parametrize("text", ("3 8", "3,\n8\n"))
+@pytest.mark.parametrize("text", ("3 8", "3,\n8\n", "0.3s 00:00:00.8"))
 def test_cuts_are_read_from_a_file(here, text):
     Path("cuts.txt").write_text(text)
     code, told, errors = retime("out.gif", "--cuts", "cuts.txt", "--json")

@@ -12,9 +12,19 @@ import av
 import numpy as np
 import pytest
 
-from diffusers_mardini.streaming import FileProgress, extend_file, retime_file, slow_motion_file, source, tasks
+from diffusers_mardini.streaming import (
+    FileProgress,
+    extend_file,
+    extension,
+    retime_file,
+    retiming,
+    slow_motion_file,
+    source,
+)
+from diffusers_mardini.streaming.cuts import read_cut
 from diffusers_mardini.video.reading import read_video
 from diffusers_mardini.video.sound import tempos
+from pipelines_tests.pipelines.test_conditions import told_pipeline
 from pipelines_tests.tiny_pipeline import CallCounter, tiny_pipeline
 from pipelines_tests.video.video_files import encode, timed
 
@@ -30,8 +40,9 @@ def pipe():
 
 @pytest.fixture
 def short_parts(monkeypatch):
-    monkeypatch.setattr(tasks, "PART_GAPS", 3)
-    monkeypatch.setattr(tasks, "PART_WINDOWS", 2)
+    monkeypatch.setattr(retiming, "PART_GAPS", 3)
+    monkeypatch.setattr(extension, "PART_FRAMES", 3)
+    monkeypatch.setattr(extension, "PART_WINDOWS", 2)
 
 
 def moving(count: int, seed: int = 0) -> np.ndarray:
@@ -171,6 +182,94 @@ def test_uneven_times_are_respected(pipe, tmp_path):
     assert result.num_frames == 9  # frames at 0, 40, 80, 240, 280 and 320 ms, three sampled between 80 and 240
 
 
+def test_an_extension_plays_uneven_frames_as_long_as_they_were_shown(pipe, tmp_path):
+    times = [0, 40, 80, 240, 280, 320]
+    clip = timed(tmp_path / "uneven.mkv", moving(6), times)
+    result = extend_file(pipe, clip, tmp_path / "out.mkv", 3, num_inference_steps=1, window=5, overlap=2)
+    assert (result.num_frames, result.fps) == (9 + 3, pytest.approx(25))
+    made = read_video(tmp_path / "out.mkv")[0].astype(int)
+    changes = np.abs(np.diff(made[:9], axis=0)).mean(axis=(1, 2, 3))
+    assert (changes[2:5] < 0.5).all() and (changes[[0, 1, 5, 6, 7]] > 1).all()  # held from 80 to 240 ms
+
+
+def test_conditions_of_files_belong_to_the_frames_of_the_result(clip, tmp_path, short_parts):
+    pipe, made = told_pipeline(), {}
+    for name, actions in (("a", np.zeros((26, 2))), ("b", np.full((26, 2), 0.5)), ("none", None)):
+        told = None if actions is None else {"action": actions}
+        retime_file(pipe, clip, tmp_path / f"{name}.mp4", 25, conditions=told, **FAST)
+        made[name] = (tmp_path / f"{name}.mp4").read_bytes()
+    assert len(set(made.values())) == 3
+    with pytest.raises(Killed):
+        told = {"action": np.zeros((26, 2))}
+        retime_file(
+            pipe, clip, tmp_path / "out.mp4", 25, conditions=told, progress=interrupted_after(12), **FAST
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="condition action"):
+        told = {"action": np.full((26, 2), 0.5)}
+        retime_file(pipe, clip, tmp_path / "out.mp4", 25, conditions=told, resume=True, **FAST)
+    told = {"action": np.zeros((26, 2))}
+    retime_file(pipe, clip, tmp_path / "out.mp4", 25, conditions=told, resume=True, **FAST)
+    assert (tmp_path / "out.mp4").read_bytes() == made["a"]
+
+
+def test_an_extension_with_conditions_survives_a_kill(clip, tmp_path, short_parts):
+    pipe = told_pipeline()
+    arguments = {"window": 5, "overlap": 2, "num_inference_steps": 1}
+    actions = np.random.default_rng(0).uniform(0, 1, (30, 2))
+    all_frames = np.concatenate([np.full((11, 2), np.nan), actions])
+    extend_file(pipe, clip, tmp_path / "whole.mp4", 30, conditions={"action": all_frames}, **arguments)
+    with pytest.raises(Killed):
+        extend_file(
+            pipe, clip, tmp_path / "out.mp4", 30, conditions={"action": actions}, progress=interrupted_after(30),
+            **arguments,
+        )  # fmt: skip
+    extend_file(pipe, clip, tmp_path / "out.mp4", 30, conditions={"action": actions}, resume=True, **arguments)
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    extend_file(pipe, clip, tmp_path / "other.mp4", 30, **arguments)
+    assert (tmp_path / "other.mp4").read_bytes() != (tmp_path / "whole.mp4").read_bytes()
+    with pytest.raises(ValueError, match=r"shape \(29, 2\); give \(41 or 30, 2\)"):
+        extend_file(pipe, clip, tmp_path / "o.mp4", 30, conditions={"action": actions[:29]}, **arguments)
+    with pytest.raises(ValueError, match="give `num_new_frames`"):
+        extend_file(pipe, clip, tmp_path / "o.mp4", None, conditions={"action": actions}, **arguments)
+
+
+@pytest.mark.parametrize("settings", [{"anchors": 2}, {"keyframe_interval": 2}])
+def test_remedies_against_drift_survive_a_kill(pipe, clip, tmp_path, short_parts, settings):
+    arguments = {"window": 7, "overlap": 3, "num_inference_steps": 1, "generated_noise": 0.1, **settings}
+    extend_file(pipe, clip, tmp_path / "whole.mp4", 60, **arguments)
+    with pytest.raises(Killed):
+        extend_file(pipe, clip, tmp_path / "out.mp4", 60, progress=interrupted_after(50), **arguments)
+    result = extend_file(pipe, clip, tmp_path / "out.mp4", 60, resume=True, **arguments)
+    assert result.frames_resumed > 20
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text, cut", [("12", 12), ("12.48s", 12.48), ("0:12.48", 12.48), ("00:00:12.48", 12.48), ("1:02:03", 3723.0)]
+)
+def test_a_cut_is_a_frame_or_a_time(text, cut):
+    assert read_cut(text) == cut and type(read_cut(text)) is type(cut)
+
+
+@pytest.mark.parametrize("text", ["12.48", "-1s", "1:60", "1:60:00", "s", "12s3", "1e3s", "\u0663", "9" * 11])
+def test_what_is_no_cut_is_refused(text):
+    with pytest.raises(ValueError, match="is no cut; give the frames that begin a scene, by number"):
+        read_cut(text)
+
+
+def test_cuts_may_be_given_by_their_times(pipe, clip, tmp_path):
+    """The clip has 10 frames a second: 0.5 s is frame 5, and 0.51 s the first frame after it."""
+    made = []
+    for cuts in ([5, 6], ["0.5s", "00:00:00.51"], [5, 0.55]):
+        result = retime_file(pipe, clip, tmp_path / "out.mp4", 25, num_inference_steps=1, cuts=cuts, overwrite=True)
+        assert result.num_cuts == 2
+        made.append((tmp_path / "out.mp4").read_bytes())
+    assert made[0] == made[1] == made[2]
+    for cuts, what in (([11], "frame 11"), (["1.2s"], "1.2 seconds")):
+        with pytest.raises(ValueError, match=f"`cuts` has {what}, but the video has 11 frames, the last at 1.000"):
+            retime_file(pipe, clip, tmp_path / "o.mp4", 25, num_inference_steps=1, cuts=cuts)
+
+
 class Killed(Exception):
     pass
 
@@ -232,9 +331,9 @@ def test_a_killed_process_leaves_no_file_and_its_parts_serve(clip, tmp_path):
     """SIGKILL, while a part is written."""
     script = """
 import sys, os, signal
-from diffusers_mardini.streaming import retime_file, tasks
+from diffusers_mardini.streaming import retime_file, retiming
 from pipelines_tests.tiny_pipeline import tiny_pipeline
-tasks.PART_GAPS = 3
+retiming.PART_GAPS = 3
 def die(progress):
     if progress.frames_done == 19:
         os.kill(os.getpid(), signal.SIGKILL)

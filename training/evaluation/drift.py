@@ -24,7 +24,7 @@ class Arm:
         window, overlap: frames of a window, and how many of them lead it.
         steps: of the scheduler.
         guidance_scale: `None` is the pipeline's own choice.
-        generated_noise: see `MarDiniPipeline.extend`.
+        generated_noise, anchors, keyframe_interval: see `MarDiniPipeline.extend`.
         colours: share, 0 to 1, by which mean and deviation of each channel of the latents of new frames are brought
             back to those of the given frames.
     """
@@ -35,6 +35,8 @@ class Arm:
     steps: int = 10
     guidance_scale: float | None = None
     generated_noise: float = 0.0
+    anchors: int = 0
+    keyframe_interval: int = 1
     colours: float = 0.0
 
     @classmethod
@@ -115,6 +117,8 @@ def continue_clips(
         guidance_scale=arm.guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         generated_noise=arm.generated_noise,
+        anchors=arm.anchors,
+        keyframe_interval=arm.keyframe_interval,
         output_type="pt",
         conditions=told,
         callback_on_step_end=_colours_kept(pipe, given, arm) if arm.colours else None,

@@ -20,6 +20,7 @@ from ..sizes import parse_size, sides
 from ..trained_window import TrainedWindow
 from ..video.errors import named_file_errors
 from .checks import as_usage_errors, lora_weight
+from .conditions import read_table
 from .messages import is_terminal, note
 from .options import TaskOptions
 
@@ -79,6 +80,8 @@ def load(options: TaskOptions, task: str) -> tuple[MarDiniPipeline, dict[str, An
     with _checkpoint_errors(checkpoint):
         pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
     arguments = sampling_arguments(options, MeasuredSampling.from_config(pipe.config))
+    if options.conditions is not None:
+        arguments["conditions"] = read_table(options.conditions, pipe.conditions)
     name = options.scheduler or pipe.config.get("solver")
     if name:
         pipe.scheduler = scheduler_named(pipe.scheduler, name)

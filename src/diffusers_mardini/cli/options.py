@@ -30,11 +30,17 @@ NewFrames = Annotated[int | None, typer.Option(help="Frames to add.")]
 Window = Annotated[int | None, typer.Option(help="Most frames of a window. Else as many as trained.")]
 Batch = Annotated[int, typer.Option(help="Most windows that run at once: more use a GPU better and take more memory.")]
 Overlap = Annotated[int | None, typer.Option(help="Frames of the clip, or of the window before, that are given.")]
+Anchors = Annotated[
+    int, typer.Option(help="Against drift: how many of the given frames lie far back, the first frame among them.")
+]
+KeyframeInterval = Annotated[
+    int, typer.Option(help="Against drift: above 1, sample keyframes so far apart first, then those between.")
+]
 Cuts = Annotated[
     str | None,
     typer.Option(
-        help="keep (found and left alone), ignore, or a text file with the numbers of the frames that begin a scene. "
-        "Else keep, if PySceneDetect is installed.",
+        help="keep (found and left alone), ignore, or a text file with the frames that begin a scene, by number or time "
+        "(312, 12.48s, 00:00:12.48). Else keep, if PySceneDetect is installed.",
         autocompletion=_starting("keep", "ignore"),
     ),
 ]
@@ -121,6 +127,13 @@ class TaskOptions(ModelOptions):
     lora: Annotated[
         list[str] | None,
         typer.Option(help="Folder, file or Hub id of LoRA weights, =0.5 behind it for half of them. May be repeated."),
+    ] = None
+    conditions: Annotated[
+        str | None,
+        typer.Option(
+            help="A .csv with the conditions of the result, for a checkpoint that takes some: a column for each channel, "
+            "a row for each frame."
+        ),
     ] = None
     paste_given: Annotated[
         bool,

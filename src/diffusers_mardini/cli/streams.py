@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..sizes import size_text
 from ..streaming import FileResult
+from ..streaming.cuts import FORMS, read_cut
 from ..streaming.parts import folder_of, has_parts
 from ..streaming.running import can_have_sound
 from ..trained_window import TrainedWindow
@@ -52,13 +53,13 @@ def check(options: FileOptions, video: str, sounds: tuple[str, str]) -> None:
         )
 
 
-def read_cuts(cuts: str | None) -> str | list[int]:
+def cuts_of(cuts: str | None) -> str | list[int | float]:
     """Return what the layer of files takes as cuts.
 
     Without the option they are found, if PySceneDetect is installed.
 
     Raises:
-        ValueError: for a file that cannot be read, or holds anything but numbers of frames.
+        ValueError: for a file that cannot be read, or holds anything but numbers of frames and times.
     """
     if cuts is None:
         if importlib.util.find_spec("scenedetect") is not None:
@@ -77,13 +78,11 @@ def read_cuts(cuts: str | None) -> str | list[int]:
             f"--cuts is {cuts!r}, which cannot be read as a text file; give keep, ignore or such a file"
         ) from error
     if not words:
-        raise ValueError(f"{cuts} holds no number; give the frames that begin a scene, or --cuts ignore")
-    for word in words:
-        if not (word.isascii() and word.isdigit() and len(word) <= 10):
-            raise ValueError(
-                f"{cuts} holds {word!r}; give the numbers of the frames that begin a scene, counted from 0"
-            )
-    return [int(word) for word in words]
+        raise ValueError(f"{cuts} holds no cut; give {FORMS}, or --cuts ignore")
+    try:
+        return [read_cut(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"{cuts} holds {error}") from error
 
 
 def run(

@@ -12,10 +12,12 @@ from . import checkpoints, files, streams
 from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
 from .errors import UsageError
 from .options import (
+    Anchors,
     Batch,
     Cuts,
     FileOptions,
     Frames,
+    KeyframeInterval,
     NewFrames,
     Overlap,
     Picture,
@@ -182,7 +184,7 @@ def slow_motion(
     if not options.paste_given:
         streams.run(
             options, video, trained, task, slow_motion_file, started, factor=factor, fps=options.fps,
-            cuts=streams.read_cuts(cuts), window=window, window_batch_size=batch,
+            cuts=streams.cuts_of(cuts), window=window, window_batch_size=batch,
         )  # fmt: skip
         return
     clip, rate = files.read_clip(video, trained, options)
@@ -211,13 +213,19 @@ def retime(video: Video, options: FileOptions, cuts: Cuts = None, window: Window
     trained = _check(options, video)
     streams.run(
         options, video, trained, f"Giving {video} {options.fps:g} frames per second", retime_file, started,
-        fps=options.fps, cuts=streams.read_cuts(cuts), window=window, window_batch_size=batch,
+        fps=options.fps, cuts=streams.cuts_of(cuts), window=window, window_batch_size=batch,
     )  # fmt: skip
 
 
 @command(FileOptions)
 def extend(
-    video: Video, options: FileOptions, new_frames: NewFrames = 16, window: Window = None, overlap: Overlap = None
+    video: Video,
+    options: FileOptions,
+    new_frames: NewFrames = 16,
+    window: Window = None,
+    overlap: Overlap = None,
+    anchors: Anchors = 0,
+    keyframe_interval: KeyframeInterval = 1,
 ) -> None:
     """Continue a clip window by window; the last frames of each window are given to the next.
 
@@ -227,6 +235,8 @@ def extend(
     check_count("--new-frames", new_frames)
     _check_windows(window, least=2)
     check_count("--overlap", overlap)
+    check_count("--anchors", anchors, 0)
+    check_count("--keyframe-interval", keyframe_interval)
     streams.check(options, video, ("keep", "drop"))
     if options.paste_given:
         _check_pasting(options)
@@ -235,13 +245,16 @@ def extend(
     if not options.paste_given:
         streams.run(
             options, video, trained, task, extend_file, started, is_continued=True, num_new_frames=new_frames,
-            fps=options.fps, window=window, overlap=overlap,
+            fps=options.fps, window=window, overlap=overlap, anchors=anchors, keyframe_interval=keyframe_interval,
         )  # fmt: skip
         return
     clip, rate = files.read_clip(video, trained, options)
     files.note_rate(video, rate, trained)
     pipe, arguments = checkpoints.load(options, task)
-    result = pipe.extend(clip, num_new_frames=new_frames, window=window, overlap=overlap, **arguments)
+    result = pipe.extend(
+        clip, num_new_frames=new_frames, window=window, overlap=overlap, anchors=anchors,
+        keyframe_interval=keyframe_interval, **arguments,
+    )  # fmt: skip
     files.save(options, result.frames[0], rate or trained.fps, started)
 
 

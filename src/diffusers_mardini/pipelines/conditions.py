@@ -5,7 +5,8 @@ runs. The result has one form: tensors `(batch, frames, channels)` by name, floa
 """
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 from ..models.conditions import Condition, read_config
+from .window_plans import Window
 
 
 Conditions = dict[str, torch.Tensor]
+EPSILON = 1e-6  # of a frame, by which times are rounded
 
 
 def known_conditions(*models: nn.Module | None) -> dict[str, Condition]:
@@ -84,6 +87,22 @@ def read_conditions(
     }
 
 
+def read_rows(conditions: Mapping[str, Any] | None, known: Mapping[str, Condition]) -> Conditions:
+    """Read the conditions of a result whose number of frames is not known: those that have a row decide.
+
+    Raises:
+        ValueError: as `read_conditions` does; all conditions need the same number of rows.
+    """
+    rows = 1
+    if isinstance(conditions, Mapping):
+        for values in conditions.values():
+            shape = np.shape(values) if hasattr(values, "__len__") else ()
+            if shape:
+                rows = max(1, shape[1] if len(shape) == 3 else shape[0])
+                break
+    return read_conditions(conditions, known, 1, rows)
+
+
 def conditions_for(conditions: Conditions | None, model: nn.Module, device: torch.device) -> Conditions:
     """Return the conditions that the model accepts, on its device."""
     takes = getattr(model, "config", {}).get("conditions") or {}
@@ -111,6 +130,47 @@ def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places
             length = places[1] - places[0] if i == 0 else stop - start
             rows.append(row * length if known[name].interval == "sum" else row)
         cut[name] = torch.stack(rows, dim=1)  # (batch, places, channels)
+    return cut
+
+
+def conditions_of_window(conditions: Conditions, known: Mapping[str, Condition], window: Window) -> Conditions:
+    """Cut the conditions of a result to a window of a stream, whose frames may lie between those of the result.
+
+    Raises:
+        ValueError: if the result has more frames than the conditions have rows.
+    """
+    if not conditions:
+        return {}
+    numbers = window.places if window.numbers is None else window.numbers
+    rows = next(iter(conditions.values())).shape[1]
+    # A given frame may lie after the last frame of the result, by less than one.
+    if numbers[-1] > rows - 1 + (window.numbers is not None):
+        raise ValueError(
+            f"`conditions` has {rows} rows, but the result goes on to frame {math.ceil(numbers[-1])}, counted from 0; "
+            "give a row for each of its frames"
+        )
+    if window.numbers is None:
+        return conditions_at(conditions, known, window.places)
+    return _conditions_between(conditions, known, window.numbers)
+
+
+def _conditions_between(
+    conditions: Conditions, known: Mapping[str, Condition], numbers: Sequence[float]
+) -> Conditions:
+    """Do what `conditions_at` does for frames anywhere between those of the result: row `k` holds from `k - 1` to
+    `k`, and a mean weighs each row by its share of the interval."""
+    spans = [(2 * numbers[0] - numbers[1], numbers[0]), *itertools.pairwise(numbers)]
+    cut = {}
+    for name, values in conditions.items():
+        rows = []
+        for start, stop in spans:
+            places = range(math.floor(start + EPSILON) + 1, math.ceil(stop - EPSILON) + 1)
+            weights = values.new_tensor([min(stop, place) - max(start, place - 1) for place in places])[None, :, None]
+            some = values[:, [min(max(place, 0), values.shape[1] - 1) for place in places]]
+            weights = weights * ~some.isnan()
+            row = (some.nan_to_num() * weights).sum(dim=1) / weights.sum(dim=1)  # (batch, channels); NaN if absent
+            rows.append(row * (stop - start) if known[name].interval == "sum" else row)
+        cut[name] = torch.stack(rows, dim=1)  # (batch, frames, channels)
     return cut
 
 

@@ -1,21 +1,18 @@
 """Videos longer than a window, made of many windows: slow motion (Fig. 11) and extension.
 
 Both keep latents, not pixels, from window to window: frames are encoded only once, and do not drift. Windows that do
-not depend on each other may run as rows of one batch. `pipeline_mardini.py` samples one window; `rollout.py` keeps
-what an extension needs of its last frames.
+not depend on each other may run as rows of one batch. `window_sampling.py` samples the windows of a whole video;
+`rollout.py` keeps what an extension needs of its last frames.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import get_module_execution_device
 
-from ..latents import decode_latents
-from .conditions import Conditions, conditions_at, read_conditions
+from .conditions import read_conditions
 from .inputs import output_size, split_videos, to_pixels, warn_if_far, whole_number
+from .leading_frames import read_leading_frames
 from .one_call import in_use
 from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
@@ -24,10 +21,11 @@ from .sampling_options import SamplingOptions
 from .stream_inputs import checked_cuts
 from .stream_methods import DECODE_CHUNK_SIZE, StreamMixin
 from .streams import conditions_of
-from .window_plans import Window, batch_windows, slow_motion_windows, windows_to_extend
+from .window_plans import batch_windows, slow_motion_windows, windows_to_extend
+from .window_sampling import WindowSamplingMixin, empty_video
 
 
-class LongVideoMixin(StreamMixin):
+class LongVideoMixin(StreamMixin, WindowSamplingMixin):
     """`slow_motion`, `extend`, `retime` and `rollout` of `MarDiniPipeline`."""
 
     @torch.no_grad()
@@ -77,7 +75,7 @@ class LongVideoMixin(StreamMixin):
             conditions (`dict`, *optional*):
                 Conditions of the frames of the result, `((n - 1) * factor + 1, channels)` each. A window that skips
                 frames gets the mean over each interval, or the sum if the condition's configuration says so; a sum may
-                exceed the range that the checkpoint learned. Not for a stream.
+                exceed the range that the checkpoint learned. A stream that outgrows its rows ends with an error.
             stream (`bool`, defaults to `False`):
                 Whether to return an iterator of frames, in the form that `output_type` gives them, instead of all of
                 them. `video` is then one clip, and may be an iterator, too: it is read, and frames are made, as they
@@ -113,12 +111,18 @@ class LongVideoMixin(StreamMixin):
         )  # fmt: skip
         if stream:
             _refuse_pasting(paste_given)
-            if conditions is not None:
-                raise ValueError(
-                    "`conditions` belong to all frames, whose number a stream does not know; leave them out"
-                )
             return self._stream_slow_motion(
-                video, factor, cuts, height, width, window, options, output_type, decode_chunk_size, window_batch_size
+                video,
+                factor,
+                cuts,
+                height,
+                width,
+                window,
+                options,
+                output_type,
+                decode_chunk_size,
+                window_batch_size,
+                conditions,
             )
         if checked_cuts(cuts):
             raise ValueError("`cuts` needs `stream=True`; use `retime`, or cut the clip before")
@@ -158,6 +162,8 @@ class LongVideoMixin(StreamMixin):
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
         generated_noise: float = 0.0,
+        anchors: int = 0,
+        keyframe_interval: int = 1,
         paste_given: bool = False,
         blend: int = 0,
         stream: bool = False,
@@ -181,6 +187,13 @@ class LongVideoMixin(StreamMixin):
             generated_noise (`float`, defaults to `0.0`):
                 Against drift, for checkpoints trained with `reference_noise`: frames that the model made itself get
                 noise when they lead a window, at this share of the noise levels, and the transformer is told so.
+            anchors (`int`, defaults to `0`):
+                Against drift: how many of the `overlap` frames lie far back. The first frame of the clip leads every
+                window, then come frames that lie ever further apart, then the last ones (`LeadingFrames`).
+            keyframe_interval (`int`, defaults to `1`):
+                Against drift: above 1, keyframes so far apart are sampled first, led by frames as far apart, and then
+                those between (hierarchical extension): an error passes through fewer windows. The model must know
+                windows of such frames.
             stream (`bool`, defaults to `False`):
                 Whether to return an iterator of frames, the given ones first, instead of all of them, see
                 [`~MarDiniPipeline.slow_motion`]. The frames are the same for the same generator.
@@ -198,14 +211,19 @@ class LongVideoMixin(StreamMixin):
         """
         if num_new_frames is not None or not stream:
             num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
-        window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
+        window = self.trained_window.frames if window is None else window
+        window = whole_number(window, "window", least=2, reason="one given frame and one new")
+        leading = read_leading_frames(window, overlap, anchors)
+        keyframe_interval = whole_number(keyframe_interval, "keyframe_interval", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         blend = check_pasting(paste_given, blend, output_type)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
         )  # fmt: skip
-        rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size)
+        rollout = MarDiniRollout(
+            self, window, leading, options, output_type, decode_chunk_size, keyframe_interval=keyframe_interval
+        )
         if stream:
             _refuse_pasting(paste_given)
             if conditions is not None and num_new_frames is None:
@@ -221,21 +239,27 @@ class LongVideoMixin(StreamMixin):
             videos, num_given, _, height, width = pixels.shape
             values = read_conditions(conditions, self.conditions, videos, num_given + num_new_frames, num_given)
             # All windows are whole: the last may sample more frames than asked for.
-            first, later = windows_to_extend(num_given, num_new_frames, window, overlap)
-            num_frames = num_given + first + later * (window - overlap)
-            latents = _empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
+            places = rollout.kept_places(num_given)
+            num_keyframes = -(-num_given // keyframe_interval)
+            first, later = windows_to_extend(
+                num_keyframes, -(-num_new_frames // keyframe_interval), window, leading.overlap
+            )
+            steps = [count * keyframe_interval for count in (first, window - leading.overlap)]
+            num_frames = num_given + steps[0] + later * steps[1]
+            latents = empty_video(self.latents_shape(videos, num_frames, height, width), self._execution_device)
             latents[:, :num_given] = self.encode_frames(pixels, decode_chunk_size)
             rollout.start(
-                latents[:, :num_given],
-                self.encode_low_frames(pixels, decode_chunk_size),
-                conditions_of(values, range(num_given)),
+                latents[:, places],
+                self.encode_low_frames(pixels, decode_chunk_size)[:, places],
+                rollout.conditions_of_kept(conditions_of(values, range(num_given)), places),
             )
-            with self.progress_bar(total=(1 + later) * self.set_timesteps(options)) as progress_bar:
+            num_windows = rollout.num_windows(steps[0]) + later * rollout.num_windows(steps[1])
+            with self.progress_bar(total=num_windows * self.set_timesteps(options)) as progress_bar:
                 made = num_given
                 while made < num_frames and not self.interrupt:
-                    start, stop = made - rollout.num_kept_frames, made + rollout.most_new_frames
+                    stop = made + rollout.most_new_frames
                     new_values = conditions_of(values, range(made, stop))
-                    latents[:, start:stop] = rollout.sample(stop - made, new_values, progress_bar)
+                    latents[:, made:stop] = rollout.sample(stop - made, new_values, progress_bar)
                     made = stop
             own = OwnPixels(pixels, range(num_given), blend) if paste_given else None
             frames = self.decode(latents[:, : num_given + num_new_frames], output_type, decode_chunk_size, own)
@@ -262,6 +286,8 @@ class LongVideoMixin(StreamMixin):
         use_window_state: bool = True,
         conditions: Mapping[str, Any] | None = None,
         generated_noise: float = 0.0,
+        anchors: int = 0,
+        keyframe_interval: int = 1,
     ) -> MarDiniRollout:
         r"""
         Continue a clip on request, a few frames at a time: `rollout.step(num_frames=4)` makes the next ones.
@@ -276,7 +302,7 @@ class LongVideoMixin(StreamMixin):
             overlap (`int`, defaults to half of `window`): How many given frames lead each window, less than `window`.
             conditions (`dict`, *optional*): Conditions of the frames of `video`, `(len(video), channels)` each; those
                 of new frames are given to each step.
-            generated_noise (`float`, defaults to `0.0`): See [`~MarDiniPipeline.extend`].
+            generated_noise, anchors, keyframe_interval: See [`~MarDiniPipeline.extend`].
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used step by step; the
             callback is called in every step. There is no progress bar.
 
@@ -286,13 +312,18 @@ class LongVideoMixin(StreamMixin):
         Raises:
             ValueError: for every unusable argument, before any model runs.
         """
-        window, overlap = _check_windows(self.trained_window.frames if window is None else window, overlap)
+        window = self.trained_window.frames if window is None else window
+        window = whole_number(window, "window", least=2, reason="one given frame and one new")
+        leading = read_leading_frames(window, overlap, anchors)
+        keyframe_interval = whole_number(keyframe_interval, "keyframe_interval", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state, generated_noise,
         )  # fmt: skip
-        rollout = MarDiniRollout(self, window, overlap, options, output_type, decode_chunk_size, height, width)
+        rollout = MarDiniRollout(
+            self, window, leading, options, output_type, decode_chunk_size, height, width, keyframe_interval
+        )
         rollout.reset(video, conditions)
         return rollout
 
@@ -321,142 +352,6 @@ class LongVideoMixin(StreamMixin):
         self.set_timesteps(options)
         self._reset_call()
         return to_pixels(videos, height, width, self.video_processor)
-
-    def _run_windows(
-        self,
-        pixels: torch.Tensor,
-        given_places: list[int],
-        num_frames: int,
-        batches: Sequence[list[Window]],
-        options: SamplingOptions,
-        decode_chunk_size: int,
-        conditions: Conditions,
-    ) -> torch.Tensor:
-        """Sample a video window by window.
-
-        Args:
-            pixels: the given frames, `(batch, given frames, 3, height, width)` in [-1, 1].
-            given_places: their places in the video.
-            num_frames: of the video.
-            batches: the windows in their order; those of a batch run at once and have the same `given_indices`.
-            options: how to sample each.
-            decode_chunk_size: most frames that the VAE encodes or decodes at once.
-            conditions: of the video, result of `read_conditions`.
-
-        Returns:
-            Latents of the video, `(batch, num_frames, channels, h, w)`.
-        """
-        videos, _, _, height, width = pixels.shape
-        shape, factor = self.latents_shape(videos, num_frames, height, width), self.config.planner_downscale
-        latents = _empty_video(shape, self._execution_device)  # (videos, num_frames, channels, h, w)
-        low_latents = _empty_video((*shape[:3], shape[3] // factor, shape[4] // factor), self._execution_device)
-        given = self.encode_frames(pixels, decode_chunk_size)
-        low_given = self.encode_low_frames(pixels, decode_chunk_size)
-        latents[:, given_places], low_latents[:, given_places] = given, low_given
-        last_use = {
-            window.places[i]: number
-            for number, windows in enumerate(batches)
-            for window in windows
-            for i in window.given_indices
-        }
-
-        with self.progress_bar(total=len(batches) * self.set_timesteps(options)) as progress_bar:
-            for number, windows in enumerate(batches):
-                if self.interrupt:
-                    break
-                reference_places = [[window.places[i] for i in windows[0].given_indices] for window in windows]
-                parts = [conditions_at(conditions, self.conditions, window.places) for window in windows]
-                sampled = self.sample_windows(
-                    windows,
-                    torch.cat([latents[:, places] for places in reference_places]),
-                    torch.cat([low_latents[:, places] for places in reference_places]),
-                    options,
-                    {name: torch.cat([part[name] for part in parts]) for name in conditions},
-                    progress_bar,
-                )
-                for window, rows in zip(windows, sampled.split(videos)):
-                    latents[:, window.places] = rows
-                new_places = {place for window in windows for place in window.new_places}
-                leading_on = sorted(place for place in new_places if last_use.get(place, -1) > number)
-                if leading_on:
-                    sampled = latents[:, leading_on]
-                    low_latents[:, leading_on] = self._low_latents_of_sampled(sampled, decode_chunk_size)
-        return latents
-
-    def sample_windows(
-        self,
-        windows: Sequence[Window],
-        references: torch.Tensor,
-        low_references: torch.Tensor,
-        options: SamplingOptions,
-        conditions: Conditions,
-        progress_bar: Any = None,
-    ) -> torch.Tensor:
-        """Plan and sample windows that are alike, as rows of one batch: those of one window after those of another.
-
-        Args:
-            windows: with the same `given_indices`.
-            references: latents of their given frames, `(windows * videos, given frames, channels, h, w)`.
-            low_references: the same for the planner, `(windows * videos, given frames, channels, h_low, w_low)`.
-            options: how to sample each.
-            conditions: of the windows' frames, a row for each window of each video.
-            progress_bar: updated once per step, if given.
-
-        Returns:
-            Latents of all frames, `(windows * videos, frames, channels, h, w)`.
-        """
-        given_indices, length = windows[0].given_indices, len(windows[0].places)
-        positions = windows[0].positions
-        planning_signals = self.plan(
-            low_references, given_indices, length, options.attention_kwargs, conditions, positions
-        )
-        shape = (len(references) // len(windows), length, *references.shape[2:])
-        noise = torch.cat([self.prepare_latents(shape, options.generator) for _ in windows])
-        if isinstance(options.generator, list):
-            options = replace(options, generator=options.generator * len(windows))
-        return self.denoise(
-            noise, references, given_indices, planning_signals, options, progress_bar, conditions, positions=positions
-        )
-
-    def _low_latents_of_sampled(self, latents: torch.Tensor, chunk_size: int) -> torch.Tensor:
-        """Return what the planner gets of sampled frames, `(videos, frames, channels, h_low, w_low)`.
-
-        They reach it like given ones: as pictures, made smaller and encoded.
-        """
-        low_latents = []
-        for chunk in latents.split(chunk_size, dim=1):
-            frames = decode_latents(
-                self.vae, chunk.to(get_module_execution_device(self.vae), self.vae.dtype), chunk_size
-            )
-            low_latents.append(self.encode_low_frames(frames.clamp(-1, 1), chunk_size))
-        return torch.cat(low_latents, dim=1)
-
-
-def _check_windows(window: Any, overlap: Any) -> tuple[int, int]:
-    """Return length and overlap of the windows of an extension; raise `ValueError` if they add no frames."""
-    window = whole_number(window, "window", least=2, reason="one given frame and one new")
-    overlap = window // 2 if overlap is None else whole_number(overlap, "overlap", least=1)
-    if overlap >= window:
-        raise ValueError(
-            f"`overlap` is {overlap} and `window` {window}, so that a window adds no frame; lower `overlap` below "
-            "`window`"
-        )
-    return window, overlap
-
-
-def _empty_video(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return zeros for the latents of a whole video, `(videos, frames, channels, h, w)`.
-
-    Raises:
-        ValueError: if they do not fit into memory.
-    """
-    try:
-        return torch.zeros(shape, dtype=torch.float32, device=device)
-    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:  # the last two for more than 64 bits
-        raise ValueError(
-            f"the latents of the {shape[1]} frames asked for take {4 * math.prod(shape) / 2**30:.3g} GiB, which is "
-            "more than the memory; ask for fewer frames"
-        ) from error
 
 
 def _refuse_pasting(paste_given: bool) -> None:

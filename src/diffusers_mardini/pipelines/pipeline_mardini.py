@@ -413,9 +413,13 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         shape: tuple[int, ...],
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        device: torch.device | None = None,
     ) -> torch.Tensor:
-        """Return noise at the scheduler's first level in float32: fresh noise of `shape`, or `latents` if given."""
-        device = self._execution_device
+        """Return noise at the scheduler's first level in float32: fresh noise of `shape`, or `latents` if given.
+
+        `device` saves looking through all modules for it, once for each window of a batch.
+        """
+        device = device or self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma

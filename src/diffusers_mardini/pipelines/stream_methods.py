@@ -3,13 +3,13 @@
 `streams.py` samples.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .conditions import Conditions
+from .conditions import Conditions, read_conditions, read_rows
 from .inputs import warn_if_far, whole_number
 from .one_call import in_use
 from .pipeline_output import MarDiniPipelineOutput
@@ -52,6 +52,7 @@ class StreamMixin:
         stream: bool = False,
         origin: float | None = None,
         first_frame: int = 0,
+        conditions: Mapping[str, Any] | None = None,
     ) -> Any:  # MarDiniPipelineOutput, a tuple, or an iterator
         r"""
         Give a clip another rate, by time: frame `k` of the result shows the moment `k / fps`.
@@ -80,6 +81,9 @@ class StreamMixin:
             origin (`float`, *optional*): The moment of frame 0 of the result; by default that of the first frame.
             first_frame (`int`, defaults to `0`): Number of the first frame of the result that is made. With `origin`,
                 and the frames of `video` from the last one before it, a part of a longer result.
+            conditions (`dict`, *optional*): Conditions of the frames of the result, `(frames, channels)` each, counted
+                from `origin`. A window's frame gets the mean over the time since the one before (or the sum), as in
+                [`~MarDiniPipeline.slow_motion`]. Rows after the last frame are not used.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window, in
             the order of time; the result does not depend on how the frames arrive, nor on `stream`.
 
@@ -98,6 +102,7 @@ class StreamMixin:
         window, pictures = self._open_stream(video, 2, height, width, window, options, output_type)
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        values = read_rows(conditions, self.conditions)
         plan = RetimePlan(fps, window, origin, first_frame)
 
         def arrivals() -> Iterator[tuple[Any, Arrival]]:
@@ -111,7 +116,7 @@ class StreamMixin:
                 yield frame, plan.push(time, is_cut, is_still)
 
         frames = stream_windows(
-            self, pictures, arrivals(), plan, options, output_type, decode_chunk_size, window_batch_size
+            self, pictures, arrivals(), plan, options, output_type, decode_chunk_size, window_batch_size, values
         )
         return frames if stream else _collected(frames, output_type, return_dict)
 
@@ -127,14 +132,19 @@ class StreamMixin:
         output_type: str,
         decode_chunk_size: int,
         window_batch_size: int,
+        conditions: Mapping[str, Any] | None,
     ) -> Iterator[Any]:
         """Check the arguments of `slow_motion` with `stream=True`, and return its iterator."""
         cuts = checked_cuts(cuts)
+        if hasattr(video, "__len__"):
+            values = read_conditions(conditions, self.conditions, 1, max(1, (len(video) - 1) * factor + 1))
+        else:
+            values = read_rows(conditions, self.conditions)
         window, pictures = self._open_stream(video, 2, height, width, window, options, output_type)
         plan = SlowMotionPlan(factor, window)
         arrivals = ((frame, plan.push(number in cuts)) for number, frame in enumerate(pictures))
         return stream_windows(
-            self, pictures, arrivals, plan, options, output_type, decode_chunk_size, window_batch_size
+            self, pictures, arrivals, plan, options, output_type, decode_chunk_size, window_batch_size, values
         )
 
     def _stream_extension(

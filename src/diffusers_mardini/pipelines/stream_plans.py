@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 from .window_plans import GapPlan, Window, placed
@@ -135,6 +135,11 @@ class RetimePlan:
         assert self.origin is not None, "called after the first frame"
         return self.origin + number / self.fps
 
+    def number_at(self, time: float) -> float:
+        """Return which frame of the result a time is, between whole numbers for a time between two."""
+        assert self.origin is not None, "called after the first frame"
+        return (time - self.origin) * self.fps
+
     def _count_until(self, time: float) -> int:
         """Return how many more frames of the result come before a time, and pass them."""
         first = self.next
@@ -148,7 +153,13 @@ class RetimePlan:
 
     def _placed(self, windows: Iterable[Window]) -> list[Window]:
         """Return windows with the positions that their times give; forget the times of places before all open ones."""
-        found = [placed(window, self._times.__getitem__) for window in windows]
+        found = [
+            replace(
+                placed(window, self._times.__getitem__),
+                numbers=tuple(self.number_at(self._times[place]) for place in window.places),
+            )
+            for window in windows
+        ]
         oldest = self._gaps.oldest
         for place in [place for place in self._times if place < (self._place if oldest is None else oldest)]:
             del self._times[place]

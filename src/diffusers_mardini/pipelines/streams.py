@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .conditions import Conditions
+from .conditions import Conditions, conditions_of_window
 from .one_call import in_use
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
@@ -61,10 +61,11 @@ class Strip:
         pipe: encodes and samples.
         options: how to sample each window.
         chunk_size: most frames that the autoencoder takes at once.
+        conditions: of the frames of the result, result of `read_rows`.
     """
 
-    def __init__(self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int):
-        self._pipe, self._options, self._size = pipe, options, chunk_size
+    def __init__(self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int, conditions: Conditions):
+        self._pipe, self._options, self._size, self._conditions = pipe, options, chunk_size, conditions
         self._latents: dict[int, torch.Tensor] = {}  # (channels, h, w) by place
         self._low_latents: dict[int, torch.Tensor] = {}  # (channels, h_low, w_low); of sampled ones when needed
         self._given: deque[int] = deque()
@@ -89,12 +90,13 @@ class Strip:
                 self._checked_scheduler = pipe.scheduler
             places = [[window.places[i] for i in window.given_indices] for window in windows]
             self._make_low(sorted({place for row in places for place in row}))
+            told = [conditions_of_window(self._conditions, pipe.conditions, window) for window in windows]
             sampled = pipe.sample_windows(
                 windows,
                 torch.stack([torch.stack([self._latents[place] for place in row]) for row in places]),
                 torch.stack([torch.stack([self._low_latents[place] for place in row]) for row in places]),
                 self._options,
-                {},
+                {name: torch.cat([one[name] for one in told]) for name in self._conditions},
             )  # (windows, frames, channels, h, w)
             if pipe.interrupt:
                 return False
@@ -139,6 +141,7 @@ def stream_windows(
     output_type: str,
     chunk_size: int,
     window_batch_size: int,
+    conditions: Conditions,
 ) -> Iterator[Any]:
     """Yield the frames of slow motion or of a new rate.
 
@@ -151,8 +154,9 @@ def stream_windows(
         output_type: form of the frames.
         chunk_size: given frames are read and encoded, and frames of the result decoded, so many at once.
         window_batch_size: most windows that run at once.
+        conditions: of the frames of the result, result of `read_rows`.
     """
-    strip, outlet = Strip(pipe, options, chunk_size), Outlet(pipe, chunk_size, output_type)
+    strip, outlet = Strip(pipe, options, chunk_size, conditions), Outlet(pipe, chunk_size, output_type)
     batcher = Batcher(window_batch_size)
 
     def batches() -> Iterator[list[Window]]:
@@ -201,15 +205,22 @@ def stream_extension(
     """
     outlet = Outlet(pipe, chunk_size, output_type)
     latents = low_latents = None
+    num_given, places = 0, []  # places of the frames that these are of
     for chunk in in_chunks(pictures, chunk_size):
         pixels = pictures.pixels(chunk)
         with in_use(pipe, pipe.scheduler):
             new, new_low = pipe.encode_frames(pixels, chunk_size), pipe.encode_low_frames(pixels, chunk_size)
         latents = new if latents is None else torch.cat([latents, new], dim=1)
         low_latents = new_low if low_latents is None else torch.cat([low_latents, new_low], dim=1)
-        latents, low_latents = latents[:, -rollout.overlap :], low_latents[:, -rollout.overlap :]
+        places = [*places, *range(num_given, num_given + len(chunk))]
+        num_given += len(chunk)
+        # Of keyframes, those that are needed depend on the length of the clip: all that may be are kept meanwhile.
+        kept = rollout.may_be_kept(places, num_given)
+        latents, low_latents, places = latents[:, kept], low_latents[:, kept], [places[i] for i in kept]
         yield from outlet.put(new[0])
     assert latents is not None and low_latents is not None, "a stream has at least one frame"
+    kept = [places.index(place) for place in rollout.kept_places(num_given)]
+    latents, low_latents = latents[:, kept], low_latents[:, kept]
     absent = {
         name: values.new_full((len(values), latents.shape[1], values.shape[2]), torch.nan)
         for name, values in conditions.items()
@@ -222,7 +233,7 @@ def stream_extension(
             if pipe.scheduler is not checked_scheduler:
                 pipe.check_inputs(rollout.options, 1, output_type)
                 checked_scheduler = pipe.scheduler
-            sampled = rollout.sample(count, conditions_of(conditions, range(made, made + count)))[0, -count:]
+            sampled = rollout.sample(count, conditions_of(conditions, range(made, made + count)))[0]
             if pipe.interrupt:
                 break
         made += count

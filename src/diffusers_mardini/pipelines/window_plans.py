@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
@@ -23,11 +23,14 @@ class Window:
         places: places of its frames in the video; rising.
         given_indices: places within the window of the frames that the user gave or an earlier window sampled.
         positions: places of the frames on the models' axis of frames; `None` for 0, 1, 2, ...
+        numbers: of its frames in the result, which lie between whole numbers if the result has others; `None` if these
+            are the places.
     """
 
     places: list[int]
     given_indices: list[int]
     positions: tuple[float, ...] | None = None
+    numbers: tuple[float, ...] | None = field(default=None, compare=False)
 
     @property
     def new_places(self) -> list[int]:

@@ -1,7 +1,7 @@
 """Look through a video once before anything is sampled: times of its frames, held ones, and cuts."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..pipelines.stream_inputs import checked_cuts, kept_frames
+from ..pipelines.stream_inputs import kept_frames
 from ..video.reading import frames_of_numbers, has_sound, iterate_frames, stated_rate
 from ..video.scenes import SceneFinder
-from ..video.times import PICTURE_FPS, mean_rate, usual_gap
+from ..video.times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
+from .cuts import frames_of_cuts, read_cuts
 
 
 ROUNDED = 0.002  # seconds by which times may differ from even ones, because files round them
@@ -81,27 +82,34 @@ class FrameReader:
             yield self._last
             first += 1
         for _ in range(first, stop):
-            picture = Image.fromarray(next(self._frames))
-            self._last = ImageOps.fit(picture, self.size, Image.Resampling.BICUBIC)
+            self._last = self._fitted(next(self._frames))
             self._next += 1
             yield self._last
+
+    def at(self, places: Sequence[int]) -> Iterator[Image.Image]:
+        """Yield the kept frames with these indices, rising, by a decoder of their own."""
+        for frame in frames_of_numbers(self.video.path, [self.video.kept[place].number for place in places]):
+            yield self._fitted(frame)
+
+    def _fitted(self, frame: np.ndarray) -> Image.Image:
+        return ImageOps.fit(Image.fromarray(frame), self.size, Image.Resampling.BICUBIC)
 
 
 def look_through(
     path: str | os.PathLike,
     fps: float | None,
-    cuts: str | Iterable[int],
+    cuts: str | Iterable[int | float | str],
     found: dict[str, Any] | None = None,
-    all_frames: bool = False,
+    is_even: bool = False,
 ) -> tuple[SourceVideo, dict[str, Any]]:
     """Decode a video once, keeping nothing but facts.
 
     Args:
         path: a video file or a folder of pictures.
         fps: rate of pictures, which have none; 8 by default.
-        cuts: `"keep"` finds cuts, `"ignore"` does not; else the numbers of the frames that begin a scene.
+        cuts: `"keep"` finds cuts, `"ignore"` does not; else the frames that begin a scene, see `read_cuts`.
         found: what an earlier call returned for the same arguments, which saves the work.
-        all_frames: whether held frames are kept, too.
+        is_even: whether frames are wanted at even times, held ones included: those that a player shows then.
 
     Returns:
         The video, and the facts as JSON holds them.
@@ -109,23 +117,39 @@ def look_through(
     Raises:
         ValueError: if it cannot be read, or its frames have no times.
     """
-    if isinstance(cuts, str) and cuts not in ("keep", "ignore"):
-        raise ValueError(f"`cuts` is {cuts!r}; give 'keep' (found and left alone), 'ignore', or numbers of frames")
-    given = None if isinstance(cuts, str) else sorted(checked_cuts(cuts))
+    cuts = read_cuts(cuts)
     facts = found or _facts(path, fps, cuts == "keep")
-    scenes = set(facts["scenes"] if given is None else given) - {0}
     times = _even(np.array(facts["times"]), stated_rate(path))
-    kept, before, held = [], 0, set() if all_frames else set(facts["equal"])
+    scenes = set(facts["scenes"] if isinstance(cuts, str) else frames_of_cuts(cuts, times, ROUNDED)) - {0}
+    rate = 1 / usual_gap(np.diff(times)) if len(times) > 1 else PICTURE_FPS
+    rate = _even_rate(times, stated_rate(path)) or rate
+    if is_even:
+        kept, rate = _shown_evenly(times, rate)
+    else:
+        kept = _changing(times, scenes, set(facts["equal"]))
+    start = float(facts["times"][0])
+    return SourceVideo(Path(path), kept, len(times), rate, start, has_sound(path), len(scenes)), facts
+
+
+def _changing(times: np.ndarray, scenes: set[int], equal: set[int]) -> list[KeptFrame]:
+    """Return the frames that are later than those before and differ from them."""
+    kept, before = [], 0
     for time, number, is_still in kept_frames(
-        (time, number, number in held) for number, time in enumerate(times.tolist())
+        (time, number, number in equal) for number, time in enumerate(times.tolist())
     ):
         is_cut = any(cut in scenes for cut in range(before + 1, number + 1))
         kept.append(KeptFrame(number, time - times[0], is_cut, is_still))
         before = number
-    rate = 1 / usual_gap(np.diff(times)) if len(times) > 1 else PICTURE_FPS
-    even = _even_rate(times, stated_rate(path)) or rate
-    start = float(facts["times"][0])
-    return SourceVideo(Path(path), kept, len(times), even, start, has_sound(path), len(scenes)), facts
+    return kept
+
+
+def _shown_evenly(times: np.ndarray, rate: float) -> tuple[list[KeptFrame], float]:
+    """Return the frames to show at even times, and their rate: as `read_video` has them."""
+    order: Iterable[int] = range(len(times))
+    if len(times) > 1 and (np.diff(times) > 0).all() and even_rate(times, rate) is None:
+        showing = spread(times, 0.0, None)
+        order, rate = showing.order.tolist(), showing.fps
+    return [KeptFrame(number, place / rate, False, False) for place, number in enumerate(order)], rate
 
 
 def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[str, Any]:

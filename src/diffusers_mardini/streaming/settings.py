@@ -1,0 +1,105 @@
+"""What the tasks from file to file share: checked arguments, and what tells whether an earlier run had the same."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..pipelines.conditions import Conditions
+from ..pipelines.inputs import output_size, whole_number
+from ..pipelines.pipeline_mardini import MarDiniPipeline
+from ..video.reading import frames_of_numbers
+from ..video.times import PICTURE_FPS
+from .parts import PartFolder, folder_of
+from .running import can_have_sound, check_output
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the tasks share.
+
+    Attributes:
+        output: the result.
+        seed: of the noise.
+        size: width and height of the frames.
+        resume: whether to go on with the parts of an earlier run.
+        sampling: further arguments of the pipeline's method.
+        conditions: of the frames of the result, `(1, frames, channels)` each.
+    """
+
+    output: Path
+    seed: int
+    size: tuple[int, int]
+    resume: bool
+    sampling: dict[str, Any]
+    conditions: Conditions
+
+    def generator(self, part: int) -> torch.Generator:
+        """Return the source of noise of a part, which does not depend on the parts before."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + part) % 2**63)
+
+    def open(self, pipe: MarDiniPipeline, source: str | os.PathLike, **key: Any) -> PartFolder:
+        """Open the folder of parts."""
+        sampling = {name: repr(value) for name, value in sorted(self.sampling.items())}
+        sampling |= {f"condition {name}": _digest(values) for name, values in self.conditions.items()}
+        key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
+        key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe)}
+        return PartFolder(self.output, key, self.resume, ".mp4" if can_have_sound(self.output) else ".mkv")
+
+
+def read_settings(
+    pipe: MarDiniPipeline,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    fps: float | None,
+    seed: int,
+    height: int | None,
+    width: int | None,
+    resume: bool,
+    overwrite: bool,
+    sampling: dict[str, Any],
+    conditions: Conditions,
+) -> TaskSettings:
+    """Check what the tasks share, before anything is read."""
+    output = Path(output)
+    check_output(output, fps or PICTURE_FPS, overwrite, resume and folder_of(output).exists())
+    seed = whole_number(seed, "seed", least=0)
+    trained = pipe.trained_window
+    if height is None and width is None and trained.height is not None:
+        height, width = trained.height, trained.width
+    first = next(iter(frames_of_numbers(source, [0])))
+    height, width = output_size([[first]], height, width, pipe.size_multiple)
+    return TaskSettings(output, seed, (width, height), resume, sampling, conditions)
+
+
+def model_digest(pipe: MarDiniPipeline) -> str:
+    """Return a digest of the models: names, shapes and dtypes of all parameters, some values of each, and the strength
+    of LoRA weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("vae", "planner", "transformer"):
+        for key, value in getattr(pipe, name).state_dict().items():
+            flat = value.detach().flatten()
+            some = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
+            digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode() + some.tobytes())
+        scales = [getattr(module, "scaling", None) for module in getattr(pipe, name).modules()]
+        digest.update(repr([scale for scale in scales if isinstance(scale, dict)]).encode())
+    return digest.hexdigest()
+
+
+def _digest(values: torch.Tensor) -> str:
+    return hashlib.blake2b(values.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _scheduler_key(pipe: MarDiniPipeline) -> list[str]:
+    """Return what tells whether the scheduler samples otherwise; its private values are in another order each time."""
+    public = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return [type(pipe.scheduler).__name__, *(f"{name} {value!r}" for name, value in sorted(public.items()))]
+
+
+def _file_key(source: Path) -> list[Any]:
+    """Return what tells whether a file or a folder was changed."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
