@@ -61,6 +61,7 @@ EXTRAS = {
         "diffusers-mardini-demo",
     ],
     "xformers": ["xformers>=0.0.35"],
+    "ray": ["ray[data]>=2.50,<3"],  # training.data.prepare --engine ray
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings>=1.0,<2", "mkdocstrings-python>=2.0,<3"],
     # torchao and gguf (wheels of 3.4 and 0.1 MB) are for the tests of quantization; optimum-quanto stays in its extra,

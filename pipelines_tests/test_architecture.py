@@ -73,7 +73,7 @@ ROOMS = (
     {"loop"},
 )
 # Programs that lie in a room but stand above all of them: no room imports them.
-PROGRAMS = {"training/config/reference.py"}
+PROGRAMS = {"training/config/reference.py", "training/data/prepare.py"}
 OPTIONAL = {
     "peft",
     "datasets",
@@ -94,6 +94,7 @@ OPTIONAL = {
     "gradio",
     "fastapi",
     "uvicorn",
+    "ray",
 }
 # What a part of the plugin is made of, so that only it may import them at the top; nothing but the command line imports it.
 OWN = {"app": {"gradio", "fastapi", "uvicorn"}}

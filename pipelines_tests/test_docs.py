@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import itertools
 import os
 import re
 import shlex
@@ -19,7 +18,6 @@ from pipelines_tests.doc_blocks import commands_of
 from pipelines_tests.hub_server import running_hub
 from pipelines_tests.tiny_pipeline import clip
 from training import card
-from training.reproduction.page_blocks import block_names
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,49 +148,13 @@ def test_the_readme_is_short_and_names_every_room():
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/results/{path.name}" for path in sorted((ROOT / "docs/results").glob("*.md")))]
 )
-def test_what_commands_fill_is_filled(page):
+def test_what_commands_fill_is_filled_or_said_to_be_not_run(page):
     for name, block in re.findall(
         r"^<!-- (.+): begin -->\n(.*?)^<!-- \1: end -->$", (ROOT / page).read_text(), re.DOTALL | re.M
     ):
-        assert block.count("\n| ") + block.startswith("| ") > 2, f"{page} has no table in {name}"
-
-
-@pytest.mark.parametrize(
-    "script", [path.name for path in sorted((ROOT / "training/runs").glob("*.sh")) if "--page " in path.read_text()]
-)
-def test_pages_have_the_blocks_that_scripts_fill_hours_later(script, tmp_path):
-    """The scripts themselves, with a program in place of Python that writes down what it is asked."""
-    told = tmp_path / "told"
-    for name, body in (("python", 'printf "%s\\0" "$@" >> "$TOLD"; printf "\\n" >> "$TOLD"'), ("cp", ":")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "TOLD": str(told)}
-    environment |= {"RACING": "laps", "SCORES": "scores", "OUT": str(tmp_path / "out"), "PICTURES": "pictures"}
-    done = subprocess.run(
-        ["bash", str(ROOT / "training/runs" / script), *(["clips"] if "robot" in script else [])],
-        env=environment, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    commands = [line.rstrip("\0").split("\0") for line in told.read_text().splitlines()]
-    filled = 0
-    for command in commands:
-        if "--page" in command:
-            page = command[command.index("--page") + 1]
-            blocks = block_names(ROOT / page)
-            assert blocks, page
-            if (
-                command[1] == "training.reproduction.comparison"
-            ):  # the others know the names of their blocks themselves
-                name = command[command.index("--page") + 2]
-                assert name in blocks or f"{name}, differences" in blocks, f"{page} has no block {name!r}"
-            filled += 1
-    assert filled
-    for command in commands:  # what is compared was scored before
-        if command[1] == "training.reproduction.comparison":
-            scored = {word for other in commands for flag, word in itertools.pairwise(other) if flag == "-o"}
-            for method in command[2 : command.index("-o")]:
-                folders = method.partition("=")[2].partition(":")[0].split(",")
-                assert set(folders) <= scored, method
+        said = block == "Not run yet.\n" and "not run yet" in (ROOT / "docs/results/index.md").read_text()
+        drawn = name.startswith("curves") and block.startswith("![")  # filled before it had a table
+        assert said or drawn or block.count("\n| ") + block.startswith("| ") > 2, f"{page} has no table in {name}"
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")

@@ -22,8 +22,9 @@ from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.batches import Batch
-from training.data.buckets import Census, window_request
+from training.data.buckets import Census, clips_by_size, window_request
 from training.data.census import StageCensus
+from training.engine.layout import Layout
 from training.engine.models import (
     adapted_layers,
     build_models,
@@ -48,7 +49,8 @@ class Memory:
     Attributes:
         weights: float32, of all models, whatever the stage trains; frozen weights of an adapter in `lora.base_dtype`.
         low_precision_weights: the copies that bf16 autocast keeps; under FSDP the blocks gathered at the same time.
-        gradients: float32; twice under DDP, which keeps buckets beside them.
+        gradients: float32; twice under DDP, which keeps buckets beside them. Shards that accumulate parts keep the sum
+            whole beside theirs.
         optimizer: averages of the gradients of trained parameters.
         ema: the average of the weights.
         activations: tensors kept for the backward pass, and the largest working set beside them; or, where that is
@@ -268,10 +270,8 @@ def count_activations(config: RunConfig, stage: StageConfig, checkpointing: bool
     return int(kept + beside)
 
 
-def count_memory(
-    config: RunConfig, stage: StageConfig, parallelism: str, num_processes: int, checkpointing: bool
-) -> Memory:
-    """Return the memory of each device under `single`, `ddp` or `fsdp` (all sharded over the processes)."""
+def count_memory(config: RunConfig, stage: StageConfig, layout: Layout, checkpointing: bool) -> Memory:
+    """Return the memory of each device; where processes share tokens, each has an equal part of the activations."""
     models = whole_models(config)
     everything = sum(p.numel() for p in learned(models).values())
     frozen = sum(p.numel() for p in models.parameters()) - everything
@@ -280,8 +280,9 @@ def count_memory(
     updated = sum(p.numel() for _, p in trained)
     by_muon = sum(p.numel() for name, p in trained if learns_by_muon(name, p, config.optimizer))
     width = 2 if uses_bfloat16(config) else 4
-    shards = num_processes if parallelism == "fsdp" else 1
-    if parallelism == "fsdp":
+    shards, in_copies = layout.shards, layout.copies > 1 and layout.shards == 1
+    accumulates = shards > 1 and stage.gradient_accumulation > 1
+    if shards > 1:
         parts: list[Any] = [models[part] for part in trained_parts(stage) if part != "head"]
         blocks = [block for part in parts for block in part.transformer_blocks]
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
@@ -291,18 +292,19 @@ def count_memory(
     return Memory(
         weights=(4 * everything + frozen_width * frozen) // shards,
         low_precision_weights=copies,
-        gradients=4 * updated * (2 if parallelism == "ddp" else 1) // shards,
+        gradients=4 * updated * (2 if in_copies else 1) // shards + (4 * updated if accumulates else 0),
         optimizer=(8 * (updated - by_muon) + 4 * by_muon) // shards,
         ema=4 * everything // shards,
-        activations=max(count_activations(config, stage, checkpointing), 4 * by_muon if parallelism == "ddp" else 0),
+        activations=max(
+            count_activations(config, stage, checkpointing) // layout.context, 4 * by_muon if in_copies else 0
+        ),
     )
 
 
 def estimate_stage(
-    config: RunConfig, stage: StageConfig, num_processes: int, parallelism: str, flops_per_second: float | None,
-    census: StageCensus | None,
-) -> StageCosts:  # fmt: skip
-    """Return what a stage costs, on all processes; see `training.plan` for the arguments."""
+    config: RunConfig, stage: StageConfig, layout: Layout, flops_per_second: float | None, census: StageCensus | None
+) -> StageCosts:
+    """Return what a stage, resolved for a layout, costs on all processes; see `training.plan` for the arguments."""
     parameters = count_parameters(config)
     shapes = config.by_bucket(stage)
     known = census is not None and census.clips
@@ -314,33 +316,29 @@ def estimate_stage(
         trains=stage.trains,
         sampling=sampling,
         steps=stage.steps,
-        clips=stage.steps * stage.windows_per_step(num_processes),
-        batch=stage.windows_per_step(num_processes),
+        clips=stage.steps * stage.windows_per_step,
+        batch=stage.windows_per_step,
         parameters=sum(parameters[part] for part in trained_parts(stage)),
-        buckets=tuple(
-            _estimate_bucket(config, shape, share, num_processes, parallelism) for shape, share in zip(shapes, shares)
-        ),
+        buckets=tuple(_estimate_bucket(config, shape, share, layout) for shape, share in zip(shapes, shares)),
         census=census,
     )
     if not flops_per_second:
         return plan
-    return replace(plan, seconds_per_step=plan.operations_per_step / num_processes / flops_per_second)
+    most = -(-plan.batch // layout.data_ranks)  # the others wait for the process with the most windows
+    per_window = plan.operations_per_step / plan.batch
+    return replace(plan, seconds_per_step=per_window * most / layout.context / flops_per_second)
 
 
-def _estimate_bucket(
-    config: RunConfig, shape: StageConfig, share: float, num_processes: int, parallelism: str
-) -> BucketCosts:
+def _estimate_bucket(config: RunConfig, shape: StageConfig, share: float, layout: Layout) -> BucketCosts:
     checkpointing = config.gradient_checkpointing
-    memory, other = (
-        count_memory(config, shape, parallelism, num_processes, switch)
-        for switch in (checkpointing, not checkpointing)
-    )
+    memory, other = (count_memory(config, shape, layout, switch) for switch in (checkpointing, not checkpointing))
+    per_window = count_operations(config, shape) / (shape.batch_size * shape.gradient_accumulation)
     return BucketCosts(
         num_frames=shape.num_frames,
         size=config.size_of(shape),
         share=share,
         tokens=count_tokens(config, shape),
-        operations_per_step=count_operations(config, shape) * num_processes,
+        operations_per_step=per_window * shape.windows_per_step,
         memory=memory,
         memory_other=other,
     )
@@ -377,13 +375,7 @@ def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Censu
 
 def frames_by_size(censuses: Iterable[Census]) -> dict[tuple[int, int], int]:
     """Return the frames that are cached at each size: a clip once at each that some stage has for it."""
-    needed = {
-        (bucket.size, entry.key): entry.num_frames
-        for census in censuses
-        for bucket, clips in zip(census.buckets, census.clips)
-        for entry in clips
-    }
-    return {size: sum(n for (its, _), n in needed.items() if its == size) for size in {size for size, _ in needed}}
+    return {size: int(clips.total("num_frames")) for size, clips in clips_by_size(censuses).items() if len(clips)}
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:

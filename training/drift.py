@@ -54,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(options: argparse.Namespace, command: str) -> None:
     # 1. Check
-    if options.frames < RANGES[0][1]:
-        raise ValueError(f"--frames is {options.frames}; give at least {RANGES[0][1]}, which is the first range")
-    ranges = [(low, high) for low, high in RANGES if high <= options.frames]
+    ranges = chosen_ranges(options.range or RANGES, options.frames)
     pipe, how = load_pipeline(options.checkpoint, options.device, options.dtype)
     print(f"{options.checkpoint} on {options.clips}: {choose_window(options, pipe.trained_window)}; {how}")
     base = Arm("", options.num_frames, options.given, options.steps, options.guidance_scale)
@@ -73,6 +71,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     finished = FinishedParts(options.output / "kept")
     key = {"drift": 1, "frames": options.frames, "given": options.given, "seed": options.seed, "told": conditions}
     key |= {"truth": digest_of(true), "size": options.size, **model_key(pipe)}
+    key |= {"ranges": ranges} if options.range else {}
     curves = {}
     with scheduler_replaced(pipe, scheduler):
         for arm in tqdm(arms, unit="arm", disable=None):
@@ -90,7 +89,23 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     rows = scored(curves, true, clips, ranges, features)
     facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     result = {**facts, "command": command, "sampled_by": model_key(pipe), "clips": len(clips), "rows": rows}
+    result |= {"names": clips, "truth": digest_of(true)}
     write(options.output / checkpoint_name(options.checkpoint), result, curves, true, ranges)
+
+
+def chosen_ranges(ranges: Sequence[Sequence[int]], frames: int) -> list[tuple[int, int]]:
+    """Return the ranges of frames, counted from 1, that end within so many frames.
+
+    Raises:
+        ValueError: if one is empty, or if there is none.
+    """
+    for low, high in ranges:
+        if not 1 <= low <= high:
+            raise ValueError(f"--range is {low} {high}; give the first and the last frame, counted from 1")
+    kept = [(low, high) for low, high in ranges if high <= frames]
+    if not kept:
+        raise ValueError(f"--frames is {frames}; give at least {ranges[0][1]}, which is the first range")
+    return kept
 
 
 def _continued(
@@ -153,6 +168,7 @@ def scored(
             }
             row: dict[str, Any] = {"arm": arm, "first": low, "last": high, **summarize(scores)}
             row["intervals"] = {name: bootstrap.interval(scores, name) for name in MEASURES}
+            row["each"] = {name: values.tolist() for name, values in scores.items()}
             if features is not None:
                 frames = torch.stack([curve.kept[number] for number in range(low, high + 1)]).flatten(0, 1) / 255
                 row["fd_efficientnet_lite0"] = frechet_distance(
@@ -177,8 +193,7 @@ def write(
 ) -> None:
     """Write results, table, chart and contact sheet."""
     rows = result["rows"]
-    columns = ["arm", "frames", *MEASURES] + (["FD-EfficientNetLite0"] if "fd_efficientnet_lite0" in rows[0] else [])
-    table = markdown_table(columns, [_cells(row) for row in rows])
+    table = drift_table(rows)
     verdicts = []
     if len(ranges) > 1:
         for arm in curves:
@@ -210,14 +225,18 @@ def write(
     print(f"\nWrote drift.json, .md and .png and drift-sheet.png to {folder}")
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = [row["arm"], f"{row['first']} to {row['last']}"]
-    for name in MEASURES:
-        low, high = row["intervals"][name]
-        cells.append(f"{row[name]:.2f} [{low:.2f}, {high:.2f}]")
-    if "fd_efficientnet_lite0" in row:
-        cells.append(f"{row['fd_efficientnet_lite0']:.1f}")
-    return cells
+def drift_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the measures of each arm and range in markdown, with 95% intervals."""
+    columns = ["arm", "frames", *MEASURES]
+    columns += ["FD-EfficientNetLite0"] if all("fd_efficientnet_lite0" in row for row in rows) else []
+    cells = []
+    for row in rows:
+        measured = [
+            f"{row[name]:.2f} [{', '.join(f'{end:.2f}' for end in row['intervals'][name])}]" for name in MEASURES
+        ]
+        frechet = [f"{row['fd_efficientnet_lite0']:.1f}"] if len(columns) > 2 + len(MEASURES) else []
+        cells.append([row["arm"], f"{row['first']} to {row['last']}", *measured, *frechet])
+    return markdown_table(columns, cells)
 
 
 def _panels(curves: Mapping[str, Curves], true: torch.Tensor) -> list[Panel]:
@@ -236,8 +255,9 @@ def _panels(curves: Mapping[str, Curves], true: torch.Tensor) -> list[Panel]:
     for name, value in values.items():
         lines = {}
         for arm, curve in curves.items():
-            bins = range(0, curve.motion.shape[1] - BIN + 1, BIN)
-            lines[arm] = [Point(first + BIN / 2, float(value(curve, slice(first, first + BIN)))) for first in bins]
+            size = min(BIN, curve.motion.shape[1])
+            bins = range(0, curve.motion.shape[1] - size + 1, size)
+            lines[arm] = [Point(first + size / 2, float(value(curve, slice(first, first + size)))) for first in bins]
         label = "deviations between true clips" if name == "colours" else "share of the true clips'"
         panels.append(Panel(name, "new frame", label, lines, levels={"true clips": 1.0}))
     return panels
@@ -268,6 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arm", action="append", default=[], required=True, metavar="NAME[: KEY=VALUE ...]",
                         help="a way of continuing: window, overlap, steps, guidance_scale, generated_noise, anchors, "
                         "keyframe_interval, colours")  # fmt: skip
+    parser.add_argument("--range", type=int, nargs=2, action="append", default=[], metavar=("FIRST", "LAST"),
+                        help="new frames that are measured, counted from 1; default: "
+                        + ", ".join(f"{low} to {high}" for low, high in RANGES))  # fmt: skip
     parser.add_argument("--tell", action="append", default=[], metavar="NAME=VALUE", help="a condition of all frames")
     add_window_options(parser)
     parser.add_argument("--max-clips", type=int, help="continue so many, and compare them with all")

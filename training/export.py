@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from training.config.layers import read_run_config
 from training.data.buckets import heldout_window_request
-from training.data.manifest import read_entries
+from training.data.manifest_files import read_entries
 from training.data.windows import usual_window
 from training.engine.adapter import export_adapter
 from training.engine.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
@@ -60,7 +60,7 @@ def export(run: Path, output: Path | None = None, step: int | None = None) -> Pa
     if absurd := absurd_weights(averages.tensors):
         raise ValueError(f"the weights of {path} have blown up ({absurd[0]}); give an earlier one with --checkpoint")
     accelerator = Accelerator(cpu=True)
-    window = usual_window(read_entries(run / "clips-train.jsonl"), heldout_window_request(config, stages[name]))
+    window = usual_window(read_entries(run / "clips-train.parquet"), heldout_window_request(config, stages[name]))
     if config.lora is not None:
         return export_adapter(output, config, models, averages, window, accelerator)
     models["transformer"].set_temporal_attention(stages[name].temporal_attention)

@@ -30,7 +30,7 @@ from training.config.layers import load_config
 from training.config.schema import RunConfig
 from training.data.census import read_manifest_of
 from training.data.frames import draw_frames
-from training.data.manifest import MANIFESTS
+from training.data.manifest_files import MANIFESTS
 from training.data.sources import open_source
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.probe import NUM_FRAMES

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from training.data.failures import sentence, shown
-from training.data.manifest import MANIFESTS
+from training.data.manifest_files import MANIFESTS
 from training.files import write_whole
 from training.own_clips.hold_out import hold_out, write_split
 from training.own_clips.look import look

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from training.config.schema import RunConfig, StageConfig
 from training.curriculum import draw_batch
-from training.data.batches import Batch, Draw
+from training.data.batches import Batch, Draw, deal
 from training.data.buckets import heldout_window_request, window_request
 from training.data.census import StageCensus
 from training.data.loader import BatchLoader
@@ -44,6 +44,7 @@ from training.engine.guards import (
 from training.engine.models import export_pipeline, make_models, make_scheduler, trained_parts
 from training.engine.optimizers import learned
 from training.engine.resuming import Position, RunCheckpoints
+from training.engine.sharding import layout_of
 from training.files import append_line
 from training.losses import MarDiniTrainingModel
 from training.monitoring.heldout_losses import heldout_losses
@@ -89,6 +90,7 @@ class Run:
         self.train_data = train_data
         self.validation_data = validation_data
         self.folder = folder
+        self.layout = layout_of(accelerator)
         self.scheduler = make_scheduler(config)
         self.models = make_models(config, accelerator)
         self.planner, self.transformer = self.models["planner"], self.models["transformer"]
@@ -192,18 +194,13 @@ class Run:
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """Return a loader of the batches of this process from `first_step` on, one for each accumulated part."""
-        sampling, parts = window_request(self.config, stage), range(stage.gradient_accumulation)
+        sampling, total = window_request(self.config, stage), stage.windows_per_step
         timesteps, on_gpu = self.scheduler.config.num_train_timesteps, self.accelerator.device.type == "cuda"
+        rank = self.layout.data_rank(self.accelerator.process_index)
+        parts = deal(total, rank, self.layout.data_ranks, stage.gradient_accumulation)
 
         def draw_step(step: int) -> list[tuple[Draw, Batch]]:
-            draws = [
-                Draw(
-                    self.config.seed, stage.name, step,
-                    (self.accelerator.process_index * len(parts) + part) * stage.batch_size, stage.batch_size,
-                    self._rows(stage), self.attempt,
-                )
-                for part in parts
-            ]  # fmt: skip
+            draws = [Draw.of_rows(self.config.seed, stage.name, step, rows, total, self.attempt) for rows in parts]
             batches = [draw_batch(stage, sampling, self.train_data, timesteps, draw) for draw in draws]
             return list(zip(draws, [batch.pinned() for batch in batches] if on_gpu else batches))
 
@@ -237,7 +234,7 @@ class Run:
 
             # 2. Learn, unless the loss or the gradient of any process is not finite
             with self._dropout(draws[0]):
-                losses = steps.backward(batches)
+                losses = steps.backward(batches, [draw.share for draw in draws])
             grad_norm = steps.grad_norm()
             is_main = accelerator.is_main_process
             reason = stop.reason if is_main else stop.own_reason  # the first process alone looks for files
@@ -267,8 +264,7 @@ class Run:
             if self.global_step % config.log_every == 0 or last:
                 self._log(stage, step + 1, losses, grad_norm, steps.learning_rate, batches)
             if last and finite:
-                latents = _latents(batches)
-                self._refuse(hopeless_losses({k: float(v) for k, v in losses.items()}, latents, False), "losses")
+                self._refuse(hopeless_losses(self._means(losses), _latents(batches), False), "losses")
             unmeasured = due and not self.schedule.is_measured(stage, "heldout")
             if has_heldout and (self.global_step % config.validate_every == 0 or last or unmeasured):
                 self._validate(stage, step + 1, last)
@@ -302,12 +298,12 @@ class Run:
     def _shares(self, stage: StageConfig) -> list[float]:
         """Return the share of the stage's batches that each bucket has."""
         sampling = window_request(self.config, stage)
-        census = StageCensus.of(self.train_data.census(sampling), sampling, self._rows(stage))
+        census = StageCensus.of(self.train_data.census(sampling), self._rows(stage))
         return [bucket.share for bucket in census.buckets]
 
     def _rows(self, stage: StageConfig) -> int:
         """Return the windows of one step over all processes."""
-        return stage.windows_per_step(self.accelerator.num_processes)
+        return stage.windows_per_step
 
     def _any(self, flag: bool) -> bool:
         """Return whether a flag is set on any process."""
@@ -328,7 +324,7 @@ class Run:
     def _log(
         self, stage: StageConfig, step: int, losses: dict, grad_norm, learning_rate: float, batches: Sequence[Batch]
     ) -> None:
-        means = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+        means = self._means(losses)
         self._write(
             {"stage": stage.name, "step": step, **{name: json_number(mean) for name, mean in means.items()},
              "grad_norm": json_number(float(grad_norm)), "learning_rate": learning_rate, **self.monitor.times()}
@@ -337,6 +333,10 @@ class Run:
             zeros = zeros_loss(_latents(batches)) * (1 + stage.planner_loss_weight)
             good = self.divergence.accepts_training(loss, zeros, self.global_step)
             self._refuse([] if good else [self._far_above(loss)], "training losses")
+
+    def _means(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return the step's losses, over all processes; every one must call it."""
+        return {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
 
     def _far_above(self, loss: float) -> str:
         return f"{loss:.4g}, and {self.divergence.first:.4g} at the start of the stage"
@@ -424,7 +424,8 @@ class Run:
     def _heldout(self, stage: StageConfig, count: int, shared: bool = False) -> HeldoutWindows:
         """Return the stage's held-out windows, read once for all its evaluations; only this process's, if `shared`."""
         sampling, seed = heldout_window_request(self.config, stage), self.config.seed
-        share = (self.accelerator.process_index, self.accelerator.num_processes) if shared else (0, 1)
+        rank = self.layout.data_rank(self.accelerator.process_index)
+        share = (rank, self.layout.data_ranks) if shared else (0, 1)
         return self._read_heldout(self.validation_data, sampling, count, seed, *share)
 
     @contextlib.contextmanager

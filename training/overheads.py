@@ -21,7 +21,7 @@ from diffusers_mardini.video_io import iterate_frames
 from training.config.schema import RunConfig, StageConfig
 from training.costs import Shape, count_forward, masked_frames, time_forward
 from training.data.clips import View
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.data.sources import Source
 from training.engine.models import VAE_CLASSES, vae_config
 from training.engine.sharding import uses_bfloat16

@@ -1,6 +1,7 @@
 """Print what a configuration costs and what in it cannot work, before a run: `python -m training.plan CONFIG`.
 
-    python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 16 --parallel fsdp --gpu-memory 80
+    python -m training.plan training/configs/mardini_l_t.yaml --no-data --processes 64 --parallel hybrid \\
+        --gpu-memory 80 --flops-per-second 2e14 --bandwidth 400 --bandwidth-across 50
 
 Exit code 1 if something cannot work; every problem is printed with its fix. Costs are counted in `costs.py`; the
 problems that need no clips are found in `engine/feasibility.py`, for the trainer, too.
@@ -29,13 +30,22 @@ from training.costs import (
 )
 from training.data.buckets import Census, assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
-from training.data.manifest import Manifest, default_path
+from training.data.manifest_files import Manifest, default_path
 from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
+from training.engine.layout import ONE_PROCESS, Layout
 from training.engine.models import adapted_layers, load_vae, new_vae
 from training.evaluation.probe import Probe, probe_run
 from training.files import write_whole
+from training.gathering import (
+    Bandwidth,
+    Sharing,
+    count_sharing,
+    gathering_notes,
+    sharing_notes,
+    sharing_rows,
+)
 from training.overheads import (
     KINDS,
     count_window,
@@ -49,7 +59,8 @@ from training.overheads import (
 
 
 RUNS = Path("runs")  # the trainer's folder of all runs
-PARALLELISMS = ("single", "ddp", "fsdp")
+PARALLELISMS = ("single", "ddp", "fsdp", "hybrid")
+DEVICES_OF_A_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Plan:
         overheads: seconds beside the steps, by kind; empty if no speed is known.
         process: bytes that the trainer's process takes beside what is counted; 0 for a GPU.
         room: what the autoencoder and simple methods reach on the held-out clips; `None` if that is not measured.
+        sharing: of each stage's steps between processes.
     """
 
     stages: list[StageCosts]
@@ -76,6 +88,7 @@ class Plan:
     overheads: dict[str, float] = field(default_factory=dict)
     process: int = 0
     room: Probe | None = None
+    sharing: list[Sharing] = field(default_factory=list)
 
     @property
     def hours(self) -> float | None:
@@ -87,19 +100,19 @@ class Plan:
 
 def make_plan(
     config: RunConfig,
-    num_processes: int = 1,
-    parallelism: str = "single",
+    layout: Layout = ONE_PROCESS,
     gpu_memory: float | None = None,
     flops_per_second: float | None = None,
     probe_steps: int = 0,
     with_data: bool = True,
+    bandwidth: Bandwidth | None = None,
 ) -> Plan:
     """Count the costs of a run and find its problems; see `main` for the arguments."""
-    found = find_problems(config, with_data)
-    config = config.for_processes(num_processes)
+    found = find_problems(config, with_data, layout)
+    given, config = config, config.for_processes(layout.data_ranks)
     if any(problem.prevents_counting for problem in found):
         return Plan([], {}, {}, found, find_notes(config))
-    notes, stages, censuses = find_notes(config), [], []
+    notes, stages, censuses = [*find_notes(config), *sharing_notes(config, layout)], [], []
     clips, vae, room = _Clips.read(config) if with_data else _Clips(), None, None
     if with_data and not any(problem.kind == "autoencoder" for problem in found):
         try:
@@ -112,23 +125,27 @@ def make_plan(
     for stage in config.stages:
         census = None
         if clips.train is not None:
-            census = _census(config, stage, clips.train, num_processes, censuses, found, notes)
-        costs = estimate_stage(config, stage, num_processes, parallelism, flops_per_second, census)
+            census = _census(config, stage, clips.train, censuses, found, notes)
+        costs = estimate_stage(config, stage, layout, flops_per_second, census)
         if gpu_memory is not None and costs.largest.memory.total > gpu_memory * 2**30:
-            found.append(_does_not_fit(config, stage, costs.largest, gpu_memory, parallelism, num_processes))
+            found.append(_does_not_fit(config, stage, costs.largest, gpu_memory, layout))
         if probe_steps:
             costs = _timed(config, stage, costs, probe_steps, found)
         stages.append(costs)
     # Only now, since libraries keep buffers of the steps and of the autoencoder that have run.
     process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
-    shards = num_processes if parallelism == "fsdp" else 1
-    disk = count_disk(config, stages, censuses, shards)
+    disk = count_disk(config, stages, censuses, layout.shards)
+    sharing = [
+        count_sharing(given, stage, costs, layout, bandwidth, flops_per_second)
+        for stage, costs in zip(given.stages, stages)
+    ]
+    notes += gathering_notes(stages, sharing)
     found += _disk_problems(config, disk, clips.train)
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
-        process=process, room=room,
+        process=process, room=room, sharing=sharing,
     )  # fmt: skip
-    return replace(plan, overheads=_overheads(config, plan, clips, vae, num_processes, flops_per_second, censuses))
+    return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, censuses))
 
 
 @dataclass(frozen=True)
@@ -162,8 +179,9 @@ def overlap_notes(train: Manifest | None, heldout: Manifest | None) -> list[str]
     """Return a sentence on held-out clips that are trained on, too, by the hash of their bytes."""
     if train is None or heldout is None:
         return []
-    trained = {entry.sha256: entry.key for entry in train.ok}
-    both = [(entry.key, trained[entry.sha256]) for entry in heldout.ok if entry.sha256 in trained]
+    kept = [(entry.key, entry.sha256) for entry in heldout.ok]
+    trained = train.ok.keys_of(digest for _, digest in kept)
+    both = [(key, trained[digest]) for key, digest in kept if digest in trained]
     if not both:
         return []
     number = f"{len(both)} of the {len(heldout.ok)} held-out clips {'are' if len(both) > 1 else 'is'}"
@@ -174,13 +192,13 @@ def overlap_notes(train: Manifest | None, heldout: Manifest | None) -> list[str]
 
 
 def _census(
-    config: RunConfig, stage: StageConfig, train: Manifest, num_processes: int, censuses: list[Census],
-    found: list[Problem], notes: list[str],
+    config: RunConfig, stage: StageConfig, train: Manifest, censuses: list[Census], found: list[Problem],
+    notes: list[str],
 ) -> StageCensus:  # fmt: skip
     """Return the clips of a stage; add what is wrong with them to problems and notes."""
     sampling = window_request(config, stage)
     censuses.append(assign(train.entries, sampling))
-    census = StageCensus.of(censuses[-1], sampling, stage.windows_per_step(num_processes))
+    census = StageCensus.of(censuses[-1], stage.windows_per_step)
     if not census.clips:
         text = (
             f"stage {stage.name!r}: no clip has windows of its frames at {' or '.join(census.windows)}; lower "
@@ -236,7 +254,7 @@ def _disk_problems(config: RunConfig, disk: dict[str, int], train: Manifest | No
 
 
 def _overheads(
-    config: RunConfig, plan: Plan, clips: _Clips, vae: torch.nn.Module | None, num_processes: int,
+    config: RunConfig, plan: Plan, clips: _Clips, vae: torch.nn.Module | None, layout: Layout,
     flops_per_second: float | None, censuses: list[Census],
 ) -> dict[str, float]:  # fmt: skip
     """Return the seconds beside the steps by kind; empty if no speed is known."""
@@ -253,7 +271,7 @@ def _overheads(
         )
         by_size[config.size_of(shape)] = times
         for kind, value in stage_overheads(config, shape, first, times).items():
-            seconds[kind] += value / (num_processes if kind in ("held-out losses", "held-out scores") else 1)
+            seconds[kind] += value / (layout.data_ranks if kind in ("held-out losses", "held-out scores") else 1)
         first += stage.steps
     if clips.train is not None and not config.data.from_pixels and plan.disk.get("latents"):
         source = open_clips(config, config.data.train)
@@ -261,7 +279,7 @@ def _overheads(
         heldout = 0 if clips.heldout is None else sum(entry.num_frames for entry in clips.heldout.ok)
         frames = {size: count + heldout for size, count in frames_by_size(censuses).items()}
         read = read_seconds(source, clips.train.ok, next(iter(by_size))) if measured else 0.0
-        seconds["encoding"] = missing * encoding_seconds(config, frames, by_size, read) / num_processes
+        seconds["encoding"] = missing * encoding_seconds(config, frames, by_size, read) / layout.processes
     seconds["start-up"] = start_up_seconds()
     return seconds
 
@@ -275,7 +293,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _does_not_fit(
-    config: RunConfig, stage: StageConfig, costs: BucketCosts, gpu_memory: float, parallelism: str, num_processes: int
+    config: RunConfig, stage: StageConfig, costs: BucketCosts, gpu_memory: float, layout: Layout
 ) -> Problem:
     """Return the problem with the first fix that helps: checkpointing, a smaller batch, sharding."""
     limit = gpu_memory * 2**30
@@ -285,12 +303,14 @@ def _does_not_fit(
     if best.total <= limit:
         fix = "set `gradient_checkpointing: true`"
     elif fits >= 1:
-        fix = f"set `batch_size` to {fits} or less (now {stage.batch_size} on each of {num_processes} processes)"
-        fix += "" if config.gradient_checkpointing else " and `gradient_checkpointing: true`"
-    elif parallelism != "fsdp":
+        beside = f" beside `global_batch: {stage.global_batch}`" if layout.processes > 1 else ""
+        fix = f"set `batch_size` to {fits} or less{beside} (now {stage.batch_size} on each of {layout.processes} "
+        fix += "processes)" + ("" if config.gradient_checkpointing else " and `gradient_checkpointing: true`")
+    elif layout.shards == 1:
         fix = "shard the models over several devices (`--parallel fsdp --processes N`) or make them smaller"
     else:
-        fix = f"use more than {num_processes} processes, smaller models or smaller windows"
+        fix = f"use more than {layout.shards} shards, let processes share tokens (`--context`), or make the models or "
+        fix += "windows smaller"
     needs = f"stage {stage.name!r} needs {costs.memory.total / 2**30:.1f} GiB on each device, which has {gpu_memory:g}"
     return Problem("memory", f"{needs}; {fix}")
 
@@ -340,6 +360,8 @@ def render(plan: Plan, title: str) -> str:
                  f"{_gib(m.total)} ({_gib(other.total)})")
             )  # fmt: skip
         lines += [*_table(rows)]
+        if plan.sharing[0].within + plan.sharing[0].across > 0:
+            lines += ["", "a step, shared by the processes", *_table(sharing_rows(plan.stages, plan.sharing))]
         if plan.process:
             most = max(s.largest.memory.total for s in plan.stages) + plan.process
             lines.append(f"the process itself, GiB: {_gib(plan.process)}; at most {_gib(most)} together")
@@ -420,6 +442,43 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def read_layout(processes: int, parallelism: str, node: int | None, context: int) -> Layout:
+    """Return the layout that the command line asks for.
+
+    Raises:
+        ValueError: if its numbers do not fit.
+    """
+    if processes < 1 or (parallelism == "single" and processes > 1):
+        raise ValueError(
+            f"--processes is {processes} and --parallel {parallelism}; single is one process, others at least 1"
+        )
+    if context > 1 and parallelism not in ("fsdp", "hybrid"):
+        raise ValueError(f"--context is {context} and --parallel {parallelism}; only shards share tokens: use fsdp")
+    if node is not None and parallelism != "hybrid":
+        raise ValueError(f"--node is {node} and --parallel {parallelism}; it belongs to hybrid")
+    if parallelism not in ("fsdp", "hybrid"):
+        return Layout(copies=processes)
+    node = processes if parallelism == "fsdp" else node or DEVICES_OF_A_NODE
+    if node < 1 or processes % node:
+        raise ValueError(f"--processes is {processes}, which nodes of {node} do not divide; change --node")
+    return Layout(processes // node, node, context)
+
+
+def read_bandwidth(within: float | None, across: float | None) -> Bandwidth | None:
+    """Return the bandwidth that the command line states in GB a second, if it does.
+
+    Raises:
+        ValueError: if a number is not positive, or the second one stands alone.
+    """
+    if within is None and across is None:
+        return None
+    if within is None or within <= 0 or (across is not None and across <= 0):
+        raise ValueError(
+            f"--bandwidth is {within} and --bandwidth-across {across}; give the first, or both, as numbers above 0"
+        )
+    return Bandwidth(within * 1e9, (across or within) * 1e9)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan of a configuration; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -428,7 +487,31 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="changes to it, such as stages.joint.steps=10"
     )
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="devices that train (default 1)")
-    parser.add_argument("--parallel", choices=PARALLELISMS, help="default: single for one process, ddp for more")
+    parser.add_argument(
+        "--parallel",
+        choices=PARALLELISMS,
+        help="copies of all weights (ddp), shards over all processes (fsdp) or within each node (hybrid); default: single "
+        "for one process, ddp for more",
+    )
+    parser.add_argument(
+        "--node", type=int, metavar="N", help=f"processes of a node, for hybrid (default {DEVICES_OF_A_NODE})"
+    )
+    parser.add_argument(
+        "--context", type=int, default=1, metavar="N", help="processes that share the tokens of a window (default 1)"
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="1e9 bytes a second that each process receives from those of its copy of the weights; for the seconds of "
+        "gathering and the most processes that make sense",
+    )
+    parser.add_argument(
+        "--bandwidth-across",
+        type=float,
+        metavar="GB/S",
+        help="the same from processes with other copies, such as other nodes under hybrid (default: --bandwidth)",
+    )
     parser.add_argument(
         "--gpu-memory",
         type=float,
@@ -453,20 +536,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
     parallelism = options.parallel or ("single" if options.processes == 1 else "ddp")
     try:
-        if options.processes < 1 or (parallelism == "single" and options.processes > 1):
-            raise ValueError(
-                f"--processes is {options.processes} and --parallel {parallelism}; single is one process, others at "
-                "least 1"
-            )
+        layout = read_layout(options.processes, parallelism, options.node, options.context)
+        bandwidth = read_bandwidth(options.bandwidth, options.bandwidth_across)
         config = load_config(options.config, options.overrides)
         plan = make_plan(
-            config, options.processes, parallelism, options.gpu_memory, options.flops_per_second, options.probe,
-            not options.no_data,
-        )  # fmt: skip
+            config, layout, options.gpu_memory, options.flops_per_second, options.probe, not options.no_data, bandwidth
+        )
     except ValueError as error:
         print(f"problem: {error}")
         return 1
-    print(render(plan, f"{config.name}: {len(config.stages)} stages, {options.processes} process(es), {parallelism}"))
+    print(render(plan, f"{config.name}: {len(config.stages)} stages, {layout}"))
     if options.json:
         numbers = {**asdict(plan), "problems": [problem.text for problem in plan.problems], "hours": plan.hours}
         numbers["room"] = None if plan.room is None else plan.room.as_json()

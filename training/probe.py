@@ -19,7 +19,8 @@ from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.sizes import sides
 from training.config.schema import RunConfig
 from training.data.census import read_manifest_of
-from training.data.manifest import MANIFESTS, Entry
+from training.data.entries import Entries, Entry
+from training.data.manifest_files import MANIFESTS
 from training.data.order import Rate
 from training.data.sources import Source, open_source
 from training.engine.models import load_vae
@@ -80,7 +81,7 @@ def check_room(
     Raises:
         ValueError: if the autoencoder scores less than simple methods, unless the run has `anyway`.
     """
-    if sum(entry.status == "ok" for entry in entries) < SURE:
+    if len(Entries.of(entries).ok) < SURE:
         print(f"note: {too_few(source.spec)}")
         return None
     found = probe_run(config, source, entries, vae)

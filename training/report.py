@@ -13,6 +13,7 @@ import yaml
 
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
+from training.engine.layout import Layout
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, draw
 from training.files import read_json, read_lines, write_whole
@@ -35,7 +36,7 @@ def write_report(run: Path) -> Path:
     starts = read_lines(run / "starts.jsonl", {"time": str, "processes": int})
     records = read_lines(run / "metrics.jsonl", METRICS)
     if starts:
-        config = config.for_processes(starts[-1]["processes"])
+        config = config.for_processes(Layout.of_start(starts[-1]).data_ranks)
     sections = (
         _state(run, starts),
         _curves(run, config, records),
@@ -187,7 +188,8 @@ def _environment(config: RunConfig, starts: list[dict]) -> list[str]:
     lines += [f"Seed {config.seed}: everything drawn is a function of it, of the stage, the step and the row."]
     if not starts:
         return lines
-    rows = [[name, value] for name, value in starts[-1].items() if value is not None]
+    shown = starts[-1] | {"layout": Layout.of_start(starts[-1])}
+    rows = [[name, value] for name, value in shown.items() if value is not None]
     lines += ["", markdown_table(["at the last start", ""], rows)]
     changed = sorted(
         {n for start in starts for n in start if n not in ("time", "command") and start[n] != starts[-1].get(n)}

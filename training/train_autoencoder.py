@@ -35,7 +35,7 @@ from training.curriculum import learning_rate_factor
 from training.data.census import read_manifest_of
 from training.data.failures import shown
 from training.data.frames import draw_frames, evenly_spaced
-from training.data.manifest import MANIFESTS
+from training.data.manifest_files import MANIFESTS
 from training.data.sources import open_source
 from training.digests import tensors_digest
 from training.engine.checkpoint import (

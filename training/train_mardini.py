@@ -24,7 +24,7 @@ from training.engine.feasibility import find_problems, warmup_notes
 from training.engine.guards import RunFailed
 from training.engine.models import load_vae
 from training.engine.optimizers import learned
-from training.engine.sharding import make_accelerator, uses_bfloat16
+from training.engine.sharding import layout_of, make_accelerator, uses_bfloat16
 from training.locks import Owner
 from training.loop import Run
 from training.monitoring.status import RunStatus
@@ -63,8 +63,9 @@ def train(
             f"{folder} holds checkpoints already; use another `name`, or --resume auto to go on from them"
         )
     accelerator = make_accelerator(uses_bfloat16(config), **tracker_arguments(config.trackers, folder))
-    given, config = config, config.for_processes(accelerator.num_processes)
-    if found := find_problems(config):
+    layout = layout_of(accelerator)
+    given, config = config, config.for_processes(layout.data_ranks)
+    if found := find_problems(config, layout=layout):
         raise ValueError("\n".join([f"{config.name} cannot be trained:", *(f"  {problem}" for problem in found)]))
     if config.lora is not None:
         refuse_shards(accelerator)
@@ -102,9 +103,9 @@ def _train(run: Run, status: RunStatus, stop: StopRequest, start_at: str | None,
     config, accelerator = run.config, run.accelerator
     counts = {name: sum(p.numel() for p in learned(model).values()) / 1e6 for name, model in run.models.items()}
     accelerator.print(
-        f"{config.name}: {len(config.stages)} stages, {accelerator.num_processes} process(es) on "
-        f"{accelerator.device}, {'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million "
-        "parameters to be trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
+        f"{config.name}: {len(config.stages)} stages, {run.layout} on {accelerator.device}, "
+        f"{'bf16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}, million parameters to be "
+        "trained: " + ", ".join(f"{name} {count:.2f}" for name, count in counts.items())
     )
     for note in warmup_notes(config):
         accelerator.print(f"note: {note}")

@@ -17,6 +17,7 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from training.config.schema import RunConfig
 from training.costs import count_memory, count_operations, count_tokens, probe
+from training.engine.layout import Layout
 from training.engine.sharding import uses_bfloat16
 from training.monitoring.device_speed import measure_peak
 
@@ -50,7 +51,7 @@ def measure(rows: Rows, preset: str, size: int, frames: int, batch: int, device:
     config = make_config(preset, size, frames, batch)
     stage = config.stages[0]
     what = {"preset": preset, "size": size, "frames": frames, "windows": batch}
-    predicted = count_memory(config, stage, "single", 1, True).total / 2**30
+    predicted = count_memory(config, stage, Layout(), True).total / 2**30
     try:
         gc.collect()
         reset_peak(device)

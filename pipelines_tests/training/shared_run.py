@@ -98,7 +98,6 @@ def train(entry: dict) -> None:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     os.environ |= entry.get("environment", {})
     config = make_shared_config(Path(entry["clips"]), base=entry.get("base"), **entry.get("config", {}))
-    config = config.for_processes(entry["processes"])
     run = make_run(Path(entry["folder"]), config)
     step, process = entry.get("explodes", (None, None))
     if run.accelerator.process_index == process:

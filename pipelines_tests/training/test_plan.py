@@ -26,6 +26,7 @@ from training.costs import (
 from training.data.buckets import assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.engine.feasibility import find_notes, find_problems
+from training.engine.layout import Layout
 from training.plan import main, make_plan, render
 from training.train_mardini import train
 
@@ -179,9 +180,7 @@ def test_recomputing_costs_operations_and_saves_activations():
 
 def test_accumulated_parts_make_a_step_larger_and_not_its_memory():
     (one,), (three,) = (
-        make_plan(
-            make_config({"gradient_accumulation": parts}), num_processes=2, parallelism="ddp", with_data=False
-        ).stages
+        make_plan(make_config({"gradient_accumulation": parts}), Layout(copies=2), with_data=False).stages
         for parts in (1, 3)
     )
     assert (one.batch, one.clips) == (4, 40) and (three.batch, three.clips) == (12, 120)
@@ -193,7 +192,7 @@ def test_memory_by_kind_by_hand():
     config = make_config({"trains": "transformer"}, mixed_precision="bf16")
     stage, parameters = config.stages[0], count_parameters(config)
     everything, learned = sum(parameters.values()), parameters["transformer"]
-    single = count_memory(config, stage, "single", 1, False)
+    single = count_memory(config, stage, Layout(), False)
     assert (single.weights, single.ema) == (4 * everything, 4 * everything)
     assert (single.gradients, single.optimizer, single.low_precision_weights) == (
         4 * learned,
@@ -201,12 +200,21 @@ def test_memory_by_kind_by_hand():
         2 * learned,
     )
     assert single.total == 8 * everything + 14 * learned + single.activations
-    assert count_memory(config, stage, "ddp", 4, False).gradients == 8 * learned
-    sharded = count_memory(config, stage, "fsdp", 4, False)
+    assert count_memory(config, stage, Layout(copies=4), False).gradients == 8 * learned
+    sharded = count_memory(config, stage, Layout(shards=4), False)
     assert (sharded.weights, sharded.optimizer) == (everything, 2 * learned)
     assert sharded.activations == single.activations
+    in_parts = stage.model_copy(update={"gradient_accumulation": 2})
+    assert (
+        count_memory(config, in_parts, Layout(shards=4), False).gradients == 5 * learned
+    )  # a shard and the whole sum
     by_muon = make_config({"trains": "transformer"}, optimizer={"name": "muon"})
-    assert 4 * learned < count_memory(by_muon, stage, "single", 1, False).optimizer < 6 * learned
+    assert 4 * learned < count_memory(by_muon, stage, Layout(), False).optimizer < 6 * learned
+    hybrid = count_memory(config, stage, Layout(copies=8, shards=4, context=2), False)
+    assert hybrid.activations == sharded.activations // 2
+    assert (hybrid.weights, hybrid.gradients, hybrid.optimizer) == (
+        sharded.weights, sharded.gradients, sharded.optimizer
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -285,7 +293,7 @@ def test_the_census_names_every_clip_that_a_stage_leaves_out(tmp_path):
         config = make_config(stage, data=data_in(tmp_path))
         sampling = window_request(config, config.stages[0])
         return StageCensus.of(
-            assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), sampling, batch=2
+            assign(read_clips(config, open_clips(config, config.data.train)).entries, sampling), batch=2
         )
 
     by_stride = census()
@@ -343,8 +351,9 @@ def test_exit_codes_and_what_is_printed(tmp_path, capsys):
     assert "problem: override stages.t.steps=1: there is no stage 't'" in capsys.readouterr().out
     assert main([path, "data.train=nowhere"]) == 1 and "no source of clips at nowhere" in capsys.readouterr().out
     assert main([path, "data.train=nowhere", "--no-data"]) == 0
-    assert main([path, "--processes", "3", "stages.s.global_batch=4"]) == 1
-    assert "3 processes cannot share equally" in capsys.readouterr().out
+    assert main([path, "--processes", "3", "--no-data", "stages.s.global_batch=4"]) == 0
+    text = capsys.readouterr().out
+    assert "4 windows do not divide by 3" in text and "33% of the time; 2 processes would be as fast" in text
 
 
 def test_a_probe_runs_real_steps(tmp_path):

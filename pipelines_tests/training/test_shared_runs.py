@@ -1,6 +1,7 @@
-"""Real processes that share a run, as copies (DDP) or in shards (FSDP2): they learn what one process does.
+"""Real processes that share a run, as copies (DDP), in shards (FSDP2), in copies of shards or sharing tokens: they learn
+what one process does.
 
-What differs is the order in which numbers are added: by 2e-7 of a loss and 5e-6 of a gradient norm in six steps of
+What differs is the order in which numbers are added: by 5e-7 of a loss and 5e-6 of a gradient norm in six steps of
 float32 (measured). The tests allow 1e-4, far below what a forgotten row, part or process would make. AdamW makes a
 whole step of any gradient, rounding included, where it is nearly zero in exact numbers (keys' biases): weights are
 compared to a tenth of a step.
@@ -28,6 +29,13 @@ LEARNING_RATE = 1e-3
 FSDP = {"processes": 2, "fsdp": True}
 DDP = {"processes": 2}
 ONE = {"processes": 1}
+THREE = {"processes": 3}  # of the four windows of a step one has two
+HYBRID = {
+    "processes": 4,
+    "fsdp": True,
+    "environment": {"PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+}  # two copies of two shards
+CONTEXT = {"processes": 4, "fsdp": True, "environment": {"PARALLELISM_CONFIG_CP_SIZE": "2"}}  # two pairs share tokens
 
 
 def run(*entries: dict) -> None:
@@ -72,7 +80,8 @@ def assert_same_tensors(folder: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The same run by one process, by two in shards, and by two as copies, two in shards and one in turn."""
+    """The same run by one process, by two in shards, by two as copies, two in shards and one in turn, and in turn by
+    three as copies, two copies of two shards and two pairs that share tokens."""
     folder = tmp_path_factory.mktemp("shared")
     run(
         {"folder": str(folder / "one"), **ONE},
@@ -81,6 +90,9 @@ def runs(tmp_path_factory) -> Path:
         {"folder": str(folder / "in-turn"), **DDP, "until": 4, "config": {"stage": {"gradient_accumulation": 2}}},
         {"folder": str(folder / "in-turn"), **FSDP, "until": 5},
         {"folder": str(folder / "in-turn"), **ONE},
+        {"folder": str(folder / "layouts"), **THREE, "until": 1},
+        {"folder": str(folder / "layouts"), **HYBRID, "until": 4},
+        {"folder": str(folder / "layouts"), **CONTEXT},
     )
     return folder
 
@@ -119,10 +131,15 @@ def test_a_run_goes_on_with_other_processes_and_other_shards(runs):
     assert_same_tensors(runs / "in-turn", runs / "one")
 
 
+def test_three_processes_copies_of_shards_and_shared_tokens_learn_what_one_process_does(runs):
+    assert_same_curve(runs / "layouts", runs / "one")
+    assert_same_tensors(runs / "layouts", runs / "one")
+
+
 def test_all_save_one_ordinary_pipeline(runs):
     reference = runs / "one" / "pipeline"
     files = sorted(path.relative_to(reference) for path in reference.rglob("*"))
-    for kind in ("fsdp", "in-turn"):
+    for kind in ("fsdp", "in-turn", "layouts"):
         folder = runs / kind / "pipeline"
         assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == files
         for path in files:
@@ -168,13 +185,34 @@ def test_one_process_goes_on_as_two_and_shards_as_copies(runs, tmp_path):
         {**FSDP, "config": {"stage": {"gradient_accumulation": 2}}},
         {**FSDP, "config": {"gradient_checkpointing": True}},
         {**FSDP, "environment": {"FSDP_RESHARD_AFTER_FORWARD": "false"}},
+        THREE,
+        {**THREE, "config": {"stage": {"gradient_accumulation": 2}}},  # a part of two of them has no window
+        {**THREE, "fsdp": True, "config": {"stage": {"gradient_accumulation": 2}}},
+        HYBRID,
+        CONTEXT,
+        {**CONTEXT, "config": {"gradient_checkpointing": True}},
     ],
-    ids=["ddp", "ddp-in-parts", "fsdp-in-parts", "fsdp-recomputing", "fsdp-keeping-parameters"],
-)
+    ids=[
+        "ddp", "ddp-in-parts", "fsdp-in-parts", "fsdp-recomputing", "fsdp-keeping-parameters", "three", "three-in-parts",
+        "three-shards-in-parts", "copies-of-shards", "shared-tokens", "shared-tokens-recomputing",
+    ],
+)  # fmt: skip
 def test_copies_parts_recomputing_and_kept_parameters_change_nothing(runs, tmp_path, changes):
     run({"folder": str(tmp_path), **changes})
     assert_same_curve(tmp_path, runs / "one")
     assert_same_tensors(tmp_path, runs / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [THREE, {**THREE, "fsdp": True}], ids=["copies", "shards"])
+def test_a_process_without_a_window_changes_nothing(tmp_path, kind):
+    config = {"stage": {"global_batch": 2}}
+    run(
+        {"folder": str(tmp_path / "one"), **ONE, "config": config},
+        {"folder": str(tmp_path / "three"), **kind, "config": config},
+    )
+    assert_same_curve(tmp_path / "three", tmp_path / "one")
+    assert_same_tensors(tmp_path / "three", tmp_path / "one")
 
 
 @pytest.mark.slow
@@ -193,8 +231,9 @@ def test_a_step_that_explodes_on_one_process_is_left_out_on_all(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_in_shards_learn_what_one_process_does(runs, tmp_path):
-    run({"folder": str(tmp_path), **FSDP, "config": {"stage": {"compile": True}}})
+@pytest.mark.parametrize("kind", [FSDP, CONTEXT], ids=["shards", "shared-tokens"])
+def test_compiled_blocks_in_shards_learn_what_one_process_does(runs, tmp_path, kind):
+    run({"folder": str(tmp_path), **kind, "config": {"stage": {"compile": True}}})
     assert_same_curve(tmp_path, runs / "one")
     assert_same_tensors(tmp_path, runs / "one")
 
@@ -205,7 +244,7 @@ def test_muon_orthogonalizes_whole_matrices_of_shards(tmp_path):
     run(
         {"folder": str(tmp_path / "one"), **ONE, "config": config},
         {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config, "until": 5},
-        {"folder": str(tmp_path / "fsdp"), **FSDP, "config": config},
+        {"folder": str(tmp_path / "fsdp"), **HYBRID, "config": config},
     )
     assert_same_curve(tmp_path / "fsdp", tmp_path / "one")
     assert_same_tensors(tmp_path / "fsdp", tmp_path / "one")
@@ -226,6 +265,18 @@ def test_shards_in_bfloat16_learn_what_copies_under_autocast_do(tmp_path):
         norm = pytest.approx(b["grad_norm"], rel=0.01 if a["step"] == 1 else 0.2)
         assert a["loss"] == pytest.approx(b["loss"], rel=0.01) and a["grad_norm"] == norm
     assert tensors(tmp_path / "shards", "weights")["head.proj.weight"].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_processes_that_share_tokens_sample_and_score_what_one_does(tmp_path):
+    config = {"quality_windows": 3}
+    run(
+        {"folder": str(tmp_path / "one"), **ONE, "config": config},
+        {"folder": str(tmp_path / "shared"), **CONTEXT, "config": config},
+    )
+    assert_same_curve(tmp_path / "shared", tmp_path / "one")
+    scores = [line["heldout"] for line in told(tmp_path / "shared") if "heldout" in line]
+    assert any("quality/mid_psnr" in heldout for heldout in scores)
 
 
 @pytest.mark.slow

@@ -141,24 +141,24 @@ class StopAtOnce(StopRequest):
 def test_decoding_stops_between_clips_and_keeps_what_was_decoded(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
     with pytest.raises(Stopped, match="SIGTERM"):
-        make_manifest(source, tmp_path / "m.jsonl", 1, StopsAfter(2))
+        make_manifest(source, tmp_path / "m.parquet", 1, StopsAfter(2))
     decoded = (tmp_path / ".m.jsonl.part").read_text().splitlines()
-    assert len(decoded) >= 2 and not (tmp_path / "m.jsonl").exists()  # a header and clips
-    assert len(make_manifest(source, tmp_path / "m.jsonl").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
-    make_manifest(source, tmp_path / "m.jsonl", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
+    assert len(decoded) >= 2 and not (tmp_path / "m.parquet").exists()  # a header and clips
+    assert len(make_manifest(source, tmp_path / "m.parquet").ok) == 3 and not (tmp_path / ".m.jsonl.part").exists()
+    make_manifest(source, tmp_path / "m.parquet", stop=StopsAfter(0))  # there is nothing to do, and so nothing to stop
 
 
 def test_clips_that_have_not_begun_are_not_decoded_after_a_signal(tmp_path):
     for number in range(12):
         write_clip(tmp_path / "clips" / f"{number}.mp4", noise(40, 64, 64, number), fps=20)
     with pytest.raises(Stopped):  # asked while the first is decoded; eight wait behind it
-        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.jsonl", 2, StopsAfter(1))
+        make_manifest(open_source(tmp_path / "clips"), tmp_path / "m.parquet", 2, StopsAfter(1))
     assert 1 < len((tmp_path / ".m.jsonl.part").read_text().splitlines()) < 13
 
 
 def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsys):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     arguments = (source, entries, make_vae(), (32, 32), 2, tmp_path / "latents")
     with pytest.raises(Stopped, match="SIGTERM"):
         build_latent_cache(*arguments, stop=StopsAfter(2))
@@ -170,7 +170,7 @@ def test_encoding_stops_between_clips_and_keeps_what_was_encoded(tmp_path, capsy
 
 def test_a_clip_that_is_being_encoded_goes_on_where_it_stopped(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     encoded, vae = [], copy.deepcopy(make_vae())
     vae.encode = lambda pictures: encoded.append(len(pictures)) or make_vae().encode(pictures)
     arguments = (source, entries, vae, (32, 32), 2)
@@ -187,7 +187,7 @@ def test_a_clip_that_is_being_encoded_goes_on_where_it_stopped(tmp_path):
 
 def test_what_was_encoded_is_written_after_a_while(tmp_path):
     source = open_source(write_clips(tmp_path / "clips"))
-    entries = make_manifest(source, tmp_path / "m.jsonl").ok
+    entries = make_manifest(source, tmp_path / "m.parquet").ok
     written = []
 
     def killed() -> None:
@@ -217,8 +217,8 @@ def test_a_long_clip_is_not_decoded_to_its_end_after_a_signal(tmp_path):
         return "signal SIGINT"
 
     with pytest.raises(Stopped, match="SIGINT"):
-        make_manifest(Counted(tmp_path / "clips"), tmp_path / "m.jsonl", 1, stop)
-    assert decoded == ["long.mp4"] and not (tmp_path / "m.jsonl").exists() and len(asked) == 1
+        make_manifest(Counted(tmp_path / "clips"), tmp_path / "m.parquet", 1, stop)
+    assert decoded == ["long.mp4"] and not (tmp_path / "m.parquet").exists() and len(asked) == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes are POSIX's")
@@ -237,7 +237,7 @@ source, folder = open_source("clips"), Path("out")
 for limit in (300, 100_000, 3_000, 100_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        entries = make_manifest(source, folder / "m.jsonl").ok
+        entries = make_manifest(source, folder / "m.parquet").ok
         if limit == 3_000:
             build_latent_cache(source, entries, make_vae(), (64, 64), 2, folder / "latents")
         print(limit, len(entries), len(list(folder.rglob("shard-*"))), len(list(folder.rglob("*.part"))))

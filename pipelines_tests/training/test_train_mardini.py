@@ -26,6 +26,7 @@ from training.data.preparation import prepare_data
 from training.engine import resuming
 from training.engine.checkpoint import list_checkpoints, load_checkpoint
 from training.engine.gradient_steps import GradientSteps
+from training.engine.sharding import layout_of
 from training.loop import Run, Stopped
 from training.losses import MarDiniTrainingModel, diffusion_loss, masked_mse
 from training.monitoring.heldout_losses import NOISE_LEVELS, _parts, heldout_losses, patterns
@@ -66,7 +67,7 @@ def make_data():
     """Windows to train on."""
     folder = Path(tempfile.mkdtemp(prefix="run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return prepare_data(make_config(), make_vae(), folder, Accelerator(cpu=True)).train
+    return prepare_data(make_config().for_processes(1), make_vae(), folder, Accelerator(cpu=True)).train
 
 
 def make_config(**overrides):
@@ -119,7 +120,7 @@ def make_config(**overrides):
 def make_run(folder: Path, config=None, **arguments) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     config, accelerator = config or make_config(), Accelerator(cpu=True)
-    config = config.for_processes(accelerator.num_processes)
+    config = config.for_processes(layout_of(accelerator).data_ranks)
     data = prepare_data(
         config, make_vae(), folder, accelerator, resumes=bool(list_checkpoints(folder / "checkpoints"))
     )

@@ -26,6 +26,7 @@ from training.costs import count_memory, count_operations, count_parameters
 from training.engine.adapter import TARGETS, add_adapter, frozen_digests, matched_layers, refuse_shards, summary
 from training.engine.checkpoint import list_checkpoints, load_checkpoint
 from training.engine.feasibility import find_problems
+from training.engine.layout import Layout
 from training.engine.models import make_models
 from training.engine.optimizers import learned
 from training.engine.sharding import make_accelerator
@@ -396,11 +397,11 @@ def test_an_adapter_costs_less_memory_and_fewer_operations_than_all_weights():
     config = make_adapter_config(stage={"trains": "joint"})
     plain = make_config()
     stage, whole = config.stages[-1], plain.stages[-1].model_copy(update={"planner_loss_weight": 0.0})
-    ours, theirs = (count_memory(c, s, "single", 1, False) for c, s in ((config, stage), (plain, whole)))
+    ours, theirs = (count_memory(c, s, Layout(), False) for c, s in ((config, stage), (plain, whole)))
     assert ours.optimizer == 8 * sum(count_parameters(config).values()) < theirs.optimizer
     assert ours.gradients < theirs.gradients and ours.weights > theirs.weights - 4 * count_parameters(plain)["head"]
     half = make_adapter_config(stage={"trains": "joint"}, lora={"base_dtype": "bf16"}, mixed_precision="bf16")
-    assert count_memory(half, half.stages[-1], "single", 1, False).weights < ours.weights
+    assert count_memory(half, half.stages[-1], Layout(), False).weights < ours.weights
     narrow = make_adapter_config(stage={"trains": "joint"}, lora={"targets": r"transformer\.proj_out", "rank": 1})
     assert count_operations(narrow, stage) < count_operations(plain, whole)
 

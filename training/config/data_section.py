@@ -121,6 +121,12 @@ class DataConfig(SizedModel):
         description="Steps prepared ahead while one is computed and, with `from_pixels`, threads that decode; 0: "
         "read in the loop.",
     )
+    shards_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Archives (or folders, or thousands of clips) whose clips are mixed at a time, so that each is read "
+        "in one go, for storage far away; more of them mix better. None: all clips are mixed.",
+    )
     device_gb: float = Field(
         0.0,
         ge=0,

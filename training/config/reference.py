@@ -35,7 +35,7 @@ Before a run, `python -m training.plan FILE` prints its costs and its problems (
   and appends those that the parent does not have.
 - Overrides on the command line are dotted, with stages by name:
   `optimizer.ema_decay=0.99 stages.joint.steps=10`. Values are YAML.
-- A stage gives one key of each pair: {pairs}; of `size` or `buckets` at most one.
+- A stage gives one key of each pair: {pairs}; of `size` or `buckets` at most one, of `batch_size` or `global_batch` one or both.
   Naming one of a pair in a child file or an override drops the parent's other one.
 - Unknown keys are refused, and the error names the nearest valid key.
   A key that is given twice is refused with both lines.

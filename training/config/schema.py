@@ -298,7 +298,7 @@ class RunConfig(StrictModel):
         return type(self).model_validate({**self.model_dump(), "hours": None, "stages": [*self.stages, *added]})
 
     def for_processes(self, num_processes: int) -> "RunConfig":
-        """Return the same run with every stage in `steps` and `batch_size`; see `StageConfig.for_processes`."""
+        """Return the same run with every stage in steps and windows; see `StageConfig.for_processes`."""
         return self.model_copy(update={"stages": [stage.for_processes(num_processes) for stage in self.stages]})
 
     def size_of(self, stage: StageConfig) -> tuple[int, int]:
@@ -338,19 +338,22 @@ _NOT_SHAPING = {
     "sample_windows", "sample_steps", "trackers", "anyway", "strides", "fps",
 }  # fmt: skip
 
+# How the windows of a stage's step are shared.
+_SHARING = {"batch_size", "global_batch", "gradient_accumulation"}
+
 
 def shaping_fields(config: RunConfig, stages: Sequence[str]) -> dict[str, Any]:
     """Return the settings that the weights after the named stages depend on, by dotted key, as JSON values.
 
     Paths are left out, because folders may move (`RunCheckpoints` gets a digest of the autoencoder instead), and so
-    are `batch_size` and `gradient_accumulation`: only the windows of a step matter, not how they are shared.
+    is how a step's windows are shared: only their number matters, which `RunCheckpoints` adds.
     """
     dump = config.model_dump(mode="json")
     fields = _flat({key: value for key, value in dump.items() if key not in _NOT_SHAPING})
     for stage in dump["stages"]:
         if stage["name"] in stages:
             fields |= _flat(
-                {k: v for k, v in stage.items() if k not in ("batch_size", "gradient_accumulation")},
+                {k: v for k, v in stage.items() if k not in _SHARING},
                 f"stages.{stage['name']}.",
             )
     return {key: value for key, value in fields.items() if key not in _NOT_SHAPING}

@@ -14,14 +14,12 @@ from training.config.strict import LEAST_SIDE, Name, SizedModel, StrictModel
 
 
 # Pairs of which a stage gives one (of `size` and `buckets` at most one). A later layer (child file, override) that
-# names one drops the other.
+# names one drops the other. Of `batch_size` and `global_batch` it gives one or both.
 ALTERNATIVES = {
     "steps": "clips",
     "clips": "steps",
     "strides": "fps",
     "fps": "strides",
-    "batch_size": "global_batch",
-    "global_batch": "batch_size",
     "size": "buckets",
     "buckets": "size",
 }
@@ -117,17 +115,20 @@ class StageConfig(SizedModel):
         8,
         ge=1,
         description="Windows per process and step; raising it makes gradients steadier and costs memory; or give "
-        "`global_batch`.",
+        "`global_batch`. With both, the most windows of a process at once: `gradient_accumulation` then follows from "
+        "them and from the number of processes.",
     )
     global_batch: int | None = Field(
         None,
         ge=1,
-        description="Windows per step over all processes, which share it equally; instead of `batch_size`.",
+        description="Windows per step over all processes, dealt out to them, whether their number divides it or not; "
+        "instead of `batch_size`, or with it.",
     )
     gradient_accumulation: int = Field(
         1,
         ge=1,
-        description="Batches per process and step, one after the other: a larger step in the memory of one batch.",
+        description="Batches per process and step, one after the other: a larger step in the memory of one batch. "
+        "Fewer where a process has fewer windows of a `global_batch`.",
     )
     learning_rate: float = Field(1.4e-4, gt=0, description="Peak learning rate (the paper: 1.4e-4).")
     final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine decay.")
@@ -188,7 +189,7 @@ class StageConfig(SizedModel):
         values = dict(values)
         for first, second in (("steps", "clips"), ("strides", "fps"), ("batch_size", "global_batch")):
             given = [key for key in (first, second) if values.get(key) is not None]
-            if len(given) == 2:
+            if len(given) == 2 and first != "batch_size":
                 raise ValueError(
                     f"`{first}` ({values[first]!r}) and `{second}` ({values[second]!r}) are both given; keep one of "
                     "them"
@@ -231,26 +232,31 @@ class StageConfig(SizedModel):
         return self.fps if isinstance(self.fps, dict) else {} if self.fps is None else {self.fps: 1.0}
 
     def for_processes(self, num_processes: int) -> "StageConfig":
-        """Return the same stage in `steps` and `batch_size`, whichever of each pair was given.
+        """Return the same stage in `steps`, and in all three of `global_batch`, `batch_size` and
+        `gradient_accumulation`.
 
-        Raises:
-            ValueError: if the processes, or the parts of `gradient_accumulation`, cannot share the global batch
-                equally.
+        The global batch stays the same for any number of processes. The other two are what the process with the most
+        windows needs: so many at once at most, so many times.
+
+        Args:
+            num_processes: those that have windows of their own (`Layout.data_ranks`).
         """
-        shares = num_processes * self.gradient_accumulation
-        batch = self.global_batch or self.batch_size * shares
-        if batch % shares:
-            parts = f" in {self.gradient_accumulation} parts each" if self.gradient_accumulation > 1 else ""
-            raise ValueError(
-                f"stage {self.name!r} has a global batch of {batch}, which {num_processes} processes{parts} cannot "
-                f"share equally; use a number of processes that divides it, or set `stages.{self.name}.global_batch` "
-                f"to {max(1, round(batch / shares)) * shares}"
-            )
-        steps = self.steps or math.ceil(self.clips / batch)
+        together = self.global_batch or self.batch_size * self.gradient_accumulation * num_processes
+        most = -(-together // num_processes)  # windows of one process
+        at_once = self.batch_size if self.batch_size and self.global_batch else -(-most // self.gradient_accumulation)
+        parts = -(-most // at_once)
         return self.model_copy(
-            update={"steps": steps, "clips": None, "batch_size": batch // shares, "global_batch": None}
+            update={
+                "steps": self.steps or math.ceil(self.clips / together),
+                "clips": None,
+                "global_batch": together,
+                "batch_size": -(-most // parts),
+                "gradient_accumulation": parts,
+            }
         )
 
-    def windows_per_step(self, num_processes: int) -> int:
-        """Return the windows of a step over all processes and accumulated parts; needs a `batch_size`."""
-        return self.batch_size * self.gradient_accumulation * num_processes
+    @property
+    def windows_per_step(self) -> int:
+        """Return the windows of a step over all processes; of a stage that `for_processes` has resolved."""
+        assert self.global_batch is not None, f"stage {self.name!r} is not resolved for its processes"
+        return self.global_batch

@@ -1,15 +1,30 @@
 """Rows of a step's global batch, with their generators, and the tensors that a process trains on in one forward pass.
 
-`curriculum.py` draws a `Batch` for a `Draw`; the order of the clips is in `order.py`.
+`deal` says which rows a process has, `curriculum.py` draws a `Batch` for a `Draw`; the order of the clips is in
+`order.py`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import pairwise
 
 import torch
 
 from training.data.order import StepRows
 from training.randomness import step_generator
+
+
+def deal(total: int, rank: int, ranks: int, parts: int) -> list[range]:
+    """Return the rows of a rank in each of its parts: consecutive ones, of all ranks together each row once.
+
+    A rank has at most one row more than another, and so has a part of it: where rows are fewer, some have none.
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank {rank} is none of 0 to {ranks - 1}")
+    mine = range(total * rank // ranks, total * (rank + 1) // ranks)
+    ends = [len(mine) * part // parts for part in range(parts + 1)]
+    return [mine[first:last] for first, last in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,8 @@ class Draw:
         seed, stage, step: the run's seed, the stage's name, the step within the stage.
         first, count, total: the rows.
         attempt: how often the run has gone back to a checkpoint before this step; another number draws other batches.
+        counts: whether the rows are this process's; if not, it trains on them without effect, since the others need
+            its part in gathering weights and gradients.
     """
 
     seed: int
@@ -32,6 +49,18 @@ class Draw:
     count: int
     total: int
     attempt: int = 0
+    counts: bool = True
+
+    @classmethod
+    def of_rows(cls, seed: int, stage: str, step: int, rows: range, total: int, attempt: int = 0) -> "Draw":
+        """Return the draw of dealt rows; of none, that of a row which does not count."""
+        first = rows.start if rows else min(rows.start, total - 1)
+        return cls(seed, stage, step, first, max(1, len(rows)), total, attempt, counts=bool(rows))
+
+    @property
+    def share(self) -> Fraction:
+        """Return the share of the step's mean loss that the rows have; those of all processes add up to 1."""
+        return Fraction(self.count if self.counts else 0, self.total)
 
     def shared(self, purpose: str) -> torch.Generator:
         """Return a generator that is the same for all rows of the step."""

@@ -6,16 +6,20 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from training.config.schema import RunConfig
-from training.data.buckets import Census, WindowRequest
+from training.data.buckets import Census
 from training.data.failures import shown
-from training.data.manifest import Manifest, default_path, make_manifest
-from training.data.order import num_starts
+from training.data.manifest import make_manifest
+from training.data.manifest_files import Manifest, default_path
 from training.data.sources import Source, open_source
 from training.locks import turn_to_write
+
+
+MOST_NAMED = 100_000  # reasons that `census.json` holds for a stage
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,17 @@ class StageCensus:
     Attributes:
         buckets: those of the stage, also empty ones.
         windows: number of different windows by the distance between frames ("stride 2", "8 frames per second").
-        left_out: reasons by clip.
+        left_out: reasons by clip, of the first `MOST_NAMED`.
+        unnamed: number of the others that are left out.
     """
 
     buckets: tuple[BucketCensus, ...]
     windows: dict[str, int]
     left_out: dict[str, str]
+    unnamed: int = 0
 
     @classmethod
-    def of(cls, census: Census, request: WindowRequest, batch: int) -> "StageCensus":
+    def of(cls, census: Census, batch: int) -> "StageCensus":
         """Count clips and windows; `batch` is the number of windows of a step over all processes."""
         batches = [math.ceil(len(clips) / batch) for clips in census.clips]
         buckets = tuple(
@@ -53,20 +59,18 @@ class StageCensus:
                 *bucket.size,
                 bucket.frames,
                 len(clips),
-                sum(entry.height < bucket.height or entry.width < bucket.width for entry in clips),
+                enlarged,
                 number / max(1, sum(batches)),
             )
-            for bucket, clips, number in zip(census.buckets, census.clips, batches)
+            for bucket, clips, enlarged, number in zip(census.buckets, census.clips, census.enlarged, batches)
         )
-        windows = {
-            str(rate): sum(
-                num_starts(entry, bucket.frames, rate)
-                for bucket, clips in zip(census.buckets, census.clips)
-                for entry in clips
-            )
-            for rate in request.rates
-        }
-        return cls(buckets, windows, census.left_out)
+        named = census.left_out.first(MOST_NAMED)
+        return cls(buckets, census.windows, named, len(census.left_out) - len(named))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as values of JSON."""
+        values = asdict(self)
+        return values if self.unnamed else {name: value for name, value in values.items() if name != "unnamed"}
 
     @property
     def clips(self) -> int:
@@ -83,7 +87,7 @@ class StageCensus:
         windows = ", ".join(f"{count:,} windows at {rate}" for rate, count in self.windows.items())
         most = max(self.windows.values())
         passes = f", each seen {seen / most:.3g} times" if seen and most else ""
-        lines = [f"{self.clips:,} clips, {windows}{passes}; left out: {len(self.left_out):,}"]
+        lines = [f"{self.clips:,} clips, {windows}{passes}; left out: {len(self.left_out) + self.unnamed:,}"]
         for bucket in self.buckets:
             enlarged = f", {bucket.enlarged:,} of them enlarged" if bucket.enlarged else ""
             lines.append(
@@ -92,8 +96,9 @@ class StageCensus:
             )
         reasons = list(self.left_out.items())
         lines += [f"  {clip}: {reason}" for clip, reason in reasons[:most_reasons]]
-        if most_reasons is not None and len(reasons) > most_reasons:
-            lines.append(f"  and {len(reasons) - most_reasons:,} more")
+        named = len(reasons) if most_reasons is None else min(most_reasons, len(reasons))
+        if (more := len(reasons) + self.unnamed - named) > 0:
+            lines.append(f"  and {more:,} more")
         return lines
 
 

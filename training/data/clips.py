@@ -17,10 +17,11 @@ from PIL import Image
 from diffusers_mardini.sizes import Size, sides
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import VIDEO_SUFFIXES, EvenVideo, iterate_frames, natural_key, read_video
+from training.data.entries import Entry
 from training.data.failures import reason_lines, sentence, shown
 from training.data.folders import list_folder
 from training.data.lerobot import refuse_plain
-from training.data.manifest import Entry, make_manifest
+from training.data.manifest import make_manifest
 from training.data.metadata import read_metadata
 from training.data.sources import Source, open_source
 

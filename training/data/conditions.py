@@ -16,7 +16,7 @@ from diffusers_mardini.models.conditions import read_config
 from diffusers_mardini.pipelines.conditions import conditions_at
 from diffusers_mardini.video.errors import named_file_errors
 from training.config.data_section import ConditionConfig
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.data.sources import Source
 
 
@@ -37,13 +37,18 @@ class ClipConditions:
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     @property
+    def has_tables(self) -> bool:
+        """Return whether some condition is read from tables."""
+        return any(condition.columns for condition in self.conditions.values())
+
+    @property
     def read_latents(self) -> bool:
         """Whether some condition is derived from latents."""
         return any(condition.derive == "motion" for condition in self.conditions.values())
 
     def why_absent(self, entry: Entry) -> str | None:
         """Return why a clip cannot be used: its table is missing, damaged, or has not one row per frame."""
-        if not any(condition.columns for condition in self.conditions.values()):
+        if not self.has_tables:
             return None
         try:
             self._table(entry)

@@ -13,8 +13,8 @@ import torch
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import iterate_frames
 from training.data.clips import fit
+from training.data.entries import Entry
 from training.data.failures import reason_lines, sentence, shown
-from training.data.manifest import Entry
 from training.data.sources import Clip, Source
 from training.progress import Progress
 from training.stopping import Stopped

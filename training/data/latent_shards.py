@@ -5,16 +5,22 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_mardini.video.errors import FILE_ERRORS
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.files import named_write_errors, whole_file
+
+
+_PLACES = ("number", "offset", "first", "end")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,72 @@ class Chunk:
     offset: int
     first: int
     end: int
+
+
+class ChunkIndex:
+    """The chunks of each clip, sorted by the hash of its bytes: arrays that are memory-mapped, 52 bytes a chunk."""
+
+    def __init__(self, table: pa.Table):
+        """Use the columns of a table as `of` makes it; `open` maps a file's."""
+        self._table = table.combine_chunks()  # nothing is copied: it has one chunk
+        digests = self._table.column("sha256").chunk(0) if len(table) else None
+        self._digests = (
+            np.zeros(0, "S32") if digests is None else np.frombuffer(digests.buffers()[1], "S32", len(table))
+        )
+        self._shards: list[str] = json.loads(table.schema.metadata[b"shards"])
+
+    @classmethod
+    def of(cls, clips: Mapping[str, Sequence[Chunk]]) -> "ChunkIndex":
+        """Return the index of chunks in memory, by hash."""
+        shards = sorted({chunk.shard for chunks in clips.values() for chunk in chunks})
+        numbers = {shard: number for number, shard in enumerate(shards)}
+        # numpy's order of byte strings, by which they are searched, is Python's
+        rows = [(bytes.fromhex(sha), chunk) for sha in sorted(clips) for chunk in clips[sha]]
+        columns = {
+            "sha256": pa.array([sha for sha, _ in rows], pa.binary(32)),
+            "shard": pa.array([numbers[chunk.shard] for _, chunk in rows], pa.int32()),
+            **{name: pa.array([getattr(chunk, name) for _, chunk in rows], pa.int32()) for name in _PLACES},
+        }
+        return cls(pa.table(columns, metadata={"shards": json.dumps(shards)}))
+
+    @classmethod
+    def open(cls, path: Path) -> "ChunkIndex":
+        """Map a file that `write` has written; raise `ValueError` or `OSError` if it is damaged."""
+        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+
+    def write(self, path: Path) -> None:
+        """Write a file, complete or not at all."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self._table.schema) as writer:
+            writer.write_table(self._table)
+        with whole_file(path) as hidden:
+            hidden.write_bytes(sink.getvalue())
+
+    def __contains__(self, sha: str) -> bool:
+        return bool(sha) and bool(self.holds(np.array([bytes.fromhex(sha)], "S32"))[0])
+
+    def hashes(self) -> list[str]:
+        """Return the hashes of all clips."""
+        return [digest.hex() for digest in self._table.column("sha256").unique().to_pylist()]
+
+    def holds(self, digests: np.ndarray) -> np.ndarray:
+        """Return which hashes, `(clips,)` of 32 bytes each, are those of clips here."""
+        if not len(self._digests):
+            return np.zeros(len(digests), bool)
+        places = np.searchsorted(self._digests, digests)
+        return self._digests[np.minimum(places, len(self._digests) - 1)] == digests
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChunkIndex) and self._table.equals(other._table, check_metadata=True)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def chunks(self, sha: str) -> list[Chunk]:
+        """Return the chunks of a clip in the order of its frames."""
+        digest = np.array([bytes.fromhex(sha)], "S32")
+        first, end = (int(np.searchsorted(self._digests, digest, side=side)[0]) for side in ("left", "right"))
+        rows = self._table.slice(first, end - first).drop_columns("sha256").to_pylist()
+        return [Chunk(**{**row, "shard": self._shards[row["shard"]]}) for row in rows]
 
 
 class ShardWriter:
@@ -133,12 +205,12 @@ class Scan:
     damaged: list[Path]
 
 
-def scan(folder: Path) -> Scan:
-    """Read the headers of all shards."""
+def scan(folder: Path, rank: int | None = None) -> Scan:
+    """Read the headers of all shards, or of those of one rank."""
     pieces: dict[str, list[tuple[int, int, str, int]]] = {}
     totals: dict[str, int] = {}
     damaged = []
-    for path in sorted(folder.glob("shard-*.safetensors")):
+    for path in sorted(folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
                 header = [

@@ -6,10 +6,11 @@ The shards hold the moments of the autoencoder's posterior, so that each epoch s
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
+from training.data.entries import Entries, Entry
 from training.data.failures import reason_lines, sentence
-from training.data.latent_shards import Chunk, ShardWriter, scan
-from training.data.manifest import Entry
+from training.data.latent_shards import Chunk, ChunkIndex, ShardWriter, scan
 from training.data.sources import Source
 from training.digests import tensors_digest
 from training.files import UNFINISHED, named_write_errors, write_whole
@@ -29,6 +30,8 @@ from training.progress import Progress
 from training.stopping import Stopped
 
 
+INDEX = "index.arrow"  # where the chunks of each clip lie; older caches have that in `index.json`
+SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # a shard is written at this size, or after that time
 FRAME_POLICY = "every frame, upright"
 # A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
 _POINT_LOGVAR = -20.0
@@ -86,6 +89,7 @@ class LatentCache:
         size: height and width of the frames in pixels.
         views: the views of the frames that it holds.
         left_out: reasons by key, for clips that could not be encoded.
+        index: where the chunks of each clip lie.
         stopped: why the processes stopped before the cache was complete; `None` if they did not.
     """
 
@@ -102,11 +106,16 @@ class LatentCache:
             )
             self.left_out: dict[str, str] = dict(index["left_out"])
             self.stopped: str | None = index.get("stopped")
-            self._chunks = {sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()}
+        with _damage(folder / INDEX):
+            self.index = ChunkIndex.open(folder / INDEX) if (folder / INDEX).is_file() else _old_index(index)
         self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry.sha256 in self._chunks
+        return entry.sha256 in self.index
+
+    def holds(self, digests: np.ndarray) -> np.ndarray:
+        """Return which clips it holds, by their hashes: `(clips,)` of 32 bytes each."""
+        return self.index.holds(digests)
 
     def read(self, entry: Entry, indices: Iterable[int], view: View = View()) -> Moments:  # noqa: B008
         """Return the moments of some frames of a clip, in the stored type.
@@ -125,7 +134,7 @@ class LatentCache:
         if not 0 <= indices.min() <= indices.max() < entry.num_frames:
             raise ValueError(f"clip '{entry.key}' has {entry.num_frames} frames, asked for were {indices.tolist()}")
         parts = {}
-        for chunk in self._chunks[entry.sha256]:
+        for chunk in self.index.chunks(entry.sha256):
             mine = (chunk.first <= indices) & (indices < chunk.end)
             if not mine.any():
                 continue
@@ -174,8 +183,8 @@ def build_latent_cache(
     views: Sequence[View] = (View(),),
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
-    shard_bytes: int = 256 * 2**20,
-    shard_seconds: float = 60.0,
+    shard_bytes: int = SHARD_BYTES,
+    shard_seconds: float = SHARD_SECONDS,
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
@@ -209,6 +218,42 @@ def build_latent_cache(
         ValueError: if no clip is left, the moments of a clip are not finite, or the disk is full.
         Stopped: on every process, if one of them had a reason to stop.
     """
+    settings = cache_settings(vae, size, planner_downscale, views, dtype)
+    folder = cache_folder(cache_dir, settings)
+    entries = Entries.of(entries)
+    # Shared by place in the list of all clips: processes may not agree on which ones are missing.
+    mine = entries.select(np.arange(len(entries)) % world == rank)
+    found = scan(folder)
+    missing = mine.select(_not_among(mine, found.clips))
+    if world == 1 and not missing and (folder / "index.json").is_file():
+        cache = LatentCache(folder)
+        if not cache.left_out and all(cache.holds(part).all() for part in entries.hashes()):
+            return cache  # nothing is written if nothing is new, so that many programs can read it at once
+    if len(missing):
+        print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
+    writer = ShardWriter(folder, rank, shard_bytes, shard_seconds, dtype)
+    work = _Encoding(source, vae, size, planner_downscale, views, batch_size, writer, stop, found.begun)
+    work.all_of_rank(missing, rank)
+    wait()
+    if rank == 0:
+        _write_index(folder, settings, range(world))
+    wait()
+    cache = LatentCache(folder)
+    if cache.stopped is not None:
+        raise Stopped(cache.stopped)
+    if not any(cache.holds(part).any() for part in entries.hashes()):
+        raise ValueError(
+            f"none of the {len(entries)} clips of '{source.spec}' could be encoded; the first reason: "
+            + next(iter(cache.left_out.values()), "there are no clips")
+        )
+    return cache
+
+
+def cache_settings(
+    vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, views: Sequence[View],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what latents depend on, apart from the clips; see `build_latent_cache`."""
     settings = {
         "vae": tensors_digest(vae.state_dict(), vae.config),
         "size": list(size),
@@ -220,40 +265,52 @@ def build_latent_cache(
         "dtype": str(dtype),
     }
     crops = sorted({view.crop for view in views})
-    if crops != [CENTRE]:  # a cache of the centre alone is named without crops
-        settings["crops"] = crops
+    return settings if crops == [CENTRE] else settings | {"crops": crops}  # a cache of the centre is named without
+
+
+def cache_folder(cache_dir: str | Path, settings: dict[str, Any]) -> Path:
+    """Return the folder of the latents of some settings; it is created."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache_dir) / f"{size[0]}x{size[1]}-{digest[:16]}"
+    folder = Path(cache_dir) / f"{settings['size'][0]}x{settings['size'][1]}-{digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    entries = list(entries)
-    # Shared by place in the list of all clips: processes may not agree on which ones are missing.
-    mine = {entry.sha256: entry for entry in entries[rank::world]}
-    found = scan(folder)
-    missing = [entry for sha, entry in mine.items() if sha not in found.clips]
-    if world == 1 and not missing and (folder / "index.json").is_file():
-        cache = LatentCache(folder)
-        if not cache.left_out and all(entry in cache for entry in entries):
-            return cache  # nothing is written if nothing is new, so that many programs can read it at once
-    if missing:
-        print(f"encoding {len(missing)} of {len(mine)} clips of '{source.spec}' into '{folder}'")
-    writer = ShardWriter(folder, rank, shard_bytes, shard_seconds, dtype)
-    work = _Encoding(source, vae, size, planner_downscale, views, batch_size, writer, stop, found.begun)
-    left_out, stopped = work.all(missing)
-    with named_write_errors(f"the latent cache '{folder}'"):
-        write_whole(folder / f"left-out-{rank}.json", json.dumps({"left_out": left_out, "stopped": stopped}))
-    wait()
-    if rank == 0:
-        _write_index(folder, settings, world)
-    wait()
-    cache = LatentCache(folder)
-    if cache.stopped is not None:
-        raise Stopped(cache.stopped)
-    if not any(entry in cache for entry in entries):
-        raise ValueError(
-            f"none of the {len(entries)} clips of '{source.spec}' could be encoded; the first reason: "
-            + next(iter(cache.left_out.values()), "there are no clips")
-        )
-    return cache
+    return folder
+
+
+def frames_at_once(size: tuple[int, int]) -> int:
+    """Return how many frames are encoded at once, at most the memory of 64 frames of 256x256."""
+    return max(1, min(64, 64 * 256**2 // (size[0] * size[1])))
+
+
+def encode_part(
+    source: Source, entries: Entries, vae: torch.nn.Module, planner_downscale: int, views: Sequence[View],
+    folder: Path, number: int, size: tuple[int, int], stop: Callable[[], str | None],
+) -> None:  # fmt: skip
+    """Encode one part of a source's clips; parts may be encoded at the same time, and `merge_parts` joins them.
+
+    Args:
+        source, vae, planner_downscale, views, size, stop: see `build_latent_cache`.
+        entries: the clips of the part.
+        folder: `cache_folder` of the settings.
+        number: of the part; one process at a time encodes it.
+
+    Raises:
+        Stopped: if there was a reason to stop; what is encoded is kept.
+    """
+    found = scan(folder, number)
+    for path in found.damaged:
+        path.unlink()
+    writer = ShardWriter(folder, number, SHARD_BYTES, SHARD_SECONDS, torch.float16)
+    work = _Encoding(
+        source, vae, size, planner_downscale, views, frames_at_once(size), writer, stop, found.begun
+    )  # fmt: skip
+    if stopped := work.all_of_rank(entries.select(_not_among(entries, found.clips)), number):
+        raise Stopped(stopped)
+
+
+def merge_parts(folder: Path, settings: dict[str, Any]) -> LatentCache:
+    """Join the latents of all parts that are encoded so far into one cache; other parts may be on their way."""
+    _write_index(folder, settings)
+    return LatentCache(folder)
 
 
 class _Encoding:
@@ -291,6 +348,14 @@ class _Encoding:
                 self._frames_before += entry.num_frames
         self.writer.flush()
         return left_out, stopped
+
+    def all_of_rank(self, entries: Sequence[Entry], rank: int) -> str | None:
+        """Encode the clips of a process, write for the index which ones could not be; return the reason to stop."""
+        left_out, stopped = self.all(entries)
+        with named_write_errors(f"the latent cache '{self.writer.folder}'"):
+            outcome = json.dumps({"left_out": left_out, "stopped": stopped})
+            write_whole(self.writer.folder / f"left-out-{rank}.json", outcome)
+        return stopped
 
     def _encode(self, entry: Entry) -> None:
         """Encode a clip from the first frame on that no shard holds."""
@@ -351,27 +416,54 @@ def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
         raise ClipError(sentence(error)) from error
 
 
-def _write_index(folder: Path, settings: dict, world: int) -> None:
+def _not_among(entries: Entries, known: Container[str]) -> np.ndarray:
+    """Return which clips are not known by their hash, each hash once."""
+    seen: set[bytes] = set()
+    found = []
+    for part in entries.hashes():
+        for digest in part.tolist():
+            found.append(digest not in seen and digest.ljust(32, b"\0").hex() not in known)
+            seen.add(digest)
+    return np.array(found, bool)
+
+
+def _old_index(index: dict) -> ChunkIndex:
+    """Return the index of a cache whose chunks are in `index.json`."""
+    return ChunkIndex.of({sha: [Chunk(*chunk) for chunk in chunks] for sha, chunks in index["clips"].items()})
+
+
+def _write_index(folder: Path, settings: dict[str, Any], ranks: Iterable[int] | None = None) -> None:
+    """Write the index of all shards.
+
+    Args:
+        folder, settings: of the cache.
+        ranks: of the processes that have encoded, all of which are done; `None`: all parts, of which others may be on
+            their way, so that nothing is deleted.
+    """
     found = scan(folder)
     for path in found.damaged:
         print(f"'{path}' is damaged and was deleted; its clips are encoded again")
         path.unlink()
     left_out, reasons = {}, []
-    for rank in range(world):
-        file = folder / f"left-out-{rank}.json"
+    told = (
+        sorted(folder.glob("left-out-*.json"))
+        if ranks is None
+        else [folder / f"left-out-{rank}.json" for rank in ranks]
+    )
+    for file in told:
         with _damage(file):
             outcome = json.loads(file.read_text(encoding="utf-8"))
             left_out |= outcome["left_out"]
-            reasons += [outcome["stopped"]] if outcome["stopped"] else []
-        file.unlink()
-    for path in folder.glob(f".shard-*{UNFINISHED}"):  # leftovers of a killed build
-        path.unlink()
+            reasons += [outcome["stopped"]] if outcome["stopped"] and ranks is not None else []
+    if ranks is not None:
+        for path in (*told, *folder.glob(f".shard-*{UNFINISHED}")):  # the latter of a killed build
+            path.unlink()
     if left_out:
         print(f"{len(left_out)} clips could not be encoded:")
         print("\n".join(f"  {line}" for line in reason_lines(left_out)))
-    clips = {sha: [list(vars(chunk).values()) for chunk in chunks] for sha, chunks in found.clips.items()}
-    index = {"settings": settings, "left_out": left_out, "clips": clips}
+    index = {"settings": settings, "left_out": left_out}
     with named_write_errors(f"the latent cache '{folder}'"):
+        ChunkIndex.of(found.clips).write(folder / INDEX)
         write_whole(folder / "index.json", json.dumps(index | ({"stopped": reasons[0]} if reasons else {})))
 
 

@@ -2,138 +2,51 @@
 
     python -m training.data.manifest FOLDER [-o FILE] [--strict] [--workers N]
 
-Headers can be wrong and files damaged, so nothing is estimated. `buckets.py` decides which clips a stage uses.
+Headers can be wrong and files damaged, so nothing is estimated. `entries.py` has the file, in Parquet; `buckets.py`
+decides which clips a stage uses.
 """
 
 import argparse
 import errno
 import hashlib
 import io
-import json
 import os
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
 from operator import length_hint
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video.times import even_rate, mean_rate
-from diffusers_mardini.video_io import PictureSeries, decoder_version, probe_video
-from training.data.failures import reason_lines, sentence, shown
+from diffusers_mardini.video_io import PictureSeries, probe_video
+from training.data.entries import Entries, EntriesBuilder, Entry, read_entries_file, write_entries_file
+from training.data.failures import sentence, shown
+from training.data.manifest_files import (
+    MANIFESTS,
+    OLD_SUFFIX,
+    Manifest,
+    as_parquet,
+    convert_manifest,
+    default_path,
+    header_of,
+    read_lines,
+    whole_entries,
+    write_lines,
+)
 from training.data.sources import Clip, Source, open_source
 from training.data.spans import Span
-from training.files import UNFINISHED, named_write_errors, write_whole
+from training.files import UNFINISHED, named_write_errors
 from training.locks import turn_to_write
 from training.progress import Progress
 from training.stopping import STOPPED, Stopped, StopRequest
 
 
-MANIFESTS = Path("runs/manifests")
 MOST_HELD = 256 * 2**20  # bytes of clips that wait to be decoded
-_VERSION = 1
-
-
-class Entry(BaseModel):
-    """One clip. Sizes are those of upright frames; times are seconds on the file's own clock."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str
-    status: Literal["ok", "left out"]
-    reason: str = ""
-    stamp: str | None = Field(
-        None, description="Size and time of change; a clip whose stamp differs is decoded again."
-    )
-    sha256: str = Field("", description="Of the clip's bytes; the key of the latent cache.")
-    size: int = Field(0, description="Bytes.")
-    num_frames: int = 0
-    fps: float = Field(0.0, description="The mean if the rate varies.")
-    width: int = 0
-    height: int = 0
-    start: float = Field(0.0, description="Time of the first frame.")
-    duration: float = 0.0
-    codec: str = ""
-    timestamps: tuple[float, ...] | None = Field(None, description="Of all frames, if the rate varies.")
-    first_frame: int = Field(0, description="Of a span: index of its first frame in the whole clip.")
-    clip_frames: int = Field(0, description="Of a span: frames of the whole clip; 0: the entry is a whole clip.")
-
-    @property
-    def variable_rate(self) -> bool:
-        """Return whether the time between frames varies."""
-        return self.timestamps is not None
-
-    def times(self, indices: Iterable[int] | None = None) -> np.ndarray:
-        """Return the times of some frames, by default of all, `(frames,)`."""
-        indices = np.arange(self.num_frames) if indices is None else np.fromiter(indices, dtype=int)
-        if self.timestamps is not None:
-            return np.array(self.timestamps)[indices]
-        return self.start + indices / self.fps
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All clips of a source, in its order.
-
-    Attributes:
-        source: the argument of `open_source`.
-        entries: usable clips and those left out.
-        path: the file.
-        notes: lines on what else the source ignores; not in the file.
-    """
-
-    source: str
-    entries: tuple[Entry, ...]
-    path: Path
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> tuple[Entry, ...]:
-        """Return the usable clips."""
-        return tuple(entry for entry in self.entries if entry.status == "ok")
-
-    @property
-    def left_out(self) -> tuple[Entry, ...]:
-        """Return the clips that cannot be used."""
-        return tuple(entry for entry in self.entries if entry.status != "ok")
-
-    def census(self) -> str:
-        """Return the census as text: counts, rates, sizes, clips left out with their reasons, and files that are not
-        clips.
-
-        If very many clips are left out, some are named and the others counted; the file has them all.
-        """
-        ok, left_out = self.ok, self.left_out
-        lines = [f"{len(ok)} of {len(self.entries)} clips of '{shown(self.source)}' can be used"]
-        if ok:
-            frames = [entry.num_frames for entry in ok]
-            seconds = sum(entry.duration for entry in ok)
-            variable = sum(entry.variable_rate for entry in ok)
-            lines += [
-                f"  frames: {sum(frames)} ({min(frames)} to {max(frames)} in a clip), {seconds:.1f} seconds",
-                f"  frames per second: {_counts(f'{entry.fps:.4g}' for entry in ok)}; {variable} with a variable rate",
-                f"  width x height: {_counts(f'{entry.width}x{entry.height}' for entry in ok)}",
-                f"  codecs: {_counts(entry.codec for entry in ok)}",
-            ]
-        if left_out:
-            lines.append(f"{len(left_out)} left out:")
-            lines += [f"  {line}" for line in reason_lines({entry.key: entry.reason for entry in left_out})]
-        return "\n".join([*lines, *self.notes])
-
-
-def default_path(spec: str | Path, folder: Path = MANIFESTS) -> Path:
-    """Return the default path of a source's manifest: `<folder>/<name>-<hash of the whole name>.jsonl`."""
-    spec = str(spec)
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(spec).name)
-    where = str(Path(spec).resolve()) if Path(spec).exists() else spec
-    return folder / f"{name}-{hashlib.sha256(where.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}.jsonl"
 
 
 def make_manifest(
@@ -162,29 +75,62 @@ def make_manifest(
         ValueError: if the source holds no clips at all, or the disk is full.
         Stopped: if there was a reason to stop.
     """
-    path = default_path(source.spec) if path is None else Path(path)
-    header = _header(source.spec)
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    held = list(_read_lines(path, header))
-    known = {entry.key: entry for entry in (*held, *_read_lines(unfinished, header))}
+    path = default_path(source.spec) if path is None else as_parquet(Path(path))
+    convert_manifest(path)
+    header = header_of(source.spec)
+    unfinished = path.with_name(f".{path.stem}{OLD_SUFFIX}{UNFINISHED}")
+    held = whole_entries(path, header)
     path.parent.mkdir(parents=True, exist_ok=True)
     if source.spans():
-        entries = _entries_of_spans(source, path.parent, workers, stop)
-        if entries != held:
-            with named_write_errors(f"the manifest '{path}'"):
-                _write_lines(path, header, entries)
-        return Manifest(source.spec, tuple(entries), path, source.notes())
-    with ExitStack() as stack:
-        reading = _Reading(source, unfinished, known, workers, stop, stack)
-        entries = reading.all(only)
-    entries += [Entry(key=key, status="left out", reason=reason) for key, reason in source.left_out().items()]
-    if not entries:
-        raise ValueError(f"'{source.spec}' holds no clips")
-    if entries != held:
+        found = EntriesBuilder()
+        for entry in _entries_of_spans(source, path.parent, workers, stop):
+            found.append(entry)
+    else:
+        known = _Known(held, {entry.key: entry for entry in read_lines(unfinished, header)})
+        with ExitStack() as stack:
+            found = _Reading(source, unfinished, known, workers, stop, stack).all(only)
+        for key, reason in source.left_out().items():
+            found.append(Entry(key=key, status="left out", reason=reason))
+        if not len(found):
+            raise ValueError(f"'{source.spec}' holds no clips")
+    entries = found.entries()
+    if not path.is_file() or entries != held:
         with named_write_errors(f"the manifest '{path}'"):
-            _write_lines(path, header, entries)
+            write_entries_file(path, header, entries.batches())
     unfinished.unlink(missing_ok=True)
-    return Manifest(source.spec, tuple(entries), path, source.notes())
+    return Manifest(source.spec, read_entries_file(path)[1], path, source.notes())
+
+
+class _Known:
+    """The entries that are known by key. Those of a file are expected in its order, and then read in one go.
+
+    Attributes:
+        newer: entries that are not in the file yet.
+    """
+
+    def __init__(self, held: Entries, newer: dict[str, Entry]):
+        self.held, self.newer = held, newer
+        self._places: dict[str, int] | None = None
+        self._follow(0)
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry of a key; `None` if it is not known."""
+        if self._next is not None and self._next.key == key:
+            found, self._next = self._next, next(self._coming, None)
+            return self.newer.get(key, found)
+        if key in self.newer:
+            return self.newer[key]
+        if self._places is None:
+            keys = (key for part in self.held.columns("key") for key in part.column("key").to_pylist())
+            self._places = {key: place for place, key in enumerate(keys)}
+        if key not in self._places:
+            return None
+        self._follow(self._places[key])
+        return self.get(key)
+
+    def _follow(self, first: int) -> None:
+        self._coming: Iterator[Entry] = self.held.after(first)
+        self._next = next(self._coming, None)
 
 
 class _Reading:
@@ -195,7 +141,7 @@ class _Reading:
     """
 
     def __init__(
-        self, source: Source, unfinished: Path, known: dict[str, Entry], workers: int,
+        self, source: Source, unfinished: Path, known: _Known, workers: int,
         stop: Callable[[], str | None], stack: ExitStack,
     ):  # fmt: skip
         self.source, self.unfinished, self.known, self.workers, self.stop = source, unfinished, known, workers, stop
@@ -203,12 +149,12 @@ class _Reading:
         self.pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
         self.progress = stack.enter_context(Progress(f"reading clips of '{shown(source.spec)}'", length_hint(source)))
         self.waiting: deque[tuple[Entry | Future, int]] = deque()  # each with the bytes that it holds
-        self.entries: list[Entry] = []
+        self.entries = EntriesBuilder()
         self.decoded = self.left_out = 0
         self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
         self._file = None
 
-    def all(self, only: Container[str] | None = None) -> list[Entry]:
+    def all(self, only: Container[str] | None = None) -> EntriesBuilder:
         """Return the entries of all clips; raise `Stopped` if there was a reason to stop.
 
         Args:
@@ -219,7 +165,7 @@ class _Reading:
                 if self.stopping:
                     break
                 if only is not None and key not in only:
-                    self.waiting += [(self.known[key], 0)] if key in self.known else []
+                    self.waiting += [] if (known := self.known.get(key)) is None else [(known, 0)]
                     continue
                 self.waiting.append(self._start(key))
                 # No more clips than that are held in memory.
@@ -288,53 +234,11 @@ class _Reading:
     def _write(self, entry: Entry) -> None:
         with named_write_errors(f"the manifest '{self.unfinished}'"):
             if self._file is None:  # nothing is written if nothing is new, so that many programs can read it at once
-                _write_lines(self.unfinished, _header(self.source.spec), self.known.values())
+                write_lines(self.unfinished, header_of(self.source.spec), self.known.newer.values())
                 self._file = self.stack.enter_context(io.FileIO(self.unfinished, "a"))
             line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def read_manifest(source: Source, path: Path) -> Manifest | None:
-    """Read a manifest; return `None` if there is no file, or it belongs to another source or another decoder.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    entries = _read_file(path, _header(source.spec))
-    return None if entries is None else Manifest(source.spec, entries, path)
-
-
-def read_entries(path: Path) -> tuple[Entry, ...]:
-    """Return the entries of a manifest of whatever source; none if there is no file.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    return (_read_file(path) or ()) if path.is_file() else ()
-
-
-def _read_file(path: Path, header: dict | None = None) -> tuple[Entry, ...] | None:
-    """Return the entries of a file; `None` if its header is not the given one."""
-    try:
-        # Not `splitlines`, which would also split at characters such as U+2028 within a name.
-        first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if header not in (None, json.loads(first)):
-            return None
-        return tuple(Entry.model_validate_json(line) for line in lines)
-    except ValueError as error:  # of its encoding, of JSON or of an entry
-        raise ValueError(f"'{path}' is damaged ({sentence(error)}); delete it, and it is made anew") from error
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write a copy, complete or not at all."""
-    _write_lines(path, _header(manifest.source), manifest.entries)
-
-
-def _header(spec: str) -> dict:
-    return {"manifest": _VERSION, "source": spec, "decoder": decoder_version()}
 
 
 def _probe(
@@ -365,7 +269,7 @@ def _entries_of_spans(source: Source, folder: Path, workers: int, stop: Callable
         path = default_path(base.spec, folder)
         with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
             manifest = make_manifest(base, path, workers, stop, named)
-        wholes[id(base)] = {entry.key: entry for entry in manifest.entries}
+        wholes[id(base)] = {entry.key: entry for entry in manifest.entries if entry.key in named}
     return [_cut(wholes[id(span.source)].get(span.clip), key, span) for key, span in spans.items()]
 
 
@@ -450,31 +354,6 @@ def _hash(opened: Clip, check: Callable[[], object]) -> tuple[str, int]:
                 size += len(block)
                 check()
     return digest.hexdigest(), size
-
-
-def _read_lines(path: Path, header: dict) -> Iterable[Entry]:
-    """Yield the entries of a file with the same header; none if it is absent or of another decoder."""
-    if not path.is_file():
-        return
-    try:
-        first, *lines = path.read_text(encoding="utf-8").split("\n")
-        if json.loads(first) != header:
-            return
-        for line in lines[:-1]:  # the last line was cut short by a kill
-            yield Entry.model_validate_json(line)
-    except ValueError as error:  # of its encoding, of JSON or of an entry
-        print(f"'{path}' is damaged after some lines and is made anew from there ({sentence(error)})")
-
-
-def _write_lines(path: Path, header: dict, entries: Iterable[Entry]) -> None:
-    lines = [json.dumps(header), *(entry.model_dump_json(exclude_defaults=True) for entry in entries)]
-    write_whole(path, "\n".join(lines) + "\n")
-
-
-def _counts(values: Iterable[str], most: int = 8) -> str:
-    common = Counter(values).most_common()
-    shown = ", ".join(f"{value} ({count})" for value, count in common[:most])
-    return shown + (f" and {len(common) - most} more" if len(common) > most else "")
 
 
 def main() -> int:

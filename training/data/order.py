@@ -12,11 +12,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.randomness import step_generator
 
 
 SAME_RATE = 1.002  # 29.97 frames per second count as 30: NTSC's rates are a thousandth slower than their names
+# Frames are rounded slightly below one half: rounding errors then cannot decide exact halves such as 12.5, which round
+# down.
+_HALF, _BELOW = 0.5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,50 @@ def permuted(index: int, size: int, *keys: str | int) -> int:
             return index
 
 
-def clip_at(position: int, num_clips: int, *keys: str | int) -> int:
-    """Return the clip at a position of the endless order, in which each epoch is another permutation."""
+def clip_at(position: int, num_clips: int, *keys: str | int, shards: "Shards | None" = None) -> int:
+    """Return the clip at a position of the endless order, in which each epoch is another permutation.
+
+    Args:
+        position: in that order.
+        num_clips: of an epoch.
+        keys: choose the order.
+        shards: mix the clips of a few shards at a time; `None`: all clips.
+    """
     epoch, place = divmod(position, num_clips)
-    return permuted(place, num_clips, *keys, epoch)
+    return permuted(place, num_clips, *keys, epoch) if shards is None else shards.clip_at(place, *keys, epoch)
+
+
+class Shards:
+    """An order for clips that lie in large files far away: the shards are permuted, then the clips of a few at a time.
+
+    So a shard is read in one go, and not again before the next epoch, except where two buffers share a batch.
+
+    Args:
+        sizes: number of clips of each shard, `(shards,)`; a shard's clips are consecutive.
+        at_once: shards whose clips are mixed.
+    """
+
+    def __init__(self, sizes: np.ndarray, at_once: int):
+        self.sizes, self.at_once = np.asarray(sizes, np.int64), at_once
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def clip_at(self, place: int, *keys: str | int) -> int:
+        """Return the clip at a place of the permutation that `keys` choose."""
+        order, ends = self._epoch(*keys)
+        last_of_buffer = ends[self.at_once - 1 :: self.at_once]
+        buffer = int(np.searchsorted(last_of_buffer, place, side="right"))
+        first = buffer * self.at_once
+        begin = int(ends[first - 1]) if first else 0
+        mine = ends[first : first + self.at_once]
+        inside = begin + permuted(place - begin, int(mine[-1]) - begin, *keys, buffer)
+        shard = first + int(np.searchsorted(mine, inside, side="right"))
+        return int(self._starts[order[shard]]) + inside - (int(ends[shard - 1]) if shard else 0)
+
+    def _order(self, *keys: str | int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards of an epoch in their order, and where the clips of each end."""
+        order = torch.randperm(len(self.sizes), generator=step_generator(*keys, "shards")).numpy()
+        return order, np.cumsum(self.sizes[order])
 
 
 def bucket_at(seed: int, stage: str, step: int, batches: tuple[int, ...]) -> tuple[int, int]:
@@ -95,6 +138,8 @@ def bucket_at(seed: int, stage: str, step: int, batches: tuple[int, ...]) -> tup
         step: batches drawn before this one in the stage.
         batches: batches per epoch of each bucket; each epoch has that many of each, in random order.
     """
+    if len(batches) == 1:
+        return 0, step
     epoch, place = divmod(step, sum(batches))
     buckets, earlier = _bucket_sequence(seed, stage, epoch, batches)
     bucket = int(buckets[place])
@@ -114,13 +159,23 @@ def _bucket_sequence(seed: int, stage: str, epoch: int, batches: tuple[int, ...]
 
 def num_starts(entry: Entry, num_frames: int, rate: Rate) -> int:
     """Return how many windows of `num_frames` at a rate a clip has."""
-    if rate.fps is None:
-        return max(0, entry.num_frames - (num_frames - 1) * rate.stride)
-    if entry.variable_rate:
+    if rate.fps is not None and entry.variable_rate:
         return len(_varying_starts(entry, num_frames, rate.fps))
-    if rate.fps > entry.fps * SAME_RATE and num_frames > 1:  # frames would be repeated
-        return 0
-    return max(0, entry.num_frames - frames_at_stride(0, num_frames, entry.fps / rate.fps)[-1])
+    return int(even_starts(np.int64(entry.num_frames), np.float64(entry.fps), num_frames, rate))
+
+
+def even_starts(clip_frames: np.ndarray, clip_fps: np.ndarray, num_frames: int, rate: Rate) -> np.ndarray:
+    """Return how many windows of `num_frames` at a rate clips have whose own rate does not vary.
+
+    Args:
+        clip_frames, clip_fps: frames and frames per second of each clip, of any shape.
+        num_frames, rate: of the windows.
+    """
+    if rate.fps is None:
+        return np.maximum(0, clip_frames - (num_frames - 1) * rate.stride)
+    last = np.floor((num_frames - 1) * (clip_fps / rate.fps) + _HALF - _BELOW)  # as `frames_at_stride` rounds
+    repeats = (rate.fps > clip_fps * SAME_RATE) & (num_frames > 1)
+    return np.where(repeats, 0, np.maximum(0, clip_frames - last.astype(np.int64)))
 
 
 def frames_at_stride(first: int, num_frames: int, stride: float) -> tuple[int, ...]:
@@ -128,8 +183,7 @@ def frames_at_stride(first: int, num_frames: int, stride: float) -> tuple[int, .
 
     A stride need not be whole: the nearest frame is taken, the earlier one of two that are equally near.
     """
-    # Slightly below one half: rounding errors then cannot decide exact halves such as 12.5, which round down.
-    return tuple(first + math.floor(index * stride + 0.5 - 1e-6) for index in range(num_frames))
+    return tuple(first + math.floor(index * stride + _HALF - _BELOW) for index in range(num_frames))
 
 
 def frame_indices(entry: Entry, place: float, num_frames: int, rate: Rate) -> tuple[int, ...]:

@@ -6,7 +6,7 @@
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from training.config.schema import RunConfig
 from training.data.buckets import WindowRequest, assign, heldout_window_request, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
+from training.data.entries import Entries
 from training.data.failures import FailedClips
-from training.data.manifest import Entry, default_path, read_manifest, write_manifest
+from training.data.manifest_files import convert_manifest, default_path, read_manifest, write_manifest
 from training.data.sources import Source
 from training.data.windows import ClipWindows, LatentWindows, PixelWindows
 from training.files import read_json, write_whole
@@ -46,14 +47,14 @@ def prepare_data(
     accelerator: Accelerator,
     resumes: bool = False,
     stop: Callable[[], str | None] = lambda: None,
-    check_heldout: Callable[[Source, tuple[Entry, ...]], object] = lambda source, entries: None,
+    check_heldout: Callable[[Source, Entries], object] = lambda source, entries: None,
 ) -> RunData:
     """Read the clips, refuse stages without any, encode them, and print the census; every process of a run calls this.
 
     Args:
         config: with `steps` and `batch_size` (`RunConfig.for_processes`).
         vae: the autoencoder.
-        folder: of the run; gets `clips-train.jsonl` and `clips-validation.jsonl`, the clips at the beginning of the
+        folder: of the run; gets `clips-train.parquet` and `clips-validation.parquet`, the clips at the beginning of the
             run, and `census.json`.
         accelerator: of the run.
         resumes: use the clips of the beginning, so that the same windows are drawn even if the source has changed.
@@ -71,9 +72,9 @@ def prepare_data(
     requests = {name: [uses[name](config, stage) for stage in config.stages] for name in specs}
     sources, entries = {}, {}
     for name, spec in specs.items():
-        kept = folder / f"clips-{name}.jsonl"
+        kept = folder / f"clips-{name}.parquet"
         sources[name], entries[name] = _clips(config, spec, kept, accelerator, resumes, stop)
-    _refuse_stages_without_clips(requests, entries)
+    on_main_process(lambda: _refuse_stages_without_clips(requests, entries), accelerator)
 
     # 2. Windows, encoded now or when they are drawn
     vae.to(accelerator.device)
@@ -91,9 +92,7 @@ def prepare_data(
     # 3. The census
     censuses = {
         name: {
-            stage.name: StageCensus.of(
-                windows[name].census(request), request, stage.windows_per_step(accelerator.num_processes)
-            )
+            stage.name: StageCensus.of(windows[name].census(request), stage.windows_per_step)
             for stage, request in zip(config.stages, requests[name])
         }
         for name in specs
@@ -105,11 +104,12 @@ def prepare_data(
 
 def _clips(
     config: RunConfig, spec: str, kept: Path, accelerator: Accelerator, resumes: bool, stop: Callable[[], str | None]
-) -> tuple[Source, tuple[Entry, ...]]:
+) -> tuple[Source, Entries]:
     """Return a source and its clips: those saved with the run or, at its beginning, those the main process finds."""
     source = open_clips(config, spec)
 
     def find() -> None:
+        convert_manifest(kept)
         if resumes and kept.is_file():
             if read_manifest(source, kept) is not None:
                 return
@@ -133,15 +133,13 @@ def on_main_process(make: Callable[[], object], accelerator: Accelerator) -> Non
         raise failure[0]
 
 
-def _refuse_stages_without_clips(
-    requests: dict[str, list[WindowRequest]], entries: dict[str, tuple[Entry, ...]]
-) -> None:
+def _refuse_stages_without_clips(requests: dict[str, list[WindowRequest]], entries: dict[str, Entries]) -> None:
     found = []
     for name, asked in requests.items():
         for request in asked:
             census = assign(entries[name], request)
             if not any(census.clips):
-                reasons = [f"    {clip}: {reason}" for clip, reason in list(census.left_out.items())[:10]]
+                reasons = [f"    {clip}: {reason}" for clip, reason in census.left_out.first(10).items()]
                 more = len(census.left_out) - len(reasons)
                 found += [
                     f"  stage {request.stage!r}: none of the {len(entries[name])} clips of `data.{name}` can be "
@@ -154,7 +152,7 @@ def _refuse_stages_without_clips(
 
 
 def _windows(
-    config: RunConfig, source: Source, entries: tuple[Entry, ...], requests: list[WindowRequest], vae: torch.nn.Module,
+    config: RunConfig, source: Source, entries: Entries, requests: list[WindowRequest], vae: torch.nn.Module,
     accelerator: Accelerator, stop: Callable[[], str | None],
 ) -> ClipWindows:  # fmt: skip
     clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
@@ -190,11 +188,11 @@ def _report_census(
     for name, stages in censuses.items():
         print(f"{name}: {getattr(config.data, name)}")
         for stage in config.stages:
-            seen = stage.steps * stage.windows_per_step(accelerator.num_processes) if name == "train" else None
+            seen = stage.steps * stage.windows_per_step if name == "train" else None
             first, *others = stages[stage.name].lines(seen, most_reasons=10)
             print("\n".join([f"  {stage.name}: {first}", *(f"  {line}" for line in others)]))
     records = {
-        name: {"source": getattr(config.data, name), "stages": {k: asdict(v) for k, v in stages.items()}}
+        name: {"source": getattr(config.data, name), "stages": {k: v.as_json() for k, v in stages.items()}}
         for name, stages in censuses.items()
     }
     records = json.loads(json.dumps(records))  # turns tuples into lists, as in the file

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from training.data.clips import View
+from training.data.entries import Entries, Entry
 from training.data.latents import POINT, ClipError, LatentCache, Moments
-from training.data.manifest import Entry
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ResidentLatents:
         return latents, low_latents
 
 
-def size_on_device(cache: LatentCache, entries: Sequence[Entry]) -> int:
+def size_on_device(cache: LatentCache, entries: Entries) -> int:
     """Return the bytes of clips in all views, as their first frames have them; 0 if none can be read."""
     for entry in entries:
         try:
@@ -68,7 +68,7 @@ def size_on_device(cache: LatentCache, entries: Sequence[Entry]) -> int:
         except ClipError:
             continue
         frame = sum(tensor.nbytes for tensor in (*means, *(deviations or ())))
-        return frame * sum(each.num_frames for each in entries) * len(cache.views)
+        return int(frame * entries.total("num_frames") * len(cache.views))
     return 0
 
 

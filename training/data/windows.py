@@ -6,10 +6,10 @@ noise.
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 from diffusers_mardini.trained_window import TrainedWindow
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import read_frames
-from training.data.buckets import Bucket, Census, WindowRequest, assign
+from training.data.buckets import Absent, Bucket, Census, WindowRequest, assign, clips_by_size, window_counts
 from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
+from training.data.entries import Entries, Entry
 from training.data.failures import sentence, shown
-from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames
-from training.data.manifest import Entry
-from training.data.order import Rate, StepRows, bucket_at, clip_at, frame_indices, num_starts
+from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames, frames_at_once
+from training.data.order import Rate, Shards, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.resident import ResidentLatents, put_on_device, size_on_device
 from training.data.sources import Source
 
@@ -35,6 +35,7 @@ class WindowDraw:
 
     Attributes:
         clip: key of the clip.
+        number: place of the clip in the manifest.
         frames: indices of its frames.
         view: the part of them that is visible.
         bucket: shape of the batch.
@@ -45,6 +46,7 @@ class WindowDraw:
     """
 
     clip: str
+    number: int
     frames: tuple[int, ...]
     view: View
     bucket: Bucket
@@ -59,9 +61,10 @@ class WindowDraw:
 
 @dataclass(frozen=True)
 class _Order:
-    clips: tuple[Entry, ...]
+    clips: Entries
     rates: tuple[Rate, ...]  # the longest windows last
     shuffled: bool
+    shards: Shards | None = None
 
 
 class ClipWindows:
@@ -80,13 +83,14 @@ class ClipWindows:
         clip_conditions: ClipConditions | None = None,
     ):
         self.clip_conditions = clip_conditions
-        self.entries = tuple(entries)
+        self.entries = Entries.of(entries)
         self.sizes = tuple(sizes)
         self.failures: dict[str, str] = {}
         self.on_failure: Callable[[str, str], None] = self._print_failure
-        self._censuses: dict[WindowRequest, Census] = {}
+        self._censuses: dict[tuple, Census] = {}  # stages that ask for the same windows share one
         self._orders: dict[tuple, _Order] = {}
-        self._by_key = {entry.key: entry for entry in self.entries}
+        self._shards: dict[tuple[WindowRequest, Bucket], Shards] = {}
+        self._entry = lru_cache(maxsize=1024)(self.entries.whole.__getitem__)  # by its number
 
     def census(self, request: WindowRequest) -> Census:
         """Return the clips of each bucket of a stage; printed, the census names every clip left out.
@@ -94,21 +98,16 @@ class ClipWindows:
         Raises:
             ValueError: if a bucket's size is not among `sizes`, or no clip is left.
         """
-        if request not in self._censuses:
+        asked = (request.buckets, request.rates)
+        if asked not in self._censuses:
             missing = [bucket for bucket in request.buckets if bucket.size not in self.sizes]
             if missing:
                 raise ValueError(f"bucket {missing[0]} of stage '{request.stage}' is none of the sizes {self.sizes}")
-            census = assign(self.entries, request)
-            left_out, clips = dict(census.left_out), []
-            for bucket, assigned in zip(census.buckets, census.clips):
-                reasons = {entry.key: self._why_absent(entry, bucket) for entry in assigned}
-                left_out |= {key: reason for key, reason in reasons.items() if reason}
-                clips.append(tuple(entry for entry in assigned if not reasons[entry.key]))
-            census = Census(census.buckets, tuple(clips), left_out)
+            census = assign(self.entries, request, self._absent(), self._why_absent)
             if not any(census.clips):
                 raise ValueError(f"stage '{request.stage}' has no clips:\n{census}")
-            self._censuses[request] = census
-        return self._censuses[request]
+            self._censuses[asked] = census
+        return self._censuses[asked]
 
     def draw(
         self, request: WindowRequest, rows: StepRows, sample_generators: Sequence[torch.Generator]
@@ -126,7 +125,8 @@ class ClipWindows:
         turn, earlier = bucket_at(rows.seed, request.stage, rows.step, batches)
         bucket = census.buckets[filled[turn]]
         order = (rows.seed, rows.attempt, request.stage, *bucket.size, bucket.frames)
-        self._orders[order] = _Order(census.clips[filled[turn]], request.rates, shuffled=True)
+        clips = census.clips[filled[turn]]
+        self._orders[order] = _Order(clips, request.rates, True, self._shards_of(request, bucket, clips))
         draws = []
         for row, generator in zip(rows.rows, sample_generators, strict=True):
             place, flip, share = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -148,7 +148,7 @@ class ClipWindows:
         """
         (bucket,), (rate,) = request.buckets, request.rates
         (clips,) = self.census(request).clips
-        counts = np.array([num_starts(entry, bucket.frames, rate) for entry in clips])
+        counts = window_counts(clips, bucket.frames, rate)
         order = ("heldout", *bucket.size, bucket.frames, str(rate))
         self._orders[order] = _Order(clips, (rate,), shuffled=False)
         ends = counts.cumsum()
@@ -162,7 +162,7 @@ class ClipWindows:
 
     def fps(self, draw: WindowDraw) -> float:
         """Return the frames per second of a window."""
-        return draw.rate.fps or self._by_key[draw.clip].fps / (draw.frames[1] - draw.frames[0])
+        return draw.rate.fps or self._entry(draw.number).fps / (draw.frames[1] - draw.frames[0])
 
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to read the windows of a later `batch`, if reading takes time."""
@@ -214,15 +214,23 @@ class ClipWindows:
         if self.clip_conditions.read_latents:
             latents = latents.cpu()  # means round otherwise on a GPU
         rows = [
-            self.clip_conditions.of(self._by_key[draw.clip], draw.frames, window)
+            self.clip_conditions.of(self._entry(draw.number), draw.frames, window)
             for draw, window in zip(draws, latents)
         ]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
+    def _shards_of(self, request: WindowRequest, bucket: Bucket, clips: Entries) -> Shards | None:
+        if request.shards_at_once is None:
+            return None
+        if (request, bucket) not in self._shards:
+            self._shards[request, bucket] = Shards(clips.shard_sizes(), request.shards_at_once)
+        return self._shards[request, bucket]
+
     def _window(self, order: tuple, position: int, bucket: Bucket, rate: Rate, place: float, view: View) -> WindowDraw:
-        clips, rates, shuffled = vars(self._orders[order]).values()
-        number = clip_at(position, len(clips), *order) if shuffled else position % len(clips)
-        entry = clips[number]
+        clips, rates, shuffled, shards = vars(self._orders[order]).values()
+        number = clip_at(position, len(clips), *order, shards=shards) if shuffled else position % len(clips)
+        number = clips.place(number)
+        entry = self._entry(number)
         # The drawn rate or, in a mixture, the nearest one of shorter windows for which the clip is long enough; else,
         # for a clip with fewer frames per second than all these, one of longer windows.
         drawn = rates.index(rate)
@@ -230,7 +238,7 @@ class ClipWindows:
             if num_starts(entry, bucket.frames, fitting):
                 break
         frames = frame_indices(entry, place, bucket.frames, fitting)
-        return WindowDraw(entry.key, frames, view, bucket, rate, place, order, position)
+        return WindowDraw(entry.key, number, frames, view, bucket, rate, place, order, position)
 
     def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
         clips = self._orders[draw.order].clips
@@ -239,7 +247,7 @@ class ClipWindows:
         for position in range(first + 1, first + 2 * len(clips) + 1):
             if draw.clip not in self.failures:
                 try:
-                    return draw, self._read(self._by_key[draw.clip], draw)
+                    return draw, self._read(self._entry(draw.number), draw)
                 except ClipError as error:
                     self.failures[draw.clip] = str(error)
                     self.on_failure(draw.clip, str(error))
@@ -253,6 +261,15 @@ class ClipWindows:
         print(
             f"clip '{shown(clip)}' can't be read and is left out from here on ({len(self.failures)} of "
             f"{len(self.entries)} clips so far): {reason}"
+        )
+
+    def _absent(self) -> Absent | None:
+        """Return what tells which clips cannot be used in a bucket; `None` if all can."""
+        conditions = self.clip_conditions
+        if conditions is None or not conditions.has_tables:
+            return None
+        return lambda bucket, places, hashes: np.array(
+            [conditions.why_absent(self.entries[place]) is not None for place in places.tolist()], bool
         )
 
     def _why_absent(self, entry: Entry, bucket: Bucket) -> str | None:
@@ -292,34 +309,39 @@ class LatentWindows(ClipWindows):
         stop: Callable[[], str | None] = lambda: None,
     ) -> "LatentWindows":
         """Encode at each size the clips that the stages need, and no others; see `build_latent_cache`."""
-        entries, requests = tuple(entries), tuple(requests)
-        needed: dict[tuple[int, int], dict[str, Entry]] = {}
-        for request in requests:
-            census = assign(entries, request)
-            for bucket, clips in zip(census.buckets, census.clips):
-                needed.setdefault(bucket.size, {}).update({entry.key: entry for entry in clips})
+        entries, requests = Entries.of(entries), tuple(requests)
+        needed = clips_by_size(assign(entries, request) for request in requests)
         views = tuple(dict.fromkeys(view for request in requests for view in request.views))
         caches = {
             size: build_latent_cache(
                 source,
-                clips.values(),
+                clips,
                 vae,
                 size,
                 planner_downscale,
                 cache_dir,
                 views,
-                batch_size=max(
-                    1, min(64, 64 * 256**2 // (size[0] * size[1]))
-                ),  # at most the memory of 64 frames of 256x256
+                batch_size=frames_at_once(size),
                 rank=rank,
                 world=world,
                 wait=wait,
                 stop=stop,
             )
             for size, clips in sorted(needed.items())
-            if clips
+            if len(clips)
         }
         return cls(entries, caches, sorted(needed), clip_conditions)
+
+    def _absent(self) -> Absent:
+        others = super()._absent()
+
+        def absent(bucket: Bucket, places: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+            missing = ~self.caches[bucket.size].holds(hashes)
+            if others is not None:
+                missing[~missing] = others(bucket, places[~missing], hashes[~missing])
+            return missing
+
+        return absent
 
     def keep_on_device(self, device: torch.device, most_bytes: float) -> int:
         """Let `batch` gather windows on a device from here on, if the latents of all clips need at most so many bytes
@@ -328,7 +350,10 @@ class LatentWindows(ClipWindows):
         Returns:
             The bytes that they need.
         """
-        clips = {size: [entry for entry in self.entries if entry in cache] for size, cache in self.caches.items()}
+        clips = {
+            size: self.entries.select(np.concatenate([cache.holds(part) for part in self.entries.hashes()]))
+            for size, cache in self.caches.items()
+        }
         needed = sum(size_on_device(cache, clips[size]) for size, cache in self.caches.items())
         if needed <= most_bytes:
             for size, cache in self.caches.items():
@@ -341,7 +366,7 @@ class LatentWindows(ClipWindows):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read windows as the base class does, or gather the same on the device; see `keep_on_device`."""
         resident = self._resident.get(draws[0].bucket.size) if draws else None
-        windows = [(self._by_key[draw.clip], draw.frames, draw.view) for draw in draws]
+        windows = [(self._entry(draw.number), draw.frames, draw.view) for draw in draws]
         if resident is None or not all((entry.sha256, view) in resident.begins for entry, _, view in windows):
             return super().batch(draws, generators)
         return resident.batch(windows, generators)
@@ -383,7 +408,7 @@ class PixelWindows(ClipWindows):
         """Start to decode windows of a later `batch`."""
         for draw in draws:
             if draw not in self._pending and draw.clip not in self.failures:
-                self._pending[draw] = self._pool.submit(self._decode, self._by_key[draw.clip], draw)
+                self._pending[draw] = self._pool.submit(self._decode, self._entry(draw.number), draw)
 
     def batch(
         self, draws: list[WindowDraw], generators: Sequence[torch.Generator]
@@ -403,7 +428,7 @@ class PixelWindows(ClipWindows):
             ClipError: if its clip cannot be read any more.
         """
         pending = self._pending.pop(draw, None)
-        return self._decode(self._by_key[draw.clip], draw) if pending is None else pending.result()
+        return self._decode(self._entry(draw.number), draw) if pending is None else pending.result()
 
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
         try:
@@ -434,8 +459,8 @@ def usual_window(entries: Iterable[Entry], request: WindowRequest) -> TrainedWin
     bucket, (rate,) = request.buckets[0], request.rates
     fps = rate.fps
     if fps is None:
-        clips = Counter(entry.fps for entry in entries if entry.status == "ok")
-        fps = round(clips.most_common(1)[0][0] / rate.stride, 3) if clips else None
+        clips = Entries.of(entries).ok.counts("fps")
+        fps = round(clips.most_common(1)[0][0][0] / rate.stride, 3) if clips else None
     return TrainedWindow(*bucket.size, bucket.frames, fps)
 
 

@@ -7,11 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import size_multiple
 from training.data.sources import source_exists
 from training.engine.adapter import base_arguments
+from training.engine.layout import ONE_PROCESS, Layout
 from training.engine.models import (
     adapted_layers,
     build_models,
@@ -47,12 +50,13 @@ class Problem:
         return self.text
 
 
-def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
+def find_problems(config: RunConfig, with_data: bool = True, layout: Layout = ONE_PROCESS) -> list[Problem]:
     """Return the problems that can be found without reading a clip or running a step.
 
     Args:
         config: the run.
         with_data: require sources of clips, the autoencoder, and the pipeline of `init_from`.
+        layout: of its processes.
     """
     found = []
     if config.lora is not None:
@@ -79,7 +83,10 @@ def find_problems(config: RunConfig, with_data: bool = True) -> list[Problem]:
     factor = vae_factor(config)
     multiple = size_multiple(factor, transformer.patch_size, planner.patch_size, config.data.planner_downscale)
     for stage in (shape for whole in config.stages for shape in config.by_bucket(whole)):
-        found += _stage_problems(config, stage, multiple, factor)
+        stage_problems = _stage_problems(config, stage, multiple, factor)
+        if not stage_problems and layout.context > 1:
+            stage_problems = _token_problems(config, stage, models, factor, layout.context)
+        found += stage_problems
     for key, spec in (("train", config.data.train), ("validation", config.data.validation)):
         if with_data and spec is not None and not source_exists(spec):
             found.append(Problem("clips", f"there is no source of clips at {spec}; set `data.{key}` to yours"))
@@ -133,6 +140,28 @@ def _stage_problems(config: RunConfig, stage: StageConfig, multiple: int, factor
             "learn from; raise `num_frames` to 3 or more, or set `tasks.interpolation` to 0"
         )
         found.append(Problem("stage", text))
+    return found
+
+
+def _token_problems(
+    config: RunConfig, stage: StageConfig, models: nn.ModuleDict, factor: int, context: int
+) -> list[Problem]:
+    """Return why so many processes cannot share the tokens of a stage's windows equally."""
+    found = []
+    for part in trained_parts(stage):
+        if part == "head":
+            continue
+        sizes = models[part].config
+        pixels = factor * sizes.patch_size * (config.data.planner_downscale if part == "planner" else 1)
+        rows, columns = (side // pixels for side in config.size_of(stage))
+        tokens, heads = rows * (columns + 1), sizes.num_attention_heads  # every row ends with [NEXT]
+        if tokens % context or heads % context:
+            fit = math.gcd(tokens, heads)
+            text = (
+                f"stage {stage.name!r}: {context} processes (cp_size) cannot share the {tokens} tokens of a frame and "
+                f"the {heads} heads of the {part} equally; use a number that divides {fit}"
+            )
+            found.append(Problem("size", text))
     return found
 
 

@@ -5,8 +5,9 @@ losses are in `losses.py`.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from torch import nn
 from training.config.schema import OptimizerConfig
 from training.data.batches import Batch
 from training.engine.optimizers import load_optimizers, make_optimizers, optimizer_tensors
-from training.engine.sharding import data_parallel, gradients_kept_local, whole
+from training.engine.sharding import data_parallel, gradients_kept_local, layout_of, whole
 
 
 class GradientSteps:
@@ -31,6 +32,7 @@ class GradientSteps:
     def __init__(self, model: nn.Module, config: OptimizerConfig, learning_rate: float, accelerator: Accelerator):
         self.config = config
         self.accelerator = accelerator
+        self.ranks = layout_of(accelerator).data_ranks
         self.optimizers = make_optimizers(model, config, learning_rate)
         self.model = data_parallel(model, accelerator)
 
@@ -45,19 +47,28 @@ class GradientSteps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 
-    def backward(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """Add up the gradients of a step's parts; return this process's mean losses.
+    def backward(self, batches: Sequence[Batch], shares: Sequence[Fraction]) -> dict[str, torch.Tensor]:
+        """Add up the gradients of a step's parts; return this process's losses, whose mean over all is the step's.
 
         Gradients are sent between processes once, with the last part.
+
+        Args:
+            batches: the parts; every process has as many.
+            shares: of the step's loss, see `Draw.share`.
         """
         losses: dict[str, torch.Tensor] = {}
-        for part, batch in enumerate(batches):
+        for part, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             is_last = part + 1 == len(batches)
             local = contextlib.nullcontext() if is_last else gradients_kept_local(self.model, self.accelerator)
             with local, self.accelerator.autocast():
+                # Processes' losses and gradients are averaged, whatever their shares. Equal shares divide by the number
+                # of parts, to the bit.
+                weight = share * self.ranks
                 # Without names of clips: a compiled step would be compiled anew for others.
                 inputs = replace(batch.to(self.accelerator.device), windows=())
-                part_losses = {name: loss / len(batches) for name, loss in self.model(inputs).items()}
+                part_losses = {
+                    name: loss * weight.numerator / weight.denominator for name, loss in self.model(inputs).items()
+                }
                 self.accelerator.backward(part_losses["loss"])
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in part_losses.items()}
         return losses

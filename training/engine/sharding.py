@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -22,7 +22,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from diffusers_mardini import hardware
 from diffusers_mardini.hardware import choose_device
 from training.config.schema import RunConfig
+from training.engine.context_parallel import share_tokens
+from training.engine.layout import Layout
 from training.engine.tensor_files import Bounds, TensorFiles
+
+
+# Set by the launcher where accelerate's configuration has a `parallelism_config`.
+_PARALLELISM = "ACCELERATE_USE_PARALLELISM_CONFIG"
 
 
 def uses_bfloat16(config: RunConfig) -> bool:
@@ -38,8 +44,8 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
         arguments: further ones of `Accelerator`, such as its trackers.
 
     Raises:
-        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, and if processes that
-            were started together would each train alone.
+        ValueError: for DeepSpeed, FSDP1 and settings of FSDP that this trainer does not honour, for sizes that do not
+            make up the number of processes, and if processes that were started together would each train alone.
     """
     if _flag("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
@@ -47,13 +53,18 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
         )
     # The others wait while the main process reads every clip of a source, or encodes its share.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Without `cpu`, processes on a machine without accelerators get no backend: each would be a run of its own.
-    accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no",
-        cpu=choose_device().type == "cpu",
-        kwargs_handlers=[patience],
-        **arguments,
-    )
+    parallel = os.environ.pop(_PARALLELISM, None)  # accelerate would make a mesh of its own, and none of a CPU
+    try:
+        # Without `cpu`, processes on a machine without accelerators get no backend: each would be a run of its own.
+        accelerator = Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            cpu=choose_device().type == "cpu",
+            kwargs_handlers=[patience],
+            **arguments,
+        )
+    finally:
+        if parallel is not None:
+            os.environ[_PARALLELISM] = parallel
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -63,7 +74,28 @@ def make_accelerator(bf16: bool, **arguments: Any) -> Accelerator:
         )
     if problems := _unsupported(sharding_plugin(accelerator)):
         raise ValueError("\n".join(["these settings of FSDP are not supported:", *(f"  {text}" for text in problems)]))
+    layout_of(accelerator)  # refuses sizes that do not fit
     return accelerator
+
+
+def layout_of(accelerator: Accelerator) -> Layout:
+    """Return how the processes share a run, as accelerate's `parallelism_config` says.
+
+    Raises:
+        ValueError: if its sizes do not make up the number of processes, or cannot be honoured.
+    """
+    sizes, processes = ParallelismConfig(), accelerator.num_processes
+    for name in ("tp_size", "sp_size"):
+        if getattr(sizes, name, 1) > 1:
+            raise ValueError(
+                f"parallelism_config has {name} {getattr(sizes, name)}, which must be 1; use dp_shard_size to cut the "
+                "weights and cp_size to share tokens"
+            )
+    if sharding_plugin(accelerator) is not None:
+        return Layout.sharded(processes, sizes.dp_replicate_size, sizes.dp_shard_size, sizes.cp_size)
+    if processes > 1 and max(sizes.dp_replicate_size, sizes.dp_shard_size, sizes.cp_size) > 1:
+        raise ValueError("parallelism_config needs `distributed_type: FSDP`; see training/configs/accelerate/")
+    return Layout(copies=processes)
 
 
 def sharding_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
@@ -96,16 +128,20 @@ def _unsupported(plugin: FullyShardedDataParallelPlugin | None) -> list[str]:
 def shard(models: torch.nn.ModuleDict, accelerator: Accelerator) -> None:
     """Shard every model in place: each block, and the rest, is gathered when it runs and released afterwards.
 
-    Models on the meta device get memory for their shards alone, without values (`initial_weights.py`).
-    The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run any of them alone.
-    Under bf16, shards are gathered in bf16 (run them under autocast) and gradients are summed in float32.
+    With several copies of the weights (`Layout`), each is sharded within its group of processes, and gradients are
+    averaged over the groups, too. Models on the meta device get memory for their shards alone, without values
+    (`initial_weights.py`). The models stay separate (three roots), so that a stage, an evaluation or a pipeline may run
+    any of them alone. Under bf16, shards are gathered in bf16 (run them under autocast) and gradients are summed in
+    float32.
     """
-    plugin = sharding_plugin(accelerator)
+    plugin, layout = sharding_plugin(accelerator), layout_of(accelerator)
     if plugin is None:
         _place(models, accelerator.device)
         return
+    share_tokens(models, layout, accelerator.device)
+    shape = {"copies": layout.copies, "shards": layout.shards} if layout.copies > 1 else {"shards": layout.shards}
     settings = {
-        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "mesh": init_device_mesh(accelerator.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape)),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else None,
             reduce_dtype=torch.float32,

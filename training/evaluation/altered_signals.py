@@ -6,10 +6,13 @@ The loss of quality shows how much the transformer relies on the signals. `sampl
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from diffusers_mardini import MarDiniPipeline
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class SignalContext:
         unconditional: the transformer's unconditional planning signal, `(channels,)`.
         given: positions of the given frames.
         generators: one for each window, so that random numbers do not depend on the batch.
+        regenerate: samples the given frames anew, in [0, 1], `(batch, given frames, 3, height, width)`.
     """
 
     unconditional: torch.Tensor
     given: Sequence[int]
     generators: Sequence[torch.Generator]
+    regenerate: Callable[[], torch.Tensor] | None = None
 
     def masked(self, num_frames: int) -> list[int]:
         """Return the positions of the masked frames."""
@@ -40,11 +45,13 @@ class Alteration:
         suffix: appended to the name of the method.
         apply: planning signals `(batch, frames, rows, columns, channels)` and the context to new signals of that
             shape.
+        around: changes how the pipeline plans, inside a `with` block (`altered_planner.py`).
     """
 
     key: str
     suffix: str
-    apply: Callable[[torch.Tensor, SignalContext], torch.Tensor]
+    apply: Callable[[torch.Tensor, SignalContext], torch.Tensor] = lambda signals, context: signals
+    around: Callable[[MarDiniPipeline, SignalContext], AbstractContextManager[None]] | None = None
 
 
 def _drop(signals: torch.Tensor, context: SignalContext) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from diffusers_mardini.sizes import Size, parse_size, sides, size_text
 from diffusers_mardini.trained_window import TrainedWindow
 from training.data.clips import find_clips, fit, open_clip
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.data.order import SAME_RATE, frames_at_stride
 
 

@@ -40,7 +40,7 @@ def load_pipeline(checkpoint: str, device: str, dtype: str) -> tuple[MarDiniPipe
 
 @contextlib.contextmanager
 def signals_altered(pipe: MarDiniPipeline, alteration: Alteration | None, context: SignalContext) -> Iterator[None]:
-    """Alter the planner's signals inside the `with` block; `None` leaves them as they are."""
+    """Alter the planner, or its signals, inside the `with` block; `None` leaves them as they are."""
 
     def replace(module, args, output):
         new = alteration.apply(output[0], context)  # (batch, frames, rows, columns, channels)
@@ -48,11 +48,15 @@ def signals_altered(pipe: MarDiniPipeline, alteration: Alteration | None, contex
             return (new, *output[1:])
         return type(output)(planning_signals=new)
 
-    handle = pipe.planner.register_forward_hook(replace) if alteration is not None else None
-    try:
+    if alteration is None:
         yield
-    finally:
-        if handle is not None:
+        return
+    around = alteration.around(pipe, context) if alteration.around is not None else contextlib.nullcontext()
+    with around:
+        handle = pipe.planner.register_forward_hook(replace)
+        try:
+            yield
+        finally:
             handle.remove()
 
 
@@ -122,7 +126,10 @@ def sample_batch(
         [torch.Generator().manual_seed(stream + seed * 1_000_003 + first + i) for i in range(len(windows))]
         for stream in (0, ALTERATION_SEED)
     )
-    context = SignalContext(pipe.transformer.unconditional_planning_signal, given, alteration_generators)
+    context = SignalContext(
+        pipe.transformer.unconditional_planning_signal, given, alteration_generators,
+        lambda: regenerated(pipe, windows, given, steps, alteration_generators, guidance_scale, conditions),
+    )  # fmt: skip
     with signals_altered(pipe, alteration, context):
         frames = pipe(
             video=windows[:, list(given)],
@@ -137,6 +144,35 @@ def sample_batch(
     frames = frames.float().cpu()
     frames[:, list(given)] = windows[:, list(given)].float()
     return frames
+
+
+def regenerated(
+    pipe: MarDiniPipeline,
+    windows: torch.Tensor,
+    given: Sequence[int],
+    steps: int,
+    generators: Sequence[torch.Generator],
+    guidance_scale: float | None = None,
+    conditions: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Sample the given frames from the others, which are sampled from the given ones first; see `sample_batch`.
+
+    Returns:
+        In [0, 1], `(batch, given frames, 3, height, width)`.
+    """
+    frames = windows
+    for known in (list(given), [i for i in range(windows.shape[1]) if i not in set(given)]):
+        frames = pipe(
+            video=frames[:, known],
+            frame_indices=known,
+            num_frames=windows.shape[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=list(generators),
+            output_type="pt",
+            conditions=conditions,
+        ).frames.float()
+    return frames[:, list(given)].cpu()
 
 
 def generate(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from training.engine.sharding import layout_of
 from training.files import append_line
 
 
@@ -23,12 +24,13 @@ def record_start(folder: Path, accelerator: Accelerator) -> None:
 
 
 def describe_start(accelerator: Accelerator) -> dict:
-    """Return time, command, processes, processors, versions and git revision, but no names of machine or user."""
+    """Return time, command, processes and their layout, processors, versions and git revision, but no names of machine or user."""
     device = accelerator.device
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "processes": accelerator.num_processes,
+        "layout": layout_of(accelerator).as_json(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "mixed_precision": accelerator.mixed_precision,

@@ -16,6 +16,7 @@ from diffusers_mardini.masking import (
 )
 from training.config.schema import StageConfig
 from training.data.batches import Batch
+from training.engine.sharding import layout_of
 from training.losses import diffusion_loss, make_planning_signals, reconstruction_loss
 from training.monitoring.heldout_windows import HeldoutWindows
 from training.randomness import step_generator
@@ -79,7 +80,8 @@ def heldout_losses(
     def add(losses: dict, key: str | tuple[str, float], loss: torch.Tensor, counted: int) -> None:
         losses[key] = losses.get(key, 0) + loss * counted
 
-    parts = _parts(windows, stage.batch_size, accelerator.num_processes)
+    layout = layout_of(accelerator)
+    parts = _parts(windows, stage.batch_size, layout.data_ranks)
     for (pattern, mask), (rows, counted) in product(masks.items(), parts):
         batch = Batch(
             latents[rows], windows.planner_latents[rows], mask[numbers][rows], int((~mask[0]).sum()), noise[rows],
@@ -102,7 +104,8 @@ def heldout_losses(
 
     found = [*planner_losses.values(), *diffusion_losses.values(), *unplanned_losses.values()]
     sums = accelerator.reduce(torch.stack(found), "sum")
-    means = (total / windows.total for total in sums.tolist())
+    # Processes that share tokens have the same windows.
+    means = (total / (windows.total * layout.context) for total in sums.tolist())
     planner_means = {pattern: next(means) for pattern in planner_losses}
     diffusion_means = {key: next(means) for key in diffusion_losses}
 

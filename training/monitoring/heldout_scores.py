@@ -8,6 +8,7 @@ import torch
 
 from training.config.schema import StageConfig
 from training.engine.guards import json_number
+from training.engine.sharding import layout_of
 from training.evaluation.metrics import score_windows, summarize
 from training.monitoring.heldout_sampler import HeldoutSampler, tasks
 from training.monitoring.heldout_windows import HeldoutWindows
@@ -28,9 +29,10 @@ def heldout_scores(sampler: HeldoutSampler, windows: HeldoutWindows, stage: Stag
     if given is None or stage.trains == "planner":
         return {}
     accelerator, count = sampler.accelerator, len(windows.latents)
+    layout = layout_of(accelerator)
     # Equal shares, filled up with the last window, because sharded models must run equally often on all processes.
-    share = -(-count // accelerator.num_processes)
-    first = accelerator.process_index * share
+    share = -(-count // layout.data_ranks)
+    first = layout.data_rank(accelerator.process_index) * share
     mine = [min(number, count - 1) for number in range(first, first + share)]
     latents = windows.latents[mine]
     conditions = {name: values[mine] for name, values in windows.conditions.items()}
@@ -38,6 +40,8 @@ def heldout_scores(sampler: HeldoutSampler, windows: HeldoutWindows, stage: Stag
     scores = score_windows(sampled, sampler.decode(latents), given)
     names = list(scores)
     stacked = torch.stack([scores[name] for name in names], dim=1).to(accelerator.device)  # (share, scores)
-    gathered = accelerator.gather(stacked).cpu()[:count]  # (windows, scores)
+    # Processes that share tokens have the same windows.
+    gathered = accelerator.gather(stacked).cpu().unflatten(0, (-1, share))[:: layout.context].flatten(0, 1)
+    gathered = gathered[:count]  # (windows, scores)
     means = summarize({name: gathered[:, column] for column, name in enumerate(names)})
     return {f"quality/{name}": json_number(round(means[name], 5)) for name in SCORES}

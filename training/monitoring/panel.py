@@ -21,7 +21,7 @@ from rich.text import Text
 
 from training.config.schema import RunConfig, StageConfig
 from training.costs import count_operations, count_tokens
-from training.engine.sharding import uses_bfloat16
+from training.engine.sharding import layout_of, uses_bfloat16
 from training.monitoring.device_speed import measure_peak
 from training.monitoring.heldout_scores import SCORES
 from training.monitoring.heldout_trend import TREND_OVER, trend
@@ -263,8 +263,9 @@ class RunPanel:
 
     def _count(self) -> None:
         """Count the operations of all stages and measure the peak, once: seconds even for the models of the paper."""
+        context = layout_of(self.accelerator).context  # processes that share tokens share their operations
         self.operations = {
-            stage.name: self._mean(stage, lambda shape: count_operations(self.config, shape))
+            stage.name: self._mean(stage, lambda shape: count_operations(self.config, shape)) / context
             for stage in self.config.stages
         }
         dtype = torch.bfloat16 if uses_bfloat16(self.config) else torch.float32

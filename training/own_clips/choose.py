@@ -128,10 +128,10 @@ def choose_models(
         config = config.for_processes(processes)
         stage = config.stages[-1]
         step = probe(config, stage, PROBE_STEPS)
-        windows = seconds / step * stage.windows_per_step(processes)
+        windows = seconds / step * stage.windows_per_step
         height, width = config.size_of(stage)
         reasons.append(
-            f"{preset} at {height}x{width}: {step:.2f} s a step of {stage.windows_per_step(processes)} windows, so "
+            f"{preset} at {height}x{width}: {step:.2f} s a step of {stage.windows_per_step} windows, so "
             f"{windows:,.0f} windows in {seconds / 60:.0f} minutes" + (f", {wanted:,} wanted" if wanted else "")
         )
         return step, windows

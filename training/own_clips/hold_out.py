@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from training.data.clip_lists import ClipRow, write_clip_list
+from training.data.entries import Entry
 from training.data.failures import shown
-from training.data.manifest import Entry
 from training.data.order import frames_at_stride
 from training.files import write_whole
 from training.own_clips.look import HELD_OUT, TRAIN, WINDOW, Clip, Look

@@ -22,8 +22,10 @@ import cv2
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version
+from training.data.entries import Entry
 from training.data.failures import sentence, shown
-from training.data.manifest import MANIFESTS, Entry, default_path, make_manifest
+from training.data.manifest import make_manifest
+from training.data.manifest_files import MANIFESTS, default_path
 from training.data.sources import Clip as SourceClip
 from training.data.sources import Source, open_source
 from training.files import append_line, read_lines, write_whole

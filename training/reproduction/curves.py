@@ -4,15 +4,18 @@
         "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
 
 Reads the trainer's `metrics.jsonl`: values of `heldout:` are drawn as they are; those of `loss:`, which are single
-steps, as means over `--every` lines. Prints the last value of every curve.
+steps, as means over `--every` lines. Prints the last value of every curve; with `--page PAGE BLOCK` they and the
+picture fill a block.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_lines
+from training.reproduction.page_blocks import fill, picture
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axis")
     parser.add_argument("--stages", action="store_true", help="mark where the stages of the first run end")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
     options = parser.parse_args(arguments)
     try:
         runs = {}
@@ -132,15 +136,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs[label] = [Path(folder) for folder in folders.split(",")]
         marks = stage_ends(next(iter(runs.values()))[0]) if options.stages else {}
         panels = [panel_of(value, runs, options.every, options.log, marks) for value in options.values]
+        draw(options.output, panels)
+        if options.page:
+            page, name = Path(options.page[0]), options.page[1]
+            shown = picture(options.output, page, "; ".join(f"{panel.y_label}: {panel.title}" for panel in panels))
+            fill(page, name, f"{shown}\n\nAt the end:\n\n{last_values(panels)}")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    draw(options.output, panels)
     for panel, value in zip(panels, options.values, strict=True):
         for label, points in panel.curves.items():
-            last = points[-1]
-            spread = "" if last.low is None else f" ({last.low:.4f} to {last.high:.4f})"
-            print(f"{value.partition(':')[2]}, {label}: {last.y:.4f}{spread} after {last.x:,} windows")
+            print(f"{value.partition(':')[2]}, {label}: {_shown(points[-1])} after {points[-1].x:,} windows")
     print(f"Wrote {options.output}")
+
+
+def last_values(panels: Sequence[Panel]) -> str:
+    """Return the last value of each curve in markdown; of several seeds their mean, lowest and highest."""
+    labels = list(panels[0].curves)
+    rows = [[label, *(_shown(panel.curves[label][-1]) for panel in panels)] for label in labels]
+    return markdown_table(["run", *(f"{panel.y_label}: {panel.title}" for panel in panels)], rows)
+
+
+def _shown(last: Point) -> str:
+    return f"{last.y:.4f}" + ("" if last.low is None else f" ({last.low:.4f} to {last.high:.4f})")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Writes `results.json`, `results.md`, charts and contact sheets; after an interru
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ from training.reproduction.shared_options import add_options, facts, load_lpips,
 
 
 ANOTHER = "another clip's frames"
+# Pictures of the page, by the name of the file in the folder of results.
+PICTURES = {
+    "slow_motion_chart": "slow_motion",
+    "extension_chart": "extension",
+    "extension_sheet": "extension_sheet",
+    "far_sheet": "far_sheet",
+}
 NAMES = {"copy of the nearest given frame": "copy"}  # short names for charts and tables
 
 
@@ -163,6 +171,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         fill_all(options.page, tables)
     draw(options.output / "slow_motion_chart.png", slow_motion_panels(slow))
     draw(options.output / "extension_chart.png", extension_panels(extended, far))
+    if options.pictures:
+        for name, shown in PICTURES.items():
+            options.pictures.mkdir(parents=True, exist_ok=True)
+            shutil.copy(options.output / f"{name}.png", options.pictures / f"long_video_{shown}.png")
     print(f"\n{text}\n\nWrote results.json, results.md, charts and contact sheets to {options.output}")
 
 
@@ -384,6 +396,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--far-clips", type=int, default=2, help="number of clips for the far extension")
     parser.add_argument("--far-frames", type=int, default=200, help="frames of the far extension")
     parser.add_argument("--far-block", type=int, default=25, help="frames of a block")
+    parser.add_argument("--pictures", type=Path, help="folder for a copy of charts and sheets, named long_video_...")
     return parser
 
 

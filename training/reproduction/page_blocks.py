@@ -4,6 +4,7 @@ A block begins at a line `<!-- NAME: begin -->` and ends at `<!-- NAME: end -->`
 people.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ def _columns(text: str) -> list[str]:
     """Return the columns of the first table of a block, without the first one, which names the rows."""
     heads = [line for line in text.splitlines() if line.startswith("|")]
     return [cell.strip() for cell in heads[0].strip("|").split("|")[1:]] if heads else []
+
+
+def picture(file: Path, page: Path, text: str) -> str:
+    """Return the line that shows a picture on a page, with a text for those who cannot see it."""
+    return f"![{text}]({Path(os.path.relpath(file, page.parent)).as_posix()})"
 
 
 def fill_all(page: Path, tables: Mapping[str, str]) -> None:

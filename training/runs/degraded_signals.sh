@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# How far the planning signal can be degraded. For docs/results/degraded_signals.md.
+# How much plan is needed: signals made worse, attention and resolution of the planner restricted, a plan of generated frames. For docs/results/degraded_signals.md.
+# Another checkpoint, with the page left alone: CHECKPOINT=runs/mine/pipeline OUT=outputs/mine bash training/runs/degraded_signals.sh
 # After an interruption the same command goes on; so it does with more values, such as --noise 0.5 1 2 4 8.
-set -euo pipefail
-PYTHON="${PYTHON:-.venv/bin/python}"
-CHECKPOINT="${CHECKPOINT:-checkpoints/mardini-tiny-carracing}"
-CARRACING="${CARRACING:-runs/data/carracing}"
-OUT="${OUT:-outputs/results/degraded-signals}"
-[ -f "$CARRACING/val/metadata.jsonl" ] || "$PYTHON" -m training.data.recipes.car_racing "$CARRACING/val" --clips 24 --first-seed 100000
-"$PYTHON" -m training.reproduction.degraded_signals "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --page docs/results/degraded_signals.md "$@"
-cp "$OUT/chart.png" docs/images/results/degraded_signals.png
+own=checkpoints/mardini-tiny-carracing results=degraded-signals page=docs/results/degraded_signals.md
+source "$(dirname "$0")/pages.inc.sh"
+fill training.reproduction.degraded_signals "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --chart "$PICTURES/degraded_signals.png" --summary "$PICTURES/plan_needed.png" "$@"
 # Compared with signals dropped: the use that is left.
-against=("signals dropped=$OUT:ours, 25 steps, planning signal dropped" "noise, 4 times=$OUT:ours, 25 steps, planning signals with noise 4 times their deviation")
-against+=("90% of the tokens dropped=$OUT:ours, 25 steps, 90% of the planning tokens dropped")
-for side in 2 4; do against+=("means of ${side}x$side tokens=$OUT:ours, 25 steps, planning signals averaged over ${side}x$side tokens"); done
-against+=("planning signals of another window=$OUT:ours, 25 steps, planning signals of another window")
-"$PYTHON" -m training.reproduction.comparison "${against[@]}" -o "$OUT" --page docs/results/degraded_signals.md "signals dropped"
-
+ours="ours, 25 steps"
+against=("signals dropped=$OUT:$ours, planning signal dropped" "noise, 4 times=$OUT:$ours, planning signals with noise 4 times their deviation")
+against+=("90% of the tokens dropped=$OUT:$ours, 90% of the planning tokens dropped")
+for side in 2 4; do against+=("means of ${side}x$side tokens=$OUT:$ours, planning signals averaged over ${side}x$side tokens"); done
+for reach in 0 1 2 4; do against+=("attention over $reach frames each way=$OUT:$ours, planner attends $reach frames each way"); done
+for factor in 1 4 8; do against+=("planner at a side ${factor} times smaller=$OUT:$ours, planner sees a side $factor times smaller"); done
+against+=("plan of generated frames=$OUT:$ours, plan of generated frames")
+against+=("planning signals of another window=$OUT:$ours, planning signals of another window")
+compare "signals dropped" "$OUT" "${against[@]}"

@@ -27,5 +27,7 @@ rows outputs/evaluation-robot "ours, 25 steps" "ours, 10 steps" "ours, 5 steps" 
 methods=()
 rows outputs/evaluation-robot-image-to-video "ours, 25 steps" "${simple[@]}"
 "$PYTHON" -m training.reproduction.comparison "${methods[@]}" -o outputs/evaluation-robot-image-to-video --page docs/results/robot.md image-to-video
+"$PYTHON" -m training.reproduction.robot_choices losses runs/tiny-robot task:40 task:440 task:840 task:1240 task:1600 task-2:440 task-2:1040 task-2:1600 \
+    --page docs/results/robot.md losses
 "$PYTHON" -m training.publish runs/tiny-robot training/runs/mardini-tiny-robot.yaml outputs/evaluation-robot/results.json \
     -o outputs/mardini-tiny-robot

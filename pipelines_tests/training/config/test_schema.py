@@ -88,7 +88,7 @@ def test_naming_one_of_two_alternatives_drops_the_parents_other_one(tmp_path):
         write(tmp_path, "base.yaml", BASE), ["stages.b.steps=5", "stages.b.batch_size=2", "stages.b.strides={3: 1}"]
     ).stages[1]
     assert (stage.steps, stage.clips) == (5, None)
-    assert (stage.batch_size, stage.global_batch) == (2, None)
+    assert (stage.batch_size, stage.global_batch) == (2, 30)  # 30 windows, two at once
     assert (stage.strides, stage.fps) == ({3: 1.0}, None)
 
 
@@ -109,9 +109,29 @@ def test_steps_follow_from_clips_and_the_global_batch_is_shared():
         resolved = stage.for_processes(processes)
         assert (resolved.steps, resolved.batch_size) == (4, batch)  # ceil(100 / 30)
     resolved = StageConfig(name="s", trains="joint", clips=100, batch_size=5).for_processes(4)
-    assert (resolved.steps, resolved.batch_size) == (5, 5)
-    with pytest.raises(ValueError, match="global batch of 30, which 4 processes.*global_batch` to 32"):
-        stage.for_processes(4)
+    assert (resolved.steps, resolved.batch_size, resolved.windows_per_step) == (5, 5, 20)
+    for processes, most in ((4, 8), (7, 5), (30, 1), (64, 1)):
+        resolved = stage.for_processes(processes)
+        assert (resolved.steps, resolved.batch_size, resolved.windows_per_step) == (4, most, 30)
+        assert resolved.for_processes(processes) == resolved
+
+
+@pytest.mark.parametrize(
+    "given, processes, batches",
+    [
+        ({"gradient_accumulation": 4}, 1, (4, 8)),  # the most windows of a process in 4 parts
+        ({"gradient_accumulation": 4}, 10, (3, 1)),  # no more parts than windows
+        ({"batch_size": 8}, 1, (4, 8)),
+        ({"batch_size": 8}, 3, (2, 5)),  # 10 windows in 2 parts, not 8 and 2
+        ({"batch_size": 8}, 4, (1, 8)),
+        ({"batch_size": 8}, 64, (1, 1)),
+    ],
+)
+def test_windows_at_once_and_parts_follow_from_the_global_batch(given, processes, batches):
+    stage = StageConfig(name="s", trains="joint", steps=1, global_batch=30, **given)
+    resolved = stage.for_processes(processes)
+    assert (resolved.gradient_accumulation, resolved.batch_size) == batches
+    assert resolved.windows_per_step == 30 and resolved.for_processes(processes) == resolved
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,7 @@ def test_steps_follow_from_clips_and_the_global_batch_is_shared():
         ({}, "neither `steps` nor `clips`"),
         ({"steps": 1, "strides": {1: 1}, "fps": 8}, "`strides` .* and `fps` .8. are both given"),
         ({"steps": 1, "strides": None}, "neither `strides` nor `fps`"),
-        ({"steps": 1, "batch_size": 1, "global_batch": 1}, "are both given"),
+        ({"steps": 1, "batch_size": None}, "neither `batch_size` nor `global_batch`"),
         ({"steps": 1, "size": [64, 8]}, "at least 16 pixels"),
         ({"steps": 1, "size": 64, "buckets": [[64, 64]]}, "`size` .64. and `buckets` .* are both given"),
         ({"steps": 1, "buckets": [[64]]}, "bucket 64 must be like 64x128"),

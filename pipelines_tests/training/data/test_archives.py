@@ -49,12 +49,12 @@ def pack(folder: Path, archive: Path, deflated: bool = False) -> Path:
 def contents(source, tmp_path) -> dict[str, tuple]:
     """Return what the manifest says of each clip, and its frames, read in both ways."""
     found = {}
-    for entry in make_manifest(source, tmp_path / "manifest.jsonl", workers=2).ok:
+    for entry in make_manifest(source, tmp_path / "manifest.parquet", workers=2).ok:
         opened, fps = source.open(entry.key), source.fps(entry.key)
         frames = np.stack([frame for _, frame in iterate_frames(opened, fps)])
         assert np.array_equal(read_frames(opened, entry.times([1, 3]), fps), frames[[1, 3]])
         found[entry.key] = entry.sha256, entry.fps, entry.codec, frames.tobytes()
-    (tmp_path / "manifest.jsonl").unlink()
+    (tmp_path / "manifest.parquet").unlink()
     return found
 
 
@@ -85,7 +85,7 @@ def test_pictures_of_an_archive_need_a_rate_and_are_encoded(pictures, tmp_path):
         open_source(archive)
     caches = []
     for source in (open_source(archive, 5), open_source(pictures, 5)):
-        entries = make_manifest(source, tmp_path / f"{len(caches)}.jsonl").ok
+        entries = make_manifest(source, tmp_path / f"{len(caches)}.parquet").ok
         cache = build_latent_cache(source, entries, make_vae(), (32, 32), 2, tmp_path / f"latents-{len(caches)}")
         caches.append([cache.read(entry, [0, 11]).mean for entry in sorted(entries, key=lambda entry: entry.sha256)])
     assert all(torch.equal(packed, plain) for packed, plain in zip(*caches, strict=True))
@@ -131,7 +131,7 @@ def test_members_that_cannot_be_read_are_left_out_with_the_reason(videos, tmp_pa
     data = bytearray(archive.read_bytes())
     data[place + 200] ^= 255
     archive.write_bytes(data)
-    manifest = make_manifest(open_source(archive), tmp_path / "manifest.jsonl")
+    manifest = make_manifest(open_source(archive), tmp_path / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["v.zip/a.mp4"]
     reasons = {entry.key: entry.reason for entry in manifest.left_out}
     assert "damaged" in reasons["v.zip/packed.mp4"] and "method 12" in reasons["v.zip/odd.mp4"]

@@ -1,11 +1,11 @@
 """A broken file never ends a census, the encoding of latents or a run; errors name it and say what to do."""
 
 import io
-import json
 import os
 import struct
 import tarfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,8 +20,10 @@ from pipelines_tests.training.clip_files import noise, write_clip
 from training.data.archives import ArchiveClips
 from training.data.buckets import Bucket, WindowRequest
 from training.data.failures import FailedClips
+from training.data.latent_shards import ChunkIndex
 from training.data.latents import build_latent_cache
-from training.data.manifest import make_manifest, read_manifest
+from training.data.manifest import make_manifest
+from training.data.manifest_files import read_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder, open_source
 from training.data.windows import PixelWindows
@@ -67,12 +69,12 @@ def tiny_vae() -> AutoencoderPatchBasis:
 
 def census(source, path: Path) -> dict[str, str]:
     """Reasons by clip; "" for those that can be used."""
-    return {entry.key: entry.reason for entry in make_manifest(source, path / "manifest.jsonl").entries}
+    return {entry.key: entry.reason for entry in make_manifest(source, path / "manifest.parquet").entries}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_clip_that_raises_is_left_out_of_census_latents_and_windows(folder, tmp_path, error):
-    good = make_manifest(OneBreaks(folder), tmp_path / "good.jsonl").ok
+    good = make_manifest(OneBreaks(folder), tmp_path / "good.parquet").ok
     source = OneBreaks(folder, error)
     assert {key: bool(reason) for key, reason in census(source, tmp_path).items()} == {
         "0.mp4": False, "1.mp4": True, "2.mp4": False,
@@ -89,7 +91,7 @@ def test_a_clip_that_raises_is_left_out_of_census_latents_and_windows(folder, tm
 def test_an_error_that_is_no_files_fault_is_not_swallowed(folder, tmp_path):
     with pytest.raises(AssertionError):
         census(OneBreaks(folder, AssertionError("a slip of ours")), tmp_path)
-    entries = make_manifest(VideoFolder(folder), tmp_path / "good.jsonl").ok
+    entries = make_manifest(VideoFolder(folder), tmp_path / "good.parquet").ok
     windows = PixelWindows(VideoFolder(folder), entries, [(16, 16)], torch.nn.Identity(), 2)  # no autoencoder
     generators = [torch.Generator()]
     with pytest.raises(AttributeError):
@@ -131,21 +133,20 @@ def test_a_picture_that_is_a_link_to_nothing_leaves_out_its_folder_only(tmp_path
     assert found["good"] == "" and "9.png" in found["odd"]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"[1, 2]\n", b"\0" * 50, b""])
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"[1, 2]\n", b"\0" * 50, b"PAR1", b""])
 def test_a_damaged_manifest_is_made_anew_or_named(folder, tmp_path, damage, capsys):
-    source, path = VideoFolder(folder), tmp_path / "manifest.jsonl"
-    whole = make_manifest(source, path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + damage + b"\n" + b"".join(lines[1:]))
-    with pytest.raises(ValueError, match="manifest.jsonl' is damaged.*delete it"):
+    source, path = VideoFolder(folder), tmp_path / "manifest.parquet"
+    whole = list(make_manifest(source, path).entries)
+    path.write_bytes(path.read_bytes()[:-20] + damage)
+    with pytest.raises(ValueError, match="manifest.parquet' is damaged.*delete it"):
         read_manifest(source, path)
-    assert make_manifest(source, path).entries == whole.entries and "is damaged" in capsys.readouterr().out
+    assert make_manifest(source, path).entries == whole and "is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b"", b"[]", b'{"settings": {}}', b'{"settings": 3'])
 def test_a_damaged_index_of_latents_is_named_with_what_to_do(folder, tmp_path, damage):
     source = VideoFolder(folder)
-    entries = make_manifest(source, tmp_path / "manifest.jsonl").ok
+    entries = make_manifest(source, tmp_path / "manifest.parquet").ok
     build_latent_cache(source, entries, tiny_vae(), (16, 16), 2, tmp_path / "cache")
     (index,) = (tmp_path / "cache").rglob("index.json")
     index.write_bytes(damage)
@@ -155,11 +156,10 @@ def test_a_damaged_index_of_latents_is_named_with_what_to_do(folder, tmp_path, d
 
 def test_shards_that_lack_frames_are_not_filled_up(folder, tmp_path):
     source = VideoFolder(folder)
-    entries = make_manifest(source, tmp_path / "manifest.jsonl").ok
+    entries = make_manifest(source, tmp_path / "manifest.parquet").ok
     cache = build_latent_cache(source, entries, tiny_vae(), (16, 16), 2, tmp_path / "cache")
-    index = json.loads((cache.folder / "index.json").read_text())
-    index["clips"][entries[0].sha256][0][4] -= 1  # the end of its only chunk
-    (cache.folder / "index.json").write_text(json.dumps(index))
+    (chunk,) = ChunkIndex.open(cache.folder / "index.arrow").chunks(entries[0].sha256)
+    ChunkIndex.of({entries[0].sha256: [replace(chunk, end=chunk.end - 1)]}).write(cache.folder / "index.arrow")
     with pytest.raises(ValueError, match="lack frames of clip '0.mp4'; delete the folder"):
         type(cache)(cache.folder).read(entries[0], range(4))
 
@@ -271,7 +271,7 @@ def test_clips_that_datasets_does_not_list_are_reported(folder, tmp_path, monkey
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (folder / "2.mp4").rename(folder / "2.webm")
     (folder / "notes.txt").touch()
-    manifest = make_manifest(open_source(f"datasets:{folder}"), tmp_path / "manifest.jsonl")
+    manifest = make_manifest(open_source(f"datasets:{folder}"), tmp_path / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["row-0", "row-1"]
     assert [entry.key for entry in manifest.left_out] == ["2.webm"] and "not clips: 1 .txt" in manifest.census()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from training.data.buckets import Bucket, WindowRequest, assign, size_multiple
-from training.data.manifest import Entry
+from training.data.entries import Entry
 
 
 SQUARE, WIDE, TALL = Bucket(64, 64, 9), Bucket(48, 80, 9), Bucket(80, 48, 9)

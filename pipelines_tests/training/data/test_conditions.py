@@ -31,7 +31,7 @@ def clip_with(folder, rows, name="a", frames=12):
     if rows is not None:
         (folder / f"{name}.csv").write_text("steer,gas,other\n" + "".join(f"{s},{g},x\n" for s, g in rows))
     source = open_source(folder)
-    return source, make_manifest(source, folder.parent / "manifest.jsonl", 1).ok[0]
+    return source, make_manifest(source, folder.parent / "manifest.parquet", 1).ok[0]
 
 
 def cut(values, places, interval="mean"):

@@ -11,7 +11,8 @@ from diffusers_mardini.video_io import VIDEO_SUFFIXES, write_video
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.data import clips as module
 from training.data.clips import list_clips, load_clips
-from training.data.manifest import Manifest, main, make_manifest, read_manifest
+from training.data.manifest import main, make_manifest
+from training.data.manifest_files import Manifest, read_manifest
 from training.data.sources import PictureFolders, VideoFolder, open_source
 
 
@@ -33,7 +34,7 @@ def put(folder: Path, *names: str) -> None:
 
 
 def census(folder: Path, fps: float | None = None) -> Manifest:
-    return make_manifest(open_source(folder, fps), folder.parent / "manifest.jsonl")
+    return make_manifest(open_source(folder, fps), folder.parent / "manifest.parquet")
 
 
 def used(folder: Path, fps: float | None = None) -> list[str]:

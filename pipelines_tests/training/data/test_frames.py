@@ -21,7 +21,7 @@ def clips(tmp_path):
     write_clip(tmp_path / "clips" / "b.mp4", noise(7, 24, 32, 1), fps=25, times=times)
     write_clip(tmp_path / "clips" / "c.mp4", noise(3, 24, 32, 2), fps=25)
     source = open_source(tmp_path / "clips")
-    return source, make_manifest(source, tmp_path / "m.jsonl").ok
+    return source, make_manifest(source, tmp_path / "m.parquet").ok
 
 
 def every_frame(source, entries) -> torch.Tensor:

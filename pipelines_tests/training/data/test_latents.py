@@ -15,6 +15,7 @@ from diffusers_mardini.latents import downscale_video, encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import read_video, write_video
 from pipelines_tests.training.clip_files import noise
+from pipelines_tests.training.data.old_files import into_json
 from training.data import latents as module
 from training.data.clips import View, fit, load_clip
 from training.data.latents import Moments, build_latent_cache, encode_frames
@@ -45,7 +46,7 @@ def tiny_vae(seed: int = 0) -> AutoencoderPatchBasis:
 def cached(folder, vae, size, downscale, cache_dir, **options) -> dict[str, Moments]:
     """The moments of all frames of square clips, by clip."""
     source = VideoFolder(folder)
-    manifest = make_manifest(source, cache_dir / "manifest.jsonl")
+    manifest = make_manifest(source, cache_dir / "manifest.parquet")
     cache = build_latent_cache(source, manifest.ok, vae, (size, size), downscale, cache_dir, **options)
     return {entry.key: cache.read(entry, range(entry.num_frames)) for entry in manifest.ok}
 
@@ -101,6 +102,14 @@ def test_stale_latents_are_never_used(folder, tmp_path, monkeypatch, change):
         assert torch.equal(moments.planner_mean, expected.planner_mean.half())
 
 
+def test_a_cache_of_before_the_index_had_a_file_of_its_own_is_read(folder, tmp_path, monkeypatch):
+    first = cached(folder, tiny_vae(), 16, 2, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("index.arrow")
+    into_json(path)
+    monkeypatch.setattr(module, "encode_frames", lambda *_: pytest.fail("encoded again"))
+    assert same(first, cached(folder, tiny_vae(), 16, 2, tmp_path / "cache"))
+
+
 def test_a_damaged_shard_is_made_anew(folder, tmp_path, capsys):
     first = cached(folder, tiny_vae(), 16, 2, tmp_path / "cache")
     (file,) = (tmp_path / "cache").rglob("shard-*")
@@ -140,7 +149,7 @@ def tiny_kl() -> AutoencoderKL:
 
 def build(folder, tmp_path, vae, source=None, **options):
     source = source or VideoFolder(folder)
-    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    manifest = make_manifest(source, tmp_path / "manifest.parquet")
     return build_latent_cache(source, manifest.ok, vae, (16, 32), 2, tmp_path / "cache", **options), manifest.ok
 
 
@@ -273,14 +282,14 @@ def test_processes_share_the_clips_and_see_the_same_index(folder, tmp_path, monk
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert sorted(counted) == sorted(LENGTHS)
-    assert caches[0]._chunks == caches[1]._chunks and len(list((tmp_path / "both").rglob("shard-*"))) == 2
+    assert caches[0].index == caches[1].index and len(list((tmp_path / "both").rglob("shard-*"))) == 2
     for entry in entries:
         assert torch.equal(caches[1].read(entry, [0, 2]).mean, alone.read(entry, [0, 2]).mean)
 
 
 def test_clips_that_break_after_the_manifest_are_counted(folder, tmp_path, capsys):
     source = VideoFolder(folder)
-    entries = make_manifest(source, tmp_path / "manifest.jsonl").ok
+    entries = make_manifest(source, tmp_path / "manifest.parquet").ok
     (folder / "1.mp4").unlink()
     write_video(folder / "2.mp4", noise(9), fps=10)
     cache = build_latent_cache(source, entries, tiny_vae(), (16, 32), 2, tmp_path / "cache")

@@ -24,6 +24,7 @@ from training.data.clips import find_clips, load_clip
 from training.data.conditions import ClipConditions
 from training.data.latents import build_latent_cache, encode_frames
 from training.data.manifest import make_manifest
+from training.data.manifest_files import read_entries
 from training.data.sources import open_source, source_exists
 
 
@@ -46,7 +47,7 @@ def shared(tmp_path_factory):
 
 def entries_of(spec, tmp_path):
     source = open_source(spec)
-    return source, make_manifest(source, tmp_path / "manifest.jsonl").entries
+    return source, make_manifest(source, tmp_path / "manifest.parquet").entries
 
 
 @pytest.mark.parametrize("camera", [TOP, WRIST])
@@ -62,10 +63,10 @@ def test_the_frames_of_an_episode_are_exactly_its_own(folder, tmp_path, camera):
 
 def test_a_video_of_many_episodes_is_decoded_once_and_kept(shared, tmp_path):
     source, entries = entries_of(f"lerobot:{shared}#{TOP}", tmp_path)
-    (files,) = [path for path in tmp_path.glob("*.jsonl") if path.name != "manifest.jsonl"]
-    assert len(files.read_text().splitlines()) == 1 + 3  # two files of two episodes, one of one
+    (files,) = [path for path in tmp_path.glob("*.parquet") if path.name != "manifest.parquet"]
+    assert len(read_entries(files)) == 3  # two files of two episodes, one of one
     before = files.stat().st_mtime_ns
-    assert make_manifest(source, tmp_path / "manifest.jsonl").entries == entries
+    assert make_manifest(source, tmp_path / "manifest.parquet").entries == entries
     assert files.stat().st_mtime_ns == before
 
 

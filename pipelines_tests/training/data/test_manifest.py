@@ -7,13 +7,16 @@ import av
 import pytest
 
 from pipelines_tests.training.clip_files import noise, write_clip, write_sound
+from pipelines_tests.training.data.old_files import as_lines
 from training.data import manifest as module
-from training.data.manifest import Entry, main, make_manifest
+from training.data import manifest_files
+from training.data.entries import Entry
+from training.data.manifest import main, make_manifest
 from training.data.sources import VideoFolder
 
 
 def census(folder, path=None, workers=2):
-    return make_manifest(VideoFolder(folder), path or folder.parent / "manifest.jsonl", workers)
+    return make_manifest(VideoFolder(folder), path or folder.parent / "manifest.parquet", workers)
 
 
 def entry_of(folder) -> Entry:
@@ -125,7 +128,7 @@ def test_a_manifest_is_reused_until_a_file_changes(folder, monkeypatch):
 def test_a_killed_census_goes_on_where_it_stood(folder, monkeypatch):
     for index in range(6):
         write_clip(folder / f"{index}.mp4", noise(3, seed=index))
-    expected = census(folder, folder.parent / "whole.jsonl").entries
+    expected = census(folder, folder.parent / "whole.parquet").entries
     real, probed = module.probe_video, []
 
     def killed(source, *rest):
@@ -137,14 +140,14 @@ def test_a_killed_census_goes_on_where_it_stood(folder, monkeypatch):
     monkeypatch.setattr(module, "probe_video", killed)
     with pytest.raises(KeyboardInterrupt):
         census(folder, workers=1)
-    assert not (folder.parent / "manifest.jsonl").exists()
+    assert not (folder.parent / "manifest.parquet").exists()
     with open(folder.parent / ".manifest.jsonl.part", "a") as file:
         file.write('{"key": "5.m')  # a line that the kill cut short
     again = []
     monkeypatch.setattr(module, "probe_video", lambda source, *rest: again.append(source.name) or real(source, *rest))
     assert census(folder).entries == expected
     assert len(again) <= 4 and {"4.mp4", "5.mp4"} <= set(again)
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["clips", "manifest.jsonl", "whole.jsonl"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["clips", "manifest.parquet", "whole.parquet"]
 
 
 def test_another_decoder_decodes_anew(folder, monkeypatch):
@@ -153,26 +156,59 @@ def test_another_decoder_decodes_anew(folder, monkeypatch):
     probed = []
     real = module.probe_video
     monkeypatch.setattr(module, "probe_video", lambda source, *rest: probed.append(source.name) or real(source, *rest))
-    monkeypatch.setattr(module, "decoder_version", lambda: "PyAV 99")
+    monkeypatch.setattr(manifest_files, "decoder_version", lambda: "PyAV 99")
     census(folder)
     assert probed == ["a.mp4"]
 
 
 def test_names_may_hold_what_other_files_take_for_the_end_of_a_line(folder):
     write_clip(folder / "a\u2028b.mp4", noise(3), fps=10)
-    source, path = VideoFolder(folder), folder.parent / "kept.jsonl"
-    manifest = make_manifest(source, folder.parent / "manifest.jsonl")
-    module.write_manifest(manifest, path)
-    assert module.read_manifest(source, path).entries == manifest.entries == census(folder).entries
+    source, path = VideoFolder(folder), folder.parent / "kept.parquet"
+    manifest = make_manifest(source, folder.parent / "manifest.parquet")
+    manifest_files.write_manifest(manifest, path)
+    assert manifest_files.read_manifest(source, path).entries == manifest.entries == census(folder).entries
 
 
 def test_a_damaged_manifest_is_made_anew(folder, capsys):
     write_clip(folder / "a.mp4", noise(3))
     first = census(folder)
-    lines = first.path.read_text().splitlines()
-    first.path.write_text("\n".join([lines[0], '{"key": "a.mp4", "frames": 3}', ""]))
-    assert census(folder).entries == first.entries
-    assert "is damaged" in capsys.readouterr().out
+    entries, whole = list(first.entries), first.path.read_bytes()
+    for damaged in (whole[:-9], whole[:9] + b"?" + whole[10:]):
+        first.path.write_bytes(damaged)
+        assert census(folder).entries == entries
+        assert "is damaged" in capsys.readouterr().out
+
+
+def test_a_manifest_of_json_lines_is_converted_and_nothing_is_decoded_again(folder, monkeypatch, capsys):
+    write_clip(folder / "a.mp4", noise(7), times=[0, 40, 200, 220, 240, 700, 740])
+    write_clip(folder / "b.mp4", noise(4), fps=10)
+    (folder / "c.mp4").write_text("no video")
+    entries = list(census(folder).entries)
+    path = folder.parent / "manifest.parquet"
+    old = as_lines(path)
+    assert manifest_files.read_entries(path) == entries == list(manifest_files.read_entries(old))
+    monkeypatch.setattr(module, "probe_video", lambda *_: pytest.fail("decoded again"))
+    (folder / "c.mp4").unlink()
+    assert census(folder).entries == entries[:2] and path.is_file() and not old.exists()
+    assert "manifest.jsonl' is now 'manifest.parquet'" in capsys.readouterr().out
+
+
+def test_a_damaged_manifest_of_json_lines_is_named(folder):
+    write_clip(folder / "a.mp4", noise(3))
+    old = as_lines(census(folder).path)
+    old.write_text(old.read_text() + '{"key": "a.mp4", "frames": 3}\n')
+    with pytest.raises(ValueError, match="manifest.jsonl' is damaged.*delete it"):
+        manifest_files.read_entries(folder.parent / "manifest.parquet")
+
+
+def test_known_clips_are_found_in_any_order_and_among_the_newest(folder, monkeypatch):
+    for name in "abcde":
+        write_clip(folder / f"{name}.mp4", noise(3, seed=ord(name)))
+    first = {entry.key: entry for entry in census(folder).entries}
+    monkeypatch.setattr(module, "probe_video", lambda *_: pytest.fail("decoded again"))
+    (folder / "b.mp4").rename(folder / "z.mp4")
+    monkeypatch.setattr(VideoFolder, "keys", lambda _: iter(["e.mp4", "a.mp4", "c.mp4", "d.mp4"]))
+    assert list(census(folder).entries) == [first[key] for key in ("e.mp4", "a.mp4", "c.mp4", "d.mp4")]
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -183,7 +219,7 @@ def run(monkeypatch, *arguments) -> int:
 def test_the_command_prints_the_census_and_is_strict_on_demand(folder, monkeypatch, capsys):
     write_clip(folder / "a.mp4", noise(4), fps=10)
     (folder / "b.mp4").touch()
-    arguments = (folder, "-o", folder.parent / "m.jsonl", "--workers", 1)
+    arguments = (folder, "-o", folder.parent / "m.parquet", "--workers", 1)
     assert run(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out
     assert "1 of 2 clips" in printed and "b.mp4: the file is empty" in printed

@@ -85,7 +85,7 @@ def test_a_clip_is_the_same_however_its_path_is_written(folder, tmp_path, monkey
     names = {"FULL": os.path.abspath(tmp_path / "link/s/b.mp4"), "REAL": os.path.realpath(folder / "s/b.mp4")}
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": names.get(name, name)}))
     monkeypatch.chdir(tmp_path)
-    manifest = make_manifest(open_source("link"), Path("manifest.jsonl"))
+    manifest = make_manifest(open_source("link"), Path("manifest.parquet"))
     assert [entry.key for entry in manifest.ok] == ["s/b.mp4"]
     assert [entry.key for entry in manifest.left_out] == ["a.mp4"]  # which alone is not named
     assert [path.relative_to("link").as_posix() for path in list_clips("link")] == ["s/b.mp4"]
@@ -94,7 +94,7 @@ def test_a_clip_is_the_same_however_its_path_is_written(folder, tmp_path, monkey
 def test_a_folder_of_pictures_is_the_same_however_its_path_is_written(tmp_path):
     write_video(tmp_path / "pictures/p", noise(3, 16, 16), fps=1)
     (tmp_path / "pictures/metadata.csv").write_text("file_name,fps\n./p/,5\n")
-    manifest = make_manifest(open_source(tmp_path / "pictures"), tmp_path / "manifest.jsonl")
+    manifest = make_manifest(open_source(tmp_path / "pictures"), tmp_path / "manifest.parquet")
     assert [(entry.key, entry.fps) for entry in manifest.entries] == [("p", 5.0)]
 
 
@@ -141,7 +141,7 @@ def test_tables_of_spreadsheets_are_read(folder, text):
 
 def test_a_clip_that_is_named_again_is_used_once_and_reported(folder):
     (folder / "metadata.csv").write_text("file_name,text\na.mp4,x\n./a.mp4,y\ns/b.mp4,z\n")
-    manifest = make_manifest(open_source(folder), folder.parent / "manifest.jsonl")
+    manifest = make_manifest(open_source(folder), folder.parent / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["a.mp4", "s/b.mp4"]
     assert "rows of metadata.csv that name a clip again: 1" in manifest.census()
 
@@ -149,7 +149,7 @@ def test_a_clip_that_is_named_again_is_used_once_and_reported(folder):
 def test_a_named_clip_that_cannot_be_there_is_left_out(folder):
     names = ["a.mp4", "gone.mp4", "no/such/gone.mp4", "x" * 300 + ".mp4"]
     (folder / "metadata.csv").write_text("\n".join(["file_name", *reversed(names)]))
-    manifest = make_manifest(open_source(folder), folder.parent / "manifest.jsonl")
+    manifest = make_manifest(open_source(folder), folder.parent / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["a.mp4"]
     assert {entry.key for entry in manifest.left_out} == {*names[1:], "s/b.mp4"}
 

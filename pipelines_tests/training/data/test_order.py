@@ -1,13 +1,15 @@
 """The order of clips is a pure function: every clip equally often, whatever the number of processes."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.data.order import (
     Rate,
+    Shards,
     StepRows,
     bucket_at,
     clip_at,
@@ -129,3 +131,31 @@ def test_frames_at_a_stride_are_the_nearest_and_the_earlier_of_two_as_near():
     assert frames_at_stride(0, 5, 2.5) == (0, 2, 5, 7, 10)
     assert frames_at_stride(1, 3, 1.2) == (1, 2, 3)
     assert frames_at_stride(0, 2, 12.5 + 1e-9) == (0, 12)  # a rounding error does not decide
+
+
+@pytest.mark.parametrize(
+    ("sizes", "at_once"), [([3, 1, 4, 1, 5, 9, 2, 6], 3), ([7], 2), ([2, 2, 2], 8), ([1] * 12, 1)]
+)
+def test_shards_come_a_few_at_a_time_and_every_clip_once_in_an_epoch(sizes, at_once):
+    shards, total = Shards(np.array(sizes), at_once), sum(sizes)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    epochs = [[clip_at(epoch * total + i, total, 0, "s", shards=shards) for i in range(total)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(total))
+        left, together = list(epoch), []
+        while left:  # a buffer's shards are exhausted before the next buffer begins
+            opened = set()
+            while left and (shard_of[left[0]] in opened or len(opened) < at_once):
+                opened.add(shard_of[left.pop(0)])
+            together.append(opened)
+        assert sum(map(len, together)) == len(sizes)
+    assert total < 8 or epochs[0] != epochs[1] != epochs[2]
+    assert [clip_at(i, total, 0, "s", shards=Shards(np.array(sizes), at_once)) for i in range(total)] == epochs[0]
+
+
+def test_the_clips_of_a_buffer_are_mixed():
+    shards = Shards(np.full(10, 100), 4)
+    order = [clip_at(i, 1000, 0, "s", shards=shards) // 100 for i in range(400)]
+    assert Counter(order).most_common() == [(shard, 100) for shard in dict.fromkeys(order)] and len(set(order)) == 4
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert 250 < changes < 350  # three quarters of 400, as for independent draws

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.lerobot_files import TOP, write_v3
+from pipelines_tests.training.data.old_files import as_lines, into_json
 from pipelines_tests.training.test_train_mardini import (
     data_fields,
     make_config,
@@ -256,10 +257,32 @@ def test_a_resumed_run_draws_from_the_clips_that_it_began_with(tmp_path, capsys)
     capsys.readouterr()
     prepare(config, tmp_path, resumes=True)  # what can't be made again is reported
     assert "note: stage 'joint' finds other clips in data.train than before" in capsys.readouterr().out
-    kept = tmp_path / "run" / "clips-train.jsonl"
-    kept.write_text(kept.read_text()[:-20])
-    with pytest.raises(ValueError, match="clips-train.jsonl' is damaged.*delete it"):
+    kept = tmp_path / "run" / "clips-train.parquet"
+    kept.write_bytes(kept.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="clips-train.parquet' is damaged.*delete it"):
         prepare(config, tmp_path, resumes=True)
+
+
+def test_a_run_of_the_time_of_json_lines_resumes_bit_for_bit(tmp_path, capsys):
+    config = one_stage(data_fields(mixed_clips(tmp_path / "clips"), flip=0.5), steps=6, buckets=BUCKETS, size=None)
+    make_run(tmp_path / "through", config).train()
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "stop").touch()
+    with pytest.raises(Stopped):
+        make_run(tmp_path / "stopped", config).train()
+    (tmp_path / "stopped" / "stop").unlink()
+    kept = [tmp_path / "stopped" / f"clips-{name}.parquet" for name in ("train", "validation")]
+    for path in (*kept, *(tmp_path / "manifests").glob("*.parquet")):
+        as_lines(path)
+    for path in (tmp_path / "latents").rglob("index.arrow"):
+        into_json(path)
+    capsys.readouterr()
+    make_run(tmp_path / "stopped", config).train()
+    printed = capsys.readouterr().out
+    assert "clips-train.jsonl' is now 'clips-train.parquet'" in printed and "encoding" not in printed
+    assert all(path.is_file() and not path.with_suffix(".jsonl").exists() for path in kept)
+    through, stopped = last_weights(tmp_path / "through"), last_weights(tmp_path / "stopped")
+    assert all(torch.equal(through[key], stopped[key]) for key in through)
 
 
 def test_a_stage_without_clips_is_refused_before_anything_is_encoded(tmp_path):

@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def lengths(source, tmp_path) -> dict[str, int]:
-    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    manifest = make_manifest(source, tmp_path / "manifest.parquet")
     for entry in manifest.ok:  # what the manifest says can be read
         frames = read_frames(source.open(entry.key), entry.times([entry.num_frames - 1]), source.fps(entry.key))
         assert frames.shape == (1, entry.height, entry.width, 3)
@@ -45,7 +45,7 @@ def test_metadata_names_the_clips_and_the_others_are_reported(folder, tmp_path, 
     else:
         text = "file_name,text\n" + "".join(f"{key},x\n" for key in keys)
     (folder / name).write_text(text)
-    manifest = make_manifest(open_source(folder), tmp_path / "manifest.jsonl")
+    manifest = make_manifest(open_source(folder), tmp_path / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["a.mp4", "b/c10.mp4"]
     reasons = {entry.key: entry.reason for entry in manifest.left_out}
     assert "nothing at" in reasons["gone.mp4"] and "not named in metadata" in reasons["b/c2.mp4"]
@@ -65,7 +65,7 @@ def test_picture_folders_are_clips_at_a_given_rate(tmp_path):
         write_video(tmp_path / "clips" / name, noise(length, 15, 17), fps=1)
     source = open_source(tmp_path / "clips", fps=5)
     assert isinstance(source, PictureFolders) and lengths(source, tmp_path) == {"x": 4, "y": 12}
-    assert make_manifest(source, tmp_path / "manifest.jsonl").ok[0].fps == 5
+    assert make_manifest(source, tmp_path / "manifest.parquet").ok[0].fps == 5
     with pytest.raises(ValueError, match="do not say how many frames"):
         open_source(tmp_path / "clips")
     rows = [{"file_name": "x", "fps": 3}, {"file_name": "y", "fps": 4}]
@@ -111,7 +111,7 @@ def test_a_datasets_folder_local_and_streamed(folder, tmp_path, monkeypatch, kin
     source = open_source(f"{kind}:{folder}")
     found = lengths(source, tmp_path)
     assert list(found) == ["row-0", "row-1", "row-2"] and sorted(found.values()) == [3, 4, 5]
-    again = [make_manifest(source, tmp_path / "manifest.jsonl").ok[index].sha256 for index in (2, 0)]
+    again = [make_manifest(source, tmp_path / "manifest.parquet").ok[index].sha256 for index in (2, 0)]
     assert len(set(again)) == 2
     with pytest.raises((ValueError, IndexError)):
         source.open("row-3")
@@ -159,7 +159,7 @@ def test_a_stream_is_read_once_for_its_manifest(folder, tmp_path):
     features = datasets.Features({"video": datasets.Video(decode=False)})
     stream = datasets.IterableDataset.from_generator(rows, features=features)
     source = DatasetVideos("datasets-stream:memory", dataset=stream)
-    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    manifest = make_manifest(source, tmp_path / "manifest.parquet")
     assert [entry.num_frames for entry in manifest.ok] == list(LENGTHS.values()) and read == list(LENGTHS)
     assert source.open("row-2") == source.open("row-2") and read == list(LENGTHS)  # the last row is still there
     assert source.open("row-1") == (folder / "b/c2.mp4").read_bytes() and len(read) == 3 + 2
@@ -172,7 +172,7 @@ def test_rows_without_a_video_are_left_out_with_the_reason(folder, tmp_path, str
         {"video": videos}, features=datasets.Features({"video": datasets.Video(decode=False)})
     )
     source = DatasetVideos("datasets:memory", dataset=dataset.to_iterable_dataset() if streamed else dataset)
-    manifest = make_manifest(source, tmp_path / "manifest.jsonl")
+    manifest = make_manifest(source, tmp_path / "manifest.parquet")
     assert [entry.key for entry in manifest.ok] == ["row-1"]
     assert {entry.key: "holds no video" in entry.reason for entry in manifest.left_out} == {
         "row-0": True,

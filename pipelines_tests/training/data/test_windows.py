@@ -2,13 +2,15 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl, tiny_vae
 from training.data.buckets import Bucket, WindowRequest
-from training.data.manifest import Entry, make_manifest
+from training.data.entries import Entries, Entry
+from training.data.manifest import make_manifest
 from training.data.order import StepRows
 from training.data.sources import VideoFolder
 from training.data.windows import ClipWindows, LatentWindows, PixelWindows, _weighted
@@ -29,7 +31,7 @@ def folder(tmp_path):
 
 def make(folder, kind=LatentWindows, vae=None, requests=(MIXTURE,)):
     source = VideoFolder(folder)
-    entries = make_manifest(source, folder.parent / "manifest.jsonl").entries
+    entries = make_manifest(source, folder.parent / "manifest.parquet").entries
     vae = vae or tiny_vae()
     if kind is LatentWindows:
         return LatentWindows.build(source, entries, requests, vae, 2, folder.parent / "cache")
@@ -113,7 +115,7 @@ def test_heldout_windows_are_spread_over_all_that_there_are(folder):
     latents, planner_latents = windows.batch(draws, [torch.Generator()] * len(draws))
     cache = windows.caches[SQUARE.size]
     for draw, ours, planners in zip(draws, latents, planner_latents):
-        moments = cache.read(windows._by_key[draw.clip], draw.frames)
+        moments = cache.read(windows.entries[draw.number], draw.frames)
         assert torch.equal(ours, moments.mean.float()) and torch.equal(planners, moments.planner_mean.float())
     few = windows.heldout(by_two, 5)
     assert few == [draws[i] for i in torch.linspace(0, len(draws) - 1, 5).long().tolist()]
@@ -216,7 +218,7 @@ def test_what_was_decoded_of_a_clip_that_broke_is_not_kept(folder):
 
 def test_clips_that_the_cache_could_not_encode_are_in_the_census(folder):
     source = VideoFolder(folder)
-    entries = make_manifest(source, folder.parent / "manifest.jsonl").entries
+    entries = make_manifest(source, folder.parent / "manifest.parquet").entries
     (folder / "1.mp4").unlink()
     windows = LatentWindows.build(source, entries, (MIXTURE,), tiny_vae(), 2, folder.parent / "cache")
     assert "changed since the manifest" in windows.census(MIXTURE).left_out["1.mp4"]
@@ -231,6 +233,26 @@ def test_after_a_rollback_clips_come_in_another_order(folder):
         return [draw.clip for draw in windows.draw(MIXTURE, StepRows(0, 0, 12, tuple(range(12)), attempt), generators)]
 
     assert clips(0) == clips(0) != clips(1) and set(clips(0)) == set(clips(1))
+
+
+def test_windows_of_a_selection_are_those_of_its_clips():
+    entries = [Entry(key=f"{i}", status="ok", num_frames=3 + i, fps=10, width=16, height=16) for i in range(20)]
+    odd = Entries.of(entries).select(np.arange(20) % 2)
+    request = WindowRequest("stage", (SQUARE,), strides=((1, 1.0),))
+    selected, listed = (ClipWindows(clips, [SQUARE.size]).draw(request, *rows_of(0)) for clips in (odd, entries[1::2]))
+    assert [(draw.clip, draw.frames) for draw in selected] == [(draw.clip, draw.frames) for draw in listed]
+
+
+def test_shards_are_read_a_few_at_a_time(tmp_path):
+    keys = [f"{shard}.tar/{clip}.mp4" for shard in range(6) for clip in range(4)]
+    entries = [Entry(key=key, status="ok", num_frames=3, fps=10, width=16, height=16) for key in keys]
+    windows = ClipWindows(entries, [SQUARE.size])
+    request = WindowRequest("stage", (SQUARE,), strides=((1, 1.0),), shards_at_once=2)
+    draws = [draw.clip for step in range(12) for draw in windows.draw(request, *rows_of(step))]
+    for epoch in (draws[:24], draws[24:]):
+        assert sorted(epoch) == sorted(keys)
+        assert [len({key.split("/")[0] for key in epoch[first : first + 8]}) for first in (0, 8, 16)] == [2, 2, 2]
+    assert draws[:24] != draws[24:]
 
 
 def test_buckets_without_clips_are_no_error(folder):

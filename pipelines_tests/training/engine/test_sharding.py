@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from diffusers_mardini.video_io import write_video
 from pipelines_tests.training.test_train_mardini import make_config
 from training.config.schema import OptimizerConfig
 from training.engine.ema import AveragedWeights
+from training.engine.layout import Layout
 from training.engine.optimizers import make_optimizers
-from training.engine.sharding import _unsupported, make_accelerator, sharding_plugin
+from training.engine.sharding import _unsupported, layout_of, make_accelerator, sharding_plugin
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,12 +35,14 @@ KINDS = {
     "ddp": (DistributedType.MULTI_GPU, 8),
     "fsdp2": (DistributedType.FSDP, 8),
     "fsdp2_keep_parameters": (DistributedType.FSDP, 8),
+    "fsdp2_hybrid": (DistributedType.FSDP, 16),
+    "fsdp2_context": (DistributedType.FSDP, 8),
 }
 
 
-def launcher_arguments(config: Path):
+def launcher_arguments(config: Path, *more: str):
     arguments = launch_command_parser().parse_args(
-        ["--config_file", str(config), "-m", "training.train_mardini", "c.yaml"]
+        ["--config_file", str(config), *more, "-m", "training.train_mardini", "c.yaml"]
     )
     return _validate_launch_command(arguments)[0]
 
@@ -51,6 +55,7 @@ def test_every_accelerate_configuration_loads_and_says_what_the_launcher_knows(p
     known = vars(launch_command_parser().parse_args(["script.py"]))
     file = yaml.safe_load(path.read_text())
     assert file.get("fsdp_config", {}).keys() <= known.keys()
+    assert file.get("parallelism_config", {}).keys() <= known.keys()
     arguments = launcher_arguments(path)
     assert arguments.num_processes == KINDS[path.stem][1] and arguments.use_fsdp == path.stem.startswith("fsdp2")
     assert arguments.multi_gpu == (
@@ -73,6 +78,46 @@ def test_what_the_launcher_hands_on_is_what_the_trainer_honours(name, reshards, 
             monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is reshards and _unsupported(plugin) == []
+
+
+@pytest.mark.parametrize(
+    "name, more, layout",
+    [
+        ("fsdp2", "", Layout(1, 8)),
+        ("fsdp2_hybrid", "", Layout(2, 8)),
+        ("fsdp2_hybrid", "--num_processes 64", Layout(8, 8)),
+        ("fsdp2_context", "", Layout(1, 8, 2)),
+        (  # of docs/scale.md
+            "fsdp2_context",
+            "--num_processes 512 --parallelism_config_cp_size 4 --parallelism_config_dp_shard_size 2",
+            Layout(64, 8, 4),
+        ),
+    ],
+)
+def test_the_layout_is_what_the_launcher_hands_on(name, more, layout, monkeypatch):
+    arguments = launcher_arguments(ROOT / f"training/configs/accelerate/{name}.yaml", *more.split())
+    for key, value in prepare_multi_gpu_env(arguments).items():
+        if key.startswith(("FSDP", "ACCELERATE_USE_FSDP", "PARALLELISM")):
+            monkeypatch.setenv(key, value)
+    processes = SimpleNamespace(num_processes=arguments.num_processes, state=SimpleNamespace())
+    assert layout_of(processes) == layout
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"TP_SIZE": "2"}, "tp_size 2, which must be 1"),
+        ({"CP_SIZE": "2"}, "parallelism_config needs `distributed_type: FSDP`"),
+        ({"DP_SHARD_SIZE": "8", "FSDP": "true"}, "there are 4 processes"),
+    ],
+)
+def test_a_layout_that_cannot_be_honoured_is_refused(sizes, message, monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", sizes.pop("FSDP", "false"))
+    for name, size in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", size)
+    with pytest.raises(ValueError, match=message):
+        layout_of(SimpleNamespace(num_processes=4, state=SimpleNamespace()))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +193,15 @@ def test_averages_follow_the_weights_as_in_diffusers_and_can_stand_in_for_them()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu2", "fsdp2"])
-def test_accelerate_launch_starts_two_processes_on_the_cpu_that_train_together(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, processes, shared",
+    [
+        ("cpu2", 2, {"copies": 2, "shards": 1, "context": 1}),
+        ("fsdp2", 2, {"copies": 1, "shards": 2, "context": 1}),
+        ("fsdp2_context", 4, {"copies": 1, "shards": 4, "context": 2}),
+    ],
+)
+def test_accelerate_launch_starts_processes_on_the_cpu_that_train_together(name, processes, shared, tmp_path):
     """The documented command, with clips and an autoencoder of its own."""
     torch.manual_seed(0)
     for index in range(2):
@@ -164,14 +216,17 @@ def test_accelerate_launch_starts_two_processes_on_the_cpu_that_train_together(n
     result = subprocess.run(
         [
             sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"training/configs/accelerate/{name}.yaml"),
-            "--num_processes", "2", "-m", "training.train_mardini", str(tmp_path / "run.yaml"),
+            "--num_processes", str(processes), "-m", "training.train_mardini", str(tmp_path / "run.yaml"),
         ],
         cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 process(es)" in result.stdout
+    layout = Layout(**shared)
+    assert str(layout) in result.stdout
     folder = tmp_path / "runs" / "test"
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert log[-1]["windows_seen"] == 8 * 2 * 2  # steps, windows, processes
+    assert log[-1]["windows_seen"] == 8 * 2 * layout.data_ranks  # steps, windows
+    (start,) = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert (start["processes"], start["layout"]) == (processes, shared)
     assert MarDiniPipeline.from_pretrained(folder / "pipeline").config.planner_downscale == 2

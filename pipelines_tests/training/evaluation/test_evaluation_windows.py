@@ -9,7 +9,7 @@ from diffusers_mardini.video_io import EvenVideo, read_video, write_video
 from pipelines_tests.tiny_pipeline import SIZE
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.data.clips import load_clip
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.data.metadata import write_metadata
 from training.data.order import Rate, frame_indices, num_starts
 from training.evaluation.evaluation_windows import (

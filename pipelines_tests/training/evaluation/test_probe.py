@@ -38,7 +38,7 @@ def write_clips(folder, clips, fps=10):
     for number, frames in enumerate(clips):
         write_video(folder / f"{number}.mp4", frames, fps=fps, crf=5)
     source = open_source(folder)
-    return source, make_manifest(source, folder.parent / "manifest.jsonl").entries
+    return source, make_manifest(source, folder.parent / "manifest.parquet").entries
 
 
 def drifting(seed: int, pixels: float, frames: int = 30, height: int = 32, width: int = 48) -> np.ndarray:

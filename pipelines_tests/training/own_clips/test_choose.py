@@ -68,13 +68,10 @@ def test_the_largest_models_that_see_enough_windows_are_taken(monkeypatch):
 
     class Run:
         def __init__(self, name):
-            self.name, self.stages = name, [self]
+            self.name, self.stages, self.windows_per_step = name, [self], 10
 
         def for_processes(self, _):
             return self
-
-        def windows_per_step(self, _):
-            return 10
 
         def size_of(self, _):
             return 64, 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines_tests.training.own_clips.footage import shot, write
-from training.data.manifest import Entry
+from training.data.entries import Entry
 from training.own_clips.fingerprints import Prints
 from training.own_clips.hold_out import Split, hold_out, write_split
 from training.own_clips.look import Clip, Look, look

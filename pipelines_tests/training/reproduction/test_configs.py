@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines_tests.recorded_scripts import commands
 from training.config.layers import load_config
 from training.engine.models import whole_models
-from training.plan import make_plan
+from training.reproduction.run_costs import RunCost, read_run
+from training.reproduction.stabilizers import stabilized
 
 
 CONFIGS = Path("training/configs/reproduction")
@@ -70,7 +72,33 @@ def test_the_balanced_sizes_have_equally_many_parameters():
     assert max(counts) < 1.01 * min(counts)
 
 
-def test_the_last_stage_alone_costs_what_the_curriculum_does():
-    plans = [make_plan(config(name), 1, "single", with_data=False) for name in ("pair", "direct")]
-    cost = [sum(stage.operations for stage in plan.stages) for plan in plans]
-    assert cost[1] == pytest.approx(cost[0], rel=0.01)
+def cost(name, *overrides):
+    return RunCost.of(load_config(CONFIGS / f"{name}.yaml", overrides)).operations
+
+
+@pytest.mark.parametrize("name", ["direct", "early_halved", "early_doubled"])
+def test_other_lengths_of_stages_cost_what_the_curriculum_does(name):
+    assert cost(name) == pytest.approx(cost("pair"), rel=0.01)
+
+
+def test_early_stages_are_halved_and_doubled():
+    early = {name: [s.steps for s in config(name).stages[:-1]] for name in ("pair", "early_halved", "early_doubled")}
+    assert [2 * steps for steps in early["early_halved"]] == early["pair"]
+    assert [steps // 2 for steps in early["early_doubled"]] == early["pair"]
+
+
+def test_stabilizers_cost_what_identity_attention_does(tmp_path):
+    """Full attention asks for all frames, not for the masked ones alone, so that its steps cost a quarter more."""
+    (told,) = (c for c in commands("stabilizers.sh", tmp_path) if "training.reproduction.run_costs" in c)
+    named = told[2 : told.index("--page")]
+    identity, full, tight = (RunCost.of(read_run(text)[1]).operations for text in named)
+    assert full == tight == pytest.approx(identity, rel=0.01)
+    for stabilizer in ({"marks": True}, {"batch_norm": True}):
+        with stabilized(**stabilizer):
+            assert RunCost.of(read_run(named[1])[1]).operations == pytest.approx(identity, rel=0.01)
+
+
+def test_tight_clipping_differs_from_full_attention_by_the_norm_alone():
+    full, tight = config("full_attention"), config("tight_clipping")
+    assert tight.optimizer.max_grad_norm == full.optimizer.max_grad_norm / 10
+    assert tight.model_copy(update={"optimizer": full.optimizer}) == full

@@ -74,6 +74,11 @@ def test_the_program_draws_a_panel_for_each_value_and_prints_the_ends(tmp_path, 
     assert "diffusion_loss, both: 3.0000 (2.0000 to 4.0000) after 20 windows" in told
     assert "diffusion/0.6, one: 0.5000 after 20 windows" in told
     assert Image.open(tmp_path / "curves.png").width > 900
+    page = tmp_path / "page.md"
+    page.write_text("<!-- c: begin -->\n<!-- c: end -->\n")
+    main([f"both={one},{two}", "--values", "loss:diffusion_loss", "--every", "1", "-o", str(tmp_path / "p/c.png"),
+          "--page", str(page), "c"])  # fmt: skip
+    assert "](p/c.png)" in page.read_text() and "| both | 3.0000 (2.0000 to 4.0000) |" in page.read_text()
     with pytest.raises(SystemExit, match="two curves are called 'a'"):
         main([f"a={one}", f"a={two}", "--values", "loss:diffusion_loss", "-o", str(tmp_path / "no.png")])
 

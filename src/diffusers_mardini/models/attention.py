@@ -5,12 +5,14 @@ The spatial and the cross-attention of both models use it as it is; the attentio
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
+    SeqAllToAllDim,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
@@ -38,7 +40,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     backend: AttentionBackendName | None = None,
-    parallel_config: object | None = None,
+    parallel_config: Any = None,
 ) -> torch.Tensor:
     """Compute softmax attention without a mask, by the fastest exact form.
 
@@ -51,6 +53,10 @@ def attend(
     Returns:
         A tensor shaped like `query`.
     """
+    if parallel_config is not None and query.requires_grad:
+        shared = parallel_config.context_parallel_config
+        if shared.ring_degree == 1:
+            return attend_to_all_tokens(query, key, value, backend, shared._ulysses_mesh.get_group())
     plain = (
         backend is None
         and parallel_config is None
@@ -65,6 +71,18 @@ def attend(
         lambda *heads: dispatch_attention_fn(*heads, backend=backend, parallel_config=parallel_config),
         most, query, key, value,
     )  # fmt: skip
+
+
+def attend_to_all_tokens(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName | None, group: Any
+) -> torch.Tensor:
+    """Compute `attend` where each process of a group has some tokens, with gradients: each takes some heads of all.
+
+    diffusers' own form (Ulysses) has a backward pass for as many queries as keys alone, but only masked frames have
+    queries.
+    """
+    heads = (SeqAllToAllDim.apply(group, tensor) for tensor in (query, key, value))
+    return SeqAllToAllDim.apply(group, attend(*heads, backend), 1, 2)
 
 
 def most_sequences(query: torch.Tensor) -> int:

@@ -1,0 +1,40 @@
+"""Nine frames slowed down more and more."""
+
+import pytest
+import torch
+
+from training.reproduction import slow_motion_doubling
+from training.reproduction.slow_motion_doubling import scores_of, table
+
+
+def truth():
+    """Two clips whose frames get brighter evenly, 4 frames apart: every place between has its true frame."""
+    steps = torch.linspace(0, 1, 33)[None, :, None, None, None]
+    return (steps * torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))).expand(2, 33, 3, 16, 16)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_true_frames_have_the_best_scores_at_any_pace(factor):
+    scores = scores_of(truth()[:, :: 4 // factor], truth(), factor, None)
+    torch.testing.assert_close(scores["ssim"], torch.ones(2))
+    torch.testing.assert_close(scores["motion"], scores["true_motion"])
+
+
+def test_beyond_the_clips_own_frames_half_the_distance_is_half_the_motion():
+    between = (truth()[:, :-1] + truth()[:, 1:]) / 2
+    finer = torch.stack([truth()[:, :-1], between], dim=2).flatten(1, 2)
+    scores = scores_of(torch.cat([finer, truth()[:, -1:]], dim=1), truth(), 8, None)
+    torch.testing.assert_close(scores["ssim"], torch.ones(2))
+    torch.testing.assert_close(scores["motion"], scores["true_motion"])
+
+
+def test_the_table_has_a_row_for_each_factor():
+    rows = [
+        {"method": "17 frames", "factor": 2, "ssim": 0.9, "motion": 1.0, "intervals": {"ssim": (0.8, 1.0), "motion": (0.5, 1.5)}}
+    ]  # fmt: skip
+    assert table(rows).endswith("| 17 frames | 2 | 0.900 [0.800, 1.000] | 1.00 [0.50, 1.50] |")
+
+
+def test_other_factors_than_powers_of_two_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"--factors \[3\] and --apart 32: give powers of two"):
+        slow_motion_doubling.main(["checkpoint", "clips", "-o", str(tmp_path), "--factors", "3"])

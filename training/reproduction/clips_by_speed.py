@@ -1,0 +1,92 @@
+"""Divide recorded CarRacing clips by the speed of their drivers: a third slow, a third fast, and as many mixed.
+
+    python -m training.reproduction.clips_by_speed TRAIN HELD_OUT -o runs/data/carracing/by-speed --page PAGE BLOCK
+
+Writes clip lists `train-slow.jsonl`, `val-mixed.jsonl` and so on. The slow and the fast third are those of the settings
+in `metadata.jsonl`; every third clip in the order of speed is mixed, so that it also holds clips of the other two. All
+lists of one folder have equally many clips. The table has the motion that `training.fit` reports for own clips.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.data.clip_lists import ClipRow, write_clip_list
+from training.evaluation.tables import markdown_table
+from training.own_clips.reading import DISTANCES, look_at_clip
+from training.reproduction.page_blocks import fill
+
+
+KINDS = ("slow", "mixed", "fast")
+SEEN = 24  # clips of a list whose motion is measured, evenly spaced
+
+
+def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Return the rows of `metadata.jsonl` by kind.
+
+    Raises:
+        ValueError: if there are fewer than three, or one has no driver's speed.
+    """
+    if len(rows) < len(KINDS) or not all("speed" in row.get("driver", {}) for row in rows):
+        raise ValueError(
+            f"{len(rows)} clips, of which some may lack a driver's speed; record at least 3 with "
+            "training.data.recipes.car_racing"
+        )
+    ordered = sorted(rows, key=lambda row: (row["driver"]["speed"], row["file_name"]))
+    third = len(ordered) // 3
+    return {"slow": ordered[:third], "mixed": ordered[1::3][:third], "fast": ordered[-third:]}
+
+
+def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, float]:
+    """Return the median over clips of the mean change in grey levels, by the seconds between two frames."""
+    chosen = rows[:: max(1, len(rows) // SEEN)][:SEEN]
+    looks = [look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in chosen]
+    return {
+        distance: statistics.median(values)
+        for distance in DISTANCES
+        if (values := [look.motion[distance] for look in looks if look is not None and distance in look.motion])
+    }
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """Return the rows of the folder's `metadata.jsonl`."""
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.clips_by_speed", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("train", type=Path, help="folder of recorded clips")
+    parser.add_argument("held_out", type=Path, help="another one")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the lists")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
+    options = parser.parse_args(arguments)
+    cells = []
+    try:
+        for side, folder in (("train", options.train), ("val", options.held_out)):
+            for kind, rows in divide(read_rows(folder)).items():
+                found = [ClipRow(folder.as_posix(), row["file_name"]) for row in rows]
+                options.output.mkdir(parents=True, exist_ok=True)
+                write_clip_list(options.output / f"{side}-{kind}.jsonl", found)
+                speeds = [row["driver"]["speed"] for row in rows]
+                motion = motion_of(folder, rows)
+                cells.append(
+                    [kind, "trained on" if side == "train" else "held out", len(rows),
+                     f"{min(speeds):.0f} to {max(speeds):.0f}", *(f"{motion[d]:.1f}" for d in DISTANCES)]
+                )  # fmt: skip
+        columns = ["clips", "side", "number", "drivers' speeds", *(f"motion at {d:g} s" for d in DISTANCES)]
+        table = markdown_table(columns, cells)
+        print(table)
+        if options.page:
+            fill(Path(options.page[0]), options.page[1], table)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

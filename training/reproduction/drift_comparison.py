@@ -1,0 +1,166 @@
+"""Compare how clips are continued for long, by several checkpoints or in several ways, from results of `training.drift`.
+
+    python -m training.reproduction.drift_comparison "curriculum=outputs/drift/a-1,outputs/drift/a-2" "direct=..." \
+        -o chart.png --page PAGE BLOCK
+
+A method is a label, the folders that `training.drift` wrote (trainings of one method with different seeds) and, after a
+colon, one of its arms, by default the first. Writes a row for each method and range of frames, the paired differences
+to the first method on the same clips, with 95% intervals by bootstrap over clips, and a chart over the ranges.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.drift import MEASURES, drift_table
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.metrics import summarize
+from training.evaluation.results import with_nan
+from training.evaluation.tables import markdown_table
+from training.figures.charts import Panel, Point, draw
+from training.files import read_json
+from training.reproduction.page_blocks import fill, picture
+
+
+@dataclass(frozen=True)
+class Continued:
+    """An arm of a checkpoint, or the mean of several trainings.
+
+    Attributes:
+        label: its name here.
+        clips: names of the continued clips.
+        truth: digest of the true clips.
+        ranges: of frames, first and last.
+        scores: of each range, float64 `(clips,)` by name, true counterparts included.
+        frechet: distance of each range, if all trainings have it.
+    """
+
+    label: str
+    clips: list[str]
+    truth: str
+    ranges: list[tuple[int, int]]
+    scores: list[dict[str, torch.Tensor]]
+    frechet: list[float]
+
+    @classmethod
+    def read(cls, text: str) -> "Continued":
+        """Parse `LABEL=FOLDER[,FOLDER...][:ARM]` and read the results.
+
+        Raises:
+            ValueError: if results or arm are missing, or if trainings of one method are of other clips or ranges.
+        """
+        label, _, rest = text.partition("=")
+        folders, _, arm = rest.partition(":")
+        if not label or not all(folders.split(",")):
+            raise ValueError(f"{text!r} is not of the form LABEL=FOLDER[,FOLDER] or LABEL=FOLDER[,FOLDER]:ARM")
+        trainings = [cls._of(label, Path(folder), arm) for folder in folders.split(",")]
+        first = trainings[0]
+        for other in trainings[1:]:
+            first.refuse_other(other)
+        means = [
+            {name: torch.stack([scores[name] for scores in each]).mean(dim=0) for name in each[0]}
+            for each in zip(*(training.scores for training in trainings))
+        ]
+        frechet = [sum(each) / len(each) for each in zip(*(training.frechet for training in trainings))]
+        return cls(label, first.clips, first.truth, first.ranges, means, frechet)
+
+    @classmethod
+    def _of(cls, label: str, folder: Path, arm: str) -> "Continued":
+        found = with_nan(read_json(folder / "drift.json", ("rows", "names", "truth")))
+        arm = arm or found["rows"][0]["arm"]
+        rows = [row for row in found["rows"] if row["arm"] == arm]
+        if not rows:
+            arms = ", ".join(dict.fromkeys(row["arm"] for row in found["rows"]))
+            raise ValueError(f"{folder} has no arm {arm!r}; it has {arms}")
+        scores = [
+            {name: torch.tensor(values, dtype=torch.float64) for name, values in row["each"].items()} for row in rows
+        ]
+        distances = [row["fd_efficientnet_lite0"] for row in rows if "fd_efficientnet_lite0" in row]
+        return cls(label, found["names"], found["truth"], [(r["first"], r["last"]) for r in rows], scores, distances)
+
+    def refuse_other(self, other: "Continued") -> None:
+        """Raise `ValueError` if the other one is of other clips or ranges."""
+        if (self.clips, self.truth, self.ranges) != (other.clips, other.truth, other.ranges):
+            raise ValueError(
+                f"{self.label!r} and {other.label!r} continued other clips or measured other frames; run "
+                "training.drift on both with the same clips, sizes and ranges"
+            )
+
+    def rows(self, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+        """Return a row of `drift_table` for each range."""
+        rows = []
+        for number, ((low, high), scores) in enumerate(zip(self.ranges, self.scores)):
+            row = {"arm": self.label, "first": low, "last": high, **summarize(scores)}
+            row["intervals"] = {name: bootstrap.interval(scores, name) for name in MEASURES}
+            rows.append(row | ({"fd_efficientnet_lite0": self.frechet[number]} if self.frechet else {}))
+        return rows
+
+
+def differences(method: Continued, first: Continued, bootstrap: Bootstrap) -> list[list[str]]:
+    """Return the cells of a table: the method's measures minus the first's, clip by clip, with 95% intervals."""
+    lines = []
+    for (low, high), own, others in zip(method.ranges, method.scores, first.scores):
+        cells = []
+        ours, theirs = summarize(own), summarize(others)
+        for name in MEASURES:
+            low_end, high_end = bootstrap.difference(own, others, name)
+            cells.append(f"{ours[name] - theirs[name]:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
+        lines.append([f"{method.label} − {first.label}", f"{low} to {high}", *cells])
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.drift_comparison", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("methods", nargs="+", metavar="LABEL=FOLDER[,FOLDER...][:ARM]", help="compared with the first")
+    parser.add_argument("-o", "--chart", type=Path, help="PNG")
+    parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
+    options = parser.parse_args(arguments)
+    try:
+        methods = [Continued.read(text) for text in options.methods]
+        first, *others = methods
+        for method in others:
+            first.refuse_other(method)
+        bootstrap = Bootstrap(first.clips)
+        rows = {method.label: method.rows(bootstrap) for method in methods}
+        text = drift_table([row for found in rows.values() for row in found])
+        if others:
+            lines = [line for method in others for line in differences(method, first, bootstrap)]
+            text += f"\n\nPaired differences to {first.label} on the same clips:\n\n"
+            text += markdown_table(["difference", "frames", *MEASURES], lines)
+        print(text)
+        if options.chart:
+            print(f"Wrote {draw(options.chart, _panels(rows))}")
+        if options.page:
+            page, name = Path(options.page[0]), options.page[1]
+            if options.chart:
+                shown = picture(
+                    options.chart, page, f"{', '.join(MEASURES)} of {', '.join(rows)} by the last new frame"
+                )
+                text = f"{shown}\n\n{text}"
+            fill(page, name, text)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _panels(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
+    panels = []
+    for name in MEASURES:
+        curves = {
+            label: [Point(row["last"], row[name], *row["intervals"][name]) for row in found]
+            for label, found in rows.items()
+        }
+        ticks = tuple(row["last"] for row in next(iter(rows.values())))
+        label = "deviations between true clips" if name == "colours" else "share of the true clips'"
+        panels.append(Panel(name, "last new frame", label, curves, {"true clips": 1.0}, log_x=True, ticks=ticks))
+    return panels
+
+
+if __name__ == "__main__":
+    main()

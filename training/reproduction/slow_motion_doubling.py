@@ -1,0 +1,173 @@
+"""Slow nine frames down more and more, by powers of two, and score what lies between: up to a thousand frames.
+
+    python -m training.reproduction.slow_motion_doubling CHECKPOINT CLIPS -o outputs/doubling --factors 2 4 8 16
+
+The nine frames lie `--apart` frames apart in each clip, so that sampled frames up to that factor have a true one each,
+and beyond it some have. Scored are the frames half-way between given ones, which every factor samples; sharpness and
+colours of all sampled frames; and the motion from frame to frame, as a share of the true clip's at that pace. Writes
+`results.json` and a chart; after an interruption, the same command goes on.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from diffusers_mardini import MarDiniPipeline
+from training.evaluation.drift import colour_distance, colour_moments
+from training.evaluation.evaluation_windows import EvaluationWindows, digest_of, load_windows, to_bytes
+from training.evaluation.finished_parts import FinishedParts
+from training.evaluation.intervals import Bootstrap
+from training.evaluation.methods import OURS, model_key, sampling_key
+from training.evaluation.metrics import frame_sharpness, motion_steps
+from training.evaluation.networks.lpips import Lpips
+from training.evaluation.results import without_nan
+from training.evaluation.tables import markdown_table
+from training.figures.charts import Panel, Point, draw
+from training.files import write_whole
+from training.reproduction.frame_scores import row, score_each_frame
+from training.reproduction.page_blocks import fill, picture
+from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
+
+
+GIVEN = 9
+BLOCK = "slow motion by powers of two"
+MEASURES = {"ssim": "SSIM half-way", "lpips": "LPIPS half-way", "motion": "motion", "sharpness": "sharpness", "colours": "colours"}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    options = _parser().parse_args(arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
+    try:
+        _measure(options, "python -m training.reproduction.slow_motion_doubling " + shlex.join(typed))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _measure(options: argparse.Namespace, command: str) -> None:
+    powers = [2**power for power in range(1, 12)]
+    if any(number not in powers for number in (*options.factors, options.apart)):
+        raise ValueError(f"--factors {options.factors} and --apart {options.apart}: give powers of two, from 2")
+    span = (GIVEN - 1) * options.apart + 1
+    windows = load_windows(options.clips, options.size, span, stride=1, per_clip=1, max_clips=options.max_clips)
+    network = load_lpips(options.size, span)[0].lpips.get("alex")
+    pipe, finished = load_pipeline(options), FinishedParts(options.output / "kept")
+    rows, bootstrap = [], Bootstrap(windows.clips)
+    with torch.no_grad():
+        for factor in tqdm(sorted(options.factors), unit="factor", disable=None):
+            frames = slowed(pipe, windows, factor, options, finished)
+            scores = scores_of(frames, windows.frames, factor, network)
+            rows.append(row(f"{frames.shape[1]:,} frames", OURS, scores, bootstrap, factor=factor))
+    record = facts(options, command, model_key(pipe)["checkpoint"]) | {"rows": rows, "clips": windows.clips}
+    write_whole(options.output / "results.json", json.dumps(without_nan(record), indent=1) + "\n")
+    text = table(rows)
+    chart = draw(options.chart or options.output / "chart.png", panels(rows))
+    if options.page:
+        shown = picture(chart, options.page, "Scores by the number of frames that nine are slowed down to")
+        fill(options.page, BLOCK, f"{shown}\n\n{text}")
+    print(f"\n{text}\n\nWrote results.json and a chart")
+
+
+def slowed(
+    pipe: MarDiniPipeline,
+    windows: EvaluationWindows,
+    factor: int,
+    options: argparse.Namespace,
+    finished: FinishedParts,
+) -> torch.Tensor:
+    """Return the slowed clips in [0, 1], `(clips, (GIVEN - 1) * factor + 1, 3, height, width)`."""
+    given = windows.frames[:, :: options.apart]
+    key = {"slow motion": factor, **model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
+    key |= {"given": digest_of(given), "seed": options.seeds[0]}
+    parts = []
+    for first in range(0, len(given), options.batch_size):
+        last = min(first + options.batch_size, len(given))
+        generators = [torch.Generator().manual_seed(options.seeds[0] * 1_000_003 + i) for i in range(first, last)]
+
+        def make(first: int = first, last: int = last, generators: list = generators) -> dict[str, torch.Tensor]:
+            made = pipe.slow_motion(
+                given[first:last], factor, GIVEN, num_inference_steps=options.steps, generator=generators,
+                output_type="pt",
+            ).frames  # fmt: skip
+            return {"frames": to_bytes(made.float().cpu())}
+
+        parts.append(finished.get(key, first, last, make)["frames"])
+    return torch.cat(parts).float() / 255
+
+
+def scores_of(
+    frames: torch.Tensor, truth: torch.Tensor, factor: int, network: Lpips | None
+) -> dict[str, torch.Tensor]:
+    """Return the scores of each slowed clip, `(clips,)` by name.
+
+    Args:
+        frames: slowed clips in [0, 1], `(clips, (GIVEN - 1) * factor + 1, 3, height, width)`.
+        truth: the clips whose every `apart`-th frame was given, `(clips, (GIVEN - 1) * apart + 1, 3, height, width)`.
+        factor: of the slow motion.
+        network: LPIPS; `None` leaves it out.
+    """
+    apart = (truth.shape[1] - 1) // (GIVEN - 1)
+    between = [(2 * gap + 1, 2) for gap in range(GIVEN - 1)]  # half-way, as (numerator, denominator) of a gap
+    halfway = [numerator * factor // denominator for numerator, denominator in between]
+    true_halfway = [numerator * apart // denominator for numerator, denominator in between]
+    each = score_each_frame(frames[:, halfway], truth[:, true_halfway], network)
+    scores = {name: each[name].mean(dim=1) for name in ("ssim", "psnr", "lpips") if name in each}
+    sampled = [place for place in range(frames.shape[1]) if place % factor]
+    stride = max(1, apart // factor)
+    scores["sharpness"] = frame_sharpness(frames[:, sampled]).mean(dim=1)
+    scores["true_sharpness"] = frame_sharpness(truth).mean(dim=1)
+    scores["motion"] = motion_steps(frames).mean(dim=1)
+    # Finer than the clip: half the distance, half the motion.
+    scores["true_motion"] = motion_steps(truth[:, ::stride]).mean(dim=1) * min(1.0, apart / factor)
+    scores["colours"] = colour_distance(colour_moments(frames[:, sampled]), colour_moments(truth))
+    return scores
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a row for each factor in markdown, with 95% intervals."""
+    shown = [name for name in MEASURES if all(name in found for found in rows)]
+    cells = []
+    for found in rows:
+        values = [
+            f"{found[name]:.{digits}f} [{found['intervals'][name][0]:.{digits}f}, {found['intervals'][name][1]:.{digits}f}]"
+            for name in shown
+            for digits in (3 if name in ("ssim", "lpips") else 2,)
+        ]
+        cells.append([found["method"], found["factor"], *values])
+    return markdown_table(["slowed to", "factor", *(MEASURES[name] for name in shown)], cells)
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Return a chart of each measure over the number of frames."""
+    made = []
+    for name, label in MEASURES.items():
+        if all(name in found for found in rows):
+            points = [
+                Point((GIVEN - 1) * found["factor"] + 1, found[name], *found["intervals"][name]) for found in rows
+            ]
+            levels = {"true clips": 1.0} if name in ("motion", "sharpness", "colours") else None
+            made.append(Panel(label, "frames", label, {"": points}, levels, log_x=True, ticks=[p.x for p in points]))
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reproduction.slow_motion_doubling", description=__doc__.splitlines()[0]
+    )
+    add_options(parser)
+    parser.add_argument("--factors", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="powers of two")
+    parser.add_argument("--apart", type=int, default=32, help="clip frames from one given frame to the next")
+    parser.add_argument("--max-clips", type=int, help="use only the first clips")
+    parser.add_argument("--chart", type=Path, help="PNG, also of the page")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

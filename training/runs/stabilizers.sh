@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Is identity attention necessary? Against full attention as it is, and with batch normalization, with tighter clipping, with a learned mark of reference frames,
+# and with the last two together. For docs/results/stabilizers.md. ARMS names fewer of them; the first is what all are compared with.
+# After an interruption the same command goes on.
+SEEDS="${SEEDS:-1 2}"
+page=docs/results/stabilizers.md
+source "$(dirname "$0")/reproduction.inc.sh"
+read -ra arms <<< "${ARMS:-identity full clipped marked marked-clipped batch-norm}"
+label_of() {
+    case "$1" in
+        identity) echo "identity attention" ;;
+        full) echo "full attention" ;;
+        clipped) echo "full attention, clipped at 0.1" ;;
+        marked) echo "full attention, references marked" ;;
+        marked-clipped) echo "full attention, marked and clipped" ;;
+        batch-norm) echo "full attention, batch normalization" ;;
+    esac
+}
+config_of() {
+    case "$1" in
+        identity) echo identity_attention ;;
+        *clipped) echo tight_clipping ;;
+        *) echo full_attention ;;
+    esac
+}
+# A step of full attention, which asks for all frames and not for the masked ones alone, costs a quarter more: equal cost, not equal steps.
+identity="${STEPS:-400}"
+full=$((identity * 325 / 400))
+costs=("identity attention=identity_attention stages.joint.steps=$identity" "full attention=full_attention stages.joint.steps=$full")
+fill_block costs training.reproduction.run_costs "${costs[@]}" "clipped=tight_clipping stages.joint.steps=$full"
+methods=() runs=()
+for arm in "${arms[@]}"; do
+    case "$arm" in
+        marked*) THROUGH=(-m training.reproduction.stabilizers --marks) ;;
+        batch-norm) THROUGH=(-m training.reproduction.stabilizers --batch-norm) ;;
+        *) THROUGH=() ;;
+    esac
+    steps=$full
+    [ "$arm" != identity ] || steps=$identity
+    for seed in $SEEDS; do
+        train "$(config_of "$arm")" "stabilizer-$arm-$seed" seed="$seed" stages.joint.steps="$steps"
+        score "stabilizers/$arm-$seed" "$RUNS-stabilizer-$arm-$seed/pipeline"
+    done
+    methods+=("$(label_of "$arm")=$(each "$SCORES/stabilizers/$arm")")
+    runs+=("$(label_of "$arm")=$(each "$RUNS-stabilizer-$arm")")
+done
+compare all "$SCORES/stabilizers" "${methods[@]}"
+fill_block gradients training.reproduction.gradient_noise "${runs[@]}"
+fill_block curves training.reproduction.curves "${runs[@]}" --log --every 4 --values loss:diffusion_loss loss:grad_norm heldout:diffusion/0.4 heldout:diffusion/0.8 -o "$PICTURES/stabilizers.png"
