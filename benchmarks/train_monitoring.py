@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = logging_every_step(make_config(options.batch_size, "muon"), folder, options.steps)
+        config = logging_every_step(make_config(options.batch_size, "muon"), folder, options.steps).for_processes(1)
         record(Path(config.data.train), 16, 64, 64)
         accelerator = Accelerator(
             mixed_precision="bf16" if uses_bfloat16(config) else "no", **tracker_arguments(["tensorboard"], folder)

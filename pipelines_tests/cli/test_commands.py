@@ -153,6 +153,7 @@ def test_what_is_asked_for_reaches_the_pipeline(tmp_path, monkeypatch, checkpoin
     found = {**dict(enumerate(args)), **kwargs}
     assert {key: told(found[key]) for key in expected} == expected
     shared = {"num_inference_steps", "guidance_scale", "generator", "paste_given", "blend"}
+    shared |= {"anchors", "keyframe_interval"} if called == "extend" else set()
     assert found.keys() - expected.keys() == shared | ({"height", "width"} & found.keys())
     assert (found["paste_given"], found["blend"]) == (True, 2)
 

@@ -161,7 +161,7 @@ def test_an_autoencoder_that_is_being_trained_is_not_trained_a_second_time(tmp_p
 
 
 def test_the_same_clips_are_not_decoded_and_encoded_by_two_at_once(tmp_path, capsys):
-    config, ready = make_config(data=data_fields(write_clips(tmp_path / "clips"))), []
+    config, ready = make_config(data=data_fields(write_clips(tmp_path / "clips"))).for_processes(1), []
 
     def prepare(name: str) -> None:
         (tmp_path / name).mkdir()

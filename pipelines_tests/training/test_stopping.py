@@ -258,7 +258,7 @@ for limit in (300, 100_000, 3_000, 100_000):
 
 
 def test_preparations_hear_the_file_and_the_hours(tmp_path):
-    config = make_config(data=data_fields(write_clips(tmp_path / "clips")))
+    config = make_config(data=data_fields(write_clips(tmp_path / "clips"))).for_processes(1)
     request = StopRequest(tmp_path, max_hours=1e-12)
     with pytest.raises(Stopped, match="max_hours"):
         prepare_data(config, make_vae(), tmp_path, Accelerator(cpu=True), stop=lambda: request.reason)
