@@ -35,6 +35,7 @@ EXTRAS = {
         "Jinja2>=3.1",  # templates of model cards; with torch anyway, so that `mardini push` has it, too
         "peft>=0.17,<1",
         "datasets>=4.0",
+        "pyarrow>=18.0",  # manifests are Parquet files
         "webdataset>=1.0",
         "pydantic>=2.10,<3",
         "PyYAML>=6.0",
@@ -58,6 +59,7 @@ EXTRAS = {
         "websockets>=14.0",
         "peft>=0.17,<1",
         "torchmetrics>=1.6,<2",
+        "pyarrow>=18.0",
         "diffusers-mardini-demo",
     ],
     "xformers": ["xformers>=0.0.35"],
