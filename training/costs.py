@@ -69,6 +69,11 @@ class Memory:
         """Return the bytes of all kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
+    @property
+    def saved(self) -> int:
+        """Return the bytes that a checkpoint has of this device's share."""
+        return self.weights + self.optimizer + self.ema
+
 
 @dataclass(frozen=True)
 class Shape:

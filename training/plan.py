@@ -75,6 +75,8 @@ class Plan:
         adapted: names of the layers that an adapter changes, by model.
         overheads: seconds beside the steps, by kind; empty if no speed is known.
         process: bytes that the trainer's process takes beside what is counted; 0 for a GPU.
+        checkpoint_copies: bytes of the host's memory in which each process keeps its part of a checkpoint while a thread
+            writes it.
         room: what the autoencoder and simple methods reach on the held-out clips; `None` if that is not measured.
         sharing: of each stage's steps between processes.
     """
@@ -87,6 +89,7 @@ class Plan:
     adapted: dict[str, list[str]] | None = None
     overheads: dict[str, float] = field(default_factory=dict)
     process: int = 0
+    checkpoint_copies: int = 0
     room: Probe | None = None
     sharing: list[Sharing] = field(default_factory=list)
 
@@ -143,7 +146,7 @@ def make_plan(
     found += _disk_problems(config, disk, clips.train)
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
-        process=process, room=room, sharing=sharing,
+        process=process, checkpoint_copies=_checkpoint_copies(config, stages, layout), room=room, sharing=sharing,
     )  # fmt: skip
     return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, censuses))
 
@@ -189,6 +192,13 @@ def overlap_notes(train: Manifest | None, heldout: Manifest | None) -> list[str]
         f"{number} among the training clips, too, byte for byte (the first: {both[0][0]} is {both[0][1]}), so that "
         "held-out losses and scores look better than they are; take them out of one of the two"
     ]
+
+
+def _checkpoint_copies(config: RunConfig, stages: list[StageCosts], layout: Layout) -> int:
+    """Return the bytes that a process copies; where several have the same values, they share the work."""
+    if config.lora is not None:
+        return 0  # an adapter's are small
+    return max(stage.largest.memory.saved for stage in stages) // layout.copies
 
 
 def _census(
@@ -362,9 +372,14 @@ def render(plan: Plan, title: str) -> str:
         lines += [*_table(rows)]
         if plan.sharing[0].within + plan.sharing[0].across > 0:
             lines += ["", "a step, shared by the processes", *_table(sharing_rows(plan.stages, plan.sharing))]
+        copies = (
+            f"copies of a checkpoint while it is written, GiB of the host's memory: {_gib(plan.checkpoint_copies)}"
+        )
         if plan.process:
-            most = max(s.largest.memory.total for s in plan.stages) + plan.process
-            lines.append(f"the process itself, GiB: {_gib(plan.process)}; at most {_gib(most)} together")
+            most = max(s.largest.memory.total for s in plan.stages) + plan.process + plan.checkpoint_copies
+            lines += [copies, f"the process itself, GiB: {_gib(plan.process)}; at most {_gib(most)} together"]
+        else:
+            lines.append(f"{copies} for each process")
         lines.append("")
         lines.append("disk, GiB: " + ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.disk.items() if size))
         lines += _render_clips(plan)

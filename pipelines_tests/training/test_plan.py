@@ -217,6 +217,17 @@ def test_memory_by_kind_by_hand():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(copies=4), Layout(shards=4), Layout(copies=2, shards=2)])
+def test_a_process_copies_its_share_of_a_checkpoint(layout):
+    config = make_config(optimizer={"name": "adamw"})
+    plan = make_plan(config, layout, with_data=False)
+    learned = sum(plan.parameters.values())
+    assert plan.checkpoint_copies == pytest.approx(
+        16 * learned / layout.processes, rel=0.01
+    )  # weights, average, moments
+    assert "copies of a checkpoint while it is written, GiB of the host's memory: 0.00" in render(plan, "title")
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
