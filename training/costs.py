@@ -451,6 +451,12 @@ def _on_meta(shape: Shape, layers: tuple[int, int]) -> tuple[MarDiniTrainingMode
     return model, shape.batch_of("meta", shape.dtype)
 
 
+def forget_counts() -> None:
+    """Count anew from now on: models of the same configuration have been changed."""
+    _count_operations.cache_clear()
+    _count_bytes.cache_clear()
+
+
 @cache
 def _count_operations(shape: Shape, planner_layers: int, transformer_layers: int) -> int:
     model, batch = _on_meta(shape, (planner_layers, transformer_layers))

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from diffusers_mardini import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
+from training.costs import forget_counts
 
 
 MODELS = (MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel)
@@ -93,9 +94,11 @@ def stabilized(batch_norm: bool = False, marks: bool = False) -> Iterator[None]:
     own = {model_class: model_class.__init__ for model_class in MODELS}
     for model_class, init in own.items():
         model_class.__init__ = _changed(init, changes)
+    forget_counts()
     try:
         yield
     finally:
+        forget_counts()
         for model_class, init in own.items():
             model_class.__init__ = init
 
