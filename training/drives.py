@@ -28,7 +28,7 @@ from training.data.recipes.car_racing import make_env
 from training.data.recipes.car_racing_futures import Pace, drive_on
 from training.drift import MEASURES, scored
 from training.evaluation.counterfactuals import action_condition
-from training.evaluation.drives import Chauffeur, curves_of, drive_inside, road_in_sight
+from training.evaluation.drives import Chauffeur, curves_of, drive_inside, loses_road, road_in_sight
 from training.evaluation.evaluation_windows import digest_of
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import model_key, sampling_key
@@ -44,6 +44,8 @@ SPANS = ((0, 5), (10, 15), (25, 30), (55, 60))  # seconds that are compared
 TRUE_SECONDS = 10  # of each drive of the simulator, that colours and the Fréchet distance are taken against
 INSIDE, SIMULATOR = "inside the model", "simulator"
 SHOWN_DRIVES = 3  # of the contact sheet
+LOST_SECONDS = 2  # without any road in sight: the driver has lost it
+MOST_TRIES = 4  # tracks for each drive
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +76,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     )
     # 2. Drive
     finished = FinishedParts(options.output / "kept")
-    true = true_drives(finished, options.drives, pace, options.each)
+    true, tracks = true_drives(finished, options.drives, pace, options.each)
     frames = {SIMULATOR: true["frames"], INSIDE: inside_drives(finished, pipe, true, pace, options)}
     # 3. Score
     try:
@@ -84,12 +86,12 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         features = None
     curves = {arm: curves_of(true["given"], drives) for arm, drives in frames.items()}
     reference = true["frames"][:, : round(TRUE_SECONDS * options.fps)].float() / 255
-    rows = scored(curves, reference, [f"{FIRST_SEED + i}" for i in range(options.drives)], ranges, features)
+    rows = scored(curves, reference, [f"{track}" for track in tracks], ranges, features)
     some = max(1, round(options.fps / 5))
     for row in rows:
         row["road"] = road_in_sight(frames[row["arm"]][:, row["first"] - 1 : row["last"] : some])
     facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    result = {**facts, "command": command, "sampled_by": model_key(pipe), "rows": rows}
+    result = {**facts, "command": command, "sampled_by": model_key(pipe), "tracks": tracks, "rows": rows}
     write(options.output / checkpoint_name(options.checkpoint), result, true["given"], frames, options.fps)
 
 
@@ -105,8 +107,17 @@ def spans_of(seconds: float, fps: float) -> list[tuple[int, int]]:
     return found
 
 
-def true_drives(finished: FinishedParts, drives: int, pace: Pace, each: int) -> dict[str, torch.Tensor]:
-    """Return the results of `drive_on` for all drives, one below the other; drives those that are not kept."""
+def true_drives(
+    finished: FinishedParts, drives: int, pace: Pace, each: int
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Return the results of `drive_on` for so many drives, one below the other, and their tracks.
+
+    Tracks on which the driver loses the simulator's road are left out, so that there is something to compare with.
+    Drives that are not kept are driven.
+
+    Raises:
+        ValueError: if the driver loses the road on most tracks.
+    """
     env = None
 
     def drive(seed: int) -> dict[str, torch.Tensor]:
@@ -116,11 +127,20 @@ def true_drives(finished: FinishedParts, drives: int, pace: Pace, each: int) -> 
         return drive_on(env, seed, pace, lambda *frames: driver.act(*(one.float() / 255 for one in frames)), each)
 
     key = {"drive": 1, "pace": vars(pace), "each": each, "first_seed": FIRST_SEED}
-    found = [
-        finished.get(key, i, i + 1, lambda i=i: drive(FIRST_SEED + i))
-        for i in tqdm(range(drives), unit="drive", desc=SIMULATOR, disable=None)
-    ]
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    found, tracks, lost_within = [], [], round(LOST_SECONDS * pace.fps)
+    with tqdm(total=drives, unit="drive", desc=SIMULATOR, disable=None) as bar:
+        for i in range(MOST_TRIES * drives):
+            one = finished.get(key, i, i + 1, lambda i=i: drive(FIRST_SEED + i))
+            if not loses_road(one["frames"], lost_within):
+                found.append(one)
+                tracks.append(FIRST_SEED + i)
+                bar.update()
+            if len(found) == drives:
+                return {name: torch.stack([one[name] for one in found]) for name in found[0]}, tracks
+    raise ValueError(
+        f"the driver keeps to the simulator's road on {len(found)} of {MOST_TRIES * drives} tracks, and {drives} drives "
+        "were asked for; lower --each, --seconds or --drives"
+    )
 
 
 def inside_drives(
@@ -175,7 +195,8 @@ def write(
     table = markdown_table(columns, [_cells(row, fps) for row in rows])
     write_whole(folder / "drives.json", json.dumps(without_nan(dict(result)), indent=1) + "\n")
     setting = (
-        f"{len(given)} drives from states of unseen tracks, {fps:g} frames a second, the same driver in both; road in "
+        f"{len(given)} drives from states of unseen tracks ({result['tracks'][0]} to {result['tracks'][-1]}, without "
+        f"those on which the driver lost the simulator's road), {fps:g} frames a second, the same driver in both; road in "
         "sight: share of the rows ahead of the car; motion and sharpness: shares of the simulator's in the first "
         f"{TRUE_SECONDS} seconds; colours: distance from its drives in their deviations; in brackets 95% intervals over "
         "drives."
@@ -185,7 +206,7 @@ def write(
     numbers = sorted({max(1, round(second * fps)) for second in seconds})
     groups = [
         (
-            f"track {FIRST_SEED + drive}",
+            f"track {result['tracks'][drive]}",
             {
                 arm: torch.stack([given[drive, -1], *(drives[drive, number - 1] for number in numbers)]).float() / 255
                 for arm, drives in frames.items()

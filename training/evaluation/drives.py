@@ -140,3 +140,13 @@ def road_in_sight(frames: torch.Tensor) -> float:
     """Return the mean share of the rows ahead of the car that show road, for bytes `(..., 3, size, size)`."""
     shares = [look(as_picture(frame.float() / 255))[1] for frame in frames.flatten(0, -4)]
     return sum(shares) / len(shares)
+
+
+def loses_road(frames: torch.Tensor, within: int) -> bool:
+    """Return whether no road is in sight for `within` frames in a row, of bytes `(frames, 3, size, size)`."""
+    lost = 0
+    for frame in frames:
+        lost = 0 if look(as_picture(frame.float() / 255))[1] > 0 else lost + 1
+        if lost >= within:
+            return True
+    return False

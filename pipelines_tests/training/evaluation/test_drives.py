@@ -11,7 +11,15 @@ from pipelines_tests.training.evaluation.test_counterfactuals import driven_pipe
 from training import drives
 from training.data.recipes.car_racing import make_env
 from training.data.recipes.car_racing_futures import Pace, drive_on
-from training.evaluation.drives import Chauffeur, as_picture, curves_of, drive_inside, ground_speed, road_in_sight
+from training.evaluation.drives import (
+    Chauffeur,
+    as_picture,
+    curves_of,
+    drive_inside,
+    ground_speed,
+    loses_road,
+    road_in_sight,
+)
 
 
 GREY, GREEN = 0.4, torch.tensor([0.4, 0.8, 0.4])[:, None, None]
@@ -48,6 +56,12 @@ def test_road_is_seen_where_it_is():
     road = torch.stack([road_frame(32), road_frame(10)]) * 255
     assert road_in_sight(grass.to(torch.uint8)) == 0 and road_in_sight(road.to(torch.uint8)) == 1
     assert as_picture(road_frame(32)).shape == (96, 96, 3) and not as_picture(road_frame(32))[84:].any()
+
+
+def test_a_driver_who_sees_no_road_for_a_while_has_lost_it():
+    grass, road = ((frame * 255).to(torch.uint8) for frame in (GREEN.expand(3, 64, 64), road_frame(32)))
+    assert loses_road(torch.stack([road, *[grass] * 3, road]), 3)
+    assert not loses_road(torch.stack([grass, grass, road, grass, grass]), 3)
 
 
 def test_curves_begin_with_the_step_from_the_given_frames():
@@ -106,11 +120,16 @@ def test_the_program_compares_drives_and_goes_on(tmp_path, monkeypatch):
         ("inside the model", 1, 6),
         ("inside the model", 9, 12),
     ]
+    assert len(result["tracks"]) == 2 and result["tracks"][0] >= 400_000
     assert all(0 <= row["road"] <= 1 and row["motion"] > 0 for row in result["rows"])
     assert "| inside the model | 0 to 0 |" in (folder / "drives.md").read_text()
     assert (folder / "drives.png").is_file() and len(read_video(folder / "drive.mp4")[0]) == 2 + 12
     monkeypatch.setattr(drives, "make_env", None)  # all is kept
     monkeypatch.setattr(drives, "drive_inside", None)
     drives.main([str(tmp_path / "mine/pipeline"), *few])
+    monkeypatch.setattr(drives, "loses_road", lambda frames, within: True)
+    monkeypatch.setattr(drives, "MOST_TRIES", 1)
+    with pytest.raises(SystemExit, match="on 0 of 2 tracks, and 2 drives were asked for; lower --each"):
+        drives.main([str(tmp_path / "mine/pipeline"), *few])
     with pytest.raises(SystemExit, match="--seconds is 0.1; give at least 0.48"):
         drives.main([str(tmp_path / "mine/pipeline"), *few, "--seconds", "0.1"])
