@@ -46,7 +46,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Process:
-    """What became of one process: its readings, and how it ended (-9 is SIGKILL)."""
+    """Tell what became of one process: its readings, and how it ended (-9 is SIGKILL)."""
 
     readings: list[Reading]
     code: int

@@ -1,4 +1,4 @@
-"""What the scripts of training/runs/ would do: their commands, with a function in place of Python that writes them down.
+"""Record what the scripts of training/runs/ would do: their commands, with a function in place of Python.
 
 `Done` reads the commands in order and knows what each leaves behind, so that a script that compares what it has not
 scored, or fills a block from it, is refused.
@@ -78,7 +78,7 @@ def commands(script: str, folder: Path, text: str | None = None, **settings: str
 
 
 class Done:
-    """What commands have left behind.
+    """Hold what commands have left behind.
 
     Attributes:
         trained: folders of runs and autoencoders.

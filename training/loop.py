@@ -97,7 +97,7 @@ class Run:
         self.head = getattr(self.models, "head", None)
         self.ema = AveragedWeights(self.models, config.optimizer.ema_decay)
         self.checkpoints = RunCheckpoints(
-            config, accelerator, self.models, self.ema, folder / "checkpoints", self._rows, allow_change,
+            config, accelerator, self.models, self.ema, folder / "checkpoints", allow_change,
             {"vae": tensors_digest(vae.state_dict(), vae.config)}
             | ({} if config.lora is None else frozen_digests(self.models)),
         )  # fmt: skip
@@ -212,7 +212,7 @@ class Run:
         steps = GradientSteps(self._stage_model(stage), self.config.optimizer, stage.learning_rate, self.accelerator)
         with contextlib.closing(steps):
             self.checkpoints.load_optimizers(steps)
-            self.monitor.begin_stage(stage, loader.steps.start, self._rows(stage))
+            self.monitor.begin_stage(stage, loader.steps.start, stage.windows_per_step)
             self.schedule.begin_stage(stage, loader.steps.start)
             if loader.steps.start == 0:
                 self.divergence.begin_stage()
@@ -255,7 +255,7 @@ class Run:
                     accelerator, draws[0], self.global_step + 1, batches, losses, float(grad_norm), norms
                 )
             self.global_step += 1
-            self.windows_seen += self._rows(stage)
+            self.windows_seen += stage.windows_per_step
             self.monitor.step()
 
             # 3. Log, check, save
@@ -298,12 +298,8 @@ class Run:
     def _shares(self, stage: StageConfig) -> list[float]:
         """Return the share of the stage's batches that each bucket has."""
         sampling = window_request(self.config, stage)
-        census = StageCensus.of(self.train_data.census(sampling), self._rows(stage))
+        census = StageCensus.of(self.train_data.census(sampling), stage.windows_per_step)
         return [bucket.share for bucket in census.buckets]
-
-    def _rows(self, stage: StageConfig) -> int:
-        """Return the windows of one step over all processes."""
-        return stage.windows_per_step
 
     def _any(self, flag: bool) -> bool:
         """Return whether a flag is set on any process."""

@@ -67,6 +67,13 @@ def given_places(strip):
     return [place["place"] for place in strip if place["kind"] == "given"]
 
 
+def test_the_strip_is_laid_in_the_order_of_the_clicks(site):
+    with gr.Blocks() as page:
+        tab = FillTab(site, ModelRow(site))
+    laying = [f for f in page.fns.values() if tab.given in f.outputs]
+    assert len(laying) >= 7 and {(f.concurrency_id, f.concurrency_limit) for f in laying} == {("strip", 1)}
+
+
 @pytest.mark.parametrize("count, places", [(1, [0]), (2, [0, 8]), (3, [0, 4, 8])])
 def test_pictures_are_spread_over_the_window(tab, worlds, tmp_path, count, places):
     files = picture_files(tmp_path, count)

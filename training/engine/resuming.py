@@ -5,7 +5,7 @@ one process, or several under DDP, resume from it. The files are in `checkpoint.
 `writing.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from training.config.schema import RunConfig, StageConfig, default_of, shaping_fields
+from training.config.schema import RunConfig, default_of, shaping_fields
 from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
 from training.engine.ema import AveragedWeights
 from training.engine.gradient_steps import GradientSteps
@@ -54,7 +54,6 @@ class RunCheckpoints:
         models: planner, transformer and head, sharded or not; frozen weights are not saved.
         averages: of their weights.
         folder: of the checkpoints.
-        windows_per_step: of a stage, over all processes.
         allow_change: dotted keys of `config` that may differ from what a checkpoint was trained with.
         frozen: digests of weights that are used and not saved, by key of the configuration; they must not change.
     """
@@ -66,7 +65,6 @@ class RunCheckpoints:
         models: torch.nn.ModuleDict,
         averages: AveragedWeights,
         folder: Path,
-        windows_per_step: Callable[[StageConfig], int],
         allow_change: Sequence[str] = (),
         frozen: Mapping[str, str] | None = None,
     ):
@@ -75,7 +73,6 @@ class RunCheckpoints:
         self.models = models
         self.averages = averages
         self.folder = folder
-        self.windows_per_step = windows_per_step
         self.allow_change = allow_change
         self.frozen = frozen or {}
         self.more: dict = {}  # of the loaded checkpoint
@@ -195,7 +192,7 @@ class RunCheckpoints:
         shaped = shaping_fields(self.config, [stage.name for stage in passed])
         shaped["mixed_precision"] = self.accelerator.mixed_precision  # `auto` depends on the machine
         shaped |= self.frozen
-        return shaped | {f"stages.{stage.name}.windows_per_step": self.windows_per_step(stage) for stage in passed}
+        return shaped | {f"stages.{stage.name}.windows_per_step": stage.windows_per_step for stage in passed}
 
 
 def _typed(key: str) -> str:

@@ -78,7 +78,7 @@ def test_a_stage_that_is_not_compiled_runs_eagerly(tmp_path):
 
 
 def test_a_step_is_one_graph_in_which_a_run_learns_the_same(tmp_path, monkeypatch):
-    """Whatever clips a batch names; several numbers of masked frames are one graph or two."""
+    """Take any clips that a batch names; several numbers of masked frames are one graph or two."""
     counter, weights = CompileCounter(), {}
     monkeypatch.setattr(loop, "compile_step", functools.partial(compiling.compile_step, backend=counter))
     for compiles in ("step", False):

@@ -1,4 +1,4 @@
-"""How many copies, shards and processes that share tokens there are, by accelerate's sizes."""
+"""Read from accelerate's sizes how many copies, shards and processes that share tokens there are."""
 
 import pytest
 

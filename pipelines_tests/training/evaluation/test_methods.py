@@ -1,4 +1,4 @@
-"""What kept frames are found again by."""
+"""Find kept frames again by the settings that they were sampled with."""
 
 from diffusers import UniPCMultistepScheduler
 
