@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,9 @@ from diffusers_mardini.models.compiling import MOST_GRAPHS
 from training.config.schema import RunConfig, StageConfig
 from training.engine.guards import RunFailed
 from training.engine.sharding import sharding_plugin
+
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def refuse_sharded_steps(config: RunConfig, accelerator: Accelerator) -> None:
@@ -23,7 +26,7 @@ def refuse_sharded_steps(config: RunConfig, accelerator: Accelerator) -> None:
         )
 
 
-def compile_step(model: torch.nn.Module, stage: StageConfig, backend: Any = "inductor") -> torch.nn.Module:
+def compile_step(model: Model, stage: StageConfig, backend: Any = "inductor") -> Model:
     """Return the training model of a stage; compiled as one graph, loss included, if the stage says so."""
     if stage.compile == "step":
         model.compile(fullgraph=True, backend=backend)

@@ -57,13 +57,13 @@ class TokenBatchNorm(nn.Module):
         return (normed * self.weight.float() + self.bias.float()).type_as(hidden_states)
 
 
-def add_batch_norm(model: nn.Module) -> None:
+def add_batch_norm(model: MarDiniPlannerTransformer3DModel | MarDiniTransformer3DModel) -> None:
     """Put `TokenBatchNorm` in place of the norm before the attention across frames of each block."""
     for block in model.transformer_blocks:
         block.norm2 = TokenBatchNorm(block.norm2.weight.shape[0], block.norm2.eps)
 
 
-def add_marks(model: nn.Module) -> None:
+def add_marks(model: MarDiniPlannerTransformer3DModel | MarDiniTransformer3DModel) -> None:
     """Add a learned embedding to all tokens of reference frames, zero at the start."""
     model.reference_mark = nn.Parameter(torch.zeros_like(model.next_token))
     signature = inspect.signature(type(model).forward)
