@@ -1,4 +1,4 @@
-"""The chart of the results page: the three checkpoints beside simple methods, from the tables of the result pages."""
+"""The chart of the results page: three models beside simple methods, from the tables of the result pages."""
 
 import math
 import re

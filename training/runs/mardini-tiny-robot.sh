@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command behind checkpoints/mardini-tiny-robot and docs/results/robot.md. Needs the extra `train`, and a checkout of DROID's previews:
+# Every command behind docs/results/robot.md and its checkpoint, which is not carried because a cross-fade is better. Needs the extra `train`, and a checkout of DROID's previews:
 #   git clone https://github.com/droid-dataset/droid-dataset.github.io && bash training/runs/mardini-tiny-robot.sh droid-dataset.github.io
 # After an interruption the same command goes on.
 set -euo pipefail
