@@ -4,13 +4,14 @@
 scored, or fills a block from it, is refused.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from diffusers_mardini.masking import task_indices
-from training import drift, evaluate
+from training import counterfactuals, drift, drives, evaluate
 from training.config.layers import load_config
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.drift import Arm
@@ -156,6 +157,7 @@ class Done:
         altered = [a for a, wanted in ((DROPPED, options.no_planning), (OTHER, options.wrong_planning)) if wanted]
         names |= {settings.label(options.steps[0], options.scheduler[0], alteration) for alteration in altered}
         names |= simple_methods(options.task, 9) | {CEILING}
+        names |= {f"told {text}" for text in options.condition_scale}
         if options.train_clips:
             names.add("best match among training windows")
         self.rows[str(options.output)] = names
@@ -181,6 +183,16 @@ class Done:
         self._need_checkpoint(options.checkpoint)
         folder = f"{options.output}/{drift.checkpoint_name(options.checkpoint)}"
         self.arms[folder] = {Arm.read(text, Arm("")).name for text in options.arm}
+
+    def _counterfactuals(self, arguments: list[str]) -> None:
+        self._write_for_checkpoint(counterfactuals._parser().parse_args(arguments), "counterfactuals")
+
+    def _drives(self, arguments: list[str]) -> None:
+        self._write_for_checkpoint(drives._parser().parse_args(arguments), "drives")
+
+    def _write_for_checkpoint(self, options: argparse.Namespace, program: str) -> None:
+        self._need_checkpoint(options.checkpoint)
+        self.files.add(f"{options.output}/{counterfactuals.checkpoint_name(options.checkpoint)}/{program}.md")
 
     def _asymmetry(self, arguments: list[str]) -> None:
         self.files.add(after(arguments, "-o"))
@@ -218,6 +230,22 @@ class Done:
         for folder in arguments[:2]:
             assert folder in self.rows, f"{folder} was not scored before"
         self._page_of(arguments, {"table": None})
+
+    def _told_motion(self, arguments: list[str]) -> None:
+        told = [row for row in self.rows.get(arguments[0], ()) if row.startswith("told motion=")]
+        assert told, f"{arguments[0]} was not told another motion before"
+        self._block_of(arguments, None)
+
+    def _copied_result(self, arguments: list[str]) -> None:
+        assert arguments[0] in self.files, f"{arguments[0]} was not written before"
+        self.pictures.add(after(arguments, "--picture"))
+        self._block_of(arguments, None)
+
+    def _rates(self, arguments: list[str]) -> None:
+        for text in (text for text in arguments if "=" in text):
+            for folder in text.partition("=")[2].split(","):
+                assert folder in self.rows, f"{folder} was not scored before"
+        self._block_of(arguments, None)
 
     def _run_costs(self, arguments: list[str]) -> None:
         named = arguments[: arguments.index("--page")] if "--page" in arguments else arguments

@@ -11,8 +11,8 @@ from training.reproduction.page_blocks import block_names
 PAGES = sorted((ROOT / "docs" / "results").glob("*.md"))
 # A line that calls a program, or a function of a script that does.
 CALL = re.compile(
-    r'^\s*(?:"\$PYTHON"|train|score|sample|side_by_side|set_side_by_side|compare|fill|fill_block|drift|asymmetry|between'
-    r'|onwards|"\$way"|if .*"\$way"|\[ -f .*"\$PYTHON" -m (?!training\.data)|for .* do (?:score|between)) .*$'
+    r'^\s*(?:"\$PYTHON"|train|score|sample|side_by_side|set_side_by_side|compare|fill|fill_block|copied|drift|asymmetry|between'
+    r'|onwards|"\$way"|if .*"\$way"|\[ -f .*"\$PYTHON" -m (?!training\.data)|\[ -d .*\|\| train|for .* do (?:score|between)) .*$'
 )
 
 
