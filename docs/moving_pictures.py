@@ -12,9 +12,13 @@ import torch
 from PIL import Image, ImageOps
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.app.driving import ACTION
 from diffusers_mardini.masking import task_indices
 from diffusers_mardini.video_io import read_video
+from training.data.recipes.car_racing_futures import HELD
 from training.evaluation.baselines import cross_fade
+from training.evaluation.counterfactuals import ACTION_NAMES
+from training.evaluation.drives import Chauffeur, Held, drive_inside
 from training.figures.contact_sheets import side_by_side
 
 
@@ -23,6 +27,7 @@ FOLDER = ROOT / "docs/images/moving"
 CHECKPOINT, CLIP = ROOT / "checkpoints/mardini-tiny-carracing", ROOT / "examples/clips/carracing_200000.mp4"
 FRAMES, PACE, SIZE = 9, 2, 64  # as the checkpoint was trained
 FACTOR, LEAD, NEW = 4, 5, 16
+DRIVEN, RATE = 60, 12.5  # frames of a drive, and how many are a second
 
 
 def moving_pictures(pipe: MarDiniPipeline, clip: torch.Tensor, steps: int) -> dict[str, list[Image.Image]]:
@@ -66,16 +71,36 @@ def moving_pictures(pipe: MarDiniPipeline, clip: torch.Tensor, steps: int) -> di
 
     longer = pipe.extend(clip[:LEAD], num_new_frames=NEW, **options()).frames[0]
     pictures["extension"] = show(lead, {"sampled": longer, "true": clip[: LEAD + NEW]}, LEAD + NEW)
+    if ACTION in pipe.conditions:
+        pictures["drive"] = drives(pipe, clip[:LEAD], steps)
     return pictures
+
+
+def drives(pipe: MarDiniPipeline, start: torch.Tensor, steps: int) -> list[Image.Image]:
+    """Return the frames of drives from one start, `(frames, 3, 64, 64)`: held to a side, and by one who looks at the road."""
+    drivers = {
+        "held left": Held(HELD["left"]),
+        "driven by eye": Chauffeur(),
+        "held right": Held(HELD["right"]),
+    }
+    given = start.expand(len(drivers), *start.shape)
+    unknown = torch.full((len(drivers), len(start), len(ACTION_NAMES)), torch.nan)
+    frames = drive_inside(
+        pipe, given, unknown, DRIVEN, RATE, [0] * len(drivers), FRAMES - LEAD, list(drivers.values()),
+        num_inference_steps=steps, window=FRAMES, overlap=LEAD,
+    )  # fmt: skip
+    shown = torch.cat([given, frames.float() / 255], dim=1)
+    return side_by_side([("", dict(zip(drivers, shown, strict=True)))], list(range(LEAD)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Sample and write every picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder for the WebP files")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="its folder")
     parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args(arguments)
-    pipe = MarDiniPipeline.from_pretrained(CHECKPOINT)
+    pipe = MarDiniPipeline.from_pretrained(options.checkpoint)
     pipe.set_progress_bar_config(disable=True)
     frames, _ = read_video(CLIP)
     fitted = [ImageOps.fit(Image.fromarray(frame), (SIZE, SIZE)) for frame in frames[::PACE]]
@@ -83,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for name, pictures in moving_pictures(pipe, clip, options.steps).items():
         path = options.output / f"{name}.webp"
-        rate = 12 if len(pictures) > 2 * FRAMES else 5
-        times = [1000 // rate] * (len(pictures) - 1) + [900]  # the last frame stays a moment
+        rate = RATE if len(pictures) > 2 * FRAMES else 5
+        times = [round(1000 / rate)] * (len(pictures) - 1) + [900]  # the last frame stays a moment
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0, quality=82, method=6)
         print(f"wrote {path}: {len(pictures)} frames, {path.stat().st_size / 1000:.0f} kB")
 

@@ -5,7 +5,8 @@ The same driver drives the simulator, for comparison (`training/data/recipes/car
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,11 +27,8 @@ WANTED = (
 )
 
 
-class Chauffeur:
-    """Keep a car on the road by the two newest frames, wherever they come from."""
-
-    def __init__(self):
-        self._angle = 0.0
+class Driver(Protocol):
+    """Choose an action from time to time."""
 
     def act(self, before: torch.Tensor, newest: torch.Tensor) -> tuple[float, float, float]:
         """Return steering, gas and brake.
@@ -38,6 +36,28 @@ class Chauffeur:
         Args:
             before, newest: the two newest frames, in [0, 1], `(3, size, size)`.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A driver who holds one action, as one holds a key."""
+
+    action: tuple[float, float, float]
+
+    def act(self, before: torch.Tensor, newest: torch.Tensor) -> tuple[float, float, float]:
+        """Return steering, gas and brake, the same for all frames."""
+        return self.action
+
+
+class Chauffeur:
+    """Keep a car on the road by the two newest frames, wherever they come from."""
+
+    def __init__(self):
+        self._angle = 0.0
+
+    def act(self, before: torch.Tensor, newest: torch.Tensor) -> tuple[float, float, float]:
+        """Return steering, gas and brake; see `Driver`."""
         angle = look(as_picture(newest))[0]
         steering = EAGERNESS * angle + DAMPING * (angle - self._angle)
         self._angle = angle
@@ -83,6 +103,7 @@ def drive_inside(
     fps: float,
     seeds: Sequence[int],
     each: int,
+    drivers: Sequence[Driver] | None = None,
     **sampling: Any,
 ) -> torch.Tensor:
     """Drive inside a model, once from each of several states.
@@ -95,12 +116,13 @@ def drive_inside(
         fps: their frames per second.
         seeds: of each drive.
         each: frames for which a driver holds an action, and which are made at once.
+        drivers: one for each drive; a `Chauffeur` each by default.
         sampling: further arguments of `pipe.rollout`, such as window and number of steps.
 
     Returns:
         Bytes `(drives, num_frames, 3, size, size)`.
     """
-    drivers = [Chauffeur() for _ in given]
+    drivers = [Chauffeur() for _ in given] if drivers is None else drivers
     rollout = pipe.rollout(
         given,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],

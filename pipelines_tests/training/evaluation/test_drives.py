@@ -13,6 +13,7 @@ from training.data.recipes.car_racing import make_env
 from training.data.recipes.car_racing_futures import Pace, drive_on
 from training.evaluation.drives import (
     Chauffeur,
+    Held,
     as_picture,
     curves_of,
     drive_inside,
@@ -73,7 +74,9 @@ def test_curves_begin_with_the_step_from_the_given_frames():
     assert torch.equal(curves.kept[3], frames[:, 4])
 
 
-def test_a_drive_inside_a_model_is_told_what_the_driver_does(monkeypatch):
+@pytest.fixture
+def told(monkeypatch):
+    """A pipeline, and the frames and actions that its rollouts are asked for."""
     pipe, seen = driven_pipeline(), []
     begin = type(pipe).rollout
 
@@ -86,13 +89,30 @@ def test_a_drive_inside_a_model_is_told_what_the_driver_does(monkeypatch):
         return rollout
 
     monkeypatch.setattr(type(pipe), "rollout", watched)
+    return pipe, seen
+
+
+ARGUMENTS = {"fps": 12.5, "each": 2, "window": 5, "overlap": 2, "num_inference_steps": 1}
+
+
+def test_a_drive_inside_a_model_is_told_what_the_driver_does(told, monkeypatch):
+    pipe, seen = told
     actions = iter([(0.1, 0.2, 0.0), (-0.5, 0.0, 0.0)] * 10)
     monkeypatch.setattr(Chauffeur, "act", lambda self, before, newest: next(actions))
-    arguments = {"fps": 12.5, "each": 2, "window": 5, "overlap": 2, "num_inference_steps": 1}
-    frames = drive_inside(pipe, clip(2, 2), torch.zeros(2, 2, 3), 5, seeds=[3, 4], **arguments)
+    frames = drive_inside(pipe, clip(2, 2), torch.zeros(2, 2, 3), 5, seeds=[3, 4], **ARGUMENTS)
     assert frames.shape == (2, 5, 3, SIZE, SIZE) and frames.dtype == torch.uint8
     assert [count for count, _ in seen] == [2, 2, 2]
     torch.testing.assert_close(seen[0][1], torch.tensor([[[0.1, 0.2, 0.0]] * 2, [[-0.5, 0.0, 0.0]] * 2]))
+
+
+def test_other_drivers_hold_what_they_hold(told):
+    pipe, seen = told
+    held = [(-0.35, 0.2, 0.0), (0.35, 0.2, 0.0)]
+    drive_inside(
+        pipe, clip(2, 2), torch.zeros(2, 2, 3), 3, seeds=[3, 3], drivers=[Held(one) for one in held], **ARGUMENTS
+    )
+    for _, action in seen:
+        torch.testing.assert_close(action, torch.tensor(held)[:, None].expand(-1, 2, -1))
 
 
 def test_the_driver_keeps_to_the_simulators_road():
