@@ -12,11 +12,10 @@ checkpoint, with `--start-at`, takes its earlier stages from that JSON file. An 
 """
 
 import argparse
-import json
 import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -24,16 +23,12 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
-from training.card import facts_of, read_record
+from training.card import facts_of, read_record, refuse_other_weights, scores_of, without_folders, write_record
 from training.config.layers import read_run_config
 from training.config.schema import RunConfig
 from training.engine.adapter import adapter_loaded
-from training.evaluation.methods import OURS, is_changed
-from training.evaluation.results import with_nan
 from training.evaluation.sampling import weights_digest
-from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
-from training.evaluation.verdict import verdict
-from training.files import read_json, read_lines, whole_folder, write_whole
+from training.files import read_json, read_lines, whole_folder
 from training.monitoring.records import METRICS
 
 
@@ -89,44 +84,6 @@ def resources_of(run: Path) -> dict[str, Any]:
     return facts
 
 
-def scores_of(results: Path) -> dict[str, Any]:
-    """Return what `results.json` says for the card.
-
-    Returns:
-        `verdict` in sentences, `metrics`, the rows, with intervals of some columns as text, and `evaluation`, the
-        command that measured them, without folders of this machine.
-    """
-    record = with_nan(read_json(results, ("rows", "command")))
-    columns = present_columns(record["rows"])
-    conditions = " and ".join(record.get("conditions", {}))  # of rows that do not say themselves what they were given
-    rows = []
-    for row in record["rows"]:
-        given = conditions and row.get("kind") == OURS and not is_changed(row["method"])
-        scores = {
-            COLUMNS[c]: score_cell(row, c) if c in SHOWN_INTERVALS and c in row.get("intervals", {}) else row[c]
-            for c in columns
-        }
-        rows.append({"method": f"{row['method']}, given {conditions}" if given else row["method"], **scores})
-    found = verdict(record["rows"], record.get("differences", []))
-    return {"metrics": rows, "evaluation": without_folders(record["command"])} | ({"verdict": found} if found else {})
-
-
-def without_folders(command: str) -> str:
-    """Return a command with paths of this machine shortened: relative to the working directory, or to their names."""
-    absolute = r"(?:~|/|[A-Za-z]:[\\/])"
-    found = rf"(?<=['\"]){absolute}[^'\"]*(?=['\"])|(?<![^\s=]){absolute}[^\s'\"]*"
-    return re.sub(found, lambda path: _portable(path[0]), command)
-
-
-def _portable(path: str) -> str:
-    """Return an absolute path relative to the working directory if it lies there, else its last part."""
-    pure = PureWindowsPath(path) if re.match(r"[A-Za-z]:", path) else PurePosixPath(path)
-    try:
-        return Path(path).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return pure.name or path
-
-
 def publish(run: Path, card: Path, results: Path, output: Path, keep_record: bool = False) -> Path:
     """Copy the pipeline or the adapter of a run and write its card; `output` is replaced as a whole.
 
@@ -168,31 +125,25 @@ def publish(run: Path, card: Path, results: Path, output: Path, keep_record: boo
             shutil.copy(picture, unfinished)
         _refuse_folders(write_model_card(unfinished, {"name": output.name, **facts}), card)
     if keep_record:
-        write_whole(card.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+        write_record(card, record)
     return output
 
 
 def _check_sampled_by(config: RunConfig, finished: Path, results: Path) -> None:
     """Raise `ValueError` if the scores are of other weights; results without a digest are accepted."""
+    if config.lora is None:
+        refuse_other_weights(finished, results)
+        return
     sampled_by = read_json(results).get("sampled_by")
     if sampled_by is None:
         return
-    dtype = DTYPES[sampled_by["dtype"].removeprefix("torch.")]
-    if config.lora is None:
-        scored, digest = (
-            sampled_by["checkpoint"],
-            weights_digest(MarDiniPipeline.from_pretrained(finished, dtype=dtype)),
-        )
-    else:
-        pipe = MarDiniPipeline.from_pretrained(config.init_from, dtype=dtype)
-        with adapter_loaded(pipe, finished):
-            scored, digest = sampled_by.get("adapted"), weights_digest(pipe)
-    if scored != digest:
-        how = (
-            "evaluate that folder" if config.lora is None else f"evaluate {config.init_from} with --adapter {finished}"
-        )
+    pipe = MarDiniPipeline.from_pretrained(config.init_from, dtype=DTYPES[sampled_by["dtype"].removeprefix("torch.")])
+    with adapter_loaded(pipe, finished):
+        digest = weights_digest(pipe)
+    if sampled_by.get("adapted") != digest:
         raise ValueError(
-            f"{results} holds scores of other weights than {finished}: {how}, or give the results that are its own"
+            f"{results} holds scores of other weights than {finished}: evaluate {config.init_from} with --adapter "
+            f"{finished}, or give the results that are its own"
         )
 
 

@@ -14,11 +14,11 @@ from diffusers_mardini.hub import plan_upload
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
-from training.card import facts_of, read_record
+from training.card import facts_of, read_record, without_folders
 from training.engine.adapter import adapter_loaded
 from training.evaluation.methods import model_key
 from training.evaluation.tables import COLUMNS
-from training.publish import publish, resources_of, stages_of, without_folders
+from training.publish import publish, resources_of, stages_of
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,26 @@ def test_with_its_record_kept_the_card_is_made_again_without_the_run(tmp_path, r
     (output / "README.md").unlink()
     card_of_checkpoint.main([str(card), str(output)])
     assert (output / "README.md").read_text() == before
+
+
+def test_scores_that_were_measured_since_replace_the_recorded_ones_if_they_are_the_checkpoints(tmp_path, run):
+    card, results = make_sources(tmp_path)
+    output = publish(run, card, results, tmp_path / "tiny", keep_record=True)
+    before = (output / "README.md").read_text()
+    record = json.loads(results.read_text())
+    record["rows"][0] |= {"mid_ssim": 0.9, "intervals": {"mid_ssim": [0.8, 1.0]}}
+    record["sampled_by"] = model_key(MarDiniPipeline.from_pretrained(output))
+    results.write_text(json.dumps(record))
+    card_of_checkpoint.main([str(card), str(output), "--results", str(results)])
+    after = (output / "README.md").read_text()
+    assert "| ours, 25 steps | 0.900 [0.800, 1.000] |" in after
+    assert [a for a in after.splitlines() if "0.900" not in a] == [b for b in before.splitlines() if "0.432" not in b]
+    assert read_record(card)["stages"] == stages_of(run)
+    record["sampled_by"]["checkpoint"] = "0" * 64
+    results.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="scores of other weights than .*evaluate that folder"):
+        card_of_checkpoint.main([str(card), str(output), "--results", str(results)])
+    assert (output / "README.md").read_text() == after
 
 
 def test_a_run_that_went_on_from_a_checkpoint_has_its_earlier_stages_from_the_record(tmp_path, run):

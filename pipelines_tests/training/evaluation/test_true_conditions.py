@@ -9,12 +9,12 @@ import torch
 from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training import evaluate
+from training.card import scores_of
 from training.config.data_section import ConditionConfig
 from training.data.conditions import condition_arguments, latent_motion
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.sampling import sample_batch
 from training.evaluation.true_conditions import true_conditions
-from training.publish import scores_of
 
 
 CONDITIONS = {
