@@ -14,19 +14,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from accelerate import Accelerator
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffusers_mardini.video_io import iterate_frames, write_video
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.remote_storage import STORAGES, Storage, memory, web
 from pipelines_tests.training.data.test_archives import pack
-from pipelines_tests.training.data.test_prepare import check_whole, job_of, run
+from pipelines_tests.training.data.test_latents import tiny_vae
+from pipelines_tests.training.data.test_prepare import REQUEST, check_whole, job_of, run
+from pipelines_tests.training.data.test_windows import run as draw
+from pipelines_tests.training.test_train_mardini import make_config, make_vae
 from training.data import manifest, prepare, remote
 from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.clips import find_clips, load_clip
 from training.data.manifest import make_manifest
+from training.data.preparation import prepare_data
 from training.data.remote_errors import RemoteError
 from training.data.sources import open_source, source_exists
+from training.data.windows import PixelWindows
 
 
 CLIPS = 4  # of a shard
@@ -250,6 +257,28 @@ def test_a_preparation_is_resumed_by_what_storage_says_of_its_shards(in_memory, 
     run(job_of(url, out))
     assert in_memory.spent() <= 3 * len(new)
     check_whole(url, out)
+
+
+def test_a_run_finds_what_was_prepared_from_a_url(in_memory, tmp_path):
+    make_vae().save_pretrained(tmp_path / "vae")
+    url, out = f"{in_memory.url}/train-0.tar", tmp_path / "out"
+    data = {"train": url, "size": 32, "workers": 0, "manifests": out / "manifests", "cache": out / "latents"}
+    config = make_config(vae=str(tmp_path / "vae"), data=data)
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
+    assert prepare.main([url, str(out), "--config", str(tmp_path / "run.yaml"), "--workers", "1"]) == 0
+    in_memory.spent()
+    windows = prepare_data(config.for_processes(1), make_vae(), tmp_path, Accelerator(cpu=True)).train
+    assert len(windows.entries) == CLIPS and in_memory.spent() == 0
+
+
+def test_windows_of_pixels_are_those_of_a_local_copy(in_memory, local, tmp_path):
+    drawn = []
+    for index, base in enumerate((in_memory.url, local)):
+        source = open_source(f"{base}/train-0.tar")
+        entries = make_manifest(source, tmp_path / f"{index}.parquet").ok
+        windows = PixelWindows(source, entries, {(16, 16)}, tiny_vae(), 2)
+        drawn.append(draw(windows, REQUEST, step=3))
+    assert drawn[0][0] == drawn[1][0] and torch.equal(drawn[0][1][0], drawn[1][1][0])
 
 
 def test_a_forked_process_makes_its_own_file_system(on_the_web, local):
