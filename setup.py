@@ -63,11 +63,14 @@ EXTRAS = {
         "diffusers-mardini-demo",
     ],
     "xformers": ["xformers>=0.0.35"],
+    # Sources of clips at s3://, gs:// and https://; fsspec itself and hf:// come with huggingface_hub.
+    "remote": ["s3fs>=2025.3", "gcsfs>=2025.3", "aiohttp>=3.11,<4"],
     "ray": ["ray[data]>=2.50,<3"],  # training.data.prepare --engine ray
     "quantization": ["torchao>=0.16", "gguf>=0.10", "optimum-quanto>=0.2.6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings>=1.0,<2", "mkdocstrings-python>=2.0,<3"],
     # torchao and gguf (wheels of 3.4 and 0.1 MB) are for the tests of quantization; optimum-quanto stays in its extra,
-    # as diffusers drops it.
+    # as diffusers drops it. S3 is played by moto's server, without the packages that its extra `server` adds for other
+    # services (116 MB installed with what s3fs needs); gcsfs, whose packages are many, stays in its extra.
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
@@ -79,6 +82,11 @@ EXTRAS = {
         "setuptools>=77",
         "torchao>=0.16",
         "gguf>=0.10",
+        "s3fs>=2025.3",
+        "aiohttp>=3.11,<4",
+        "moto[s3]>=5.1,<6",
+        "flask>=3.0",
+        "flask-cors>=5.0",
     ],
 }
 

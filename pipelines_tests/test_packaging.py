@@ -50,7 +50,7 @@ def test_base_dependencies_are_those_of_a_published_model(metadata):
         "av",
         "typer",
     }
-    extras = {"train", "cuts", "sim", "metrics", "xformers", "quantization", "ray", "demo", "docs", "dev"}
+    extras = {"train", "cuts", "sim", "metrics", "xformers", "quantization", "ray", "remote", "demo", "docs", "dev"}
     assert extras == set(metadata["extras_require"])
 
 

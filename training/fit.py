@@ -230,7 +230,7 @@ def fit(
     """
     if not hours > 0:
         raise ValueError(f"--hours is {hours:g}; give a positive number")
-    open_source(clips, picture_fps)  # a missing one is named before anything is made
+    open_source(clips, picture_fps, MANIFESTS)  # a missing one is named before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with Owner(out / "fit.lock.json", f"the fit {out}"):
         record = Record(out, {"clips": clips, "hours": hours})
@@ -363,7 +363,7 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
 
 
 def _frames(out: Path, side: str, size: tuple[int, int]):
-    source = open_source(out / "clips" / f"{side}.jsonl")
+    source = open_source(out / "clips" / f"{side}.jsonl", manifests=MANIFESTS)
     entries = read_manifest_of(source, MANIFESTS).ok
     return draw_frames(source, entries, size, choose.FRAMES, cores())
 

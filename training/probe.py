@@ -57,14 +57,14 @@ def probe_clips(
     Raises:
         ValueError: if there are no clips.
     """
-    source = open_source(spec, picture_fps)
+    source = open_source(spec, picture_fps, manifests)
     rates = [Rate(fps=value) for value in fps]
     return probe(source, read_manifest_of(source, manifests).ok, size, rates, vae, num_frames, most_windows)
 
 
 def show_room(spec: str | Path, size: tuple[int, int], vae: torch.nn.Module, manifests: Path) -> None:
     """Print what a new autoencoder reaches on held-out clips beside the simple methods, and whether there is room."""
-    if len(list(itertools.islice(open_source(spec, fps=1.0).keys(), SURE))) < SURE:
+    if len(list(itertools.islice(open_source(spec, 1.0, manifests).keys(), SURE))) < SURE:
         print(f"note: {too_few(spec)}")
     else:
         print(report(probe_clips(spec, size, vae, picture_fps=1.0, manifests=manifests)))

@@ -370,7 +370,7 @@ def _read(
     config: AutoencoderTrainingConfig, spec: str | Path, count: int, stop: Callable[[], str | None]
 ) -> torch.Tensor:
     """Return frames of a source, evenly spaced over its clips."""
-    source = open_source(spec, fps=1.0)  # the rate of pictures does not matter here
+    source = open_source(spec, 1.0, config.manifests)  # the rate of pictures does not matter here
     manifest = read_manifest_of(source, config.manifests, stop)
     if not manifest.ok:
         reasons = "; ".join(f"{shown(entry.key)}: {entry.reason}" for entry in manifest.left_out[:3])

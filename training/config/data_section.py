@@ -81,7 +81,8 @@ class DataConfig(SizedModel):
     train: str = Field(
         description="Source of training clips: a folder of videos, of picture folders or of .tar or .zip archives; a "
         "video; an archive, or several as `train-{000..009}.tar`; `datasets:NAME#SPLIT` or, streamed, "
-        "`datasets-stream:NAME#SPLIT`; `lerobot:NAME#CAMERA`; or a clip list, a `.jsonl` file."
+        "`datasets-stream:NAME#SPLIT`; `lerobot:NAME#CAMERA`; a Parquet file with a column of videos; the URL of archives "
+        "or Parquet files (`s3://`, `gs://`, `hf://`, `https://`); or a clip list, a `.jsonl` file."
     )
     validation: str | None = Field(
         None, description="Source of held-out clips, of the same kinds. None: no held-out losses."

@@ -1,108 +1,61 @@
 """Clips in tar and zip archives, read in place: videos (webdataset shards among others) or folders of pictures.
 
-`sources.py` decides which files are archives; `folders.py` lists what lies outside of them.
+`sources.py` decides which files are archives; `folders.py` lists what lies outside of them, `archive_members.py` what
+lies in them.
 """
 
 import os
-import struct
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, FileSection, PictureSeries
-from training.data.failures import sentence, shown
-from training.data.folders import Listing, existing, list_folder, stat_stamp
+from training.data.archive_members import Member, members_of
+from training.data.failures import shown
+from training.data.folders import Listing, existing, list_folder
+from training.data.remote import WHOLE, RemoteFile
 from training.data.spans import WholeClips
+from training.data.stored import LocalFile, StoredFile
 
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-READ_ERRORS = (*FILE_ERRORS, tarfile.TarError, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A file in an archive.
-
-    Attributes:
-        archive: the archive.
-        name: the file's path in it.
-        offset: the place of its bytes or, in a zip, of the header before them.
-        length: number of its bytes as they lie there.
-        checksum: CRC-32 of the unpacked bytes in a zip; `None` in a tar.
-        deflated: whether it has to be unpacked.
-        why_not: reason why it cannot be read, or "".
-    """
-
-    archive: Path
-    name: str
-    offset: int
-    length: int
-    checksum: int | None = None
-    deflated: bool = False
-    why_not: str = ""
-
-    def open(self) -> bytes | FileSection:
-        """Return the bytes of a packed file, the section of another; raise `ValueError` if it is damaged."""
-        offset, key = self.offset, f"{self.archive.name}/{self.name}"
-        if existing(self.archive).stat().st_size < offset + self.length:
-            raise ValueError(f"'{self.archive}' ends within '{key}'; it has changed since it was opened")
-        if self.checksum is not None:
-            with open(self.archive, "rb") as file:
-                file.seek(offset)
-                header = file.read(30)
-                if header[:4] != b"PK\3\4":
-                    raise ValueError(f"'{key}' does not begin where '{self.archive}' says; write the archive again")
-                offset += 30 + sum(struct.unpack("<HH", header[26:]))  # lengths of its name and of extra fields
-                if self.deflated:
-                    file.seek(offset)
-                    return self._unpacked(file.read(self.length))
-        return FileSection(self.archive, offset, self.length)
-
-    def read(self) -> bytes:
-        """Return its bytes."""
-        found = self.open()
-        return found if isinstance(found, bytes) else found.read()
-
-    def _unpacked(self, packed: bytes) -> bytes:
-        try:
-            data = zlib.decompress(packed, -zlib.MAX_WBITS)
-        except zlib.error as error:
-            raise ValueError(f"'{self.name}' in '{self.archive}' is damaged ({error}); write it again") from error
-        if zlib.crc32(data) != self.checksum:
-            raise ValueError(f"'{self.name}' in '{self.archive}' is damaged (its checksum is wrong); write it again")
-        return data
 
 
 class ArchiveClips(WholeClips):
     """Clips in tar and zip archives; keys are `shard.tar/member.mp4` or, for a folder of pictures, `clips.zip/run1`.
 
     If no archive holds videos, folders of pictures are the clips, each in natural order. Other members (captions,
-    metadata) are not clips. The archives are local, and each clip is read by itself, so a tar must not be compressed.
+    metadata) are not clips. Each clip is read by itself, from this machine or from a URL, so a tar must not be
+    compressed.
     Of a damaged tar the members before the damage are used.
     """
 
-    def __init__(self, spec: str | Path, fps: float | None = None, listing: Listing | None = None):
+    def __init__(
+        self, spec: str | Path, fps: float | None = None, listing: Listing | None = None,
+        archives: Sequence[StoredFile] | None = None, manifests: Path | None = None,
+    ):  # fmt: skip
         """Open the archives.
 
         Args:
             spec: an archive, several as `train-{000..009}.tar`, or a folder of them.
             fps: frames per second of folders of pictures.
             listing: the listing of that folder if there is one already.
+            archives: the archives, if they are known; those at URLs must be.
+            manifests: see `look_into`.
         """
         self.spec = str(spec)
         self._fps = fps
-        self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
-        names = archive_paths(self.spec) if self._listing is None else self._listing.shards
-        self._members: dict[str, _Member] = {}  # videos by key
-        self._pictures: dict[str, list[_Member]] = {}  # by key of their folder
+        self._listing = listing
+        if archives is None:
+            self._listing = list_folder(spec) if listing is None and Path(spec).is_dir() else listing
+            inside = self._listing is not None
+            paths = [Path(spec) / name for name in self._listing.shards] if inside else archive_paths(self.spec)
+            archives = [LocalFile(existing(path)) for path in paths]
+        self._members: dict[str, Member] = {}  # videos by key
+        self._pictures: dict[str, list[Member]] = {}  # by key of their folder
         self._inside = Listing(self.spec)  # members that are ignored
-        for archive in names:
-            self._add(existing(Path(spec) / archive if self._listing is not None else archive))
+        for archive, (members, damage) in zip(archives, members_of(archives, manifests)):
+            self._add(archive, members, damage)
         if not self._members and not self._pictures:
             raise ValueError(
                 f"the archives of '{self.spec}' hold no videos ({', '.join(VIDEO_SUFFIXES)}) and no pictures "
@@ -116,8 +69,7 @@ class ArchiveClips(WholeClips):
                 "(a run's `data.picture_fps`, or --fps)"
             )
 
-    def _add(self, archive: Path) -> None:
-        members, damage = _members(archive)
+    def _add(self, archive: StoredFile, members: Sequence[Member], damage: str) -> None:
         if damage:
             self._inside.left_out[shown(archive.name)] = damage
         keys = [f"{archive.name}/{member.name}" for member in members]
@@ -154,14 +106,15 @@ class ArchiveClips(WholeClips):
         if key not in self._pictures:
             raise ValueError(f"there is no '{key}' in the archives of '{self.spec}'")
         by_name = {os.path.basename(member.name): member for member in self._pictures[key]}
-        return PictureSeries(f"folder '{key}'", by_name, lambda name: by_name[name].read())
+        read = _together(list(by_name.values())) or (lambda member: member.read())
+        return PictureSeries(f"folder '{key}'", by_name, lambda name: read(by_name[name]))
 
     def stamp(self, key: str) -> str | None:
-        """Return its archive's size and time of change, and its place in it."""
+        """Return the stamp of its archive, and its place in it."""
         members = [self._members[key]] if key in self._members else self._pictures.get(key)
-        if not members or not members[0].archive.exists():
+        stamp = members[0].archive.stamp if members else None
+        if not members or stamp is None:
             return None
-        stamp = stat_stamp(members[0].archive)
         last = members[-1] if len(members) > 1 else None
         ends = "" if last is None else f" {len(members)} {last.offset} {last.length}"
         return f"{stamp} {members[0].offset} {members[0].length}{ends}"
@@ -188,6 +141,17 @@ class ArchiveClips(WholeClips):
         return inside + (() if self._listing is None else self._listing.notes(self._listing.shards))
 
 
+def _together(members: Sequence[Member]) -> Callable[[Member], bytes] | None:
+    """Return a function that reads members by one request for all of them; `None` if this is not to their advantage."""
+    archive, begin = members[0].archive, min(member.offset for member in members)
+    length = max(member.offset + member.length for member in members) - begin
+    plain = isinstance(archive, RemoteFile) and all(member.checksum is None for member in members)
+    if not plain or length > min(WHOLE, 2 * sum(member.length + 1024 for member in members)):
+        return None
+    section = archive.section(begin, length)
+    return lambda member: section.read()[member.offset - begin : member.offset - begin + member.length]
+
+
 def archive_paths(spec: str) -> list[Path]:
     """Return the archives that a name with the usual braces means, such as `train-{000..009}.tar`."""
     from webdataset.shardlists import expand_urls
@@ -209,64 +173,3 @@ def refuse_packed_tar(spec: str) -> None:
             f"unpack it once (mkdir '{folder}'; tar -xf '{spec}' -C '{folder}') and give '{folder}', or pack it "
             "again as .tar or .zip"
         )
-
-
-def damage_of_tar(archive: Path) -> str:
-    """Return a description of the damage of a tar, or ""."""
-    return _tar_members(archive)[1]
-
-
-def _members(archive: Path) -> tuple[list[_Member], str]:
-    """Return the files of an archive, and a description of its damage, or ""."""
-    return (_zip_members if archive.suffix.lower() == ".zip" else _tar_members)(archive)
-
-
-def _tar_members(archive: Path) -> tuple[list[_Member], str]:
-    """Return the files in a tar up to its end or first damage, and a description of the damage, or ""."""
-    members: list[_Member] = []
-    try:
-        size = archive.stat().st_size
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                tar.members = []  # tarfile would keep them all
-                if not member.isdir():
-                    why_not = "" if member.isfile() else "it is a link in the shard; put the file itself there"
-                    if member.offset_data + member.size > size:
-                        why_not = "the shard ends within it"
-                    members.append(_Member(archive, member.name, member.offset_data, member.size, why_not=why_not))
-            end = tar.offset
-        with open(archive, "rb") as file:  # tarfile ends without an error at bytes that are not a header
-            file.seek(end)
-            rest = file.read(1 << 16)
-    except READ_ERRORS as error:
-        return members, f"it is no whole, uncompressed .tar shard ({sentence(error)}); write it again"
-    if rest.strip(b"\0"):
-        return (
-            members,
-            f"what follows its first {end} bytes is damaged, or another archive, and is not read; write it again",
-        )
-    return members, ""
-
-
-def _zip_members(archive: Path) -> tuple[list[_Member], str]:
-    """Return the files in a zip, and a description of its damage, or ""."""
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            found = [info for info in packed.infolist() if not info.is_dir()]
-    except READ_ERRORS as error:
-        return [], f"it is no whole .zip archive ({sentence(error)}); write it again"
-    return [
-        _Member(
-            archive, info.filename, info.header_offset, info.compress_size, info.CRC,
-            info.compress_type == zipfile.ZIP_DEFLATED, _why_not(info),
-        )
-        for info in found
-    ], ""  # fmt: skip
-
-
-def _why_not(info: zipfile.ZipInfo) -> str:
-    if info.flag_bits & 1:
-        return "it is encrypted in the archive; pack it without a password"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"it is compressed by method {info.compress_type}; pack it by zip's usual methods (stored or deflated)"
-    return ""

@@ -104,7 +104,7 @@ class StageCensus:
 
 def open_clips(config: RunConfig, spec: str) -> Source:
     """Open a source of the run, `data.train` or `data.validation`; raise `ValueError` if there is none."""
-    return open_source(spec, config.data.picture_fps)
+    return open_source(spec, config.data.picture_fps, config.data.manifests)
 
 
 def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:

@@ -362,7 +362,8 @@ def main() -> int:
     parser.add_argument(
         "source",
         help="a folder of videos, of picture folders or of .tar or .zip archives; an archive; a video; "
-        "datasets:NAME#SPLIT; lerobot:NAME#CAMERA; or a clip list (.jsonl)",
+        "a Parquet file; a URL of archives or Parquet files; datasets:NAME#SPLIT; lerobot:NAME#CAMERA; or a clip list "
+        "(.jsonl)",
     )
     parser.add_argument("-o", "--output", type=Path, help=f"path of the manifest (default: in {MANIFESTS}/)")
     parser.add_argument(
@@ -374,7 +375,7 @@ def main() -> int:
     path = arguments.output or default_path(arguments.source)
     try:
         with StopRequest(path.parent) as request:
-            source = open_source(arguments.source, arguments.fps)
+            source = open_source(arguments.source, arguments.fps, path.parent)
             manifest = make_manifest(source, path, arguments.workers, lambda: request.reason)
     except Stopped as stopped:
         print(f"stopped ({stopped}); the same command goes on with the clips that are not decoded yet")

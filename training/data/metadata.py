@@ -18,6 +18,10 @@ from training.data.folders import METADATA_FILES, Listing
 from training.files import write_whole
 
 
+# Columns of metadata, or of a dataset, that say what a clip was cut from; the first one that is there counts.
+RECORDING_COLUMNS = ("recording", "episode", "source")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The content of a file of metadata.
@@ -80,6 +84,14 @@ def read_metadata(listing: Listing) -> Metadata | None:
             f"'{path}' names no clip, and only clips that it names are used; add rows with a file_name, or delete it"
         )
     return Metadata(path, rows, repeated)
+
+
+def recording_of(row: Mapping) -> str | None:
+    """Return the first of `RECORDING_COLUMNS` that a row fills, as text; numbers of episodes count, too."""
+    for name in RECORDING_COLUMNS:
+        if row.get(name) not in (None, ""):
+            return str(row[name])
+    return None
 
 
 def utf8_text(path: Path) -> str:

@@ -72,9 +72,18 @@ class Job:
         return next((f"the file {path}" for path in asked), None)
 
     @property
+    def manifests(self) -> Path:
+        """Return the folder of the manifests, and of what archives and tables at URLs hold."""
+        return self.out / "manifests"
+
+    @property
     def latents(self) -> Path:
         """Return the folder of the latents, as a run with `data.cache` in `out` finds it."""
         return self.out / "latents" / default_path(self.source).stem
+
+    def open_source(self) -> Source:
+        """Open the source."""
+        return open_source(self.source, self.fps, self.manifests)
 
     def part(self, number: int) -> Path:
         """Return the folder of a part."""
@@ -215,7 +224,7 @@ def prepare_part(job: Job, number: int) -> Outcome:
 def _prepare(job: Job, number: int) -> Manifest:
     if reason := job.stop():
         raise Stopped(reason)
-    source = PartOf(_source(job.source, job.fps), _keys_of(job, number))
+    source = PartOf(_source(job.source, job.fps, job.manifests, job.began), _keys_of(job, number))
     manifest = make_manifest(source, job.part(number) / MANIFEST, 1, job.stop)
     if job.load_vae is not None and job.requests:
         vae = _vae(job)
@@ -230,7 +239,7 @@ def merge(job: Job, numbers: Sequence[int]) -> Manifest:
 
     Clips of parts that are not done are missing, and are added by the next merge.
     """
-    source, manifests = open_source(job.source, job.fps), job.out / "manifests"
+    source, manifests = job.open_source(), job.manifests
     files: dict[str, list[Path]] = {}
     for number in numbers:
         for path in sorted(job.part(number).glob("*.parquet")) if (job.part(number) / DONE).is_file() else ():
@@ -267,9 +276,9 @@ def now(out: Path) -> float:
 
 
 @lru_cache(maxsize=1)
-def _source(spec: str, fps: float | None) -> Source:
-    """Open a source once in a process."""
-    return open_source(spec, fps)
+def _source(spec: str, fps: float | None, manifests: Path, _began: float) -> Source:
+    """Open a source once for a job in a process: a later job may find other clips."""
+    return open_source(spec, fps, manifests)
 
 
 def _vae(job: Job) -> torch.nn.Module:

@@ -29,7 +29,6 @@ from training.config.layers import load_config
 from training.data.buckets import heldout_window_request, window_request
 from training.data.failures import shown
 from training.data.parts import Job, Outcome, divide, done_part, is_free, merge, now, prepare_part
-from training.data.sources import open_source
 from training.engine.models import load_vae
 from training.stopping import STOP_FILE, STOPPED, Stopped, StopRequest
 
@@ -213,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.clips < 1 or options.workers < 1:
             raise ValueError(f"--clips and --workers must be at least 1, got {options.clips} and {options.workers}")
         job = make_job(options.source, options.out, options.fps, options.config, options.overrides, options.held_out)
-        source = open_source(job.source, job.fps)
+        source = job.open_source()
         with StopRequest(options.out) as request:
             numbers = divide(job, source, options.clips)
             try:

@@ -1,8 +1,8 @@
-"""Sources of clips: folders of videos, folders of pictures, one video, archives, `datasets` datasets.
+"""Sources of clips: folders of videos, folders of pictures, one video, archives, tables, `datasets` datasets.
 
 A source lists keys and opens them; it never decodes. `archives.py` opens tar and zip archives, `manifest.py` collects
 facts by decoding each clip, and `diffusers_mardini/video_io.py` reads frames. Sources whose clips are spans of others
-are in `clip_lists.py` and `lerobot.py`.
+are in `clip_lists.py` and `lerobot.py`; `remote_sources.py` has those at URLs.
 """
 
 import hashlib
@@ -14,24 +14,19 @@ from typing import Protocol
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PICTURE_SUFFIXES, VIDEO_SUFFIXES, FileSection, PictureSeries
-from training.data import clip_lists, lerobot
-from training.data.archives import (
-    ARCHIVE_SUFFIXES,
-    READ_ERRORS,
-    ArchiveClips,
-    archive_paths,
-    damage_of_tar,
-    refuse_packed_tar,
-)
+from training.data import clip_lists, lerobot, tables
+from training.data.archive_members import READ_ERRORS, damage_of_tar
+from training.data.archives import ARCHIVE_SUFFIXES, ArchiveClips, archive_paths, refuse_packed_tar
 from training.data.failures import sentence, shown
 from training.data.folders import METADATA_FILES, Listing, existing, list_folder, natural_path_key, stat_stamp
-from training.data.metadata import read_metadata
+from training.data.metadata import RECORDING_COLUMNS, read_metadata, recording_of
+from training.data.remote import is_remote
+from training.data.remote_sources import open_remote
 from training.data.spans import Span, WholeClips
+from training.data.stored import LocalFile
 
 
 Clip = Path | bytes | FileSection | PictureSeries  # what `diffusers_mardini.video_io` reads: a path may be a folder
-# Columns of metadata, or of a dataset, that say what a clip was cut from; the first one that is there counts.
-RECORDING_COLUMNS = ("recording", "episode", "source")
 
 
 class Source(Protocol):
@@ -79,14 +74,17 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str | Path, fps: float | None = None) -> Source:
+def open_source(spec: str | Path, fps: float | None = None, manifests: Path | None = None) -> Source:
     """Open a source by its name.
 
     Args:
         spec: a folder of videos, of picture folders, or of archives; a video; a folder of pictures; an archive, or
             several as `train-{000..009}.tar`; `datasets:NAME[#SPLIT]` (a folder or Hub id; `datasets-stream:` streams
-            it); `lerobot:NAME[#CAMERA]` (a LeRobot dataset, a folder or Hub id); or a clip list, a `.jsonl` file.
+            it); `lerobot:NAME[#CAMERA]` (a LeRobot dataset, a folder or Hub id); a Parquet file with a column of
+            videos, several, or a folder of them; a URL of archives or Parquet files (see `open_remote`); or a clip
+            list, a `.jsonl` file.
         fps: frames per second of picture folders whose metadata do not state it.
+        manifests: the folder of the manifests, which keeps what archives and tables at URLs hold.
 
     Raises:
         ValueError: if there is no such source.
@@ -97,18 +95,23 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
             return DatasetVideos(spec, streaming)
     if spec.startswith(lerobot.PREFIX):
         return lerobot.LeRobotEpisodes(spec)
+    if is_remote(spec):
+        return open_remote(spec, fps, manifests)
     if spec.endswith(clip_lists.SUFFIX) and not Path(spec).is_dir():
-        return clip_lists.ClipList(spec, lambda inner, rate: open_source(inner, rate or fps))
+        return clip_lists.ClipList(spec, lambda inner, rate: open_source(inner, rate or fps, manifests))
     folder = Path(spec)
     if not folder.is_dir():
         if spec.lower().endswith(ARCHIVE_SUFFIXES):
             return ArchiveClips(spec, fps)
+        if spec.partition("#")[0].lower().endswith(tables.SUFFIX):
+            return _parquet_clips(spec)
         refuse_packed_tar(spec)
         if folder.is_file() and spec.lower().endswith(VIDEO_SUFFIXES):
             return OneVideo(spec)
         raise ValueError(
             f"there is no source of clips at '{spec}'; give a folder of videos, of folders of pictures, or of .tar or "
-            ".zip archives, one of these archives, a video, datasets:NAME, lerobot:NAME#CAMERA, or a clip list (.jsonl)"
+            ".zip archives, one of these archives, a video, a Parquet file, the URL of archives or Parquet files "
+            "(s3://, gs://, hf://, https://), datasets:NAME, lerobot:NAME#CAMERA, or a clip list (.jsonl)"
         )
     lerobot.refuse_plain(folder)
     listing = list_folder(folder)
@@ -122,6 +125,9 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
         return VideoFolder(folder, listing)
     if listing.pictures:
         return PictureFolders(folder, fps, listing)
+    if names := [name for name in listing.others.get(tables.SUFFIX, ()) if "/" not in name]:
+        files = [LocalFile(folder / name) for name in sorted(names, key=natural_path_key)]
+        return tables.ParquetClips(spec, files, listing=listing)
     raise ValueError(
         f"folder '{spec}' holds no clips; accepted are videos ({', '.join(VIDEO_SUFFIXES)}), folders of pictures "
         f"({', '.join(PICTURE_SUFFIXES)}), and .tar and .zip archives{listing.summary()}"
@@ -129,13 +135,21 @@ def open_source(spec: str | Path, fps: float | None = None) -> Source:
 
 
 def source_exists(spec: str) -> bool:
-    """Return whether a source exists, without reading it; always true for what may lie on the Hub."""
-    if spec.startswith(("datasets:", "datasets-stream:", lerobot.PREFIX)):
+    """Return whether a source exists, without reading it; always true for what may lie on the Hub or at a URL."""
+    if is_remote(spec) or spec.startswith(("datasets:", "datasets-stream:", lerobot.PREFIX)):
         return True
     if spec.endswith(clip_lists.SUFFIX) and Path(spec).is_file():
         return True
-    paths = archive_paths(spec) if spec.lower().endswith(ARCHIVE_SUFFIXES) else [Path(spec)]
+    name = spec.partition("#")[0]
+    several = (*ARCHIVE_SUFFIXES, tables.SUFFIX)
+    paths = archive_paths(name) if name.lower().endswith(several) else [Path(spec)]
     return all(path.exists() for path in paths)
+
+
+def _parquet_clips(spec: str) -> tables.ParquetClips:
+    """Open Parquet files on this machine; the column of the videos may follow after `#`."""
+    name, _, column = spec.partition("#")
+    return tables.ParquetClips(spec, [LocalFile(existing(path)) for path in archive_paths(name)], column)
 
 
 class VideoFolder(WholeClips):
@@ -184,7 +198,7 @@ class VideoFolder(WholeClips):
 
     def recording(self, key: str) -> str | None:
         """Return the recording that metadata name, else the subfolder that holds the clip; `None` without either."""
-        return _recording(self._rows.get(key, {})) or key.rpartition("/")[0] or None
+        return recording_of(self._rows.get(key, {})) or key.rpartition("/")[0] or None
 
     def left_out(self) -> dict[str, str]:
         """Return videos that metadata do not name, and files that cannot be used."""
@@ -387,7 +401,7 @@ class DatasetVideos(WholeClips):
 
     def recording(self, key: str) -> str | None:
         """Return the recording that a column of the dataset names, `None` if it has no such column."""
-        return _recording(self._row(key)) if self._recording_columns else None
+        return recording_of(self._row(key)) if self._recording_columns else None
 
     def left_out(self) -> dict[str, str]:
         """Return broken files of a stream, and videos that `datasets` does not list."""
@@ -404,14 +418,6 @@ class DatasetVideos(WholeClips):
     def notes(self) -> tuple[str, ...]:
         """Return lines on ignored files."""
         return () if self._listing is None else self._listing.notes()
-
-
-def _recording(row: Mapping) -> str | None:
-    """Return the first of `RECORDING_COLUMNS` that a row fills, as text; numbers of episodes count, too."""
-    for name in RECORDING_COLUMNS:
-        if row.get(name) not in (None, ""):
-            return str(row[name])
-    return None
 
 
 def _load_dataset(spec: str, name: str, listing: Listing | None, **arguments):

@@ -120,7 +120,7 @@ def look(
     """
     workers = workers or os.cpu_count() or 1
     clips, left_out, notes = [], {}, []
-    sources = list(_sources(str(spec), fps))
+    sources = list(_sources(str(spec), fps, manifests))
     for source, split in sources:
         path = default_path(source.spec, manifests)
         with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
@@ -144,7 +144,7 @@ def look(
     return Look(str(spec), tuple(clips), left_out, tuple(copies), tuple(notes))
 
 
-def _sources(spec: str, fps: float | None) -> Iterator[tuple[Source, str | None]]:
+def _sources(spec: str, fps: float | None, manifests: Path) -> Iterator[tuple[Source, str | None]]:
     """Yield the sources that a name means, with the sides that they state: a dataset may have several splits."""
     kind, _, name = spec.partition(":")
     if kind in ("datasets", "datasets-stream") and "#" not in name:
@@ -153,7 +153,7 @@ def _sources(spec: str, fps: float | None) -> Iterator[tuple[Source, str | None]
             for split, side in sides.items():
                 yield open_source(f"{spec}#{split}", fps), side or split
             return
-    yield open_source(spec, fps), None
+    yield open_source(spec, fps, manifests), None
 
 
 def _dataset_splits(spec: str, name: str) -> list[str]:

@@ -43,7 +43,7 @@ def job_of(clips, out, load_vae=tiny_vae) -> Job:
 
 
 def run(job, engine="local", workers=1, **arguments) -> list[Outcome]:
-    numbers = divide(job, open_source(job.source), 3)
+    numbers = divide(job, job.open_source(), 3)
     outcomes = prepare.prepare(job, numbers, engine, workers, say=lambda _: None, **arguments)
     merge(job, [outcome.number for outcome in outcomes])
     return outcomes

@@ -189,9 +189,12 @@ class Weaver:
 
 @dataclass(frozen=True)
 class FileSection:
-    """A video that lies within another file, such as an archive, from `offset` on for `length` bytes."""
+    """A video that lies within another file, such as an archive, from `offset` on for `length` bytes.
 
-    path: Path
+    A subclass may read what is no local file; its `path` is then any name.
+    """
+
+    path: Path | str
     offset: int
     length: int
 
