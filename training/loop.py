@@ -29,6 +29,7 @@ from training.engine.checkpoint import clear_leftovers, newest_checkpoint
 from training.engine.compiling import compile_step, compiled_blocks
 from training.engine.divergence import DivergenceGuard, where_to_go_on
 from training.engine.ema import AveragedWeights
+from training.engine.exporting import export_pipeline
 from training.engine.gradient_steps import GradientSteps
 from training.engine.guards import (
     MAX_WEIGHT,
@@ -41,7 +42,7 @@ from training.engine.guards import (
     json_number,
     zeros_loss,
 )
-from training.engine.models import export_pipeline, make_models, make_scheduler, trained_parts
+from training.engine.models import make_models, make_scheduler, trained_parts
 from training.engine.optimizers import learned
 from training.engine.resuming import Position, RunCheckpoints
 from training.engine.sharding import layout_of
@@ -498,6 +499,8 @@ class Run:
     def export(self, folder: Path, stage: StageConfig | None = None) -> Path:
         """Save the averaged weights as a pipeline, or as the folder of an adapter; whole or absent.
 
+        Of models in shards, the main process reads the files of the checkpoint that was written last; nothing is gathered.
+
         Args:
             folder: where to.
             stage: whose window the pipeline gets; the last one by default.
@@ -510,9 +513,10 @@ class Run:
         stage = self.config.stages[-1] if stage is None else stage
         window = usual_window(self.train_data.entries, heldout_window_request(self.config, stage))
         if self.config.lora is not None:
-            return export_adapter(folder, self.config, self.models, self.ema, window, self.accelerator)
+            return export_adapter(folder, self.config, self.models, self.ema.tensors, window, self.accelerator)
+        averages = self.ema.tensors if self.layout.shards == 1 else self.checkpoints.written_averages()
         return export_pipeline(
-            folder, self.config, self.models, self.ema, self.vae, self.scheduler, window, self.accelerator
+            folder, self.config, self.models, averages, self.vae, self.scheduler, window, self.accelerator
         )
 
 
