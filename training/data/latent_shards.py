@@ -142,7 +142,7 @@ class ShardWriter:
             self._close()
             self._open = (self._entry, first, {})
         for name, tensor in tensors.items():
-            stored = tensor.to(self.dtype).contiguous()
+            stored = (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).contiguous()
             if not torch.isfinite(stored).all():
                 raise ValueError(
                     f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in "
@@ -190,6 +190,11 @@ class ShardWriter:
         self._chunks, self._bytes = [], 0
 
 
+def chunks_of(file: safe_open) -> list[tuple[str, int, int, int]]:
+    """Return of each chunk of an open shard: the clip's hash, the first frame, the number of frames, the clip's."""
+    return [(sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])]
+
+
 @dataclass(frozen=True)
 class Scan:
     """What the shards of a cache hold.
@@ -213,9 +218,7 @@ def scan(folder: Path, rank: int | None = None) -> Scan:
     for path in sorted(folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
-                header = [
-                    (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
-                ]
+                header = chunks_of(file)
         except (SafetensorError, *FILE_ERRORS):
             damaged.append(path)
             continue

@@ -82,7 +82,31 @@ def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale:
     return Moments(mean, planner_mean, logvar, planner_logvar)
 
 
-class LatentCache:
+class ShardReader:
+    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
+
+    def rows(self, shard: str, name: str, low: int, high: int) -> torch.Tensor | None:
+        """Return the rows from `low` to `high` of a tensor; `None` if the shard does not have it.
+
+        Raises:
+            ClipError: if the shard was damaged since.
+        """
+        path = self.folder / shard
+        try:
+            if shard not in self._files:
+                file = safe_open(path, framework="pt")
+                self._files[shard] = file, frozenset(file.keys())
+            file, names = self._files[shard]
+            return file.get_slice(name)[low:high] if name in names else None
+        except (SafetensorError, *FILE_ERRORS) as error:
+            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
+
+
+class LatentCache(ShardReader):
     """Moments of clips at one size, read from memory-mapped shards.
 
     Attributes:
@@ -94,7 +118,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        super().__init__(folder)
         with _damage(folder / "index.json"):
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             settings = index["settings"]
@@ -108,7 +132,6 @@ class LatentCache:
             self.stopped: str | None = index.get("stopped")
         with _damage(folder / INDEX):
             self.index = ChunkIndex.open(folder / INDEX) if (folder / INDEX).is_file() else _old_index(index)
-        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self.index
@@ -133,44 +156,50 @@ class LatentCache:
         indices = np.fromiter(indices, dtype=int)
         if not 0 <= indices.min() <= indices.max() < entry.num_frames:
             raise ValueError(f"clip '{entry.key}' has {entry.num_frames} frames, asked for were {indices.tolist()}")
-        parts = {}
+        parts: Rows = {}
         for chunk in self.index.chunks(entry.sha256):
             mine = (chunk.first <= indices) & (indices < chunk.end)
             if not mine.any():
                 continue
             low, high = indices[mine].min(), indices[mine].max() + 1
-            for kind in ("mean", "logvar"):
-                for size in _SIZES:
-                    tensor = self._slice(chunk, f"{size}.{kind}{_suffix(view)}", low, high)
-                    if tensor is not None:
-                        parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
-        found = {}
+            first, end = low - chunk.offset, high - chunk.offset
+            for key, name in tensor_names(view):
+                tensor = self.rows(chunk.shard, f"{chunk.number}.{name}", first, end)
+                if tensor is not None:
+                    parts.setdefault(key, {}).update(zip(range(low, high), tensor))
         for size in _SIZES:
             if not parts.get((size, "mean"), {}).keys() >= set(indices.tolist()):
                 raise ClipError(
                     f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is "
                     "made anew"
                 )
-        for (size, kind), rows in parts.items():
-            # Some chunks of a clip may lack a variance while others have one.
-            found[size, kind] = torch.stack(
-                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], POINT) for i in indices.tolist()]
-            )
-        return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
+        return moments_of(parts, indices.tolist())
 
-    def _slice(self, chunk: "Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
-        path = self.folder / chunk.shard
-        try:
-            if chunk.shard not in self._files:
-                file = safe_open(path, framework="pt")
-                self._files[chunk.shard] = file, frozenset(file.keys())
-            file, names = self._files[chunk.shard]
-            name = f"{chunk.number}.{name}"
-            if name not in names:
-                return None
-            return file.get_slice(name)[low - chunk.offset : high - chunk.offset]
-        except (SafetensorError, *FILE_ERRORS) as error:
-            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
+
+# Rows of tensors by size and kind, and by frame.
+Rows = dict[tuple[str, str], dict[int, torch.Tensor]]
+
+
+def tensor_names(view: View) -> list[tuple[tuple[str, str], str]]:
+    """Return the names of a view's tensors in a chunk, by size and kind."""
+    return [((size, kind), f"{size}.{kind}{suffix(view)}") for kind in ("mean", "logvar") for size in _SIZES]
+
+
+def moments_of(parts: Rows, frames: Sequence[int]) -> Moments:
+    """Return the moments of some frames in their order; frames without a variance are points if others have one."""
+    found = {
+        (size, kind): torch.stack(
+            [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], POINT) for i in frames]
+        )
+        for (size, kind), rows in parts.items()
+    }
+    return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
+
+
+def tensors_of(moments: Moments, view: View) -> dict[str, torch.Tensor]:
+    """Return the tensors of a chunk by name."""
+    values = (moments.mean, moments.planner_mean, moments.logvar, moments.planner_logvar)
+    return {name: tensor for (_, name), tensor in zip(tensor_names(view), values) if tensor is not None}
 
 
 def build_latent_cache(
@@ -251,7 +280,7 @@ def build_latent_cache(
 
 def cache_settings(
     vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, views: Sequence[View],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype = torch.float16, frames: str = FRAME_POLICY,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what latents depend on, apart from the clips; see `build_latent_cache`."""
     settings = {
@@ -259,7 +288,7 @@ def cache_settings(
         "size": list(size),
         "planner_downscale": planner_downscale,
         "crop": CROP_POLICY,
-        "frames": FRAME_POLICY,
+        "frames": frames,
         "flips": any(view.flip for view in views),
         "decoder": decoder_version(),
         "dtype": str(dtype),
@@ -362,7 +391,7 @@ class _Encoding:
         done, batch = 0, []
         begun = self.begun.get(entry.sha256, 0)
         self.writer.begin(entry)
-        for frame in _frames(self.source, entry):
+        for frame in frames_of(self.source, entry):
             if done + len(batch) < begun:
                 done += 1
                 continue
@@ -388,28 +417,29 @@ class _Encoding:
         """Encode a batch of frames, empty it, and return its length."""
         tensors = {}
         for view, pictures in zip(self.views, zip(*batch)):
-            moments, suffix = encode_frames(self.vae, torch.cat(pictures), self.planner_downscale), _suffix(view)
-            tensors |= {
-                f"latents.mean{suffix}": moments.mean, f"latents.logvar{suffix}": moments.logvar,
-                f"planner_latents.mean{suffix}": moments.planner_mean,
-                f"planner_latents.logvar{suffix}": moments.planner_logvar,
-            }  # fmt: skip
-        self.writer.add(first, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+            tensors |= tensors_of(encode_frames(self.vae, torch.cat(pictures), self.planner_downscale), view)
+        self.writer.add(first, tensors)
         count = len(batch)
         batch.clear()
         return count
 
 
-def _suffix(view: View) -> str:
+def suffix(view: View) -> str:
     """Return the suffix of the names of a view's tensors."""
     return ("" if view.crop == CENTRE else f".crop{view.crop}") + (".flipped" if view.flip else "")
 
 
-def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
+def frames_of(source: Source, entry: Entry, numbers: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield frames of a clip, by default all of them; decoding begins before the first of `numbers`, which rise.
+
+    Raises:
+        ClipError: if it cannot be read, or has changed since the manifest was made.
+    """
     try:
         if source.stamp(entry.key) != entry.stamp:
             raise ValueError("the file has changed since the manifest was made")
-        times = entry.times().tolist() if entry.clip_frames else None  # of a span, only its frames
+        some = numbers is not None or entry.clip_frames  # of a span, only its frames
+        times = entry.times(numbers).tolist() if some else None
         for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key), times):
             yield frame
     except FILE_ERRORS as error:
