@@ -225,6 +225,14 @@ def new_vae(config: RunConfig) -> ModelMixin:
     return VAE_CLASSES[settings["_class_name"]].from_config(settings).eval()
 
 
+def has_variance(config: RunConfig) -> bool:
+    """Return whether the latents of a run's autoencoder have a variance; as usual, if it cannot be read."""
+    try:
+        return vae_config(config.vae, config.vae_subfolder)["_class_name"] != AutoencoderPatchBasis.__name__
+    except ValueError:
+        return True
+
+
 def vae_factor(config: RunConfig) -> int:
     """Return the pixels of a side of a latent; `USUAL_FACTOR` if the autoencoder is not in a folder here."""
     if not (Path(config.vae) / (config.vae_subfolder or "") / "config.json").is_file():

@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl, tiny_vae
 from pipelines_tests.training.data.test_windows import MIXTURE, SQUARE, WIDE, make, rows_of, run
-from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, explode, make_config, make_run
+from pipelines_tests.training.test_train_mardini import (
+    clips_folder,
+    data_fields,
+    explode,
+    make_config,
+    make_run,
+    make_vae,
+)
 from training.data import drawn_windows
 from training.data.buckets import WindowRequest, assign, window_request
 from training.data.census import open_clips, read_clips
@@ -20,6 +27,7 @@ from training.data.manifest import make_manifest
 from training.data.sources import VideoFolder
 from training.data.windows import PixelWindows
 from training.losses import MarDiniTrainingModel
+from training.plan import LatentsOnDisk, make_plan, render
 from training.stopping import Stopped
 
 
@@ -144,6 +152,11 @@ def test_auto_takes_the_drawn_frames_where_they_are_few_of_many(tmp_path, monkey
     few = make_config(stages=[{**config.stages[0].model_dump(), "steps": 2}]).for_processes(1)
     found = forms(few)
     assert found.drawn == {(32, 32): 16} and found.chosen(few, tmp_path) == "all"
+    make_vae().save_pretrained(tmp_path / "vae")
+    fields = data_fields(clips_folder(), latents="drawn")
+    plan = make_plan(few.model_copy(update={"vae": str(tmp_path / "vae"), "data": make_config(data=fields).data}))
+    assert plan.latents == LatentsOnDisk("drawn", 36 * plan.latents.drawn // 16, plan.disk["latents"])
+    assert "the run caches drawn (`data.latents`)" in render(plan, "")
     monkeypatch.setattr(drawn_windows, "FEW_PIXELS", 20 * 32 * 32)
     assert found.chosen(few, tmp_path) == "drawn" and forms(config).chosen(config, tmp_path) == "all"
     for other in ({"hours": 1.0}, {"data": data_fields(clips_folder(), device_gb=1)}):

@@ -41,5 +41,7 @@ def test_a_diffusers_without_the_exchange_is_refused_only_where_tokens_are_share
     spec = importlib.util.find_spec("diffusers_mardini.models.attention")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # a second one, which is imported without it
     refuse_without_exchange(Layout(shards=4))
-    with pytest.raises(ValueError, match="which has no `SeqAllToAllDim`; install diffusers 0.42, or set .*_cp_size to 1"):
+    with pytest.raises(
+        ValueError, match="which has no `SeqAllToAllDim`; install diffusers 0.42, or set .*_cp_size to 1"
+    ):
         refuse_without_exchange(Layout(shards=4, context=2))
