@@ -16,22 +16,9 @@ from safetensors import SafetensorError, safe_open
 from diffusers_mardini.video.errors import FILE_ERRORS
 from training.data.clips import View
 from training.data.entries import Entry
-from training.data.latent_shards import ShardWriter, chunks_of
-from training.data.latents import (
-    SHARD_BYTES,
-    SHARD_SECONDS,
-    ClipError,
-    Moments,
-    Rows,
-    ShardReader,
-    encode_frames,
-    frames_at_once,
-    frames_of,
-    moments_of,
-    suffix,
-    tensor_names,
-    tensors_of,
-)
+from training.data.latent_shards import ShardReader, ShardWriter, chunks_of
+from training.data.latents import SHARD_BYTES, SHARD_SECONDS, frames_at_once, frames_of
+from training.data.moments import ClipError, Moments, Rows, encode_frames, moments_of, suffix, tensor_names, tensors_of
 from training.data.sources import Source
 from training.progress import Progress
 from training.stopping import Stopped

@@ -22,7 +22,8 @@ from training.data.clips import View
 from training.data.conditions import ClipConditions
 from training.data.drawn_latents import FRAME_POLICY, DrawnLatents, Wanted, encode_drawn
 from training.data.entries import Entry
-from training.data.latents import ClipError, Moments, cache_folder, cache_settings
+from training.data.latents import cache_folder, cache_settings
+from training.data.moments import ClipError, Moments
 from training.data.sources import Source
 from training.data.windows import ClipWindows, WindowDraw
 from training.stopping import Stopped

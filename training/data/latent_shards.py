@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from training.data.entries import Entry
+from training.data.failures import sentence
+from training.data.moments import ClipError
 from training.files import named_write_errors, whole_file
 
 
@@ -98,6 +100,30 @@ class ChunkIndex:
         first, end = (int(np.searchsorted(self._digests, digest, side=side)[0]) for side in ("left", "right"))
         rows = self._table.slice(first, end - first).drop_columns("sha256").to_pylist()
         return [Chunk(**{**row, "shard": self._shards[row["shard"]]}) for row in rows]
+
+
+class ShardReader:
+    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
+
+    def rows(self, shard: str, name: str, low: int, high: int) -> torch.Tensor | None:
+        """Return the rows from `low` to `high` of a tensor; `None` if the shard does not have it.
+
+        Raises:
+            ClipError: if the shard was damaged since.
+        """
+        path = self.folder / shard
+        try:
+            if shard not in self._files:
+                file = safe_open(path, framework="pt")
+                self._files[shard] = file, frozenset(file.keys())
+            file, names = self._files[shard]
+            return file.get_slice(name)[low:high] if name in names else None
+        except (SafetensorError, *FILE_ERRORS) as error:
+            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
 
 
 class ShardWriter:

@@ -1,28 +1,26 @@
 """The latent cache: latents of all frames of all clips, encoded once by several processes, in safetensors shards.
 
-The shards hold the moments of the autoencoder's posterior, so that each epoch samples new latents. Clips come from
-`sources.py` and `manifest.py`; `windows.py` cuts out windows.
+The shards hold the moments of the autoencoder's posterior (`moments.py`), so that each epoch samples new latents. Clips
+come from `sources.py` and `manifest.py`; `windows.py` cuts out windows.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.entries import Entries, Entry
 from training.data.failures import reason_lines, sentence
-from training.data.latent_shards import Chunk, ChunkIndex, ShardWriter, scan
+from training.data.latent_shards import Chunk, ChunkIndex, ShardReader, ShardWriter, scan
+from training.data.moments import SIZES, ClipError, Moments, Rows, encode_frames, moments_of, tensor_names, tensors_of
 from training.data.sources import Source
 from training.digests import tensors_digest
 from training.files import UNFINISHED, named_write_errors, write_whole
@@ -33,77 +31,6 @@ from training.stopping import Stopped
 INDEX = "index.arrow"  # where the chunks of each clip lie; older caches have that in `index.json`
 SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # a shard is written at this size, or after that time
 FRAME_POLICY = "every frame, upright"
-# A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
-_POINT_LOGVAR = -20.0
-POINT = -30.0  # logarithm of the variance where other frames of a clip have one
-_SIZES = ("latents", "planner_latents")
-
-
-class ClipError(ValueError):
-    """A clip cannot be read (any more) and is left out; other errors end the build or the run."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Normalized posteriors of some frames, `(frames, channels, height, width)`.
-
-    Attributes:
-        mean, planner_mean: means at full size and at the planner's size.
-        logvar, planner_logvar: logarithms of their variances; `None` if the autoencoder is deterministic.
-    """
-
-    mean: torch.Tensor
-    planner_mean: torch.Tensor
-    logvar: torch.Tensor | None
-    planner_logvar: torch.Tensor | None
-
-    def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample latents of both sizes, float32 on the CPU; without a variance the generator is not used."""
-        latents, low_latents = (
-            mean.float() if logvar is None else
-            mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, generator=generator)
-            for mean, logvar in ((self.mean, self.logvar), (self.planner_mean, self.planner_logvar))
-        )  # fmt: skip
-        return latents, low_latents
-
-
-@torch.no_grad()
-def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale: int) -> Moments:
-    """Return the posteriors of `uint8` frames `(frames, 3, height, width)`, on the CPU."""
-    video = (frames[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, height, width)
-    found = []
-    for size in (video, downscale_video(video, planner_downscale)):
-        with torch.autocast(
-            vae.device.type, enabled=False
-        ):  # in the autoencoder's own precision, whatever the caller's
-            mean, logvar = encode_moments(vae, size)
-        found.append((mean[0].cpu(), None if logvar.max() <= _POINT_LOGVAR else logvar[0].cpu()))
-    (mean, logvar), (planner_mean, planner_logvar) = found
-    return Moments(mean, planner_mean, logvar, planner_logvar)
-
-
-class ShardReader:
-    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
-
-    def rows(self, shard: str, name: str, low: int, high: int) -> torch.Tensor | None:
-        """Return the rows from `low` to `high` of a tensor; `None` if the shard does not have it.
-
-        Raises:
-            ClipError: if the shard was damaged since.
-        """
-        path = self.folder / shard
-        try:
-            if shard not in self._files:
-                file = safe_open(path, framework="pt")
-                self._files[shard] = file, frozenset(file.keys())
-            file, names = self._files[shard]
-            return file.get_slice(name)[low:high] if name in names else None
-        except (SafetensorError, *FILE_ERRORS) as error:
-            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
 
 
 class LatentCache(ShardReader):
@@ -167,39 +94,13 @@ class LatentCache(ShardReader):
                 tensor = self.rows(chunk.shard, f"{chunk.number}.{name}", first, end)
                 if tensor is not None:
                     parts.setdefault(key, {}).update(zip(range(low, high), tensor))
-        for size in _SIZES:
+        for size in SIZES:
             if not parts.get((size, "mean"), {}).keys() >= set(indices.tolist()):
                 raise ClipError(
                     f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is "
                     "made anew"
                 )
         return moments_of(parts, indices.tolist())
-
-
-# Rows of tensors by size and kind, and by frame.
-Rows = dict[tuple[str, str], dict[int, torch.Tensor]]
-
-
-def tensor_names(view: View) -> list[tuple[tuple[str, str], str]]:
-    """Return the names of a view's tensors in a chunk, by size and kind."""
-    return [((size, kind), f"{size}.{kind}{suffix(view)}") for kind in ("mean", "logvar") for size in _SIZES]
-
-
-def moments_of(parts: Rows, frames: Sequence[int]) -> Moments:
-    """Return the moments of some frames in their order; frames without a variance are points if others have one."""
-    found = {
-        (size, kind): torch.stack(
-            [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], POINT) for i in frames]
-        )
-        for (size, kind), rows in parts.items()
-    }
-    return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
-
-
-def tensors_of(moments: Moments, view: View) -> dict[str, torch.Tensor]:
-    """Return the tensors of a chunk by name."""
-    values = (moments.mean, moments.planner_mean, moments.logvar, moments.planner_logvar)
-    return {name: tensor for (_, name), tensor in zip(tensor_names(view), values) if tensor is not None}
 
 
 def build_latent_cache(
@@ -422,11 +323,6 @@ class _Encoding:
         count = len(batch)
         batch.clear()
         return count
-
-
-def suffix(view: View) -> str:
-    """Return the suffix of the names of a view's tensors."""
-    return ("" if view.crop == CENTRE else f".crop{view.crop}") + (".flipped" if view.flip else "")
 
 
 def frames_of(source: Source, entry: Entry, numbers: np.ndarray | None = None) -> Iterator[np.ndarray]:

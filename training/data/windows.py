@@ -23,7 +23,8 @@ from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
 from training.data.entries import Entries, Entry
 from training.data.failures import sentence, shown
-from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames, frames_at_once
+from training.data.latents import LatentCache, build_latent_cache, frames_at_once
+from training.data.moments import ClipError, Moments, encode_frames
 from training.data.order import Rate, Shards, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.resident import ResidentLatents, put_on_device, size_on_device
 from training.data.sources import Source

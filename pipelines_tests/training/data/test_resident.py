@@ -11,7 +11,7 @@ from pipelines_tests.training.test_train_mardini import clips_folder, data_field
 from training.costs import count_latents_on_device
 from training.data.batches import Batch
 from training.data.buckets import WindowRequest
-from training.data.latents import ClipError
+from training.data.moments import ClipError
 from training.data.preparation import prepare_data
 from training.plan import make_plan
 
