@@ -25,6 +25,7 @@ from training.stopping import Stopped
 
 
 FRAME_POLICY = "drawn frames, upright"
+_FRAMES = "frames"  # a tensor of each chunk: the numbers of its frames
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,6 @@ def _frames_in(path: Path) -> Iterator[tuple[tuple[str, str], int, np.ndarray]]:
             number, _, rest = name.partition(".")
             if rest.startswith(_FRAMES):
                 yield (hashes[int(number)], rest), int(number), file.get_tensor(name).numpy().astype(np.int64)
-
-
-_FRAMES = "frames"  # a tensor of each chunk: the numbers of its frames
 
 
 def _frames_name(view: View) -> str:
