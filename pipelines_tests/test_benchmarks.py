@@ -12,6 +12,7 @@ from benchmarks import (
     attention_forms,
     caches,
     checkpointing,
+    compiled_step,
     denoising_step,
     exact_savings,
     few_steps,
@@ -418,3 +419,12 @@ def test_exact_savings_are_timed_beside_the_forms_before(capsys):
     assert [row["name"].partition(",")[0] for row in rows][-1] == "drawing a batch: latents in memory"
     assert all(row["times as fast"].median > 0 for row in rows)
     assert capsys.readouterr().out.count("times as fast") == len(rows) >= 6
+
+
+def test_a_step_is_timed_in_every_form_of_compile(tmp_path):
+    arguments = ["--preset", "mardini-nano", "--batch-size", "1", "--repeats", "1", "-o", str(tmp_path / "rows.json")]
+    with torch.compiler.set_stance("force_eager"):  # what is compiled runs as it is
+        rows = compiled_step.main(arguments)
+    assert [row["form"] for row in rows] == ["eager", "blocks compiled", "the whole step compiled"]
+    assert rows[0]["times as fast as eager"].median == 1 and all(row["seconds"].median > 0 for row in rows)
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 3

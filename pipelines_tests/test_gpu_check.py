@@ -1,6 +1,7 @@
 """`make gpu-check`: every part ends in time, says what failed, and leaves what it had measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 from benchmarks.gpu import carracing, check, sampling, training_step
 from benchmarks.gpu.check import Part
 from benchmarks.gpu.rows import Rows
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_measured(tmp_path):
@@ -75,6 +79,13 @@ def test_without_a_gpu_only_a_dry_run_begins(tmp_path):
     with pytest.raises(SystemExit, match="no CUDA GPU was found .* try the parts with --dry"):
         check.main(["-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tests_of_the_first_part_exist():
+    named = [argument.partition("::") for argument in check.TESTS if argument.startswith("pipelines_tests/")]
+    assert any(name for _, _, name in named)
+    for file, _, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).is_file()
 
 
 def test_the_parts_fit_into_eight_minutes():

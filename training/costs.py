@@ -7,7 +7,7 @@ the costs of more are extrapolated linearly. `plan.py` prints the costs of all s
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
@@ -22,12 +22,13 @@ from diffusers_mardini.masking import num_reference_frames_range
 from diffusers_mardini.models.embeddings import append_next_tokens, patchify
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.batches import Batch
-from training.data.buckets import Census, clips_by_size, window_request
+from training.data.buckets import window_request
 from training.data.census import StageCensus
 from training.engine.layout import Layout
 from training.engine.models import (
     adapted_layers,
     build_models,
+    has_variance,
     model_arguments,
     trained_parts,
     vae_factor,
@@ -55,6 +56,7 @@ class Memory:
         ema: the average of the weights.
         activations: tensors kept for the backward pass, and the largest working set beside them; or, where that is
             more, the updates that Muon sends between copies.
+        latents: of all training clips, where `data.device_gb` keeps them there.
     """
 
     weights: int
@@ -63,6 +65,7 @@ class Memory:
     optimizer: int
     ema: int
     activations: int
+    latents: int = 0
 
     @property
     def total(self) -> int:
@@ -307,8 +310,9 @@ def count_memory(config: RunConfig, stage: StageConfig, layout: Layout, checkpoi
 
 
 def estimate_stage(
-    config: RunConfig, stage: StageConfig, layout: Layout, flops_per_second: float | None, census: StageCensus | None
-) -> StageCosts:
+    config: RunConfig, stage: StageConfig, layout: Layout, flops_per_second: float | None, census: StageCensus | None,
+    latents_on_device: int = 0,
+) -> StageCosts:  # fmt: skip
     """Return what a stage, resolved for a layout, costs on all processes; see `training.plan` for the arguments."""
     parameters = count_parameters(config)
     shapes = config.by_bucket(stage)
@@ -324,7 +328,9 @@ def estimate_stage(
         clips=stage.steps * stage.windows_per_step,
         batch=stage.windows_per_step,
         parameters=sum(parameters[part] for part in trained_parts(stage)),
-        buckets=tuple(_estimate_bucket(config, shape, share, layout) for shape, share in zip(shapes, shares)),
+        buckets=tuple(
+            _estimate_bucket(config, shape, share, layout, latents_on_device) for shape, share in zip(shapes, shares)
+        ),
         census=census,
     )
     if not flops_per_second:
@@ -334,9 +340,14 @@ def estimate_stage(
     return replace(plan, seconds_per_step=per_window * most / layout.context / flops_per_second)
 
 
-def _estimate_bucket(config: RunConfig, shape: StageConfig, share: float, layout: Layout) -> BucketCosts:
+def _estimate_bucket(
+    config: RunConfig, shape: StageConfig, share: float, layout: Layout, latents_on_device: int
+) -> BucketCosts:
     checkpointing = config.gradient_checkpointing
-    memory, other = (count_memory(config, shape, layout, switch) for switch in (checkpointing, not checkpointing))
+    memory, other = (
+        replace(count_memory(config, shape, layout, switch), latents=latents_on_device)
+        for switch in (checkpointing, not checkpointing)
+    )
     per_window = count_operations(config, shape) / (shape.batch_size * shape.gradient_accumulation)
     return BucketCosts(
         num_frames=shape.num_frames,
@@ -349,11 +360,18 @@ def _estimate_bucket(config: RunConfig, shape: StageConfig, share: float, layout
     )
 
 
-def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Census], shards: int) -> dict[str, int]:
+def count_disk(
+    config: RunConfig, stages: list[StageCosts], frames: Mapping[tuple[int, int], int], shards: int
+) -> dict[str, int]:
     """Return bytes on disk by kind.
 
     Checkpoints hold float32 weights, averages and optimizer state of learned parameters; while one is written there is
     one more than are kept. Latents are means and variances in float16; an autoencoder without variance needs half.
+
+    Args:
+        config, stages: the run, and the costs of its stages.
+        frames: that are encoded, by size; see `LatentForms`.
+        shards: of the weights.
     """
     parameters = count_parameters(config)
     everything = sum(parameters.values())
@@ -366,21 +384,36 @@ def count_disk(config: RunConfig, stages: list[StageCosts], censuses: list[Censu
     }
     if config.data.from_pixels:
         return disk
-    channels = model_arguments(config)["transformer"].get("in_channels", 16)
-    low = config.data.planner_downscale
     copies = len({view for stage in config.stages for view in window_request(config, stage).views})
-    per_frame = {
-        (h, w): copies * 2 * 2 * channels * (h * w + h * w // low**2) // vae_factor(config) ** 2
-        for h, w in {bucket.size for stage in stages for bucket in stage.buckets}
-    }
-    disk["latents per 1000 frames"] = 1000 * sum(per_frame.values())
-    disk["latents"] = sum(frames * per_frame[size] for size, frames in frames_by_size(censuses).items())
+    sizes = {bucket.size for stage in stages for bucket in stage.buckets}
+    disk["latents per 1000 frames"] = latent_bytes(config, dict.fromkeys(sizes, 1000 * copies))
+    disk["latents"] = latent_bytes(config, frames)
     return disk
 
 
-def frames_by_size(censuses: Iterable[Census]) -> dict[tuple[int, int], int]:
-    """Return the frames that are cached at each size: a clip once at each that some stage has for it."""
-    return {size: int(clips.total("num_frames")) for size, clips in clips_by_size(censuses).items() if len(clips)}
+def latent_bytes(config: RunConfig, frames: Mapping[tuple[int, int], int], width: int = 4) -> int:
+    """Return the bytes of the latents of frames at both models' sizes; `width` of each value and its variance."""
+    channels, low = model_arguments(config)["transformer"].get("in_channels", 16), config.data.planner_downscale
+    return sum(
+        count * width * channels * (h * w + h * w // low**2) // vae_factor(config) ** 2
+        for (h, w), count in frames.items()
+    )
+
+
+def count_latents_on_device(config: RunConfig, frames: Mapping[tuple[int, int], int] | None) -> int:
+    """Return the bytes of latents that each process keeps on its device.
+
+    Means are kept as they are stored, in float16, and deviations in float32.
+
+    Args:
+        config: the run.
+        frames: all of the training clips, by size; `None` if they are unknown: as much as is allowed.
+    """
+    most = int(config.data.device_gb * 1e9)
+    if not most or frames is None:
+        return most
+    needed = latent_bytes(config, frames, 6 if has_variance(config) else 2)
+    return needed if needed <= most else 0
 
 
 def probe(config: RunConfig, stage: StageConfig, num_steps: int) -> float:

@@ -6,7 +6,7 @@ losses of a batch are in `losses.py`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -19,7 +19,7 @@ from diffusers_mardini.masking import (
 from training.config.schema import StageConfig
 from training.data.batches import Batch, Draw
 from training.data.buckets import WindowRequest
-from training.data.windows import ClipWindows
+from training.data.windows import ClipWindows, WindowDraw
 
 
 def draw_reference_mask(stage: StageConfig, num_frames: int, draw: Draw) -> torch.Tensor:
@@ -83,6 +83,16 @@ def draw_batch(
         windows=tuple(map(str, windows)),
         conditions=drop_conditions(conditions, data.condition_drops, kept, draw),
     )
+
+
+def draw_windows(
+    stage: StageConfig, request: WindowRequest, data: ClipWindows, seed: int, steps: range, attempt: int
+) -> Iterator[WindowDraw]:
+    """Yield the windows of all processes in some steps, as `draw_batch` draws them before any clip is read."""
+    total = stage.windows_per_step
+    for step in steps:
+        draw = Draw(seed, stage.name, step, 0, total, total, attempt)
+        yield from data.draw(request, draw.places(), draw.rows("window"))
 
 
 def drop_conditions(

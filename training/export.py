@@ -17,16 +17,10 @@ from training.data.manifest_files import read_entries
 from training.data.windows import usual_window
 from training.engine.adapter import export_adapter
 from training.engine.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
-from training.engine.ema import AveragedWeights
+from training.engine.exporting import export_pipeline
 from training.engine.guards import absurd_weights
-from training.engine.models import (
-    build_models,
-    export_pipeline,
-    load_vae,
-    make_models,
-    make_scheduler,
-    model_arguments,
-)
+from training.engine.models import build_models, load_vae, make_models, make_scheduler, model_arguments
+from training.engine.optimizers import learned
 
 
 def export(run: Path, output: Path | None = None, step: int | None = None) -> Path:
@@ -53,11 +47,11 @@ def export(run: Path, output: Path | None = None, step: int | None = None) -> Pa
         raise ValueError(f"{path} stands in stage {name!r}, which {run / 'config.json'} does not have")
     # Without values: those of a pipeline come from the checkpoint's files alone.
     models = build_models(model_arguments(config), "meta") if config.lora is None else make_models(config)
-    averages = AveragedWeights(models, config.optimizer.ema_decay)
-    if missing := averages.tensors.keys() - checkpoint.averages.keys():
+    averages = checkpoint.averages
+    if missing := learned(models).keys() - averages.keys():
         raise ValueError(f"{path} lacks {len(missing)} weights of this run's models, such as {min(missing)!r}")
-    averages.tensors = {name: checkpoint.averages[name] for name in averages.tensors}
-    if absurd := absurd_weights(averages.tensors):
+    # One at a time: those of several processes' files are joined in memory.
+    if absurd := [name for name in averages if absurd_weights({name: averages[name]})]:
         raise ValueError(f"the weights of {path} have blown up ({absurd[0]}); give an earlier one with --checkpoint")
     accelerator = Accelerator(cpu=True)
     window = usual_window(read_entries(run / "clips-train.parquet"), heldout_window_request(config, stages[name]))

@@ -17,18 +17,19 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from training.config.schema import RunConfig, StageConfig
-from training.curriculum import draw_batch
+from training.curriculum import draw_batch, draw_windows
 from training.data.batches import Batch, Draw, deal
 from training.data.buckets import heldout_window_request, window_request
 from training.data.census import StageCensus
 from training.data.loader import BatchLoader
-from training.data.windows import ClipWindows, usual_window
+from training.data.windows import ClipWindows, WindowDraw, usual_window
 from training.digests import tensors_digest
 from training.engine.adapter import export_adapter, frozen_digests
 from training.engine.checkpoint import clear_leftovers, newest_checkpoint
 from training.engine.compiling import compile_step, compiled_blocks
 from training.engine.divergence import DivergenceGuard, where_to_go_on
 from training.engine.ema import AveragedWeights
+from training.engine.exporting import export_pipeline
 from training.engine.gradient_steps import GradientSteps
 from training.engine.guards import (
     MAX_WEIGHT,
@@ -41,7 +42,7 @@ from training.engine.guards import (
     json_number,
     zeros_loss,
 )
-from training.engine.models import export_pipeline, make_models, make_scheduler, trained_parts
+from training.engine.models import make_models, make_scheduler, trained_parts
 from training.engine.optimizers import learned
 from training.engine.resuming import Position, RunCheckpoints
 from training.engine.sharding import layout_of
@@ -175,9 +176,11 @@ class Run:
                 "name that or a later stage, or leave it out"
             )
         on_accepted()
+        stages = self.config.stages[first : last + 1]
+        self.train_data.make_ready(functools.partial(self._windows, stages, position.step))
         start_trackers(self.accelerator, self.config, self.folder, self.global_step)
         step = position.step
-        for stage in self.config.stages[first : last + 1]:
+        for stage in stages:
             with compiled_blocks(stage), self._load(stage, step) as loader:
                 self._train_stage(stage, loader, stop)
             with self.schedule.timed(stage, "export"):
@@ -191,6 +194,13 @@ class Run:
     @property
     def _whole_run(self) -> str:
         return "pipeline" if self.config.lora is None else "adapter"
+
+    def _windows(self, stages: Sequence[StageConfig], first_step: int) -> Iterator[WindowDraw]:
+        """Yield the windows of all steps of some stages, of the first one from a step on."""
+        for stage in stages:
+            request, steps = window_request(self.config, stage), range(first_step, self.schedule.reach(stage))
+            yield from draw_windows(stage, request, self.train_data, self.config.seed, steps, self.attempt)
+            first_step = 0
 
     def _load(self, stage: StageConfig, first_step: int) -> BatchLoader[list[tuple[Draw, Batch]]]:
         """Return a loader of the batches of this process from `first_step` on, one for each accumulated part."""
@@ -498,6 +508,8 @@ class Run:
     def export(self, folder: Path, stage: StageConfig | None = None) -> Path:
         """Save the averaged weights as a pipeline, or as the folder of an adapter; whole or absent.
 
+        Of models in shards, the main process reads the files of the checkpoint that was written last; nothing is gathered.
+
         Args:
             folder: where to.
             stage: whose window the pipeline gets; the last one by default.
@@ -510,9 +522,10 @@ class Run:
         stage = self.config.stages[-1] if stage is None else stage
         window = usual_window(self.train_data.entries, heldout_window_request(self.config, stage))
         if self.config.lora is not None:
-            return export_adapter(folder, self.config, self.models, self.ema, window, self.accelerator)
+            return export_adapter(folder, self.config, self.models, self.ema.tensors, window, self.accelerator)
+        averages = self.ema.tensors if self.layout.shards == 1 else self.checkpoints.written_averages()
         return export_pipeline(
-            folder, self.config, self.models, self.ema, self.vae, self.scheduler, window, self.accelerator
+            folder, self.config, self.models, averages, self.vae, self.scheduler, window, self.accelerator
         )
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,13 +24,15 @@ from training.costs import (
     BucketCosts,
     StageCosts,
     count_disk,
+    count_latents_on_device,
     count_parameters,
     estimate_stage,
-    frames_by_size,
+    latent_bytes,
     probe,
 )
 from training.data.buckets import Census, assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
+from training.data.drawn_windows import Form, LatentForms
 from training.data.manifest_files import Manifest, default_path
 from training.data.sources import source_exists
 from training.engine.adapter import summary
@@ -64,6 +67,21 @@ DEVICES_OF_A_NODE = 8
 
 
 @dataclass(frozen=True)
+class LatentsOnDisk:
+    """Bytes of the latents of every frame of the training clips, and at most of those that steps draw; the form taken."""
+
+    form: Form
+    all: int
+    drawn: int
+
+    def __str__(self) -> str:
+        return (
+            f"latents, GiB: of every frame {_gib(self.all)}, of the frames that steps draw at most {_gib(self.drawn)}; "
+            f"the run caches {self.form} (`data.latents`)"
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """Costs of a run.
 
@@ -79,6 +97,7 @@ class Plan:
             writes it.
         room: what the autoencoder and simple methods reach on the held-out clips; `None` if that is not measured.
         sharing: of each stage's steps between processes.
+        latents: what is cached of the training clips; `None` without clips or a cache.
     """
 
     stages: list[StageCosts]
@@ -92,6 +111,7 @@ class Plan:
     checkpoint_copies: int = 0
     room: Probe | None = None
     sharing: list[Sharing] = field(default_factory=list)
+    latents: LatentsOnDisk | None = None
 
     @property
     def hours(self) -> float | None:
@@ -125,11 +145,13 @@ def make_plan(
     if vae is not None and clips.heldout is not None:
         room = _room(config, vae, clips, found, notes)
     notes += overlap_notes(clips.train, clips.heldout)
-    for stage in config.stages:
-        census = None
-        if clips.train is not None:
-            census = _census(config, stage, clips.train, censuses, found, notes)
-        costs = estimate_stage(config, stage, layout, flops_per_second, census)
+    counts: list[StageCensus | None] = [None] * len(config.stages)
+    if clips.train is not None:
+        counts = [_census(config, stage, clips.train, censuses, found, notes) for stage in config.stages]
+    forms = None if clips.train is None else LatentForms.of(config, censuses)
+    on_device = count_latents_on_device(config, None if forms is None else forms.all)
+    for stage, census in zip(config.stages, counts):
+        costs = estimate_stage(config, stage, layout, flops_per_second, census, on_device)
         if gpu_memory is not None and costs.largest.memory.total > gpu_memory * 2**30:
             found.append(_does_not_fit(config, stage, costs.largest, gpu_memory, layout))
         if probe_steps:
@@ -137,7 +159,11 @@ def make_plan(
         stages.append(costs)
     # Only now, since libraries keep buffers of the steps and of the autoencoder that have run.
     process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
-    disk = count_disk(config, stages, censuses, layout.shards)
+    form, frames = "all", {}
+    if forms is not None and clips.train is not None:
+        form = forms.chosen(config, _cache(config, clips.train))
+        frames = forms.all if form == "all" else forms.drawn
+    disk = count_disk(config, stages, frames, layout.shards)
     sharing = [
         count_sharing(given, stage, costs, layout, bandwidth, flops_per_second)
         for stage, costs in zip(given.stages, stages)
@@ -147,8 +173,13 @@ def make_plan(
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
         process=process, checkpoint_copies=_checkpoint_copies(config, stages, layout), room=room, sharing=sharing,
+        latents=None if forms is None or config.data.from_pixels else _compare(config, forms, form),
     )  # fmt: skip
-    return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, censuses))
+    return replace(plan, overheads=_overheads(config, plan, clips, vae, layout, flops_per_second, frames))
+
+
+def _compare(config: RunConfig, forms: LatentForms, form: Form) -> LatentsOnDisk:
+    return LatentsOnDisk(form, latent_bytes(config, forms.all), latent_bytes(config, forms.drawn))
 
 
 @dataclass(frozen=True)
@@ -265,7 +296,7 @@ def _disk_problems(config: RunConfig, disk: dict[str, int], train: Manifest | No
 
 def _overheads(
     config: RunConfig, plan: Plan, clips: _Clips, vae: torch.nn.Module | None, layout: Layout,
-    flops_per_second: float | None, censuses: list[Census],
+    flops_per_second: float | None, frames: Mapping[tuple[int, int], int],
 ) -> dict[str, float]:  # fmt: skip
     """Return the seconds beside the steps by kind; empty if no speed is known."""
     if any(stage.seconds_per_step is None for stage in plan.stages):
@@ -287,7 +318,7 @@ def _overheads(
         source = open_clips(config, config.data.train)
         missing = max(0.0, 1 - _bytes_in(_cache(config, clips.train)) / plan.disk["latents"])
         heldout = 0 if clips.heldout is None else sum(entry.num_frames for entry in clips.heldout.ok)
-        frames = {size: count + heldout for size, count in frames_by_size(censuses).items()}
+        frames = {size: count + heldout for size, count in frames.items()}
         read = read_seconds(source, clips.train.ok, next(iter(by_size))) if measured else 0.0
         seconds["encoding"] = missing * encoding_seconds(config, frames, by_size, read) / layout.processes
     seconds["start-up"] = start_up_seconds()
@@ -361,12 +392,14 @@ def render(plan: Plan, title: str) -> str:
             "memory of each device, GiB, for the largest bucket; in brackets with gradient checkpointing switched the "
             "other way",
         ]
-        rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average", "activations", "together")]
+        keeps = any(s.largest.memory.latents for s in plan.stages)
+        rows = [("stage", "weights", "low-precision", "gradients", "optimizer", "average",
+                 *(("latents",) if keeps else ()), "activations", "together")]  # fmt: skip
         for s in plan.stages:
             m, other = s.largest.memory, s.largest.memory_other
             kinds = (m.weights, m.low_precision_weights, m.gradients, m.optimizer, m.ema)
             rows.append(
-                (s.name, *map(_gib, kinds), f"{_gib(m.activations)} ({_gib(other.activations)})",
+                (s.name, *map(_gib, (*kinds, m.latents) if keeps else kinds), f"{_gib(m.activations)} ({_gib(other.activations)})",
                  f"{_gib(m.total)} ({_gib(other.total)})")
             )  # fmt: skip
         lines += [*_table(rows)]
@@ -382,6 +415,7 @@ def render(plan: Plan, title: str) -> str:
             lines.append(f"{copies} for each process")
         lines.append("")
         lines.append("disk, GiB: " + ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.disk.items() if size))
+        lines += [str(plan.latents)] if plan.latents is not None else []
         lines += _render_clips(plan)
         if plan.room is not None and plan.room.distances:
             lines += [

@@ -20,6 +20,7 @@ from training.data.preparation import on_main_process, prepare_data
 from training.engine.adapter import refuse_shards
 from training.engine.checkpoint import newest_checkpoint
 from training.engine.compiling import refuse_sharded_steps
+from training.engine.context_parallel import refuse_without_exchange
 from training.engine.feasibility import find_problems, warmup_notes
 from training.engine.guards import RunFailed
 from training.engine.models import load_vae
@@ -70,6 +71,7 @@ def train(
     if config.lora is not None:
         refuse_shards(accelerator)
     refuse_sharded_steps(config, accelerator)
+    refuse_without_exchange(layout)
     with contextlib.ExitStack() as held:
         owner = Owner(folder / "lock.json", f"the run {folder}")
         on_main_process(lambda: held.enter_context(owner), accelerator)

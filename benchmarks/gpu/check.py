@@ -43,7 +43,10 @@ class Part:
     budget: float | None = None
 
 
-TESTS = ("-m", "pytest", "-q", "-rs", "-n0", "-p", "no:cacheprovider", "pipelines_tests/test_accelerator.py")
+TESTS = (
+    "-m", "pytest", "-q", "-rs", "-n0", "-p", "no:cacheprovider", "pipelines_tests/test_accelerator.py",
+    "pipelines_tests/training/engine/test_writing.py::test_a_gpu_copies_into_pinned_memory_that_is_kept",
+)  # fmt: skip
 PARTS = {
     "tests": Part(TESTS, 50),
     "training_step": Part(("-m", "benchmarks.gpu.training_step"), 70, 50),

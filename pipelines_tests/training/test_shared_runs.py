@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
-from pipelines_tests.training.test_train_mardini import clips_folder, make_vae
+from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_vae
 from training.engine.checkpoint import KINDS, list_checkpoints, load_checkpoint
 from training.export import export
 from training.monitoring.panel import TIMES
@@ -162,6 +162,17 @@ def test_files_of_several_processes_are_merged_by_one_without_them(runs, tmp_pat
     for part in ("planner", "transformer"):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         assert (merged / name).read_bytes() == (runs / "fsdp" / "pipeline" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_share_the_encoding_of_drawn_frames(tmp_path):
+    data = data_fields(clips_folder(), latents="drawn", cache=tmp_path / "cache")
+    data = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
+    run({"folder": str(tmp_path / "drawn"), **DDP, "config": {"data": data}}, {"folder": str(tmp_path / "all"), **ONE})
+    assert_same_curve(tmp_path / "drawn", tmp_path / "all")
+    assert_same_tensors(tmp_path / "drawn", tmp_path / "all")
+    training = [path for path in (tmp_path / "cache").rglob("shard-*") if not (path.parent / "index.json").exists()]
+    assert {path.name.split("-")[1] for path in training} == {"0", "1"}
 
 
 @pytest.mark.slow

@@ -116,6 +116,12 @@ class DataConfig(SizedModel):
         description="Decode and encode windows when they are drawn instead of caching the latents of all frames: no "
         "disk space, slower steps.",
     )
+    latents: Literal["auto", "all", "drawn"] = Field(
+        "auto",
+        description="Training frames whose latents are cached: `all`, or those alone that the run's steps draw "
+        "(`drawn`), for long or many clips of which it sees little. `auto`: `drawn` where that is at most half and "
+        "saves about a GB.",
+    )
     workers: int = Field(
         1,
         ge=0,
@@ -145,6 +151,10 @@ class DataConfig(SizedModel):
     def _latents_to_keep(self):
         if self.from_pixels and self.device_gb:
             raise ValueError("from_pixels keeps no latents that could stay on the device; leave device_gb at 0")
+        if self.from_pixels and self.latents != "auto":
+            raise ValueError(f"from_pixels keeps no latents, and latents is {self.latents!r}; leave one of them out")
+        if self.latents == "drawn" and self.device_gb:
+            raise ValueError("device_gb keeps the latents of all frames on the device; set latents to all or auto")
         return self
 
     @model_validator(mode="after")

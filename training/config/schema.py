@@ -260,6 +260,15 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _drawn_latents_are_known(self):
+        if self.data.latents == "drawn" and self.hours is not None:
+            raise ValueError(
+                "data.latents is 'drawn', but which frames are drawn is not known before a run of so many `hours`, whose "
+                "steps are planned anew; leave `hours` out, or set data.latents to all or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _flat_stages_are_measured(self):
         flat = [stage.name for stage in self.stages if stage.stop_when_flat is not None]
         if flat and self.data.validation is None:
@@ -333,7 +342,7 @@ MODELS: dict[str, type[BaseModel]] = {
 _NOT_SHAPING = {
     "name", "log_every", "validate_every", "validation_windows", "checkpoint_every", "keep_checkpoints", "max_hours",
     "hours",
-    "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.device_gb", "data.validation", "data.train", "vae",
+    "save_dtype", "stages", "data.cache", "data.manifests", "data.workers", "data.device_gb", "data.latents", "data.validation", "data.train", "vae",
     "vae_subfolder", "init_from", "gradient_checkpointing", "max_skipped_steps", "quality_windows", "sample_every",
     "sample_windows", "sample_steps", "trackers", "anyway", "strides", "fps",
 }  # fmt: skip

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from training.data.entries import Entry
+from training.data.failures import sentence
+from training.data.moments import ClipError
 from training.files import named_write_errors, whole_file
 
 
@@ -100,6 +102,30 @@ class ChunkIndex:
         return [Chunk(**{**row, "shard": self._shards[row["shard"]]}) for row in rows]
 
 
+class ShardReader:
+    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
+
+    def rows(self, shard: str, name: str, low: int, high: int) -> torch.Tensor | None:
+        """Return the rows from `low` to `high` of a tensor; `None` if the shard does not have it.
+
+        Raises:
+            ClipError: if the shard was damaged since.
+        """
+        path = self.folder / shard
+        try:
+            if shard not in self._files:
+                file = safe_open(path, framework="pt")
+                self._files[shard] = file, frozenset(file.keys())
+            file, names = self._files[shard]
+            return file.get_slice(name)[low:high] if name in names else None
+        except (SafetensorError, *FILE_ERRORS) as error:
+            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
+
+
 class ShardWriter:
     """Collect chunks, and write a shard when there are enough or the last one is long ago.
 
@@ -142,7 +168,7 @@ class ShardWriter:
             self._close()
             self._open = (self._entry, first, {})
         for name, tensor in tensors.items():
-            stored = tensor.to(self.dtype).contiguous()
+            stored = (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).contiguous()
             if not torch.isfinite(stored).all():
                 raise ValueError(
                     f"the latents of clip '{self._entry.key}' are not finite as {self.dtype}; run the autoencoder in "
@@ -190,6 +216,11 @@ class ShardWriter:
         self._chunks, self._bytes = [], 0
 
 
+def chunks_of(file: safe_open) -> list[tuple[str, int, int, int]]:
+    """Return of each chunk of an open shard: the clip's hash, the first frame, the number of frames, the clip's."""
+    return [(sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])]
+
+
 @dataclass(frozen=True)
 class Scan:
     """What the shards of a cache hold.
@@ -213,9 +244,7 @@ def scan(folder: Path, rank: int | None = None) -> Scan:
     for path in sorted(folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:  # refuses a file whose length does not fit its header
-                header = [
-                    (sha, first, count, total) for sha, first, count, total in json.loads(file.metadata()["chunks"])
-                ]
+                header = chunks_of(file)
         except (SafetensorError, *FILE_ERRORS):
             damaged.append(path)
             continue

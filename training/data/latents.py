@@ -1,28 +1,26 @@
 """The latent cache: latents of all frames of all clips, encoded once by several processes, in safetensors shards.
 
-The shards hold the moments of the autoencoder's posterior, so that each epoch samples new latents. Clips come from
-`sources.py` and `manifest.py`; `windows.py` cuts out windows.
+The shards hold the moments of the autoencoder's posterior (`moments.py`), so that each epoch samples new latents. Clips
+come from `sources.py` and `manifest.py`; `windows.py` cuts out windows.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from diffusers_mardini.latents import downscale_video, encode_moments
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import decoder_version, iterate_frames
 from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.entries import Entries, Entry
 from training.data.failures import reason_lines, sentence
-from training.data.latent_shards import Chunk, ChunkIndex, ShardWriter, scan
+from training.data.latent_shards import Chunk, ChunkIndex, ShardReader, ShardWriter, scan
+from training.data.moments import SIZES, ClipError, Moments, Rows, encode_frames, moments_of, tensor_names, tensors_of
 from training.data.sources import Source
 from training.digests import tensors_digest
 from training.files import UNFINISHED, named_write_errors, write_whole
@@ -33,56 +31,9 @@ from training.stopping import Stopped
 INDEX = "index.arrow"  # where the chunks of each clip lie; older caches have that in `index.json`
 SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 60.0  # a shard is written at this size, or after that time
 FRAME_POLICY = "every frame, upright"
-# A standard deviation of exp(-10) = 5e-5 is below the float16 resolution of the means: such a posterior is a point.
-_POINT_LOGVAR = -20.0
-POINT = -30.0  # logarithm of the variance where other frames of a clip have one
-_SIZES = ("latents", "planner_latents")
 
 
-class ClipError(ValueError):
-    """A clip cannot be read (any more) and is left out; other errors end the build or the run."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Normalized posteriors of some frames, `(frames, channels, height, width)`.
-
-    Attributes:
-        mean, planner_mean: means at full size and at the planner's size.
-        logvar, planner_logvar: logarithms of their variances; `None` if the autoencoder is deterministic.
-    """
-
-    mean: torch.Tensor
-    planner_mean: torch.Tensor
-    logvar: torch.Tensor | None
-    planner_logvar: torch.Tensor | None
-
-    def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample latents of both sizes, float32 on the CPU; without a variance the generator is not used."""
-        latents, low_latents = (
-            mean.float() if logvar is None else
-            mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, generator=generator)
-            for mean, logvar in ((self.mean, self.logvar), (self.planner_mean, self.planner_logvar))
-        )  # fmt: skip
-        return latents, low_latents
-
-
-@torch.no_grad()
-def encode_frames(vae: torch.nn.Module, frames: torch.Tensor, planner_downscale: int) -> Moments:
-    """Return the posteriors of `uint8` frames `(frames, 3, height, width)`, on the CPU."""
-    video = (frames[None].to(vae.device).float() / 127.5 - 1).to(vae.dtype)  # (1, frames, 3, height, width)
-    found = []
-    for size in (video, downscale_video(video, planner_downscale)):
-        with torch.autocast(
-            vae.device.type, enabled=False
-        ):  # in the autoencoder's own precision, whatever the caller's
-            mean, logvar = encode_moments(vae, size)
-        found.append((mean[0].cpu(), None if logvar.max() <= _POINT_LOGVAR else logvar[0].cpu()))
-    (mean, logvar), (planner_mean, planner_logvar) = found
-    return Moments(mean, planner_mean, logvar, planner_logvar)
-
-
-class LatentCache:
+class LatentCache(ShardReader):
     """Moments of clips at one size, read from memory-mapped shards.
 
     Attributes:
@@ -94,7 +45,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        super().__init__(folder)
         with _damage(folder / "index.json"):
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             settings = index["settings"]
@@ -108,7 +59,6 @@ class LatentCache:
             self.stopped: str | None = index.get("stopped")
         with _damage(folder / INDEX):
             self.index = ChunkIndex.open(folder / INDEX) if (folder / INDEX).is_file() else _old_index(index)
-        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
 
     def __contains__(self, entry: Entry) -> bool:
         return entry.sha256 in self.index
@@ -133,44 +83,24 @@ class LatentCache:
         indices = np.fromiter(indices, dtype=int)
         if not 0 <= indices.min() <= indices.max() < entry.num_frames:
             raise ValueError(f"clip '{entry.key}' has {entry.num_frames} frames, asked for were {indices.tolist()}")
-        parts = {}
+        parts: Rows = {}
         for chunk in self.index.chunks(entry.sha256):
             mine = (chunk.first <= indices) & (indices < chunk.end)
             if not mine.any():
                 continue
             low, high = indices[mine].min(), indices[mine].max() + 1
-            for kind in ("mean", "logvar"):
-                for size in _SIZES:
-                    tensor = self._slice(chunk, f"{size}.{kind}{_suffix(view)}", low, high)
-                    if tensor is not None:
-                        parts.setdefault((size, kind), {}).update(zip(range(low, high), tensor))
-        found = {}
-        for size in _SIZES:
+            first, end = low - chunk.offset, high - chunk.offset
+            for key, name in tensor_names(view):
+                tensor = self.rows(chunk.shard, f"{chunk.number}.{name}", first, end)
+                if tensor is not None:
+                    parts.setdefault(key, {}).update(zip(range(low, high), tensor))
+        for size in SIZES:
             if not parts.get((size, "mean"), {}).keys() >= set(indices.tolist()):
                 raise ClipError(
                     f"the shards in '{self.folder}' lack frames of clip '{entry.key}'; delete the folder, and it is "
                     "made anew"
                 )
-        for (size, kind), rows in parts.items():
-            # Some chunks of a clip may lack a variance while others have one.
-            found[size, kind] = torch.stack(
-                [rows[i] if i in rows else torch.full_like(parts[size, "mean"][i], POINT) for i in indices.tolist()]
-            )
-        return Moments(*(found.get((size, kind)) for kind in ("mean", "logvar") for size in _SIZES))
-
-    def _slice(self, chunk: "Chunk", name: str, low: int, high: int) -> torch.Tensor | None:
-        path = self.folder / chunk.shard
-        try:
-            if chunk.shard not in self._files:
-                file = safe_open(path, framework="pt")
-                self._files[chunk.shard] = file, frozenset(file.keys())
-            file, names = self._files[chunk.shard]
-            name = f"{chunk.number}.{name}"
-            if name not in names:
-                return None
-            return file.get_slice(name)[low - chunk.offset : high - chunk.offset]
-        except (SafetensorError, *FILE_ERRORS) as error:
-            raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error
+        return moments_of(parts, indices.tolist())
 
 
 def build_latent_cache(
@@ -251,7 +181,7 @@ def build_latent_cache(
 
 def cache_settings(
     vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, views: Sequence[View],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype = torch.float16, frames: str = FRAME_POLICY,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what latents depend on, apart from the clips; see `build_latent_cache`."""
     settings = {
@@ -259,7 +189,7 @@ def cache_settings(
         "size": list(size),
         "planner_downscale": planner_downscale,
         "crop": CROP_POLICY,
-        "frames": FRAME_POLICY,
+        "frames": frames,
         "flips": any(view.flip for view in views),
         "decoder": decoder_version(),
         "dtype": str(dtype),
@@ -362,7 +292,7 @@ class _Encoding:
         done, batch = 0, []
         begun = self.begun.get(entry.sha256, 0)
         self.writer.begin(entry)
-        for frame in _frames(self.source, entry):
+        for frame in frames_of(self.source, entry):
             if done + len(batch) < begun:
                 done += 1
                 continue
@@ -388,28 +318,24 @@ class _Encoding:
         """Encode a batch of frames, empty it, and return its length."""
         tensors = {}
         for view, pictures in zip(self.views, zip(*batch)):
-            moments, suffix = encode_frames(self.vae, torch.cat(pictures), self.planner_downscale), _suffix(view)
-            tensors |= {
-                f"latents.mean{suffix}": moments.mean, f"latents.logvar{suffix}": moments.logvar,
-                f"planner_latents.mean{suffix}": moments.planner_mean,
-                f"planner_latents.logvar{suffix}": moments.planner_logvar,
-            }  # fmt: skip
-        self.writer.add(first, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+            tensors |= tensors_of(encode_frames(self.vae, torch.cat(pictures), self.planner_downscale), view)
+        self.writer.add(first, tensors)
         count = len(batch)
         batch.clear()
         return count
 
 
-def _suffix(view: View) -> str:
-    """Return the suffix of the names of a view's tensors."""
-    return ("" if view.crop == CENTRE else f".crop{view.crop}") + (".flipped" if view.flip else "")
+def frames_of(source: Source, entry: Entry, numbers: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield frames of a clip, by default all of them; decoding begins before the first of `numbers`, which rise.
 
-
-def _frames(source: Source, entry: Entry) -> Iterable[np.ndarray]:
+    Raises:
+        ClipError: if it cannot be read, or has changed since the manifest was made.
+    """
     try:
         if source.stamp(entry.key) != entry.stamp:
             raise ValueError("the file has changed since the manifest was made")
-        times = entry.times().tolist() if entry.clip_frames else None  # of a span, only its frames
+        some = numbers is not None or entry.clip_frames  # of a span, only its frames
+        times = entry.times(numbers).tolist() if some else None
         for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key), times):
             yield frame
     except FILE_ERRORS as error:

@@ -5,7 +5,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from training.config.schema import RunConfig
 from training.data.buckets import WindowRequest, assign, heldout_window_request, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.data.conditions import ClipConditions
+from training.data.drawn_windows import DrawnWindows, LatentForms
 from training.data.entries import Entries
 from training.data.failures import FailedClips
 from training.data.manifest_files import convert_manifest, default_path, read_manifest, write_manifest
@@ -82,7 +83,9 @@ def prepare_data(
         on_main_process(lambda: check_heldout(sources["validation"], entries["validation"]), accelerator)
     failed, windows = FailedClips(folder / FAILED_CLIPS), {}
     for name, spec in specs.items():
-        windows[name] = _windows(config, sources[name], entries[name], requests[name], vae, accelerator, stop)
+        windows[name] = _windows(
+            config, sources[name], entries[name], requests[name], vae, accelerator, stop, name == "train"
+        )
         windows[name].on_failure = partial(failed.add, spec)
     if not config.data.from_pixels:
         vae.to("cpu")  # free the device for the models that are trained
@@ -153,17 +156,31 @@ def _refuse_stages_without_clips(requests: dict[str, list[WindowRequest]], entri
 
 def _windows(
     config: RunConfig, source: Source, entries: Entries, requests: list[WindowRequest], vae: torch.nn.Module,
-    accelerator: Accelerator, stop: Callable[[], str | None],
+    accelerator: Accelerator, stop: Callable[[], str | None], trains: bool,
 ) -> ClipWindows:  # fmt: skip
+    """Return the windows of training clips (`trains`) or held-out ones, read as the configuration says."""
     clip_conditions = ClipConditions(source, config.data.conditions) if config.data.conditions else None
+    sizes = sorted({bucket.size for request in requests for bucket in request.buckets})
     if config.data.from_pixels:
-        sizes = sorted({bucket.size for request in requests for bucket in request.buckets})
         threads = max(1, config.data.workers)
         return PixelWindows(source, entries, sizes, vae, config.data.planner_downscale, threads, clip_conditions)
     cache = config.data.cache / default_path(source.spec).stem
-    turn = turn_to_write(cache / "lock.json", f"the latent cache {cache}", stop)
-    with contextlib.ExitStack() as held:
-        on_main_process(lambda: held.enter_context(turn), accelerator)
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        lock = turn_to_write(cache / "lock.json", f"the latent cache {cache}", stop)
+        with contextlib.ExitStack() as held:
+            on_main_process(lambda: held.enter_context(lock), accelerator)
+            yield
+
+    if trains:
+        form = LatentForms.of(config, [assign(entries, request) for request in requests]).chosen(config, cache)
+        if form == "drawn":
+            return DrawnWindows(
+                source, entries, sizes, vae, config.data.planner_downscale, cache, accelerator, turn, stop,
+                clip_conditions,
+            )  # fmt: skip
+    with turn():
         return LatentWindows.build(
             source, entries, requests, vae, config.data.planner_downscale, cache, accelerator.process_index,
             accelerator.num_processes, accelerator.wait_for_everyone, clip_conditions, stop,

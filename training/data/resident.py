@@ -11,7 +11,8 @@ import torch
 
 from training.data.clips import View
 from training.data.entries import Entries, Entry
-from training.data.latents import POINT, ClipError, LatentCache, Moments
+from training.data.latents import LatentCache
+from training.data.moments import POINT, ClipError, Moments
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ noise.
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,8 @@ from training.data.clips import CENTRE, OFF_CENTRE, View
 from training.data.conditions import ClipConditions
 from training.data.entries import Entries, Entry
 from training.data.failures import sentence, shown
-from training.data.latents import ClipError, LatentCache, Moments, build_latent_cache, encode_frames, frames_at_once
+from training.data.latents import LatentCache, build_latent_cache, frames_at_once
+from training.data.moments import ClipError, Moments, encode_frames
 from training.data.order import Rate, Shards, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.resident import ResidentLatents, put_on_device, size_on_device
 from training.data.sources import Source
@@ -164,6 +165,13 @@ class ClipWindows:
         """Return the frames per second of a window."""
         return draw.rate.fps or self._entry(draw.number).fps / (draw.frames[1] - draw.frames[0])
 
+    def make_ready(self, draws: Callable[[], Iterable[WindowDraw]]) -> None:
+        """Encode what all steps to come will read, where that is kept alone; every process must call it.
+
+        Args:
+            draws: returns the windows of these steps, of all processes.
+        """
+
     def prefetch(self, draws: Sequence[WindowDraw]) -> None:
         """Start to read the windows of a later `batch`, if reading takes time."""
 
@@ -241,16 +249,25 @@ class ClipWindows:
         return WindowDraw(entry.key, number, frames, view, bucket, rate, place, order, position)
 
     def _read_or_replace(self, draw: WindowDraw) -> tuple[WindowDraw, Moments]:
+        for candidate in self.candidates(draw):
+            try:
+                return candidate, self._read(self._entry(candidate.number), candidate)
+            except ClipError as error:
+                self.failures[candidate.clip] = str(error)
+                self.on_failure(candidate.clip, str(error))
+        raise AssertionError("candidates end with an error")
+
+    def candidates(self, draw: WindowDraw) -> Iterator[WindowDraw]:
+        """Yield a window and those that take its place, of clips that have not failed so far.
+
+        Raises:
+            ValueError: after the rest of this epoch and all of the next: every clip at least once.
+        """
         clips = self._orders[draw.order].clips
         first = draw.position
-        # The rest of this epoch and all of the next: every clip at least once.
         for position in range(first + 1, first + 2 * len(clips) + 1):
             if draw.clip not in self.failures:
-                try:
-                    return draw, self._read(self._entry(draw.number), draw)
-                except ClipError as error:
-                    self.failures[draw.clip] = str(error)
-                    self.on_failure(draw.clip, str(error))
+                yield draw
             draw = self._window(draw.order, position, draw.bucket, draw.rate, draw.place, draw.view)
         raise ValueError(
             f"none of the {len(clips)} clips of bucket {draw.bucket} can be read; the first reason: "

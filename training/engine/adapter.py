@@ -27,9 +27,8 @@ from diffusers_mardini.pipelines.inputs import read_window
 from diffusers_mardini.trained_window import TrainedWindow
 from training.config.schema import AdapterConfig, RunConfig, shaping_fields
 from training.digests import tensors_digest
-from training.engine.ema import AveragedWeights
 from training.engine.optimizers import learned
-from training.engine.sharding import gather, sharding_plugin
+from training.engine.sharding import sharding_plugin
 from training.files import whole_folder
 
 
@@ -185,7 +184,7 @@ def export_adapter(
     folder: Path,
     config: RunConfig,
     models: nn.ModuleDict,
-    averages: AveragedWeights,
+    averages: Mapping[str, torch.Tensor],
     window: TrainedWindow,
     accelerator: Accelerator,
 ) -> Path:
@@ -195,14 +194,13 @@ def export_adapter(
     """
     from peft.utils import get_peft_model_state_dict
 
-    tensors = gather(averages.tensors, accelerator)
     if accelerator.is_main_process:
         arguments: dict[str, Any] = {}
         for part in PARTS:
             if ADAPTER in getattr(models[part], "peft_config", {}):
                 own = {
-                    name.removeprefix(f"{part}."): tensor.to(getattr(torch, config.save_dtype))
-                    for name, tensor in tensors.items()
+                    name.removeprefix(f"{part}."): tensor.detach().to("cpu", getattr(torch, config.save_dtype))
+                    for name, tensor in averages.items()
                     if name.startswith(f"{part}.")
                 }
                 arguments[f"{part}_lora_layers"] = get_peft_model_state_dict(models[part], own, ADAPTER)

@@ -14,7 +14,14 @@ from diffusers.models._modeling_parallel import ContextParallelOutput
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from diffusers_mardini.models.attention import token_exchange
 from training.engine.layout import Layout
+
+
+def refuse_without_exchange(layout: Layout) -> None:
+    """Raise `ValueError` if tokens are to be shared and the installed diffusers cannot exchange them in training."""
+    if layout.context > 1:
+        token_exchange()
 
 
 def share_tokens(models: nn.ModuleDict, layout: Layout, device: torch.device) -> None:

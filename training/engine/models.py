@@ -1,10 +1,9 @@
-"""The models of a run, built or loaded as configured, and the export of the pipeline that they become.
+"""The models of a run, built or loaded as configured.
 
-Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`.
+Adapters are in `adapter.py`, shards in `sharding.py`, the losses in `losses.py`, the export in `exporting.py`.
 """
 
 import contextlib
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -21,23 +20,20 @@ from torch import nn
 
 from diffusers_mardini import (
     AutoencoderPatchBasis,
-    MarDiniPipeline,
     MarDiniPlannerTransformer3DModel,
     MarDiniScheduler,
     MarDiniTransformer3DModel,
 )
 from diffusers_mardini.presets import load_preset
-from diffusers_mardini.trained_window import TrainedWindow
 from diffusers_mardini.weights import check_weight_files, local_folder
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.conditions import condition_arguments
 from training.engine.adapter import add_adapter, base_arguments, load_arguments, matched_layers
-from training.engine.ema import AveragedWeights
 from training.engine.initial_weights import InitialWeights
 from training.engine.reconstruction_head import PlannerReconstructionHead
-from training.engine.sharding import fill_from, gather, shard
+from training.engine.sharding import fill_from, shard
 from training.engine.tensor_files import TensorFiles
-from training.files import read_json, whole_folder
+from training.files import read_json
 
 
 CLASSES = {"planner": MarDiniPlannerTransformer3DModel, "transformer": MarDiniTransformer3DModel}
@@ -229,6 +225,14 @@ def new_vae(config: RunConfig) -> ModelMixin:
     return VAE_CLASSES[settings["_class_name"]].from_config(settings).eval()
 
 
+def has_variance(config: RunConfig) -> bool:
+    """Return whether the latents of a run's autoencoder have a variance; as usual, if it cannot be read."""
+    try:
+        return vae_config(config.vae, config.vae_subfolder)["_class_name"] != AutoencoderPatchBasis.__name__
+    except ValueError:
+        return True
+
+
 def vae_factor(config: RunConfig) -> int:
     """Return the pixels of a side of a latent; `USUAL_FACTOR` if the autoencoder is not in a folder here."""
     if not (Path(config.vae) / (config.vae_subfolder or "") / "config.json").is_file():
@@ -336,38 +340,3 @@ def refuse_other_sizes(
             f"the {name} of {pipeline} (`init_from`) has other sizes than this run's: {len(differing)} tensors differ, "
             f"the first is {differing[0]!r}; use the same `preset` and overrides, or start from scratch"
         )
-
-
-def export_pipeline(
-    folder: Path,
-    config: RunConfig,
-    models: nn.ModuleDict,
-    averages: AveragedWeights,
-    vae: nn.Module,
-    scheduler: MarDiniScheduler,
-    window: TrainedWindow,
-    accelerator: Accelerator,
-) -> Path:
-    """Save the averaged weights as a pipeline that `MarDiniPipeline.from_pretrained` loads; whole or absent.
-
-    Every process must call it; the main one writes.
-    """
-    tensors = gather({n: t for n, t in averages.tensors.items() if not n.startswith("head.")}, accelerator)
-    if accelerator.is_main_process:
-        parts = {"vae": copy.deepcopy(vae)}
-        dtype = getattr(torch, config.save_dtype)
-        for parameter in parts["vae"].parameters():
-            parameter.data = parameter.data.to("cpu", dtype)
-        for name, model_class in CLASSES.items():
-            # A new model: the trained one may be compiled or sharded, and must not be rounded to `save_dtype`.
-            with torch.device("meta"):
-                parts[name] = model_class.from_config(models[name].config)
-            prefix = f"{name}."
-            own = {n.removeprefix(prefix): tensor.to(dtype) for n, tensor in tensors.items() if n.startswith(prefix)}
-            parts[name].load_state_dict(own, assign=True)
-        downscale = config.data.planner_downscale
-        pipeline = MarDiniPipeline(**parts, scheduler=scheduler, planner_downscale=downscale, **window.config)
-        with whole_folder(folder) as unfinished:
-            pipeline.save_pretrained(unfinished)
-    accelerator.wait_for_everyone()
-    return folder

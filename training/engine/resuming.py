@@ -131,6 +131,17 @@ class RunCheckpoints:
         position = {field.name: state[field.name] for field in fields(Position)}
         return Position(**{**position, "skipped": tuple(position["skipped"])})
 
+    def written_averages(self) -> Mapping[str, torch.Tensor]:
+        """Return the averages of the checkpoint that was begun or loaded last, whole tensors out of its files.
+
+        Raises:
+            CheckpointError: on every process, if it could not be written or read.
+        """
+        self.writer.finish()
+        path = newest_checkpoint(self.folder)
+        assert path is not None, "stages and stopped runs end with a checkpoint"
+        return self._read(path).averages
+
     def load_optimizers(self, gradient_steps: GradientSteps) -> None:
         """Restore the moments of the checkpoint that was loaded last, once, and close its files."""
         if self._loaded is not None:

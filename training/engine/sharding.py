@@ -253,18 +253,5 @@ def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return tensor.clone()  # not a view of the whole tensor, or of a file that may be deleted
 
 
-def gather(tensors: Mapping[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Return whole tensors on the main process's CPU and none on the others, gathered one at a time.
-
-    Every process must call it.
-    """
-    gathered = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor)
-        if accelerator.is_main_process:
-            gathered[name] = full.cpu()
-    return gathered
-
-
 def _flag(name: str) -> bool:
     return os.environ.get(name, "false").lower() == "true"

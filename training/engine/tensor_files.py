@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,17 @@ class Part:
     start: tuple[int, ...]
 
 
-def write_tensors(path: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
+def write_tensors(
+    path: Path, parts: Mapping[str, Part], read: Callable[[str], torch.Tensor] | None = None
+) -> dict[str, Any]:
     """Write a safetensors file to the disk and hash it in the same pass; return its `bytes` and `sha256`.
 
     `safetensors.torch.save_file` would have the file read again for its digest.
 
     Args:
         path: of the file.
-        parts: by the names of their tensors, on the CPU.
+        parts: by the names of their tensors, on the CPU; with `read`, on the meta device.
+        read: returns the values of a part, which are held until they are written; by default they are in `parts`.
     """
     # The widest types first: every tensor is aligned then, as the format asks for.
     named = sorted(parts.items(), key=lambda item: (-item[1].values.element_size(), item[0]))
@@ -61,11 +65,13 @@ def write_tensors(path: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    values = (part.values if read is None else read(name) for name, part in named)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for piece in (struct.pack("<Q", len(text)) + text, *_pieces(part.values for _, part in named)):
+        for piece in chain([struct.pack("<Q", len(text)) + text], _pieces(values)):
             digest.update(piece)  # this and the writing let other threads run
             file.write(piece)
+            del piece  # it would hold its tensor while the next one is read
     flush(path)
     return {"bytes": 8 + len(text) + end, "sha256": digest.hexdigest()}
 
@@ -75,6 +81,8 @@ def _pieces(tensors: Iterator[torch.Tensor]) -> Iterator[memoryview]:
         if tensor.numel():
             values = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
             yield from (values[first : first + CHUNK] for first in range(0, len(values), CHUNK))
+            del values
+        del tensor
 
 
 class TensorFiles(Mapping[str, torch.Tensor]):

@@ -17,7 +17,7 @@ from diffusers_mardini.latents import decode_latents, encode_video
 from training.config.schema import RunConfig
 from training.data.buckets import Bucket, WindowRequest, window_request
 from training.data.entries import Entry
-from training.data.latents import ClipError
+from training.data.moments import ClipError
 from training.data.order import Rate, num_starts
 from training.data.sources import Source
 from training.data.windows import PixelWindows, WindowDraw

@@ -16,8 +16,8 @@ from training.data.buckets import Bucket, WindowRequest
 from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.clips import find_clips, load_clip, load_clips
 from training.data.conditions import ClipConditions
-from training.data.latents import encode_frames
 from training.data.manifest import make_manifest
+from training.data.moments import encode_frames
 from training.data.sources import open_source, source_exists
 from training.data.windows import LatentWindows, PixelWindows
 from training.evaluation.evaluation_windows import load_windows, training_clips

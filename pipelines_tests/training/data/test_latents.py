@@ -18,8 +18,9 @@ from pipelines_tests.training.clip_files import noise
 from pipelines_tests.training.data.old_files import into_json
 from training.data import latents as module
 from training.data.clips import View, fit, load_clip
-from training.data.latents import Moments, build_latent_cache, encode_frames
+from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
+from training.data.moments import Moments, encode_frames
 from training.data.sources import VideoFolder
 
 

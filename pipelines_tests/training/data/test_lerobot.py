@@ -22,9 +22,10 @@ from training.config.data_section import ConditionConfig
 from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.clips import find_clips, load_clip
 from training.data.conditions import ClipConditions
-from training.data.latents import build_latent_cache, encode_frames
+from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.manifest_files import read_entries
+from training.data.moments import encode_frames
 from training.data.sources import open_source, source_exists
 
 

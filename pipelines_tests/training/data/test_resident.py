@@ -8,10 +8,12 @@ from pipelines_tests.training.clip_files import noise, write_clip
 from pipelines_tests.training.data.test_latents import tiny_kl, tiny_vae
 from pipelines_tests.training.data.test_windows import MIXTURE, SQUARE, WIDE, make, run
 from pipelines_tests.training.test_train_mardini import clips_folder, data_fields, make_config, make_vae
+from training.costs import count_latents_on_device
 from training.data.batches import Batch
 from training.data.buckets import WindowRequest
-from training.data.latents import ClipError
+from training.data.moments import ClipError
 from training.data.preparation import prepare_data
+from training.plan import make_plan
 
 
 CPU = torch.device("cpu")
@@ -98,3 +100,20 @@ def test_a_run_says_whether_its_latents_stay_on_the_device(tmp_path, capsys):
         assert said in capsys.readouterr().out and bool(windows._resident) == (most == 1)
     with pytest.raises(ValueError, match="leave device_gb at 0"):
         make_config(data=data_fields(clips_folder(), device_gb=1, from_pixels=True))
+
+
+def test_the_plan_counts_what_stays_on_the_device(tmp_path):
+    make_vae().save_pretrained(tmp_path / "vae")
+
+    def planned(**fields) -> int:
+        config = make_config(vae=str(tmp_path / "vae"), data=data_fields(clips_folder(), **fields))
+        return make_plan(config.model_copy(update={"stages": config.stages[:1]})).stages[0].largest.memory.latents
+
+    config = make_config(data=data_fields(clips_folder(), device_gb=1)).for_processes(1)
+    windows = prepare_data(config, make_vae(), tmp_path, Accelerator(cpu=True)).train
+    (resident,) = windows._resident.values()
+    assert planned(device_gb=1) == resident.num_bytes
+    assert planned() == planned(device_gb=1e-6) == 0
+    unknown = config.model_copy(update={"vae": "nowhere"})  # has a variance, as most have
+    assert count_latents_on_device(unknown, {(32, 32): 36}) == 3 * resident.num_bytes
+    assert count_latents_on_device(config, None) == 1e9  # without clips

@@ -4,8 +4,8 @@ own, since it forks before any thread is there.
     python -m pipelines_tests.training.engine.measured_models FOLDER '{"processes": 2, "layers": 21}'
 
 prints for each process the bytes of its shards, of the whole model and of its largest tensor, the most memory of its
-own that the process had beyond that before while it built the model (`built`) and read the checkpoint (`loaded`), and
-whether it read what it wrote.
+own that the process had beyond that before while it built the model (`built`), read the checkpoint (`loaded`) and
+helped to make a pipeline of it (`exported`), and whether it read what it wrote.
 """
 
 import json
@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from diffusers_mardini.trained_window import TrainedWindow
 from pipelines_tests.training.forked import fork_processes
-from pipelines_tests.training.test_train_mardini import make_config
+from pipelines_tests.training.test_train_mardini import make_config, make_vae
 from training.engine.checkpoint import Checkpoint, load_checkpoint
-from training.engine.models import make_models
+from training.engine.exporting import export_pipeline
+from training.engine.models import make_models, make_scheduler
 from training.engine.optimizers import learned
 from training.engine.sharding import fill_from, local
 from training.engine.writing import CheckpointWriter
@@ -64,7 +66,7 @@ def measure(folder: Path, layers: int) -> None:
         models = make_models(config, accelerator)
     weights = learned(models)
     writer = CheckpointWriter(folder / "checkpoints", accelerator, 1, False)
-    writer.begin(Checkpoint(weights, {}, {}, [], {"global_step": 1}), 0)
+    writer.begin(Checkpoint(weights, weights, {}, [], {"global_step": 1}), 0)
     writer.finish()
     kept = [local(parameter).clone() for parameter in weights.values()]
     with torch.no_grad():
@@ -76,12 +78,19 @@ def measure(folder: Path, layers: int) -> None:
         for name, parameter in weights.items():
             fill_from(parameter, read, name)
     writer.close()
+    with MostMemory() as exported:
+        averages = load_checkpoint(folder / "checkpoints" / "step-00000001", (), rank, ranks).averages
+        export_pipeline(
+            folder / "pipeline", config, models, averages, make_vae(), make_scheduler(config),
+            TrainedWindow(32, 32, 4, 10.0), accelerator,
+        )  # fmt: skip
     told = {
         "whole": 4 * sum(parameter.numel() for parameter in weights.values()),
         "shards": sum(local(parameter).nbytes for parameter in weights.values()),
         "largest": 4 * max(parameter.numel() for parameter in weights.values()),
         "built": built.bytes,
         "loaded": loaded.bytes,
+        "exported": exported.bytes,
         "same": all(torch.equal(local(p), tensor) for p, tensor in zip(weights.values(), kept)),
     }
     (folder / f"told-{rank}.json").write_text(json.dumps(told))

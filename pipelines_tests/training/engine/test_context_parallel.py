@@ -1,10 +1,15 @@
 """Processes that share the tokens of a window learn what one process does."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from diffusers.models import attention_dispatch
+
 from pipelines_tests.training.test_plan import make_config
+from training.engine.context_parallel import refuse_without_exchange
 from training.engine.feasibility import find_problems
 from training.engine.layout import Layout
 
@@ -29,3 +34,14 @@ def test_tokens_and_heads_that_cannot_be_shared_are_refused_with_the_numbers_tha
     planner, transformer = told(4)
     assert "4 processes (cp_size) cannot share the 20 tokens of a frame and the 2 heads of the planner" in planner
     assert "transformer equally; use a number that divides 2" in transformer
+
+
+def test_a_diffusers_without_the_exchange_is_refused_only_where_tokens_are_shared(monkeypatch):
+    monkeypatch.delattr(attention_dispatch, "SeqAllToAllDim")
+    spec = importlib.util.find_spec("diffusers_mardini.models.attention")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # a second one, which is imported without it
+    refuse_without_exchange(Layout(shards=4))
+    with pytest.raises(
+        ValueError, match="which has no `SeqAllToAllDim`; install diffusers 0.42, or set .*_cp_size to 1"
+    ):
+        refuse_without_exchange(Layout(shards=4, context=2))

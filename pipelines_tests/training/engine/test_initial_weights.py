@@ -56,7 +56,7 @@ def measured(tmp_path: Path, **request) -> list[dict]:
 
 @pytest.mark.parametrize("layers", [2, pytest.param(21, marks=pytest.mark.slow)])  # 23 and 200 million parameters
 def test_a_process_holds_its_shards_and_one_tensor(tmp_path, layers):
-    """A whole model at any moment of building or of reading a checkpoint would be twice the shards."""
+    """A whole model at any moment of building, reading a checkpoint or exporting would be twice the shards."""
     told = measured(tmp_path, processes=2, layers=layers)
     assert len(told) == 2
     for process in told:
@@ -65,4 +65,5 @@ def test_a_process_holds_its_shards_and_one_tensor(tmp_path, layers):
         # Beside one tensor: Python's own memory, and what the allocator keeps of the tensors before.
         assert process["built"] < shards + largest + 2**24
         assert process["loaded"] < largest + 2**24
+        assert process["exported"] < largest + 2**24
         assert process["same"]

@@ -7,12 +7,13 @@ The spatial and the cross-attention of both models use it as it is; the attentio
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.models import attention_dispatch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
-    SeqAllToAllDim,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
@@ -81,8 +82,24 @@ def attend_to_all_tokens(
     diffusers' own form (Ulysses) has a backward pass for as many queries as keys alone, but only masked frames have
     queries.
     """
-    heads = (SeqAllToAllDim.apply(group, tensor) for tensor in (query, key, value))
-    return SeqAllToAllDim.apply(group, attend(*heads, backend), 1, 2)
+    exchange = token_exchange()
+    heads = (exchange.apply(group, tensor) for tensor in (query, key, value))
+    return exchange.apply(group, attend(*heads, backend), 1, 2)
+
+
+def token_exchange() -> Any:
+    """Return the function by which processes exchange tokens for heads, with a gradient; private to diffusers.
+
+    Raises:
+        ValueError: if the installed diffusers has none.
+    """
+    found = getattr(attention_dispatch, "SeqAllToAllDim", None)
+    if found is None:
+        raise ValueError(
+            f"processes cannot share tokens in training with diffusers {diffusers.__version__}, which has no "
+            "`SeqAllToAllDim`; install diffusers 0.42, or set parallelism_config_cp_size to 1"
+        )
+    return found
 
 
 def most_sequences(query: torch.Tensor) -> int:
