@@ -7,16 +7,16 @@ are in `loaders/`; the weight of adapters during one call is in `lora_scale.py`.
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.peft_utils import delete_adapter_layers, get_adapter_name
 
 from ..weights import SUFFIX, is_pickle, pickle_refusal
+from .adapter_conditions import AdapterConditionEmbedding, PeftConditionsMixin, adapter_conditions
 from .lora_scale import copy_scaling, finite_number, put_back_scaling
 
 
@@ -24,7 +24,8 @@ _OWNER = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")  # the adapter 
 
 
 def adapter_layers(model: torch.nn.Module) -> list[Any]:
-    """Return the layers that peft has wrapped; recognized by an attribute, so that peft need not be installed."""
+    """Return the layers that peft has wrapped, and conditions of adapters; recognized by an attribute, so that peft
+    need not be installed."""
     return [module for module in model.modules() if hasattr(module, "merged_adapters")]
 
 
@@ -164,7 +165,7 @@ def _unless_fused(method: Callable) -> Callable:
     return wrapper
 
 
-class MarDiniAdapterMixin(PeftAdapterMixin):
+class MarDiniAdapterMixin(PeftConditionsMixin):
     """Protect a model's weights while it has adapters. Stands before `ModelMixin`, whose `save_pretrained` it guards.
 
     While an adapter is fused, every method that changes adapters raises `ValueError`; `unfuse_lora` restores their
@@ -175,18 +176,34 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
     # Names of the parameters that required gradients before the first adapter.
     _trainable_before_adapters: set[str] | None = None
 
-    set_adapter = _unless_fused(PeftAdapterMixin.set_adapter)
-    set_adapters = _unless_fused(PeftAdapterMixin.set_adapters)
+    set_adapter = _unless_fused(PeftConditionsMixin.set_adapter)
+    set_adapters = _unless_fused(PeftConditionsMixin.set_adapters)
     # A disabled layer would unfuse adapters the next time it runs.
-    disable_adapters = _unless_fused(PeftAdapterMixin.disable_adapters)
-    disable_lora = _unless_fused(PeftAdapterMixin.disable_lora)
+    disable_adapters = _unless_fused(PeftConditionsMixin.disable_adapters)
+    disable_lora = _unless_fused(PeftConditionsMixin.disable_lora)
 
     @_unless_fused
-    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Add an adapter for training, see [`~PeftAdapterMixin.add_adapter`]; it is the only active one."""
+    def add_adapter(
+        self,
+        adapter_config: Any,
+        adapter_name: str = "default",
+        conditions: Mapping[str, int] | None = None,
+        condition_info: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Add an adapter for training, see [`~PeftAdapterMixin.add_adapter`]; it is the only active one.
+
+        Args:
+            adapter_config: the `LoraConfig`.
+            adapter_name: its name.
+            conditions, condition_info: conditions that are a part of it, see [`~ConditionsMixin.add_conditions`].
+
+        Raises:
+            ValueError: for a name that cannot be used, for a condition that cannot be added, and while an adapter is
+                fused.
+        """
         check_adapter_name(adapter_name)
         self._remember_trainable()
-        super().add_adapter(adapter_config, adapter_name)
+        super().add_adapter(adapter_config, adapter_name, conditions, condition_info)
         self._enable_all()
 
     @_unless_fused
@@ -236,6 +253,7 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         if name not in loaded_adapters(self):  # nothing had the prefix
             self._restore_trainable()
             return
+        self._choose_conditions([name])
         self._enable_all()
         # New layers are in training mode, in which their dropout would be active.
         self.train(self.training)
@@ -309,6 +327,8 @@ class MarDiniAdapterMixin(PeftAdapterMixin):
         self._before_fusing = AdapterState(self)
         try:
             for layer in adapter_layers(self):
+                if isinstance(layer, AdapterConditionEmbedding):  # of another adapter
+                    continue
                 _refuse_inexact(layer, names)
                 for name in names:
                     if name in getattr(layer, "scaling", ()):
@@ -415,6 +435,13 @@ def names_to_fuse(models: list[torch.nn.Module], names: list[str] | str | None) 
     if not names:
         raise ValueError("there is nothing to fuse: no adapter is active; choose with `set_adapters`")
     refuse_unknown(names, loaded)
+    added = {e.adapter: condition for model in models for condition, e in adapter_conditions(model).items()}
+    for name in names:
+        if name in added:
+            raise ValueError(
+                f"{name!r} adds the condition {added[name]!r}, which has no weights in the model to be fused into; "
+                "use it without fusing"
+            )
     return list(names)
 
 

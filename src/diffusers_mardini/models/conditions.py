@@ -2,10 +2,11 @@
 
 A model's configuration describes its conditions, see `Condition`. Values are scaled by their range and embedded per
 frame. Nothing is random here: the trainer drops values. `pipelines/conditions.py` reads the values that users pass.
+Conditions of adapters are in `adapter_conditions.py`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -154,7 +155,15 @@ class MarDiniConditionEmbedding(nn.Module):
     """Embeds one condition per frame: sinusoidal features and two linear layers, or a learned null where it is absent.
 
     The last layer and the null are zero at first, so that adding a condition does not change a model's output.
+
+    Attributes:
+        condition: what is embedded.
+        adapter: the adapter that adds the condition; `None` for one of the model's own.
+        rests: whether that adapter is not active, so that the condition counts for nothing.
     """
+
+    adapter: str | None = None
+    rests = False
 
     def __init__(self, condition: Condition, dim: int):
         super().__init__()
@@ -193,19 +202,44 @@ class MarDiniConditionEmbedder(nn.ModuleDict):
 
     def forward(
         self, conditions: Mapping[str, torch.Tensor | None], hidden_states: torch.Tensor, frames: int
-    ) -> torch.Tensor:
-        """Embed conditions in the dtype and on the device of `hidden_states`: `(batch, frames, 1, dim)`.
+    ) -> torch.Tensor | None:
+        """Embed conditions in the dtype and on the device of `hidden_states`: `(batch, frames, 1, dim)`; `None` if
+        all rest.
 
         All layers run even without values: distributed training fails if a parameter gets no gradient.
         """
         batch, device = len(hidden_states), hidden_states.device
         embedded = []
         for name, embedding in self.items():
+            if embedding.rests:
+                continue
             values = conditions.get(name)
             if values is None:
                 values = torch.full((batch, frames, embedding.condition.channels), torch.nan, device=device)
             embedded.append(embedding(values.to(device, torch.float32), hidden_states.dtype))
-        return sum(embedded[1:], start=embedded[0])[:, :, None]
+        return sum(embedded[1:], start=embedded[0])[:, :, None] if embedded else None
+
+
+def conditions_of(model: Any) -> dict[str, Condition]:
+    """Return the conditions that a model takes now, by name: its own ones, and those of its active adapters."""
+    embedder = getattr(model, "condition_embedder", None) or {}
+    return {name: embedding.condition for name, embedding in embedder.items() if not embedding.rests}
+
+
+def resting_conditions(model: Any) -> dict[str, str]:
+    """Return the adapter of each condition that a model does not take now, because its adapter is not active."""
+    embedder = getattr(model, "condition_embedder", None) or {}
+    return {name: embedding.adapter for name, embedding in embedder.items() if embedding.rests}
+
+
+def refuse_resting(names: Iterable[str], resting: Mapping[str, str]) -> None:
+    """Raise `ValueError` if one of `names` is a condition of an adapter that is not active."""
+    for name in names:
+        if name in resting:
+            raise ValueError(
+                f"`conditions` has {name}, which the adapter {resting[name]!r} adds, and that is not active; choose "
+                f"it with `set_adapters` or `enable_lora`, or leave {name} out"
+            )
 
 
 class ConditionsMixin:
@@ -237,7 +271,8 @@ class ConditionsMixin:
             condition_info: see `INFO`; replaces that of conditions that the model already has.
 
         Raises:
-            ValueError: if a condition cannot be used, or the model has it with another number of channels.
+            ValueError: if a condition cannot be used, the model has it with another number of channels, or a loaded
+                adapter has added some.
         """
         read_config(conditions, None)
         had = self.config.get("conditions") or {}
@@ -247,10 +282,16 @@ class ConditionsMixin:
                     f"`conditions[{name!r}]` is {channels}, but this model has that condition with {had[name]} "
                     "channels; use another name"
                 )
+        embedded = self.condition_embedder or {}
+        if adapters := sorted({e.adapter for e in embedded.values() if e.adapter is not None}):
+            raise ValueError(
+                f"the model has conditions of {', '.join(map(repr, adapters))}, and can gain its own only without "
+                "adapters that add some; call `unload_lora()` first"
+            )
         conditions = {**had, **conditions}
         info = {**(self.config.get("condition_info") or {}), **(condition_info or {})}
         embedder = self._make_conditions(conditions, info or None, self.device, self.dtype)
-        for name, embedding in (self.condition_embedder or {}).items():
+        for name, embedding in embedded.items():
             embedding.condition = embedder[name].condition
             embedder[name] = embedding
         self.condition_embedder = embedder
@@ -265,8 +306,9 @@ class ConditionsMixin:
     ) -> MarDiniConditionEmbedder | None:
         """Make the embeddings of the configured conditions; return `None` if there are none."""
         read = read_config(conditions, condition_info)
-        dim = self.config.num_attention_heads * self.config.attention_head_dim
-        embeddings = {name: MarDiniConditionEmbedding(condition, dim) for name, condition in read.items()}
+        embeddings = {
+            name: MarDiniConditionEmbedding(condition, hidden_size(self)) for name, condition in read.items()
+        }
         return MarDiniConditionEmbedder(embeddings).to(device, dtype).train(self.training) if embeddings else None
 
     def _embed_conditions(
@@ -277,10 +319,11 @@ class ConditionsMixin:
         Raises:
             ValueError: for unknown names and wrong shapes; values are not checked.
         """
-        known = self.config.get("conditions") or {}
+        known = conditions_of(self)
         unknown = sorted(set(conditions or {}) - set(known))
         if unknown:
-            takes = "; ".join(str(condition) for condition in read_config(known, self.config.condition_info).values())
+            refuse_resting(unknown, resting_conditions(self))
+            takes = "; ".join(map(str, known.values()))
             raise ValueError(
                 f"`conditions` has {', '.join(unknown)}, but this {type(self).__name__} takes {takes or 'none'}; "
                 "leave out the others"
@@ -288,13 +331,18 @@ class ConditionsMixin:
         if self.condition_embedder is None:
             return None
         for name, values in (conditions or {}).items():
-            expected = (len(hidden_states), frames, known[name])
+            expected = (len(hidden_states), frames, known[name].channels)
             if values is not None and tuple(values.shape) != expected:
                 raise ValueError(
                     f"`conditions[{name!r}]` has shape {tuple(values.shape)}; expected {expected} (batch, frames, "
                     "channels), with NaN in all channels of absent frames"
                 )
         return self.condition_embedder(conditions or {}, hidden_states, frames)
+
+
+def hidden_size(model: Any) -> int:
+    """Return the number of channels of a model's tokens, to which conditions are embedded."""
+    return model.config.num_attention_heads * model.config.attention_head_dim
 
 
 def register_changes(model: Any, **values: Any) -> None:

@@ -7,13 +7,14 @@ runs. The result has one form: tensors `(batch, frames, channels)` by name, floa
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..models.conditions import Condition, read_config
+from ..models.conditions import Condition, conditions_of, refuse_resting, resting_conditions
 from .window_plans import Window
 
 
@@ -21,16 +22,26 @@ Conditions = dict[str, torch.Tensor]
 EPSILON = 1e-6  # of a frame, by which times are rounded
 
 
-def known_conditions(*models: nn.Module | None) -> dict[str, Condition]:
+class KnownConditions(dict[str, Condition]):
+    """The conditions that models take now, by name.
+
+    Attributes:
+        resting: the adapters of further conditions, which count for nothing because the adapter is not active.
+    """
+
+    resting: Mapping[str, str] = MappingProxyType({})
+
+
+def known_conditions(*models: nn.Module | None) -> KnownConditions:
     """Return the conditions of all models, by name.
 
     Raises:
         ValueError: if two of them take different conditions under one name.
     """
-    known: dict[str, Condition] = {}
+    known = KnownConditions()
+    known.resting = {name: adapter for model in models for name, adapter in resting_conditions(model).items()}
     for model in models:
-        config = getattr(model, "config", {})
-        for name, condition in read_config(config.get("conditions"), config.get("condition_info")).items():
+        for name, condition in conditions_of(model).items():
             other = known.setdefault(name, condition)
             if (other.channels, other.ranges) != (condition.channels, condition.ranges):
                 raise ValueError(
@@ -71,6 +82,7 @@ def read_conditions(
             f'{{"action": array}}, with a row for each of the {num_frames} frames'
         )
     unknown = [str(name) for name in conditions if name not in known]
+    refuse_resting(unknown, getattr(known, "resting", {}))
     if unknown and not known:
         raise ValueError(
             f"`conditions` has {', '.join(unknown)}, but the models of this pipeline take none; load a checkpoint "
@@ -105,7 +117,7 @@ def read_rows(conditions: Mapping[str, Any] | None, known: Mapping[str, Conditio
 
 def conditions_for(conditions: Conditions | None, model: nn.Module, device: torch.device) -> Conditions:
     """Return the conditions that the model accepts, on its device."""
-    takes = getattr(model, "config", {}).get("conditions") or {}
+    takes = conditions_of(model)
     return {name: values.to(device) for name, values in (conditions or {}).items() if name in takes}
 
 
