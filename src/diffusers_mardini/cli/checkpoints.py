@@ -80,12 +80,12 @@ def load(options: TaskOptions, task: str) -> tuple[MarDiniPipeline, dict[str, An
     with _checkpoint_errors(checkpoint):
         pipe = MarDiniPipeline.from_pretrained(checkpoint, dtype=data_type).to(place)
     arguments = sampling_arguments(options, MeasuredSampling.from_config(pipe.config))
-    if options.conditions is not None:
-        arguments["conditions"] = read_table(options.conditions, pipe.conditions)
     name = options.scheduler or pipe.config.get("solver")
     if name:
         pipe.scheduler = scheduler_named(pipe.scheduler, name)
     _load_adapters(pipe, options.lora or [])
+    if options.conditions is not None:  # adapters may add some
+        arguments["conditions"] = read_table(options.conditions, pipe.conditions)
     pipe.set_progress_bar_config(disable=None)  # silent where there is no terminal
     return pipe, arguments
 

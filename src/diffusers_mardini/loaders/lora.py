@@ -14,6 +14,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
 from diffusers.utils.peft_utils import require_peft_backend
 
+from ..models.adapter_conditions import add_adapter_conditions, delete_adapter_conditions
 from ..models.adapters import (
     AdapterState,
     activate,
@@ -29,6 +30,7 @@ from ..models.adapters import (
     refuse_unknown,
 )
 from ..models.lora_scale import finite_number
+from .lora_conditions import check_conditions, refuse_disagreement, refuse_swapped_conditions
 from .lora_files import LoraDescription, read_lora, write_lora_file
 from .lora_fit import check_fit, check_swap, refuse_not_finite, settle_swap
 from .lora_names import COMPONENTS, by_component
@@ -90,7 +92,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         subfolder: str | None = None,
         **hub_arguments: Any,
     ) -> LoraDescription:
-        """Return rank, alpha, targets, base model and training configuration of a LoRA file; see `lora_state_dict`."""
+        """Return rank, alpha, targets, base model, training configuration and added conditions of a LoRA file; see
+        `lora_state_dict`."""
         return read_lora(pretrained_model_name_or_path, weight_name, subfolder, **hub_arguments)[1]
 
     @require_peft_backend
@@ -103,7 +106,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         **file_arguments: Any,
     ) -> None:
         """Add an adapter to the models that its file names: planner, transformer or both. It becomes the only active
-        one.
+        one. Conditions that are a part of it are conditions of the pipeline while it is active.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, an id on the Hub, or the tensors themselves.
@@ -119,6 +122,10 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         """
         tensors, description = read_lora(pretrained_model_name_or_path_or_dict, **file_arguments)
         models = self._lora_models()
+        conditions = (description.conditions, description.condition_info)
+        if hotswap:
+            refuse_swapped_conditions(models, adapter_name, description.conditions)
+        tensors, embeddings = check_conditions(models, tensors, *conditions)
         parts, configs = self._checked_parts(tensors, description)
         adapter_name = self._checked_adapter_name(adapter_name, hotswap, list(parts))
         self._refuse_fused()
@@ -130,6 +137,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         done = []
         try:
             for name, part in parts.items():
+                add_adapter_conditions(models[name], adapter_name, *conditions, embeddings[name])
                 models[name].load_lora_adapter(
                     part,
                     prefix=None,
@@ -146,6 +154,8 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
             if not hotswap:  # remove the half that was loaded
                 for name in done:
                     models[name].delete_adapters(adapter_name)
+                for model in models.values():
+                    delete_adapter_conditions(model, [adapter_name])
             for state in before.values():
                 state.restore()
             raise
@@ -194,12 +204,15 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         transformer_lora_adapter_metadata: dict[str, Any] | None = None,
         base_model: str | None = None,
         training_config: dict[str, Any] | None = None,
+        conditions: dict[str, int] | None = None,
+        condition_info: dict[str, dict[str, Any]] | None = None,
     ) -> Path | None:
         """Write an adapter to one safetensors file.
 
         Args:
             save_directory: the folder; created if it is missing.
             planner_lora_layers, transformer_lora_layers: results of `peft.get_peft_model_state_dict`; at least one.
+                For an adapter with conditions, both, each together with the model's `condition_parameters`.
             is_main_process: if False, nothing is written.
             weight_name: name of the file; `pytorch_lora_weights.safetensors` by default.
             safe_serialization: only True, as everywhere in this package.
@@ -208,12 +221,14 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
                 to the rank) is assumed on loading.
             base_model: the folder or Hub id of the pipeline that was adapted.
             training_config: the configuration of its training; anything that JSON can hold.
+            conditions, condition_info: the conditions that the adapter adds, as `add_adapter` of a model got them.
 
         Returns:
             The path of the file, or None if nothing was to be written.
 
         Raises:
-            ValueError: for no layers, for a pickle, and for metadata without layers.
+            ValueError: for no layers, for a pickle, for metadata without layers, and if the tensors of conditions are
+                not those of `conditions`.
         """
         if not safe_serialization:
             raise ValueError("`safe_serialization=False` would write a pickle; only safetensors files are written")
@@ -228,11 +243,11 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         tensors = {}
         for name, part in layers.items():
             tensors.update(cls.pack_weights(part, name))
+        refuse_disagreement(tensors, conditions, condition_info)
         if not is_main_process:
             return None
-        return write_lora_file(
-            save_directory, weight_name, tensors, LoraDescription(adapters, base_model, training_config)
-        )
+        description = LoraDescription(adapters, base_model, training_config, conditions, condition_info)
+        return write_lora_file(save_directory, weight_name, tensors, description)
 
     def set_adapters(
         self,

@@ -1,8 +1,8 @@
 """Read and write LoRA files: safetensors, with a description of the adapter in the header.
 
 Tensors are named `planner.…` and `transformer.…`. The header holds the configuration of the adapter in the form that
-all diffusers loaders read, and the origin of the adapter under a key of ours. `lora.py` puts adapters into models,
-`lora_names.py` interprets names.
+all diffusers loaders read, and the adapter's origin and conditions under a key of ours. `lora.py` puts adapters into
+models, `lora_names.py` and `lora_conditions.py` interpret names.
 """
 
 import json
@@ -19,6 +19,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from ..format_version import LORA_DESCRIPTION_KEY
 from ..models.adapters import require_safetensors
 from ..weights import SUFFIX, is_pickle
+from .lora_conditions import split_conditions
 from .lora_names import in_peft_form
 
 
@@ -36,11 +37,15 @@ class LoraDescription:
             that does not name it.
         base_model: the folder or Hub id of the pipeline that the adapter was trained on, if known.
         training_config: the configuration of its training, if known.
+        conditions: names to numbers of channels of the conditions that the adapter adds to both models.
+        condition_info: names of their channels, units, ranges and more, as in the models' configurations.
     """
 
     adapters: dict[str, dict[str, Any]]
     base_model: str | None = None
     training_config: dict[str, Any] | None = None
+    conditions: dict[str, int] | None = None
+    condition_info: dict[str, dict[str, Any]] | None = None
 
 
 def write_lora_file(
@@ -60,10 +65,9 @@ def write_lora_file(
     config = {f"{name}.{key}": value for name, keys in description.adapters.items() for key, value in keys.items()}
     if config:
         metadata[LORA_ADAPTER_METADATA_KEY] = _to_json(config)
-    origin = {"base_model": description.base_model, "training_config": description.training_config}
-    origin = {key: value for key, value in origin.items() if value is not None}
-    if origin:
-        metadata[LORA_DESCRIPTION_KEY] = _to_json(origin)
+    ours = {key: value for key, value in vars(description).items() if key != "adapters" and value is not None}
+    if ours:
+        metadata[LORA_DESCRIPTION_KEY] = _to_json(ours)
 
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{weight_name}.unfinished"
@@ -100,7 +104,7 @@ def read_lora(
     if use_safetensors is False:
         raise ValueError("`use_safetensors=False` would unpickle a file; only .safetensors is read")
     if isinstance(source, dict):
-        return in_peft_form(source, has_alpha=False), LoraDescription({})
+        return _in_our_form(source, has_alpha=False), LoraDescription({})
     file = local_lora_file(source, weight_name, subfolder)
     hub_arguments = {name: hub_arguments.get(name) for name in HUB_ARGUMENTS}
     try:
@@ -120,7 +124,13 @@ def read_lora(
     if not description.adapters and any(name.startswith("base_model.") for name in tensors):
         config = _peft_config(source, file, subfolder, hub_arguments)
         description = replace(description, adapters={"": config} if config else {})
-    return in_peft_form(tensors, has_alpha=bool(description.adapters)), description
+    return _in_our_form(tensors, has_alpha=bool(description.adapters)), description
+
+
+def _in_our_form(tensors: dict[str, torch.Tensor], has_alpha: bool) -> dict[str, torch.Tensor]:
+    """Return LoRA layers under peft's names, and conditions under the models' own."""
+    layers, conditions = split_conditions(tensors)
+    return conditions | (in_peft_form(layers, has_alpha) if layers or not conditions else {})
 
 
 def read_description(metadata: Mapping[str, str] | None, file: str) -> LoraDescription:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.utils.peft_utils import get_peft_kwargs
 
+from ..models.adapter_conditions import adapter_conditions
 from ..models.adapters import adapter_layers
 
 
@@ -23,10 +24,13 @@ _NOT_LAYERS = ("modules_to_save", "layer_replication", "target_parameters", "tra
 def adaptable_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Return the linear layers of a model by name, including those that have adapters already."""
     model = getattr(model, "_orig_mod", model)  # `torch.compile(model)`
+    others = tuple(f"condition_embedder.{name}." for name in adapter_conditions(model))  # go with their adapter
     return {
         name: module
         for name, module in model.named_modules()
-        if getattr(module, "in_features", None) and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
+        if getattr(module, "in_features", None)
+        and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
+        and not name.startswith(others)
     }
 
 
@@ -70,7 +74,7 @@ def check_fit(
                 f"layer, or it is not linear; load the base model that it was made for.{hint}"
             )
         for end, tensor in own.items():
-            _check_values(f"{component}.{path}.{end}", tensor)
+            check_values(f"{component}.{path}.{end}", tensor)
         _check_layer(component, path, layers[path], own, hint)
     for end in (LENGTHS, BIAS):
         having = [path for path, own in tensors.items() if end in own]
@@ -84,7 +88,8 @@ def check_fit(
     return config
 
 
-def _check_values(name: str, tensor: torch.Tensor) -> None:
+def check_values(name: str, tensor: torch.Tensor) -> None:
+    """Raise `ValueError` unless a tensor holds finite floating-point numbers."""
     if tensor.is_meta or not tensor.is_floating_point():
         kind = "no values" if tensor.is_meta else f"values of type {tensor.dtype}"
         raise ValueError(f"`{name}` of the LoRA has {kind}; expected floating-point numbers")
