@@ -38,7 +38,7 @@ from training.data.sources import source_exists
 from training.engine.adapter import summary
 from training.engine.feasibility import Problem, find_notes, find_problems
 from training.engine.layout import ONE_PROCESS, Layout
-from training.engine.models import adapted_layers, load_vae, new_vae
+from training.engine.models import adapted_layers, added_parameters, load_vae, new_vae
 from training.evaluation.probe import Probe, probe_run
 from training.files import write_whole
 from training.gathering import (
@@ -91,6 +91,7 @@ class Plan:
         disk: bytes on disk by kind.
         problems, notes: what cannot work, and what may be a mistake.
         adapted: names of the layers that an adapter changes, by model.
+        added: numbers of parameters of the conditions that an adapter adds.
         overheads: seconds beside the steps, by kind; empty if no speed is known.
         process: bytes that the trainer's process takes beside what is counted; 0 for a GPU.
         checkpoint_copies: bytes of the host's memory in which each process keeps its part of a checkpoint while a thread
@@ -106,6 +107,7 @@ class Plan:
     problems: list[Problem]
     notes: list[str]
     adapted: dict[str, list[str]] | None = None
+    added: dict[str, int] = field(default_factory=dict)
     overheads: dict[str, float] = field(default_factory=dict)
     process: int = 0
     checkpoint_copies: int = 0
@@ -172,6 +174,7 @@ def make_plan(
     found += _disk_problems(config, disk, clips.train)
     plan = Plan(
         stages, count_parameters(config), disk, found, notes, None if config.lora is None else adapted_layers(config),
+        {} if config.lora is None else added_parameters(config),
         process=process, checkpoint_copies=_checkpoint_copies(config, stages, layout), room=room, sharing=sharing,
         latents=None if forms is None or config.data.from_pixels else _compare(config, forms, form),
     )  # fmt: skip
@@ -439,13 +442,14 @@ def _render_overheads(plan: Plan) -> list[str]:
 
 
 def _render_adapter(plan: Plan) -> list[str]:
-    """Return lines on adapted layers and learned parameters, by model."""
+    """Return lines on adapted layers and learned parameters, by model, and on added conditions."""
     lines = []
     for part, count in plan.parameters.items():
         names = plan.adapted.get(part, [])
         lines.append(f"{part}: {len(names)} layers adapted, {_short(count)} parameters to be learned")
         lines += [f"  {name}" for name in summary(names)]
-    return [*lines, ""]
+    counts = [f"{name} ({_short(count)} of these parameters)" for name, count in plan.added.items()]
+    return [*lines, *([f"conditions that the adapter adds: {', '.join(counts)}"] if counts else []), ""]
 
 
 def _render_clips(plan: Plan) -> list[str]:

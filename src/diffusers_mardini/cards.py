@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ FACTS = {
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
     "adapter": "list of dicts, one for each part that LoRA weights adapt",
-    "conditions": "list of dicts, one for each condition that frames can be given",
+    "conditions": "list of dicts, one for each condition that frames can be given, or that LoRA weights add",
     "data": "text: the training data, where they come from, and the held-out part",
     "stages": "list of dicts, one for each stage of the training",
     "hardware": "text: the machine it was trained on, as recorded",
@@ -122,7 +122,7 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
 
     For a pipeline: the number of parameters of each component, from the headers of its files, the window that it was
     trained on, and the conditions of its models. For LoRA weights: the parameters of each part, and rank, alpha,
-    targets and window if they were saved.
+    targets, window and added conditions if they were saved.
 
     Raises:
         ValueError: if the folder is neither, or a file of weights is damaged.
@@ -241,7 +241,8 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
     measured = MeasuredSampling.from_config(index)
     if measured.solver is not None:
         facts["sampling"] = f"{measured.num_inference_steps} steps of {measured.solver}"
-    conditions = _conditions(folder)
+    configs = [folder / part / "config.json" for part in ("planner", "transformer")]
+    conditions = _conditions(json.loads(path.read_text(encoding="utf-8")) for path in configs if path.is_file())
     return facts | ({"conditions": conditions} if conditions else {})
 
 
@@ -252,12 +253,10 @@ def _window_facts(window: TrainedWindow) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _conditions(folder: Path) -> list[dict[str, Any]]:
-    """Return a row for each condition that planner or transformer takes, from their configurations."""
+def _conditions(configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each condition in `conditions` and `condition_info` of models, or of an adapter."""
     rows = {}
-    for part in ("planner", "transformer"):
-        path = folder / part / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for config in configs:
         for name, channels in (config.get("conditions") or {}).items():
             info = (config.get("condition_info") or {}).get(name) or {}
             ranges = info.get("range") or []
@@ -281,7 +280,8 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     saved = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    trained = (json.loads(metadata.get(LORA_DESCRIPTION_KEY, "{}")).get("training_config") or {}).get("window") or {}
+    description = json.loads(metadata.get(LORA_DESCRIPTION_KEY, "{}"))
+    trained = (description.get("training_config") or {}).get("window") or {}
     rows = []
     for part in parameters:
         targets = saved.get(f"{part}.target_modules")
@@ -295,6 +295,8 @@ def _adapter_facts(path: Path) -> dict[str, Any]:
         }
         rows.append({key: value for key, value in row.items() if value is not None})
     facts = {"parameters": parameters, "adapter": [row for row in rows if len(row) > 1]}
+    conditions = _conditions([description])
+    facts |= {"conditions": conditions} if conditions else {}
     return facts | _window_facts(TrainedWindow.from_config(trained))
 
 

@@ -109,7 +109,8 @@ class DataConfig(SizedModel):
     )
     conditions: dict[str, ConditionConfig] = Field(
         {},
-        description="Conditions of each frame by name, such as `action`; see below. Empty: the paper's models.",
+        description="Conditions of each frame by name, such as `action`; see below. Those that `init_from` lacks are "
+        "added, with `lora` as a part of the adapter. Empty: the paper's models.",
     )
     from_pixels: bool = Field(
         False,

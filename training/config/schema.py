@@ -36,7 +36,8 @@ class OptimizerConfig(StrictModel):
 
 
 class AdapterConfig(StrictModel):
-    """LoRA weights trained on a pipeline whose own weights are frozen (`training.train_mardini_lora`)."""
+    """LoRA weights, and conditions that are new to it, trained on a pipeline whose own weights are frozen
+    (`training.train_mardini_lora`)."""
 
     targets: str = Field(
         "both-attention",

@@ -1,7 +1,8 @@
 """LoRA weights on the models of a trained pipeline: choose the layers, add the weights, export them as a folder.
 
-A run with a `lora` block trains nothing else: the pipeline's own weights are frozen, and the run learns, averages and
-saves only the parameters that are not (`optimizers.learned`). `diffusers_mardini.loaders` loads the result.
+A run with a `lora` block trains nothing else but conditions that the pipeline lacks: its own weights are frozen, and the
+run learns, averages and saves only the parameters that are not (`optimizers.learned`). `diffusers_mardini.loaders`
+loads the result.
 """
 
 import contextlib
@@ -23,9 +24,12 @@ from diffusers_mardini import (
     MarDiniTransformer3DModel,
 )
 from diffusers_mardini.loaders.lora_files import read_lora
+from diffusers_mardini.models.adapter_conditions import condition_parameters
 from diffusers_mardini.pipelines.inputs import read_window
 from diffusers_mardini.trained_window import TrainedWindow
+from training.config.data_section import ConditionConfig
 from training.config.schema import AdapterConfig, RunConfig, shaping_fields
+from training.data.conditions import condition_arguments
 from training.digests import tensors_digest
 from training.engine.optimizers import learned
 from training.engine.sharding import sharding_plugin
@@ -73,6 +77,13 @@ def _base_arguments(pipeline: str) -> dict[str, dict[str, Any]]:
     return {part: {k: v for k, v in config.items() if not k.startswith("_")} for part, config in configs.items()}
 
 
+def added_conditions(config: RunConfig) -> dict[str, ConditionConfig]:
+    """Return the conditions of a run that the pipeline which it adapts lacks, and that the adapter adds."""
+    base = base_arguments(config.init_from)
+    has = {name for part in PARTS for name in base[part].get("conditions") or {}}
+    return {name: condition for name, condition in config.data.conditions.items() if name not in has}
+
+
 def matched_layers(models: Mapping[str, nn.Module], targets: str) -> dict[str, list[str]]:
     """Return the names of the linear layers that are adapted, by part; parts without one are left out.
 
@@ -112,8 +123,16 @@ def _nearest(targets: str, layers: list[str]) -> list[str]:
     return [ends[end] for end in difflib.get_close_matches(last, ends, n=3, cutoff=0)]
 
 
-def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
+def add_adapter(
+    models: nn.ModuleDict, lora: AdapterConfig, seed: int, conditions: Mapping[str, Any] | None = None
+) -> None:
     """Freeze `planner` and `transformer`; give matched layers new LoRA weights in float32, the same on every process.
+
+    Args:
+        models: `planner` and `transformer`.
+        lora: the adapter.
+        seed: of the new weights.
+        conditions: `condition_arguments` of the conditions that the adapter adds.
 
     Raises:
         ValueError: if no layer matches.
@@ -121,6 +140,8 @@ def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
     from peft import LoraConfig
 
     matched = matched_layers(models, lora.targets)  # before anything is changed
+    conditions = conditions or {}
+    assert not conditions.get("conditions") or len(matched) == len(PARTS), "conditions belong to both models"
     models.requires_grad_(False)
     torch.manual_seed(seed)  # initialization only
     for part, names in matched.items():
@@ -130,6 +151,7 @@ def add_adapter(models: nn.ModuleDict, lora: AdapterConfig, seed: int) -> None:
                 use_rslora=lora.rslora, use_dora=lora.dora,
             ),
             adapter_name=ADAPTER,
+            **conditions,
         )  # fmt: skip
     for parameter in learned(models).values():
         parameter.data = parameter.data.float()  # peft follows the base's dtype, in which small steps are lost
@@ -203,7 +225,10 @@ def export_adapter(
                     for name, tensor in averages.items()
                     if name.startswith(f"{part}.")
                 }
-                arguments[f"{part}_lora_layers"] = get_peft_model_state_dict(models[part], own, ADAPTER)
+                arguments[f"{part}_lora_layers"] = {
+                    **get_peft_model_state_dict(models[part], own, ADAPTER),
+                    **{name: own[name] for name in condition_parameters(models[part], ADAPTER)},
+                }
                 arguments[f"{part}_lora_adapter_metadata"] = models[part].peft_config[ADAPTER].to_dict()
         with whole_folder(folder) as unfinished:
             MarDiniPipeline.save_lora_weights(
@@ -214,6 +239,7 @@ def export_adapter(
                     **shaping_fields(config, [stage.name for stage in config.stages]),  # names no folders
                     "window": window.config,
                 },
+                **condition_arguments(added_conditions(config)),
             )
     accelerator.wait_for_everyone()
     return folder

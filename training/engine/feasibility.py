@@ -4,8 +4,9 @@ Called by the trainer and by `plan.py`, which adds the checks that need clips or
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import size_multiple
 from training.data.sources import source_exists
-from training.engine.adapter import base_arguments
+from training.engine.adapter import PARTS, added_conditions, base_arguments
 from training.engine.layout import ONE_PROCESS, Layout
 from training.engine.models import (
     adapted_layers,
@@ -169,9 +170,10 @@ def _adapter_problems(config: RunConfig) -> list[Problem]:
     """Return where a run does not fit the pipeline that it adapts.
 
     Raises:
-        ValueError: if there is no such pipeline, or no layer of it is adapted.
+        ValueError: if there is no such pipeline, no layer of it is adapted, or conditions do not fit it.
     """
     base, adapted = base_arguments(config.init_from), adapted_layers(config)
+    _refuse_unfit_conditions(config, base, list(adapted))
     found, lora = [], config.lora
     if lora.base_dtype != "float32" and not uses_bfloat16(config):
         text = (
@@ -200,6 +202,23 @@ def _adapter_problems(config: RunConfig) -> list[Problem]:
             )
             found.append(Problem("models", text))
     return found
+
+
+def _refuse_unfit_conditions(config: RunConfig, base: Mapping[str, Mapping[str, Any]], adapted: list[str]) -> None:
+    """Raise `ValueError` if an adapter cannot be trained with a condition of the run."""
+    for name, condition in config.data.conditions.items():
+        channels = [(base[part].get("conditions") or {}).get(name) for part in PARTS]
+        if channels not in ([None] * len(PARTS), [condition.channels] * len(PARTS)):
+            has = " and ".join(f"{n or 'none'} in the {part}" for part, n in zip(PARTS, channels))
+            raise ValueError(
+                f"`data.conditions.{name}` has {condition.channels} channels, but {config.init_from} has {has}; use "
+                "another name, or as many channels as there"
+            )
+    if (added := added_conditions(config)) and len(adapted) < len(PARTS):
+        raise ValueError(
+            f"the adapter adds the conditions {', '.join(added)} to both models, but `lora.targets` "
+            f"{config.lora.targets!r} changes only the {adapted[0]}; use targets in both, such as both-attention"
+        )
 
 
 def find_notes(config: RunConfig) -> list[str]:

@@ -24,11 +24,19 @@ from diffusers_mardini import (
     MarDiniScheduler,
     MarDiniTransformer3DModel,
 )
+from diffusers_mardini.models.adapter_conditions import adapter_conditions
 from diffusers_mardini.presets import load_preset
 from diffusers_mardini.weights import check_weight_files, local_folder
 from training.config.schema import AdapterConfig, RunConfig, StageConfig
 from training.data.conditions import condition_arguments
-from training.engine.adapter import add_adapter, base_arguments, load_arguments, matched_layers
+from training.engine.adapter import (
+    PARTS,
+    add_adapter,
+    added_conditions,
+    base_arguments,
+    load_arguments,
+    matched_layers,
+)
 from training.engine.initial_weights import InitialWeights
 from training.engine.reconstruction_head import PlannerReconstructionHead
 from training.engine.sharding import fill_from, shard
@@ -42,10 +50,11 @@ USUAL_FACTOR = 8  # pixels of a side of a latent, where the autoencoder's own ca
 
 
 def model_arguments(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return the arguments of a run's planner, transformer and scheduler."""
+    """Return the arguments of a run's planner, transformer and scheduler, and of conditions that an adapter adds."""
     if config.lora is not None:
         arguments = base_arguments(config.init_from)
-        return {part: arguments[part] for part in (*CLASSES, "scheduler")}
+        added = condition_arguments(added_conditions(config))
+        return {**{part: arguments[part] for part in (*CLASSES, "scheduler")}, "added": added}
     preset, conditions = load_preset(config.preset), condition_arguments(config.data.conditions)
     models = {part: {**preset[part], **conditions, **getattr(config, part)} for part in CLASSES}
     return {**models, "scheduler": {**preset["scheduler"], **config.scheduler}}
@@ -60,7 +69,7 @@ def build_models(
         if lora is None:
             models["head"] = _build_head(models)
         else:
-            add_adapter(models, lora, seed=0)
+            add_adapter(models, lora, seed=0, conditions=arguments["added"])
     return models
 
 
@@ -107,6 +116,15 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 def adapted_layers(config: RunConfig) -> dict[str, list[str]]:
     """Return the names of the linear layers that an adapter changes, by part; see `adapter.matched_layers`."""
     return matched_layers(_whole_models(json.dumps(model_arguments(config)), None), config.lora.targets)
+
+
+def added_parameters(config: RunConfig) -> dict[str, int]:
+    """Return the number of parameters of each condition that an adapter adds, in both models together."""
+    models, counts = whole_models(config), dict.fromkeys(added_conditions(config), 0)
+    for part in PARTS:
+        for name, embedding in adapter_conditions(models[part]).items():
+            counts[name] += sum(parameter.numel() for parameter in embedding.parameters())
+    return counts
 
 
 def trained_parts(stage: StageConfig) -> tuple[str, ...]:
@@ -160,7 +178,7 @@ def make_models(config: RunConfig, accelerator: Accelerator | None = None) -> nn
 def _adapted_models(config: RunConfig) -> nn.ModuleDict:
     arguments = load_arguments(config.lora)
     models = nn.ModuleDict({name: _pretrained(name, config.init_from, **arguments) for name in CLASSES})
-    add_adapter(models, config.lora, config.seed)
+    add_adapter(models, config.lora, config.seed, condition_arguments(added_conditions(config)))
     return models
 
 
