@@ -23,7 +23,7 @@ from training.config.strict import check_kind
 from training.config.yaml_files import load_yaml
 from training.evaluation.methods import OURS, is_changed
 from training.evaluation.results import with_nan
-from training.evaluation.sampling import weights_digest
+from training.evaluation.sampling import ADAPTED, weights_digest
 from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
@@ -78,15 +78,17 @@ def scores_of(results: Path) -> dict[str, Any]:
     """
     record = with_nan(read_json(results, ("rows", "command")))
     columns = present_columns(record["rows"])
-    conditions = " and ".join(record.get("conditions", {}))  # of rows that do not say themselves what they were given
+    conditions, of_adapter = record.get("conditions", {}), record.get("adapter_conditions", ())
     rows = []
     for row in record["rows"]:
-        given = conditions and row.get("kind") == OURS and not is_changed(row["method"])
+        # Rows of changed conditions say themselves what they were given.
+        takes = [name for name in conditions if ADAPTED in row["method"] or name not in of_adapter]
+        given = takes if row.get("kind") == OURS and not is_changed(row["method"]) else []
         scores = {
             COLUMNS[c]: score_cell(row, c) if c in SHOWN_INTERVALS and c in row.get("intervals", {}) else row[c]
             for c in columns
         }
-        rows.append({"method": f"{row['method']}, given {conditions}" if given else row["method"], **scores})
+        rows.append({"method": f"{row['method']}, given {' and '.join(given)}" if given else row["method"], **scores})
     found = verdict(record["rows"], record.get("differences", []))
     return {"metrics": rows, "evaluation": without_folders(record["command"])} | ({"verdict": found} if found else {})
 

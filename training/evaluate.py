@@ -8,6 +8,7 @@ are in `evaluation/`; `vbench.py` follows VBench's protocol.
 """
 
 import argparse
+import contextlib
 import math
 import shlex
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from diffusers_mardini.masking import TASKS, task_indices
-from training.engine.adapter import trained_window
+from training.engine.adapter import adapter_loaded, trained_window
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.evaluation_windows import add_window_options, choose_window, load_windows
 from training.evaluation.finished_parts import FinishedParts
@@ -116,7 +117,8 @@ def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
         options.no_conditions,
         tuple(map(_condition_scale, options.condition_scale)),
     )
-    conditions = true_conditions(pipe, windows)
+    with contextlib.nullcontext() if options.adapter is None else adapter_loaded(pipe, options.adapter):
+        conditions = true_conditions(pipe, windows)
     for line in conditions.facts().values():
         print(f"given with each window: {line}")
     count = len(windows.frames)
@@ -134,7 +136,10 @@ def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
     adapted = next((m.key["checkpoint"] for m in methods if m.name.endswith(ADAPTED)), None)
     sampled_by = model_key(pipe) | ({} if adapted is None else {"adapted": adapted})
     facts |= {"command": command, "sampled_by": sampled_by, "networks": networks.sources, "not_measured": missing}
-    facts |= {"conditions": conditions.facts()}
+    facts |= {
+        "conditions": conditions.facts(),
+        "adapter_conditions": sorted(conditions.known.keys() - pipe.conditions),
+    }
     write_results(options.output, facts, rows, differences, windows)
     shown = settings.label(options.steps[0], options.scheduler[0])
     sheets = write_sheets(options.output, windows, sampled, options.task, shown, options.sheets)

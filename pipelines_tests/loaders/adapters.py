@@ -5,11 +5,14 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.models.adapter_conditions import condition_parameters
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
 BOTH = ("planner", "transformer")
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+CONDITIONS = {"action": 2}
+INFO = {"action": {"names": ["steer", "gas"], "range": [[-1, 1], [0, 1]], "unit": "shares"}}
 
 
 def run(pipe, **kwargs) -> torch.Tensor:
@@ -31,6 +34,22 @@ def save_adapter(folder, components=BOTH, seed=0, rank=4, alpha=4, metadata=True
         if metadata:
             configs[f"{name}_lora_adapter_metadata"] = model.peft_config["new"].to_dict()
     MarDiniPipeline.save_lora_weights(folder, **layers, **configs, **saving)
+    return pipe
+
+
+def save_conditioned(folder, conditions=CONDITIONS, info=INFO, seed=0):
+    """Writes an adapter with conditions as a training loop does; returns the pipeline that it was added to."""
+    pipe, layers = tiny_pipeline(), {}
+    torch.manual_seed(seed)
+    for name in BOTH:
+        model = getattr(pipe, name)
+        config = LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS, init_lora_weights=False)
+        model.add_adapter(config, "new", conditions, info)
+        added = condition_parameters(model, "new")
+        for parameter in added.values():
+            torch.nn.init.normal_(parameter, std=0.5)
+        layers[f"{name}_lora_layers"] = {**get_peft_model_state_dict(model, adapter_name="new"), **added}
+    MarDiniPipeline.save_lora_weights(folder, **layers, conditions=conditions, condition_info=info)
     return pipe
 
 

@@ -12,31 +12,23 @@ from safetensors.torch import load_file, save_file
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.format_version import LORA_DESCRIPTION_KEY
 from diffusers_mardini.models.adapter_conditions import condition_parameters
-from pipelines_tests.loaders.adapters import BOTH, TARGETS, differ, run, save_adapter, weights
+from pipelines_tests.loaders.adapters import (
+    BOTH,
+    CONDITIONS,
+    INFO,
+    TARGETS,
+    differ,
+    run,
+    save_adapter,
+    save_conditioned,
+    weights,
+)
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
-CONDITIONS = {"action": 2}
-INFO = {"action": {"names": ["steer", "gas"], "range": [[-1, 1], [0, 1]], "unit": "shares"}}
 FILE = "pytorch_lora_weights.safetensors"
 LEFT = {"action": torch.tensor([[-1.0, 0.2]] * 4)}
 RIGHT = {"action": torch.tensor([[1.0, 0.2]] * 4)}
-
-
-def save_conditioned(folder, conditions=CONDITIONS, info=INFO, seed=0):
-    """Writes an adapter with conditions as a training loop does; returns the pipeline that it was added to."""
-    pipe, layers = tiny_pipeline(), {}
-    torch.manual_seed(seed)
-    for name in BOTH:
-        model = getattr(pipe, name)
-        config = LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS, init_lora_weights=False)
-        model.add_adapter(config, "new", conditions, info)
-        added = condition_parameters(model, "new")
-        for parameter in added.values():
-            torch.nn.init.normal_(parameter, std=0.5)
-        layers[f"{name}_lora_layers"] = {**get_peft_model_state_dict(model, adapter_name="new"), **added}
-    MarDiniPipeline.save_lora_weights(folder, **layers, conditions=conditions, condition_info=info)
-    return pipe
 
 
 @pytest.fixture(scope="module")

@@ -160,14 +160,12 @@ def test_targets_in_one_model_alone_are_refused(clips):
 
 def test_the_plan_lists_the_conditions_and_counts_their_parameters(clips):
     config = make_conditioned_config(clips)
-    plan = make_plan(config, flops_per_second=1e9, with_data=False)
-    counts = {part: sum(p.numel() for p in learned(make_models(config)[part]).values()) for part in PARTS}
-    assert plan.parameters == counts
-    added = {
-        name: sum(p.numel() for key, p in learned(make_models(config)).items() if f"condition_embedder.{name}." in key)
+    plan, models = make_plan(config, flops_per_second=1e9, with_data=False), make_models(config)
+    assert plan.parameters == {part: sum(p.numel() for p in learned(models[part]).values()) for part in PARTS}
+    assert plan.added == {
+        name: sum(p.numel() for key, p in learned(models).items() if f"condition_embedder.{name}." in key)
         for name in ("action", "rate")
     }
-    assert plan.added == added
     assert "conditions that the adapter adds: action (" in render(plan, "x")
 
 

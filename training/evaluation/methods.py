@@ -150,7 +150,8 @@ def ours(
         pipe: the checkpoint.
         clips: the clip of each window.
         settings: of the sampler.
-        conditions: of the windows, for a checkpoint that has some.
+        conditions: of the windows, for a checkpoint that has some, or whose adapter adds some. Rows of changed ones
+            are of the adapter then.
         given: positions of the given frames, for changed conditions.
 
     Raises:
@@ -170,6 +171,8 @@ def ours(
     ]
 
     true = conditions or TrueConditions({}, {})
+    own = true.only(pipe.conditions)
+    told = settings.adapter if len(own.values) < len(true.values) else None
     if settings.no_conditions and not true.values:
         raise ValueError(
             "--no-conditions asks for a row without conditions, but this checkpoint has none; leave it out"
@@ -180,7 +183,7 @@ def ours(
         scheduler_name: str,
         alteration: Alteration | None = None,
         adapter: str | None = None,
-        conditions: TrueConditions = true,
+        conditions: TrueConditions = own,
         changed: str = "",
     ) -> None:
         scheduler = scheduler_named(pipe.scheduler, scheduler_name) if scheduler_name else None
@@ -201,22 +204,26 @@ def ours(
                     conditions.of(first, len(windows)),
                 )  # fmt: skip
 
-        name = settings.label(steps, scheduler_name, alteration) + ("" if adapter is None else ADAPTED) + changed
-        unaltered = settings.label(steps, scheduler_name) if alteration is not None or changed else ""
+        adapted_by = "" if adapter is None else ADAPTED
+        name = settings.label(steps, scheduler_name, alteration) + adapted_by + changed
+        is_altered = alteration is not None or changed
+        unaltered = settings.label(steps, scheduler_name) + adapted_by if is_altered else ""
         methods.append(Method(name, OURS, key, settings.seeds, parts, sample, unaltered))
 
     for scheduler_name in settings.schedulers:
         for steps in settings.steps:
             add(steps, scheduler_name)
             if settings.adapter is not None:
-                add(steps, scheduler_name, adapter=settings.adapter)
+                add(steps, scheduler_name, adapter=settings.adapter, conditions=true)
     for alteration in settings.alterations:
         add(settings.steps[0], settings.schedulers[0], alteration)
     if settings.no_conditions:
-        add(settings.steps[0], settings.schedulers[0], conditions=TrueConditions({}, {}), changed=WITHOUT_CONDITIONS)
+        none = TrueConditions({}, {})
+        add(settings.steps[0], settings.schedulers[0], adapter=told, conditions=none, changed=WITHOUT_CONDITIONS)
     for name, factor in settings.condition_scales:
         changed = f", {name}{TIMES}{factor:g}"
-        add(settings.steps[0], settings.schedulers[0], conditions=true.scaled(name, factor, given), changed=changed)
+        scaled = true.scaled(name, factor, given)
+        add(settings.steps[0], settings.schedulers[0], adapter=told, conditions=scaled, changed=changed)
     return methods
 
 

@@ -124,13 +124,14 @@ def write_sheets(
     altered = {label: sampled[name] for label, name in labels.items() if name in sampled}
     if altered:
         sheets["planning"] = {"planned": sampled[method], **altered}
-    changed = {
-        name.removeprefix(f"{method}, "): frames
-        for name, frames in sampled.items()
-        if name.startswith(f"{method}, ") and is_changed(name)
-    }
-    if changed:
-        sheets["conditions"] = {"as they were": sampled[method], **changed}
+    for told in (method, method + ADAPTED):  # whose conditions were changed
+        changed = {
+            name.removeprefix(f"{told}, "): frames
+            for name, frames in sampled.items()
+            if name.startswith(f"{told}, ") and is_changed(name)
+        }
+        if changed:
+            sheets["conditions"] = {"as they were": sampled[told], **changed}
     output.mkdir(parents=True, exist_ok=True)
     given = task_indices(task, windows.frames.shape[1])
     total, paths = len(windows.frames), []

@@ -4,7 +4,7 @@ Tables lie beside the clips, and rates and motion are derived, both as in traini
 What each condition is follows from the checkpoint's own configuration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,10 @@ class TrueConditions:
             )
             facts[name] = f"{self.known[name]}{clamped}"
         return facts
+
+    def only(self, names: Container[str]) -> "TrueConditions":
+        """Return the conditions among `names`, such as those of the checkpoint without its adapter."""
+        return TrueConditions({name: values for name, values in self.values.items() if name in names}, self.known)
 
     def scaled(self, name: str, factor: float, given: Sequence[int]) -> "TrueConditions":
         """Multiply the values of one condition, except between two neighbouring given frames, whose values are fixed.

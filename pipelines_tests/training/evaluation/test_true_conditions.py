@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
+from pipelines_tests.loaders.adapters import save_conditioned
 from pipelines_tests.tiny_pipeline import SIZE, tiny_pipeline
 from training import evaluate
 from training.card import scores_of
@@ -121,6 +122,23 @@ def test_rows_without_and_with_changed_conditions_stand_beside_the_true_ones(cli
     assert (tmp_path / "out/conditions_0.png").is_file()
     cards = [row["method"] for row in scores_of(tmp_path / "out/results.json")["metrics"]]
     assert f"{plain}, given action and motion and rate" in cards and f"{plain}, without conditions" in cards
+
+
+def test_conditions_of_an_adapter_are_given_to_its_rows_alone(clips, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
+    save_conditioned(tmp_path / "adapter")
+    more = ["--adapter", str(tmp_path / "adapter"), "--no-conditions"]
+    evaluate.main(arguments(tmp_path / "checkpoint", clips, tmp_path / "out", *more))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    scores = {row["method"]: row["mid_psnr"] for row in results["rows"] if row["kind"] == "ours"}
+    adapted = "ours, 1 step, with the adapter"
+    assert list(scores) == ["ours, 1 step", adapted, f"{adapted}, without conditions"]
+    assert len(set(scores.values())) == 3
+    assert list(results["conditions"]) == results["adapter_conditions"] == ["action"]
+    assert f"{adapted}, without conditions" in {difference["than"] for difference in results["differences"]}
+    assert (tmp_path / "out/conditions_0.png").is_file()
+    cards = [row["method"] for row in scores_of(tmp_path / "out/results.json")["metrics"]]
+    assert {"ours, 1 step", f"{adapted}, given action", f"{adapted}, without conditions"} <= set(cards)
 
 
 def test_several_paces_make_one_table(clips, tmp_path):
