@@ -15,7 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files
-from pipelines_tests.loaders.adapters import save_adapter
+from pipelines_tests.loaders.adapters import save_adapter, save_conditioned
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
 
 
@@ -221,6 +221,7 @@ def test_every_example_of_the_page_runs(page, folder, tmp_path, monkeypatch, bac
     or train what is loaded (`test_docs.py`)."""
     monkeypatch.chdir(tmp_path)
     save_adapter("runs/lora-shapes/adapter")
+    save_conditioned("runs/lora-told/adapter", {"motion": 1}, None)
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) >= 5
     names = {"frames": clip(2), "steps": 4}
