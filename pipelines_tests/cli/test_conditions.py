@@ -6,6 +6,7 @@ import pytest
 
 from diffusers_mardini.cli.conditions import read_table
 from pipelines_tests.cli.commands import outputs
+from pipelines_tests.loaders.adapters import save_conditioned
 from pipelines_tests.pipelines.test_conditions import told_pipeline
 
 
@@ -76,6 +77,18 @@ def test_an_empty_cell_is_not_known_and_conditions_may_be_left_out(tmp_path):
     (tmp_path / "told.csv").write_text("rate\n\n1.5\n".replace("\n\n", '\n""\n'))
     found = read_table(str(tmp_path / "told.csv"), told_pipeline().conditions)
     assert list(found) == ["rate"] and found["rate"][1] == [1.5] and found["rate"][0][0] != found["rate"][0][0]
+
+
+def test_a_table_tells_an_adapter_its_conditions(told, checkpoint):
+    info = {"action": {"names": ["steering", "gas"], "range": [0, 1]}}
+    save_conditioned("drive", {"action": 2}, info)
+    made = []
+    for name, value in (("one.gif", 0.0), ("two.gif", 1.0)):
+        options = ("--checkpoint", checkpoint, "--lora", "drive", "--conditions", table(5, value))
+        code, _, errors = outputs("animate", "a.png", "--frames", 5, "-o", name, *QUICK, *options)
+        assert code == 0, errors
+        made.append(Path(name).read_bytes())
+    assert made[0] != made[1]
 
 
 def test_a_checkpoint_without_conditions_says_so(told, checkpoint):

@@ -238,7 +238,7 @@ def test_adapters_with_conditions_are_neither_fused_nor_swapped(loaded, folder, 
 
 
 def test_a_condition_that_is_there_already_is_refused_by_name(loaded, folder):
-    with pytest.raises(ValueError, match="condition 'action', which the adapter 'drive' has added already; unload"):
+    with pytest.raises(ValueError, match="condition 'action', as the loaded one 'drive' does; unload that"):
         loaded.load_lora_weights(folder, adapter_name="again")
     with pytest.raises(ValueError, match="the model has conditions of 'drive'"):
         loaded.planner.add_conditions({"rate": 1})
@@ -296,6 +296,20 @@ def test_a_file_that_does_not_fit_completely_is_refused(pipe, folder, tmp_path, 
     with pytest.raises(ValueError, match=message):
         pipe.load_lora_weights(tmp_path)
     assert pipe.get_list_adapters() == {} and pipe.conditions == {} and torch.equal(run(pipe), base)
+
+
+def test_what_fails_half_way_leaves_nothing(pipe, folder, base, monkeypatch):
+    monkeypatch.setattr(pipe.transformer, "_refuse_unfilled", lambda name: [][0])
+    with pytest.raises(IndexError):
+        pipe.load_lora_weights(folder)
+    assert pipe.get_list_adapters() == {} and pipe.conditions == {} and torch.equal(run(pipe), base)
+    assert pipe.planner.condition_embedder is None and pipe.transformer.condition_embedder is None
+
+
+def test_one_model_alone_does_not_load_what_belongs_to_both(pipe, folder):
+    with pytest.raises(ValueError, match="adds conditions, with tensors such as .*; load it into the pipeline"):
+        pipe.transformer.load_lora_adapter(folder, prefix="transformer")
+    assert pipe.get_list_adapters() == {}
 
 
 def test_tensors_without_their_header_are_refused(pipe, folder):

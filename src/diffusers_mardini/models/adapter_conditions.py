@@ -81,10 +81,14 @@ def refuse_present(model: torch.nn.Module, names: Iterable[str]) -> None:
     embedder = getattr(model, "condition_embedder", None) or {}
     for name in names:
         if name in embedder:
-            owner = embedder[name].adapter
-            has = "this model has already" if owner is None else f"the adapter {owner!r} has added already"
-            advice = "load the base model that it was made for" if owner is None else "unload that adapter first"
-            raise ValueError(f"the adapter adds the condition {name!r}, which {has}; {advice}")
+            if (owner := embedder[name].adapter) is not None:
+                raise ValueError(
+                    f"the adapter adds the condition {name!r}, as the loaded one {owner!r} does; unload that one first"
+                )
+            raise ValueError(
+                f"the adapter adds the condition {name!r}, which this model has already; load the base model that it "
+                "was made for"
+            )
 
 
 def add_adapter_conditions(

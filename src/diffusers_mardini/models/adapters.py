@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.peft_utils import delete_adapter_layers, get_adapter_name
 
@@ -20,6 +21,11 @@ from .adapter_conditions import AdapterConditionEmbedding, PeftConditionsMixin, 
 from .lora_scale import copy_scaling, finite_number, put_back_scaling
 
 
+# Arguments of `load_lora_adapter` that say where a file is, and how to get it.
+_FILE_ARGUMENTS = (
+    "weight_name", "use_safetensors", "local_files_only", "cache_dir", "force_download", "proxies", "token",
+    "revision", "subfolder", "metadata",
+)  # fmt: skip
 _OWNER = re.compile(r"\.lora_(?:A|B|magnitude_vector)\.([^.]+)")  # the adapter that a parameter belongs to
 
 
@@ -219,7 +225,8 @@ class MarDiniAdapterMixin(PeftConditionsMixin):
         See [`~PeftAdapterMixin.load_lora_adapter`]. The pipeline's `load_lora_weights` also checks whether it fits.
 
         Raises:
-            ValueError: for a pickle, a name that cannot be used, missing matrices, and while an adapter is fused.
+            ValueError: for a pickle, a name that cannot be used, missing matrices, conditions, which belong to both
+                models, and while an adapter is fused.
         """
         source = pretrained_model_name_or_path_or_dict
         if not isinstance(source, dict):
@@ -227,6 +234,15 @@ class MarDiniAdapterMixin(PeftConditionsMixin):
                 if name is not None:
                     require_safetensors(name)
             kwargs["use_safetensors"] = True  # otherwise diffusers falls back to pickles
+            file_arguments = {key: kwargs.pop(key, None) for key in _FILE_ARGUMENTS}
+            source, kwargs["metadata"] = _fetch_state_dict(
+                source, user_agent={"file_type": "attn_procs_weights"}, allow_pickle=False, **file_arguments
+            )
+        if strange := [key for key in source if "condition_embedder." in key and ".lora_" not in key]:
+            raise ValueError(
+                f"the adapter adds conditions, with tensors such as `{strange[0]}`; load it into the pipeline, whose "
+                "`load_lora_weights` adds them to both models"
+            )
         name = kwargs.pop("adapter_name", None)
         name = check_adapter_name(get_adapter_name(self) if name is None else name)
         if hotswap:
