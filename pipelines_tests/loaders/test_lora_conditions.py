@@ -288,6 +288,7 @@ def same(tensors):
     (same, {"conditions": {"action": 2, "rate": 1}}, "10 of their tensors are missing"),
     (same, {"conditions": None, "condition_info": None}, "tensors of conditions that its header does not describe"),
     (same, {"conditions": {"keys": 2}, "condition_info": None}, "has the name 'keys'; choose another"),
+    (same, {"condition_info": {"action": 2}}, "`condition_info` is {'action': 2}; give a mapping of names"),
     (not_finite, {}, "linear_1.weight` of the LoRA holds values that are not finite"),
     (without_planner, {}, "changes layers of transformer; one that adds conditions must change layers of both"),
 ])  # fmt: skip

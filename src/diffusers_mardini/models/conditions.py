@@ -95,6 +95,8 @@ def read_config(
     if not isinstance(conditions, Mapping):
         raise ValueError(f"`conditions` is {conditions!r}; give a mapping of names to numbers of channels, or `None`")
     info = condition_info or {}
+    if not isinstance(info, Mapping) or not all(isinstance(one, Mapping | None) for one in info.values()):
+        raise ValueError(f"`condition_info` is {condition_info!r}; give a mapping of names to mappings, or `None`")
     unknown = sorted(set(info) - set(conditions))
     if unknown:
         raise ValueError(f"`condition_info` describes {', '.join(unknown)}, which `conditions` does not name; add it")
