@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.cards import read_facts
+from diffusers_mardini.cards import card_of_folder, read_facts
 from pipelines_tests.training.data.test_conditioned_run import CONDITIONS, conditioned_config
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import (
@@ -174,6 +174,8 @@ def test_the_card_of_the_adapter_lists_its_conditions(trained):
     assert [row["condition"] for row in facts["conditions"]] == ["action", "rate"]
     assert facts["conditions"][0]["channels"] == "2 (steer, gas)"
     assert facts["conditions"][0]["range"] == "-1 to 1, 0 to 1"
+    card = card_of_folder(trained.folder / "adapter", {"base_model": "owner/base"})
+    assert "## Conditions" in card and "| rate | 1 | 0.01 to 0.5 | seconds since the frame before" in card
     assert "conditions" not in read_facts_of_plain(trained)
 
 
