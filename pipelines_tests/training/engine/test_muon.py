@@ -60,6 +60,7 @@ def test_vectors_are_refused():
 
 def _steps(rank, world, port_file, out):
     if world > 1:
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
         torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world)
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4, 4), (3, 8))]
