@@ -1,4 +1,4 @@
-"""What processes send each other, by hand, and how many of them the plan says make sense."""
+"""Count by hand what processes send each other, and how many of them the plan says make sense."""
 
 import pytest
 

@@ -23,7 +23,8 @@ from training.engine.feasibility import find_problems
 from training.engine.models import make_models
 from training.engine.optimizers import learned
 from training.loop import Stopped
-from training.plan import make_plan, render
+from training.plan import make_plan
+from training.plan_text import render
 
 
 PARTS = ("planner", "transformer")

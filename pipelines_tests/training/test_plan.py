@@ -27,7 +27,8 @@ from training.data.buckets import assign, window_request
 from training.data.census import StageCensus, open_clips, read_clips
 from training.engine.feasibility import find_notes, find_problems
 from training.engine.layout import Layout
-from training.plan import main, make_plan, render
+from training.plan import main, make_plan
+from training.plan_text import render
 from training.train_mardini import train
 
 

@@ -18,7 +18,8 @@ from training.config.layers import load_config
 from training.engine.feasibility import find_notes, find_problems
 from training.evaluation.probe import SURE
 from training.overheads import KINDS, evaluations
-from training.plan import main, make_plan, render
+from training.plan import main, make_plan
+from training.plan_text import render
 from training.probe import NO_ROOM
 from training.probe import main as probe_main
 from training.train_mardini import train

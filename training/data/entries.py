@@ -39,7 +39,7 @@ SHARD = 1000  # clips that count as a shard where nothing says which clips lie t
 
 
 class Selection:
-    """Those places of an array of codes that have one of them: counted once, found by a search in the counts."""
+    """Find the places of an array that have one of its codes: counted once, then found by a search in the counts."""
 
     def __init__(self, codes: np.ndarray, code: int):
         self.codes, self.code = codes, code

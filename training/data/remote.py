@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from diffusers_mardini.video_io import FileSection
+from diffusers_mardini.video.opening import FileSection, PartReader
 from training.data.folders import Listing
 from training.data.remote_errors import RemoteError, named_remote_errors
 
@@ -97,27 +97,12 @@ class RemoteSection(FileSection):
         return io.BufferedReader(_Ranges(str(self.path), self.size, self.offset, self.length), _BLOCK)
 
 
-class _Ranges(io.RawIOBase):
-    """The bytes of a part of a file at a URL, each read by a request of its own."""
+class _Ranges(PartReader):
+    """Reads a part of a file at a URL, each time by a request of its own."""
 
     def __init__(self, url: str, size: int, offset: int, length: int):
-        self._url, self._size, self._offset, self._length, self._place = url, size, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
-        if start + offset < 0:
-            raise ValueError(f"a file has no place {start + offset}")
-        self._place = start + offset
-        return self._place
+        super().__init__(length)
+        self._url, self._size, self._offset = url, size, offset
 
     def readinto(self, buffer) -> int:
         count = min(len(buffer), max(0, self._length - self._place))

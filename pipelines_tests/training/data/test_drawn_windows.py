@@ -27,7 +27,8 @@ from training.data.manifest import make_manifest
 from training.data.sources import VideoFolder
 from training.data.windows import PixelWindows
 from training.losses import MarDiniTrainingModel
-from training.plan import LatentsOnDisk, make_plan, render
+from training.plan import LatentsOnDisk, make_plan
+from training.plan_text import render
 from training.stopping import Stopped
 
 

@@ -1,4 +1,4 @@
-"""What fills the page of conditions: painted motion over told motion, one checkpoint for all rates, copied results."""
+"""Test what fills the page of conditions: painted motion over told motion, one checkpoint for all rates, copied results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How steadily runs train, by their gradient norms."""
+"""Test how steadily runs are said to train, by their gradient norms."""
 
 import json
 

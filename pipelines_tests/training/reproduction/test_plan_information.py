@@ -1,4 +1,4 @@
-"""How much of a plan is left."""
+"""Test how much of a plan is said to be left."""
 
 import pytest
 import torch

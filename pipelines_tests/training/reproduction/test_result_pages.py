@@ -18,7 +18,7 @@ CALL = re.compile(
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """What each script has left behind, by its name."""
+    """Return what each script has left behind, by its name."""
     return {script: Done().follow(commands(script, tmp_path_factory.mktemp(script))) for script in filling_scripts()}
 
 

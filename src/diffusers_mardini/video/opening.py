@@ -208,31 +208,47 @@ class FileSection:
             return file.read()
 
 
-class _Section(io.RawIOBase):
-    """The bytes of a section of a file as a file of their own."""
+class PartReader(io.RawIOBase):
+    """Some bytes of a larger file as a file of their own; `readinto` reads them from `_place` on.
 
-    def __init__(self, section: FileSection):
-        self._section, self._place = section, 0
-        self._file = io.FileIO(section.path)
+    Args:
+        length: in bytes.
+    """
+
+    def __init__(self, length: int):
+        self._length, self._place = length, 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the place of the next byte that is read."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._section.length}[whence]
+        """Go to a place, and return it; raise `ValueError` for one before the first byte."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
         if start + offset < 0:
             raise ValueError(f"a file has no place {start + offset}")
         self._place = start + offset
         return self._place
 
+
+class _Section(PartReader):
+    """Reads a section of a file on this machine."""
+
+    def __init__(self, section: FileSection):
+        super().__init__(section.length)
+        self._section = section
+        self._file = io.FileIO(section.path)
+
     def readinto(self, buffer) -> int:
-        view = memoryview(buffer)[: max(0, self._section.length - self._place)]
+        view = memoryview(buffer)[: max(0, self._length - self._place)]
         self._file.seek(self._section.offset + self._place)
         count = self._file.readinto(view) or 0
         self._place += count
