@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 from diffusers_mardini import MarDiniPipeline, MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from diffusers_mardini.loaders import allow_single_files
@@ -45,14 +45,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved")
     tiny_pipeline().save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def backends():
-    """Setting a backend on one model sets it for the process (diffusers): afterwards, the one before."""
-    before, _ = _AttentionBackendRegistry.get_active_backend()
-    yield
-    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -270,14 +270,11 @@ def test_layerwise_casting_runs():
 
 
 @pytest.mark.parametrize("backend", ["_native_math", "native"])
-def test_attention_backends_agree(backend):
+def test_attention_backends_agree(backends, backend):
     transformer, inputs = make_transformer(), make_inputs()
     expected = transformer(*inputs).sample
     transformer.set_attention_backend(backend)
-    try:
-        torch.testing.assert_close(transformer(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
-    finally:
-        transformer.reset_attention_backend()
+    torch.testing.assert_close(transformer(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_blocks_are_known_to_the_caches_of_diffusers():
