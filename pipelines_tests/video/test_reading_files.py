@@ -1,5 +1,6 @@
 """Any name, any suffix and any damage: a file is read, or refused by a sentence with its name."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -218,3 +219,21 @@ def test_sound_is_known_of(tmp_path):
     Image.fromarray(numbered(1)[0]).save(tmp_path / "a.png")
     for path in (silent, tmp_path / "a.png", tmp_path, tmp_path / "none.mp4"):
         assert not has_sound(path)
+
+
+def test_a_video_that_was_read_leaves_nothing_for_the_garbage_collector(tmp_path):
+    """Threads of a decoder would wait there, for which a forked process would wait for ever."""
+    path = encode(tmp_path / "clip.mp4", numbered(5))
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert len(list(iterate_frames(path))) == len(read_video(path)[0]) == 5
+        gc.collect()
+        left = {type(each).__name__ for each in gc.garbage}
+        assert not left & {"Film", "Screen", "InputContainer", "VideoCodecContext", "VideoStream"}
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.garbage) <= 2  # the first of each reading
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

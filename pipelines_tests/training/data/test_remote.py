@@ -281,7 +281,6 @@ def test_windows_of_pixels_are_those_of_a_local_copy(in_memory, local, tmp_path)
     assert drawn[0][0] == drawn[1][0] and torch.equal(drawn[0][1][0], drawn[1][1][0])
 
 
-@pytest.mark.slow  # a forked process may wait for ever for a lock of a thread that it lacks
 def test_a_forked_process_makes_its_own_file_system(on_the_web, local):
     url = f"{on_the_web.url}/train-{{0..1}}.tar"
     here = open_source(local / "train-{0..1}.tar")

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from ..pictures import to_rgb
@@ -34,17 +35,24 @@ DEEP_YUV_WHITE = 255 * 256  # what swscale makes white of YUV in 16 bits
 ROWS = 64  # converted at once, so that the results of the tables stay in the processor's cache
 
 
-def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, warn: Callable[[str], None]) -> np.ndarray:
+def frame_to_rgb(
+    frame: av.VideoFrame, stream: av.VideoStream, reformatter: VideoReformatter, warn: Callable[[str], None]
+) -> np.ndarray:
     """Return a stored frame as 8-bit sRGB: by its matrix and range, tone-mapped if HDR, on white if transparent.
 
     Args:
         frame: a frame of any pixel format.
         stream: its stream, whose decoder knows transfer and primaries.
+        reformatter: of the frames of this stream.
         warn: called with a sentence, without its subject, about what is lost.
 
     Returns:
         `uint8` shaped `(height, width, 3)`; it may share the frame's memory.
     """
+
+    def converted(pixel_format: str, **options: int) -> np.ndarray:
+        return reformatter.reformat(frame, format=pixel_format, **options).to_ndarray()
+
     transparent, deep, yuv = _kind(frame.format.name)
     transfer, primaries = int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries)
     options = _matrix(frame, transfer, primaries) if yuv else {}
@@ -54,7 +62,7 @@ def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, warn: Callable[[s
             f"is HDR ({'PQ' if transfer == PQ else 'HLG'}); it is tone-mapped to SDR, where everything brighter than "
             f"reference white ({REFERENCE_WHITE} nits) is white"
         )
-        colours = frame.to_ndarray(format="rgb48le", **options)
+        colours = converted("rgb48le", **options)
         light = _hdr_light(transfer, DEEP_YUV_WHITE if yuv else 65535)
         to_bt709 = BT2020_TO_BT709 if primaries == UNSPECIFIED else WIDE_PRIMARIES.get(primaries)
         array = _by_light(colours, light, to_bt709, transfer == HLG)
@@ -62,14 +70,14 @@ def frame_to_rgb(frame: av.VideoFrame, stream: av.VideoStream, warn: Callable[[s
         if deep:
             options["interpolation"] = DEEP_INTERPOLATION
         if deep and not yuv and not transparent:
-            array = _to_8_bits(frame.to_ndarray(format="rgb48le"))
+            array = _to_8_bits(converted("rgb48le"))
         else:
-            array = frame.to_ndarray(format="rgba" if transparent else "rgb24", **options)
+            array = converted("rgba" if transparent else "rgb24", **options)
         if primaries in WIDE_PRIMARIES:
-            converted = _by_light(array[..., :3], _srgb_light(), WIDE_PRIMARIES[primaries], False)
-            array = np.dstack([converted, array[..., 3]]) if transparent else converted
+            narrow = _by_light(array[..., :3], _srgb_light(), WIDE_PRIMARIES[primaries], False)
+            array = np.dstack([narrow, array[..., 3]]) if transparent else narrow
     if is_hdr and transparent:
-        array = np.dstack([array, frame.to_ndarray(format="rgba")[..., 3]])
+        array = np.dstack([array, converted("rgba")[..., 3]])
     return _on_white(array, stream) if transparent else array
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 
 BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer alike
@@ -63,6 +64,7 @@ class ClipEncoder:
             own = {"preset": "medium", "mbtree": "0"} if encoder == "libx264" else {"b": "0"}
             self._stream.options = {"crf": str(crf), **own}
             self._odd = (0, height % 2), (0, width % 2), (0, 0)
+        self._reformatter = VideoReformatter()  # one for all frames: a new one starts a thread for each core
         context = self._stream.codec_context
         # One thread, so that the result does not depend on the number of cores.
         context.thread_count = 1
@@ -75,7 +77,9 @@ class ClipEncoder:
         """Encode the next frame, `uint8` `(height, width, 3)`."""
         picture = av.VideoFrame.from_ndarray(np.pad(frame, self._odd, mode="edge"), format="rgb24")
         if not self._lossless:
-            picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
+            picture = self._reformatter.reformat(
+                picture, format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED
+            )
         self._container.mux(self._stream.encode(picture))
         self.num_frames += 1
 

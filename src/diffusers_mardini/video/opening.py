@@ -37,6 +37,18 @@ class OnePictureError(UnreadableFileError):
     """A picture was given in place of a video."""
 
 
+class _Warnings:
+    """Says each sentence about a file once."""
+
+    def __init__(self, label: str, say: Callable[[str], None]):
+        self._label, self._say, self._said = label, say, set()
+
+    def warn(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._say(f"{self._label} {sentence}")
+
+
 class Film:
     """The stream of an open video that a player would show.
 
@@ -47,13 +59,16 @@ class Film:
         is_whole: whether the file ends where a complete one does; `None` if the format does not show it.
         is_picture: whether it is a still picture that FFmpeg reads as a video.
         is_interlaced: whether a frame so far was made of two fields.
+        warn: warns once of something that is lost or ignored; its sentence lacks the subject, the file.
     """
 
     def __init__(self, container, label: str, crops: list[Crop], is_whole: bool | None, say: Callable[[str], None]):
         self.container, self.label, self.is_whole = container, label, is_whole
         self.is_picture = container.metadata.get("major_brand", "").strip() in STILL_BRANDS
         self.is_interlaced = False
-        self._say, self._said, self._size = say, set(), None
+        # Not a method of the film, which the screen would keep alive, and with it the decoder's threads.
+        self.warn = _Warnings(label, say).warn
+        self._size = None
         self.stream = self._choose()
         tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         crop = crops[tracks.index(self.stream)] if len(crops) == len(tracks) else NO_CROP
@@ -73,12 +88,6 @@ class Film:
         if self.is_picture and films[0].disposition & Disposition.dependent:
             raise OnePictureError(f"{self.label} is one picture, made of {len(films)} tiles; save it as JPEG or PNG")
         return max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
-
-    def warn(self, sentence: str) -> None:
-        """Warn once of something that is lost or ignored; `sentence` lacks its subject, the file."""
-        if sentence not in self._said:
-            self._said.add(sentence)
-            self._say(f"{self.label} {sentence}")
 
     def error(self, sentence: str) -> UnreadableFileError:
         """Return an error about this file; `sentence` lacks its subject."""

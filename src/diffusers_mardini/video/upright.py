@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .colour import frame_to_rgb
@@ -25,20 +26,22 @@ class Screen:
         self._stream = stream
         self._crop = crop
         self._warn = warn
+        self._reformatter = VideoReformatter()  # one for all frames: a new one starts a thread for each core
+        self._orientations: dict[int, tuple[bool, bool, bool]] = {}
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Return height and width of the picture that `show` returns."""
         height, width = self._square_pixels(*self._window(frame)[1])
-        return (width, height) if _orientation(frame)[0] else (height, width)
+        return (width, height) if self._orientation(frame)[0] else (height, width)
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame as `uint8` `(height, width, 3)` in memory of its own."""
         window, stored = self._window(frame)
         height, width = self._square_pixels(*stored)
-        array = frame_to_rgb(frame, self._stream, self._warn)[window]
+        array = frame_to_rgb(frame, self._stream, self._reformatter, self._warn)[window]
         if width != stored[1]:
             array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
-        swap, flip_rows, flip_columns = _orientation(frame)
+        swap, flip_rows, flip_columns = self._orientation(frame)
         array = array.swapaxes(0, 1) if swap else array
         array = array[::-1] if flip_rows else array
         return np.ascontiguousarray(array[:, ::-1] if flip_columns else array)
@@ -63,6 +66,18 @@ class Screen:
             )
             aspect = 1.0
         return height, max(1, round(width * aspect))
+
+    def _orientation(self, frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+        """Return `_orientation` of a frame, read once for each angle.
+
+        Whoever asks PyAV for the side data of a frame keeps its picture until the garbage is collected: hundreds.
+        """
+        angle = getattr(
+            frame, "rotation", 0
+        )  # older versions of PyAV lack it; a film is then turned as its first frame
+        if angle not in self._orientations:
+            self._orientations[angle] = _orientation(frame)
+        return self._orientations[angle]
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
