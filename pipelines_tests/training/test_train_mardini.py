@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusers_mardini import AutoencoderPatchBasis, MarDiniPipeline
@@ -20,19 +19,16 @@ from diffusers_mardini.models.embeddings import patchify
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.config.schema import RunConfig, shaping_fields
 from training.curriculum import draw_batch, learning_rate_factor
-from training.data.batches import Batch, Draw
+from training.data.batches import Draw
 from training.data.buckets import window_request
 from training.data.preparation import prepare_data
 from training.engine import resuming
-from training.engine.checkpoint import list_checkpoints, load_checkpoint
+from training.engine.checkpoint import list_checkpoints
 from training.engine.gradient_steps import GradientSteps
 from training.engine.sharding import layout_of
 from training.loop import Run, Stopped
-from training.losses import MarDiniTrainingModel, diffusion_loss, masked_mse
-from training.monitoring.heldout_losses import NOISE_LEVELS, _parts, heldout_losses, patterns
-from training.monitoring.heldout_windows import HeldoutWindows
+from training.losses import MarDiniTrainingModel, masked_mse
 from training.monitoring.panel import TIMES
-from training.randomness import step_generator
 from training.stopping import StopRequest
 
 
@@ -133,6 +129,19 @@ def rows(step=0, count=2, first=0, total=None, seed=0, stage="test", attempt=0) 
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def explode(run, steps, attempts=(0,)):
+    """Makes the loss of these steps infinite, as a batch that explodes would."""
+    forward = MarDiniTrainingModel.forward
+
+    def exploding(self, batch):
+        losses = forward(self, batch)
+        if run.global_step in steps and run.attempt in attempts:
+            losses["loss"] = losses["loss"] * float("inf")
+        return losses
+
+    return exploding
 
 
 def test_all_stages_run_and_end_in_a_pipeline_that_loads(tmp_path):
@@ -356,81 +365,6 @@ def test_a_step_in_parts_learns_what_the_whole_step_does(tmp_path):
     assert [r["loss"] for r in logs[0]] == pytest.approx([r["loss"] for r in logs[1]], rel=1e-4)
 
 
-def explode(run, steps, attempts=(0,)):
-    """Makes the loss of these steps infinite, as a batch that explodes would."""
-    forward = MarDiniTrainingModel.forward
-
-    def exploding(self, batch):
-        losses = forward(self, batch)
-        if run.global_step in steps and run.attempt in attempts:
-            losses["loss"] = losses["loss"] * float("inf")
-        return losses
-
-    return exploding
-
-
-def test_a_step_that_explodes_is_left_out_and_reported(tmp_path, monkeypatch):
-    run = make_run(tmp_path)
-    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={1}))
-    run.train()
-    assert all(torch.isfinite(p).all() for p in run.models.parameters()) and run.guard.skipped == 1
-    assert run.ema.updates == 7  # of 8
-    (report,) = (tmp_path / "nonfinite").iterdir()
-    told = json.loads(report.read_text())
-    assert (told["global_step"], told["stage"], told["step"], told["seed"]) == (2, "planner", 1, 0)
-    process = told["processes"][0]
-    assert process["loss"]["loss"] == "inf" and process["latents_are_finite"] and len(process["windows"]) == 2
-    assert told["grad_norm"] in ("inf", "nan") and "planner.transformer_blocks.0" in told["grad_norm_by_module"]
-
-
-def test_a_clip_that_is_not_finite_is_named(tmp_path):
-    run = make_run(tmp_path, make_config(data=data_fields(write_clips(tmp_path / "clips")), max_skipped_steps=100))
-    (shard,) = (tmp_path / "latents").rglob("shard-*.safetensors")
-    with safe_open(shard, framework="pt") as file:
-        second = [row[0] for row in json.loads(file.metadata()["chunks"])].index(run.train_data.entries[1].sha256)
-    with open(shard, "r+b") as file:  # float16's NaN, written over its planner latents
-        length = int.from_bytes(file.read(8), "little")
-        begin, end = json.loads(file.read(length))[f"{second}.planner_latents.mean"]["data_offsets"]
-        file.seek(8 + length + begin)
-        file.write(b"\x00\x7e" * ((end - begin) // 2))
-    run.train()
-    reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "nonfinite").iterdir())]
-    assert reports and all(any("1.mp4 from frame" in w for w in r["processes"][0]["windows"]) for r in reports)
-    assert not any(r["processes"][0]["latents_are_finite"] for r in reports)
-    assert all(torch.isfinite(p).all() for p in run.models.parameters())
-
-
-def test_after_several_in_a_row_the_run_goes_back_once_with_other_draws(tmp_path, monkeypatch):
-    config = make_config(max_skipped_steps=2)
-    run = make_run(tmp_path, config)
-    exploding, drawn = explode(run, steps={6, 7}), {}
-
-    def forward(self, batch):
-        if torch.is_grad_enabled():  # not of held-out windows
-            drawn.setdefault(run.global_step, []).append(batch)
-        return exploding(self, batch)
-
-    monkeypatch.setattr(MarDiniTrainingModel, "forward", forward)
-    run.train()
-    for step in (6, 7):
-        before, after = drawn[step]
-        assert not torch.equal(before.noise, after.noise) and not torch.equal(before.timesteps, after.timesteps)
-    assert run.attempt == 1 and records(tmp_path)[-1]["global_step"] == 8
-    assert sorted(p.name for p in (tmp_path / "nonfinite").iterdir()) == [
-        "step-00000007-attempt-0.json", "step-00000008-attempt-0.json",
-    ]  # fmt: skip
-    assert load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]).state["attempt"] == 1
-
-
-def test_when_going_back_does_not_help_the_run_stops_and_its_checkpoint_stays(tmp_path, monkeypatch):
-    run = make_run(tmp_path, make_config(max_skipped_steps=2))
-    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={6, 7}, attempts=(0, 1)))
-    with pytest.raises(RuntimeError, match="again after going back.*lower `learning_rate`"):
-        run.train()
-    checkpoint = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
-    assert checkpoint.state["global_step"] == 6 and all(torch.isfinite(t).all() for t in checkpoint.weights.values())
-
-
 def randomize(model: torch.nn.Module) -> None:
     """New models end their branches in zeros, so that a planning signal, for one, would change nothing."""
     torch.manual_seed(0)
@@ -491,69 +425,6 @@ def test_given_frames_of_some_windows_are_noised_for_both_models(tmp_path):
     torch.testing.assert_close(losses["planner_loss"], (run.head(signals) - clean)[masked].square().mean())
 
 
-def test_heldout_losses_are_those_of_the_training_module(tmp_path):
-    run = make_run(tmp_path)
-    stage, config = run.config.stages[2], run.config
-    windows = run._heldout(stage, config.validation_windows)
-    randomize(run.transformer)
-    arguments = (run.planner, run.head, run.transformer, run.scheduler)
-    losses = heldout_losses(*arguments, windows, stage, config.seed, run.accelerator)
-    module = MarDiniTrainingModel(run.planner, run.head, run.transformer, run.scheduler)
-    masks = patterns(4, 2, step_generator(config.seed, "heldout", "masks"))
-    noises = [step_generator(config.seed, "heldout", "noise", number) for number in range(2)]
-    noise = torch.stack([torch.randn(windows.latents.shape[1:], generator=generator) for generator in noises])
-    for pattern, mask in masks.items():
-        batches = [
-            Batch(windows.latents, windows.planner_latents, mask, int((~mask[0]).sum()), noise, torch.full((2,), t),
-                  torch.ones(2, dtype=torch.bool))
-            for t in (400, 800)
-        ]  # fmt: skip
-        with torch.no_grad():
-            each = [module(batch) for batch in batches]
-        assert losses[f"planner/{pattern}"] == round(each[0]["planner_loss"].item(), 5)
-        assert losses[f"diffusion/{pattern}"] == round(sum(e["diffusion_loss"].item() for e in each) / 2, 5)
-    assert losses["planner"] == losses["planner/task/interpolation"]
-    mask = masks["task/interpolation"]
-    ends = replace(batches[0], reference_mask=mask, num_masked_frames=int((~mask[0]).sum()))
-    for share in NOISE_LEVELS:
-        noisy = replace(ends, timesteps=torch.full((2,), round(1000 * share)))
-        with torch.no_grad():
-            planned = module(noisy)["diffusion_loss"].item()
-            unplanned = diffusion_loss(run.transformer, run.scheduler, noisy, None).item()
-        assert losses[f"diffusion/{share}"] == round(planned, 5) and abs(planned - unplanned) > 1e-4
-    assert losses["diffusion_unplanned/0.95"] == round(unplanned, 5)  # the last of the levels
-
-
-def test_heldout_losses_are_the_same_in_batches_of_any_size(tmp_path):
-    run = make_run(tmp_path)
-    windows, sizes = run._heldout(run.config.stages[2], 3), []
-    run.planner.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    losses = []
-    for batch_size in (8, 2, 1):
-        stage = run.config.stages[2].model_copy(update={"batch_size": batch_size})
-        models = (run.planner, run.head, run.transformer, run.scheduler)
-        losses.append(heldout_losses(*models, windows, stage, run.config.seed, run.accelerator))
-        assert max(sizes) == min(batch_size, 3)
-        sizes.clear()
-    for other in losses[1:]:
-        assert other == pytest.approx(losses[0], abs=2e-5)
-
-
-def test_every_process_scores_as_many_parts_of_the_windows():
-    def parts(process: int, total: int, processes: int, batch_size: int) -> list[tuple[list[int], int]]:
-        numbers = tuple(range(process, total, processes))
-        rows = torch.zeros(max(1, len(numbers)), 1)
-        windows = HeldoutWindows(rows, rows, (), 8.0, numbers or (0,), total, len(numbers))
-        return [(part.tolist(), counted) for part, counted in _parts(windows, batch_size, processes)]
-
-    assert parts(0, 5, 2, 2) == [([0, 1], 2), ([2], 1)] and parts(1, 5, 2, 2) == [([0], 1), ([1], 1)]
-    for total, processes, batch_size in ((3, 2, 1), (1, 4, 2), (16, 3, 4), (7, 7, 1), (9, 1, 4)):
-        each = [parts(process, total, processes, batch_size) for process in range(processes)]
-        assert len({len(found) for found in each}) == 1
-        assert all(0 < len(rows) <= batch_size for found in each for rows, _ in found)
-        assert sum(counted for found in each for _, counted in found) == total
-
-
 def test_a_run_does_not_go_on_at_another_precision_in_silence(tmp_path):
     run = make_run(tmp_path, make_config(mixed_precision="auto"))
     run.train(stop_after="planner")
@@ -564,39 +435,6 @@ def test_a_run_does_not_go_on_at_another_precision_in_silence(tmp_path):
             other.train()
     finally:
         other.accelerator.state._mixed_precision = "no"
-
-
-def test_two_frames_have_nothing_between_them(tmp_path):
-    assert list(patterns(2, 3, step_generator(0, "heldout"))) == ["task/image-to-video", "masked/1"]
-    run = make_run(tmp_path)
-    stage = run.config.stages[2].model_copy(update={"num_frames": 2})
-    losses = heldout_losses(
-        run.planner, run.head, run.transformer, run.scheduler, run._heldout(stage, 2), stage, 0, run.accelerator
-    )
-    assert losses["planner"] == losses["planner/task/image-to-video"] and losses["diffusion/0.95"] > 0
-
-
-def test_heldout_windows_are_read_once_for_all_evaluations_of_a_stage(tmp_path, monkeypatch):
-    run = make_run(
-        tmp_path, make_config(validate_every=1, quality_windows=3, sample_every=1, sample_windows=1, sample_steps=1)
-    )
-    read, batch = [], run.validation_data.batch
-    monkeypatch.setattr(
-        run.validation_data, "batch", lambda draws, generators: (read.append(len(draws)), batch(draws, generators))[1]
-    )
-    run.train(stop_after="planner")
-    assert sorted(read) == [1, 2, 3]  # pictures, scores, losses
-
-
-def test_heldout_losses_are_told_by_task_and_by_the_number_of_masked_frames():
-    masks = patterns(9, 6, step_generator(0, "heldout"))
-    kept = {name: mask[0].nonzero().flatten().tolist() for name, mask in masks.items() if name.startswith("task/")}
-    assert kept == {"task/interpolation": [0, 8], "task/image-to-video": [0], "task/expansion": [0, 1, 2, 3, 4]}
-    counts = {name: set((~mask).sum(1).tolist()) for name, mask in masks.items() if name.startswith("masked/")}
-    assert counts == {"masked/1": {1}, "masked/4": {4}, "masked/8": {8}}
-    assert len({tuple(row) for row in masks["masked/4"].tolist()}) > 1
-    again = patterns(9, 6, step_generator(0, "heldout"))
-    assert all(torch.equal(masks[name], again[name]) for name in masks)
 
 
 def test_masked_mse_ignores_reference_frames():
