@@ -66,6 +66,8 @@ def draw_batch(
     conditions = data.conditions(windows, latents)
     reference_mask = draw_reference_mask(stage, latents.shape[1], draw)
     kept = torch.cat([torch.rand(1, generator=row) for row in draw.rows("dropout")]) >= stage.planning_dropout
+    share = torch.cat([torch.rand(1, generator=row) for row in draw.rows("conditions dropout")])
+    told = kept & (share >= stage.conditions_dropout)
     reference_timesteps, planner_noise = None, None
     if stage.reference_noise:
         reference_timesteps = draw_reference_timesteps(num_train_timesteps, stage.reference_noise, draw)
@@ -81,7 +83,7 @@ def draw_batch(
         reference_timesteps=reference_timesteps,
         planner_noise=planner_noise,
         windows=tuple(map(str, windows)),
-        conditions=drop_conditions(conditions, data.condition_drops, kept, draw),
+        conditions=drop_conditions(conditions, data.condition_drops, told, draw),
     )
 
 
@@ -103,7 +105,8 @@ def drop_conditions(
     Args:
         conditions: `(count, frames, channels)` by name.
         drops: share of the rows that are dropped, by name.
-        kept: `(count,)`; rows whose planning signals are dropped lose all conditions, as in guidance.
+        kept: `(count,)`; the other rows lose all conditions: those whose planning signals are dropped, as in guidance,
+            and `conditions_dropout` of a stage.
         draw: the rows.
     """
     remaining = {}

@@ -45,7 +45,11 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, clips):
     options = {"sample_every": 3, "quality_windows": 1, "sample_steps": 1, "sample_windows": 1}
-    run = make_run(tmp_path_factory.mktemp("run"), make_conditioned_config(clips, **options))
+    config = make_conditioned_config(clips, **options)
+    stages = [
+        stage.model_copy(update={"steps": 6}) for stage in config.stages
+    ]  # so that each value is told and left out
+    run = make_run(tmp_path_factory.mktemp("run"), config.model_copy(update={"stages": stages}))
     run.train()
     return run
 

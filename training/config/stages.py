@@ -138,6 +138,13 @@ class StageConfig(SizedModel):
     planning_dropout: float = Field(
         0.1, ge=0, le=1, description="Share of windows whose planning signals are dropped (Sec. 2.4.1)."
     )
+    conditions_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Ours: share of windows that lose all conditions together, so that sampling without any is learned; "
+        "`drop` of a condition is beside it, and leaves out that one alone.",
+    )
     planner_loss_weight: float = Field(
         0.0,
         ge=0,

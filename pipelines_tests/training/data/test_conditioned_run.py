@@ -48,6 +48,26 @@ def test_a_step_draws_the_conditions_of_its_frames(tmp_path):
     assert moved.conditions.keys() == conditions.keys()
 
 
+def test_a_share_of_the_windows_of_a_step_has_no_condition_at_all(tmp_path):
+    """Each left out by itself, windows without any would hardly be seen, and are what sampling without conditions is."""
+    config = conditioned_config(tmp_path)
+    run = make_run(tmp_path / "run", config)
+    batches = []
+    for share in (0.0, 0.4, 1.0):
+        stage = config.stages[2].model_copy(update={"conditions_dropout": share, "planning_dropout": 0.0})
+        request = window_request(config, stage)
+        batches.append(draw_batch(stage, request, run.train_data, 1000, rows(3, count=32, total=32)))
+    none, some, all_ = (
+        torch.stack([values.isnan().flatten(1).all(dim=1) for values in batch.conditions.values()]).all(dim=0)
+        for batch in batches
+    )
+    assert none.sum() < 4 and all_.all() and 6 < int(some.sum()) < 22
+    kept = ~some
+    for name, values in batches[1].conditions.items():  # the others are as they were
+        torch.testing.assert_close(values[kept], batches[0].conditions[name][kept], equal_nan=True)
+    assert all(torch.equal(batches[0].noise, batch.noise) for batch in batches)
+
+
 def test_dropped_conditions_are_a_function_of_the_row():
     values = {"a": torch.ones(6, 3, 2), "b": torch.ones(6, 3, 1)}
     kept = torch.tensor([True] * 5 + [False])
