@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from diffusers_mardini import MarDiniPipeline
-from diffusers_mardini.app.driving import ACTION, action_of
+from diffusers_mardini.app.driving import ACTION, action_of, told
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
@@ -125,9 +125,10 @@ def run_drive(
     drives = {}
     for keys in (("left", "up"), ("up",), ("right", "up")):
         action = torch.tensor([action_of(keys, pipe.conditions[ACTION], STRENGTH)] * DRIVEN)
+        actions = torch.cat([torch.full((len(start), action.shape[1]), torch.nan), action])
         made = pipe.extend(
             start, num_new_frames=DRIVEN, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed),
-            output_type="pt", conditions={ACTION: torch.cat([torch.full((len(start), action.shape[1]), torch.nan), action])},
+            output_type="pt", conditions=told(pipe, actions, fps),
         )  # fmt: skip
         drives[" and ".join(keys)] = made.frames[0][-DRIVEN:].float().cpu()
     shown = {keys: torch.cat([start[-1:], frames]) for keys, frames in drives.items()}

@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from diffusers_mardini.app.driving import Drive, action_of, message_of, start_frames, why_not
+from diffusers_mardini.app.driving import Drive, action_of, message_of, start_frames, told, why_not
 from diffusers_mardini.app.limits import Limits
 from diffusers_mardini.models.conditions import Condition
 from pipelines_tests.app.worlds import driven_pipeline, pictures, plain_pipeline
@@ -67,6 +68,19 @@ def test_a_drive_goes_on_and_starts_anew(pipe):
     assert numbers == list(range(1, 13))
     one.restart()
     assert [frame.index for frame in one.step([])] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_takes_the_time_between_frames_is_told_that_of_its_training():
+    pipe = driven_pipeline()
+    for model in (pipe.planner, pipe.transformer):
+        model.add_conditions({"rate": 1})
+    pipe.register_to_config(fps=12.5)
+    one = drive(pipe)
+    for _ in range(2):
+        assert one._rollout._conditions["rate"].unique().tolist() == pytest.approx([0.08])
+        one.step(["left"])
+        one.restart()
+    assert set(told(pipe, torch.zeros(2, 3), None)) == set(told(driven_pipeline(), torch.zeros(2, 3), 8)) == {"action"}
 
 
 def test_one_picture_is_enough_to_start(pipe):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hub import plan_upload
+from diffusers_mardini.measured_sampling import MeasuredSampling
 from pipelines_tests.training.test_train_mardini import make_run
 from pipelines_tests.training.test_train_mardini_lora import base_folder, make_adapter_config
 from training import card as card_of_checkpoint
@@ -49,12 +50,22 @@ def test_the_card_repeats_what_was_recorded(tmp_path, run):
     assert [path.name for path in output.parent.iterdir()] == ["tiny"]
 
 
+def test_steps_and_solver_that_were_measured_become_the_pipelines(tmp_path, run):
+    sources, measured = make_sources(tmp_path), MeasuredSampling(10, "UniPCMultistepScheduler")
+    told = MarDiniPipeline.load_config(publish(run, *sources, tmp_path / "tiny", measured=measured))
+    plain = MarDiniPipeline.load_config(publish(run, *sources, tmp_path / "plain"))
+    assert MeasuredSampling.from_config(told) == measured and MeasuredSampling.from_config(plain) == MeasuredSampling()
+    assert {**told, **plain} == {**told, "num_inference_steps": None, "solver": None}
+
+
 def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, monkeypatch):
     made = make_run(tmp_path / "run", make_adapter_config(lora={"rslora": True}))
     made.train()
     (made.folder / "config.json").write_text(made.config.model_dump_json())
     monkeypatch.chdir(tmp_path)
     card, results = make_sources(tmp_path)
+    with pytest.raises(ValueError, match="an adapter has no steps"):
+        publish(made.folder, card, results, tmp_path / "lora", measured=MeasuredSampling(10, "DDIMScheduler"))
     output = publish(made.folder, card, results, tmp_path / "checkpoints" / "lora", keep_record=True)
     assert sorted(path.name for path in output.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors"]
     text = (output / "README.md").read_text()

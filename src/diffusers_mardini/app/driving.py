@@ -20,7 +20,7 @@ from .limits import Limits
 from .sampling import at_rate, fitted, output_size
 
 
-ACTION = "action"
+ACTION, RATE = "action", "rate"
 KEYS = ("left", "right", "up", "down")
 NEW_FRAMES = 4  # of a step, in windows of 9: fewer answer sooner and cost more each
 # Channels by the names that data sets give them, and in this order where a checkpoint names none.
@@ -72,6 +72,20 @@ def why_not(pipe: MarDiniPipeline, name: str) -> str | None:
     )
 
 
+def told(pipe: MarDiniPipeline, actions: torch.Tensor, fps: float | None) -> dict[str, torch.Tensor]:
+    """Return the conditions of frames: actions and, if it is taken and known, the time between frames.
+
+    Args:
+        pipe: takes actions.
+        actions: `(frames, channels)`; NaN is no value.
+        fps: frames per second.
+    """
+    conditions = {ACTION: actions}
+    if RATE in pipe.conditions and fps:
+        conditions[RATE] = torch.full((len(actions), 1), 1 / fps)
+    return conditions
+
+
 @dataclass(frozen=True)
 class Frame:
     """One frame as it is sent: its number since the start, and a JPEG."""
@@ -113,7 +127,15 @@ class Drive:
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(seed % 2**63),
+            conditions=self._told_of_start,
         )
+
+    @property
+    def _told_of_start(self) -> dict[str, torch.Tensor]:
+        return self._told(torch.full((len(self._start), self.condition.channels), torch.nan))
+
+    def _told(self, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return told(self.pipe, actions, self.pipe.trained_window.fps)
 
     @property
     def fps(self) -> float:
@@ -122,7 +144,7 @@ class Drive:
 
     def restart(self) -> None:
         """Go back to where the drive started."""
-        self._rollout.reset(self._start)
+        self._rollout.reset(self._start, self._told_of_start)
         self._made = 0
 
     def first_frame(self) -> Frame:
@@ -133,7 +155,7 @@ class Drive:
         """Make the next frames under the pressed keys."""
         count = min(NEW_FRAMES, self._rollout.most_new_frames)
         values = action_of(keys, self.condition, strength)
-        pictures = self._rollout.step(count, {ACTION: torch.tensor([values] * count)}).frames[0]
+        pictures = self._rollout.step(count, self._told(torch.tensor([values] * count))).frames[0]
         frames = [Frame(self._made + i + 1, _jpeg(picture)) for i, picture in enumerate(pictures)]
         if self.recording:
             self._recorded.extend(frame.jpeg for frame in frames)
