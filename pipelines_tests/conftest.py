@@ -1,18 +1,19 @@
-"""Keep every test away from the network: what is not here counts as missing at once, instead of after minutes."""
+"""Keep every test away from the network, and from what the test before it chose for the whole process."""
 
 import os
+import sys
 
 import pytest
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
+# What is not here counts as missing at once, instead of after minutes; huggingface_hub reads it once, when imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture
-def backends():
-    """Setting an attention backend on one model sets it for the process (diffusers): afterwards, the one before."""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    before, _ = _AttentionBackendRegistry.get_active_backend()
+@pytest.fixture(autouse=True)
+def usual_attention_backend():
+    """Put the usual backend back: setting one on a model sets it for the process (diffusers)."""
     yield
-    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is not None:
+        dispatch._AttentionBackendRegistry.set_active_backend(dispatch.AttentionBackendName.NATIVE)

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
-def test_attention_backends_of_a_cpu_give_one_result(pipe, base, backends, backend):
+def test_attention_backends_of_a_cpu_give_one_result(pipe, base, backend):
     for name in BOTH:
         getattr(pipe, name).set_attention_backend(backend)
         layer = getattr(pipe, name).transformer_blocks[0].attn
@@ -57,7 +57,7 @@ def test_attention_backends_of_a_cpu_give_one_result(pipe, base, backends, backe
     torch.testing.assert_close(run(pipe), base, rtol=1e-4, atol=1e-4)
 
 
-def test_every_attention_asks_the_dispatcher(pipe, backends):
+def test_every_attention_asks_the_dispatcher(pipe):
     """A backend that cannot work here stops each of them: no attention goes around diffusers' choice."""
     for name in BOTH:
         for block in getattr(pipe, name).transformer_blocks:
@@ -72,7 +72,7 @@ def test_every_attention_asks_the_dispatcher(pipe, backends):
 @pytest.mark.parametrize(
     "backend, package", [("flash", "flash-attn"), ("sage", "sageattention"), ("xformers", "xformers")]
 )
-def test_a_backend_that_is_not_installed_says_what_to_install(pipe, backends, backend, package):
+def test_a_backend_that_is_not_installed_says_what_to_install(pipe, backend, package):
     if importlib.util.find_spec(package.replace("-", "_")):
         pytest.skip(f"{package} is installed")
     for name in BOTH:
@@ -208,7 +208,7 @@ def test_single_files_are_not_loaded_unasked(folder, tmp_path):
 
 
 @pytest.mark.parametrize("page", ["lora.md", "diffusers.md"])
-def test_every_example_of_the_page_runs(page, folder, tmp_path, monkeypatch, backends, single_files):
+def test_every_example_of_the_page_runs(page, folder, tmp_path, monkeypatch, single_files):
     """Blocks marked `python` are run from top to bottom, on a tiny pipeline; others are for machines that we have not,
     or train what is loaded (`test_docs.py`)."""
     monkeypatch.chdir(tmp_path)

@@ -270,7 +270,7 @@ def test_layerwise_casting_runs():
 
 
 @pytest.mark.parametrize("backend", ["_native_math", "native"])
-def test_attention_backends_agree(backends, backend):
+def test_attention_backends_agree(backend):
     transformer, inputs = make_transformer(), make_inputs()
     expected = transformer(*inputs).sample
     transformer.set_attention_backend(backend)

@@ -150,7 +150,7 @@ def test_many_blocks_cost_what_one_and_two_blocks_foretell(checkpointing):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_of_a_step_are_what_a_cpu_allocates(backends, checkpointing):
+def test_activations_of_a_step_are_what_a_cpu_allocates(checkpointing):
     """With fused attention, which a CPU trains by where it is asked to; gradients of weights are let go at once."""
     config = make_config({"size": 128, "num_frames": 5})
     shape = Shape.of(config, config.stages[0], masked_frames(config.stages[0])[1], checkpointing)
