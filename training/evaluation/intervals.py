@@ -4,7 +4,8 @@ Clips are resampled, because windows of one clip are not independent. Difference
 scored on the same windows.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -13,6 +14,9 @@ from training.evaluation.metrics import RATIOS
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# Quantiles of the standard normal distribution and of Student's t, by degrees of freedom from 1, two-sided for `LEVEL`
+NORMAL = 1.96
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
 
 
 class Bootstrap:
@@ -39,14 +43,35 @@ class Bootstrap:
         return _range(self._resampled(scores, name))
 
     def difference(
-        self, scores: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor], name: str
+        self,
+        scores: Mapping[str, torch.Tensor],
+        others: Mapping[str, torch.Tensor],
+        name: str,
+        measure: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     ) -> tuple[float, float]:
-        """Return the interval of the paired difference between two methods."""
-        return _range(self._resampled(scores, name) - self._resampled(others, name))
+        """Return the interval of the paired difference between two methods, or of a `measure` of their means."""
+        return _range(measure(self._resampled(scores, name)) - measure(self._resampled(others, name)))
 
     def _resampled(self, scores: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         below = scores[RATIOS[name]] if name in RATIOS else torch.ones_like(scores[name])
         return (self.weights @ scores[name].double()) / (self.weights @ below.double())  # (resamples,)
+
+
+def least_difference(trainings: Sequence[Sequence[float]], interval: tuple[float, float]) -> float:
+    """Return how large a difference between two methods must be to show beside the chance of trainings and clips.
+
+    A two-sided t-test whose variance is that of trainings, pooled over all methods, and that of the paired difference
+    over clips.
+
+    Args:
+        trainings: a score of each training of each method, two or more of each.
+        interval: of a paired difference, over clips.
+    """
+    freedom = sum(len(scores) - 1 for scores in trainings)
+    squares = sum(torch.tensor(scores, dtype=torch.float64).var().item() * (len(scores) - 1) for scores in trainings)
+    fewest = min(len(scores) for scores in trainings)
+    of_clips = (interval[1] - interval[0]) / (2 * NORMAL)
+    return STUDENT[min(freedom, len(STUDENT)) - 1] * math.sqrt(squares / freedom * 2 / fewest + of_clips**2)
 
 
 def _range(values: torch.Tensor) -> tuple[float, float]:

@@ -41,7 +41,8 @@ def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, float]:
     """Return the median over clips of the mean change in grey levels, by the seconds between two frames."""
-    chosen = rows[:: max(1, len(rows) // SEEN)][:SEEN]
+    seen = min(SEEN, len(rows))
+    chosen = [rows[round(i * (len(rows) - 1) / max(1, seen - 1))] for i in range(seen)]
     looks = [look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in chosen]
     return {
         distance: statistics.median(values)

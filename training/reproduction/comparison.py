@@ -7,32 +7,34 @@ A method is a label, the folder of `training.evaluate`'s results and, after a co
 first row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`, are trainings of one method with
 different seeds: their scores are averaged window by window, and the standard deviation over trainings is reported.
 Writes a table and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where
-both have as many trainings, also the difference of each pair of trainings, in order. They go to `comparison.md` and,
+both have as many trainings, also the difference of each pair of trainings, in order. The intervals do not cover the
+variation between trainings; a line says how large a difference would have shown beside both. They go to `comparison.md` and,
 with `--page PAGE NAME`, into the block `NAME` of a page, the differences alone into `NAME, differences`
-(`page_blocks.py`). The intervals do not cover the variation between trainings. Scores of single windows are means over
-the seeds of each evaluation.
+(`page_blocks.py`). Scores of single windows are means over the seeds of each evaluation.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.evaluation.intervals import Bootstrap
+from training.evaluation.intervals import Bootstrap, least_difference
 from training.evaluation.methods import OURS
 from training.evaluation.metrics import summarize
 from training.evaluation.results import read_results
-from training.evaluation.scores import paired_difference
-from training.evaluation.tables import COLUMNS, difference_table, present_columns, score_table, spread_table
+from training.evaluation.scores import COMPARED, paired_difference
+from training.evaluation.tables import COLUMNS, DIGITS, difference_table, present_columns, score_table, spread_table
 from training.reproduction.page_blocks import fill_all
 
 
 # Facts of results.json that evaluations of the same windows have in common.
 SETTING = ("task", "size", "num_frames", "stride", "fps", "windows_digest")
+# And those that evaluations of several trainings of one method have in common.
+SAMPLING = ("seeds", "guidance_scale", "scheduler", "dtype")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class ComparedMethod:
         rows: of `results.json`, one for each training.
         windows: clip and start of each window.
         setting: the facts of `SETTING`.
+        sampling: the facts of `SAMPLING`.
     """
 
     label: str
     rows: tuple[dict[str, Any], ...]
     windows: list[dict[str, Any]]
     setting: dict[str, Any]
+    sampling: dict[str, Any]
 
     @property
     def each(self) -> list[dict[str, torch.Tensor]]:
@@ -102,7 +106,10 @@ def read_method(text: str) -> ComparedMethod:
     trainings = [_read_training(label, folder, wanted) for folder in folders.split(",")]
     for training in trainings[1:]:
         _refuse_other_windows(trainings[0], training)
-    return ComparedMethod(label, tuple(t.rows[0] for t in trainings), trainings[0].windows, trainings[0].setting)
+        if training.sampling != trainings[0].sampling or training.rows[0]["method"] != trainings[0].rows[0]["method"]:
+            sampled = [f"{t.rows[0]['method']!r} ({t.sampling})" for t in (trainings[0], training)]
+            raise ValueError(f"{label!r} has trainings that were sampled as {' and as '.join(sampled)}; sample all alike")
+    return replace(trainings[0], rows=tuple(training.rows[0] for training in trainings))
 
 
 def _read_training(label: str, folder: str, wanted: str) -> ComparedMethod:
@@ -111,7 +118,8 @@ def _read_training(label: str, folder: str, wanted: str) -> ComparedMethod:
     found = [row for row in rows if row["method"] == wanted] if wanted else [r for r in rows if r["kind"] == OURS]
     if not found:
         raise ValueError(f"{folder} has no row {wanted or 'of ours'!r}; it has {', '.join(r['method'] for r in rows)}")
-    return ComparedMethod(label, (found[0],), results["windows"], {name: results.get(name) for name in SETTING})
+    setting, sampling = ({name: results.get(name) for name in names} for names in (SETTING, SAMPLING))
+    return ComparedMethod(label, (found[0],), results["windows"], setting, sampling)
 
 
 def _refuse_other_windows(first: ComparedMethod, method: ComparedMethod) -> None:
@@ -151,13 +159,33 @@ def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], li
     return [method.row(bootstrap) for method in methods], differences
 
 
-def tables(rows: Sequence[dict], differences: Sequence[dict]) -> str:
+def would_have_shown(methods: Sequence[ComparedMethod], differences: Sequence[dict]) -> str:
+    """Return how large a difference would have shown, in words; empty if no two methods of ours have several trainings."""
+    trained = [method for method in methods if len(method.rows) > 1 and method.rows[0]["kind"] == OURS]
+    labels = {method.label for method in trained}
+    paired = [found for found in differences if found["method"] in labels and found["than"] in labels]
+    if not paired:
+        return ""
+    rows = [row for method in trained for row in method.rows]
+    least = []
+    for name in (name for name in present_columns(rows) if name in COMPARED):
+        scores = [[row[name] for row in method.rows] for method in trained]
+        value = max(least_difference(scores, found["intervals"][name]) for found in paired)
+        least.append(f"{COLUMNS[name]} {value:.{DIGITS[name]}f}")
+    return (
+        "Beside the chance of trainings and clips together (95%, deviations between trainings pooled), a difference between "
+        f"trained models would have shown from: {', '.join(least)}."
+    )
+
+
+def tables(rows: Sequence[dict], differences: Sequence[dict], shown: str = "") -> str:
     """Return all tables in markdown."""
     parts = [
         score_table(rows),
         spread_table(rows, "trainings"),
         f"Paired differences to {rows[0]['method']} on the same windows:" if differences else "",
         difference_table(differences),
+        shown,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -178,22 +206,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        rows, differences = compare([read_method(text) for text in options.methods])
+        methods = [read_method(text) for text in options.methods]
+        rows, differences = compare(methods)
+        shown = would_have_shown(methods, differences)
         quoted = " ".join(f'"{text}"' if " " in text else text for text in given)
         options.output.mkdir(parents=True, exist_ok=True)
-        text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences)}"
+        text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences, shown)}"
         (options.output / "comparison.md").write_text(text, encoding="utf-8")
         if options.page:
             page, name = options.page
-            fill_all(
-                Path(page), {name: tables(rows, differences), f"{name}, differences": difference_table(differences)}
-            )
+            own = "\n\n".join(part for part in (difference_table(differences), shown) if part)
+            fill_all(Path(page), {name: tables(rows, differences, shown), f"{name}, differences": own})
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{score_table(rows)}\n")
-    shown = present_columns(rows)
+    there = present_columns(rows)
     if left_out := [
-        name for column, name in COLUMNS.items() if column not in shown and any(column in row for row in rows)
+        name for column, name in COLUMNS.items() if column not in there and any(column in row for row in rows)
     ]:
         print(f"left out, because not all methods have them: {', '.join(left_out)}")
     print(f"Wrote {options.output / 'comparison.md'}")

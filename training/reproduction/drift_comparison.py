@@ -3,9 +3,11 @@
     python -m training.reproduction.drift_comparison "curriculum=outputs/drift/a-1,outputs/drift/a-2" "direct=..." \
         -o chart.png --page PAGE BLOCK
 
-A method is a label, the folders that `training.drift` wrote (trainings of one method with different seeds) and, after a
-colon, one of its arms, by default the first. Writes a row for each method and range of frames, the paired differences
-to the first method on the same clips, with 95% intervals by bootstrap over clips, and a chart over the ranges.
+A method is a label, the folders that `training.drift` wrote (trainings of one method, or noise, with different seeds)
+and, after a colon, one of its arms, by default the first. Writes a row for each method and range of frames, the
+differences to the first method on the same clips, with 95% intervals by bootstrap over clips, how large a difference
+would have shown beside the chance of trainings, and a chart over the ranges. All measures are best at 1, so that
+differences are those of the distance from it, the size of the logarithm: 0.1 is a tenth too much or too little.
 """
 
 import argparse
@@ -17,13 +19,17 @@ from typing import Any
 import torch
 
 from training.drift import MEASURES, drift_table
-from training.evaluation.intervals import Bootstrap
+from training.evaluation.intervals import Bootstrap, least_difference
 from training.evaluation.metrics import summarize
 from training.evaluation.results import with_nan
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_json
 from training.reproduction.page_blocks import fill, picture
+
+
+# Settings of training.drift that folders of one method have in common.
+SETTINGS = ("frames", "given", "steps", "scheduler", "guidance_scale", "size", "stride", "fps", "dtype", "tell")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Continued:
         ranges: of frames, first and last.
         scores: of each range, float64 `(clips,)` by name, true counterparts included.
         frechet: distance of each range, if all trainings have it.
+        settings: the facts of `SETTINGS`.
+        trainings: what it is the mean of, if it is one.
     """
 
     label: str
@@ -45,6 +53,8 @@ class Continued:
     ranges: list[tuple[int, int]]
     scores: list[dict[str, torch.Tensor]]
     frechet: list[float]
+    settings: dict[str, Any]
+    trainings: tuple["Continued", ...] = ()
 
     @classmethod
     def read(cls, text: str) -> "Continued":
@@ -61,12 +71,14 @@ class Continued:
         first = trainings[0]
         for other in trainings[1:]:
             first.refuse_other(other)
+            if other.settings != first.settings:
+                raise ValueError(f"{label!r} was continued with {first.settings} and with {other.settings}; do all alike")
         means = [
             {name: torch.stack([scores[name] for scores in each]).mean(dim=0) for name in each[0]}
             for each in zip(*(training.scores for training in trainings))
         ]
         frechet = [sum(each) / len(each) for each in zip(*(training.frechet for training in trainings))]
-        return cls(label, first.clips, first.truth, first.ranges, means, frechet)
+        return cls(label, first.clips, first.truth, first.ranges, means, frechet, first.settings, tuple(trainings))
 
     @classmethod
     def _of(cls, label: str, folder: Path, arm: str) -> "Continued":
@@ -80,7 +92,8 @@ class Continued:
             {name: torch.tensor(values, dtype=torch.float64) for name, values in row["each"].items()} for row in rows
         ]
         distances = [row["fd_efficientnet_lite0"] for row in rows if "fd_efficientnet_lite0" in row]
-        return cls(label, found["names"], found["truth"], [(r["first"], r["last"]) for r in rows], scores, distances)
+        ranges, settings = [(r["first"], r["last"]) for r in rows], {name: found.get(name) for name in SETTINGS}
+        return cls(label, found["names"], found["truth"], ranges, scores, distances, settings)
 
     def refuse_other(self, other: "Continued") -> None:
         """Raise `ValueError` if the other one is of other clips or ranges."""
@@ -100,17 +113,42 @@ class Continued:
         return rows
 
 
+def away(ratios: torch.Tensor) -> torch.Tensor:
+    """Return the distance of ratios from 1, the size of their logarithm."""
+    return ratios.clamp(min=1e-12).log().abs()
+
+
 def differences(method: Continued, first: Continued, bootstrap: Bootstrap) -> list[list[str]]:
-    """Return the cells of a table: the method's measures minus the first's, clip by clip, with 95% intervals."""
+    """Return the cells of a table: the method's distance from the truth minus the first's, with 95% intervals."""
     lines = []
     for (low, high), own, others in zip(method.ranges, method.scores, first.scores):
         cells = []
-        ours, theirs = summarize(own), summarize(others)
         for name in MEASURES:
-            low_end, high_end = bootstrap.difference(own, others, name)
-            cells.append(f"{ours[name] - theirs[name]:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
+            ours, theirs = (away(torch.tensor(summarize(scores)[name], dtype=torch.float64)) for scores in (own, others))
+            low_end, high_end = bootstrap.difference(own, others, name, away)
+            cells.append(f"{ours - theirs:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
         lines.append([f"{method.label} − {first.label}", f"{low} to {high}", *cells])
     return lines
+
+
+def would_have_shown(methods: Sequence[Continued], bootstrap: Bootstrap) -> list[str]:
+    """Return the cells of a line: in the last range, the least difference to the first method that would have shown."""
+    first, *others = methods
+    cells = []
+    for name in MEASURES:
+        trainings = [
+            [away(torch.tensor(summarize(each.scores[-1])[name], dtype=torch.float64)).item() for each in method.trainings]
+            for method in methods
+        ]
+        intervals = [bootstrap.difference(other.scores[-1], first.scores[-1], name, away) for other in others]
+        cells.append(f"{max(least_difference(trainings, interval) for interval in intervals):.2f}")
+    low, high = first.ranges[-1]
+    return ["would have shown from", f"{low} to {high}", *cells]
+
+
+def frechet_of_each(method: Continued) -> str:
+    """Return the distances in the last range, of each seed, in words."""
+    return f"{method.label} {' and '.join(f'{each.frechet[-1]:.0f}' for each in method.trainings)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,9 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bootstrap = Bootstrap(first.clips)
         rows = {method.label: method.rows(bootstrap) for method in methods}
         text = drift_table([row for found in rows.values() for row in found])
+        several = all(len(method.trainings) > 1 for method in methods)
+        if several and all(method.frechet for method in methods):
+            text += "\n\nFD-EfficientNetLite0 of each seed: " + "; ".join(map(frechet_of_each, methods))
         if others:
             lines = [line for method in others for line in differences(method, first, bootstrap)]
-            text += f"\n\nPaired differences to {first.label} on the same clips:\n\n"
+            if several:
+                lines.append(would_have_shown(methods, bootstrap))
+            text += f"\n\nHow much farther from the truth's 1 than {first.label}, on the same clips (less is better):\n\n"
             text += markdown_table(["difference", "frames", *MEASURES], lines)
         print(text)
         if options.chart:

@@ -4,15 +4,16 @@
         --page PAGE BLOCK
 
 The norm of a step falls in the course of a training, so its noise is the deviation of its logarithm from the median of
-the lines around it: 0.10 are steps that differ by a tenth. A spike is a norm of more than twice that median. Norms are
-those before clipping.
+the lines around it, as 1.48 times the median of its size: 0.10 are steps that differ by a tenth. A spike is a norm of
+more than twice that median. Norms are those before clipping; the first and the last lines, which have no such median, do
+not count: among them is the warm-up, where the norm falls steeply.
 """
 
 import argparse
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.config.schema import RunConfig
@@ -23,6 +24,7 @@ from training.reproduction.page_blocks import fill
 
 AROUND = 10  # lines on each side
 SPIKE = 2.0
+OF_MEDIAN = 1.4826  # a normal distribution's deviation in medians of its size
 TAIL = 0.1  # share of the lines whose training loss is the last one
 
 
@@ -32,10 +34,11 @@ class Steadiness:
 
     Attributes:
         median, largest: of the gradient norms.
-        noise: deviation of their logarithm from its running median.
+        noise: robust deviation of their logarithm from its running median.
         spikes: share of the lines with a norm beyond `SPIKE` times the running median.
-        clipped: share of the lines with a norm beyond the run's `max_grad_norm`.
+        clipped: share of all lines with a norm beyond the run's `max_grad_norm`.
         loss: mean training loss of the last lines.
+        steps: taken until the last line; fewer than asked for, if the run failed.
     """
 
     median: float
@@ -44,18 +47,17 @@ class Steadiness:
     spikes: float
     clipped: float
     loss: float
+    steps: int = 0
 
 
 def steadiness(norms: Sequence[float], losses: Sequence[float], limit: float) -> Steadiness:
     """Measure a run by its gradient norms and losses, line by line; `limit` is that of clipping."""
-    away = []
-    for i, norm in enumerate(norms):
-        near = norms[max(0, i - AROUND) : i + AROUND + 1]
-        away.append(math.log(norm / statistics.median(near)))
+    inner = range(AROUND, len(norms) - AROUND) or range(len(norms))
+    away = [math.log(norms[i] / statistics.median(norms[max(0, i - AROUND) : i + AROUND + 1])) for i in inner]
     return Steadiness(
         median=statistics.median(norms),
-        largest=max(norms),
-        noise=math.sqrt(statistics.fmean(value**2 for value in away)),
+        largest=max(norms[i] for i in inner),
+        noise=OF_MEDIAN * statistics.median(map(abs, away)),
         spikes=statistics.fmean(value > math.log(SPIKE) for value in away),
         clipped=statistics.fmean(norm > limit for norm in norms),
         loss=statistics.fmean(losses[-max(1, round(TAIL * len(losses))) :]),
@@ -69,12 +71,12 @@ def read_steadiness(run: Path) -> Steadiness:
         ValueError: if it records no gradient norm.
     """
     records = read_lines(run / "metrics.jsonl", {"windows_seen": int})
-    lines = [(r["grad_norm"], r["loss"]) for r in records if _positive(r.get("grad_norm")) and _positive(r["loss"])]
+    lines = [r for r in records if _positive(r.get("grad_norm")) and _positive(r["loss"])]
     if not lines:
         raise ValueError(f"{run / 'metrics.jsonl'} has no gradient norm; train the run first")
     config = RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    norms, losses = zip(*lines)
-    return steadiness(norms, losses, config.optimizer.max_grad_norm)
+    norms, losses = ([line[name] for line in lines] for name in ("grad_norm", "loss"))
+    return replace(steadiness(norms, losses, config.optimizer.max_grad_norm), steps=lines[-1]["global_step"])
 
 
 def _positive(value: object) -> bool:
@@ -83,7 +85,7 @@ def _positive(value: object) -> bool:
 
 def table(runs: dict[str, Sequence[Steadiness]]) -> str:
     """Return a row for each label in markdown: means over its runs, with the lowest and the highest."""
-    columns = {"median": "{:.2f}", "largest": "{:.2f}", "noise": "{:.3f}", "spikes": "{:.1%}", "clipped": "{:.0%}", "loss": "{:.4f}"}  # fmt: skip
+    columns = {"median": "{:.2f}", "largest": "{:.2f}", "noise": "{:.3f}", "spikes": "{:.1%}", "clipped": "{:.0%}", "loss": "{:.4f}", "steps": "{:.0f}"}  # fmt: skip
     rows = []
     for label, found in runs.items():
         cells = []
@@ -92,7 +94,7 @@ def table(runs: dict[str, Sequence[Steadiness]]) -> str:
             ends = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells.append(form.format(statistics.fmean(values)) + ends)
         rows.append([label, *cells])
-    head = ["method", "median norm", "largest", "noise of its logarithm", "spikes", "clipped", "last training loss"]
+    head = ["method", "median norm", "largest", "noise of its logarithm", "spikes", "clipped", "last training loss", "steps"]
     return markdown_table(head, rows)
 
 

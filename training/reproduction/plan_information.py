@@ -2,7 +2,8 @@
 
 The information left is the squared correlation of the altered signals with the planner's own, channel by channel over
 all places of all sampled frames, weighted by the channels' variance: 1 for the signals themselves, 0 for signals that
-say nothing about them. It is a linear measure: what a transformer could still read in other ways is not counted.
+say nothing about them. What all windows have in common at a place is left out: it says nothing about any of them. It is
+a linear measure: what a transformer could still read in other ways is not counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,15 +97,15 @@ def shared_variance(own: torch.Tensor, altered: torch.Tensor) -> float:
     Args:
         own: `(windows, frames, rows, columns, channels)`.
         altered: the same, perhaps with other numbers of rows and columns, to whose places it is resized; NaN says
-            nothing, as the transformer knows, and counts as the mean.
+            nothing, as the transformer knows, and counts as the mean over windows.
     """
     if altered.shape != own.shape:
         grid = altered.flatten(0, 1).movedim(-1, 1)  # (windows * frames, channels, rows, columns)
         grid = F.interpolate(grid, own.shape[2:4], mode="area" if grid.shape[-1] > own.shape[3] else "nearest")
         altered = grid.movedim(1, -1).unflatten(0, own.shape[:2])
-    own, altered = (signals.double().flatten(0, 3) for signals in (own, altered))  # (places, channels)
-    altered = torch.where(altered.isnan(), altered.nanmean(dim=0), altered).nan_to_num()
-    own, altered = own - own.mean(dim=0), altered - altered.mean(dim=0)
+    own, altered = own.double(), altered.double()
+    own = (own - own.mean(dim=0)).flatten(0, 3)  # (places of all windows, channels)
+    altered = (altered - altered.nanmean(dim=0)).nan_to_num().flatten(0, 3)
     variance, other = own.square().mean(dim=0), altered.square().mean(dim=0)
     explained = (own * altered).mean(dim=0).square() / other.clamp(min=1e-12)  # (channels,)
     return float(explained.sum() / variance.sum())

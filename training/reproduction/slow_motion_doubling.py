@@ -2,14 +2,16 @@
 
     python -m training.reproduction.slow_motion_doubling CHECKPOINT CLIPS -o outputs/doubling --factors 2 4 8 16
 
-The nine frames lie `--apart` frames apart in each clip, so that sampled frames up to that factor have a true one each,
-and beyond it some have. Scored are the frames half-way between given ones, which every factor samples; sharpness and
-colours of all sampled frames; and the motion from frame to frame, as a share of the true clip's at that pace. Writes
-`results.json` and a chart; after an interruption, the same command goes on.
+The nine frames lie `--apart` frames apart in each clip, so that sampled frames up to that factor have a true one each.
+Scored are the frames that a factor adds to the one before it, every second one, which are those of its last level;
+beyond `--apart` these have no true frame. Sharpness and colours are those of all sampled frames, and motion that from
+frame to frame, as a share of the true clip's at that pace. Writes `results.json` and a chart; after an interruption, the
+same command goes on.
 """
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ from training.reproduction.shared_options import add_options, facts, load_lpips,
 
 GIVEN = 9
 BLOCK = "slow motion by powers of two"
-MEASURES = {"ssim": "SSIM half-way", "lpips": "LPIPS half-way", "motion": "motion", "sharpness": "sharpness", "colours": "colours"}  # fmt: skip
+MEASURES = {"ssim": "SSIM of added frames", "lpips": "LPIPS of added frames", "motion": "motion", "sharpness": "sharpness", "colours": "colours"}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,11 +116,12 @@ def scores_of(
         network: LPIPS; `None` leaves it out.
     """
     apart = (truth.shape[1] - 1) // (GIVEN - 1)
-    between = [(2 * gap + 1, 2) for gap in range(GIVEN - 1)]  # half-way, as (numerator, denominator) of a gap
-    halfway = [numerator * factor // denominator for numerator, denominator in between]
-    true_halfway = [numerator * apart // denominator for numerator, denominator in between]
-    each = score_each_frame(frames[:, halfway], truth[:, true_halfway], network)
-    scores = {name: each[name].mean(dim=1) for name in ("ssim", "psnr", "lpips") if name in each}
+    if factor <= apart:
+        stride = apart // factor
+        each = score_each_frame(frames[:, 1::2], truth[:, stride :: 2 * stride], network)
+        scores = {name: each[name].mean(dim=1) for name in ("ssim", "psnr", "lpips") if name in each}
+    else:
+        scores = {name: torch.full((len(frames),), torch.nan) for name in ("ssim", "psnr", "lpips") if network or name != "lpips"}  # fmt: skip
     sampled = [place for place in range(frames.shape[1]) if place % factor]
     stride = max(1, apart // factor)
     scores["sharpness"] = frame_sharpness(frames[:, sampled]).mean(dim=1)
@@ -137,6 +140,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for found in rows:
         values = [
             f"{found[name]:.{digits}f} [{found['intervals'][name][0]:.{digits}f}, {found['intervals'][name][1]:.{digits}f}]"
+            if math.isfinite(found[name])
+            else "no true frame"
             for name in shown
             for digits in (3 if name in ("ssim", "lpips") else 2,)
         ]
@@ -150,7 +155,9 @@ def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
     for name, label in MEASURES.items():
         if all(name in found for found in rows):
             points = [
-                Point((GIVEN - 1) * found["factor"] + 1, found[name], *found["intervals"][name]) for found in rows
+                Point((GIVEN - 1) * found["factor"] + 1, found[name], *found["intervals"][name])
+                for found in rows
+                if math.isfinite(found[name])
             ]
             levels = {"true clips": 1.0} if name in ("motion", "sharpness", "colours") else None
             made.append(Panel(label, "frames", label, {"": points}, levels, log_x=True, ticks=[p.x for p in points]))

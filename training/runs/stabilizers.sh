@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Is identity attention necessary? Against full attention as it is, and with batch normalization, with tighter clipping, with a learned mark of reference frames,
-# and with the last two together. For docs/results/stabilizers.md. ARMS names fewer of them; the first is what all are compared with.
+# and with the last two together; first for a quarter of the steps at 4 and 16 times the rate, which is where stabilizers are for, then at the usual one.
+# For docs/results/stabilizers.md. ARMS names fewer of them; the first is what all are compared with.
 # After an interruption the same command goes on.
 SEEDS="${SEEDS:-1 2}"
 page=docs/results/stabilizers.md
@@ -28,15 +29,29 @@ identity="${STEPS:-400}"
 full=$((identity * 325 / 400))
 costs=("identity attention=identity_attention stages.joint.steps=$identity" "full attention=full_attention stages.joint.steps=$full")
 fill_block costs training.reproduction.run_costs "${costs[@]}" "clipped=tight_clipping stages.joint.steps=$full"
-methods=() runs=()
-for arm in "${arms[@]}"; do
-    case "$arm" in
+methods=() runs=() higher=()
+choose() {  # an arm: sets the steps that it may take and the program through which it runs
+    case "$1" in
         marked*) THROUGH=(-m training.reproduction.stabilizers --marks) ;;
         batch-norm) THROUGH=(-m training.reproduction.stabilizers --batch-norm) ;;
         *) THROUGH=() ;;
     esac
     steps=$full
-    [ "$arm" != identity ] || steps=$identity
+    [ "$1" != identity ] || steps=$identity
+}
+for times in 4 16; do
+    rate="0.0$((2 * times))"
+    [ "$times" -gt 4 ] || rate="0.00$((2 * times))"
+    for arm in "${arms[@]}"; do
+        choose "$arm"
+        # One that does not survive ends with an error, and its lines are there all the same.
+        train "$(config_of "$arm")" "stress-$times-$arm" seed=1 stages.joint.steps="$((steps / 4))" "stages.joint.learning_rate=$rate" || echo "$arm ended early at $times times the rate"
+        higher+=("$(label_of "$arm"), $times times the rate=$RUNS-stress-$times-$arm")
+    done
+done
+fill_block "higher rates" training.reproduction.gradient_noise "${higher[@]}"
+for arm in "${arms[@]}"; do
+    choose "$arm"
     for seed in $SEEDS; do
         train "$(config_of "$arm")" "stabilizer-$arm-$seed" seed="$seed" stages.joint.steps="$steps"
         score "stabilizers/$arm-$seed" "$RUNS-stabilizer-$arm-$seed/pipeline"
@@ -45,5 +60,12 @@ for arm in "${arms[@]}"; do
     runs+=("$(label_of "$arm")=$(each "$RUNS-stabilizer-$arm")")
 done
 compare all "$SCORES/stabilizers" "${methods[@]}"
+# And with nothing at all, if that is among them.
+against=()
+for method in "${methods[@]}"; do if [[ "$method" == "full attention="* ]]; then against=("$method"); fi; done
+if [ "${#against[@]}" -gt 0 ]; then
+    for method in "${methods[@]}"; do if [[ "$method" != "full attention="* ]]; then against+=("$method"); fi; done
+    compare "against nothing" "$SCORES/stabilizers-nothing" "${against[@]}"
+fi
 fill_block gradients training.reproduction.gradient_noise "${runs[@]}"
 fill_block curves training.reproduction.curves "${runs[@]}" --log --every 4 --values loss:diffusion_loss loss:grad_norm heldout:diffusion/0.4 heldout:diffusion/0.8 -o "$PICTURES/stabilizers.png"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.reproduction.clips_by_speed import divide
+from training.reproduction import clips_by_speed
+from training.reproduction.clips_by_speed import SEEN, divide, motion_of
 
 
 def rows(speeds):
@@ -14,6 +15,13 @@ def test_all_kinds_have_equally_many_clips_and_the_mixed_ones_all_speeds():
     speeds = {kind: [row["driver"]["speed"] for row in each] for kind, each in found.items()}
     assert speeds["slow"] == [10, 15, 20] and speeds["fast"] == [60, 65, 70]
     assert speeds["mixed"] == [15, 40, 60]
+
+
+def test_motion_is_measured_from_the_slowest_to_the_fastest_clip(monkeypatch, tmp_path):
+    looked = []
+    monkeypatch.setattr(clips_by_speed, "look_at_clip", lambda path, fps, frames: looked.append(path.name))
+    motion_of(tmp_path, [{"file_name": f"{i}.mp4", "fps": 25, "num_frames": 64} for i in range(166)])
+    assert len(looked) == SEEN and (looked[0], looked[-1]) == ("0.mp4", "165.mp4")
 
 
 def test_clips_without_a_driver_are_refused():

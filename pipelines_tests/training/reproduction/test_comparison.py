@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.evaluation.metrics import summarize
-from training.reproduction.comparison import compare, main, read_method
+from training.reproduction.comparison import compare, main, read_method, would_have_shown
 
 
 SCORES = ("mid_ssim", "mid_psnr", "ssim", "psnr", "motion", "true_motion", "evenness", "true_evenness", "sharpness", "true_sharpness")  # fmt: skip
@@ -67,12 +67,29 @@ def test_trainings_of_one_method_are_averaged_and_told_apart(tmp_path):
     assert rows[0]["intervals"]["mid_ssim"][0] < 0.4 < rows[0]["intervals"]["mid_ssim"][1]
     assert [found["than"] for found in differences] == ["a", "a, training 1", "a, training 2"]
     assert [found["difference"]["mid_ssim"] for found in differences] == pytest.approx([0.2, 0.3, 0.1])
+    # Both pairs deviate by 0.0707, and windows not at all: Student's t of two degrees, 4.30, times that.
+    shown = would_have_shown([read_method(a), read_method(b)], differences)
+    assert "would have shown from: mid SSIM 0.304, mid PSNR 0.30," in shown
     # Of one training beside two there are no pairs; its own line has no deviation.
     rows, differences = compare([read_method(a), read_method(f"c={tmp_path / 'c'}")])
     assert [found["than"] for found in differences] == ["a"] and rows[1]["spread"] == {}
     main([a, f"c={tmp_path / 'c'}", "-o", str(tmp_path / "out")])
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "| standard deviation over trainings | mid SSIM |" in page and "\n| a | 0.0707 |" in page
+
+
+def test_simple_methods_and_single_trainings_have_no_chance_of_trainings(tmp_path):
+    folders = [results(tmp_path / name, 0.1) for name in ("a", "b", "c")]
+    methods = [read_method(f"one={folders[0]},{folders[1]}"), read_method(f"copy={folders[0]},{folders[1]}:cross-fade")]
+    assert would_have_shown(methods, compare(methods)[1]) == ""
+    methods[1] = read_method(f"other={folders[2]}")
+    assert would_have_shown(methods, compare(methods)[1]) == ""
+
+
+def test_trainings_of_one_method_that_were_sampled_in_other_ways_are_refused(tmp_path):
+    one, two = (results(tmp_path / name, 0.1, seeds=seeds) for name, seeds in (("one", [0]), ("two", [0, 1])))
+    with pytest.raises(ValueError, match="'a' has trainings that were sampled as .* sample all alike"):
+        read_method(f"a={one},{two}")
 
 
 def test_trainings_that_scored_other_windows_are_refused(tmp_path):

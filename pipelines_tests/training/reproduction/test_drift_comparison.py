@@ -8,7 +8,7 @@ from PIL import Image
 from training.reproduction.drift_comparison import main
 
 
-def drifted(folder, motion, names=("a", "b", "c"), arm="plain"):
+def drifted(folder, motion, names=("a", "b", "c"), arm="plain", **settings):
     folder.mkdir(parents=True)
     rows = [
         {
@@ -17,10 +17,11 @@ def drifted(folder, motion, names=("a", "b", "c"), arm="plain"):
                 "motion": [motion * late] * 3, "true_motion": [2.0] * 3, "sharpness": [1.0, 2.0, 3.0],
                 "true_sharpness": [2.0] * 3, "colours": [1.0] * 3,
             },
+            "fd_efficientnet_lite0": 10 * motion,
         }
         for first, last, late in ((1, 16, 1.0), (49, 64, 0.5))
     ]  # fmt: skip
-    (folder / "drift.json").write_text(json.dumps({"rows": rows, "names": list(names), "truth": "digest"}))
+    (folder / "drift.json").write_text(json.dumps({"rows": rows, "names": list(names), "truth": "digest", **settings}))
     return folder
 
 
@@ -31,8 +32,26 @@ def test_trainings_are_averaged_and_methods_are_compared_clip_by_clip(tmp_path, 
     main([f"two={one},{two}", f"one={other}:plain", "-o", str(tmp_path / "d.png"), "--page", str(page), "d"])
     filled = page.read_text()
     assert "| two | 1 to 16 | 1.00 [1.00, 1.00] |" in filled and "| one | 49 to 64 | 0.75 [0.75, 0.75] |" in filled
-    assert "| one − two | 1 to 16 | +0.50 [+0.50, +0.50] | +0.00 [+0.00, +0.00] |" in filled
+    # From 1, the truth's own: log 1.5 against log 1, and log 0.75 against log 0.5.
+    assert "| one − two | 1 to 16 | +0.41 [+0.41, +0.41] | +0.00 [+0.00, +0.00] |" in filled
+    assert "| one − two | 49 to 64 | -0.41 [-0.41, -0.41] |" in filled
+    assert "would have shown" not in filled  # of one training nobody knows its chance
     assert "](d.png)\n\n| arm |" in filled and Image.open(tmp_path / "d.png").width > 1000
+
+
+def test_the_chance_of_trainings_says_what_would_have_shown(tmp_path, capsys):
+    a, b = ([drifted(tmp_path / f"{name}-{i}", motion) for i, motion in enumerate(of)] for name, of in (("a", (2.0, 2.2)), ("b", (4.0, 4.0))))  # fmt: skip
+    main([f"a={a[0]},{a[1]}", f"b={b[0]},{b[1]}"])
+    text = capsys.readouterr().out
+    # Logarithms of 0.5 and 0.55 deviate by 0.067, those of the others not at all; Student's t of two degrees is 4.30.
+    assert "| would have shown from | 49 to 64 | 0.20 | 0.00 | 0.00 |" in text
+    assert "FD-EfficientNetLite0 of each seed: a 20 and 22; b 40 and 40" in text
+
+
+def test_seeds_that_were_continued_in_other_ways_are_refused(tmp_path):
+    one, two = drifted(tmp_path / "a", 1.0, steps=4), drifted(tmp_path / "b", 1.0, steps=10)
+    with pytest.raises(SystemExit, match="'one' was continued with .*'steps': 4.* and with .*'steps': 10.*; do all alike"):
+        main([f"one={one},{two}"])
 
 
 def test_other_clips_and_unknown_arms_are_refused(tmp_path):

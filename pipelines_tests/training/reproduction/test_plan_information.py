@@ -29,6 +29,13 @@ def test_dropped_tokens_say_nothing_and_the_others_all():
     assert shared_variance(own, torch.full_like(own, torch.nan)) == 0
 
 
+def test_what_all_windows_have_in_common_says_nothing():
+    place = torch.randn(1, 3, 4, 4, 5, generator=torch.Generator().manual_seed(2))
+    own = signals() + 5 * place
+    assert shared_variance(own, place.expand_as(own)) == pytest.approx(0, abs=1e-9)
+    assert shared_variance(own, own.roll(32, dims=0)) < 0.05 and shared_variance(own, own) == pytest.approx(1)
+
+
 def test_a_plan_of_other_resolution_is_compared_place_by_place():
     coarse = signals()[:, :, ::2, ::2]
     own = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

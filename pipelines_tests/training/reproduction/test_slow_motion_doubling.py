@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.reproduction import slow_motion_doubling
-from training.reproduction.slow_motion_doubling import scores_of, table
+from training.reproduction.slow_motion_doubling import panels, scores_of, table
 
 
 def truth():
@@ -24,8 +24,16 @@ def test_beyond_the_clips_own_frames_half_the_distance_is_half_the_motion():
     between = (truth()[:, :-1] + truth()[:, 1:]) / 2
     finer = torch.stack([truth()[:, :-1], between], dim=2).flatten(1, 2)
     scores = scores_of(torch.cat([finer, truth()[:, -1:]], dim=1), truth(), 8, None)
-    torch.testing.assert_close(scores["ssim"], torch.ones(2))
+    assert scores["ssim"].isnan().all() and "lpips" not in scores  # what is added has no true frame
     torch.testing.assert_close(scores["motion"], scores["true_motion"])
+
+
+def test_a_factor_is_judged_by_the_frames_that_it_adds():
+    worse = truth().clone()
+    worse[:, 1::2] = 0.5  # those that lie between the ones of half the factor
+    whole, half = scores_of(worse, truth(), 4, None), scores_of(worse[:, ::2], truth(), 2, None)
+    assert (whole["ssim"] < 0.9).all()
+    torch.testing.assert_close(half["ssim"], torch.ones(2))
 
 
 def test_the_table_has_a_row_for_each_factor():
@@ -33,6 +41,10 @@ def test_the_table_has_a_row_for_each_factor():
         {"method": "17 frames", "factor": 2, "ssim": 0.9, "motion": 1.0, "intervals": {"ssim": (0.8, 1.0), "motion": (0.5, 1.5)}}
     ]  # fmt: skip
     assert table(rows).endswith("| 17 frames | 2 | 0.900 [0.800, 1.000] | 1.00 [0.50, 1.50] |")
+    nothing = {"ssim": float("nan"), "motion": 1.0, "intervals": {"ssim": (0, 0), "motion": (1, 1)}}
+    beyond = [*rows, {"method": "65 frames", "factor": 8, **nothing}]
+    assert table(beyond).endswith("| 65 frames | 8 | no true frame | 1.00 [1.00, 1.00] |")
+    assert [point.x for point in panels(beyond)[0].curves[""]] == [17]
 
 
 def test_other_factors_than_powers_of_two_are_refused(tmp_path):
