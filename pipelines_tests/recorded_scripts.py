@@ -281,6 +281,14 @@ class Done:
         self._block_of(arguments, labels)
 
     def _clips_by_speed(self, arguments: list[str]) -> None:
+        self.files.add(f"{after(arguments, '-o')}/motion.json")
+        self._block_of(arguments, None)
+
+    def _motion_predicts(self, arguments: list[str]) -> None:
+        assert arguments[0] in self.files, f"{arguments[0]} was not written before"
+        for text in (text for text in arguments if "=" in text):
+            for folder in text.partition("=")[2].split(","):
+                assert folder in self.rows, f"{folder} was not scored before"
         self._block_of(arguments, None)
 
     def _table_3(self, arguments: list[str]) -> None:

@@ -4,22 +4,26 @@
 
 Writes clip lists `train-slow.jsonl`, `val-mixed.jsonl` and so on. The slow and the fast third are those of the settings
 in `metadata.jsonl`; every third clip in the order of speed is mixed, so that it also holds clips of the other two. All
-lists of one folder have equally many clips. The table has the motion that `training.fit` reports for own clips.
+lists of one folder have equally many clips. The table has the motion that `training.fit` reports for own clips, which
+also goes to `motion.json`.
 """
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from training.data.clip_lists import ClipRow, write_clip_list
 from training.evaluation.tables import markdown_table
+from training.files import write_whole
 from training.own_clips.reading import DISTANCES, look_at_clip
 from training.reproduction.page_blocks import fill
 
 
 KINDS = ("slow", "mixed", "fast")
+MOTION = "motion.json"
 SEEN = 24  # clips of a list whose motion is measured, evenly spaced
 
 
@@ -39,13 +43,13 @@ def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
     return {"slow": ordered[:third], "mixed": ordered[1::3][:third], "fast": ordered[-third:]}
 
 
-def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, float]:
-    """Return the median over clips of the mean change in grey levels, by the seconds between two frames."""
+def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, tuple[float, float, float]]:
+    """Return the 10th, 50th and 90th percentile over clips of the change in grey levels, by seconds between frames."""
     seen = min(SEEN, len(rows))
     chosen = [rows[round(i * (len(rows) - 1) / max(1, seen - 1))] for i in range(seen)]
     looks = [look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in chosen]
     return {
-        distance: statistics.median(values)
+        distance: tuple(float(value) for value in np.quantile(values, (0.1, 0.5, 0.9)))
         for distance in DISTANCES
         if (values := [look.motion[distance] for look in looks if look is not None and distance in look.motion])
     }
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
     options = parser.parse_args(arguments)
-    cells = []
+    cells, motions = [], {}
     try:
         for side, folder in (("train", options.train), ("val", options.held_out)):
             for kind, rows in divide(read_rows(folder)).items():
@@ -76,10 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_clip_list(options.output / f"{side}-{kind}.jsonl", found)
                 speeds = [row["driver"]["speed"] for row in rows]
                 motion = motion_of(folder, rows)
+                motions[f"{side}-{kind}"] = {f"{distance:g}": values for distance, values in motion.items()}
                 cells.append(
                     [kind, "trained on" if side == "train" else "held out", len(rows),
-                     f"{min(speeds):.0f} to {max(speeds):.0f}", *(f"{motion[d]:.1f}" for d in DISTANCES)]
+                     f"{min(speeds):.0f} to {max(speeds):.0f}",
+                     *(f"{motion[d][1]:.1f} ({motion[d][0]:.1f} to {motion[d][2]:.1f})" for d in DISTANCES)]
                 )  # fmt: skip
+        write_whole(options.output / MOTION, json.dumps(motions, indent=1) + "\n")
         columns = ["clips", "side", "number", "drivers' speeds", *(f"motion at {d:g} s" for d in DISTANCES)]
         table = markdown_table(columns, cells)
         print(table)

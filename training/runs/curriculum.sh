@@ -4,7 +4,7 @@
 SEEDS="${SEEDS:-1 2}"
 page=docs/results/curriculum.md
 source "$(dirname "$0")/reproduction.inc.sh"
-ranges=(--range 1 16 --range 49 64 --range 241 256)
+ranges=(--range 1 32 --range 33 64 --range 193 256)
 [ -z "$TOY" ] || ranges=(--range 1 4 --range 5 8)
 frames="${ranges[-1]}"
 fill_block costs training.reproduction.run_costs "curriculum=pair" "last stage alone=direct"
@@ -14,8 +14,7 @@ for seed in $SEEDS; do
         for task in interpolation image-to-video; do
             score "curriculum/$run-$task-$seed" "$RUNS-$run-$seed/pipeline" --task "$task"
         done
-        # 24 clips: from three frames of an interval, more could not be told.
-        "$PYTHON" -m training.drift "$RUNS-$run-$seed/pipeline" "$CARRACING/val" --frames "$frames" --steps 10 --arm plain "${ranges[@]}" -o "$SCORES/curriculum/drift"
+        "$PYTHON" -m training.drift "$RUNS-$run-$seed/pipeline" "$CARRACING/val" --frames "$frames" --steps 4 --scheduler unipc --batch-size 8 --arm plain "${ranges[@]}" -o "$SCORES/curriculum/drift"
     done
 done
 for task in interpolation image-to-video; do

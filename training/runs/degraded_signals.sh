@@ -4,7 +4,7 @@
 # After an interruption the same command goes on; so it does with more values, such as --noise 0.5 1 2 4 8.
 own=checkpoints/mardini-tiny-carracing results=degraded-signals page=docs/results/degraded_signals.md
 source "$(dirname "$0")/pages.inc.sh"
-fill training.reproduction.degraded_signals "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --chart "$PICTURES/degraded_signals.png" --summary "$PICTURES/plan_needed.png" "$@"
+fill training.reproduction.degraded_signals "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --seeds 0 1 --chart "$PICTURES/degraded_signals.png" --summary "$PICTURES/plan_needed.png" "$@"
 # Compared with signals dropped: the use that is left.
 ours="ours, 25 steps"
 against=("signals dropped=$OUT:$ours, planning signal dropped" "noise, 4 times=$OUT:$ours, planning signals with noise 4 times their deviation")

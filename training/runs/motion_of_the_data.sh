@@ -25,5 +25,10 @@ for judged in "${kinds[@]}"; do
     for simple in "copy of the nearest given frame" "DIS optical flow"; do methods+=("$simple=$(each "$SCORES/motion/$judged-on-$judged"):$simple"); done
     compare "$judged" "$SCORES/motion/$judged" "${methods[@]}"
 done
+predicted=()
+for judged in "${kinds[@]}"; do
+    for kind in "${kinds[@]}"; do predicted+=("$kind/$judged=$(each "$SCORES/motion/$kind-on-$judged")"); done
+done
+fill_block predicted training.reproduction.motion_predicts "$lists/motion.json" "${predicted[@]}"
 fill_block curves training.reproduction.curves "trained on slow=$(each "$RUNS-motion-slow")" "mixed=$(each "$RUNS-motion-mixed")" "fast=$(each "$RUNS-motion-fast")" --log \
     --values heldout:diffusion/0.4 heldout:diffusion/0.95 -o "$PICTURES/motion_of_the_data.png"
