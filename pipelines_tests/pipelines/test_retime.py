@@ -85,14 +85,20 @@ def test_a_still_gap_and_a_cut_need_no_window():
 
 
 def test_held_frames_are_one_and_pauses_stay():
+    def kept(frames):
+        return [(time, name, still) for time, name, still, _ in kept_frames((*one, False) for one in frames)]
+
     twos = [(number / 24, number // 2, number % 2 == 1) for number in range(8)]
-    assert list(kept_frames(twos)) == [(0, 0, False), (2 / 24, 1, False), (4 / 24, 2, False), (6 / 24, 3, False),
-                                       (7 / 24, 3, True)]  # fmt: skip
+    assert kept(twos) == [(0, 0, False), (2 / 24, 1, False), (4 / 24, 2, False), (6 / 24, 3, False), (7 / 24, 3, True)]
     pause = [(0, "a", False), (0.1, "b", False), *((0.1 + i / 10, "b", True) for i in range(1, 6)), (0.7, "c", False)]
-    assert [(time, name, still) for time, name, still in kept_frames(pause)] == [
-        (0, "a", False), (0.1, "b", False), (0.6, "b", True), (0.7, "c", False)]  # fmt: skip
+    assert kept(pause) == [(0, "a", False), (0.1, "b", False), (0.6, "b", True), (0.7, "c", False)]
     backwards = [(0, "a", False), (0.1, "b", False), (0.1, "c", False), (0.05, "d", False), (0.2, "e", False)]
-    assert [name for _, name, _ in kept_frames(backwards)] == ["a", "b", "e"]
+    assert [name for _, name, _ in kept(backwards)] == ["a", "b", "e"]
+
+
+def test_a_frame_that_is_left_out_leaves_its_cut_to_the_next_one():
+    frames = [(0.0, "a", False, False), (0.1, "b", False, False), (0.1, "c", False, True), (0.2, "d", False, False)]
+    assert [(name, is_cut) for _, name, _, is_cut in kept_frames(frames)] == [("a", False), ("b", False), ("d", True)]
 
 
 def test_a_whole_multiple_is_slow_motion(pipe):

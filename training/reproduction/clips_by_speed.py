@@ -43,13 +43,13 @@ def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
     return {"slow": ordered[:third], "mixed": ordered[1::3][:third], "fast": ordered[-third:]}
 
 
-def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, tuple[float, float, float]]:
+def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, list[float]]:
     """Return the 10th, 50th and 90th percentile over clips of the change in grey levels, by seconds between frames."""
     seen = min(SEEN, len(rows))
     chosen = [rows[round(i * (len(rows) - 1) / max(1, seen - 1))] for i in range(seen)]
     looks = [look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in chosen]
     return {
-        distance: tuple(float(value) for value in np.quantile(values, (0.1, 0.5, 0.9)))
+        distance: np.quantile(values, (0.1, 0.5, 0.9)).tolist()
         for distance in DISTANCES
         if (values := [look.motion[distance] for look in looks if look is not None and distance in look.motion])
     }

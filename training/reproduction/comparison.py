@@ -108,7 +108,9 @@ def read_method(text: str) -> ComparedMethod:
         _refuse_other_windows(trainings[0], training)
         if training.sampling != trainings[0].sampling or training.rows[0]["method"] != trainings[0].rows[0]["method"]:
             sampled = [f"{t.rows[0]['method']!r} ({t.sampling})" for t in (trainings[0], training)]
-            raise ValueError(f"{label!r} has trainings that were sampled as {' and as '.join(sampled)}; sample all alike")
+            raise ValueError(
+                f"{label!r} has trainings that were sampled as {' and as '.join(sampled)}; sample all alike"
+            )
     return replace(trainings[0], rows=tuple(training.rows[0] for training in trainings))
 
 

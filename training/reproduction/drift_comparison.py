@@ -72,7 +72,9 @@ class Continued:
         for other in trainings[1:]:
             first.refuse_other(other)
             if other.settings != first.settings:
-                raise ValueError(f"{label!r} was continued with {first.settings} and with {other.settings}; do all alike")
+                raise ValueError(
+                    f"{label!r} was continued with {first.settings} and with {other.settings}; do all alike"
+                )
         means = [
             {name: torch.stack([scores[name] for scores in each]).mean(dim=0) for name in each[0]}
             for each in zip(*(training.scores for training in trainings))
@@ -124,7 +126,9 @@ def differences(method: Continued, first: Continued, bootstrap: Bootstrap) -> li
     for (low, high), own, others in zip(method.ranges, method.scores, first.scores):
         cells = []
         for name in MEASURES:
-            ours, theirs = (away(torch.tensor(summarize(scores)[name], dtype=torch.float64)) for scores in (own, others))
+            ours, theirs = (
+                away(torch.tensor(summarize(scores)[name], dtype=torch.float64)) for scores in (own, others)
+            )
             low_end, high_end = bootstrap.difference(own, others, name, away)
             cells.append(f"{ours - theirs:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
         lines.append([f"{method.label} − {first.label}", f"{low} to {high}", *cells])
@@ -137,7 +141,10 @@ def would_have_shown(methods: Sequence[Continued], bootstrap: Bootstrap) -> list
     cells = []
     for name in MEASURES:
         trainings = [
-            [away(torch.tensor(summarize(each.scores[-1])[name], dtype=torch.float64)).item() for each in method.trainings]
+            [
+                away(torch.tensor(summarize(each.scores[-1])[name], dtype=torch.float64)).item()
+                for each in method.trainings
+            ]
             for method in methods
         ]
         intervals = [bootstrap.difference(other.scores[-1], first.scores[-1], name, away) for other in others]
@@ -175,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = [line for method in others for line in differences(method, first, bootstrap)]
             if several:
                 lines.append(would_have_shown(methods, bootstrap))
-            text += f"\n\nHow much farther from the truth's 1 than {first.label}, on the same clips (less is better):\n\n"
+            text += (
+                f"\n\nHow much farther from the truth's 1 than {first.label}, on the same clips (less is better):\n\n"
+            )
             text += markdown_table(["difference", "frames", *MEASURES], lines)
         print(text)
         if options.chart:

@@ -94,7 +94,16 @@ def table(runs: dict[str, Sequence[Steadiness]]) -> str:
             ends = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells.append(form.format(statistics.fmean(values)) + ends)
         rows.append([label, *cells])
-    head = ["method", "median norm", "largest", "noise of its logarithm", "spikes", "clipped", "last training loss", "steps"]
+    head = [
+        "method",
+        "median norm",
+        "largest",
+        "noise of its logarithm",
+        "spikes",
+        "clipped",
+        "last training loss",
+        "steps",
+    ]
     return markdown_table(head, rows)
 
 

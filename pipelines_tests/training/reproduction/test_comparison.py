@@ -80,7 +80,10 @@ def test_trainings_of_one_method_are_averaged_and_told_apart(tmp_path):
 
 def test_simple_methods_and_single_trainings_have_no_chance_of_trainings(tmp_path):
     folders = [results(tmp_path / name, 0.1) for name in ("a", "b", "c")]
-    methods = [read_method(f"one={folders[0]},{folders[1]}"), read_method(f"copy={folders[0]},{folders[1]}:cross-fade")]
+    methods = [
+        read_method(f"one={folders[0]},{folders[1]}"),
+        read_method(f"copy={folders[0]},{folders[1]}:cross-fade"),
+    ]
     assert would_have_shown(methods, compare(methods)[1]) == ""
     methods[1] = read_method(f"other={folders[2]}")
     assert would_have_shown(methods, compare(methods)[1]) == ""

@@ -50,7 +50,9 @@ def test_the_chance_of_trainings_says_what_would_have_shown(tmp_path, capsys):
 
 def test_seeds_that_were_continued_in_other_ways_are_refused(tmp_path):
     one, two = drifted(tmp_path / "a", 1.0, steps=4), drifted(tmp_path / "b", 1.0, steps=10)
-    with pytest.raises(SystemExit, match="'one' was continued with .*'steps': 4.* and with .*'steps': 10.*; do all alike"):
+    with pytest.raises(
+        SystemExit, match="'one' was continued with .*'steps': 4.* and with .*'steps': 10.*; do all alike"
+    ):
         main([f"one={one},{two}"])
 
 

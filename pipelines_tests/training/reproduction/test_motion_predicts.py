@@ -36,13 +36,18 @@ def test_what_is_lost_is_ranked_by_how_far_the_motions_differ(tmp_path, lists, c
     for judged, flow in (("slow", 0.6), ("mixed", 0.5), ("fast", 0.4)):
         for trained in MOTION:
             steps = abs(list(MOTION).index(trained) - list(MOTION).index(judged))
-            folders = [scored(tmp_path / f"{trained}-{judged}-{i}", 0.8 - 0.1 * steps + i, flow) for i in (-0.01, 0.01)]
+            folders = [
+                scored(tmp_path / f"{trained}-{judged}-{i}", 0.8 - 0.1 * steps + i, flow) for i in (-0.01, 0.01)
+            ]
             arguments.append(f"{trained}/{judged}={folders[0]},{folders[1]}")
     page = tmp_path / "page.md"
     page.write_text("<!-- m: begin -->\n<!-- m: end -->\n")
     main([str(lists), *arguments, "--page", str(page), "m"])
     text = page.read_text()
-    assert "| slow | fast | 8.0 | 0.25 | +0.200, -0.200 |" in text and "| fast | fast | 8.0 | 1.00 | +0.400, +0.000 |" in text
+    assert (
+        "| slow | fast | 8.0 | 0.25 | +0.200, -0.200 |" in text
+        and "| fast | fast | 8.0 | 1.00 | +0.400, +0.000 |" in text
+    )
     assert "how far the motions differ | +1.00 |" in text
     assert float(text.rsplit("clips move | ")[1].split(" |")[0]) > 0.5
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..sizes import size_text
-from ..streaming.parts import has_parts
+from ..streaming.parts import wrote
 from ..trained_window import TrainedWindow
 from ..video.reading import has_sound
 from ..video.writing import FILE_SUFFIXES, FORMS, WRITABLE, keep_frames
@@ -48,7 +48,7 @@ def check_output(options: TaskOptions, fps: float | None, size: tuple[int, int] 
         raise UsageError(f"cannot write '{output}': the suffix '{output.suffix}' is unknown; use {WRITABLE}")
     check_writable(output, fps, size)
     # An interrupted run left what is finished under the name of the result, and its parts beside it.
-    is_resumed = isinstance(options, FileOptions) and options.resume and has_parts(output)
+    is_resumed = isinstance(options, FileOptions) and options.resume and wrote(output)
     if output.exists() and not (options.overwrite or is_resumed):
         raise ValueError(f"the output {output} exists; give another name, or --overwrite to replace it")
 

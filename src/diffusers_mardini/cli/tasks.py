@@ -11,6 +11,7 @@ from ..trained_window import TrainedWindow
 from . import checkpoints, files, streams
 from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
 from .errors import UsageError
+from .messages import warn
 from .options import (
     Anchors,
     Batch,
@@ -190,6 +191,7 @@ def slow_motion(
     clip, rate = files.read_clip(video, trained, options)
     if len(clip) < 2:
         raise ValueError(f"{video} has 1 frame, and slow motion goes between frames; give at least 2")
+    warn("With --paste-given cuts are not looked for: frames are sampled across them, too")
     pipe, arguments = checkpoints.load(options, task)
     result = pipe.slow_motion(clip, factor=factor, window=window, window_batch_size=batch, **arguments)
     files.save(options, result.frames[0], rate or trained.fps, started)

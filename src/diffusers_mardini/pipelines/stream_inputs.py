@@ -106,34 +106,37 @@ def frame_times(video: Any, source_fps: float | None, times: Iterable[float] | N
     return iter(times)
 
 
-def kept_frames(frames: Iterable[tuple[float, Any, bool]]) -> Iterator[tuple[float, Any, bool]]:
+def kept_frames(frames: Iterable[tuple[float, Any, bool, bool]]) -> Iterator[tuple[float, Any, bool, bool]]:
     """Leave out held frames, which look like those before them, and frames that are not later than these.
 
     A frame that is held for no longer than `MOST_HELD` is one frame: the motion goes on through its time. A longer
-    pause stays a pause, between its first and its last frame.
+    pause, and one that a cut ends, stays a pause, between its first and its last frame.
 
     Args:
-        frames: times in seconds, frames, and whether each equals the one before.
+        frames: times in seconds, frames, whether each equals the one before, and whether it begins a scene.
 
     Yields:
-        Times, frames, and whether each ends a pause that began with the frame yielded before.
+        Times, frames, whether each ends a pause that began with the frame yielded before, and whether it begins a
+        scene.
     """
     begin: float | None = None  # time of the last frame that differed from the one before
     held: tuple[float, Any] | None = None  # the last frame that equals it
-    last = float("-inf")
-    for time, frame, equal in frames:
+    last, is_cut = float("-inf"), False
+    for time, frame, equal, begins_scene in frames:
+        is_cut |= begins_scene
         if not time > last:
             continue
         last = time
-        if equal and begin is not None:
+        if equal and begin is not None and not is_cut:
             held = time, frame
             continue
-        if held is not None and begin is not None and time - begin > MOST_HELD:
-            yield *held, True
+        if held is not None and begin is not None and (is_cut or time - begin > MOST_HELD):
+            yield *held, True, False
         begin, held = time, None
-        yield time, frame, False
+        yield time, frame, False, is_cut
+        is_cut = False
     if held is not None:
-        yield *held, True
+        yield *held, True, False
 
 
 def with_equality(frames: Iterable[tuple[float, Picture]]) -> Iterator[tuple[float, Picture, bool]]:

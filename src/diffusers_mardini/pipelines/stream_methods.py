@@ -106,13 +106,9 @@ class StreamMixin:
         plan = RetimePlan(fps, window, origin, first_frame)
 
         def arrivals() -> Iterator[tuple[Any, Arrival]]:
-            numbered = ((time, (number, frame), equal) for number, (time, frame, equal) in enumerate(
-                with_equality(timed(pictures, all_times))
-            ))  # fmt: skip
-            before = 0
-            for time, (number, frame), is_still in kept_frames(numbered):
-                is_cut = any(cut in cuts for cut in range(before + 1, number + 1))
-                before = number
+            arriving = enumerate(with_equality(timed(pictures, all_times)))
+            known = ((time, frame, equal, number in cuts) for number, (time, frame, equal) in arriving)
+            for time, frame, is_still, is_cut in kept_frames(known):
                 yield frame, plan.push(time, is_cut, is_still)
 
         frames = stream_windows(

@@ -1,6 +1,6 @@
 """The parts of a video that is continued."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Extension:
         """Tell whether there is a part of this number."""
         return self.frames_total is None or frames_done < self.frames_total
 
-    def frames(self, number: int, parts: PartFolder) -> Iterator[Any]:
+    def frames(self, number: int, parts: PartFolder, is_stopped: Callable[[], bool]) -> Iterator[Any]:
         """Yield the frames of a part."""
         if number < self.num_given_parts:
             first = number * PART_FRAMES
@@ -59,6 +59,8 @@ class Extension:
         left = None if self.frames_total is None else self.frames_total - parts.num_frames
         made = parts.num_frames
         for _ in range(PART_WINDOWS):
+            if is_stopped():  # `step` would begin anew
+                return
             told = conditions_of(self.settings.conditions, range(made, made + rollout.most_new_frames))
             frames = rollout.step(conditions=told).frames[0]
             made += len(frames)

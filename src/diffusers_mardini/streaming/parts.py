@@ -17,7 +17,7 @@ except ImportError:  # on Windows no lock is held
 SUFFIX = ".parts"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
 LONG = 200  # letters about one setting
-SETTINGS, FACTS = "settings.json", "source.json"
+SETTINGS, FACTS, WRITTEN = "settings.json", "source.json", "written.json"
 
 
 class PartFolder:
@@ -57,6 +57,8 @@ class PartFolder:
             raise ValueError(
                 f"the parts in '{self.folder}' were made with other settings ({was}); give those, or remove the folder"
             )
+        if before is None:  # what a process left that was killed in its first part may be of another source
+            (self.folder / FACTS).unlink(missing_ok=True)
         self._write(SETTINGS, settings)
         while (record := self._read(f"{len(self.records):05}.json")) is not None:
             self.records.append(record)
@@ -95,10 +97,14 @@ class PartFolder:
         if number:
             self.state(number - 1).unlink(missing_ok=True)
 
+    def keep_written(self) -> None:
+        """Remember the result of an interrupted run, which `wrote` then knows."""
+        self._write(WRITTEN, _state_of(self.output))
+
     def close(self) -> None:
         """Let others use the folder; remove it if there is nothing to go on with."""
         self._lock.close()
-        if not self.records:
+        if not self.records and not (self.folder / WRITTEN).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
@@ -125,10 +131,25 @@ def has_parts(output: Path) -> bool:
     return (folder_of(output) / "00000.json").exists()
 
 
+def wrote(output: Path) -> bool:
+    """Return whether an interrupted run left this result, which its resumption may replace."""
+    try:
+        written = json.loads((folder_of(output) / WRITTEN).read_text(encoding="utf-8"))
+        return written == _state_of(output)
+    except (OSError, ValueError):
+        return False
+
+
+def _state_of(path: Path) -> list[int]:
+    """Return what tells whether a file or a folder was changed."""
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
 def folder_of(output: Path) -> Path:
     """Return the folder of the parts of a result."""
     name = os.fsencode(output.name)[: LONGEST_NAME - len(SUFFIX)]
-    return output.with_name(os.fsdecode(name) + SUFFIX)
+    return output.parent / (os.fsdecode(name) + SUFFIX)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -1,6 +1,6 @@
 """The parts of a video that gets another rate, or becomes slower."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Retiming:
         """Tell whether there is a part of this number."""
         return number * PART_GAPS < len(self.video.kept) - 1
 
-    def frames(self, number: int, parts: PartFolder) -> Iterator[Any]:
+    def frames(self, number: int, parts: PartFolder, is_stopped: Callable[[], bool]) -> Iterator[Any]:
         """Yield the frames of a part, from the first given frame of it (alone in the first part) to its last."""
         first = number * PART_GAPS
         kept = self.video.kept[first : first + PART_GAPS + 1]
@@ -54,6 +54,8 @@ class Retiming:
             **self.settings.sampling,
         )
         assert isinstance(frames, Iterator), "it was asked for a stream"
+        if is_stopped():  # while the first frames were read, which the call has forgotten
+            self.pipe._interrupt = True
         return frames
 
     def _count_until(self, time: float) -> int:

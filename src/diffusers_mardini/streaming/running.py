@@ -15,11 +15,11 @@ from PIL import Image
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.encoding import ClipEncoder
 from ..video.joining import join
-from ..video.places import publish, real_place
+from ..video.places import publish, real_place, unfinished
 from ..video.reading import iterate_frames
 from ..video.sound import SoundTrack
 from ..video.writing import FILE_SUFFIXES, FORMS, check_writable, write_video
-from .parts import PartFolder
+from .parts import PartFolder, wrote
 
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # whose parts are joined as they are
@@ -76,8 +76,8 @@ class Task(Protocol):
         """Tell whether there is a part of this number, if those before it have so many frames."""
         ...
 
-    def frames(self, number: int, parts: PartFolder) -> Iterator[Any]:
-        """Yield the frames of a part; the parts before it are finished."""
+    def frames(self, number: int, parts: PartFolder, is_stopped: Callable[[], bool]) -> Iterator[Any]:
+        """Yield the frames of a part; the parts before it are finished. No window begins once it is stopped."""
         ...
 
 
@@ -118,8 +118,14 @@ def can_have_sound(output: Path) -> bool:
     return output.suffix.lower() in CONTAINERS
 
 
-def check_output(output: Path, fps: float, overwrite: bool, is_resumed: bool) -> None:
+def check_output(output: Path, fps: float, overwrite: bool, resume: bool) -> None:
     """Refuse an output before anything is read.
+
+    Args:
+        output: the result.
+        fps: its frames per second, or a usual number.
+        overwrite: whether anything may be replaced.
+        resume: whether what an interrupted run left there may be.
 
     Raises:
         ValueError: for a suffix that is not written, a place where nothing can be written, or an existing file that
@@ -131,10 +137,15 @@ def check_output(output: Path, fps: float, overwrite: bool, is_resumed: bool) ->
             f"cannot write '{output}': the suffix '{output.suffix}' is unknown; use "
             f"{', '.join(sorted({*CONTAINERS, *FILE_SUFFIXES}))} or no suffix (a folder of PNG)"
         )
-    check_writable(output.with_suffix(".mp4") if suffix in CONTAINERS else output, fps)
+    check_rate(output, fps)
     real_place(output, is_folder=not suffix)
-    if output.exists() and not overwrite and not is_resumed:
+    if output.exists() and not overwrite and not (resume and wrote(output)):
         raise ValueError(f"the output '{output}' exists; give another name, or `overwrite=True` to replace it")
+
+
+def check_rate(output: Path, fps: float) -> None:
+    """Refuse an output that cannot be written, or not with so many frames per second; see `check_writable`."""
+    check_writable(output.with_suffix(".mp4") if output.suffix.lower() in CONTAINERS else output, fps)
 
 
 def run(
@@ -167,9 +178,8 @@ def run(
         try:
             number = len(parts.records)
             while task.has_part(number, parts.num_frames) and not stop.requested:
-                count = _encode(
-                    task.frames(number, parts), parts.unfinished(number), fps, None if is_lossless else crf, counter
-                )
+                frames = task.frames(number, parts, lambda: stop.requested)
+                count = _encode(frames, parts.unfinished(number), fps, None if is_lossless else crf, counter)
                 if stop.requested:
                     tail = count
                     break
@@ -191,9 +201,11 @@ def run(
             frames = [Image.fromarray(frame) for file in files for _, frame in iterate_frames(file)]
             write_video(parts.output, frames, fps, overwrite=parts.replaces)
         else:
-            whole = parts.folder / "whole"
-            join(files, whole, fps, CONTAINERS[parts.output.suffix.lower()], sound(num_frames / fps))
-            publish(whole, real_place(parts.output, is_folder=False), parts.replaces)
+            place = real_place(parts.output, is_folder=False)
+            # Beside the target of a link: what lies on another file system can't be renamed.
+            with unfinished(place.parent) as room:
+                join(files, room / "whole", fps, CONTAINERS[parts.output.suffix.lower()], sound(num_frames / fps))
+                publish(room / "whole", place, parts.replaces)
     except FileExistsError as error:
         parts.close()
         raise ValueError(
@@ -204,6 +216,7 @@ def run(
     if is_whole:
         parts.remove()
     else:
+        parts.keep_written()
         parts.close()
     return num_frames, counter.resumed, is_whole
 

@@ -13,7 +13,7 @@ from ..pipelines.inputs import output_size, whole_number
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.reading import frames_of_numbers
 from ..video.times import PICTURE_FPS
-from .parts import PartFolder, folder_of
+from .parts import PartFolder
 from .running import can_have_sound, check_output
 
 
@@ -42,7 +42,7 @@ class TaskSettings:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + part) % 2**63)
 
     def open(self, pipe: MarDiniPipeline, source: str | os.PathLike, **key: Any) -> PartFolder:
-        """Open the folder of parts."""
+        """Open the folder of parts; `key` is what else they depend on."""
         sampling = {name: repr(value) for name, value in sorted(self.sampling.items())}
         sampling |= {f"condition {name}": _digest(values) for name, values in self.conditions.items()}
         key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
@@ -65,7 +65,7 @@ def read_settings(
 ) -> TaskSettings:
     """Check what the tasks share, before anything is read."""
     output = Path(output)
-    check_output(output, fps or PICTURE_FPS, overwrite, resume and folder_of(output).exists())
+    check_output(output, fps or PICTURE_FPS, overwrite, resume)
     seed = whole_number(seed, "seed", least=0)
     trained = pipe.trained_window
     if height is None and width is None and trained.height is not None:

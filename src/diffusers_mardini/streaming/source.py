@@ -16,7 +16,9 @@ from ..video.times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 from .cuts import frames_of_cuts, read_cuts
 
 
-ROUNDED = 0.002  # seconds by which times may differ from even ones, because files round them
+ROUNDED = 0.0005  # seconds by which times may differ from even ones, because files round them to milliseconds
+LONGEST_PAUSE = 3600.0  # seconds for which a frame is repeated at even times
+NEAR = 0.002  # seconds by which a frame may be earlier than the cut that names it
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ def look_through(
     cuts = read_cuts(cuts)
     facts = found or _facts(path, fps, cuts == "keep")
     times = _even(np.array(facts["times"]), stated_rate(path))
-    scenes = set(facts["scenes"] if isinstance(cuts, str) else frames_of_cuts(cuts, times, ROUNDED)) - {0}
-    rate = 1 / usual_gap(np.diff(times)) if len(times) > 1 else PICTURE_FPS
+    scenes = set(facts["scenes"] if isinstance(cuts, str) else frames_of_cuts(cuts, times, NEAR)) - {0}
+    rising = np.unique(times)
+    rate = 1 / usual_gap(np.diff(rising)) if len(rising) > 1 else PICTURE_FPS
     rate = _even_rate(times, stated_rate(path)) or rate
     if is_even:
-        kept, rate = _shown_evenly(times, rate)
+        kept, rate = _shown_evenly(path, times, rate)
     else:
         kept = _changing(times, scenes, set(facts["equal"]))
     start = float(facts["times"][0])
@@ -133,21 +136,22 @@ def look_through(
 
 def _changing(times: np.ndarray, scenes: set[int], equal: set[int]) -> list[KeptFrame]:
     """Return the frames that are later than those before and differ from them."""
-    kept, before = [], 0
-    for time, number, is_still in kept_frames(
-        (time, number, number in equal) for number, time in enumerate(times.tolist())
-    ):
-        is_cut = any(cut in scenes for cut in range(before + 1, number + 1))
-        kept.append(KeptFrame(number, time - times[0], is_cut, is_still))
-        before = number
-    return kept
+    known = ((time, number, number in equal, number in scenes) for number, time in enumerate(times.tolist()))
+    return [
+        KeptFrame(number, time - times[0], is_cut, is_still) for time, number, is_still, is_cut in kept_frames(known)
+    ]
 
 
-def _shown_evenly(times: np.ndarray, rate: float) -> tuple[list[KeptFrame], float]:
-    """Return the frames to show at even times, and their rate: as `read_video` has them."""
+def _shown_evenly(path: str | os.PathLike, times: np.ndarray, rate: float) -> tuple[list[KeptFrame], float]:
+    """Return the frames to show at even times, and their rate: as `read_video` has them, with pauses of any length."""
     order: Iterable[int] = range(len(times))
     if len(times) > 1 and (np.diff(times) > 0).all() and even_rate(times, rate) is None:
-        showing = spread(times, 0.0, None)
+        showing = spread(times, 0.0, None, longest=LONGEST_PAUSE)
+        if showing.cut > 0:
+            raise ValueError(
+                f"'{path}' holds a frame for {showing.longest:,.0f} seconds, and at most {LONGEST_PAUSE:,.0f} are shown; "
+                "cut the video there"
+            )
         order, rate = showing.order.tolist(), showing.fps
     return [KeptFrame(number, place / rate, False, False) for place, number in enumerate(order)], rate
 
@@ -156,7 +160,7 @@ def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[
     finder = SceneFinder() if find_cuts else None
     times, equal, before = [], [], None
     rate = (fps or PICTURE_FPS) if Path(path).is_dir() else None
-    for number, (time, frame) in enumerate(iterate_frames(path, rate)):
+    for number, (time, frame) in enumerate(iterate_frames(path, rate, warns=True)):
         times.append(time)
         if before is not None and np.array_equal(before, frame):
             equal.append(number)
@@ -165,19 +169,25 @@ def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[
         before = frame
     if not times:
         raise ValueError(f"'{path}' holds no frame; it is damaged or empty")
-    scenes = [] if finder is None else [first for first, _ in finder.finish()]
+    scenes = [] if finder is None else finder.borders()
     return {"times": times, "equal": equal, "scenes": scenes}
 
 
 def _even_rate(times: np.ndarray, stated: float) -> float | None:
     """Return the rate at which all frames lie at even times but for rounding, if there is one."""
     for rate in (stated, mean_rate(times) if len(times) > 1 and times[-1] > times[0] else 0.0):
-        if rate > 0 and np.abs(times - times[0] - np.arange(len(times)) / rate).max() <= ROUNDED:
-            return rate
+        if rate > 0:
+            late = times - np.arange(len(times)) / rate
+            if late.max() - late.min() <= 2 * ROUNDED + 1e-9:
+                return rate
     return None
 
 
 def _even(times: np.ndarray, stated: float) -> np.ndarray:
     """Return times without the rounding of the file, if they are even."""
     rate = _even_rate(times, stated)
-    return times if rate is None else times[0] + np.arange(len(times)) / rate
+    if rate is None:
+        return times
+    even = np.arange(len(times)) / rate
+    late = times - even
+    return even + (late.max() + late.min()) / 2  # no frame is moved by more than the rounding

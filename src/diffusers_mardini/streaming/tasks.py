@@ -16,7 +16,7 @@ from .cuts import read_cuts
 from .extension import Extension
 from .parts import PartFolder
 from .retiming import Retiming
-from .running import FileProgress, FileResult, Task, can_have_sound, run
+from .running import FileProgress, FileResult, Task, can_have_sound, check_rate, run
 from .settings import TaskSettings, read_settings
 from .source import FrameReader, SourceVideo, look_through
 
@@ -167,7 +167,9 @@ def extend_file(
         pipe, source, output, fps or source_fps, seed, height, width, resume, overwrite, sampling, told
     )
     pipe.rollout([Image.new("RGB", settings.size)], **sampling)  # refuses wrong arguments before a part is made
-    parts = settings.open(pipe, source, task="extend", num_new_frames=num_new_frames, fps=fps, source_fps=source_fps)
+    parts = settings.open(
+        pipe, source, task="extend", num_new_frames=num_new_frames, fps=fps, source_fps=source_fps, crf=crf
+    )
     try:
         video, _ = look_through(source, source_fps, "ignore", is_even=True)
         if told and num_new_frames is not None:
@@ -176,6 +178,7 @@ def extend_file(
             settings = replace(settings, conditions=told)
         task = Extension(pipe, settings, FrameReader(video, settings.size), num_new_frames)
         result_fps = fps or video.fps
+        check_rate(settings.output, result_fps)
         return _run(pipe, task, parts, video, result_fps, crf, sound, video.fps / result_fps, progress)
     finally:
         parts.close()
@@ -195,7 +198,9 @@ def _retime(
 ) -> FileResult:
     """Run `retime_file`, or `slow_motion_file` with a factor."""
     cuts = read_cuts(cuts)
-    parts = settings.open(pipe, source, task="retime", factor=factor, fps=fps, source_fps=source_fps, cuts=cuts)
+    parts = settings.open(
+        pipe, source, task="retime", factor=factor, fps=fps, source_fps=source_fps, cuts=cuts, crf=crf
+    )
     try:
         video, facts = look_through(source, source_fps, cuts, parts.facts())
         parts.keep_facts(facts)
@@ -206,6 +211,8 @@ def _retime(
         result_fps = video.fps if fps is None else fps
         rate = result_fps if factor is None else video.fps * factor
         task = Retiming(pipe, settings, FrameReader(video, settings.size), rate)
+        check_rate(settings.output, result_fps)
+        _check_rows(settings, task.frames_total)
         return _run(pipe, task, parts, video, result_fps, crf, sound, rate / result_fps, progress)
     finally:
         parts.close()
@@ -227,9 +234,22 @@ def _run(
     def track(seconds: float) -> SoundTrack | None:
         return SoundTrack(video.path, video.start, seconds, slower) if has_sound else None
 
+    if (found := track(0.0)) is not None:
+        with found:
+            found.check()  # before anything is sampled
+
     num_frames, resumed, is_whole = run(pipe, task, parts, fps, crf, track, progress)
     said = ("stretched" if slower != 1 else "copied") if has_sound else "dropped" if video.has_sound else "none"
     return FileResult(parts.output, num_frames, fps, resumed, is_whole, said, video.num_cuts)
+
+
+def _check_rows(settings: TaskSettings, frames_total: int) -> None:
+    """Refuse conditions that end before the result does."""
+    rows = min((values.shape[1] for values in settings.conditions.values()), default=frames_total)
+    if rows < frames_total:
+        raise ValueError(
+            f"`conditions` has {rows} rows, but the result has {frames_total} frames; give a row for each of them"
+        )
 
 
 def _check_sound(sound: str, makes: str, why: str) -> None:

@@ -202,7 +202,7 @@ def probe_video(
 
 
 def iterate_frames(
-    source: Source, fps: float | None = None, timestamps: Sequence[float] | None = None
+    source: Source, fps: float | None = None, timestamps: Sequence[float] | None = None, warns: bool = False
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yield `(time on the file's own clock, upright uint8 (height, width, 3))`, one frame in memory at a time.
 
@@ -211,6 +211,7 @@ def iterate_frames(
     Args:
         source, fps: see `probe_video`.
         timestamps: see `read_frames`; by default all frames are read.
+        warns: whether to warn of what is damaged or missing, as `read_video` does, after the last frame.
     """
     if timestamps is not None:
         yield from zip(timestamps, _frames_at(source, list(timestamps), fps))
@@ -219,9 +220,14 @@ def iterate_frames(
         for index in range(len(pictures)):
             yield index / _positive(fps, pictures), np.asarray(pictures.read(index))
         return
-    with open_film(source, repeated=True) as film:
+    decoded = _Decoded()
+    with open_film(source, repeated=not warns) as film:
         for frame in film.frames():
+            if warns:
+                decoded.add(frame)
             yield _time(film, frame), film.show(frame)
+        if warns and decoded.times:
+            _warn_of_loss(film, decoded, _stated_rate(film, len(decoded.times)))
 
 
 def read_frames(source: Source, timestamps: Sequence[float], fps: float | None = None) -> np.ndarray:
@@ -357,10 +363,7 @@ def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object] | Non
 def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[list, float]:
     """Return the frames at even times, and their rate; warn if frames were repeated or left out."""
     times = np.array(decoded.times)
-    if missing := _what_is_missing(film, times, fps):
-        film.warn(missing)
-    else:
-        _warn_of_damage(film, decoded)
+    _warn_of_loss(film, decoded, fps)
     even, last, exact = even_rate(times, fps), _last_length(film, times, decoded), _is_gif(film)
     if even and exact:
         # A gif's times are rounded to hundredths. If its last frame is shown for less than the others, these are
@@ -380,6 +383,14 @@ def _spread(film: Film, frames: list, decoded: _Decoded, fps: float) -> tuple[li
         text += f"; pauses of up to {showing.longest:.1f} seconds were shortened, by {showing.cut:.1f} seconds in all"
     film.warn(text)
     return [frames[index] for index in showing.order], showing.fps
+
+
+def _warn_of_loss(film: Film, decoded: _Decoded, fps: float) -> None:
+    """Warn of frames that the file states and does not have, or else of damaged ones."""
+    if decoded.first_unordered() is None and (missing := _what_is_missing(film, np.array(decoded.times), fps)):
+        film.warn(missing)
+    else:
+        _warn_of_damage(film, decoded)
 
 
 def _what_is_missing(film: Film, times: np.ndarray, rate: float) -> str | None:

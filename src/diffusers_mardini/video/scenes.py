@@ -42,6 +42,7 @@ class SceneFinder:
         self._num_frames = 0
         self._borders: list[int] = []
         self._blank: list[list[int]] = []  # first frame and frame after the last of each stretch of one colour
+        self._size: tuple[int, int] | None = None  # of small frames, by the aspect of the first
 
     def add(self, frame: np.ndarray, grey: np.ndarray) -> None:
         """Take the next frame, small: `uint8` `(height, width, 3)`, and `(height, width)` in grey levels."""
@@ -69,16 +70,21 @@ class SceneFinder:
     def add_frame(self, frame: np.ndarray) -> None:
         """Take the next frame of any size, `uint8` `(height, width, 3)`."""
         height, width = frame.shape[:2]
-        size = WIDTH, min(4 * WIDTH, max(8, round(WIDTH * height / width)))
-        small = Image.fromarray(frame).resize(size, Image.Resampling.BOX)
+        self._size = self._size or (WIDTH, min(4 * WIDTH, max(8, round(WIDTH * height / width))))
+        small = Image.fromarray(frame).resize(self._size, Image.Resampling.BOX)
         self.add(np.asarray(small), np.asarray(small.convert("L")))
 
-    def finish(self) -> list[tuple[int, int]]:
-        """Return the first frame and the number of frames of each scene."""
+    def borders(self) -> list[int]:
+        """Return the first frame of each scene and of each stretch of one colour, at the end."""
         if self._started:
             for _, frame in self._recent[1::-1]:
                 self._feed(-1, frame)
-        borders = sorted({0, *self._borders, *(index for stretch in self._blank for index in stretch)})
+        found = {0, *self._borders, *(index for stretch in self._blank for index in stretch)}
+        return sorted(number for number in found if number < self._num_frames)
+
+    def finish(self) -> list[tuple[int, int]]:
+        """Return the first frame and the number of frames of each scene; frames of one colour belong to none."""
+        borders = self.borders()
         ends = [*borders[1:], self._num_frames]
         scenes = [(first, end - first) for first, end in zip(borders, ends) if end > first]
         return [scene for scene in scenes if not any(begin <= scene[0] < end for begin, end in self._blank)]

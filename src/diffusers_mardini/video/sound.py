@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import av
 
+from .errors import named_file_errors
 from .opening import open_film
 
 
@@ -41,6 +42,15 @@ class SoundTrack:
 
     def __exit__(self, *error: object) -> None:
         self._film.__exit__(*error)
+
+    def check(self) -> None:
+        """Refuse sound that nothing here decodes, when it is open.
+
+        Raises:
+            ValueError: see above.
+        """
+        if self._from.codec_context is None:
+            raise ValueError(f"'{self.source}' has sound that FFmpeg has no decoder for; `sound='drop'` leaves it out")
 
     def add_to(self, output: av.container.OutputContainer) -> Iterator[tuple[float, av.Packet]]:
         """Add a stream to a container; return its packets, with their times in seconds, to be muxed in order."""
@@ -93,19 +103,25 @@ class SoundTrack:
             yield float((packet.pts or 0) * Fraction(packet.time_base)), packet
 
     def _stretched(self) -> Iterator[av.AudioFrame]:
-        """Yield decoded sound from `start` on, `slower` times as long."""
+        """Yield decoded sound from `start` on, `slower` times as long; silence where the file has none."""
         graph = av.filter.Graph()
-        source = graph.add_abuffer(template=self._from)
-        last = source
-        rest = 1 / self.slower
-        for tempo in tempos(rest):
-            tempo_filter = graph.add("atempo", f"{tempo:.9f}")
-            last.link_to(tempo_filter)
-            last = tempo_filter
-        trim = graph.add("asetpts", "N/SR/TB")
-        last.link_to(trim)
+        filters = [
+            ("asetpts", f"PTS-({self.start:.9f})/TB"),
+            ("atrim", "start=0"),
+            (
+                "aresample",
+                "async=1:first_pts=0",
+            ),  # sound begins when the pictures do, and gaps stay as long as they are
+            *(("atempo", f"{tempo:.9f}") for tempo in tempos(1 / self.slower)),
+            ("asetpts", "N/SR/TB"),
+        ]
+        last = graph.add_abuffer(template=self._from)
+        for name, options in filters:
+            added = graph.add(name, options)
+            last.link_to(added)
+            last = added
         sink = graph.add("abuffersink")
-        trim.link_to(sink)
+        last.link_to(sink)
         graph.configure()
 
         def ready() -> Iterator[av.AudioFrame]:
@@ -115,7 +131,7 @@ class SoundTrack:
                 except (av.error.BlockingIOError, av.error.EOFError):
                     return
 
-        for frame in self._input.decode(self._from):
+        for frame in self._decoded():
             time = frame.time if frame.time is not None else 0.0
             if time + frame.samples / frame.sample_rate <= self.start:
                 continue
@@ -123,6 +139,15 @@ class SoundTrack:
             yield from ready()
         graph.push(None)
         yield from ready()
+
+    def _decoded(self) -> Iterator[av.AudioFrame]:
+        """Yield the decoded sound; damaged packets are left out, as players do."""
+        with named_file_errors(f"'{self.source}'", "sound, which `sound='drop'` leaves out"):
+            for packet in self._input.demux(self._from):
+                try:
+                    yield from packet.decode()
+                except av.error.InvalidDataError:
+                    continue
 
 
 def tempos(tempo: float) -> list[float]:

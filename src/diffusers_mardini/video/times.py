@@ -56,7 +56,9 @@ def usual_gap(gaps: np.ndarray) -> float:
     return float(gaps[np.abs(gaps - middle) <= 0.25 * middle].mean())
 
 
-def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool = False) -> Showing:
+def spread(
+    timestamps: np.ndarray, last: float, rate: float | None, exact: bool = False, longest: float | None = None
+) -> Showing:
     """Choose the frame to show at each even time: each until the next one's time, as a player does.
 
     Args:
@@ -65,11 +67,13 @@ def spread(timestamps: np.ndarray, last: float, rate: float | None, exact: bool 
         rate: frames per second if the times are even; `None` for the rate of most frames, or a multiple of it
             if many frames are shown for less.
         exact: whether the times were chosen, like a gif's, and not measured: they are then kept if possible.
+        longest: the most seconds for which a frame is repeated, however many frames that makes; by default
+            `LONGEST_PAUSE`, and as much as memory bears.
     """
     gap, starts, finer = (1 / rate, np.arange(len(timestamps)), 1) if rate else _grid(timestamps, last, exact)
     # How many times each frame is shown. One that begins halfway between two times belongs to the earlier one.
     counts = np.append(np.diff(starts), max(1, round(last / gap)) if last else finer).astype(np.int64)
-    shown = np.minimum(counts, _longest_allowed(counts, gap, finer))
+    shown = np.minimum(counts, round(longest / gap) if longest else _longest_allowed(counts, gap, finer))
     return Showing(
         order=np.repeat(np.arange(len(timestamps)), shown),
         fps=rate or 1 / gap,
