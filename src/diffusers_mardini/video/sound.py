@@ -44,10 +44,10 @@ class SoundTrack:
         self._film.__exit__(*error)
 
     def check(self) -> None:
-        """Refuse sound that nothing here decodes, when it is open.
+        """Check, when it is open, that the sound can be decoded.
 
         Raises:
-            ValueError: see above.
+            ValueError: if FFmpeg has no decoder for it.
         """
         if self._from.codec_context is None:
             raise ValueError(f"'{self.source}' has sound that FFmpeg has no decoder for; `sound='drop'` leaves it out")
@@ -105,13 +105,11 @@ class SoundTrack:
     def _stretched(self) -> Iterator[av.AudioFrame]:
         """Yield decoded sound from `start` on, `slower` times as long; silence where the file has none."""
         graph = av.filter.Graph()
+        # Sound is resampled to begin when the pictures do; its gaps stay as long as they are.
         filters = [
             ("asetpts", f"PTS-({self.start:.9f})/TB"),
             ("atrim", "start=0"),
-            (
-                "aresample",
-                "async=1:first_pts=0",
-            ),  # sound begins when the pictures do, and gaps stay as long as they are
+            ("aresample", "async=1:first_pts=0"),
             *(("atempo", f"{tempo:.9f}") for tempo in tempos(1 / self.slower)),
             ("asetpts", "N/SR/TB"),
         ]
