@@ -15,7 +15,7 @@ from training import counterfactuals, drift, drives, evaluate
 from training.config.layers import load_config
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.drift import Arm
-from training.evaluation.methods import SamplerSettings, baselines
+from training.evaluation.methods import WITHOUT_CONDITIONS, SamplerSettings, baselines
 from training.reproduction import degraded_signals, planner_alone, run_costs, slow_motion_doubling, table_3
 from training.reproduction.page_blocks import block_names
 
@@ -156,6 +156,8 @@ class Done:
         names = {settings.label(steps, scheduler) for scheduler in options.scheduler for steps in options.steps}
         altered = [a for a, wanted in ((DROPPED, options.no_planning), (OTHER, options.wrong_planning)) if wanted]
         names |= {settings.label(options.steps[0], options.scheduler[0], alteration) for alteration in altered}
+        if options.no_planning:  # of a checkpoint that takes conditions
+            names.add(settings.label(options.steps[0], options.scheduler[0], DROPPED) + WITHOUT_CONDITIONS)
         names |= simple_methods(options.task, 9) | {CEILING}
         names |= {f"told {text}" for text in options.condition_scale}
         if options.train_clips:

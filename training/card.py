@@ -21,7 +21,7 @@ from diffusers_mardini.cards import write_model_card
 from diffusers_mardini.hardware import DTYPES
 from training.config.strict import check_kind
 from training.config.yaml_files import load_yaml
-from training.evaluation.methods import OURS, is_changed
+from training.evaluation.methods import OURS, WITHOUT_CONDITIONS, is_changed
 from training.evaluation.results import with_nan
 from training.evaluation.sampling import ADAPTED, weights_digest
 from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
@@ -90,6 +90,12 @@ def scores_of(results: Path) -> dict[str, Any]:
         }
         rows.append({"method": f"{row['method']}, given {' and '.join(given)}" if given else row["method"], **scores})
     found = verdict(record["rows"], record.get("differences", []))
+    judged = next((row["method"] for row in record["rows"] if row.get("kind") == OURS), "")
+    told = [name for name in conditions if name not in of_adapter]
+    if found and told:
+        untold = verdict(record["rows"], record.get("differences", []), judged + WITHOUT_CONDITIONS)
+        found.append(f"It was told {' and '.join(told)} of the true clip, which no simple method was.")
+        found += [f"Told nothing: {sentence[0].lower()}{sentence[1:]}" for sentence in untold]
     return {"metrics": rows, "evaluation": without_folders(record["command"])} | ({"verdict": found} if found else {})
 
 

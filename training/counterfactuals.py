@@ -85,6 +85,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     sampling = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
     scheduler = scheduler_named(pipe.scheduler, options.scheduler) if options.scheduler else None
     key = {"window": options.window, "seed": options.seed, "truth": digest_of(true["given"] / 255), **model_key(pipe)}
+    key |= {"pace": vars(pace), "held": HELD}
     key |= sampling_key(scheduler or pipe.scheduler, options.steps, options.guidance_scale, options.scheduler)
     held = torch.tensor(list(HELD.values()))
 

@@ -70,6 +70,17 @@ def test_a_drive_goes_on_and_starts_anew(pipe):
     assert [frame.index for frame in one.step([])] == [1, 2, 3, 4]
 
 
+def test_windows_of_a_drive_are_as_long_as_those_of_the_training(pipe):
+    one, lengths, plan = drive(pipe), [], pipe.plan
+    pipe.plan = lambda *args, **kwargs: lengths.append(args[2]) or plan(*args, **kwargs)
+    try:
+        for _ in range(3):
+            one.step(["left"])
+    finally:
+        del pipe.plan
+    assert pipe.trained_window.frames == 9 and lengths == [8, 9, 9]  # four frames are given, and then all are kept
+
+
 def test_a_checkpoint_that_takes_the_time_between_frames_is_told_that_of_its_training():
     pipe = driven_pipeline()
     for model in (pipe.planner, pipe.transformer):

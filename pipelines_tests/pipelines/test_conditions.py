@@ -202,6 +202,11 @@ def test_models_that_were_not_trained_together_are_found_out():
         ValueError, match="differ in a condition: one takes rate: 1 channel, 0 to 4.*0 to 1; use models"
     ):
         run(pipe, conditions={"action": ACTION})
+    pipe = told_pipeline()
+    pipe.planner.add_conditions({}, {"action": {"names": ["gas", "steering"]}})
+    pipe.transformer.add_conditions({}, {"action": {"names": ["steering", "gas"]}})
+    with pytest.raises(ValueError, match="differ in a condition"):
+        run(pipe, conditions={"action": ACTION})
 
 
 def test_the_ends_of_a_range_belong_to_it_also_in_single_precision():

@@ -138,6 +138,18 @@ def test_conditions_of_keyframes_are_those_of_their_intervals():
     torch.testing.assert_close(planned[1][1][0, 1:], actions[4:8])
 
 
+def test_conditions_of_anchors_are_those_of_an_interval_as_long_as_the_others():
+    pipe = told_pipeline()
+    rollout = pipe.rollout(clip(3), window=6, overlap=3, anchors=1, keyframe_interval=2, generator=seeded(), **FEW)
+    actions, rates = torch.rand(1, 41, 2), torch.full((1, 41, 1), 0.04)
+    places = rollout.kept_places(41)
+    told = rollout.conditions_of_kept({"action": actions, "rate": rates}, places)
+    assert places[0] == 0 and places[1] > 30
+    torch.testing.assert_close(told["rate"][0, 1:, 0], torch.full((len(places) - 1,), 0.08))
+    torch.testing.assert_close(told["action"][0, 1], actions[0, places[1] - 1 : places[1] + 1].mean(dim=0))
+    torch.testing.assert_close(rollout.conditions_of_kept({"rate": rates}, [40])["rate"], torch.full((1, 1, 1), 0.08))
+
+
 def test_an_interrupted_hierarchy_leaves_the_rollout_where_it_was(pipe):
     calls = []
 

@@ -155,6 +155,10 @@ def test_conditions_that_the_base_has_stay_as_they_are(tmp_path, clips):
         f"planner and transformer cannot be adapted: `data.conditions.rate` has 2 channels, but {tmp_path / 'base'} has "
         "1 in the planner and 1 in the transformer; use another name, or as many channels as there"
     ]
+    other["data"]["conditions"]["rate"] = {"derive": "rate", "range": [[0, 9]], "unit": "s"}
+    (problem,) = find_problems(type(run.config).model_validate(other))
+    assert "rate: 1 channel, 0 to 9, in s (sum over skipped frames), but" in problem.text
+    assert "give the same, or another name" in problem.text
 
 
 def test_targets_in_one_model_alone_are_refused(clips):

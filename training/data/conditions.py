@@ -73,7 +73,9 @@ class ClipConditions:
                 columns = self._table(entry)
                 values = np.stack([columns[column] for column in condition.columns], axis=1)
                 clip = {name: torch.from_numpy(values)[None]}  # (1, frames of the clip, channels)
-                found[name] = conditions_at(clip, self.known, list(frames))[name][0]
+                rows = conditions_at(clip, self.known, list(frames))[name][0]
+                # The models know a frame with all values of a condition, or without that condition.
+                found[name] = rows.masked_fill(rows.isnan().any(dim=-1, keepdim=True), torch.nan)
             elif condition.derive == "rate":
                 found[name] = frame_intervals(entry.times(frames))
             else:

@@ -77,15 +77,19 @@ class LeRobotEpisodes(SpanSource):
         return ": ".join([key, *filter(None, [", ".join(self.episodes[key].tasks)])])
 
     def rows(self, key: str, columns: Sequence[str]) -> Mapping[str, Sequence]:
-        """Return columns of the episode's rows, one for each frame; `action.0` is the first element of `action`."""
+        """Return columns of the episode's rows, one for each frame; `action.0` is the first element of `action`.
+
+        An action is recorded beside the frame at which it was chosen, and leads to the next one: it is returned for
+        that one, and `None` for the first frame.
+        """
         self._span(key)
         episode, found = self.episodes[key], {}
         table = self._table(episode, sorted({self._column(column) for column in columns}))
         for column in columns:
             cells = table.column(self._column(column)).to_pylist()
-            found[column] = (
-                cells if column == self._column(column) else [_element(cell, column, episode) for cell in cells]
-            )
+            values = cells if column == self._column(column) else [_element(cell, column, episode) for cell in cells]
+            is_action = self._column(column).partition(".")[0] == "action"
+            found[column] = [None, *values[:-1]] if is_action else values
         return found
 
     def _column(self, name: str) -> str:

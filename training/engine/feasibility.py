@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from diffusers_mardini.models.conditions import read_config
 from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig, StageConfig
 from training.data.buckets import size_multiple
@@ -214,6 +215,20 @@ def _refuse_unfit_conditions(config: RunConfig, base: Mapping[str, Mapping[str, 
                 f"`data.conditions.{name}` has {condition.channels} channels, but {config.init_from} has {has}; use "
                 "another name, or as many channels as there"
             )
+        for part, count in zip(PARTS, channels):
+            if count is None:
+                continue
+            infos = ((base[part].get("condition_info") or {}).get(name) or {}, condition.info)
+            was, now = (read_config({name: count}, {name: info})[name] for info in infos)
+            if (was.names or now.names, was.ranges or now.ranges, was.interval) != (
+                now.names,
+                now.ranges,
+                now.interval,
+            ):
+                raise ValueError(
+                    f"the run has the condition {now} ({now.interval} over skipped frames), but {config.init_from} was "
+                    f"trained with {was} ({was.interval}); give the same, or another name"
+                )
     if (added := added_conditions(config)) and len(adapted) < len(PARTS):
         raise ValueError(
             f"the adapter adds the conditions {', '.join(added)} to both models, but `lora.targets` "

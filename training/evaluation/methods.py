@@ -4,8 +4,8 @@ Each is a `Method` that samples windows; `scores.py` runs and scores them.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from diffusers_mardini.sizes import Size
 from training.data.clips import find_clips
 from training.digests import tensors_digest
 from training.engine.adapter import adapter_loaded
-from training.evaluation.altered_signals import OTHER, Alteration, batch_of_others
+from training.evaluation.altered_signals import DROPPED, OTHER, Alteration, batch_of_others
 from training.evaluation.baselines import best_match, copy_nearest, cross_fade, flow_warp
 from training.evaluation.evaluation_windows import training_clips
 from training.evaluation.networks import rife
@@ -52,6 +52,7 @@ class Method:
         batches: first and last-plus-one of the windows that are sampled together.
         sample: `(windows, given, first, seed)` to frames in [0, 1], shaped like the windows.
         unaltered: name of the method with the planner's own signals and the true conditions, if this one alters them.
+        facts: of the row, for `results.json`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Method:
     batches: list[tuple[int, int]]
     sample: Callable[[torch.Tensor, Sequence[int], int, int], torch.Tensor]
     unaltered: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def ours(
         adapter: str | None = None,
         conditions: TrueConditions = own,
         changed: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         scheduler = scheduler_named(pipe.scheduler, scheduler_name) if scheduler_name else None
         key = {
@@ -206,24 +209,31 @@ def ours(
 
         adapted_by = "" if adapter is None else ADAPTED
         name = settings.label(steps, scheduler_name, alteration) + adapted_by + changed
+        unaltered = settings.label(steps, scheduler_name) + adapted_by
+        if alteration is DROPPED and changed and settings.no_conditions:
+            unaltered += changed  # told as little
         is_altered = alteration is not None or changed
-        unaltered = settings.label(steps, scheduler_name) + adapted_by if is_altered else ""
-        methods.append(Method(name, OURS, key, settings.seeds, parts, sample, unaltered))
+        methods.append(
+            Method(name, OURS, key, settings.seeds, parts, sample, unaltered if is_altered else "", facts or {})
+        )
 
     for scheduler_name in settings.schedulers:
         for steps in settings.steps:
             add(steps, scheduler_name)
             if settings.adapter is not None:
                 add(steps, scheduler_name, adapter=settings.adapter, conditions=true)
+    none = TrueConditions({}, {})
     for alteration in settings.alterations:
-        add(settings.steps[0], settings.schedulers[0], alteration)
+        # Training drops the signals and all conditions together: without the one the models do not know the other.
+        untold = {"conditions": none, "changed": WITHOUT_CONDITIONS} if alteration is DROPPED and own.values else {}
+        add(settings.steps[0], settings.schedulers[0], alteration, **untold)
     if settings.no_conditions:
-        none = TrueConditions({}, {})
         add(settings.steps[0], settings.schedulers[0], adapter=told, conditions=none, changed=WITHOUT_CONDITIONS)
     for name, factor in settings.condition_scales:
         changed = f", {name}{TIMES}{factor:g}"
         scaled = true.scaled(name, factor, given)
-        add(settings.steps[0], settings.schedulers[0], adapter=told, conditions=scaled, changed=changed)
+        facts = {"told": scaled.told_of(name, true, given)}
+        add(settings.steps[0], settings.schedulers[0], adapter=told, conditions=scaled, changed=changed, facts=facts)
     return methods
 
 

@@ -15,7 +15,7 @@ import torch
 from diffusers_mardini.masking import task_indices
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.evaluation_windows import EvaluationWindows
-from training.evaluation.methods import is_changed
+from training.evaluation.methods import WITHOUT_CONDITIONS, is_changed
 from training.evaluation.sampling import ADAPTED
 from training.evaluation.tables import difference_table, present_columns, score_table, spread_table
 from training.evaluation.verdict import verdict
@@ -120,7 +120,11 @@ def write_sheets(
     if method + ADAPTED in sampled:
         rows = {"adapted": sampled[method + ADAPTED], "not adapted": sampled[method]}
     sheets = {"sheet": rows}
-    labels = {"not planned": method + DROPPED.suffix, "another's signals": method + OTHER.suffix}
+    labels = {
+        "not planned": method + DROPPED.suffix,
+        "neither planned nor told": method + DROPPED.suffix + WITHOUT_CONDITIONS,
+        "another's signals": method + OTHER.suffix,
+    }
     altered = {label: sampled[name] for label, name in labels.items() if name in sampled}
     if altered:
         sheets["planning"] = {"planned": sampled[method], **altered}
@@ -128,7 +132,7 @@ def write_sheets(
         changed = {
             name.removeprefix(f"{told}, "): frames
             for name, frames in sampled.items()
-            if name.startswith(f"{told}, ") and is_changed(name)
+            if name.startswith(f"{told}, ") and is_changed(name) and name not in labels.values()
         }
         if changed:
             sheets["conditions"] = {"as they were": sampled[told], **changed}

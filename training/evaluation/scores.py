@@ -142,6 +142,7 @@ class Evaluation:
         row = {
             "method": method.name,
             "kind": method.kind,
+            **method.facts,
             **values,
             "intervals": {name: self.bootstrap.interval(mean, name) for name in summarize(mean)},
             "seeds": seeds,

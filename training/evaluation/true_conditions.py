@@ -60,9 +60,28 @@ class TrueConditions:
                 f"--condition-scale names {name}; this checkpoint takes {', '.join(self.values) or 'no conditions'}"
             )
         changed = self.values[name].clone()
-        places = [i for i in range(changed.shape[1]) if not {i - 1, i} <= set(given)]
-        changed[:, places] *= factor
+        changed[:, self._free(name, given)] *= factor
         return TrueConditions({**self.values, name: changed}, self.known)
+
+    def told_of(self, name: str, true: "TrueConditions", given: Sequence[int]) -> dict[str, float]:
+        """Return how much of a condition is told after it was multiplied and clamped to the learned range.
+
+        Returns:
+            `factor`, the sum of what is told over that of the true values, and `clamped`, the share of the values that
+            lie beyond the range.
+        """
+        places = self._free(name, given)
+        wanted, own = self.values[name][:, places], true.values[name][:, places]
+        told, known = _within(wanted, self.known[name]), ~wanted.isnan()
+        own = _within(own, self.known[name])
+        return {
+            "factor": (told[known].sum() / own[known].sum()).item(),
+            "clamped": (told != wanted)[known].float().mean().item(),
+        }
+
+    def _free(self, name: str, given: Sequence[int]) -> list[int]:
+        """Return the frames whose values are not fixed by two neighbouring given frames."""
+        return [i for i in range(self.values[name].shape[1]) if not {i - 1, i} <= set(given)]
 
     def of(self, first: int, count: int) -> dict[str, torch.Tensor]:
         """Return the conditions of some windows, within the ranges that the checkpoint learned."""

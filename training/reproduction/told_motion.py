@@ -4,7 +4,7 @@
 
 Reads an evaluation with `--condition-scale motion=0.5 motion=2 ...`, whose clips were told their own motion once and
 multiples of it in further rows. Writes the painted motion over the told one, both as shares of the true clips', with
-95% intervals over clips.
+95% intervals over clips. What is told is less than was asked for where it lies beyond the learned range.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def told_rows(folder: Path) -> list[tuple[float, dict[str, Any]]]:
     for method, row in rows.items():
         own, _, factor = method.partition(f", motion{TIMES}")
         if factor:
-            found |= {1.0: rows[own], float(factor): row}
+            found |= {1.0: {**rows[own], "told": {"factor": 1.0, "clamped": 0.0}}, float(factor): row}
     if not found:
         raise ValueError(
             f"{folder} has no row with another motion; evaluate with --condition-scale motion=0.5 motion=2"
@@ -52,13 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         rows = told_rows(options.folder)
-        cells = [[f"{factor:g}", *(score_cell(row, name) for name in SHOWN)] for factor, row in rows]
-        text = markdown_table(["motion told", *SHOWN.values()], cells)
-        points = [Point(factor, row["motion"], *row["intervals"]["motion"]) for factor, row in rows]
-        as_told = [Point(factor, factor) for factor, _ in rows]
+        told = [row["told"] for _, row in rows]
+        cells = [
+            [f"{asked:g}", f"{one['factor']:.2f}", f"{one['clamped']:.0%}", *(score_cell(row, name) for name in SHOWN)]
+            for (asked, row), one in zip(rows, told)
+        ]
+        columns = ["times its own motion", "told, within the learned range", "clamped to it"]
+        text = markdown_table([*columns, *SHOWN.values()], cells)
+        points = [
+            Point(one["factor"], row["motion"], *row["intervals"]["motion"]) for (_, row), one in zip(rows, told)
+        ]
+        as_told = [Point(one["factor"], one["factor"]) for one in told]
         panel = Panel(
             "Motion, as shares of the true clips'", "told", "painted", {"painted": points, "as told": as_told},
-            dashed=["as told"], log_x=True, log_y=True, ticks=[factor for factor, _ in rows],
+            dashed=["as told"], log_x=True, log_y=True, ticks=[round(one["factor"], 2) for one in told],
         )  # fmt: skip
         chart = draw(options.chart, [panel])
         if options.page:

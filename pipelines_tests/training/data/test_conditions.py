@@ -99,6 +99,16 @@ def test_an_empty_cell_is_not_known(tmp_path):
     assert np.isnan(read_table(tmp_path / "t.csv", ["b"])["b"]).all()
 
 
+def test_a_frame_that_lacks_one_value_lacks_the_condition(tmp_path):
+    """The models know all values of a condition or none: half of one would make the loss NaN."""
+    source, entry = clip_with(tmp_path / "clips", [(0.1, 0.2), (0.3, ""), (0.5, 0.6), (0.7, 0.8)], frames=4)
+    found = ClipConditions(source, {"action": ACTION})
+    each = found.of(entry, [0, 1, 2, 3], torch.zeros(4, 1, 1, 1))["action"]
+    assert each.isnan().all(dim=1).tolist() == [False, True, False, False] and not each[[0, 2, 3]].isnan().any()
+    # Over an interval the known rows of each channel count, so that nothing is lacking.
+    assert found.of(entry, [0, 2], torch.zeros(2, 1, 1, 1))["action"][1].tolist() == pytest.approx([0.4, 0.6])
+
+
 def test_parquet_is_read_and_its_vectors_are_columns(tmp_path):
     table = pyarrow.table({"speed": [1.0, 2.0], "action": [[0.0, 0.1], [1.0, 1.1]]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")

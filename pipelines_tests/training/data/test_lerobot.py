@@ -87,8 +87,11 @@ def test_actions_and_states_are_conditions_of_the_episodes_frames(folder, tmp_pa
     for episode, entry in enumerate(entries):
         assert conditions.why_absent(entry) is None
         found = conditions.of(entry, range(entry.num_frames), torch.zeros(entry.num_frames, 1, 1, 1))
-        assert found["action"][:, 0].tolist() == list(range(entry.num_frames))
-        assert set(found["action"][:, 1].tolist()) == {0.5} and set(found["state"].flatten().tolist()) == {episode}
+        # Row i has the action that leads from frame i to the next one, and what was seen at frame i.
+        assert found["action"][0].isnan().all() and found["action"][1:, 0].tolist() == list(
+            range(entry.num_frames - 1)
+        )
+        assert set(found["action"][1:, 1].tolist()) == {0.5} and set(found["state"].flatten().tolist()) == {episode}
 
 
 def test_a_missing_column_is_named_beside_those_that_there_are(folder, tmp_path):
@@ -99,7 +102,7 @@ def test_a_missing_column_is_named_beside_those_that_there_are(folder, tmp_path)
         )
         assert f"no column {column}; its columns are" in reason and "action.0 to action.2" in reason
     whole = ClipConditions(source, {"x": ConditionConfig(columns=["action"], range=[(0, 1)])}).why_absent(entries[0])
-    assert "action holds [0.0, -0.0, 0.5], which is no number" in whole
+    assert "action holds [0.0, -0.0, 0.5], which is no number" in whole  # that of the first row, for the second frame
     beyond = ClipConditions(source, {"x": ConditionConfig(columns=["action.3"], range=[(0, 1)])})
     assert "has no action.3" in beyond.why_absent(entries[0])
 
@@ -112,7 +115,7 @@ def test_a_list_of_spans_of_episodes_keeps_rows_and_frames_together(shared, tmp_
     frames = read_frames(source.open(entries[0].key), entries[0].times())
     assert np.abs(frames.astype(int) - pictures(1, 7, TOP)[2:6]).mean() < 2
     found = ClipConditions(source, ACTION).of(entries[0], range(4), torch.zeros(4, 1, 1, 1))
-    assert found["action"][1:, 0].tolist() == [3, 4, 5] and set(found["state"].flatten().tolist()) == {1}
+    assert found["action"][1:, 0].tolist() == [2, 3, 4] and set(found["state"].flatten().tolist()) == {1}
     assert source.recording(entries[0].key) == "episode_000001: task 1"
 
 

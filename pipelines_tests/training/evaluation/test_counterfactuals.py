@@ -166,5 +166,9 @@ def test_the_program_measures_a_checkpoint_and_keeps_the_true_futures(tmp_path, 
     driven_pipeline().save_pretrained(tmp_path / "other")
     counterfactuals.main([str(tmp_path / "other"), *few])
     assert (tmp_path / "out/other/counterfactuals.json").is_file()
+    # Longer ones are sampled anew.
+    monkeypatch.undo()
+    counterfactuals.main([str(tmp_path / "other"), *few, "--frames", "6"])
+    assert json.loads((tmp_path / "out/other/counterfactuals.json").read_text())["frames"] == 6
     with pytest.raises(SystemExit, match="--window is 2 and --given 2, so that a window adds no frame"):
         counterfactuals.main([str(tmp_path / "other"), *few, "--window", "2"])

@@ -81,6 +81,9 @@ def test_between_given_frames_a_scaled_condition_keeps_its_values(windows):
     ratios = (half.values["action"] / true.values["action"])[0, :, 0].tolist()
     assert ratios == pytest.approx([0.5, 1, 0.5, 0.5, 0.5])  # the first one's interval begins outside of the window
     assert half.values["rate"] is true.values["rate"]
+    assert half.told_of("action", true, [0, 1, 4])["factor"] == pytest.approx(0.5)
+    far = true.scaled("motion", 10, given=[0]).told_of("motion", true, [0])
+    assert far["clamped"] == 1 and 1 <= far["factor"] < 1.2  # the range ends little above the true motion
     with pytest.raises(ValueError, match="--condition-scale names speed; this checkpoint takes action, motion, rate"):
         true.scaled("speed", 2, given=[0])
 
@@ -108,20 +111,26 @@ def arguments(checkpoint, clips, output, *more):
 
 def test_rows_without_and_with_changed_conditions_stand_beside_the_true_ones(clips, tmp_path):
     conditioned_pipeline().save_pretrained(tmp_path / "checkpoint")
-    more = ["--no-conditions", "--condition-scale", "motion=0.5", "motion=2"]
+    more = ["--no-planning", "--no-conditions", "--condition-scale", "motion=0.5", "motion=2"]
     evaluate.main(arguments(tmp_path / "checkpoint", clips, tmp_path / "out", *more))
     results = json.loads((tmp_path / "out/results.json").read_text())
     scored = [row for row in results["rows"] if row["kind"] == "ours"]
     names = [row["method"] for row in scored]
     plain = "ours, 1 step"
-    assert names == [plain, f"{plain}, without conditions", f"{plain}, motion × 0.5", f"{plain}, motion × 2"]
-    assert len({row["mid_psnr"] for row in scored}) == 4
+    dropped = f"{plain}, planning signal dropped, without conditions"  # as training drops them: together
+    assert names == [plain, dropped, f"{plain}, without conditions", f"{plain}, motion × 0.5", f"{plain}, motion × 2"]
+    assert len({row["mid_psnr"] for row in scored}) == 5
+    assert (f"{plain}, without conditions", dropped) in {(d["method"], d["than"]) for d in results["differences"]}
+    assert scored[-1]["told"]["factor"] < 2 and scored[-1]["told"]["clamped"] > 0.5
     assert {f"{plain}, without conditions", f"{plain}, motion × 2"} <= {d["than"] for d in results["differences"]}
     assert list(results["conditions"]) == ["action", "motion", "rate"]
     assert "given with each window, action: 2 channels" in (tmp_path / "out/results.md").read_text()
     assert (tmp_path / "out/conditions_0.png").is_file()
     cards = [row["method"] for row in scores_of(tmp_path / "out/results.json")["metrics"]]
     assert f"{plain}, given action and motion and rate" in cards and f"{plain}, without conditions" in cards
+    said = scores_of(tmp_path / "out/results.json")["verdict"]
+    assert "It was told action and motion and rate of the true clip, which no simple method was." in said
+    assert any(sentence.startswith("Told nothing: ") for sentence in said)
 
 
 def test_conditions_of_an_adapter_are_given_to_its_rows_alone(clips, tmp_path):

@@ -27,7 +27,8 @@ def told(folder, factors):
     ours = next(row for row in record["rows"] if row["kind"] == "ours")
     record["rows"] = [ours | {"motion": 0.5}]
     for factor in factors:
-        record["rows"].append(ours | {"method": f"{ours['method']}, motion{TIMES}{factor:g}", "motion": factor / 2})
+        told = {"told": {"factor": min(factor, 1.5), "clamped": 0.25 * (factor > 1.5)}, "motion": factor / 2}
+        record["rows"].append(ours | {"method": f"{ours['method']}, motion{TIMES}{factor:g}", **told})
     (folder / "results.json").write_text(json.dumps(record))
     return folder
 
@@ -35,9 +36,10 @@ def told(folder, factors):
 def test_painted_motion_is_shown_over_the_told_one_in_order(tmp_path, page):
     folder = told(tmp_path / "told", [2, 0.25])
     told_motion.main([str(folder), "--chart", str(tmp_path / "chart.png"), "--page", str(page), "told"])
-    lines = [line.split(" | ")[:2] for line in page.read_text().splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines] == ["| motion told", "| 0.25", "| 1", "| 2"]
-    assert [line[1].split()[0] for line in lines[1:]] == ["0.12", "0.50", "1.00"]
+    lines = [line.split(" | ")[:4] for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines] == ["| times its own motion", "| 0.25", "| 1", "| 2"]
+    assert [line[1:3] for line in lines[1:]] == [["0.25", "0%"], ["1.00", "0%"], ["1.50", "25%"]]
+    assert [line[3].split()[0] for line in lines[1:]] == ["0.12", "0.50", "1.00"]
     assert "](chart.png)" in page.read_text() and Image.open(tmp_path / "chart.png").width > 100
 
 

@@ -122,8 +122,10 @@ class Drive:
         self.recording = False
         self._recorded: deque[bytes] = deque(maxlen=limits.recorded_frames)  # as JPEG, which takes less memory
         self._made = 0
+        window = pipe.trained_window.frames
         self._rollout = pipe.rollout(
             self._start,
+            overlap=max(window - NEW_FRAMES, window // 2),  # whole windows, as the model was trained
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(seed % 2**63),

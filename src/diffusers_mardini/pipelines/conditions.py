@@ -43,7 +43,8 @@ def known_conditions(*models: nn.Module | None) -> KnownConditions:
     for model in models:
         for name, condition in conditions_of(model).items():
             other = known.setdefault(name, condition)
-            if (other.channels, other.ranges) != (condition.channels, condition.ranges):
+            alike = ("channels", "ranges", "names", "interval")
+            if any(getattr(other, key) != getattr(condition, key) for key in alike):
                 raise ValueError(
                     f"planner and transformer differ in a condition: one takes {other}, the other {condition}; use "
                     "models that were trained together"

@@ -115,10 +115,13 @@ class MarDiniRollout:
             pipe.maybe_free_model_hooks()
 
     def conditions_of_kept(self, conditions: Conditions, places: list[int]) -> Conditions:
-        """Return the conditions of the frames at `kept_places`, those of keyframes over their whole interval."""
-        if self.keyframe_interval == 1 or len(places) < 2:
+        """Return the conditions of the frames at `kept_places`, those of keyframes over the interval of each."""
+        if self.keyframe_interval == 1:
             return {name: rows[:, places] for name, rows in conditions.items()}
-        return conditions_at(conditions, self.pipe.conditions, places)
+        # Anchors lie far before the others, but stand beside them in the window, as neighbours do.
+        known, interval = self.pipe.conditions, self.keyframe_interval
+        each = [conditions_at(conditions, known, [place, place + interval]) for place in places]
+        return {name: torch.cat([one[name][:, :1] for one in each], dim=1) for name in conditions}
 
     def start(self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions) -> None:
         """Begin with frames that are encoded already.
