@@ -28,6 +28,25 @@ def test_the_checkpoint_used_longest_ago_is_dropped(worlds):
     assert checkpoints.lend(worlds[0]).transformer is not still
 
 
+def test_a_lora_of_the_server_is_on_all_and_visitors_of_a_closed_one_bring_no_other(worlds, tmp_path):
+    pytest.importorskip("peft")
+    from diffusers_mardini.app.driving import Drive
+    from diffusers_mardini.app.limits import Limits
+    from diffusers_mardini.app.server import check_drive
+    from pipelines_tests.app.worlds import pictures
+    from pipelines_tests.loaders.adapters import save_conditioned
+
+    save_conditioned(tmp_path / "driving")
+    with pytest.raises(ValueError, match="still cannot be driven"):
+        check_drive(worlds[0], None)
+    check_drive(worlds[0], None, lora=str(tmp_path / "driving"))
+    checkpoints = lender(worlds[:1], open_to_others=False, lora=str(tmp_path / "driving"))
+    pipe = checkpoints.lend()
+    assert list(pipe.conditions) == ["action"] and len(Drive(pipe, pictures(4), Limits(), steps=1).step(["left"])) == 4
+    with pytest.raises(ValueError, match="offers only the checkpoints of its list, without LoRA of others"):
+        checkpoints.lend(None, str(tmp_path / "another"))
+
+
 def test_a_lora_never_touches_the_models_without_it(worlds, tmp_path):
     pytest.importorskip("peft")
     from pipelines_tests.loaders.adapters import save_adapter

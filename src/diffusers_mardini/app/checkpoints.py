@@ -39,6 +39,7 @@ class Checkpoints:
         open_to_others: whether visitors may name others, and LoRA weights: folders of this machine, and downloads.
         device, dtype: see `hardware.py`.
         most: loaded ones that are kept.
+        lora: folder or Hub id of LoRA weights of all pipelines for which no others are named; empty for none.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Checkpoints:
         device: str = "auto",
         dtype: str = "auto",
         most: int = 2,
+        lora: str = "",
     ):
         if not known:
             raise ValueError(
@@ -58,6 +60,7 @@ class Checkpoints:
         self.open_to_others = open_to_others
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)[0]
+        self.lora = lora.strip()
         self._most = most
         self._loaded: OrderedDict[tuple[str, str, float], MarDiniPipeline] = OrderedDict()
         self._lock = threading.Lock()
@@ -81,15 +84,17 @@ class Checkpoints:
 
         Args:
             checkpoint: one of `known`, by default the first; another one if the page is open to them.
-            lora: folder or Hub id of LoRA weights; empty for none.
+            lora: folder or Hub id of LoRA weights; empty for those of all pipelines, if there are any.
             scale: of the LoRA.
 
         Raises:
             ValueError: for a checkpoint or a LoRA that may not be used here, or cannot be loaded.
         """
-        checkpoint, lora = (checkpoint or self.known[0]).strip(), (lora or "").strip()
-        if not self.open_to_others and (checkpoint not in self.known or lora):
-            raise ValueError("this server offers only the checkpoints of its list, without LoRA; choose one of them")
+        checkpoint, lora = (checkpoint or self.known[0]).strip(), (lora or "").strip() or self.lora
+        if not self.open_to_others and (checkpoint not in self.known or lora != self.lora):
+            raise ValueError(
+                "this server offers only the checkpoints of its list, without LoRA of others; choose one of them"
+            )
         key = (checkpoint, lora, float(scale) if lora else 1.0)
         with self._lock:  # a second visitor waits, and finds it loaded
             pipe = self._loaded.get(key)

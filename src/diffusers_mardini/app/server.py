@@ -80,13 +80,15 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(f"cannot listen at {host}:{port} ({error}); give another --host or --port") from error
 
 
-def check_drive(checkpoint: str, start: Path | None, device: str = "auto", dtype: str = "auto") -> None:
+def check_drive(
+    checkpoint: str, start: Path | None, device: str = "auto", dtype: str = "auto", lora: str = ""
+) -> None:
     """Raise `ValueError` if a checkpoint cannot be driven, or a file cannot be started from."""
     if start is not None:
         if not start.is_file():
             raise ValueError(f"there is no file '{start}' to start from")
         read_upload(start, Limits())
-    if reason := why_not(Checkpoints([checkpoint], True, device, dtype).lend(), Path(checkpoint).name):
+    if reason := why_not(Checkpoints([checkpoint], True, device, dtype, lora=lora).lend(), Path(checkpoint).name):
         raise ValueError(reason)
 
 
@@ -100,6 +102,7 @@ def serve(
     start: Path | None = None,
     path: str = "",
     open_browser: bool = False,
+    lora: str = "",
 ) -> None:
     """Serve until interrupted.
 
@@ -111,6 +114,7 @@ def serve(
         start: a clip or picture to drive from by default.
         path: of the page to name and to open, such as `drive`.
         open_browser: whether to open it.
+        lora: folder or Hub id of LoRA weights, used where a visitor names none.
 
     Raises:
         ValueError: if there is no checkpoint, or the address cannot be listened at.
@@ -118,7 +122,7 @@ def serve(
     check_address(host, port)
     limits = limits or Limits()
     known = list(checkpoints) or find_checkpoints()
-    offered = Checkpoints(known, is_loopback(host), device, dtype, limits.kept_pipelines)
+    offered = Checkpoints(known, is_loopback(host), device, dtype, limits.kept_pipelines, lora)
     with room_for_visitors() as room:
         app = make_app(offered, limits, room, start)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host

@@ -41,6 +41,7 @@ def page(
 def play(
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id of a checkpoint with the condition 'action'.")],
     start: Annotated[Path | None, typer.Option(help="Picture or clip to start from. Else an example.")] = None,
+    lora: Annotated[str, typer.Option(help="Folder or Hub id of LoRA weights, which may add the condition.")] = "",
     host: Host = "127.0.0.1",
     port: Port = 7860,
     device: Device = "auto",
@@ -54,9 +55,12 @@ def play(
     with plain_errors():
         server = _server()
         checkpoint = os.path.expanduser(checkpoint)
-        server.check_drive(checkpoint, start, device, dtype)
+        lora = os.path.expanduser(lora)
+        server.check_drive(checkpoint, start, device, dtype, lora)
         opened = browser and sys.stdout.isatty()
-        server.serve([checkpoint], host, port, device, dtype, start=start, path="drive", open_browser=opened)
+        server.serve(
+            [checkpoint], host, port, device, dtype, start=start, path="drive", open_browser=opened, lora=lora
+        )
 
 
 def _server() -> Any:
