@@ -8,9 +8,9 @@ first row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`
 different seeds: their scores are averaged window by window, and the standard deviation over trainings is reported.
 Writes a table and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where
 both have as many trainings, also the difference of each pair of trainings, in order. The intervals do not cover the
-variation between trainings; a line says how large a difference would have shown beside both. They go to `comparison.md` and,
-with `--page PAGE NAME`, into the block `NAME` of a page, the differences alone into `NAME, differences`
-(`page_blocks.py`). Scores of single windows are means over the seeds of each evaluation.
+variation between trainings; a line says how large a difference would have shown beside both. They go to
+`comparison.md` and, with `--page PAGE NAME`, into the block `NAME` of a page, the differences alone into `NAME,
+differences` (`page_blocks.py`). Scores of single windows are means over the seeds of each evaluation.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], li
 
 
 def would_have_shown(methods: Sequence[ComparedMethod], differences: Sequence[dict]) -> str:
-    """Return how large a difference would have shown, in words; empty if no two methods of ours have several trainings."""
+    """Return how large a difference would have shown, in words; empty without two methods of several trainings."""
     trained = [method for method in methods if len(method.rows) > 1 and method.rows[0]["kind"] == OURS]
     labels = {method.label for method in trained}
     paired = [found for found in differences if found["method"] in labels and found["than"] in labels]
@@ -175,8 +175,8 @@ def would_have_shown(methods: Sequence[ComparedMethod], differences: Sequence[di
         value = max(least_difference(scores, found["intervals"][name]) for found in paired)
         least.append(f"{COLUMNS[name]} {value:.{DIGITS[name]}f}")
     return (
-        "Beside the chance of trainings and clips together (95%, deviations between trainings pooled), a difference between "
-        f"trained models would have shown from: {', '.join(least)}."
+        "Beside the chance of trainings and clips together (95%, deviations between trainings pooled), a difference "
+        f"between trained models would have shown from: {', '.join(least)}."
     )
 
 

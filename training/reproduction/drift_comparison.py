@@ -136,7 +136,7 @@ def differences(method: Continued, first: Continued, bootstrap: Bootstrap) -> li
 
 
 def would_have_shown(methods: Sequence[Continued], bootstrap: Bootstrap) -> list[str]:
-    """Return the cells of a line: in the last range, the least difference to the first method that would have shown."""
+    """Return the cells of a line: the least differences to the first method that would have shown, in the last range."""
     first, *others = methods
     cells = []
     for name in MEASURES:

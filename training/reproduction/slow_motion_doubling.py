@@ -121,7 +121,8 @@ def scores_of(
         each = score_each_frame(frames[:, 1::2], truth[:, stride :: 2 * stride], network)
         scores = {name: each[name].mean(dim=1) for name in ("ssim", "psnr", "lpips") if name in each}
     else:
-        scores = {name: torch.full((len(frames),), torch.nan) for name in ("ssim", "psnr", "lpips") if network or name != "lpips"}  # fmt: skip
+        unknown = ("ssim", "psnr", "lpips") if network else ("ssim", "psnr")
+        scores = {name: torch.full((len(frames),), torch.nan) for name in unknown}
     sampled = [place for place in range(frames.shape[1]) if place % factor]
     stride = max(1, apart // factor)
     scores["sharpness"] = frame_sharpness(frames[:, sampled]).mean(dim=1)

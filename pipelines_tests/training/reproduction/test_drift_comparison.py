@@ -40,7 +40,8 @@ def test_trainings_are_averaged_and_methods_are_compared_clip_by_clip(tmp_path, 
 
 
 def test_the_chance_of_trainings_says_what_would_have_shown(tmp_path, capsys):
-    a, b = ([drifted(tmp_path / f"{name}-{i}", motion) for i, motion in enumerate(of)] for name, of in (("a", (2.0, 2.2)), ("b", (4.0, 4.0))))  # fmt: skip
+    motions = {"a": (2.0, 2.2), "b": (4.0, 4.0)}
+    a, b = ([drifted(tmp_path / f"{name}-{i}", one) for i, one in enumerate(of)] for name, of in motions.items())
     main([f"a={a[0]},{a[1]}", f"b={b[0]},{b[1]}"])
     text = capsys.readouterr().out
     # Logarithms of 0.5 and 0.55 deviate by 0.067, those of the others not at all; Student's t of two degrees is 4.30.

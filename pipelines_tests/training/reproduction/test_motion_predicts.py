@@ -1,4 +1,4 @@
-"""Whether the motion of clips is said to predict scores."""
+"""Test what is said of the motion of clips as a prediction of scores."""
 
 import json
 
@@ -11,7 +11,7 @@ MOTION = {"slow": 2.0, "mixed": 4.0, "fast": 8.0}
 
 
 def scored(folder, own, flow=0.5):
-    """What `training.evaluate` writes, as far as it is read."""
+    """Write what `training.evaluate` writes, as far as it is read."""
     folder.mkdir()
     rows = [
         {"method": name, "kind": kind, "mid_ssim": score, "windows": {"mid_ssim": [score]}, "intervals": {}}

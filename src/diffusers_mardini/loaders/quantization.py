@@ -4,8 +4,8 @@ diffusers quantizes: `TorchAoConfig`, `QuantoConfig`, `BitsAndBytesConfig` and G
 are. It cannot know which layers suffer most.
 """
 
-# The layers between the channels of a latent and the model: in a CarRacing checkpoint of 16 channels they hold 0.15% of the
-# transformer's weights and cause 30% of the squared error of its velocity in 8 bits, 33% in 4 (`python -m
+# The layers between the channels of a latent and the model: in a CarRacing checkpoint of 16 channels they hold 0.15% of
+# the transformer's weights and cause 30% of the squared error of its velocity in 8 bits, 33% in 4 (`python -m
 # benchmarks.quantized_models`). The layers of the timestep and the planning signals cause less than their share.
 _LATENT_LAYERS = {"planner": ["patch_embed"], "transformer": ["patch_embed", "proj_out", "skip_gain"]}
 

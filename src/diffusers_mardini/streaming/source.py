@@ -149,8 +149,8 @@ def _shown_evenly(path: str | os.PathLike, times: np.ndarray, rate: float) -> tu
         showing = spread(times, 0.0, None, longest=LONGEST_PAUSE)
         if showing.cut > 0:
             raise ValueError(
-                f"'{path}' holds a frame for {showing.longest:,.0f} seconds, and at most {LONGEST_PAUSE:,.0f} are shown; "
-                "cut the video there"
+                f"'{path}' holds a frame for {showing.longest:,.0f} seconds, and at most {LONGEST_PAUSE:,.0f} are "
+                "shown; cut the video there"
             )
         order, rate = showing.order.tolist(), showing.fps
     return [KeptFrame(number, place / rate, False, False) for place, number in enumerate(order)], rate
