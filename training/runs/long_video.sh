@@ -27,10 +27,14 @@ for part in ${PARTS:-near places drift extended slowed}; do
             ranges=(--range 1 9) frames=1152
             [ -z "$TOY" ] || frames=36
             for ((last = 18; last <= frames; last *= 2)); do ranges+=(--range $((last / 2 + 1)) "$last"); done
-            drift "$OUT-extended" "$CARRACING/val" --frames "$frames" --max-clips 8 "${ranges[@]}" \
-                --arm plain --arm "noise on generated frames: generated_noise=0.1" --arm "overlap of 6: overlap=6" --arm "colours kept: colours=1"
+            for seed in 0 1; do
+                drift "$OUT-extended-$seed" "$CARRACING/val" --frames "$frames" --max-clips 8 --seed "$seed" "${ranges[@]}" \
+                    --arm plain --arm "noise on generated frames: generated_noise=0.1" --arm "overlap of 6: overlap=6" --arm "colours kept: colours=1"
+            done
             arms=()
-            for arm in plain "noise on generated frames" "overlap of 6" "colours kept"; do arms+=("$arm=$OUT-extended/$name:$arm"); done
+            for arm in plain "noise on generated frames" "overlap of 6" "colours kept"; do
+                arms+=("$arm=$OUT-extended-0/$name,$OUT-extended-1/$name:$arm")
+            done
             fill_block "extension by powers of two" training.reproduction.drift_comparison "${arms[@]}" -o "$PICTURES/long_video_extended.png"
             ;;
         slowed)  # nine frames to 17, 33, ... 1,025
