@@ -54,6 +54,7 @@ FULL = {
     "metrics": [{"method": "ours", "mid SSIM": 0.5}],
     "verdict": ["Better than every simple method: ours."],
     "metrics_setting": "32 windows.",
+    "sections": [{"heading": "Steering", "text": "It turns."}, {"heading": "Pace", "text": "It goes."}],
     "limits": ["Small.", "Square."],
     "citation": "Also cite the squares.",
 }
@@ -101,7 +102,7 @@ def test_every_known_fact_is_on_the_card():
         "## Verdict\n\n- Better than every simple method: ours.\n\n## Scores",
         "| ours | 0.500 |",
         "32 windows.",
-        "- Small.\n- Square.",
+        "## Steering\n\nIt turns.\n\n## Pace\n\nIt goes.\n\n## Limits\n\n- Small.\n- Square.",
         "Also cite the squares.",
         "@article{liu2024mardini,",
         'from_pretrained("checkpoints/mardini-test")',
@@ -162,6 +163,7 @@ def test_unknown_and_missing_facts_are_refused():
     with pytest.raises(ValueError, match="sound.wav cannot be shown; use .png"):
         render_model_card({"name": "x", "samples": [{"file": "sound.wav", "caption": "x"}]})
     for facts, told in (
+        ({"sections": [{"heading": "Pace"}]}, "cannot be written; give a dict with"),
         ({"limits": "Small."}, "limits is 'Small.'; give list of sentences"),
         ({"hours": "two"}, "hours is 'two'; give number"),
         ({"parameters": 3}, "parameters is 3; give dict"),

@@ -38,6 +38,8 @@ def test_what_a_carried_card_repeats_is_kept_where_it_can_be_made_again_from(fol
     assert f"`{record['evaluation']}`" in text
     facts = facts_of(card, record)
     assert all(str(facts[key]).strip() in text for key in ("description", "data", "metrics_setting"))
+    for section in facts.get("sections", []):
+        assert f"## {section['heading']}\n\n{section['text']}\n" in text
     assert markdown_table(record["metrics"]) in render_model_card({"name": folder.name, **facts})
 
 

@@ -6,7 +6,13 @@
 
 The YAML file is written by hand and contains what no run records: description, data, limits. The JSON file beside it,
 of the same name, contains what the run and its evaluation recorded: stages, scores, hardware; `training.publish
---keep-record` writes it. `--results` puts scores that were measured since in place of those recorded. Keys are those of `diffusers_mardini.cards.FACTS`.
+--keep-record` writes it. `--results` puts scores that were measured since in place of those recorded. Keys are those
+of `diffusers_mardini.cards.FACTS`, and `quotes`, a list of
+
+    - {heading: Does it obey the wheel?, page: docs/results/conditions.md, block: counterfactuals}
+
+each of which becomes a section with the first table of a page's block and the text above it, so that page and card
+have one source. A block that was not measured yet is left out.
 """
 
 import argparse
@@ -27,8 +33,10 @@ from training.evaluation.sampling import ADAPTED, weights_digest
 from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
+from training.reproduction.page_blocks import read
 
 
+ROOT = Path(__file__).resolve().parent.parent
 _NO_SWITCH = frozenset({int, float, str})  # no fact of a card is true or false
 
 
@@ -63,10 +71,46 @@ def facts_of(card: Path, record: dict[str, Any]) -> dict[str, Any]:
     if twice:
         raise ValueError(f"{card} gives {', '.join(twice)}, which the run recorded; remove it from the file")
     facts = {**written, **record}
+    sections = sections_of(card, facts.pop("quotes", None) or [])
+    if sections:
+        facts["sections"] = [*(facts.get("sections") or []), *sections]
     command = facts.pop("evaluation", None)
     if command:
         facts["metrics_setting"] = f"{facts.get('metrics_setting', '').strip()}\n\n`{command}`".strip()
     return facts
+
+
+def sections_of(card: Path, quotes: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return a section for each block of a page that a card quotes.
+
+    Args:
+        card: the YAML file.
+        quotes: its `quotes`: `heading`, `page`, a path within the repository, and `block`, a name on that page.
+
+    Raises:
+        ValueError: if a quote has other keys, or its page or block is missing.
+    """
+    sections = []
+    for quote in quotes:
+        if not isinstance(quote, Mapping) or set(quote) != {"heading", "page", "block"}:
+            raise ValueError(f"{card}: the quote {quote!r} is none; give heading, page and block")
+        page = ROOT / quote["page"]
+        if not page.is_file():
+            raise ValueError(f"{card} quotes {quote['page']}, which this repository does not have")
+        text = first_table(read(page, quote["block"]))
+        if text:
+            sections.append({"heading": quote["heading"], "text": text})
+    return sections
+
+
+def first_table(block: str) -> str:
+    """Return the first table of a page's block and the text above it, without pictures; empty if there is none."""
+    lines = [line for line in block.splitlines() if not line.startswith("![")]
+    first = next((i for i, line in enumerate(lines) if line.startswith("|")), None)
+    if first is None:
+        return ""
+    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "\n".join(lines[:last]).strip()
 
 
 def scores_of(results: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.cards import render_model_card
 from diffusers_mardini.hub import plan_upload
 from diffusers_mardini.measured_sampling import MeasuredSampling
 from pipelines_tests.training.test_train_mardini import make_run
@@ -208,6 +209,28 @@ def test_a_fact_is_told_in_one_place(tmp_path):
     (tmp_path / "card.yaml").write_text("- hours\n")
     with pytest.raises(ValueError, match="holds a list; it has to be a mapping"):
         facts_of(tmp_path / "card.yaml", {})
+
+
+def test_a_card_quotes_what_a_page_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.card.ROOT", tmp_path)
+    page = "<!-- steering: begin -->\n{}\n<!-- steering: end -->\n<!-- pace: begin -->\nNot run yet.\n<!-- pace: end -->\n"
+    block = "![roads](roads.png)\n\nTwo states.\n\n| obeyed |\n|---|\n| 99% |\n\n| other |\n|---|\n| 1 |"
+    (tmp_path / "page.md").write_text(page.format(block))
+    quotes = [{"heading": f"About {name}", "page": "page.md", "block": name} for name in ("steering", "pace")]
+    card = tmp_path / "card.yaml"
+    card.write_text(json.dumps({"quotes": quotes}))
+    said = "Two states.\n\n| obeyed |\n|---|\n| 99% |"
+    assert facts_of(card, {}) == {"sections": [{"heading": "About steering", "text": said}]}
+    text = render_model_card({"name": "quoting", **facts_of(card, {})})
+    assert f"## About steering\n\n{said}\n\n## " in text and "About pace" not in text
+    for wrong, message in (
+        ({"block": "colour"}, "needs one line '<!-- colour: begin -->'"),
+        ({"page": "other.md"}, "quotes other.md, which this repository does not have"),
+        ({"picture": "roads.png"}, "is none; give heading, page and block"),
+    ):
+        card.write_text(json.dumps({"quotes": [{**quotes[0], **wrong}]}))
+        with pytest.raises(ValueError, match=message):
+            facts_of(card, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

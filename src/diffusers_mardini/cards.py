@@ -47,11 +47,14 @@ FACTS = {
     "metrics": "list of dicts, one for each method that was scored",
     "verdict": "list of sentences on what the scores say",
     "metrics_setting": "text: how the scores were measured, and on which windows",
+    "sections": 'list of dicts with "heading" and "text": what else was measured, in markdown',
     "limits": "list of sentences",
     "citation": "text: further works to cite, e.g. the data",
 }
 _KINDS = {
-    **dict.fromkeys(("samples", "adapter", "conditions", "stages", "metrics", "verdict", "limits"), list | tuple),
+    **dict.fromkeys(
+        ("samples", "adapter", "conditions", "stages", "metrics", "verdict", "sections", "limits"), list | tuple
+    ),
     "num_frames": int,
     "size": int | str,
     "parameters": Mapping,
@@ -68,8 +71,8 @@ def render_model_card(facts: Mapping[str, Any]) -> str:
         facts: values for the keys of `FACTS`. A missing or empty one removes its section.
 
     Raises:
-        ValueError: for a key that is not in `FACTS`, a value of another kind, a missing name, or a sample that is
-            neither a picture nor a video.
+        ValueError: for a key that is not in `FACTS`, a value of another kind, a missing name, a sample that is neither
+            a picture nor a video, or a section without heading or text.
     """
     unknown = sorted(set(facts) - set(FACTS))
     if unknown:
@@ -207,6 +210,12 @@ def _sample(sample: Mapping[str, str]) -> str:
     raise ValueError(f"the sample {file} cannot be shown; use {', '.join(PICTURES + VIDEOS)}")
 
 
+def _section(section: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(section, Mapping) or set(section) != {"heading", "text"}:
+        raise ValueError(f'the section {section!r} cannot be written; give a dict with "heading" and "text"')
+    return section
+
+
 def _parameter_table(parameters: Mapping[str, int]) -> str:
     rows = {**parameters, "together": sum(parameters.values())}
     return markdown_table([{"part": part, "parameters": f"{count:,}"} for part, count in rows.items()])
@@ -217,6 +226,7 @@ _LAYOUTS: dict[str, Callable] = {
     "parameters": _parameter_table,
     **dict.fromkeys(("stages", "metrics", "adapter", "conditions"), markdown_table),
     "samples": lambda samples: [_sample(sample) for sample in samples],
+    "sections": lambda sections: [_section(section) for section in sections],
 }
 
 

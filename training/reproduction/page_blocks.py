@@ -15,6 +15,15 @@ def block_names(page: Path) -> list[str]:
     return re.findall(r"^<!-- (.+): begin -->$", page.read_text(encoding="utf-8"), re.M)
 
 
+def read(page: Path, name: str) -> str:
+    """Return the contents of a block.
+
+    Raises:
+        ValueError: if the page does not have exactly one such block.
+    """
+    return _parts(page, name)[1].strip()
+
+
 def fill(page: Path, name: str, text: str) -> None:
     """Replace the contents of a block.
 
@@ -22,19 +31,26 @@ def fill(page: Path, name: str, text: str) -> None:
         ValueError: if the page does not have exactly one such block; or if the block's first table would lose columns,
             as when a metric's network is not installed.
     """
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-    whole = page.read_text(encoding="utf-8")
-    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
-        raise ValueError(f"{page} needs one line {begin.strip()!r} and, below it, one {end.strip()!r}")
-    head, tail = whole.split(begin)[0], whole.split(end)[1]
+    head, before, tail = _parts(page, name)
     columns = _columns(text)
-    lost = [column for column in _columns(whole.split(begin)[1].split(end)[0]) if column not in columns]
+    lost = [column for column in _columns(before) if column not in columns]
     if lost:
         raise ValueError(
             f"block {name!r} of {page} has columns that were not measured now: {', '.join(lost)}. "
             "If they need networks, install these (docs/evaluation.md) and measure again; else empty the block first"
         )
-    page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
+    page.write_text(f"{head}{text.strip()}\n{tail}", encoding="utf-8")
+
+
+def _parts(page: Path, name: str) -> tuple[str, str, str]:
+    """Return a page up to the first line of a block, with it; the block's contents; and the page from its last line."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    whole = page.read_text(encoding="utf-8")
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
+        raise ValueError(f"{page} needs one line {begin.strip()!r} and, below it, one {end.strip()!r}")
+    head, _, rest = whole.partition(begin)
+    contents, _, tail = rest.partition(end)
+    return head + begin, contents, end + tail
 
 
 def _columns(text: str) -> list[str]:
