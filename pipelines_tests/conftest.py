@@ -17,3 +17,11 @@ def usual_attention_backend():
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is not None:
         dispatch._AttentionBackendRegistry.set_active_backend(dispatch.AttentionBackendName.NATIVE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests_of_evaluations(tmp_path_factory):
+    """Keep the manifests of clips that tests evaluate out of the working folder."""
+    clips = sys.modules.get("training.data.clips")  # test modules have been imported
+    if clips is not None:
+        clips.MANIFESTS = tmp_path_factory.getbasetemp() / "manifests"

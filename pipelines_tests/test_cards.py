@@ -351,3 +351,11 @@ def test_measured_steps_that_are_none_are_refused(facts):
     pipe = tiny_pipeline()
     with pytest.raises(ValueError, match="`num_inference_steps` is|`solver` is"):
         MarDiniPipeline(**pipe.components, **facts)
+
+
+def test_a_variant_is_not_counted_once_more(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    once = read_facts(tmp_path)["parameters"]
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert read_facts(tmp_path)["parameters"] == once

@@ -17,7 +17,13 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
 import diffusers_mardini
-from diffusers_mardini import FORMAT_VERSION, MarDiniPipeline, MarDiniScheduler, MarDiniTransformer3DModel
+from diffusers_mardini import (
+    FORMAT_VERSION,
+    MarDiniModularPipeline,
+    MarDiniPipeline,
+    MarDiniScheduler,
+    MarDiniTransformer3DModel,
+)
 from diffusers_mardini.format_version import SHIM, shims
 from pipelines_tests.hub_server import HubServer, running_hub
 from pipelines_tests.tiny_pipeline import clip, seeded, tiny_pipeline
@@ -286,6 +292,19 @@ def test_a_part_may_be_replaced_while_loading(folder):
     assert loaded.scheduler is scheduler
 
 
+def test_a_scheduler_of_other_noise_levels_is_refused_when_it_is_passed_while_loading_too(folder):
+    other = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="other noise levels"):
+        run(MarDiniPipeline.from_pretrained(folder, scheduler=other))
+    ours = DDIMScheduler.from_config(MarDiniScheduler().config)
+    assert run(MarDiniPipeline.from_pretrained(folder, scheduler=ours)).isfinite().all()
+    pipe = MarDiniModularPipeline(pretrained_model_name_or_path=str(folder))
+    pipe.load_components()
+    pipe.update_components(scheduler=other)
+    with pytest.raises(ValueError, match="other noise levels"):
+        pipe(image=clip(1)[0], num_frames=4, num_inference_steps=2)
+
+
 def test_another_scheduler_is_saved_and_loaded(tmp_path):
     pipe = tiny_pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -376,3 +395,10 @@ def test_a_part_of_another_kind_leaves_no_code_of_the_one_before(tmp_path):
         code == set(shims(json.loads((tmp_path / "model_index.json").read_text())))
         and "vae/diffusers_mardini.py" not in code
     )
+
+
+def test_saving_takes_the_arguments_of_diffusers_in_their_order(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved", True, "fp16")
+    assert (tmp_path / "saved/transformer/diffusion_pytorch_model.fp16.safetensors").is_file()
+    with pytest.raises(ValueError, match="safetensors alone"):
+        pipe.save_pretrained(tmp_path / "other", False)

@@ -301,3 +301,31 @@ def test_the_message_does_not_advise_what_fails():
     advised = MarDiniScheduler().config
     assert "flow matching and EDM cannot be used" in str(error.value)
     check(UniPCMultistepScheduler.from_config(advised))
+
+
+@pytest.mark.parametrize("kind", [MarDiniScheduler, DDIMScheduler])
+def test_schedulers_are_tried_wherever_their_tables_lie(kind):
+    """`add_noise` moves the table of several schedulers of diffusers to the device of its samples."""
+
+    class Elsewhere(torch.Tensor):
+        """Refuses to be combined with other tensors, as one on a GPU does."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.cpu, torch.Tensor.tolist):
+                return function(args[0].as_subclass(torch.Tensor))
+            if function.__name__ in ("__get__", "__len__", "__repr__", "dim"):
+                return super().__torch_function__(function, types, args, kwargs)
+            raise RuntimeError(f"{function.__name__} of a tensor on another device")
+
+    scheduler = kind.from_config(MarDiniScheduler().config)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.as_subclass(Elsewhere)
+    check_sampling(scheduler, 7 if kind is DDIMScheduler else 6)
+    assert isinstance(scheduler.alphas_cumprod, Elsewhere)
+
+
+def test_tables_stay_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        scheduler = MarDiniScheduler()
+    assert {str(value.device) for value in vars(scheduler).values() if torch.is_tensor(value)} == {"cpu"}
+    assert torch.equal(scheduler.alphas_cumprod, MarDiniScheduler().alphas_cumprod)

@@ -94,8 +94,9 @@ def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
 
     # 2. Windows
     windows = load_windows(
-        options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip, options.fps
-    )
+        options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip, options.fps,
+        max_windows=options.max_windows, picture_fps=options.picture_fps,
+    )  # fmt: skip
     print(f"{len(windows.frames)} windows of {len(set(windows.clips))} clips", flush=True)
     if len(windows.frames) < 2 and networks.features:
         raise ValueError("a Fréchet distance needs at least 2 windows; add clips, or name the --metrics without one")
@@ -167,7 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         "clips", help="held-out clips: a folder, a clip list (.jsonl) or another source (docs/data.md)"
     )
     add_window_options(parser, several=True)
-    parser.add_argument("--windows-per-clip", type=int, default=2, help="evenly spaced in the clip")
+    parser.add_argument(
+        "--windows-per-clip", type=int, default=2, help="most of a clip, evenly spaced in it; one alone is its first"
+    )
+    parser.add_argument("--max-windows", type=int, help="take so many of all these, evenly spaced over the clips")
+    parser.add_argument("--picture-fps", type=float, help="frames per second of pictures that do not state it")
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 10, 5], help="sampling steps, one row each")
     parser.add_argument(

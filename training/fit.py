@@ -26,14 +26,15 @@ from typing import Any
 import psutil
 
 from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.trained_window import TrainedWindow
 from training.config.layers import load_config
 from training.config.schema import RunConfig
-from training.data.census import read_manifest_of
 from training.data.frames import draw_frames
+from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
 from training.data.sources import open_source
 from training.evaluation.evaluation_windows import load_windows
-from training.evaluation.probe import NUM_FRAMES
+from training.evaluation.probe import slower_rates
 from training.evaluation.results import with_nan
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
@@ -97,7 +98,8 @@ class Record:
             self.save()
         self.content = read_json(self.path, ("asked", "seconds", "done"))
         before = self.content["asked"]
-        differ = ", ".join(f"{key} {before.get(key)}" for key in asked if before.get(key) != asked[key])
+        wrong = [key for key in asked if before.get(key) != asked[key]]
+        differ = ", ".join(f"no {key}" if before.get(key) is None else f"{key} {before[key]}" for key in wrong)
         if differ:
             raise ValueError(f"'{folder}' was begun with {differ}; repeat that, or give another folder")
 
@@ -135,11 +137,14 @@ class Record:
             f"\n== {number} of {len(STEPS)}: {STEPS[name]}" + (", done before" if self.is_done(name) else ""),
             flush=True,
         )
-        before, started = self.spent, time.monotonic()
-        yield
-        if not self.is_done(name):
-            self.content["done"].append(name)
-            self.add(name, max(0.0, time.monotonic() - started - (self.spent - before)))
+        before, started, was_done = self.spent, time.monotonic(), self.is_done(name)
+        try:
+            yield
+            if not was_done:
+                self.content["done"].append(name)
+        finally:
+            if not was_done:
+                self.add(name, max(0.0, time.monotonic() - started - (self.spent - before)))
 
     def run(
         self, step: str, command: Sequence[str], accepted: Container[int] = (0,), threads: int = 1,
@@ -161,11 +166,11 @@ class Record:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if choose_device().type == "cpu":
             environment["ACCELERATE_USE_CPU"] = "true"
-        counted = time.monotonic()
+        counted, began = time.monotonic(), time.time()
         process = subprocess.Popen(
             [sys.executable, *command], env=environment, cwd=folder, preexec_fn=_ends_with_parent()
         )
-        with _signals_passed_on(process):
+        with _signals_passed_on(process) as signals:
             code = None
             while code is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -174,23 +179,40 @@ class Record:
                 now = time.monotonic()
                 self.add(step, now - counted)
                 counted = now
-        if code == STOPPED or code in [-number for number in SIGNALS]:
+        # A launcher of several processes ends with 1, whatever ended them.
+        if code and (
+            code == STOPPED or signals or code in [-number for number in SIGNALS] or self._run_stopped(began)
+        ):
             print("stopped; type the same command to go on")
             raise Ended(STOPPED)
         if code not in accepted:
             print(f"this step has failed; the lines above say why (exit code {code})")
             raise Ended(1)
 
+    def _run_stopped(self, since: float) -> bool:
+        """Return whether the training said after a time that it was asked to stop, as by a file in its folder."""
+        status = self.path.parent / "run" / "status.json"
+        if not status.is_file() or status.stat().st_mtime < since - 1:
+            return False
+        return read_json(status).get("state") == "stopped"
+
 
 @contextmanager
 def _signals_passed_on(process: subprocess.Popen):
-    """Pass signals on to a program; Ctrl-C of a terminal reaches it by itself. End it if this block is left early."""
-    handlers = {
-        number: signal.signal(number, lambda number, _: number == signal.SIGINT or process.send_signal(number))
-        for number in SIGNALS
-    }
+    """Pass signals on to a program; Ctrl-C of a terminal reaches it by itself. End it if this block is left early.
+
+    Yields the signals that have come, a list that grows.
+    """
+    came: list[int] = []
+
+    def handle(number: int, _frame) -> None:
+        came.append(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+
+    handlers = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield
+        yield came
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -233,7 +255,7 @@ def fit(
     open_source(clips, picture_fps, MANIFESTS)  # a missing one is named before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with Owner(out / "fit.lock.json", f"the fit {out}"):
-        record = Record(out, {"clips": clips, "hours": hours})
+        record = Record(out, {"clips": clips, "hours": hours, "picture_fps": picture_fps})
         with record.step("look"):
             if not record.is_done("look"):
                 rate = [] if picture_fps is None else ["--fps", f"{picture_fps:g}"]
@@ -262,7 +284,7 @@ def fit(
             if not record.is_done("judge"):
                 record.run("judge", _judging_command(out), threads=cores())
         with record.step("publish"):
-            _publish(record, choices, clips, out, hours)
+            _publish(record, clips, out, hours)
     sentences = _verdict(out)
     print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
     print(
@@ -292,7 +314,18 @@ def _probe(record: Record, out: Path, anyway: bool) -> None:
 def _probing_command(out: Path, result: Path, *options: str) -> list[str]:
     height, width = choose.choose_size(*_clip_size(out), choose.PROBED)
     lists = str(out / "clips" / "held_out.jsonl")
-    return ["-m", "training.probe", lists, "--size", f"{height}x{width}", "--json", str(result), *options]
+    rates = [f"{rate.fps:g}" for rate in slower_rates(choose.usual_rate(_rates(out)))]
+    command = ["-m", "training.probe", lists, "--size", f"{height}x{width}", "--fps", *rates]
+    return [*command, "--json", str(result), *options]
+
+
+def _rates(out: Path) -> list[float]:
+    """Return the frames per second of the clips on both sides."""
+    return [
+        json.loads(line)["fps"]
+        for side in ("train", "held_out")
+        for line in (out / "clips" / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def _stop_without_room(result: Path, anyway: bool) -> None:
@@ -356,7 +389,7 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     choices.steps = max(20, int(seconds / step))
     minutes = hours * 60 * AUTOENCODER_SHARE
     write_whole(out / "autoencoder.yaml", configs.autoencoder_text(choices, out, minutes, cores()))
-    write_whole(out / "config.yaml", configs.run_text(choices, out, seconds / 3600))
+    write_whole(out / "config.yaml", configs.run_text(choices, out, seconds / 3600, anyway))
     write_whole(kept, json.dumps(asdict(choices), indent=1) + "\n")
     print("\n".join(f"{name}: {reason}" for name, reason in why.items()))
     return choices
@@ -387,16 +420,15 @@ def _training_command(choices: Choices, out: Path) -> list[str]:
 
 def _planning_command(choices: Choices, out: Path) -> list[str]:
     processes = ["--processes", str(choices.processes), "--parallel", "ddp"] if choices.processes > 1 else []
-    return ["-m", "training.plan", str(out / "config.yaml"), f"vae={out / BASIS}", *processes]
+    return ["-m", "training.plan", str(out / "config.yaml"), f"vae={configs.quoted(out / BASIS)}", *processes]
 
 
 def _judging_command(out: Path) -> list[str]:
     lists = out / "clips"
-    held_out = sum(1 for line in (lists / "held_out.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
     return [
         "-m", "training.evaluate", str(out / "run" / "pipeline"), str(lists / "held_out.jsonl"),
         "--train-clips", str(lists / "train.jsonl"), "--steps", str(SAMPLING_STEPS),
-        "--windows-per-clip", str(max(1, min(8, MOST_JUDGED // held_out))), "-o", str(out / "evaluation"),
+        "--windows-per-clip", "8", "--max-windows", str(MOST_JUDGED), "-o", str(out / "evaluation"),
     ]  # fmt: skip
 
 
@@ -405,18 +437,20 @@ def _verdict(out: Path) -> list[str]:
     return verdict(results["rows"], results["differences"])
 
 
-def _publish(record: Record, choices: Choices, clips: str, out: Path, hours: float) -> None:
+def _publish(record: Record, clips: str, out: Path, hours: float) -> None:
     """Write the folder of the model: weights, card, pictures, a video, and how to use it."""
     model = out / "model"
     if record.is_done("publish"):
         return
-    present.write_card_facts(out / "card.yaml", out.resolve().name, choices, present.short_name(clips), hours)
+    present.write_card_facts(out / "card.yaml", out.resolve().name, present.short_name(clips), hours)
     results = out / "evaluation" / "results.json"
     record.run(
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]
     )
+    # What was trained, which the person may have changed in `config.yaml`.
+    window = TrainedWindow.from_config(read_json(model / "model_index.json"))
     windows = load_windows(
-        out / "clips" / "held_out.jsonl", (choices.height, choices.width), NUM_FRAMES, 1, 1, choices.fps
+        out / "clips" / "held_out.jsonl", window.size or 64, window.frames, 1, 1, window.fps, max_windows=MOST_JUDGED
     )
     present.write_example(model, windows)
     cli = ["-m", "diffusers_mardini.cli"]
@@ -446,6 +480,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit(options.clips, options.out, options.hours, options.anyway, options.dry_run, options.picture_fps)
     except Ended as ended:
         return ended.code
+    except KeyboardInterrupt:
+        print("stopped; type the same command to go on")
+        return STOPPED
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -35,7 +35,8 @@ class Owner:
     Args:
         path: the lock file; its folder is created.
         what: a name for what is locked, for messages.
-        wait: wait until the lock is free instead of refusing.
+        wait: wait until the lock is free instead of refusing. One whose owner lies on another machine and has missed
+            several beats, as when a cluster starts a job again elsewhere, is waited for in any case.
         stop: asked while waiting, for a reason to stop.
 
     Raises:
@@ -59,7 +60,7 @@ class Owner:
         announced = False
         while not self._take():
             owner = self._read()
-            if not self.wait:
+            if not self.wait and not self._is_silent(owner):
                 raise OwnedError(self._refusal(owner))
             if reason := self.stop():
                 raise Stopped(reason)
@@ -67,6 +68,8 @@ class Owner:
                 print(
                     f"waiting for process {owner.get('pid', '?')} on {owner.get('host', '?')}, which writes "
                     f"{self.what}"
+                    + ("" if self.wait else f"; it counts as dead after {SILENCE / 60:.0f} silent minutes"),
+                    flush=True,
                 )
             announced = True
             time.sleep(1)
@@ -118,6 +121,12 @@ class Owner:
             return not _is_alive(owner.get("pid"), owner.get("started"))
         with contextlib.suppress(OSError):
             return self._age(self.path) > SILENCE
+        return False
+
+    def _is_silent(self, owner: dict[str, Any]) -> bool:
+        """Return whether an owner on another machine has missed several beats: it may be known to be dead soon."""
+        with contextlib.suppress(OSError):
+            return owner.get("machine") != _this_process()["machine"] and self._age(self.path) > 3 * BEAT
         return False
 
     def _age(self, path: Path) -> float:

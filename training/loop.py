@@ -8,7 +8,7 @@ on held-out clips.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -183,12 +183,12 @@ class Run:
         for stage in stages:
             with compiled_blocks(stage), self._load(stage, step) as loader:
                 self._train_stage(stage, loader, stop)
+            self.checkpoints.writer.finish()  # first, because an export may fail, or be killed
             with self.schedule.timed(stage, "export"):
                 finished = self.export(self.folder / "stages" / stage.name, stage)
             step = 0
         if last == len(names) - 1:
             finished = self.export(self.folder / self._whole_run)
-        self.checkpoints.writer.finish()
         return finished
 
     @property
@@ -336,13 +336,18 @@ class Run:
              "grad_norm": json_number(float(grad_norm)), "learning_rate": learning_rate, **self.monitor.times()}
         )  # fmt: skip
         if self.validation_data is None and math.isfinite(loss := means["loss"]):
-            zeros = zeros_loss(_latents(batches)) * (1 + stage.planner_loss_weight)
+            zeros = self._zeros_loss(_latents(batches)) * (1 + stage.planner_loss_weight)
             good = self.divergence.accepts_training(loss, zeros, self.global_step)
             self._refuse([] if good else [self._far_above(loss)], "training losses")
 
     def _means(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         """Return the step's losses, over all processes; every one must call it."""
         return {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+
+    def _zeros_loss(self, latents: Iterable[torch.Tensor]) -> float:
+        """Return the mean of `zeros_loss` over all processes, whose windows differ; every one must call it."""
+        mine = torch.tensor(zeros_loss(latents), dtype=torch.float32, device=self.accelerator.device)
+        return self.accelerator.reduce(mine, "mean").item()
 
     def _far_above(self, loss: float) -> str:
         return f"{loss:.4g}, and {self.divergence.first:.4g} at the start of the stage"
@@ -358,7 +363,8 @@ class Run:
             latents, mean = (windows.latents, windows.planner_latents), mean_loss(losses, stage.trains)
             assert mean is not None, "every stage has held-out losses"
             hopeless = hopeless_losses(losses, latents, finite_only=not last)
-            if not hopeless and not self.divergence.accepts(mean, zeros_loss(latents), self.global_step):
+            zeros = self._zeros_loss(latents)
+            if not hopeless and not self.divergence.accepts(mean, zeros, self.global_step):
                 hopeless = [f"their mean {self._far_above(mean)}"]
             losses = {name: json_number(value) for name, value in losses.items()}
             failed = self._any(bool(hopeless))
@@ -476,6 +482,8 @@ class Run:
         self.global_step, self.windows_seen = position.global_step, position.windows_seen
         self.attempt = max(self.attempt, position.attempt)
         self.guard.skipped, self.guard.in_a_row = position.skipped
+        if self.attempt > position.attempt:  # other draws: bad steps before the checkpoint begin no streak with them
+            self.guard.in_a_row = 0
         if more := self.checkpoints.more:
             self.schedule.load_state(more["schedule"], position.stage)
             self.divergence.load_state(more["divergence"])

@@ -18,14 +18,15 @@ import torch
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.sizes import sides
 from training.config.schema import RunConfig
-from training.data.census import read_manifest_of
 from training.data.entries import Entries, Entry
+from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
 from training.data.order import Rate
 from training.data.sources import Source, open_source
 from training.engine.models import load_vae
 from training.evaluation.evaluation_windows import size_argument
-from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, SURE, Probe, probe, probe_run
+from training.evaluation.intervals import SURE
+from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, Probe, probe, probe_run
 from training.files import write_whole
 
 

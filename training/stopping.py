@@ -11,6 +11,7 @@ from pathlib import Path
 
 
 STOPPED = 75  # EX_TEMPFAIL: the run is not finished, and the same command resumes it
+FORCED_AFTER = 5.0  # seconds after a signal, within which more of them change nothing
 STOP_FILE = "stop"
 SAMPLE_FILE = "sample"  # asks a run for pictures; the run goes on
 # A cluster's preemption, Ctrl-C, Slurm's warning, Ctrl-Break; not every system has all of them.
@@ -25,8 +26,9 @@ class Stopped(Exception):
 class StopRequest:
     """Notice that this process is asked to stop, and say why.
 
-    Used as a context, it handles signals until the block ends; a second signal ends the process at once. Outside of
-    the main thread, where Python allows no handlers, it ignores signals.
+    Used as a context, it handles signals until the block ends. Another signal ends the process at once, unless it comes
+    within `FORCED_AFTER`: a cluster signals every process, and launchers then pass the same signal on to their own.
+    Outside of the main thread, where Python allows no handlers, it ignores signals.
 
     Args:
         folder: of the run; a file called `stop` in it is a request.
@@ -38,6 +40,7 @@ class StopRequest:
         self.max_hours = max_hours
         self.started = time.monotonic()
         self.signal: signal.Signals | None = None
+        self._signalled = 0.0  # when
         self._previous: dict = {}
 
     def __enter__(self) -> "StopRequest":
@@ -68,6 +71,7 @@ class StopRequest:
         self.file.unlink(missing_ok=True)
 
     def _handle(self, number: int, _frame) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._signalled = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._signalled >= FORCED_AFTER:
             os._exit(128 + number)
-        self.signal = signal.Signals(number)

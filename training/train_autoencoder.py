@@ -22,19 +22,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
-from diffusers_mardini.sizes import Size, sides
+from diffusers_mardini.sizes import Size, sides, size_text
 from training.config.sentences import invalid_file
 from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
 from training.curriculum import learning_rate_factor
-from training.data.census import read_manifest_of
 from training.data.failures import shown
 from training.data.frames import draw_frames, evenly_spaced
+from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
 from training.data.sources import open_source
 from training.digests import tensors_digest
@@ -128,6 +128,18 @@ class AutoencoderTrainingConfig(SizedModel):
     )
     checkpoint_seconds: float = Field(60, ge=0, description="Seconds between two checkpoints of the training.")
     seed: int = Field(0, ge=-(2**63), lt=2**64, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        multiple = self.patch * self.planner_downscale
+        if any(side % multiple for side in sides(self.size)):
+            nearest = tuple(max(1, round(side / multiple)) * multiple for side in sides(self.size))
+            raise ValueError(
+                f"size is {size_text(self.size)}, which does not divide into patches of {self.patch} pixels in frames "
+                f"and in the planner's, {self.planner_downscale} times smaller; sides must be multiples of {multiple}, the "
+                f"nearest are {size_text(nearest)}"
+            )
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AutoencoderTrainingConfig":

@@ -293,3 +293,11 @@ def test_without_peft_everything_else_works(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "PEFT backend is required" in result.stdout
+
+
+def test_weights_of_several_adapters_may_be_a_tuple(pipe, folder):
+    for name in ("x", "y"):
+        pipe.load_lora_weights(folder, adapter_name=name)
+    pipe.set_adapters(["x", "y"], (0.5, 0.25))
+    assert pipe.get_active_adapters() == ["x", "y"]
+    pipe.set_adapters(["x", "y"], [0.5, 0.25])

@@ -131,3 +131,8 @@ def test_views_are_an_interpolation_of_any_length(pipe):
     assert pipe.views(first, last, 12, window=5, **STEPS).frames.shape[1] == 12
     with pytest.raises(ValueError, match="`last_image` is missing"):
         pipe.views(first, None)
+
+
+def test_a_loop_of_a_short_clip_gets_as_many_new_frames_as_a_window_leaves(pipe):
+    made = pipe.loop(clip(2), window=9, overlap=4, new_frames_only=True, **STEPS).frames
+    assert made.shape[1] == 9 - 2 * 2

@@ -49,6 +49,21 @@ def test_the_difference_fades_over_as_many_frames_as_asked(pipe):
         torch.testing.assert_close(blended[place][inside], expected[inside], atol=1e-4, rtol=0)
 
 
+def test_in_a_loop_the_difference_fades_into_the_frames_before_the_first_one_too(pipe):
+    options = {"num_new_frames": 5, "window": 7, "overlap": 1, **STEPS}
+    plain, pasted, blended = (
+        pipe.loop(clip(3), generator=seeded(), **more, **options).frames[0]
+        for more in ({}, {"paste_given": True}, {"paste_given": True, "blend": 1})
+    )
+    for place, given in ((3, 2), (7, 0)):
+        expected = (plain[place] + 0.5 * (pasted[given] - plain[given])).clamp(0, 1)
+        inside = (plain[place] > 0.001) & (plain[place] < 0.999)
+        torch.testing.assert_close(blended[place][inside], expected[inside], atol=1e-4, rtol=0)
+    assert torch.equal(blended[4:7], plain[4:7])
+    with pytest.raises(ValueError, match="`new_frames_only` leaves these out"):
+        pipe.loop(clip(3), paste_given=True, new_frames_only=True, **options)
+
+
 def test_weights_never_exceed_one(pipe):
     from diffusers_mardini.pipelines.pasting import OwnPixels
 

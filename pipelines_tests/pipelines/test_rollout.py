@@ -316,3 +316,8 @@ def test_frames_of_its_own_lead_a_window_with_noise_that_the_transformer_is_told
     assert torch.equal(plain.step(2).frames, first) and not torch.allclose(plain.step(3).frames, second)
     with pytest.raises(ValueError, match="`generated_noise` is 1.0; give a share"):
         pipe.rollout(clip(3), 7, 4, generated_noise=1.0, **kept)
+
+
+def test_generated_frames_may_be_taken_for_nothing_but_noise(pipe):
+    rollout = pipe.rollout(clip(2), window=4, overlap=2, generated_noise=0.9999, output_type="pt", **FEW)
+    assert all(rollout.step().frames.isfinite().all() for _ in range(3))

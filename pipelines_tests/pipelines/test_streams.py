@@ -172,9 +172,9 @@ def test_nothing_is_sampled_across_a_cut(pipe):
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda pipe: slow(pipe, clip(1), stream=True), "gave 1 frames; with `stream=True` give at least 2"),
+        (lambda pipe: slow(pipe, clip(1), stream=True), "gave 1 frames; give at least 2"),
         (lambda pipe: slow(pipe, iter(()), stream=True), "gave 0 frames"),
-        (lambda pipe: slow(pipe, clip(2, 2), stream=True), "give one clip, which has 4 axes"),
+        (lambda pipe: slow(pipe, clip(2, 2), stream=True), "take one clip, which has 4 axes"),
         (lambda pipe: slow(pipe, "clip.mp4", stream=True), "is of type str"),
         (lambda pipe: slow(pipe, clip(3), stream=True, height=30), "is not divisible"),
         (lambda pipe: slow(pipe, clip(3), stream=True, cuts="3"), "`cuts` is '3'"),
@@ -198,3 +198,45 @@ def test_a_frame_of_another_size_or_range_is_refused_when_it_arrives(pipe):
         with pytest.raises(ValueError, match=text):
             list(slow(pipe, camera(last), stream=True, decode_chunk_size=2))
     slow(pipe, clip(2))
+
+
+@pytest.mark.parametrize("method", ["slow_motion", "extend"])
+def test_an_interrupted_call_between_two_frames_does_not_end_a_stream(pipe, method):
+    def stream():
+        if method == "extend":
+            return extended(pipe, iter(clip(2)), 6, stream=True, decode_chunk_size=1)
+        return slow(pipe, iter(clip(4)), 2, 3, stream=True, decode_chunk_size=1)
+
+    def interrupt(pipe, step, timestep, kwargs):
+        pipe._interrupt = True
+        return kwargs
+
+    whole = list(stream())
+    frames = stream()
+    begun = [next(frames)]
+    pipe(image=clip(1)[0], num_frames=4, callback_on_step_end=interrupt, generator=seeded(5), **STEPS)
+    begun += list(frames)
+    assert len(begun) == len(whole) and torch.equal(torch.stack(begun), torch.stack(whole))
+    # Its own interruption ends it, also one between two frames.
+    frames = stream()
+    begun = [next(frames)]
+    pipe._interrupt = True
+    assert len(begun + list(frames)) < len(whole)
+
+
+@pytest.mark.parametrize("batch", [[[1, 2], [3, 4]], "array"])
+def test_a_stream_takes_one_clip(pipe, batch):
+    videos = clip(2, 2) if batch == "array" else [list(one) for one in clip(2, 2)]
+    for call in (
+        lambda: slow(pipe, videos, stream=True),
+        lambda: extended(pipe, videos, 3, stream=True),
+        lambda: pipe.retime(videos, 10, source_fps=5, **STEPS),
+    ):
+        with pytest.raises(ValueError, match="take one clip"):
+            call()
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt", "latent", "pil"])
+def test_a_retiming_without_a_frame_is_refused(pipe, output_type):
+    with pytest.raises(ValueError, match="no frame was made: `first_frame`"):
+        pipe.retime(clip(2), 10, source_fps=5, first_frame=100, num_inference_steps=2, output_type=output_type)

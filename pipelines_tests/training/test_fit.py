@@ -1,9 +1,11 @@
 """`training.fit`: one command from a folder of clips to a verdict."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
-from training.fit import NO_ROOM, Ended, Record, _stop_without_room, fit, main
+from training.fit import NO_ROOM, Ended, Record, _judging_command, _probing_command, _stop_without_room, fit, main
+from training.stopping import STOPPED
 
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,62 @@ def test_seconds_and_finished_steps_are_kept(tmp_path, capsys):
     assert again.is_done("look")
     assert again.spent == pytest.approx(12.0, abs=1.0)
     assert not again.is_done("probe")
+
+
+def test_the_rate_of_pictures_cannot_change_on_the_way(tmp_path):
+    Record(tmp_path, {"clips": "a", "hours": 1.0, "picture_fps": None})
+    with pytest.raises(ValueError, match="begun with no picture_fps; repeat that"):
+        Record(tmp_path, {"clips": "a", "hours": 1.0, "picture_fps": 10.0})
+
+
+STOPS = (
+    "import signal, sys, time; from pathlib import Path; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+    "Path(sys.argv[1]).touch(); time.sleep(60)"
+)
+
+
+def test_a_step_that_was_asked_to_stop_has_stopped_though_its_launcher_says_1(tmp_path):
+    """As `torch.distributed.run` does, whatever ended its processes."""
+    out = tmp_path / "out"
+    out.mkdir()
+    record = Record(out, {"clips": "a", "hours": 1.0})
+
+    def ask():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    with pytest.raises(Ended) as ended:
+        record.run("train", ["-c", STOPS, str(tmp_path / "begun")])
+    assert ended.value.code == STOPPED
+    # By a file in the run's folder no signal comes, but the run says so.
+    said = "import json, sys; open(sys.argv[1], 'w').write(json.dumps({'state': sys.argv[2]})); sys.exit(1)"
+    (out / "run").mkdir()
+    for state, code in (("stopped", STOPPED), ("failed", 1)):
+        with pytest.raises(Ended) as ended:
+            record.run("train", ["-c", said, str(out / "run/status.json"), state])
+        assert ended.value.code == code
+
+
+def test_ctrl_c_between_programs_stops_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.fit.fit", interrupted)
+    assert main([str(tmp_path), str(tmp_path / "out")]) == STOPPED
+    assert "type the same command to go on" in capsys.readouterr().out
+
+
+def test_windows_to_be_judged_are_spread_over_clips_and_rates_are_those_of_both_sides(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/look.json").write_text(json.dumps({"sizes": {"64x64": 3}}))
+    for side, fps in (("train", 29.8), ("held_out", 60.0)):
+        rows = [json.dumps({"source": "a", "clip": f"{index}.mp4", "fps": fps}) for index in range(6)]
+        (tmp_path / f"clips/{side}.jsonl").write_text("\n".join(rows) + "\n")
+    assert "--max-windows" in _judging_command(tmp_path)
+    probing = _probing_command(tmp_path, tmp_path / "probe.json")
+    assert probing[probing.index("--fps") + 1] == "29.8"
 
 
 @pytest.mark.parametrize(

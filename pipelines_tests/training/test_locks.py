@@ -77,6 +77,19 @@ def test_an_owner_elsewhere_is_dead_when_it_was_silent_for_long(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+def test_an_owner_elsewhere_that_misses_beats_is_waited_for(tmp_path, capsys, monkeypatch):
+    """A cluster starts a killed job again on another machine, within minutes."""
+    path = tmp_path / "lock.json"
+    write_owner(path, machine="another", host="node7", pid=1)
+    os.utime(path, (0, time.time() - 4 * ownership.BEAT))
+    with pytest.raises(Stopped, match="told to"), Owner(path, "it", stop=lambda: "told to"):
+        pass
+    monkeypatch.setattr(ownership, "SILENCE", 4 * ownership.BEAT + 2)
+    with Owner(path, "it"):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert "waiting for process 1 on node7" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", [b"", b"\0\0\0", b"[]", b"\xff"])
 def test_a_damaged_lock_is_one_of_an_unknown_machine(tmp_path, content):
     path = tmp_path / "lock.json"

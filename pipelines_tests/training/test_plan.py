@@ -1,6 +1,7 @@
 """What `training.plan` counts, against numbers checked by hand, and what it refuses."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -372,3 +373,22 @@ def test_a_probe_runs_real_steps(tmp_path):
     torch.manual_seed(0)
     (stage,) = make_plan(make_config({"trains": "transformer"}), probe_steps=1, with_data=False).stages
     assert stage.seconds_per_step > 0 and stage.hours == pytest.approx(stage.seconds_per_step * 10 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"planner": {"num_layers": 0}}, "`planner.num_layers` is 0; give a whole number of at least 1"),
+        ({"planner": {"patch_size": 0}}, "`planner.patch_size` is 0"),
+        ({"transformer": {"num_attention_heads": -1}}, "`transformer.num_attention_heads` is -1"),
+        ({"transformer": {"mlp_dim": 1.5}}, "`transformer.mlp_dim` is 1.5"),
+        ({"scheduler": {"foo": 1}}, "the scheduler cannot be made: .*foo.*; check `scheduler`"),
+        ({"scheduler": {"num_train_timesteps": 0}}, "the scheduler cannot be made"),
+        ({"scheduler": {"prediction_type": "epsilon"}}, "the scheduler cannot be made: .*epsilon"),
+    ],
+)
+def test_numbers_that_no_model_and_no_scheduler_can_have_are_problems(overrides, said):
+    given = make_config().model_dump(exclude_unset=True)
+    merged = {name: {**(given.get(name) or {}), **values} for name, values in overrides.items()}
+    problems = find_problems(make_config(**merged), with_data=False)
+    assert any(re.search(said, problem.text) for problem in problems), problems

@@ -16,7 +16,7 @@ from pipelines_tests.training.test_train_mardini_lora import base_folder
 from training import plan as module
 from training.config.layers import load_config
 from training.engine.feasibility import find_notes, find_problems
-from training.evaluation.probe import SURE
+from training.evaluation.intervals import SURE
 from training.overheads import KINDS, evaluations
 from training.plan import main, make_plan
 from training.plan_text import render

@@ -17,7 +17,7 @@ from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBas
 from diffusers_mardini.video_io import read_video, write_video
 from training import train_autoencoder
 from training.curriculum import learning_rate_factor
-from training.data.clips import load_clips
+from training.data.clips import find_clips, load_clip
 from training.engine.checkpoint import save_checkpoint
 from training.stopping import Stopped
 from training.train_autoencoder import AutoencoderTrainingConfig, Training, measure, run, spread, to_float
@@ -59,7 +59,7 @@ def config(tmp_path) -> AutoencoderTrainingConfig:
 def test_training_beats_the_bare_basis_and_is_saved_whole(config):
     run(config)
     record = json.loads((config.output / "training.json").read_text())
-    frames = load_clips(config.clips, config.size).frames[0]
+    frames = load_clip(find_clips(config.clips)[0], config.size)[0]
     vae = AutoencoderPatchBasis.from_pretrained(config.output)
     linear = AutoencoderPatchBasis(latent_channels=4, block_out_channels=(32,) * 4, encoder_blocks=0, decoder_blocks=1)
     linear.fit_basis(to_float(frames))
@@ -69,6 +69,17 @@ def test_training_beats_the_bare_basis_and_is_saved_whole(config):
         latents = encode_video(vae, to_float(frames)[None])
     assert abs(latents.mean()) < 1e-3 and abs(latents.std() - 1) < 1e-3
     assert sorted(path.name for path in config.output.parent.iterdir()) == ["manifests", "train", "vae", "val"]
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "planner_downscale", "nearest"), [(36, 8, 2, "32"), ("32x40", 16, 1, "32x32"), (16, 8, 8, "64")]
+)
+def test_a_size_that_does_not_divide_into_patches_is_refused_before_a_clip_is_read(
+    config, size, patch, planner_downscale, nearest
+):
+    fields = config.model_dump() | {"size": size, "patch": patch, "planner_downscale": planner_downscale}
+    with pytest.raises(ValueError, match=f"does not divide into patches of {patch} pixels.*nearest are {nearest}\\b"):
+        AutoencoderTrainingConfig.model_validate(fields)
 
 
 def test_a_second_run_replaces_the_first_and_is_the_same(config):

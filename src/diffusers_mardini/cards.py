@@ -60,6 +60,7 @@ _KINDS = {
     "parameters": Mapping,
     **dict.fromkeys(("hours", "fps"), int | float),
 }
+SHARD_NUMBERS = re.compile(r"-\d{5}-of-\d{5}")
 TAGS = ("image-to-video", "video-interpolation", "mardini")
 PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".mp4",)
 
@@ -240,9 +241,13 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parameters = {}
     for component in index:
-        count = sum(sum(_sizes(path).values()) for path in sorted((folder / component).glob("*.safetensors")))
-        if count:
-            parameters[component] = count
+        # The parts of one file; a variant such as fp16 holds the same weights once more.
+        counts: dict[str, int] = {}
+        for path in sorted((folder / component).glob("*.safetensors")):
+            name = SHARD_NUMBERS.sub("", path.name)
+            counts[name] = counts.get(name, 0) + sum(_sizes(path).values())
+        if counts:
+            parameters[component] = max(counts.values())
     facts: dict[str, Any] = {"parameters": parameters} if parameters else {}
     config = folder / "vae" / "config.json"
     vae_config = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from . import components
-from .cards import FACTS, card_metadata, card_of_folder, retarget_card
+from .cards import FACTS, SHARD_NUMBERS, card_metadata, card_of_folder, retarget_card
 from .format_version import LIBRARY, check_format, shims
 from .weights import check_tensors
 
@@ -37,7 +37,6 @@ ALLOWED_NAMES = ("LICENSE", "NOTICE")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".lock", ".swp", ".bak")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-_NUMBERS = re.compile(r"-\d{5}-of-\d{5}")
 _INDEX = re.compile(r"\.safetensors\.index(\.[^.]+)?\.json$")  # a variant's name stands before the suffix
 
 
@@ -350,7 +349,7 @@ def _wrong_tensors(folder: Path, kind: list[str]) -> list[str]:
         shapes = _shapes(path)
         if not shapes:  # a damaged file, reported already
             return []
-        there.setdefault(_NUMBERS.sub("", path.name), {}).update(shapes)
+        there.setdefault(SHARD_NUMBERS.sub("", path.name), {}).update(shapes)
     problems = []
     for name, shapes in there.items():
         try:

@@ -230,6 +230,11 @@ class StageConfig(SizedModel):
         shortest = min((frames for _, _, frames in shapes), default=self.num_frames)
         if self.tasks.leading > 0 and not 1 <= least <= largest < shortest:
             raise ValueError(f"leading_frames is {self.leading_frames}; it must lie within 1 to {shortest - 1}")
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate is {self.final_learning_rate:g}, above learning_rate {self.learning_rate:g}; the "
+                "rate falls from the one to the other"
+            )
         check_pace(self.strides, self.fps)
         return self
 

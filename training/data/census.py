@@ -4,19 +4,15 @@
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from training.config.schema import RunConfig
 from training.data.buckets import Census
-from training.data.failures import shown
-from training.data.manifest import make_manifest
-from training.data.manifest_files import Manifest, default_path
+from training.data.manifest import read_manifest_of
+from training.data.manifest_files import Manifest
 from training.data.sources import Source, open_source
-from training.locks import turn_to_write
 
 
 MOST_NAMED = 100_000  # reasons that `census.json` holds for a stage
@@ -110,25 +106,3 @@ def open_clips(config: RunConfig, spec: str) -> Source:
 def read_clips(config: RunConfig, source: Source, stop: Callable[[], str | None] = lambda: None) -> Manifest:
     """Return the manifest of a source of the run; see `read_manifest_of`."""
     return read_manifest_of(source, config.data.manifests, stop)
-
-
-def read_manifest_of(source: Source, folder: Path, stop: Callable[[], str | None] = lambda: None) -> Manifest:
-    """Return the manifest of a source, decoding its new clips on all cores; one program at a time.
-
-    Files that the source ignores because they are not clips are printed.
-
-    Args:
-        source: of the clips.
-        folder: of the manifests.
-        stop: called often; returns a reason to stop, or `None`.
-
-    Raises:
-        ValueError: if there are no clips.
-        Stopped: if there was a reason to stop.
-    """
-    path = default_path(source.spec, folder)
-    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
-        manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
-    if manifest.notes:
-        print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
-    return manifest

@@ -101,6 +101,28 @@ def make_manifest(
     return Manifest(source.spec, read_entries_file(path)[1], path, source.notes())
 
 
+def read_manifest_of(source: Source, folder: Path, stop: Callable[[], str | None] = lambda: None) -> Manifest:
+    """Return the manifest of a source, decoding its new clips on all cores; one program at a time.
+
+    Files that the source ignores because they are not clips are printed.
+
+    Args:
+        source: of the clips.
+        folder: of the manifests.
+        stop: called often; returns a reason to stop, or `None`.
+
+    Raises:
+        ValueError: if there are no clips.
+        Stopped: if there was a reason to stop.
+    """
+    path = default_path(source.spec, folder)
+    with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
+        manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
+    if manifest.notes:
+        print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
+    return manifest
+
+
 class _Known:
     """The entries that are known by key. Those of a file are expected in its order, and then read in one go.
 

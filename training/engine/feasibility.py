@@ -3,6 +3,7 @@
 Called by the trainer and by `plan.py`, which adds the checks that need clips or a memory limit.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from diffusers_mardini import MarDiniScheduler
 from diffusers_mardini.models.conditions import read_config
 from diffusers_mardini.presets import load_preset
 from training.config.schema import RunConfig, StageConfig
@@ -27,6 +29,10 @@ from training.engine.models import (
     vae_factor,
 )
 from training.engine.sharding import uses_bfloat16
+
+
+# Numbers of planner and transformer that a model cannot be built without.
+COUNTS = ("num_layers", "num_attention_heads", "attention_head_dim", "mlp_dim", "patch_size", "in_channels")
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,10 @@ def find_problems(config: RunConfig, with_data: bool = True, layout: Layout = ON
         except ValueError as error:
             return [Problem("models", f"planner and transformer cannot be adapted: {error}")]
     try:
-        models = build_models(model_arguments(config), "meta")
+        arguments = model_arguments(config)
+        if config.lora is None and (wrong := _number_problems(arguments)):
+            return wrong
+        models = build_models(arguments, "meta")
     except (TypeError, ValueError) as error:
         text = f"planner and transformer cannot be built: {error}; check `preset`, `planner` and `transformer`"
         return [Problem("models", text)]
@@ -93,6 +102,20 @@ def find_problems(config: RunConfig, with_data: bool = True, layout: Layout = ON
         if with_data and spec is not None and not source_exists(spec):
             found.append(Problem("clips", f"there is no source of clips at {spec}; set `data.{key}` to yours"))
     return list(dict.fromkeys(found))  # several buckets may have the same
+
+
+def _number_problems(arguments: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """Return what is wrong with numbers that models are built of, and with the scheduler's arguments."""
+    found = []
+    for part, key in itertools.product(("planner", "transformer"), COUNTS):
+        value = arguments[part].get(key, 1)
+        if type(value) is not int or value < 1:
+            found.append(Problem("models", f"`{part}.{key}` is {value!r}; give a whole number of at least 1"))
+    try:
+        MarDiniScheduler(**arguments["scheduler"])
+    except (TypeError, ValueError, IndexError) as error:
+        found.append(Problem("models", f"the scheduler cannot be made: {error}; check `scheduler`"))
+    return found
 
 
 def _opened_problems(config: RunConfig, in_channels: int) -> list[Problem]:

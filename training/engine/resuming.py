@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training.config.schema import RunConfig, default_of, shaping_fields
 from training.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
@@ -112,7 +112,7 @@ class RunCheckpoints:
         """
         stages = self.config.stages
         names = [stage.name for stage in stages]
-        path = newest_checkpoint(self.folder)
+        path = self._newest()
         if path is None:
             if start_at is not None and self.config.init_from is None and start_at != names[0]:
                 raise ValueError(
@@ -138,7 +138,7 @@ class RunCheckpoints:
             CheckpointError: on every process, if it could not be written or read.
         """
         self.writer.finish()
-        path = newest_checkpoint(self.folder)
+        path = self._newest()
         assert path is not None, "stages and stopped runs end with a checkpoint"
         return self._read(path).averages
 
@@ -147,6 +147,20 @@ class RunCheckpoints:
         if self._loaded is not None:
             gradient_steps.load_state(self._loaded.moments, self._loaded.optimizers)
             self._loaded = None
+
+    def _newest(self) -> Path | None:
+        """Return the newest checkpoint that the main process finds: on a file system of a network others may be late."""
+        path, error = None, None
+        if self.accelerator.is_main_process:
+            try:
+                path = newest_checkpoint(self.folder)
+            except CheckpointError as found:
+                error = str(found)
+        shared = [path, error]
+        broadcast_object_list(shared)
+        if shared[1] is not None:
+            raise CheckpointError(shared[1])
+        return shared[0]
 
     def _read(self, path: Path) -> Checkpoint:
         """Open a checkpoint on every process; they share the work of checking it, and fail together."""

@@ -1,23 +1,26 @@
 """The windows that are scored, cut out of held-out clips (VIDIM-Bench: 9 frames, first and last given).
 
-The windows that training draws are in `data/windows.py`; both take every n-th frame by `data/order.py`, and the given
-frames of a task are in `diffusers_mardini/masking.py`.
+The windows that training draws are in `data/windows.py`; the frames of both are chosen by `data/order.py`, and the
+given frames of a task are in `diffusers_mardini/masking.py`.
 """
 
 import argparse
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffusers_mardini.sizes import Size, parse_size, sides, size_text
 from diffusers_mardini.trained_window import TrainedWindow
-from training.data.clips import find_clips, fit, open_clip
+from training.data.clips import FoundClip, find_clips, fit
 from training.data.entries import Entry
-from training.data.order import SAME_RATE, frames_at_stride
+from training.data.failures import reason_lines
+from training.data.latents import frames_of
+from training.data.moments import ClipError
+from training.data.order import SAME_RATE, Rate, frame_indices, num_starts, why_not
 
 
 DEFAULT_SIZE, DEFAULT_STRIDE = 64, 2  # of checkpoints that do not say what they were trained on
@@ -35,6 +38,8 @@ class EvaluationWindows:
         source: of the clips.
         entries: facts of each window's clip.
         places: the clip frames of each window.
+        wholes: what each window's clip is a part of, its own name unless it is a row of a clip list. Intervals are over
+            these.
     """
 
     frames: torch.Tensor
@@ -44,6 +49,7 @@ class EvaluationWindows:
     source: str = ""
     entries: Sequence[Entry] = ()
     places: Sequence[tuple[int, ...]] = ()
+    wholes: Sequence[str] = ()
 
     def digest(self) -> str:
         """Return a digest of all pixels of all windows."""
@@ -103,20 +109,11 @@ def clip_step(clip_fps: float, stride: int, fps: float | None) -> float:
     return max(1.0, clip_fps / fps)
 
 
-def window_starts(length: int, span: int, count: int) -> list[int]:
-    """Return up to `count` different starts, evenly spaced from the first to the last possible one.
-
-    Args:
-        length: frames of the clip; too few give no start.
-        span: clip frames from the first to the last frame of a window, both included.
-        count: most starts.
-    """
-    last = length - span
-    if last < 0:
-        return []
-    if count == 1:
-        return [0]
-    return sorted({round(last * i / (count - 1)) for i in range(count)})
+def window_starts(possible: int, count: int) -> list[int]:
+    """Return up to `count` different ones of `possible` starts, evenly spaced from the first to the last."""
+    if count == 1 or possible < 1:
+        return list(range(min(possible, 1)))
+    return sorted({round((possible - 1) * i / (count - 1)) for i in range(count)})
 
 
 def load_windows(
@@ -127,6 +124,8 @@ def load_windows(
     per_clip: int,
     fps: float | None = None,
     max_clips: int | None = None,
+    max_windows: int | None = None,
+    picture_fps: float | None = None,
 ) -> EvaluationWindows:
     """Cut the windows out of every clip of a source; print the clips that give none with the reasons.
 
@@ -135,9 +134,11 @@ def load_windows(
         size: in pixels, to which the largest centred part of its aspect ratio is resized.
         num_frames: frames of a window.
         stride: clip frames from one window frame to the next; ignored if `fps` is given.
-        per_clip: most windows of a clip.
+        per_clip: most windows of a clip; one alone is its first.
         fps: frames per second of the windows, whatever the clips have.
-        max_clips: stop after this many clips that give a window; no further clips are decoded.
+        max_clips: take the first so many clips that give a window.
+        max_windows: take so many of all these windows, evenly spaced over them.
+        picture_fps: frames per second of pictures that do not state it.
 
     Raises:
         ValueError: if no clip is long enough, or the numbers make no window.
@@ -147,44 +148,52 @@ def load_windows(
         ("stride", stride, 1),
         ("windows per clip", per_clip, 1),
         ("max_clips", 1 if max_clips is None else max_clips, 1),
+        ("max_windows", 1 if max_windows is None else max_windows, 1),
     ):
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; give a positive number of frames per second")
-    frames, clips, starts, skipped, entries, places = [], [], [], {}, [], []
-    for found_clip in find_clips(source):
-        if len(set(clips)) == max_clips:
+    rate = Rate(stride=stride) if fps is None else Rate(fps=fps)
+    skipped: dict[str, str] = {}
+    drawn: list[tuple[FoundClip, tuple[int, ...]]] = []
+    for clip in find_clips(source, skipped, picture_fps):
+        if len({found.name for found, _ in drawn}) == max_clips:
             break
-        name = found_clip.name
+        possible = num_starts(clip.entry, num_frames, rate)
+        if not possible:
+            skipped[clip.name] = why_not(clip.entry, num_frames, rate)
+        for start in window_starts(possible, per_clip):
+            drawn.append((clip, frame_indices(clip.entry, (start + 0.5) / possible, num_frames, rate)))
+    if max_windows is not None:
+        drawn = [drawn[index] for index in window_starts(len(drawn), max_windows)]
+    pictures: dict[str, dict[int, torch.Tensor]] = {}
+    for clip in {clip.name: clip for clip, _ in drawn}.values():
+        # Of a long clip only the frames of its windows are held in memory.
+        wanted = np.array(sorted({index for found, places in drawn if found is clip for index in places}))
         try:
-            clip = open_clip(found_clip)
-            step = clip_step(clip.fps, stride, fps)
-            span = frames_at_stride(0, num_frames, step)[-1] + 1
-            found = window_starts(len(clip), span, per_clip)
-            if not found:
-                raise ValueError(f"{len(clip)} frames, a window needs {span}")
-            windows = [frames_at_stride(start, num_frames, step) for start in found]
-            # Of a long clip only the frames of its windows are held in memory.
-            wanted = sorted(set(itertools.chain(*windows)))
-            pictures = dict(zip(wanted, (fit(frame[None], *sides(size))[0] for frame in clip.frames(wanted))))
-        except ValueError as error:
-            skipped[name] = str(error)
-            continue
-        facts = found_clip.entry or Entry(key=name, status="ok", num_frames=len(clip), fps=clip.fps)
-        frames += [torch.stack([pictures[index] for index in window]) for window in windows]
-        places += windows
-        entries += [facts] * len(found)
-        clips += [name] * len(found)
-        starts += found
+            decoded = (fit(frame[None], *sides(size))[0] for frame in frames_of(clip.source, clip.entry, wanted))
+            pictures[clip.name] = dict(zip(wanted.tolist(), decoded))
+        except ClipError as error:
+            skipped[clip.name] = str(error)
+    drawn = [(clip, places) for clip, places in drawn if clip.name in pictures]
     if skipped:
         print(f"{len(skipped)} clips of '{source}' give no window:")
-        for skipped_name, reason in skipped.items():
-            print(f"  {skipped_name}: {reason}")
-    if not frames:
-        wanted = f"at stride {stride}" if fps is None else f"at {fps:g} frames per second"
-        raise ValueError(f"no clip of '{source}' gives {num_frames} frames {wanted}; lower one of them")
-    return EvaluationWindows(torch.stack(frames).float() / 255, clips, starts, skipped, str(source), entries, places)
+        for line in reason_lines(skipped):
+            print(f"  {line}")
+    if not drawn:
+        raise ValueError(f"no clip of '{source}' gives {num_frames} frames at {rate}; lower one of them")
+    frames = [torch.stack([pictures[clip.name][index] for index in places]) for clip, places in drawn]
+    return EvaluationWindows(
+        torch.stack(frames).float() / 255,
+        [clip.name for clip, _ in drawn],
+        [places[0] for _, places in drawn],
+        skipped,
+        str(source),
+        [clip.entry for clip, _ in drawn],
+        [places for _, places in drawn],
+        [clip.whole for clip, _ in drawn],
+    )
 
 
 def training_clips(
@@ -199,23 +208,22 @@ def training_clips(
         part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
         overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
-    left_out = []
-    for found in find_clips(source):
+    left_out: dict[str, str] = {}
+    for clip in find_clips(source, left_out):
         try:
-            clip = open_clip(found)
-            step = clip_step(clip.fps, stride, fps)
+            step = clip_step(clip.entry.fps, stride, fps)
             pictures = []
-            for frame in clip.frames():
+            for frame in clip.even_frames():
                 if len(pictures) == part:
                     yield torch.stack(pictures).float() / 255, step
                     pictures = pictures[part - overlap :]
                 pictures.append(fit(frame[None], *sides(size))[0])
         except ValueError as error:
-            left_out.append(f"{found.name}: {error}")
+            left_out[clip.name] = str(error)
             continue
         yield torch.stack(pictures).float() / 255, step
     if left_out:
-        print(f"{len(left_out)} training clips of '{source}' were left out:\n  " + "\n  ".join(left_out))
+        print("\n  ".join([f"{len(left_out)} training clips of '{source}' were left out:", *reason_lines(left_out)]))
 
 
 def to_bytes(frames: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from training.evaluation.metrics import RATIOS
 
 RESAMPLES = 2000
 LEVEL = 0.95
+SURE = 5  # clips; an interval over fewer is hardly more than the smallest and the largest of them
 # Quantiles of the standard normal distribution and of Student's t, by degrees of freedom from 1, two-sided for `LEVEL`
 NORMAL = 1.96
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
@@ -27,10 +28,14 @@ class Bootstrap:
     Args:
         clips: the clip of each window.
         seed: of the resamples.
+
+    Attributes:
+        count: number of clips.
     """
 
     def __init__(self, clips: Sequence[str], seed: int = 0):
         names = sorted(set(clips))
+        self.count = len(names)
         drawn = torch.randint(len(names), (RESAMPLES, len(names)), generator=torch.Generator().manual_seed(seed))
         counts = torch.zeros(RESAMPLES, len(names), dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))

@@ -109,8 +109,7 @@ class TrainingClips:
 
     def key(self) -> list:
         """Return a key that changes if a file is added, removed or rewritten."""
-        clips = [clip for clip in find_clips(self.source) if clip.path is None or clip.path.is_file()]
-        return [self.stride, self.fps, [[clip.name, *clip.stamp()] for clip in clips]]
+        return [self.stride, self.fps, [[clip.name, clip.entry.sha256] for clip in find_clips(self.source)]]
 
 
 def baselines(

@@ -23,7 +23,7 @@ from training.data.sources import Source
 from training.data.windows import PixelWindows, WindowDraw
 from training.evaluation.baselines import copy_nearest, cross_fade, flow_warp
 from training.evaluation.evaluation_windows import to_bytes
-from training.evaluation.intervals import Bootstrap
+from training.evaluation.intervals import SURE, Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
 from training.evaluation.networks.lpips import MIN_SIZE, Lpips, load_lpips
 from training.evaluation.tables import COLUMNS, markdown_table, score_cell
@@ -34,7 +34,6 @@ CEILING = "autoencoder"
 SSIM, LPIPS = "mid_ssim", "mid_lpips"
 NUM_FRAMES = 9  # of a window, as VIDIM-Bench has it
 MOST_WINDOWS = 48  # at each distance
-SURE = 5  # clips; with fewer, no run is refused
 # Less room than this, in SSIM, is not worth a model. Without an autoencoder the ceiling is taken for 1, which none
 # reaches, so that more is asked for.
 NEAR, NEAR_WITHOUT = 0.05, 0.1
@@ -220,9 +219,13 @@ def own_rates(entries: Sequence[Entry], num_frames: int = NUM_FRAMES) -> tuple[R
     """Return the clips' median rate and slower ones, as far as some clip has windows."""
     if not entries:
         return ()
-    own = median(entry.fps for entry in entries)
-    rates = [Rate(fps=float(f"{own / slower:.4g}")) for slower in _SLOWER]
+    rates = slower_rates(median(entry.fps for entry in entries))
     return tuple(rate for rate in rates if any(num_starts(entry, num_frames, rate) for entry in entries))
+
+
+def slower_rates(fps: float) -> list[Rate]:
+    """Return a rate and slower ones."""
+    return [Rate(fps=float(f"{fps / slower:.4g}")) for slower in _SLOWER]
 
 
 def _lpips(size: tuple[int, int]) -> tuple[Lpips | None, list[str]]:

@@ -40,7 +40,7 @@ class Evaluation:
         self.truth = to_bytes(windows.frames).float() / 255
         self.generated = generated_indices(self.truth.shape[1], given)
         self.key = {"format": FORMAT, "windows": windows.digest(), "given": self.given}
-        self.bootstrap = Bootstrap(windows.clips)
+        self.bootstrap = Bootstrap(windows.wholes or windows.clips)
         self._truth_features: dict[str, torch.Tensor] = {}
 
     def run(
@@ -191,6 +191,7 @@ def paired_difference(
     return {
         "method": method,
         "than": other,
+        "clips": bootstrap.count,
         "difference": {name: means[0][name] - means[1][name] for name in names},
         "intervals": {name: bootstrap.difference(one, two, name) for name in names},
     }

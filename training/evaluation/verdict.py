@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.evaluation.intervals import SURE
 from training.evaluation.methods import BASELINE, CEILING, OURS
 from training.evaluation.tables import COLUMNS, DIGITS
 
@@ -33,7 +34,8 @@ def verdict(
     if not judged:
         return []
     scores = list(dict.fromkeys(score for score, *_ in judged))
-    sentences = [_summary(ours[0]["method"], judged)]
+    clips = min((each["clips"] for each in differences if "clips" in each), default=SURE)
+    sentences = [_summary(ours[0]["method"], judged, clips)]
     sentences += [_on_score(ours[0], score, [each for each in judged if each[0] == score]) for score in scores]
     room = _room(rows, ours[0], scores[0])
     kept = [
@@ -47,7 +49,8 @@ def standings(
 ) -> list[tuple[str, str, str, str]]:
     """Return for each judged score and simple method `(score, simple method, standing, difference as text)`.
 
-    A standing is `BETTER`, `WORSE`, `SAME` (the interval includes zero) or `UNKNOWN` (there is no interval: one clip).
+    A standing is `BETTER`, `WORSE`, `SAME` (the interval includes zero) or `UNKNOWN` (there is no interval, or it rests
+    on fewer clips than `SURE`).
     """
     simple = [row["method"] for row in rows if row.get("kind") == BASELINE]
     found = {each["than"]: each for each in differences if each["method"] == method}
@@ -62,18 +65,23 @@ def standings(
                 judged.append((score, name, UNKNOWN, f"{difference:+.{digits}f}"))
                 continue
             text = f"{difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+            if found[name].get("clips", SURE) < SURE:
+                judged.append((score, name, UNKNOWN, text))
+                continue
             is_better = low > 0 if sign > 0 else high < 0
             is_worse = high < 0 if sign > 0 else low > 0
             judged.append((score, name, BETTER if is_better else WORSE if is_worse else SAME, text))
     return judged
 
 
-def _summary(method: str, judged: Sequence[tuple[str, str, str, str]]) -> str:
+def _summary(method: str, judged: Sequence[tuple[str, str, str, str]], clips: int) -> str:
     found = {standing for _, _, standing, _ in judged}
     if found == {BETTER}:
         return f"Better than every simple method: {method}."
     if UNKNOWN in found:
-        return f"Not decided, since the windows are of one clip and have no intervals: {method}."
+        if clips in (1, SURE):
+            return f"Not decided, since the windows are of one clip and have no intervals: {method}."
+        return f"Not decided, since {clips} clips are too few, hold out {SURE} or more: {method}."
     if BETTER not in found:
         return f"Not better than any simple method: {method}."
     scores = dict.fromkeys(score for score, *_ in judged)
@@ -92,7 +100,7 @@ def _on_score(row: Mapping[str, Any], score: str, judged: Sequence[tuple[str, st
         names = [f"{name} ({text})" for _, name, found, text in judged if found == standing]
         clauses += [f"{words} {_list(names)}"] if names else []
     names = [f"{name} ({text})" for _, name, found, text in judged if found == UNKNOWN]
-    clauses += [f"beside {_list(names)}, without an interval"] if names else []
+    clauses += [f"beside {_list(names)}, which is not decided"] if names else []
     return f"{COLUMNS[score]} {row[score]:.{DIGITS[score]}f}: {'; '.join(clauses)}."
 
 

@@ -69,6 +69,11 @@ def choose_fps(probed: Mapping[str, Any]) -> tuple[float, str]:
     return float(f"{1 / chosen['seconds']:.4g}"), why
 
 
+def usual_rate(rates: Sequence[float]) -> float:
+    """Return frames per second that nine of ten clips have at least: a clip with fewer has no window at that rate."""
+    return sorted(rates)[len(rates) // 10]
+
+
 def choose_size(width: int, height: int, pixels: int) -> tuple[int, int]:
     """Return height and width of frames of about `pixels` pixels, in the aspect ratio of clips of `width` x `height`.
 

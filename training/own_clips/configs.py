@@ -1,5 +1,6 @@
 """Write what `training.fit` chose as YAML files of the autoencoder and of the run, with the reasons as comments."""
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -11,9 +12,9 @@ HOURS_FOR_A_PLANNER_STAGE = 1.5
 
 _AUTOENCODER = """\
 # The autoencoder of this fit; written by training.fit. Edit it before it is trained, or delete it to choose anew.
-clips: {clips}/train.jsonl
-held_out: {clips}/held_out.jsonl
-output: {out}/autoencoder
+clips: {train}
+held_out: {held_out}
+output: {autoencoder}
 size: {size}
 {latents}
 latent_channels: {latent_channels}
@@ -29,13 +30,13 @@ _RUN = """\
 # Every key is explained in docs/config.md.
 name: run
 data:
-  train: {clips}/train.jsonl
-  validation: {clips}/held_out.jsonl
+  train: {train}
+  validation: {held_out}
 {rate}
 {size_reason}
   size: {size}
-  cache: {out}/cache/latents
-vae: {out}/autoencoder
+  cache: {cache}
+vae: {autoencoder}
 {preset_reason}
 preset: {preset}
 planner: {{in_channels: {latent_channels}}}
@@ -43,7 +44,7 @@ transformer: {{in_channels: {latent_channels}}}
 optimizer: {{name: muon, beta2: 0.98, weight_decay: 0.02, ema_decay: 0.99}}
 # The trainer measures its speed and plans the steps that are left so that it ends in this time.
 hours: {hours}
-validate_every: {validate_every}
+{anyway}validate_every: {validate_every}
 sample_every: {sample_every}
 checkpoint_every: {checkpoint_every}
 stages:
@@ -83,8 +84,7 @@ _JOINT_STAGE = """\
 def autoencoder_text(choices: Choices, out: Path, minutes: float, threads: int) -> str:
     """Return the YAML file of the autoencoder; `minutes` are for its training."""
     return _AUTOENCODER.format(
-        clips=out / "clips",
-        out=out,
+        **_paths(out),
         size=_size(choices),
         latents=_comment(choices.why["latent_channels"]),
         latent_channels=choices.latent_channels,
@@ -93,8 +93,8 @@ def autoencoder_text(choices: Choices, out: Path, minutes: float, threads: int) 
     )
 
 
-def run_text(choices: Choices, out: Path, hours: float) -> str:
-    """Return the YAML file of the run; `hours` is the time for its training."""
+def run_text(choices: Choices, out: Path, hours: float, anyway: bool = False) -> str:
+    """Return the YAML file of the run; `hours` is the time for its training, also where it is advised against."""
     steps, stages = choices.steps, ""
     shape = {"fps": choices.fps, "windows": choices.windows_per_step}
     if hours >= HOURS_FOR_A_PLANNER_STAGE:
@@ -104,8 +104,8 @@ def run_text(choices: Choices, out: Path, hours: float) -> str:
     stages += _JOINT_STAGE.format(steps=steps, warmup=max(5, min(100, steps // 20)), **shape)
     every = max(10, steps // 8)
     return _RUN.format(
-        clips=out / "clips",
-        out=out,
+        **_paths(out),
+        anyway="# Train although simple methods do as well.\nanyway: true\n" if anyway else "",
         rate=_comment(choices.why["fps"], "  "),
         size_reason=_comment(choices.why["size"], "  "),
         size=_size(choices),
@@ -118,6 +118,22 @@ def run_text(choices: Choices, out: Path, hours: float) -> str:
         checkpoint_every=max(10, every // 2),
         stages=stages,
     )
+
+
+def _paths(out: Path) -> dict[str, str]:
+    """Return the paths of a fit as YAML: a name may hold what means something there, such as ": " or " #"."""
+    paths = {
+        "train": out / "clips" / "train.jsonl",
+        "held_out": out / "clips" / "held_out.jsonl",
+        "autoencoder": out / "autoencoder",
+        "cache": out / "cache" / "latents",
+    }
+    return {name: quoted(path) for name, path in paths.items()}
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a text of YAML."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _size(choices: Choices) -> str:

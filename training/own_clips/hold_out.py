@@ -7,14 +7,16 @@ The choice rests on hashes of names, so that adding clips changes little. `look.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data.clip_lists import ClipRow, write_clip_list
+from training.data.clip_lists import SUFFIX, ClipRow, write_clip_list
 from training.data.entries import Entry
 from training.data.failures import shown
 from training.data.order import frames_at_stride
+from training.data.sources import open_source
+from training.data.spans import Span
 from training.files import write_whole
 from training.own_clips.look import HELD_OUT, TRAIN, WINDOW, Clip, Look
 from training.own_clips.recordings import Grouping, groupings, order_key
@@ -60,10 +62,17 @@ class Piece:
         """Return how many windows without a common frame it holds; see `WINDOWS`."""
         return self.num_frames // (frames_at_stride(0, WINDOW, max(1.0, self.clip.entry.fps / 10))[-1] + 1)
 
-    def row(self) -> ClipRow:
-        """Return the row of a clip list."""
-        entry = self.clip.entry
-        return ClipRow(self.clip.source, entry.key, self.first_frame, self.num_frames, entry.fps, self.recording)
+    def row(self, spans: Mapping[str, Span]) -> ClipRow:
+        """Return the row of a clip list.
+
+        Args:
+            spans: of the clip's source, if that is a clip list: a list does not name another one.
+        """
+        source, key, first = self.clip.source, self.clip.entry.key, self.first_frame
+        if key in spans:
+            span = spans[key]
+            source, key, first = span.source.spec, span.clip, span.first_frame + first
+        return ClipRow(source, key, first, self.num_frames, self.clip.entry.fps, self.recording)
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,11 @@ def hold_out(found: Look, seed: int = 0) -> Split:
 
 def write_split(split: Split, folder: Path) -> None:
     """Write both sides as clip lists, `train.jsonl` and `held_out.jsonl`, and `split.json` with the reasons."""
+    lists = {piece.clip.source for piece in (*split.train, *split.held_out) if piece.clip.source.endswith(SUFFIX)}
+    spans = {spec: open_source(spec).spans() for spec in lists}
     for name, pieces in (("train", split.train), ("held_out", split.held_out)):
-        write_clip_list(folder / f"{name}.jsonl", (piece.row() for piece in pieces))
+        rows = (piece.row(spans.get(piece.clip.source, {})) for piece in pieces)
+        write_clip_list(folder / f"{name}.jsonl", rows)
     record = {
         "reasons": split.reasons, "held_out_share": round(split.share, 4), "held_out_windows": split.windows,
         "train_frames": _frames(split.train), "held_out_frames": _frames(split.held_out),
@@ -219,8 +231,14 @@ def _whole(found: Look, way: Grouping, held: set[str]) -> Split:
 
 
 def _by_time(found: Look, way: Grouping) -> Split:
-    """Hold out the end of each recording, apart from the rest by a gap."""
-    train, held_out, left_out, cut_clips = [], [], {}, 0
+    """Hold out the end of each recording, apart from the rest by a gap.
+
+    Of two clips with the same footage the longer one alone is parted: in the other, held-out frames lie elsewhere.
+    """
+    kept, left_out = _without_shorter_copies(found)
+    way = replace(way, names=tuple(way.names[index] for index in kept))
+    found = replace(found, clips=tuple(found.clips[index] for index in kept), copies=())
+    train, held_out, cut_clips = [], [], 0
     recordings: dict[str, list[Piece]] = defaultdict(list)
     order = sorted(range(len(found.clips)), key=lambda index: order_key(found.clips[index]))
     for piece in _pieces([found.clips[index] for index in order], [way.names[index] for index in order]):
@@ -241,6 +259,22 @@ def _by_time(found: Look, way: Grouping) -> Split:
             "times: held-out scores say how well a model knows this footage, not how well it does on other footage."
         )
     return Split(tuple(train), tuple(held_out), left_out, tuple(reasons))
+
+
+def _without_shorter_copies(found: Look) -> tuple[list[int], dict[str, str]]:
+    """Return the clips that share no footage with a longer one that is kept, and reasons for the others."""
+    copies: dict[int, set[int]] = defaultdict(set)
+    for first, second, _ in found.copies:
+        copies[first].add(second)
+        copies[second].add(first)
+    kept, left_out = set[int](), {}
+    for index in sorted(range(len(found.clips)), key=lambda index: -found.clips[index].entry.num_frames):
+        if longer := copies[index] & kept:
+            copy = found.clips[min(longer)].name
+            left_out[found.clips[index].name] = f"shows footage of '{shown(copy)}', which is parted in time"
+        else:
+            kept.add(index)
+    return sorted(kept), left_out
 
 
 def _last_clips(pieces: list[Piece]) -> tuple[list[Piece], list[Piece], dict[str, str]]:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 
 from diffusers_mardini.video.errors import FILE_ERRORS
-from diffusers_mardini.video_io import decoder_version
+from diffusers_mardini.video_io import PictureSeries, decoder_version
 from training.data.entries import Entry
 from training.data.failures import sentence, shown
 from training.data.manifest import make_manifest
@@ -43,7 +43,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "heldout", "held_out", "held-out"), HELD_OUT),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_VERSION = 1
+_VERSION = 2
 _FEW_FRAMES = 10_000  # are read here: other processes need seconds to begin
 _SECONDS_BETWEEN_LINES = 5.0
 _stopping = threading.Event()  # of a worker: set when its parent stops
@@ -58,12 +58,14 @@ class Clip:
         entry: its facts.
         look: what decoding it showed.
         split: the side on which its source puts it, as folders `train` and `val` do; `None` if there are no sides.
+        recording: what its source says that it is part of, such as a column of a table; `None` if it says nothing.
     """
 
     source: str
     entry: Entry
     look: ClipLook
     split: str | None = None
+    recording: str | None = None
 
     @property
     def name(self) -> str:
@@ -132,7 +134,13 @@ def look(
         notes += manifest.notes
         sides = _sides(entry.key for entry in manifest.ok)
         clips += [
-            Clip(source.spec, entry, looks[entry.key], split or sides.get(entry.key))
+            Clip(
+                source.spec,
+                entry,
+                looks[entry.key],
+                split or sides.get(entry.key),
+                source.recording(entry.key),
+            )
             for entry in manifest.ok
             if entry.key in looks
         ]
@@ -166,14 +174,26 @@ def _dataset_splits(spec: str, name: str) -> list[str]:
         return []
 
 
-def _sides(keys: Iterator[str]) -> dict[str, str]:
+def _sides(keys: Iterable[str]) -> dict[str, str]:
     """Return the sides by key, if the clips lie in folders that are called train, and val or test."""
-    top = {key: key.split("/")[0] for key in keys if "/" in key}
+    inner = {key: short for key, short in without_common_folder(keys).items() if "/" in short}
+    top = {key: short.split("/")[0] for key, short in inner.items()}
     sides = {key: _SPLITS.get(name.lower()) for key, name in top.items()}
     found = set(sides.values())
     if TRAIN not in found or not found & {HELD_OUT, "test"}:
         return {}
     return {key: side or f"the folder '{shown(top[key])}'" for key, side in sides.items()}
+
+
+def without_common_folder(keys: Iterable[str]) -> dict[str, str]:
+    """Return keys, by themselves, without the folders that all of them lie in, such as the name of an archive."""
+    keys = list(keys)
+    common = 0
+    for names in zip(*(key.split("/")[:-1] for key in keys)):
+        if len(set(names)) > 1:
+            break
+        common += 1
+    return {key: "/".join(key.split("/")[common:]) for key in keys}
 
 
 def _usable(clips: list[Clip], left_out: dict[str, str]) -> list[Clip]:
@@ -210,21 +230,27 @@ def _read(
     """Return what each clip shows, and the reasons for those that cannot be read; new clips are added to the file."""
     made_by = f"look {_VERSION}, {decoder_version()}"
     records = read_lines(path, {"key": str, "sha256": str, "made_by": str})
-    known = {(record["key"], record["sha256"]): record for record in records if record["made_by"] == made_by}
-    new = [entry for entry in entries if (entry.key, entry.sha256) not in known]
+    current_records = (record for record in records if record["made_by"] == made_by)
+    # Pictures may be given another rate than before, and what is measured is by seconds.
+    known = {(record["key"], record["sha256"], record["fps"]): record for record in current_records}
+    new = [entry for entry in entries if _key(entry) not in known]
     progress, failed = _Progress(sum(entry.num_frames for entry in new), len(new), say), {}
     for entry, found in _look_at(source, new, workers, stop):
         if isinstance(found, str):
             failed[entry.key] = found
         else:
-            record = {"key": entry.key, "sha256": entry.sha256, "made_by": made_by, **found}
+            record = {"key": entry.key, "sha256": entry.sha256, "fps": entry.fps, "made_by": made_by, **found}
             append_line(path, record)
-            known[entry.key, entry.sha256] = record
+            known[_key(entry)] = record
         progress.done(entry.num_frames)
-    current = [known[key] for entry in entries if (key := (entry.key, entry.sha256)) in known]
+    current = [known[_key(entry)] for entry in entries if _key(entry) in known]
     if len(records) + len(new) - len(failed) > len(current):  # lines of clips that changed or went
         write_whole(path, "".join(json.dumps(record) + "\n" for record in current))
     return {record["key"]: ClipLook.of(record) for record in current}, failed
+
+
+def _key(entry: Entry) -> tuple[str, str, float]:
+    return entry.key, entry.sha256, entry.fps
 
 
 def _look_at(
@@ -256,6 +282,11 @@ def _look_at(
                     opened = _open(source, entry)
                     if isinstance(opened, str):
                         yield entry, opened
+                    elif isinstance(opened, PictureSeries):  # reads an open archive, which stays in this process
+                        found = _record(opened, entry, lambda: stop() is not None)
+                        if found is None:
+                            raise Stopped(stop() or "asked to stop")
+                        yield entry, found
                     else:
                         waiting[pool.submit(_in_worker, opened, entry)] = entry
                 finished, _ = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -286,9 +317,12 @@ def _result(future: Future) -> dict | str:
         ) from error
 
 
-def _record(opened: Path | bytes, entry: Entry, stop: Callable[[], bool]) -> dict | str | None:
+def _record(opened: SourceClip, entry: Entry, stop: Callable[[], bool]) -> dict | str | None:
+    times = (
+        entry.times().tolist() if entry.clip_frames else None
+    )  # `opened` is the whole clip, of which this is a span
     try:
-        found = look_at_clip(opened, entry.fps, entry.num_frames, stop)
+        found = look_at_clip(opened, entry.fps, entry.num_frames, stop, times)
     except FILE_ERRORS as error:
         return sentence(error)
     return None if found is None else found.record()

@@ -7,10 +7,8 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from diffusers_mardini.sizes import size_text
 from training.evaluation.evaluation_windows import EvaluationWindows
 from training.files import write_whole
-from training.own_clips.choose import Choices
 
 
 def short_name(clips: str) -> str:
@@ -18,27 +16,25 @@ def short_name(clips: str) -> str:
     return "/".join(Path(clips).parts[-2:]).lstrip("/")
 
 
-def write_card_facts(path: Path, name: str, choices: Choices, clips: str, hours: float) -> None:
-    """Write the YAML file of facts that no run records, for `training.publish`.
+def write_card_facts(path: Path, name: str, clips: str, hours: float) -> None:
+    """Write the YAML file of facts that no run records, for `training.publish`; the model itself knows its window.
 
     Args:
         path: of the file.
         name: of the model.
-        choices: what was trained.
         clips: `short_name` of the clips.
         hours: that the fit had.
     """
-    size = size_text((choices.height, choices.width))
     facts = {
         "name": name,
         "path": "model",
         "description": f"A small MarDini trained from scratch on own clips ({clips}) by `training.fit`.",
-        "num_frames": 9,
-        "window": f"9 frames of {size} pixels (height x width), {choices.fps:g} a second",
         "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained.",
         "command": f"python -m training.fit {shlex.quote(clips)} {shlex.quote(name)} --hours {hours:g}",
         "metrics_setting": "Windows of held-out clips; first and last frame given, seven sampled; one sample each.",
-        "limits": [f"Knows the kind of clips that it was trained on, at {size} pixels; on others expect nonsense."],
+        "limits": [
+            "Knows the kind of clips that it was trained on, at that size and pace; on others expect nonsense."
+        ],
         "samples": [
             {"file": "sheet_0.png", "caption": "Held-out windows, nothing chosen. The framed frames are given."}
         ],

@@ -5,7 +5,7 @@ The frames are those of `diffusers_mardini/video_io.py`. Memory does not grow wi
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,11 @@ class ClipLook:
 
 
 def look_at_clip(
-    opened: Path | bytes, fps: float, num_frames: int, stop: Callable[[], bool] = lambda: False
+    opened: Path | bytes,
+    fps: float,
+    num_frames: int,
+    stop: Callable[[], bool] = lambda: False,
+    times: Sequence[float] | None = None,
 ) -> ClipLook | None:
     """Decode a clip once and return what it shows.
 
@@ -71,10 +75,11 @@ def look_at_clip(
         fps: frames per second of its manifest's entry.
         num_frames: of its manifest's entry; frames beyond are not read.
         stop: asked every 64 frames; `None` is returned if it says so.
+        times: of the frames of a span, on the clock of the whole clip; by default the clip is read from its beginning.
     """
     scenes, motion, stills, prints = SceneFinder(), _Motion(fps), _Stills(), PrintMaker(fps)
     begin = None
-    for index, (time, frame) in enumerate(iterate_frames(opened, fps)):
+    for index, (time, frame) in enumerate(iterate_frames(opened, fps, times)):
         if index == num_frames:
             break
         if index % 64 == 0 and stop():

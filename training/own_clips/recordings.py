@@ -1,6 +1,6 @@
 """Find which clips belong together: pieces of one recording, episodes of one laboratory, scenes of one film.
 
-Columns of the metadata say so, else folders, else names such as `drive1_part03`. `hold_out.py` keeps them on one side.
+Columns of the metadata say so, or the source itself, else folders, else names such as `drive1_part03`. `hold_out.py` keeps them on one side.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training.data.folders import METADATA_FILES, list_folder, natural_path_key
 from training.data.metadata import read_metadata
-from training.own_clips.look import Clip
+from training.own_clips.look import Clip, without_common_folder
 
 
 # Columns that name what several clips have in common, and how a sentence calls one of its values.
@@ -50,9 +50,11 @@ def groupings(clips: Iterable[Clip]) -> list[Grouping]:
         # A clip without a value stands alone.
         names = [clip.name if value in (None, "") else str(value) for clip, value in zip(clips, values)]
         found.append(Grouping(kind, tuple(names)))
-    inner = [_inner_folder(clip) for clip in clips]
-    found.append(Grouping("folder", tuple(folder or clip.name for folder, clip in zip(inner, clips))))
-    found.append(Grouping("recording", tuple(_recording(clip) for clip in clips)))
+    found.append(Grouping("recording", tuple(clip.recording or clip.name for clip in clips)))
+    short = without_common_folder(clip.entry.key for clip in clips)
+    keys = [_within_side(short[clip.entry.key], clip) for clip in clips]
+    found.append(Grouping("folder", tuple(_outermost(key) or clip.name for key, clip in zip(keys, clips))))
+    found.append(Grouping("recording", tuple(map(_recording, keys))))
     return sorted((each for each in found if each.count < len(clips)), key=lambda each: each.count)
 
 
@@ -61,18 +63,20 @@ def order_key(clip: Clip) -> list:
     return natural_path_key(clip.name)
 
 
-def _inner_folder(clip: Clip) -> str:
-    """Return the outermost folder of a clip, within that of its side if it has one; "" if there is none."""
-    parts = clip.entry.key.split("/")[:-1]
-    parts = parts[1:] if clip.split and parts else parts
-    return parts[0] if parts else ""
+def _within_side(key: str, clip: Clip) -> str:
+    """Return a key without the folder of the clip's side, if it has one."""
+    return key.split("/", 1)[1] if clip.split and "/" in key else key
 
 
-def _recording(clip: Clip) -> str:
-    """Return the name of a clip without the number at its end, with its folders."""
-    folder, _, name = clip.entry.key.rpartition("/")
+def _outermost(key: str) -> str:
+    """Return the outermost folder of a key; "" if there is none."""
+    return key.split("/", 1)[0] if "/" in key else ""
+
+
+def _recording(key: str) -> str:
+    """Return a key without its suffix and the number at its end."""
+    folder, _, name = key.rpartition("/")
     stem = name.rsplit(".", 1)[0] if "." in name else name
-    folder = "/".join(folder.split("/")[1:]) if clip.split else folder
     return "/".join(filter(None, (folder, _NUMBERED.sub("", stem)))) or "numbered clips"
 
 

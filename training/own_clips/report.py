@@ -116,7 +116,7 @@ def _about_copies(facts: dict) -> list[str]:
     later = f", {abs(offset):g} s apart" if abs(offset) >= 0.2 else ""
     return [
         f"Pairs of clips that show the same footage: {len(copies)}, such as "
-        f"'{shown(first)}' and '{shown(second)}'{later}; each pair stays on one side."
+        f"'{shown(first)}' and '{shown(second)}'{later}; no pair is on both sides."
     ]
 
 

@@ -43,6 +43,7 @@ def base(tmp_path):
         ("stages.a.strides={1: .inf}", "stages.a.strides: .*inf is not finite"),
         ("stages.a.reference_ratio=[.nan, 1]", "stages.a.reference_ratio: .*nan is not finite"),
         ("stages.a.final_learning_rate=.nan", "final_learning_rate: .*nan is not finite"),
+        ("stages.a.final_learning_rate=1", "final_learning_rate is 1, above learning_rate"),
         ("stages.a.learning_rate=1e999", "learning_rate: .*inf is not finite"),
         ("stages.a.learning_rate=nan", "learning_rate: .*'nan' is text"),
         (f"stages.a.learning_rate={10**400}", "learning_rate: .*is not finite"),

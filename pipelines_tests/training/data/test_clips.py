@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusers_mardini.video_io import write_video
-from training.data.clips import View, fit, list_clips, load_clip, load_clips
+from training.data.clips import View, find_clips, fit, load_clip
 
 
 def write_clip(path: Path, num_frames: int = 4, height: int = 16, width: int = 32) -> Path:
@@ -42,43 +42,46 @@ def test_square_resizes_without_aliasing():
     assert fit(stripes, 8, 8).float().sub(127.5).abs().max() < 40  # aliased stripes would be 0 or 255
 
 
-def test_clips_are_listed_in_natural_order_with_and_without_metadata(tmp_path):
+def test_clips_are_found_in_natural_order_with_and_without_metadata(tmp_path):
     for name in ("c10.mp4", "c2.mp4"):
         write_clip(tmp_path / name)
-    assert [path.name for path in list_clips(tmp_path)] == ["c2.mp4", "c10.mp4"]
+    assert [clip.name for clip in find_clips(tmp_path)] == ["c2.mp4", "c10.mp4"]
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "c10.mp4"}) + "\n\n")
-    assert [path.name for path in list_clips(tmp_path)] == ["c10.mp4"]
+    skipped = {}
+    assert [clip.name for clip in find_clips(tmp_path, skipped)] == ["c10.mp4"]
+    assert list(skipped) == ["c2.mp4"]
 
 
-def test_unreadable_clips_are_reported_once_by_name_and_reason(tmp_path, capsys):
+def test_unreadable_clips_are_returned_by_name_and_reason(tmp_path):
     write_clip(tmp_path / "good.mp4")
     (tmp_path / "bad.mp4").write_text("no video")
-    clips = load_clips(tmp_path, size=8)
-    assert clips.names == ["good.mp4"] and clips.fps == [10.0]
-    assert clips.frames[0].shape == (4, 3, 8, 8)
-    assert list(clips.skipped) == ["bad.mp4"]
-    printed = capsys.readouterr().out
-    assert "1 of 2 clips" in printed and printed.count("bad.mp4: ") == 1 and "cannot be decoded" in printed
+    skipped = {}
+    (clip,) = find_clips(tmp_path, skipped)
+    frames, fps = load_clip(clip, size=8)
+    assert clip.name == "good.mp4" and fps == 10.0 and frames.shape == (4, 3, 8, 8)
+    assert list(skipped) == ["bad.mp4"] and "cannot be decoded" in skipped["bad.mp4"]
 
 
 def test_a_clip_named_in_metadata_but_missing_is_reported(tmp_path):
     write_clip(tmp_path / "here.mp4")
     lines = [json.dumps({"file_name": name}) for name in ("here.mp4", "gone.mp4")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert "no video file" in load_clips(tmp_path, size=8).skipped["gone.mp4"]
+    skipped = {}
+    find_clips(tmp_path, skipped)
+    assert list(skipped) == ["gone.mp4"]
 
 
-def test_folders_without_clips_are_refused(tmp_path):
+def test_sources_without_clips_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no source of clips"):
-        load_clips(tmp_path / "none", size=8)
+        find_clips(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no clips"):
-        load_clips(tmp_path, size=8)
+        find_clips(tmp_path)
     (tmp_path / "bad.mp4").write_text("no video")
-    with pytest.raises(ValueError, match="none of the 1 clips"):
-        load_clips(tmp_path, size=8)
+    with pytest.raises(ValueError, match=r"none of the 1 clips .* can be read \(bad.mp4: "):
+        find_clips(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("{not json")
     with pytest.raises(ValueError, match="line 1"):
-        load_clips(tmp_path, size=8)
+        find_clips(tmp_path)
 
 
 def test_real_laps_load():
@@ -86,5 +89,5 @@ def test_real_laps_load():
     folder = root / "rc_racing" / "val"
     if not folder.is_dir():
         pytest.skip("no footage of real laps beside the checkout")
-    frames, fps = load_clip(list_clips(folder)[0], size=64)
+    frames, fps = load_clip(find_clips(folder)[0], size=64)
     assert frames.shape == (64, 3, 64, 64) and fps == 20

@@ -14,8 +14,9 @@ from training.data.order import Rate
 from training.data.recipes.moving_shapes import draw_clip
 from training.data.sources import open_source
 from training.evaluation import probe as module
+from training.evaluation.intervals import SURE
 from training.evaluation.networks.lpips import Lpips
-from training.evaluation.probe import SURE, own_rates, probe
+from training.evaluation.probe import own_rates, probe
 
 
 class Exact(torch.nn.Module):

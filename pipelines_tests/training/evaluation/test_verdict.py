@@ -83,3 +83,13 @@ def test_without_our_row_or_simple_methods_nothing_is_said():
     two = [*SIMPLE, row("a", OURS, 0.5), row("b", OURS, 0.6)]
     found = [difference("cross-fade", (0.1, 0.05, 0.2), method=name) for name in ("a", "b")]
     assert verdict(two, found)[0].endswith(": a.") and verdict(two, found, "b")[0].endswith(": b.")
+
+
+def test_few_clips_decide_nothing():
+    """The bootstrap of two clips is their smaller and their larger score: no noise at all, where there is much."""
+    ours = row("ours, 25 steps", OURS, 0.95, 0.02)
+    found = [{**difference(one["method"], (0.05, 0.04, 0.06), (-0.03, -0.04, -0.02)), "clips": 4} for one in SIMPLE]
+    sentences = verdict([*SIMPLE, ours], found)
+    assert sentences[0] == "Not decided, since 4 clips are too few, hold out 5 or more: ours, 25 steps."
+    assert "beside cross-fade (+0.050 [+0.040, +0.060])" in sentences[1] and "not decided" in sentences[1]
+    assert verdict([*SIMPLE, ours], [{**each, "clips": 5} for each in found])[0].startswith("Better than every")

@@ -97,9 +97,11 @@ def test_a_steps_windows_are_shared_equally(device, cores, expected):
 
 @pytest.mark.parametrize(("hours", "stages"), [(0.5, ["joint"]), (3.0, ["planner", "joint"])])
 def test_the_run_that_is_written_says_what_was_chosen(tmp_path, hours, stages):
-    path = tmp_path / "config.yaml"
-    path.write_text(run_text(CHOICES, tmp_path, hours), encoding="utf-8")
+    path, out = tmp_path / "config.yaml", tmp_path / "my #1: clips {a}"
+    path.write_text(run_text(CHOICES, out, hours, anyway=hours > 1), encoding="utf-8")
     config = load_config(str(path))
+    assert config.anyway == (hours > 1)
+    assert config.data.train == str(out / "clips/train.jsonl") and config.vae == str(out / "autoencoder")
     assert [stage.name for stage in config.stages] == stages
     assert config.hours == hours
     assert config.size_of(config.stages[-1]) == (48, 96)
@@ -111,8 +113,13 @@ def test_the_run_that_is_written_says_what_was_chosen(tmp_path, hours, stages):
 
 
 def test_the_autoencoders_file_says_what_was_chosen(tmp_path):
-    path = tmp_path / "autoencoder.yaml"
-    path.write_text(autoencoder_text(CHOICES, tmp_path, 3.5, 2), encoding="utf-8")
+    path, out = tmp_path / "autoencoder.yaml", tmp_path / "my #1: clips"
+    path.write_text(autoencoder_text(CHOICES, out, 3.5, 2), encoding="utf-8")
     config = AutoencoderTrainingConfig.from_yaml(path)
     assert (config.latent_channels, config.max_minutes, config.threads) == (24, 3.5, 2)
-    assert config.output == tmp_path / "autoencoder"
+    assert config.output == out / "autoencoder"
+
+
+def test_nine_of_ten_clips_have_the_usual_rate():
+    assert choose.usual_rate([29.97] * 95 + [24.0] * 5) == 29.97
+    assert choose.usual_rate([60.0] * 3 + [29.8] * 3) == choose.usual_rate([29.8]) == 29.8

@@ -1,6 +1,7 @@
 """What is held out is whole, the same again, apart from what is trained on, and said in words."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,33 @@ def test_copies_are_kept_on_one_side():
     split = split_of(clips, copies)
     held = names(split.held_out)
     assert held and all((clips[a].name in held) == (clips[b].name in held) for a, b, _ in copies)
+
+
+def test_of_footage_that_two_clips_show_one_alone_is_parted_in_time():
+    """An excerpt of a long video would train on what the end of that video holds out."""
+    split = split_of([clip("full.mp4", 12_000), clip("part.mp4", 2_400), clip("other.mp4", 300)], [(0, 1, -480.0)])
+    assert "part.mp4" not in names(split.train) | names(split.held_out)
+    assert split.left_out["part.mp4"] == "shows footage of 'full.mp4', which is parted in time"
+    assert names(split.held_out) & {"full.mp4"} and "other.mp4" in names((*split.train, *split.held_out))
+
+
+def test_folders_below_one_that_all_share_say_sides_and_recordings(tmp_path):
+    for side, seed in (("train", 1), ("train", 2), ("val", 3)):
+        write(tmp_path / "clips" / "ds" / side / f"{seed}.mp4", shot(seed, 60))
+    found = look(tmp_path / "clips", tmp_path / "manifests", workers=1, say=lambda line: None)
+    assert {clip.name: clip.split for clip in found.clips} == {
+        "ds/train/1.mp4": "train", "ds/train/2.mp4": "train", "ds/val/3.mp4": "held out",
+    }  # fmt: skip
+    split = split_of([clip(f"clips/day {index // 5}/{name}", 60) for index, name in enumerate(letters(100))])
+    days = [{name.split("/")[1] for name in names(side)} for side in (split.train, split.held_out)]
+    assert not days[0] & days[1] and "by folder" in split.reasons[0]
+
+
+def test_what_a_source_says_of_recordings_is_kept_together():
+    clips = [replace(clip(name, 60), recording=f"take {index % 20}") for index, name in enumerate(letters(100))]
+    split = split_of(clips)
+    takes = [{piece.clip.recording for piece in side} for side in (split.train, split.held_out)]
+    assert not takes[0] & takes[1] and "by recording" in split.reasons[0]
 
 
 def test_sides_that_the_clips_have_are_kept_and_copies_of_held_out_footage_leave_training():

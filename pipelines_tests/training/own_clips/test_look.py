@@ -1,19 +1,25 @@
 """A look reads every clip once, keeps what it read, goes on after a kill, and leaves out nothing in silence."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines_tests.training.own_clips.footage import shot, write
+from training.data.clip_lists import ClipRow, write_clip_list
+from training.data.clips import find_clips
 from training.look import main
 from training.own_clips import look as look_module
+from training.own_clips.hold_out import hold_out, write_split
 from training.own_clips.look import look
 from training.stopping import Stopped
 
@@ -160,3 +166,51 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, make, arguments, said):
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not Path(tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_spans_of_one_video_are_looked_at_by_themselves(tmp_path):
+    """As episodes of LeRobot lie in one file, and scenes of a film in a clip list."""
+    write(tmp_path / "clips/long.mp4", np.concatenate([shot(seed, 60) for seed in (1, 2, 3)]))
+    rows = [
+        ClipRow(str(tmp_path / "clips"), "long.mp4", first, 60, recording=f"day {first}") for first in (0, 60, 120)
+    ]
+    write_clip_list(tmp_path / "list.jsonl", rows)
+    found = look_at(tmp_path, "list.jsonl")
+    assert [clip.look.scenes for clip in found.clips] == [((0, 60),)] * 3 and not found.copies
+    assert [clip.recording for clip in found.clips] == ["day 0", "day 60", "day 120"]
+    shown = [clip.look.prints.record() for clip in found.clips]
+    assert shown[0] != shown[1] != shown[2] != shown[0]
+    # What is written names the video, not the list.
+    write_split(hold_out(found), tmp_path / "split")
+    sides = [(tmp_path / f"split/{side}.jsonl").read_text().splitlines() for side in ("train", "held_out")]
+    spans = [json.loads(line) for side in sides for line in side]
+    assert {span["source"] for span in spans} == {str(tmp_path / "clips")} and {span["clip"] for span in spans} == {
+        "long.mp4"
+    }
+    held = {span["first_frame"]: span["first_frame"] + span["num_frames"] for span in spans}
+    assert sorted(held) == [0, 60, 120] and all(60 >= end - first >= 45 for first, end in held.items())
+    assert find_clips(tmp_path / "split/held_out.jsonl")
+
+
+def test_pictures_in_an_archive_are_looked_at_beside_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(look_module, "_FEW_FRAMES", 0)
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        for clip in "ab":
+            for index, frame in enumerate(shot(ord(clip), 20)):
+                archive.writestr(f"{clip}/{index:03d}.png", encoded(frame))
+    found = look(tmp_path / "clips.zip", tmp_path / "manifests", fps=10, workers=2, say=quiet)
+    assert [clip.entry.num_frames for clip in found.clips] == [20, 20]
+
+
+def test_pictures_at_another_rate_are_looked_at_anew(tmp_path):
+    for index, frame in enumerate(shot(1, 40)):
+        (tmp_path / "clips/a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"clips/a/{index:03d}.png").write_bytes(encoded(frame))
+    slow, fast = (look_at(tmp_path, fps=fps).clips[0].look for fps in (5.0, 20.0))
+    assert slow.motion[0.2] < 0.5 * fast.motion[0.2]  # one frame on, and four
+
+
+def encoded(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()

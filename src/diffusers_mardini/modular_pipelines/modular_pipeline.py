@@ -122,6 +122,8 @@ class MarDiniModularPipeline(MarDiniLoraLoaderMixin, ModularPipeline):
         for name, part in self.components.items():
             if isinstance(part, torch.nn.Module) and part is not before.get(name):
                 check_tensors(name, type(part).__name__, empty_tensors(part), [])
+        if getattr(self, "transformer", None) is not None and getattr(self, "scheduler", None) is not None:
+            window_pipeline(self)  # which remembers the noise levels that the transformer was trained with
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save all parts, see [`~ModularPipeline.save_pretrained`]; raises `ValueError` while LoRA adapters are

@@ -136,7 +136,7 @@ def split_videos(video: Any) -> list[list[Picture]]:
             raise ValueError(f"`video` is an array shaped {tuple(video.shape)}; a clip has 4 axes, a batch of them 5")
         videos: list[list[Picture]] = [list(video)] if video.ndim == 4 else [list(clip) for clip in video]
     elif isinstance(video, (list, tuple)) and len(video) > 0:
-        videos = [list(video)] if _is_picture(video[0]) else [_split_clip(clip) for clip in video]
+        videos = [list(video)] if is_picture(video[0]) else [_split_clip(clip) for clip in video]
     elif isinstance(video, (list, tuple)):
         raise ValueError("`video` is an empty list; give at least one frame")
     else:
@@ -273,7 +273,8 @@ def _split_clip(clip: Any) -> list[Picture]:
     )
 
 
-def _is_picture(picture: Any) -> bool:
+def is_picture(picture: Any) -> bool:
+    """Return whether something has the form of one picture."""
     if isinstance(picture, (np.ndarray, torch.Tensor)):
         return picture.ndim in (2, 3)
     return isinstance(picture, PIL.Image.Image)
@@ -283,7 +284,7 @@ def _check_pictures(videos: list[list[Any]], name: str) -> None:
     """Raise `ValueError` unless all pictures are of one accepted kind and size, with values in range."""
     pictures = [picture for frames in videos for picture in frames]
     for picture in pictures:
-        if not _is_picture(picture):
+        if not is_picture(picture):
             hint = " (open a file with `PIL.Image.open`)" if isinstance(picture, str) else ""
             shape = f" shaped {tuple(picture.shape)}" if isinstance(picture, (np.ndarray, torch.Tensor)) else ""
             raise ValueError(

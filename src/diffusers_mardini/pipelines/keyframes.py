@@ -172,20 +172,25 @@ class KeyframesMixin:
         """
         window = _read_window_length(window, self.trained_window.frames)
         overlap = max(1, window // 4) if overlap is None else whole_number(overlap, "overlap", least=1)
-        if num_new_frames is None:
-            num_new_frames = max(1, window - 2 * overlap)
-        num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+        if num_new_frames is not None:
+            num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         blend = check_pasting(paste_given, blend, output_type)
+        if paste_given and new_frames_only:
+            raise ValueError(
+                "`paste_given` puts pixels into the given frames, and `new_frames_only` leaves these out; leave one of "
+                "them out"
+            )
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
         num_given = pixels.shape[1]
-        values = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
         overlap = min(overlap, num_given)
+        num_new_frames = max(1, window - 2 * overlap) if num_new_frames is None else num_new_frames
+        values = read_conditions(conditions, self.conditions, len(pixels), num_given + num_new_frames, num_given)
         ends = [*range(num_given - overlap, num_given), *range(overlap)]  # places in the clip
         places = [*range(overlap), *range(overlap + num_new_frames, 2 * overlap + num_new_frames)]
         num_frames = 2 * overlap + num_new_frames
@@ -198,7 +203,8 @@ class KeyframesMixin:
         own = None
         if not new_frames_only:
             latents = torch.cat([self.encode_frames(pixels, decode_chunk_size), latents], dim=1)
-            own = OwnPixels(pixels, range(num_given), blend) if paste_given else None
+            period = num_given + num_new_frames
+            own = OwnPixels(pixels, range(num_given), blend, period) if paste_given else None
         made = self.decode(latents, output_type, decode_chunk_size, own)
         self.maybe_free_model_hooks()
         return MarDiniPipelineOutput(frames=made) if return_dict else (made,)

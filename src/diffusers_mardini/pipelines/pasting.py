@@ -18,11 +18,13 @@ class OwnPixels:
         pixels: of the given frames, `(videos, given frames, 3, height, width)` in [-1, 1].
         places: the frames' places in the video; rising.
         blend: number of sampled frames on each side of a given one over which what decoding changed in it fades in.
+        period: of a loop, the number of its frames: the first given frame follows the last frame, too.
     """
 
     pixels: torch.Tensor
     places: Sequence[int]
     blend: int = 0
+    period: int | None = None
 
     def pasted(
         self, chunks: Iterable[torch.Tensor], num_frames: int, decoded: torch.Tensor | None = None
@@ -44,15 +46,18 @@ class OwnPixels:
                     frame.copy_(self.pixels[video, index[place]])
                 elif decoded is not None:
                     for i, weight in self._weights(place):
-                        frame.add_((self.pixels[video, i] - decoded[video, i].cpu()).to(frame) * weight)
+                        frame.add_((self.pixels[video, i].cpu() - decoded[video, i].cpu()).to(frame) * weight)
                 number += 1
             yield chunk
 
     def _weights(self, place: int) -> list[tuple[int, float]]:
         """Return which given frames change a sampled one, and how much: less with the distance, together at most 1."""
         last, first = bisect_left(self.places, place) - 1, bisect_right(self.places, place)
-        near = [i for i in (last, first) if 0 <= i < len(self.places)]
-        weights = {i: 1 - abs(self.places[i] - place) / (self.blend + 1) for i in near}
+        distances = {i: abs(self.places[i] - place) for i in (last, first) if 0 <= i < len(self.places)}
+        if self.period is not None and first == len(self.places):
+            again = self.places[0] + self.period - place
+            distances[0] = min(distances.get(0, again), again)
+        weights = {i: 1 - distance / (self.blend + 1) for i, distance in distances.items()}
         weights = {i: weight for i, weight in weights.items() if weight > 0}
         total = max(1.0, sum(weights.values()))
         return [(i, weight / total) for i, weight in weights.items()]

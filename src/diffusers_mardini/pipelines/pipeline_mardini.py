@@ -134,7 +134,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
 
     @property
     def guidance_scale(self) -> float | None:
-        """Weight of classifier-free guidance; 1 is none. A callback may change `_guidance_scale` between steps."""
+        """Weight of classifier-free guidance. A callback may change `_guidance_scale` between steps: 1.0 switches
+        guidance off, as 0.0 does in pipelines of diffusers whose test is `> 1`; here 0.0 ignores what is given."""
         return self._guidance_scale
 
     @property
@@ -199,8 +200,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         The given frames decide the task (Sec. 2.1): `image` alone is image-to-video, `image` and `last_image`
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
         images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need
-        no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float is
-        below 0, all of the call are taken as [-1, 1]. The output holds all frames, the given ones as the VAE decodes
+        no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float of
+        the call is -0.1 or less, all are taken as [-1, 1], with a warning. The output holds all frames, the given ones as the VAE decodes
         them, so that they look like their neighbours, or as they were given (`paste_given`).
 
         Args:
@@ -568,20 +569,28 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
             return np.concatenate(finished).reshape(num_videos, -1, *finished[0].shape[1:])
         return torch.cat(finished).unflatten(0, (num_videos, -1))
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def _go_on_with(self, call: object) -> None:
+        """Go on with a stream; if the pipeline was called meanwhile, an interruption of that call is not the stream's."""
+        if self._call is not call:
+            self._interrupt, self._call = False, call
+
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """Save all parts, see [`~DiffusionPipeline.save_pretrained`].
 
         Raises:
             ValueError: while LoRA adapters are loaded, and for `safe_serialization=False`.
         """
         self._refuse_loaded_adapters()
-        if not kwargs.get("safe_serialization", True):
+        if not safe_serialization:
             raise ValueError(
                 "`safe_serialization` is False, but weights are written as safetensors alone; leave it out"
             )
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, True, *args, **kwargs)
 
     def _reset_call(self) -> None:
+        self._call = object()  # which call the state below belongs to
         self._guidance_scale = None
         self._attention_kwargs = None
         self._current_timestep = None

@@ -278,7 +278,8 @@ class MarDiniRollout:
         `None`: the model's own get `generated_noise`."""
         num_kept = self._latents.shape[1]
         latents, low_latents = self._latents[:, leading], low_latents[:, leading]
-        level = round(self.options.generated_noise * len(self.pipe.scheduler.alphas_cumprod))
+        levels = len(self.pipe.scheduler.alphas_cumprod)
+        level = min(round(self.options.generated_noise * levels), levels - 1)
         if level == 0 or self._num_generated == 0:
             return latents, low_latents, None
         given = sum(place < num_kept - self._num_generated for place in leading)

@@ -24,7 +24,26 @@ from ..format_version import (
     shims,
 )
 from ..hub import check_repo_id, describe, plan_upload, push
+from ..schedulers import MarDiniScheduler
 from ..weights import check_tensors, check_weight_files, empty_tensors, local_folder, require_safetensors_argument
+
+
+def saved_noise_levels(path: str | os.PathLike, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return `alphas_cumprod` of the scheduler that a pipeline was saved with: the models were trained with them,
+    whichever scheduler is passed instead. `None` if none was saved.
+
+    Args:
+        path: folder or Hub id of the pipeline.
+        kwargs: of `from_pretrained`; those that say which files are meant are used.
+    """
+    of_hub = {
+        key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only", "proxies") if key in kwargs
+    }
+    try:
+        config = MarDiniScheduler.load_config(path, subfolder="scheduler", **of_hub)
+        return MarDiniScheduler.from_config(config).alphas_cumprod
+    except (OSError, ValueError):
+        return None
 
 
 class SavingMixin:
@@ -59,6 +78,8 @@ class SavingMixin:
             if isinstance(part, torch.nn.Module) and name not in kwargs:
                 origin = f"{name} of {pretrained_model_name_or_path}"
                 check_tensors(origin, type(part).__name__, empty_tensors(part), [])
+        if kwargs.get("scheduler") is not None:
+            pipe._noise_levels = saved_noise_levels(folder or pretrained_model_name_or_path, kwargs)
         return pipe
 
     @classmethod

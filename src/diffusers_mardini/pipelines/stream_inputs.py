@@ -13,7 +13,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
-from .inputs import ACCEPTED_PICTURES, Picture, are_signed, output_size, split_videos, to_pixels
+from .inputs import ACCEPTED_PICTURES, Picture, are_signed, is_picture, output_size, split_videos, to_pixels
 
 
 MOST_HELD = 0.25  # seconds; equal frames that last longer are a pause, and stay one
@@ -46,13 +46,16 @@ class PictureStream:
         first = list(islice(frames, least))
         if len(first) < least:
             frames_of = "frame" if least == 1 else "frames"
-            raise ValueError(f"`video` gave {len(first)} frames; with `stream=True` give at least {least} {frames_of}")
+            raise ValueError(f"`video` gave {len(first)} frames; give at least {least} {frames_of}")
+        if not is_picture(first[0]) and (isinstance(first[0], list | tuple) or getattr(first[0], "ndim", 0) > 3):
+            raise ValueError("`video` is a batch of clips; a stream, and `retime`, take one clip: call it for each")
         split_videos(first)
         self.first: Picture = first[0]
         self.height, self.width = output_size([first], height, width, size_multiple)
         self._frames = chain(first, frames)
         self._processor = processor
         self._signed: bool | None = None
+        self.call: object = None  # of the pipeline, set by it
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield the frames, unchecked; `pixels` checks them."""
@@ -188,11 +191,11 @@ def timed(frames: Iterable[Picture], times: Iterator[float]) -> Iterator[tuple[f
 def _iterator(video: Any) -> Iterator[Any]:
     if isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim != 4:
         raise ValueError(
-            f"`video` is an array shaped {tuple(video.shape)}; with `stream=True` give one clip, which has 4 axes"
+            f"`video` is an array shaped {tuple(video.shape)}; a stream, and `retime`, take one clip, which has 4 axes"
         )
     if video is None or isinstance(video, (str, bytes, Mapping, Image.Image)) or not hasattr(video, "__iter__"):
         raise ValueError(
-            f"`video` is of type {type(video).__name__}; with `stream=True` give the frames of one clip, as a list, "
+            f"`video` is of type {type(video).__name__}; a stream, and `retime`, take the frames of one clip, as a list, "
             f"an array or an iterator. {ACCEPTED_PICTURES}"
         )
     return iter(video)

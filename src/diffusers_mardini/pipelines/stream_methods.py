@@ -177,12 +177,22 @@ class StreamMixin:
             self.check_inputs(options, 1, output_type)
             self.set_timesteps(options)
             self._reset_call()
+        pictures.call = self._call
         return window, pictures
 
 
 def _collected(frames: Iterator[Any], output_type: str, return_dict: bool) -> MarDiniPipelineOutput | tuple:
-    """Return the frames of a stream in the form of the other methods, a batch of one video."""
+    """Return the frames of a stream in the form of the other methods, a batch of one video.
+
+    Raises:
+        ValueError: if there are none.
+    """
     video: Any = list(frames)
+    if not video:
+        raise ValueError(
+            "no frame was made: `first_frame` lies at or beyond the end of the clip, or the call was interrupted before "
+            "its first frame"
+        )
     if output_type == "np":
         video = np.stack(video)[None]
     elif output_type in ("pt", "latent"):

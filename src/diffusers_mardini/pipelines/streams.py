@@ -62,10 +62,14 @@ class Strip:
         options: how to sample each window.
         chunk_size: most frames that the autoencoder takes at once.
         conditions: of the frames of the result, result of `read_rows`.
+        call: of the pipeline, which other calls may come between.
     """
 
-    def __init__(self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int, conditions: Conditions):
+    def __init__(
+        self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int, conditions: Conditions, call: object
+    ):
         self._pipe, self._options, self._size, self._conditions = pipe, options, chunk_size, conditions
+        self._call = call
         self._latents: dict[int, torch.Tensor] = {}  # (channels, h, w) by place
         self._low_latents: dict[int, torch.Tensor] = {}  # (channels, h_low, w_low); of sampled ones when needed
         self._given: deque[int] = deque()
@@ -85,6 +89,7 @@ class Strip:
         """Sample windows as rows of one batch; return whether that was not interrupted."""
         pipe = self._pipe
         with in_use(pipe, pipe.scheduler):
+            pipe._go_on_with(self._call)
             if pipe.scheduler is not self._checked_scheduler:
                 pipe.check_inputs(self._options, 1, "latent")
                 self._checked_scheduler = pipe.scheduler
@@ -156,7 +161,8 @@ def stream_windows(
         window_batch_size: most windows that run at once.
         conditions: of the frames of the result, result of `read_rows`.
     """
-    strip, outlet = Strip(pipe, options, chunk_size, conditions), Outlet(pipe, chunk_size, output_type)
+    strip = Strip(pipe, options, chunk_size, conditions, pictures.call)
+    outlet = Outlet(pipe, chunk_size, output_type)
     batcher = Batcher(window_batch_size)
 
     def batches() -> Iterator[list[Window]]:
@@ -230,6 +236,7 @@ def stream_extension(
     while num_new_frames is None or made < num_new_frames:
         count = rollout.most_new_frames  # whole windows, as `extend` has them
         with in_use(pipe, pipe.scheduler):
+            pipe._go_on_with(pictures.call)
             if pipe.scheduler is not checked_scheduler:
                 pipe.check_inputs(rollout.options, 1, output_type)
                 checked_scheduler = pipe.scheduler

@@ -58,7 +58,7 @@ def check_scheduler(scheduler: SchedulerMixin, noise_levels: torch.Tensor | None
     if kind != "v_prediction":
         what = f"has prediction_type={kind!r}" if takes_kind else "has no argument `prediction_type`"
         raise ValueError(f"{label} {what}, but MarDini predicts velocities ('v_prediction'); {ADVICE}")
-    own = torch.cumprod(1 - betas.double().cpu(), dim=0)
+    own = torch.cumprod(1 - betas.cpu().double(), dim=0)  # MPS has no float64
     if levels.shape != own.shape or len(levels) != scheduler.config.get("num_train_timesteps") or _differ(levels, own):
         raise ValueError(
             f"{label} has noise levels (`alphas_cumprod`) that do not follow from its betas, so that its timesteps "
@@ -152,6 +152,8 @@ def _misses(
     # Schedulers write to their lists of earlier predictions in place.
     scheduler = copy.copy(scheduler)
     vars(scheduler).update({key: list(value) for key, value in vars(scheduler).items() if isinstance(value, list)})
+    # Tables may lie on a GPU: by the default device, or since `add_noise` moved them there.
+    vars(scheduler).update({key: value.cpu() for key, value in vars(scheduler).items() if torch.is_tensor(value)})
     with torch.random.fork_rng(devices=[]):  # some draw from global state
         set_timesteps(scheduler, num_inference_steps, timesteps, "cpu")
         if hasattr(scheduler, "set_begin_index"):
@@ -160,7 +162,7 @@ def _misses(
         # Evenly spread quantiles of the normal distribution, (videos, frames, channels, h, w).
         quantiles = (torch.arange(1024, dtype=torch.float64, device="cpu") + 0.5) / 1024
         values = torch.special.ndtri(quantiles).float().reshape(1, 4, 4, 8, 8) * scheduler.init_noise_sigma
-        amplitudes = scheduler.alphas_cumprod.double().cpu() ** 0.5
+        amplitudes = scheduler.alphas_cumprod.cpu().double() ** 0.5
         for timestep in scheduler.timesteps:
             velocity = _known_velocity(scheduler.scale_model_input(values, timestep), float(timestep), amplitudes)
             values = scheduler.step(velocity, timestep, values, return_dict=False, **kwargs)[0]
@@ -181,5 +183,5 @@ def _known_velocity(noisy: torch.Tensor, timestep: float, amplitudes: torch.Tens
 
 
 def _differ(levels: torch.Tensor, others: torch.Tensor) -> bool:
-    difference = levels.double().cpu().clamp(min=0) ** 0.5 - others.double().cpu().clamp(min=0) ** 0.5
+    difference = levels.cpu().double().clamp(min=0) ** 0.5 - others.cpu().double().clamp(min=0) ** 0.5
     return not difference.abs().max() <= SAME_PROCESS

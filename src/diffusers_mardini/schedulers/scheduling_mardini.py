@@ -110,18 +110,19 @@ class MarDiniScheduler(SchedulerMixin, ConfigMixin):
                 f"`timestep_spacing` is {timestep_spacing!r}; choose one of {', '.join(TIMESTEP_SPACINGS)}."
             )
 
-        betas = _make_betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
-        self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
-        self.alphas = 1.0 - self.betas
-        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)  # (num_train_timesteps,), on the CPU for good
-        self.final_alpha_cumprod = (
-            torch.tensor(1.0, dtype=torch.float32) if set_alpha_to_one else self.alphas_cumprod[0]
-        )
+        with torch.device("cpu"):  # for good, whatever the default device is
+            betas = _make_betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
+            self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+            self.alphas = 1.0 - self.betas
+            self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)  # (num_train_timesteps,)
+            self.final_alpha_cumprod = (
+                torch.tensor(1.0, dtype=torch.float32) if set_alpha_to_one else self.alphas_cumprod[0]
+            )
         self.init_noise_sigma = 1.0
 
         self.num_inference_steps = None
         self._steps = list(range(num_train_timesteps - 1, -1, -1))
-        self.timesteps = torch.tensor(self._steps)
+        self.timesteps = torch.tensor(self._steps, device="cpu")
         self._has_custom_timesteps = False
         self._step_index = None
         self._begin_index = None
