@@ -269,7 +269,7 @@ class MarDiniLoraLoaderMixin(LoraBaseMixin):
         adapter_names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         refuse_unknown(adapter_names, self._all_adapters())
         if isinstance(adapter_weights, tuple):  # diffusers takes a list alone for one weight each
-            adapter_weights = list(adapter_weights)
+            adapter_weights = list(adapter_weights)  # pyright: ignore[reportAssignmentType]
         if isinstance(adapter_weights, dict) and len(adapter_names) > 1:
             # diffusers removes components from the dictionary as it goes: a shared one would serve the first only.
             adapter_weights = [adapter_weights for _ in adapter_names]
