@@ -168,6 +168,16 @@ def test_a_drive_ends_when_its_time_is_up(worlds, clip):
         assert socket.receive_json()["is"] == "over"
 
 
+def test_a_file_that_is_announced_and_does_not_come_is_said_and_ends_with_the_drive(worlds, clip):
+    with client(worlds, clip, drive_seconds=1).websocket_connect("/drive/ws") as socket:
+        assert socket.receive_json()["most_bytes"] == Limits().upload_bytes
+        socket.send_json({"do": "file", "name": "a.png"})
+        socket.send_json({"do": "next"})
+        assert "something else came" in socket.receive_json()["message"]
+        socket.send_json({"do": "file", "name": "a.png"})
+        assert socket.receive_json()["is"] == "over"
+
+
 def test_pages_of_others_cannot_drive(worlds):
     with (
         pytest.raises(fastapi.WebSocketDisconnect),

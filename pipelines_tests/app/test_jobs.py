@@ -98,9 +98,14 @@ def test_turns_come_in_order_and_who_left_does_not_count():
 
 
 def test_the_time_of_a_job_counts_from_its_turn():
-    turns, job = Turns(1), Job(0.2)
-    time.sleep(0.15)
-    with turns.place(job):
-        turns.ahead(job)
+    turns, before, job = Turns(1), Job(10), Job(0.2)
+    with turns.place(before), turns.place(job):
+        time.sleep(0.3)  # longer in line than the job may take
+        assert turns.ahead(job, timeout=0) == 1
+        before.cancel()
+        assert turns.ahead(job, timeout=0) == 0
         time.sleep(0.1)
         job.check()
+        time.sleep(0.15)
+        with pytest.raises(Ended, match="Stopped after 0.2 seconds"):
+            job.check()

@@ -1,9 +1,13 @@
 """The page without a browser: what its handlers answer, what its server serves, and what it removes."""
 
+import socket
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from diffusers_mardini.app.limits import Limits
@@ -14,7 +18,9 @@ from pipelines_tests.app.worlds import pictures
 gr = pytest.importorskip("gradio")
 testclient = pytest.importorskip("fastapi.testclient")
 
-from diffusers_mardini.app import fill_tab  # noqa: E402
+from starlette.websockets import WebSocketDisconnect  # noqa: E402
+
+from diffusers_mardini.app import fill_tab, server  # noqa: E402
 from diffusers_mardini.app.checkpoints import Checkpoints  # noqa: E402
 from diffusers_mardini.app.fill_tab import FillTab, uploaded  # noqa: E402
 from diffusers_mardini.app.given import Given, of_clip, of_pictures  # noqa: E402
@@ -22,7 +28,7 @@ from diffusers_mardini.app.jobs import Jobs, Turns  # noqa: E402
 from diffusers_mardini.app.long_tab import LongTab  # noqa: E402
 from diffusers_mardini.app.model_row import ModelRow  # noqa: E402
 from diffusers_mardini.app.sampling import fill as sampled  # noqa: E402
-from diffusers_mardini.app.server import is_loopback, make_app  # noqa: E402
+from diffusers_mardini.app.server import ThisMachineOnly, is_loopback, make_app  # noqa: E402
 from diffusers_mardini.app.site import Site, for_visitors  # noqa: E402
 
 
@@ -87,8 +93,25 @@ def test_a_clip_is_given_by_a_pattern_and_by_another_one(tab, worlds, clip):
     given, strip, *_ = tab.on_drop([str(clip)], 9, "first and last", worlds[0])
     assert given_places(strip) == [0, 8]
     given, strip, _ = tab.on_pattern(given, 9, "first half")
-    assert given_places(strip) == [0, 1, 2, 3, 4]
+    assert given_places(strip) == [0, 1, 2, 3, 4] and given.file == Path(clip)
     assert given_places(tab.on_pattern(given, 6, "every fourth")[1]) == [0, 4, 5]
+
+
+def test_another_checkpoint_takes_a_clip_at_its_own_rate(tab, worlds, tmp_path, monkeypatch):
+    file = write_video(tmp_path / "fast.mp4", pictures(40), 20)
+    given, *_ = tab.on_drop([str(file)], 9, "first half", worlds[0])
+    shown = read_video(file)[0]
+    rate = tab.site.checkpoints.lend(worlds[0]).trained_window.fps
+    window = replace(tab.site.checkpoints.lend(worlds[0]).trained_window, fps=rate / 2)
+    monkeypatch.setattr(type(tab.site.checkpoints.lend(worlds[0])), "trained_window", property(lambda pipe: window))
+    slower, strip, _ = tab.on_window(given, 9, "first half", worlds[0])
+    assert given_places(strip) == [0, 1, 2, 3, 4]
+    step = round(20 / rate)
+    assert np.array_equal(np.asarray(given.pictures[1]), shown[step])
+    assert np.array_equal(np.asarray(slower.pictures[1]), shown[2 * step])
+    file.unlink()
+    gone, strip, text = tab.on_window(slower, 9, "first half", worlds[0])
+    assert not gone.pictures and "give it again" in text
 
 
 def test_a_picture_is_put_onto_a_place_and_taken_off(tab, tmp_path, monkeypatch):
@@ -144,6 +167,30 @@ def test_errors_of_making_are_said_and_the_page_goes_on(tab, monkeypatch):
         text = make(tab, of_pictures(pictures(1), 9))[-1][1]
         assert "Something went wrong" in text and "secret" not in text
     assert "Made 8 frames" in make(tab, of_pictures(pictures(1), 9))[-1][1]
+
+
+def test_after_an_error_the_strip_shows_what_is_given_and_no_half_made_frames(tab, monkeypatch):
+    def breaks(pipe, given, num_frames, sampling, limits, job, report):
+        def half(progress):
+            report(progress)
+            if progress.preview is not None:
+                raise ValueError("enough")
+
+        return sampled(pipe, given, num_frames, sampling, limits, job, half)
+
+    monkeypatch.setattr(fill_tab, "fill", breaks)
+    last = make(tab, of_pictures(pictures(2), 9), steps=8)[-1]
+    assert "enough" in last[1] and given_places(last[0]) == [0, 8]
+    assert {place["kind"] for place in last[0]} == {"given", "empty"}
+
+
+def test_a_gif_plays_as_long_as_the_video(site):
+    frames = pictures(25)
+    mp4, gif = site.write_results("me", frames, 100.0)
+    assert len(read_video(mp4)[0]) == 25
+    shown, fps = read_video(gif)
+    assert fps == pytest.approx(50) and len(shown) == 13
+    assert np.abs(shown[1].astype(int) - np.asarray(frames[2])).max() < 40
 
 
 def test_results_lie_apart_for_each_visitor_and_go_with_them(tab, site):
@@ -229,6 +276,60 @@ def test_old_uploads_are_removed(worlds, tmp_path, monkeypatch):
             if not Path(path).exists():
                 break
         assert not Path(path).exists()
+
+
+def test_other_names_of_this_machine_are_refused(worlds, tmp_path):
+    """As those of a page that has its own name point here (DNS rebinding)."""
+    app = make_app(Checkpoints(worlds, True, "cpu", "float32"), Limits(), tmp_path / "room")
+    app.add_middleware(ThisMachineOnly)
+    with testclient.TestClient(app) as client:
+        for host, code in (
+            ("localhost:7860", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:7860", 200),
+            ("evil.example:7860", 400),
+            ("", 400),
+        ):
+            assert client.get("/drive", headers={"host": host}).status_code == code, host
+        evil = {"host": "evil.example", "origin": "http://evil.example"}
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/drive/ws", headers=evil):
+            pass
+        own = {"host": "localhost:7860", "origin": "http://localhost:7860"}
+        with client.websocket_connect("/drive/ws", headers=own) as socket:
+            assert socket.receive_json()["is"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("host", "behind_proxy", "closed"), [("127.0.0.1", False, False), ("127.0.0.1", True, True), ("::1", False, False)]
+)
+def test_behind_another_server_visitors_use_what_is_offered(worlds, monkeypatch, capsys, host, behind_proxy, closed):
+    """And addresses of version 6 can be listened at, where there are any."""
+    made = {}
+    monkeypatch.setattr(server, "make_app", lambda checkpoints, *_: made.setdefault("app", Recorder(checkpoints)))
+    monkeypatch.setattr(server.uvicorn, "run", lambda app, **_: None)
+    with socket_of(host) as port:
+        pass
+    server.serve(worlds, host, port, behind_proxy=behind_proxy)
+    assert made["app"].checkpoints.open_to_others is not closed and made["app"].is_checked is not closed
+    assert f"http://{'[::1]' if host == '::1' else host}:{port}/" in capsys.readouterr().out
+
+
+class Recorder:
+    def __init__(self, checkpoints):
+        self.checkpoints, self.is_checked = checkpoints, False
+
+    def add_middleware(self, kind):
+        self.is_checked = kind is ThisMachineOnly
+
+
+@contextmanager
+def socket_of(host: str):
+    """A free port; skips where the machine has no such address."""
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+            yield free.getsockname()[1]
+    except OSError:
+        pytest.skip(f"nothing can listen at {host} here")
 
 
 @pytest.mark.parametrize("host, expected", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False),

@@ -117,6 +117,11 @@ def test_extension_takes_frames_as_far_apart_as_in_training(pipe):
     assert len(frames) == 3 + 3 and fps == 10
 
 
+def test_a_slow_clip_is_extended_at_its_own_rate(pipe):
+    frames, fps, _ = longer(pipe, "extend", 3, pictures(5), rate=4.0)
+    assert len(frames) == 5 + 3 and fps == 4
+
+
 def test_another_rate_is_by_time(pipe):
     clip = pictures(5)
     frames, fps, reports = longer(pipe, "retime", 25, clip, rate=10.0)

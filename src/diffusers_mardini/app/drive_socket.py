@@ -12,7 +12,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,6 +86,10 @@ class Drivers:
             self._driving -= 1
 
 
+class _Over(Exception):
+    """Raised when the time of a visitor is up."""
+
+
 class _Visit:
     """One connection."""
 
@@ -112,40 +116,49 @@ class _Visit:
                 "first": self.drivers.checkpoints.first_with(ACTION),
                 "examples": [clip.stem for clip in demo_clips()],
                 "own_start": self.drivers.start is not None,
+                "most_bytes": self.limits.upload_bytes,
             }
         )
         with self.room:
-            while True:
-                try:
-                    wish = await self._wish()
-                except TimeoutError:
-                    minutes = self.limits.drive_seconds / 60
-                    await self._say("over", f"This drive lasted {minutes:g} minutes; reload the page for another one.")
-                    await self.socket.close()
-                    return
-                action = actions.get(str(wish.get("do")))
-                try:
-                    if action is None:
-                        raise ValueError(f"unknown wish; do one of {', '.join(actions)}")
-                    await action(wish)
-                except WebSocketDisconnect:
-                    raise
-                except Exception as error:  # one visitor's trouble is not another's
-                    await self._say("error", for_visitors(error))
+            try:
+                while True:
+                    wish = _read_wish((await self._receive()).get("text") or "")
+                    await self._do(actions.get(str(wish.get("do"))), wish, list(actions))
+            except _Over:
+                minutes = self.limits.drive_seconds / 60
+                await self._say("over", f"This drive lasted {minutes:g} minutes; reload the page for another one.")
+                await self.socket.close()
 
-    async def _wish(self) -> dict[str, Any]:
-        """Return the next message of the browser; raise `TimeoutError` once the visitor's time is up."""
+    async def _do(
+        self, action: Callable[[dict[str, Any]], Awaitable[None]] | None, wish: dict[str, Any], known: list[str]
+    ) -> None:
+        try:
+            if action is None:
+                raise ValueError(f"unknown wish; do one of {', '.join(known)}")
+            await action(wish)
+        except (WebSocketDisconnect, _Over):
+            raise
+        except Exception as error:  # one visitor's trouble is not another's
+            await self._say("error", for_visitors(error))
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        """Return the next message of the browser; raise `_Over` once the visitor's time is up."""
         left = self.until - time.monotonic()
-        message = await asyncio.wait_for(self.socket.receive(), max(left, 0))
+        try:
+            message = await asyncio.wait_for(self.socket.receive(), max(left, 0))
+        except TimeoutError as error:
+            raise _Over from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect
-        return _read_wish(message.get("text") or "")
+        return message
 
     async def _say(self, what: str, message: str) -> None:
         await self.socket.send_json({"is": what, "message": message})
 
     async def _file(self, wish: dict[str, Any]) -> None:
-        data = await self.socket.receive_bytes()
+        data = (await self._receive()).get("bytes")
+        if data is None:
+            raise ValueError("a file was announced, and something else came; choose it again")
         self.file = (Path(str(wish.get("name", "file"))).name[-80:] or "file", data)
 
     async def _start(self, wish: dict[str, Any]) -> None:

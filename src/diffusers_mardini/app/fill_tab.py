@@ -99,11 +99,12 @@ class FillTab:
         for number, button in enumerate(self.examples):
             button.click(partial(self.on_example, number), [self.frames, self.pattern, model.checkpoint], **lay)
         self.pattern.input(self.on_pattern, [*where, self.pattern], **lay)
-        self.frames.release(self.on_pattern, [*where, self.pattern], **lay)
+        # Not `release`, which the keyboard does not cause.
+        self.frames.input(self.on_pattern, [*where, self.pattern], trigger_mode="always_last", **lay)
         self.strip.upload(self.on_place, where, **lay)
         self.strip.clear(self.on_take_off, where, **lay)
         model.checkpoint.change(self.on_checkpoint, model.checkpoint, [self.frames, self.status], api_name=False).then(
-            self.on_window, where, **{**lay, "outputs": shown[:2]}
+            self.on_window, [*where, self.pattern, model.checkpoint], **lay
         )
         self.make.click(
             self.on_make,
@@ -137,7 +138,7 @@ class FillTab:
         """Lay the same clip by another pattern, or onto another number of places."""
         try:
             if given.clip:
-                return self._laid(of_clip(given.clip, num_frames, pattern), num_frames)
+                return self._laid(of_clip(given.clip, num_frames, pattern, given.file), num_frames)
             return self._laid(given.within(num_frames), num_frames)
         except Exception as error:
             return gr.skip(), gr.skip(), status(for_visitors(error), bad=True)
@@ -166,9 +167,22 @@ class FillTab:
         frames = min(frames, self.site.limits.window_frames)
         return frames, status(f"This checkpoint was trained for windows of {frames} frames.")
 
-    def on_window(self, given: Given, num_frames: int) -> Any:
-        """Leave what was given on a strip of another length."""
-        return self._laid(given.within(num_frames), num_frames)[:2]
+    def on_window(self, given: Given, num_frames: int, pattern: str, checkpoint: str) -> Any:
+        """Lay what was given onto the strip of another checkpoint, a clip at its rate."""
+        if given.file is None:
+            return *self._laid(given.within(num_frames), num_frames)[:2], gr.skip()
+        try:
+            self.site.checkpoints.lend(checkpoint)
+        except Exception:  # which `on_checkpoint` has told
+            return gr.skip(), gr.skip(), gr.skip()
+        try:
+            if not given.file.is_file():
+                raise ValueError(
+                    "the clip is not here any more, and this checkpoint takes another rate; give it again"
+                )
+            return self._laid(self._of_clip_file(given.file, num_frames, pattern, checkpoint), num_frames)
+        except Exception as error:
+            return *self._laid(Given(), num_frames)[:2], status(for_visitors(error), bad=True)
 
     def on_make(
         self,
@@ -186,7 +200,9 @@ class FillTab:
         sampling = Sampling(int(steps), guidance, int(seed or 0))
         made = self._made(given, int(num_frames), checkpoint, lora, scale, sampling, str(request.session_hash))
         rest = [gr.skip()] * 4
-        yield from told(made, lambda message: (gr.skip(), status(message, bad=True), *rest))
+        kept = given.within(int(num_frames)).pictures
+        # The strip may show frames that were half made.
+        yield from told(made, lambda message: (strip(int(num_frames), kept, kept), status(message, bad=True), *rest))
 
     def on_cancel(self, request: gr.Request) -> None:
         """End the work of this session."""
@@ -245,7 +261,8 @@ class FillTab:
         if len(frames) == 1:
             return of_pictures(frames, num_frames)
         trained = self.site.checkpoints.lend(checkpoint).trained_window
-        return of_clip(at_rate(frames, rate, trained.fps)[: self.site.limits.window_frames], num_frames, pattern)
+        frames = at_rate(frames, rate, trained.fps)[: self.site.limits.window_frames]
+        return of_clip(frames, num_frames, pattern, path)
 
 
 def uploaded(path: str) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -18,10 +19,17 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Given:
-    """Pictures by place, and the clip they come from, if any, so that another pattern can be tried on it."""
+    """Pictures by place, and the clip they come from, if any, so that another pattern can be tried on it.
+
+    Attributes:
+        pictures: by place.
+        clip: its first frames, at the rate of the checkpoint.
+        file: of the clip, to read it at the rate of another checkpoint.
+    """
 
     pictures: dict[int, Image.Image] = field(default_factory=dict)
     clip: tuple[Image.Image, ...] = ()
+    file: Path | None = None
 
     def within(self, num_frames: int) -> "Given":
         """Leave out what lies beyond a shorter window."""
@@ -52,8 +60,14 @@ def of_pictures(pictures: Sequence[Image.Image], num_frames: int) -> Given:
     return Given({round(i * last / (len(pictures) - 1)): picture for i, picture in enumerate(pictures)})
 
 
-def of_clip(clip: Sequence[Image.Image], num_frames: int, pattern: str) -> Given:
+def of_clip(clip: Sequence[Image.Image], num_frames: int, pattern: str, file: Path | None = None) -> Given:
     """Give the frames of a clip that a pattern names, from its beginning on.
+
+    Args:
+        clip: frames at the rate of the checkpoint.
+        num_frames: of the window.
+        pattern: one of `PATTERNS`.
+        file: of the clip.
 
     Raises:
         ValueError: if the clip has too few frames for that.
@@ -67,4 +81,4 @@ def of_clip(clip: Sequence[Image.Image], num_frames: int, pattern: str) -> Given
             f"the clip has {len(clip)} frames at the rate of this checkpoint, too few for '{pattern}' in a window of "
             f"{num_frames}; give a longer clip, fewer frames, or another pattern"
         )
-    return Given({place: clip[place] for place in places}, tuple(clip))
+    return Given({place: clip[place] for place in places}, tuple(clip), file)

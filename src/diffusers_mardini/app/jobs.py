@@ -94,7 +94,8 @@ class Turns:
         with self._changed:
             self._changed.wait_for(lambda: self._ahead(job) == 0, timeout)
             count = self._ahead(job)
-        job.check()
+        if job.is_cancelled:
+            raise Ended("Cancelled.")
         if not count:
             job.start()
         return count

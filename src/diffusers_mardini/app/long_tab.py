@@ -116,10 +116,10 @@ class LongTab:
         rest = [gr.skip()] * 3
         yield status("Reading the clip …"), *rest
         job = self.site.jobs.begin(session)
-        frames, rate = read_upload(Path(clip), self.site.limits)
         pipe = self.site.checkpoints.lend(checkpoint, lora, scale)
 
         def work(report: Any) -> Any:
+            frames, rate = read_upload(Path(clip), self.site.limits)  # in its turn: decoded frames fill memory
             return lengthen(pipe, frames, rate, task, amount, sampling, self.site.limits, job, report)
 
         made, fps = [], 8.0
@@ -130,8 +130,15 @@ class LongTab:
                 yield progress_line(kind, value), *rest
         mp4, gif = self.site.write_results(session, made, fps)
         yield (
-            status(f"{len(made)} frames, {fps:g} a second."),
+            status(f"{len(made)} frames, {fps:g} a second.{_about_pace(task, fps, pipe.trained_window.fps)}"),
             str(mp4),
             gr.DownloadButton(value=str(mp4), interactive=True),
             gr.DownloadButton(value=str(gif), interactive=True),
         )
+
+
+def _about_pace(task: str, fps: float, trained: float | None) -> str:
+    """Say so if a clip that was extended is slower than what the checkpoint was trained on."""
+    if task != "extend" or not trained or fps > 0.9 * trained:
+        return ""
+    return f" The checkpoint was trained on {trained:g} a second, so what follows moves at another pace than the clip."

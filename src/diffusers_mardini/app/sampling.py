@@ -134,7 +134,9 @@ def lengthen(
     """
     trained = pipe.trained_window
     frames = at_rate(clip, rate, trained.fps) if task == "extend" else list(clip)
-    rate = (None if task == "extend" else rate) or trained.fps or rate or 8
+    if task == "extend" and rate and trained.fps:
+        rate = min(rate, trained.fps)  # frames are left out, and none are added
+    rate = rate or trained.fps or 8
     made = {
         "slow": lambda: (len(frames) - 1) * amount + 1,
         "extend": lambda: len(frames) + amount,

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from ..demo_files import demo_clips
 from .checkpoints import Checkpoints, find_checkpoints
@@ -26,6 +31,31 @@ from .uploads import read_upload
 
 
 PORT = 7860
+
+
+class ThisMachineOnly:
+    """Refuse requests that name another host than this machine.
+
+    A page of somebody else can have its own name point to 127.0.0.1 (DNS rebinding); what it then asks for counts as
+    this page's own, except for the name.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] in ("http", "websocket"):
+            name = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+            if name is None or not is_loopback(name):
+                refusal = PlainTextResponse(
+                    "This page answers to this machine's own names alone, such as localhost; behind another server, "
+                    "start it with --behind-proxy.",
+                    400,
+                )
+                await (WebSocketClose(1008) if scope["type"] == "websocket" else refusal)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def make_app(checkpoints: Checkpoints, limits: Limits, room: Path, start: Path | None = None) -> FastAPI:
@@ -74,7 +104,7 @@ def is_loopback(host: str) -> bool:
 def check_address(host: str, port: int) -> None:
     """Raise `ValueError` if nothing can listen at an address."""
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen at {host}:{port} ({error}); give another --host or --port") from error
@@ -103,6 +133,7 @@ def serve(
     path: str = "",
     open_browser: bool = False,
     lora: str = "",
+    behind_proxy: bool = False,
 ) -> None:
     """Serve until interrupted.
 
@@ -115,6 +146,8 @@ def serve(
         path: of the page to name and to open, such as `drive`.
         open_browser: whether to open it.
         lora: folder or Hub id of LoRA weights, used where a visitor names none.
+        behind_proxy: whether another server of this machine passes requests on: whoever reaches it is a visitor, and may
+            use the offered checkpoints only.
 
     Raises:
         ValueError: if there is no checkpoint, or the address cannot be listened at.
@@ -122,10 +155,13 @@ def serve(
     check_address(host, port)
     limits = limits or Limits()
     known = list(checkpoints) or find_checkpoints()
-    offered = Checkpoints(known, is_loopback(host), device, dtype, limits.kept_pipelines, lora)
+    is_own = is_loopback(host) and not behind_proxy
+    offered = Checkpoints(known, is_own, device, dtype, limits.kept_pipelines, lora)
     with room_for_visitors() as room:
         app = make_app(offered, limits, room, start)
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        if is_own:
+            app.add_middleware(ThisMachineOnly)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{port}/{path}"
         print(f"Open {address} in a browser; Ctrl+C ends it", flush=True)
         if open_browser:

@@ -15,6 +15,7 @@ from ..video_io import MAX_GIF_FPS, write_video
 from .checkpoints import Checkpoints
 from .jobs import Ended, Job, Jobs, Turns, reports_of
 from .limits import Limits
+from .sampling import at_rate
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Site:
         folder = self._folder(session) / uuid.uuid4().hex
         return (
             write_video(folder / "mardini.mp4", frames, fps),
-            write_video(folder / "mardini.gif", frames, min(fps, MAX_GIF_FPS)),
+            write_video(folder / "mardini.gif", at_rate(frames, fps, MAX_GIF_FPS), min(fps, MAX_GIF_FPS)),
         )
 
     def leave(self, session: str) -> None:

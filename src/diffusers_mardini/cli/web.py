@@ -15,6 +15,12 @@ Host = Annotated[
     str, typer.Option(help="Address to listen at. Others than this machine's own also serve to whoever reaches it.")
 ]
 Port = Annotated[int, typer.Option(help="Port to listen at.")]
+BehindProxy = Annotated[
+    bool,
+    typer.Option(
+        "--behind-proxy", help="Another server passes requests on: its visitors use the offered checkpoints only."
+    ),
+]
 Browser = Annotated[bool, typer.Option(help="Open the page in the browser, where there is a terminal.")]
 
 
@@ -28,6 +34,7 @@ def page(
     device: Device = "auto",
     dtype: Dtype = "auto",
     browser: Browser = True,
+    behind_proxy: BehindProxy = False,
 ) -> None:
     """Open a page to play with: fill in frames, make clips longer, drive.
 
@@ -35,7 +42,8 @@ def page(
     """
     with plain_errors():
         checkpoints = [os.path.expanduser(one) for one in checkpoint or []]
-        _server().serve(checkpoints, host, port, device, dtype, open_browser=browser and sys.stdout.isatty())
+        opened = browser and sys.stdout.isatty()
+        _server().serve(checkpoints, host, port, device, dtype, open_browser=opened, behind_proxy=behind_proxy)
 
 
 def play(
@@ -47,6 +55,7 @@ def play(
     device: Device = "auto",
     dtype: Dtype = "auto",
     browser: Browser = True,
+    behind_proxy: BehindProxy = False,
 ) -> None:
     """Drive through the world of a checkpoint with the arrow keys.
 
@@ -59,8 +68,9 @@ def play(
         server.check_drive(checkpoint, start, device, dtype, lora)
         opened = browser and sys.stdout.isatty()
         server.serve(
-            [checkpoint], host, port, device, dtype, start=start, path="drive", open_browser=opened, lora=lora
-        )
+            [checkpoint], host, port, device, dtype, start=start, path="drive", open_browser=opened, lora=lora,
+            behind_proxy=behind_proxy,
+        )  # fmt: skip
 
 
 def _server() -> Any:

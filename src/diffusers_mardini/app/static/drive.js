@@ -7,7 +7,7 @@ const names = {
 const pressed = new Set();
 const screen_ = $("screen"), pen = screen_.getContext("2d");
 let socket, fps = 8, waiting = [], asked = false, running = false, paused = false, wantsVideo = false;
-let shown = 0, key = 0, keyTimes = new Map(), answered = 0, times = [], making = 0.3, drawing = 0, nextDraw = 0;
+let mostBytes = Infinity, shown = 0, key = 0, keyTimes = new Map(), answered = 0, times = [], making = 0.3, drawing = 0, nextDraw = 0;
 
 function say(text, bad) {
   $("message").textContent = text;
@@ -27,6 +27,7 @@ function connect() {
   socket.onclose = () => {
     running = false;
     enable(false);
+    $("start").disabled = true;
     if (!$("message").classList.contains("bad")) say("The connection ended. Reload the page to drive again.", true);
   };
 }
@@ -38,6 +39,7 @@ function send(wish) {
 function tell(answer) {
   if (answer.is === "open") {
     for (const [label, value] of answer.checkpoints) $("checkpoint").add(new Option(label, value, false, value === answer.first));
+    mostBytes = answer.most_bytes;
     if (answer.own_start) $("from").add(new Option("the given start", ""));
     for (const name of answer.examples) $("from").add(new Option(name, name));
     $("from").add(new Option("own picture or clip", "file"));
@@ -50,6 +52,7 @@ function tell(answer) {
     running = true;
     enable(true);
     setPaused(false);
+    $("record").setAttribute("aria-pressed", false);
     say(`Driving. The model takes ${answer.takes}.`);
     screen_.focus({preventScroll: true});
   } else if (answer.is === "recording") {
@@ -96,7 +99,8 @@ async function draw(now) {
   if (now < nextDraw || !waiting.length || drawing) return;
   drawing = 1;
   const {facts, picture} = waiting.shift();
-  nextDraw = Math.max(nextDraw + 1000 / fps, now - 1000 / fps);
+  // A refresh of the screen comes late by up to 33 ms, which the next frame makes up for; what stalls for longer is not.
+  nextDraw = Math.max(nextDraw, now - 1000 / 30) + 1000 / fps;
   try {
     pen.drawImage(await picture, 0, 0, screen_.width, screen_.height);
   } finally {
@@ -170,8 +174,20 @@ $("controls").addEventListener("submit", async (event) => {
   if (from === "file") {
     const file = $("file").files[0];
     if (!file) { say("Choose a picture or a clip to start from.", true); return; }
+    if (file.size > mostBytes) {
+      say(`The file has ${(file.size / 2 ** 20).toFixed(0)} MiB; give one of at most ${(mostBytes / 2 ** 20).toFixed(0)}.`, true);
+      return;
+    }
+    running = false;  // nothing is asked for between the name of the file and its bytes
+    let bytes;
+    try {
+      bytes = await file.arrayBuffer();
+    } catch (error) {
+      say("The file could not be read; choose it again.", true);
+      return;
+    }
     send({do: "file", name: file.name});
-    socket.send(await file.arrayBuffer());
+    if (socket.readyState === WebSocket.OPEN) socket.send(bytes);
   }
   running = false;
   waiting = [];

@@ -28,7 +28,10 @@ element.addEventListener("drop", (event) => {
 });
 element.addEventListener("change", (event) => {
   const place = placeOf(event.target);
-  if (place && event.target.files && event.target.files.length) give(Number(place.dataset.place), event.target.files[0]);
+  if (!place || !event.target.files || !event.target.files.length) return;
+  const file = event.target.files[0];
+  event.target.value = "";  // so that the same file can be chosen again
+  give(Number(place.dataset.place), file);
 });
 element.addEventListener("click", (event) => {
   const button = event.target.closest && event.target.closest("button.off");
