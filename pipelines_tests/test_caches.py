@@ -214,3 +214,14 @@ def test_mag_cache_is_calibrated_on_this_model(capsys):
     pipe.transformer.disable_cache()
     pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=STEPS, mag_ratios=ratios, threshold=0.5))
     assert run(pipe).isfinite().all()
+
+
+def test_every_argument_with_rows_of_both_branches_is_halved_with_them():
+    """FasterCache leaves out the unconditional rows of some steps."""
+    pipe = tiny_pipeline()
+    pipe.transformer.enable_cache(faster(pipe))
+    rollout = pipe.rollout(
+        clip(2), window=4, overlap=2, generated_noise=0.2, guidance_scale=2.0, use_window_state=False,
+        num_inference_steps=STEPS, generator=seeded(), output_type="pt",
+    )  # fmt: skip
+    assert all(rollout.step().frames.isfinite().all() for _ in range(2))

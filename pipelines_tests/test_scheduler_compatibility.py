@@ -329,3 +329,9 @@ def test_tables_stay_on_the_cpu_whatever_the_default_device_is():
         scheduler = MarDiniScheduler()
     assert {str(value.device) for value in vars(scheduler).values() if torch.is_tensor(value)} == {"cpu"}
     assert torch.equal(scheduler.alphas_cumprod, MarDiniScheduler().alphas_cumprod)
+
+
+def test_steps_that_do_not_divide_the_levels_are_refused_with_what_to_do():
+    check_sampling(MarDiniScheduler(), 30)
+    with pytest.raises(ValueError, match="unless the number of steps divides 1000; use 25 or 50"):
+        check_sampling(MarDiniScheduler(), 700)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,10 +26,10 @@ UNFINISHED = ".part"
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a hidden path to write to, which becomes `path` when the block ends and is removed when it raises.
 
-    The hidden name holds the process's number, so that several processes may write the same file.
+    The hidden name is this call's own, so that several processes, also on several machines, may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
         yield hidden
         flush(hidden)

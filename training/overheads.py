@@ -4,6 +4,7 @@ Times are measured on this machine (`plan --probe`), or counted from operations 
 the steps themselves; `plan.py` prints both.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ _TIMED_FRAMES = 8  # encoded and decoded to time the autoencoder
 _DECODED = 32  # frames of a clip, to time the decoder of videos
 # The trainer imports what the plan does and its trackers, builds its models and writes its report.
 _START = 2.0
+_IMPORTED = time.process_time()  # seconds: libraries are loaded by now, and no clip is read
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,17 @@ def encoding_seconds(config: RunConfig, frames: dict[tuple[int, int], int], time
     Args:
         config: of the run.
         frames: to be encoded, by size.
-        times: `WindowTimes` by size.
+        times: `WindowTimes` by size, of some of the sizes at least.
         read: seconds in which a frame is decoded and resized.
     """
     low = 1 + 1 / config.data.planner_downscale**2  # every frame is encoded at the planner's size, too
-    return sum(count * (read + low * times[size].encode) for size, count in frames.items() if size in times)
+    known = {height * width: one.encode for (height, width), one in times.items()}
+
+    def encode(pixels: int) -> float:
+        nearest = min(known, key=lambda other: abs(math.log(other / pixels)))
+        return known[nearest] * pixels / nearest  # an autoencoder's work grows with the area
+
+    return sum(count * (read + low * encode(size[0] * size[1])) for size, count in frames.items()) if known else 0.0
 
 
 def read_seconds(source: Source, entries: Iterable[Entry], size: tuple[int, int]) -> float:
@@ -136,8 +144,8 @@ def read_seconds(source: Source, entries: Iterable[Entry], size: tuple[int, int]
 
 
 def start_up_seconds() -> float:
-    """Return about how long the trainer needs to start, from what this process has needed so far."""
-    return _START * time.process_time()
+    """Return about how long the trainer needs to start, from what this process has needed until it was imported."""
+    return _START * _IMPORTED
 
 
 def process_bytes() -> int:

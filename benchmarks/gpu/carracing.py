@@ -44,6 +44,8 @@ def commands(work: Path, clips: Path | None, hours: float, dry: bool) -> list[tu
     steps = []
     if clips is None:
         for name, count, seed in (("train", counts[0], 0), ("val", counts[1], HELD_OUT_SEED)):
+            if (data / name / "metadata.jsonl").is_file():  # of an earlier check
+                continue
             record = ["-m", "training.data.recipes.car_racing", str(data / name), "--clips", str(count)]
             steps.append((f"record {name}", [*record, "--first-seed", str(seed), "--workers", workers]))
     write_autoencoder(work, data, vae, dry)

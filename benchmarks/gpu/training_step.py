@@ -51,7 +51,8 @@ def measure(rows: Rows, preset: str, size: int, frames: int, batch: int, device:
     config = make_config(preset, size, frames, batch)
     stage = config.stages[0]
     what = {"preset": preset, "size": size, "frames": frames, "windows": batch}
-    predicted = count_memory(config, stage, Layout(), True).total / 2**30
+    memory = count_memory(config, stage, Layout(), True)
+    predicted = (memory.total - memory.ema) / 2**30  # a probe keeps no averages
     try:
         gc.collect()
         reset_peak(device)
@@ -65,7 +66,8 @@ def measure(rows: Rows, preset: str, size: int, frames: int, batch: int, device:
         seconds=seconds,
         planner_tokens_per_second=batch * tokens["planner"] / seconds,
         transformer_tokens_per_second=batch * tokens["transformer"] / seconds,
-        mfu=count_operations(config, stage) / seconds / peak,
+        # Operations of the model: what checkpointing computes twice counts once.
+        mfu=count_operations(config.model_copy(update={"gradient_checkpointing": False}), stage) / seconds / peak,
         peak_gib=peak_gib(device),
         predicted_gib=predicted,
     )

@@ -300,6 +300,7 @@ def test_blocks_are_known_to_the_caches_of_diffusers():
     [
         ({"hidden_states": torch.zeros(2, 5, 3, 4, 6)}, "3 channels in dimension 2"),
         ({"timestep": torch.zeros(3)}, r"`timestep` has shape \(3,\).*\(2,\).*\(2, 5\)"),
+        ({"reference_timestep": torch.zeros(3)}, r"`reference_timestep` has shape \(3,\).*\(2,\).*\(2, 5\)"),
         ({"planning_signals": torch.zeros(2, 4, 2, 3, 12)}, "output for the same window"),
         ({"planning_signals": torch.zeros(2, 5, 2, 3, 16)}, "`planning_dim=12`"),
         ({"reference_mask": torch.zeros(2, 5)}, "expected torch.bool"),

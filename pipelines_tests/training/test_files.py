@@ -132,3 +132,12 @@ def test_no_other_module_of_the_trainer_replaces_files_itself():
         text = path.read_text(encoding="utf-8")
         if path.name != "files.py":
             assert not any(word in text for word in ("os.replace(", "os.fsync(", '.partial"', '.part"')), path
+
+
+def test_two_calls_that_write_one_file_have_hidden_files_of_their_own(tmp_path):
+    """In containers, processes of several machines often have the same number."""
+    with whole_file(tmp_path / "a") as first, whole_file(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1" and [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -440,3 +440,10 @@ def test_a_run_does_not_go_on_at_another_precision_in_silence(tmp_path):
 def test_masked_mse_ignores_reference_frames():
     prediction, target = torch.zeros(1, 3, 2), torch.tensor([[[9.0, 9.0], [1.0, 1.0], [2.0, 0.0]]])
     assert masked_mse(prediction, target, torch.tensor([[False, True, True]])) == 1.5
+
+
+def test_processes_that_find_different_clips_are_refused(tmp_path, monkeypatch):
+    """As one that cannot read a table for a moment would."""
+    monkeypatch.setattr("training.data.preparation.gather_object", lambda mine: [*mine, "another"])
+    with pytest.raises(ValueError, match="found different clips.*start again"):
+        prepare_data(make_config().for_processes(1), make_vae(), tmp_path, Accelerator(cpu=True))

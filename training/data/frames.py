@@ -15,6 +15,7 @@ from diffusers_mardini.video_io import iterate_frames
 from training.data.clips import fit
 from training.data.entries import Entry
 from training.data.failures import reason_lines, sentence, shown
+from training.data.manifest import open_unchanged
 from training.data.sources import Clip, Source
 from training.progress import Progress
 from training.stopping import Stopped
@@ -110,9 +111,7 @@ def _submit(
     """Open a clip here, since streams are read in order, and decode it in the pool."""
     failed: Future = Future()
     try:
-        if source.stamp(entry.key) != entry.stamp:
-            raise ValueError("the file has changed since the manifest was made")
-        return pool.submit(_fill, source.open(entry.key), source.fps(entry.key), entry, indices, into, size)
+        return pool.submit(_fill, open_unchanged(source, entry), source.fps(entry.key), entry, indices, into, size)
     except FILE_ERRORS as error:
         failed.set_exception(error)
         return failed

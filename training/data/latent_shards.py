@@ -4,7 +4,9 @@
 """
 
 import json
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +104,17 @@ class ChunkIndex:
         return [Chunk(**{**row, "shard": self._shards[row["shard"]]}) for row in rows]
 
 
+MOST_OPEN = 1024  # shards: a system allows a process some ten thousand mappings
+
+
 class ShardReader:
-    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed."""
+    """Read rows of tensors from the memory-mapped shards of a folder, which are opened when they are needed; those used
+    longest ago are closed again."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._files: dict[str, tuple[safe_open, frozenset[str]]] = {}
+        self._files: OrderedDict[str, tuple[safe_open, frozenset[str]]] = OrderedDict()
+        self._turn = threading.Lock()
 
     def rows(self, shard: str, name: str, low: int, high: int) -> torch.Tensor | None:
         """Return the rows from `low` to `high` of a tensor; `None` if the shard does not have it.
@@ -117,10 +124,14 @@ class ShardReader:
         """
         path = self.folder / shard
         try:
-            if shard not in self._files:
-                file = safe_open(path, framework="pt")
-                self._files[shard] = file, frozenset(file.keys())
-            file, names = self._files[shard]
+            with self._turn:
+                if shard not in self._files:
+                    file = safe_open(path, framework="pt")
+                    self._files[shard] = file, frozenset(file.keys())
+                self._files.move_to_end(shard)
+                file, names = self._files[shard]
+                while len(self._files) > MOST_OPEN:
+                    self._files.popitem(last=False)
             return file.get_slice(name)[low:high] if name in names else None
         except (SafetensorError, *FILE_ERRORS) as error:
             raise ClipError(f"'{path}' cannot be read ({sentence(error)}); delete it, and it is made anew") from error

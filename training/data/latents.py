@@ -20,6 +20,7 @@ from training.data.clips import CENTRE, CROP_POLICY, View
 from training.data.entries import Entries, Entry
 from training.data.failures import reason_lines, sentence
 from training.data.latent_shards import Chunk, ChunkIndex, ShardReader, ShardWriter, scan
+from training.data.manifest import open_unchanged
 from training.data.moments import SIZES, ClipError, Moments, Rows, encode_frames, moments_of, tensor_names, tensors_of
 from training.data.sources import Source
 from training.digests import tensors_digest
@@ -332,11 +333,10 @@ def frames_of(source: Source, entry: Entry, numbers: np.ndarray | None = None) -
         ClipError: if it cannot be read, or has changed since the manifest was made.
     """
     try:
-        if source.stamp(entry.key) != entry.stamp:
-            raise ValueError("the file has changed since the manifest was made")
+        opened = open_unchanged(source, entry)
         some = numbers is not None or entry.clip_frames  # of a span, only its frames
         times = entry.times(numbers).tolist() if some else None
-        for _, frame in iterate_frames(source.open(entry.key), source.fps(entry.key), times):
+        for _, frame in iterate_frames(opened, source.fps(entry.key), times):
             yield frame
     except FILE_ERRORS as error:
         raise ClipError(sentence(error)) from error

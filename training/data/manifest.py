@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import lru_cache
 from operator import length_hint
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def make_manifest(
     path.parent.mkdir(parents=True, exist_ok=True)
     if source.spans():
         found = EntriesBuilder()
-        for entry in _entries_of_spans(source, path.parent, workers, stop):
+        for entry in _entries_of_spans(source, path.parent, workers, stop, only):
             found.append(entry)
     else:
         known = _Known(held, {entry.key: entry for entry in read_lines(unfinished, header)})
@@ -121,6 +122,24 @@ def read_manifest_of(source: Source, folder: Path, stop: Callable[[], str | None
     if manifest.notes:
         print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
     return manifest
+
+
+def open_unchanged(source: Source, entry: Entry) -> Clip:
+    """Open the clip of an entry.
+
+    Raises:
+        ValueError: if it is another one than when the manifest was made, by its stamp or, of sources without stamps such
+            as rows of a dataset, by its hash.
+    """
+    if source.stamp(entry.key) != entry.stamp:
+        raise ValueError("the file has changed or gone since the manifest was made")
+    opened = source.open(entry.key)
+    if entry.stamp is None and entry.sha256:
+        whole = _hash_of_opened(opened)
+        found = _hash_of_span(whole, entry.first_frame, entry.num_frames) if entry.clip_frames else whole
+        if found != entry.sha256:
+            raise ValueError("it is another clip than when the manifest was made; the source has changed")
+    return opened
 
 
 class _Known:
@@ -283,14 +302,19 @@ def _probe(
     )  # fmt: skip
 
 
-def _entries_of_spans(source: Source, folder: Path, workers: int, stop: Callable[[], str | None]) -> list[Entry]:
-    """Return the entries of a source's spans, after the manifests of the whole clips have been made."""
+def _entries_of_spans(
+    source: Source, folder: Path, workers: int, stop: Callable[[], str | None], only: Container[str] | None
+) -> list[Entry]:
+    """Return the entries of a source's spans, after the manifests of the whole clips have been made; see
+    `make_manifest`."""
     spans, wholes = source.spans(), {}
     for base in {id(span.source): span.source for span in spans.values()}.values():
-        named = {span.clip for span in spans.values() if span.source is base}
+        mine = {key: span.clip for key, span in spans.items() if span.source is base}
+        named = set(mine.values())
+        decoded = named if only is None else {clip for key, clip in mine.items() if key in only}
         path = default_path(base.spec, folder)
         with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
-            manifest = make_manifest(base, path, workers, stop, named)
+            manifest = make_manifest(base, path, workers, stop, decoded)
         wholes[id(base)] = {entry.key: entry for entry in manifest.entries if entry.key in named}
     return [_cut(wholes[id(span.source)].get(span.clip), key, span) for key, span in spans.items()]
 
@@ -315,11 +339,28 @@ def _cut(whole: Entry | None, key: str, span: Span) -> Entry:
     return whole.model_copy(
         update={
             "key": key, "stamp": stamp, "num_frames": count, "fps": fps, "start": float(times[0]),
-            "sha256": hashlib.sha256(f"{whole.sha256} {first} {count}".encode()).hexdigest(),
+            "sha256": _hash_of_span(whole.sha256, first, count),
             "duration": count / fps, "timestamps": timestamps, "first_frame": whole.first_frame + first,
             "clip_frames": whole.clip_frames or whole.num_frames,
         }
     )  # fmt: skip
+
+
+def _hash_of_opened(opened: Clip) -> str:
+    """Return the hash of a whole clip; a file that stays as it is, is read once in a process."""
+    if isinstance(opened, Path) and opened.is_file():
+        stat = opened.stat()
+        return _hash_of_file(opened, stat.st_size, stat.st_mtime_ns)
+    return _hash(opened, lambda: None)[0]
+
+
+@lru_cache(maxsize=65536)
+def _hash_of_file(path: Path, _size: int, _changed: int) -> str:
+    return _hash(path, lambda: None)[0]
+
+
+def _hash_of_span(whole: str, first: int, count: int) -> str:
+    return hashlib.sha256(f"{whole} {first} {count}".encode()).hexdigest()
 
 
 def _frames_of(whole: Entry, span: Span) -> tuple[int, int]:

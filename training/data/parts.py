@@ -33,6 +33,7 @@ from training.stopping import STOP_FILE, Stopped
 
 MANIFEST = "manifest.parquet"  # of a part; other files beside it are those of the sources of its spans
 _loaded: dict[str, torch.nn.Module] = {}  # by name
+_worker = 0  # number of this process among those of a pool on this machine, which share its GPUs
 DONE, KEYS = "done.json", "keys.jsonl"
 
 
@@ -85,13 +86,19 @@ class Job:
         """Open the source."""
         return open_source(self.source, self.fps, self.manifests)
 
+    @property
+    def parts(self) -> Path:
+        """Return the folder of the parts of this source; `out` may hold those of several."""
+        return self.out / "parts" / default_path(self.source).stem
+
     def part(self, number: int) -> Path:
         """Return the folder of a part."""
-        return self.out / "parts" / f"{number:06d}"
+        return self.parts / f"{number:06d}"
 
     def digest(self) -> str:
         """Return a text that differs for what has to be done differently."""
-        return hashlib.sha256(repr((self.requests, self.planner_downscale, self.vae)).encode()).hexdigest()[:16]
+        what = (self.source, self.fps, self.requests, self.planner_downscale, self.vae)
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,8 @@ def divide(job: Job, source: Source, clips: int) -> list[int]:
         source: the clips.
         clips: of a part, about; those of one archive or folder stay together if they are no more.
     """
-    with turn_to_write(job.out / "parts" / "lock.json", f"the parts of {job.out}"):
-        numbers = sorted(int(path.parent.name) for path in job.out.glob(f"parts/*/{KEYS}"))
+    with turn_to_write(job.parts / "lock.json", f"the parts of '{source.spec}' in {job.out}"):
+        numbers = sorted(int(path.parent.name) for path in job.parts.glob(f"*/{KEYS}"))
         known = {key for number in numbers for key in _keys_of(job, number)}
         new = (key for key in source.keys() if key not in known)
         for keys in _portions(new, clips):
@@ -282,12 +289,26 @@ def _source(spec: str, fps: float | None, manifests: Path, _began: float) -> Sou
 
 
 def _vae(job: Job) -> torch.nn.Module:
-    """Return the autoencoder on this machine's device, loaded once in a process."""
+    """Return the autoencoder on this process's device, loaded once in a process."""
     if job.vae not in _loaded:
         assert job.load_vae is not None
         _loaded.clear()
-        _loaded[job.vae] = job.load_vae().to(choose_device())
+        _loaded[job.vae] = job.load_vae().to(device_of_worker())
     return _loaded[job.vae]
+
+
+def set_worker(number: int) -> None:
+    """Say which process of a pool this is."""
+    global _worker
+    _worker = number
+
+
+def device_of_worker() -> torch.device:
+    """Return the device of this process: the GPUs of a machine are dealt out to the processes of a pool."""
+    device = choose_device()
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", _worker % torch.cuda.device_count())
+    return device
 
 
 def _views(job: Job) -> tuple:

@@ -4,15 +4,16 @@
 """
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training.config.schema import RunConfig
 from training.data.buckets import WindowRequest, assign, heldout_window_request, window_request
@@ -100,9 +101,24 @@ def prepare_data(
         }
         for name in specs
     }
+    _refuse_different_clips(censuses)
     if accelerator.is_main_process:
         _report_census(config, censuses, accelerator, folder / "census.json", resumes)
     return RunData(windows["train"], windows.get("validation"), failed)
+
+
+def _refuse_different_clips(censuses: Mapping[str, Mapping[str, StageCensus]]) -> None:
+    """Raise `ValueError` on every process if they do not all find the same clips, from which they draw windows.
+
+    A process that cannot read a table for a moment would leave its clip out alone.
+    """
+    found = {name: {stage: one.as_json() for stage, one in each.items()} for name, each in censuses.items()}
+    digests = gather_object([hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()])
+    if len(set(digests)) > 1:
+        raise ValueError(
+            "the processes of this run found different clips to be usable, mostly because one of them could not read a "
+            "table of conditions for a moment; start again"
+        )
 
 
 def _clips(

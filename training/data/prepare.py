@@ -20,15 +20,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from training.config.layers import load_config
 from training.data.buckets import heldout_window_request, window_request
 from training.data.failures import shown
-from training.data.parts import Job, Outcome, divide, done_part, is_free, merge, now, prepare_part
+from training.data.parts import Job, Outcome, divide, done_part, is_free, merge, now, prepare_part, set_worker
 from training.engine.models import load_vae
 from training.stopping import STOP_FILE, STOPPED, Stopped, StopRequest
 
@@ -125,7 +127,7 @@ def _pooled(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
     if has_server:
         context.set_forkserver_preload([prepare_part.__module__])  # the trainer is imported once
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, _begin_worker, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin_worker, (threads, context.Value("i", 0))) as pool:
         waiting = {pool.submit(prepare_part, job, number) for number in numbers}
         while waiting:
             finished, waiting = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -134,13 +136,15 @@ def _pooled(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
                     yield future.result()
                 except BrokenProcessPool:
                     yield None
-            if stop():
-                job.stop_file.touch()  # a part that is begun does not go on to its end
 
 
-def _begin_worker(threads: int) -> None:
-    """Prepare a process: Ctrl-C is its parent's, it ends when its parent is killed, and it has its share of cores."""
+def _begin_worker(threads: int, begun: Any) -> None:
+    """Prepare a process: Ctrl-C is its parent's, it ends when its parent is killed, and it has its share of cores and
+    of GPUs. `begun` counts the processes."""
     torch.set_num_threads(threads)
+    with begun.get_lock():
+        set_worker(begun.value)
+        begun.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -160,11 +164,11 @@ def _by_ray(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
     context.max_errored_blocks = -1  # a part that kills its process does not end the others
     rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
     missing = set(numbers)
-    for row in rows.map(lambda row: vars(prepare_part(job, row["number"]))).iter_rows():
+    # A task that asks for no GPU sees none.
+    gpus = 1 if job.load_vae is not None and ray.cluster_resources().get("GPU") else None
+    for row in rows.map(lambda row: vars(prepare_part(job, row["number"])), num_gpus=gpus).iter_rows():
         missing.discard(row["number"])
         yield Outcome(**row)
-        if stop():
-            job.stop_file.touch()
     yield from (Outcome(number, "failed", reason=_KILLED) for number in sorted(missing))
 
 
@@ -187,6 +191,28 @@ def make_job(
         run.data.planner_downscale, f"{run.vae} {run.vae_subfolder}",
         partial(load_vae, run.vae, run.vae_subfolder) if encodes else None, now(out), uuid.uuid4().hex,
     )  # fmt: skip
+
+
+@contextmanager
+def _told_to_stop(job: Job, stop: Stop) -> Iterator[None]:
+    """Pass a reason to stop on to whoever works on a part, within the block: a part that is begun does not go on to its
+    end, whichever process or machine has it."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            if stop():
+                job.stop_file.touch()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        job.stop_file.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,10 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = job.open_source()
         with StopRequest(options.out) as request:
             numbers = divide(job, source, options.clips)
-            try:
+            with _told_to_stop(job, lambda: request.reason):
                 outcomes = prepare(job, numbers, options.engine, options.workers, lambda: request.reason)
-            finally:
-                job.stop_file.unlink(missing_ok=True)
             done = any(outcome.state == "done" for outcome in outcomes)
             manifest = merge(job, numbers) if done else None
     except Stopped as stopped:

@@ -24,6 +24,7 @@ from training.data.conditions import ClipConditions
 from training.data.entries import Entries, Entry
 from training.data.failures import sentence, shown
 from training.data.latents import LatentCache, build_latent_cache, frames_at_once
+from training.data.manifest import open_unchanged
 from training.data.moments import ClipError, Moments, encode_frames
 from training.data.order import Rate, Shards, StepRows, bucket_at, clip_at, frame_indices, num_starts
 from training.data.resident import ResidentLatents, put_on_device, size_on_device
@@ -450,9 +451,7 @@ class PixelWindows(ClipWindows):
     def _decode(self, entry: Entry, draw: WindowDraw) -> torch.Tensor:
         try:
             with self._opening:
-                if self.source.stamp(entry.key) != entry.stamp:
-                    raise ValueError("the file has changed or gone since the manifest was made")
-                opened, fps = self.source.open(entry.key), self.source.fps(entry.key)
+                opened, fps = open_unchanged(self.source, entry), self.source.fps(entry.key)
             frames = read_frames(opened, entry.times(draw.frames), fps)
         except FILE_ERRORS as error:
             raise ClipError(sentence(error)) from error

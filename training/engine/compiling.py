@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
-from diffusers_mardini.models.compiling import MOST_GRAPHS
+from diffusers_mardini.models.compiling import MOST_GRAPHS, recompile_limit_name
 from training.config.schema import RunConfig, StageConfig
 from training.engine.guards import RunFailed
 from training.engine.sharding import sharding_plugin
@@ -45,21 +45,24 @@ def compiled_blocks(stage: StageConfig) -> Iterator[None]:
             yield
         return
     from torch._dynamo import config as dynamo
-    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._dynamo import exc
 
     torch.compiler.reset()
+    name = recompile_limit_name()  # torch 2.6 has other names
+    fails = "fail_on_recompile_limit_hit" if name == "recompile_limit" else "fail_on_cache_limit_hit"
+    limit_hit = getattr(exc, "FailOnRecompileLimitHit", None) or getattr(exc, "FailOnCacheLimitHit")  # noqa: B009
     limits = {
-        "recompile_limit": max(MOST_GRAPHS, dynamo.recompile_limit),
-        "accumulated_recompile_limit": max(16 * MOST_GRAPHS, dynamo.accumulated_recompile_limit),
-        "fail_on_recompile_limit_hit": True,
+        name: max(MOST_GRAPHS, getattr(dynamo, name)),
+        f"accumulated_{name}": max(16 * MOST_GRAPHS, getattr(dynamo, f"accumulated_{name}")),
+        fails: True,
     }
     try:
         with dynamo.patch(limits), torch.compiler.set_stance("default"):
             yield
-    except FailOnRecompileLimitHit as error:
+    except limit_hit as error:
         raise RunFailed(
             f"stage {stage.name!r}: {'its step' if stage.compile == 'step' else 'a block'} was compiled "
-            f"{limits['recompile_limit']} times and would run uncompiled "
+            f"{limits[name]} times and would run uncompiled "
             f"from here on; use fewer buckets, or continue with `stages.{stage.name}.compile=false --allow-change "
             f"stages.{stage.name}.compile`"
         ) from error

@@ -10,14 +10,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from diffusers_mardini.latents import downscale_video, encode_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.video_io import read_video, write_video
 from pipelines_tests.training.clip_files import noise
 from pipelines_tests.training.data.old_files import into_json
+from training.data import latent_shards
 from training.data import latents as module
-from training.data.clips import View, fit, load_clip
+from training.data.clips import View, find_clips, fit, load_clip
 from training.data.latents import build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.moments import Moments, encode_frames
@@ -63,7 +65,7 @@ def test_latents_are_those_of_the_pipeline(folder, tmp_path):
     vae = tiny_vae()
     clips = cached(folder, vae, 16, 2, tmp_path / "cache", batch_size=2, dtype=torch.float32)
     assert {key: len(moments.mean) for key, moments in clips.items()} == {"0.mp4": 7, "1.mp4": 3, "2.mp4": 5}
-    frames, _ = load_clip(folder / "1.mp4", 16)
+    frames, _ = load_clip(find_clips(folder)[0], 16)
     video = frames[None].float() / 127.5 - 1
     with torch.no_grad():
         torch.testing.assert_close(clips["1.mp4"].mean, encode_video(vae, video)[0])
@@ -98,7 +100,9 @@ def test_stale_latents_are_never_used(folder, tmp_path, monkeypatch, change):
     fresh = cached(folder, vae, size, downscale, tmp_path / "cache")
     assert sum(counted) == encoded
     for name, moments in fresh.items():
-        expected = encode_frames(vae, load_clip(folder / name, size)[0], downscale)
+        expected = encode_frames(
+            vae, load_clip(next(one for one in find_clips(folder) if one.name == name), size)[0], downscale
+        )
         assert torch.equal(moments.mean, expected.mean.half())
         assert torch.equal(moments.planner_mean, expected.planner_mean.half())
 
@@ -323,3 +327,14 @@ def test_a_clip_that_breaks_off_leaves_nothing_in_the_shard(folder, tmp_path, mo
         assert {name.split(".")[0] for name in file.keys()} == {"0", "1"}
     monkeypatch.undo()
     assert build(folder, tmp_path, tiny_vae())[0].left_out == {}  # tried again
+
+
+def test_few_shards_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_shards, "MOST_OPEN", 2)
+    for index in range(4):
+        save_file({"0.x": torch.full((3, 1), float(index))}, tmp_path / f"{index}.safetensors")
+    reader = latent_shards.ShardReader(tmp_path)
+    for index in (0, 1, 2, 3, 1, 0):
+        assert reader.rows(f"{index}.safetensors", "0.x", 1, 3).flatten().tolist() == [index, index]
+        assert len(reader._files) <= 2
+    assert reader.rows("0.safetensors", "0.y", 0, 1) is None

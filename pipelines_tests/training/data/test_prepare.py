@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from pipelines_tests.training.clip_files import noise, write_clip
@@ -18,6 +20,7 @@ from pipelines_tests.training.data.test_latents import tiny_vae
 from pipelines_tests.training.test_train_mardini import data_fields, make_config, make_vae, write_clips
 from training.data import parts, prepare
 from training.data.buckets import Bucket, WindowRequest
+from training.data.clip_lists import ClipRow, write_clip_list
 from training.data.latents import LatentCache, build_latent_cache
 from training.data.manifest import make_manifest
 from training.data.manifest_files import default_path, read_manifest
@@ -140,17 +143,79 @@ def test_a_request_to_stop_keeps_what_is_done(clips, tmp_path, monkeypatch, caps
     arguments = [str(clips), str(tmp_path / "out"), "--workers", "1", "--clips", "3"]
     assert prepare.main(arguments) == prepare.STOPPED
     assert f"delete {tmp_path / 'out' / 'stop'}; the same command goes on" in capsys.readouterr().out
-    assert len(list((tmp_path / "out").glob("parts/*/done.json"))) == 1
+    assert len(list((tmp_path / "out").glob("parts/*/*/done.json"))) == 1
     (tmp_path / "out" / "stop").unlink()
     monkeypatch.setattr(prepare, "prepare_part", real)
     assert prepare.main(arguments) == 0
     check_whole(clips, tmp_path / "out")
 
 
+def test_two_sources_are_prepared_into_one_folder(clips, tmp_path, monkeypatch):
+    """As training and held-out clips are, because a run has one folder of manifests."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    for index in range(2):
+        write_clip(other / f"{index}.mp4", noise(4, 32, 32, seed=90 + index), fps=10)
+    jobs = [replace(job_of(one, out), load_vae=None, requests=()) for one in (clips, other)]
+    assert [sum(part.usable for part in run(job)) for job in jobs] == [COUNT, 2]
+    decoded = []
+    monkeypatch.setattr("training.data.manifest.probe_video", lambda *_: decoded.append(1))
+    for job, count in zip(jobs, (COUNT, 2)):
+        assert sum(part.usable for part in run(replace(job, began=now(out)))) == count and not decoded
+        source = job.open_source()
+        assert len(read_manifest(source, default_path(source.spec, out / "manifests")).ok) == count
+    assert jobs[0].digest() != jobs[1].digest() and jobs[0].parts != jobs[1].parts
+
+
+def test_one_worker_stops_within_a_part(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        prepare, "make_job", lambda *_: replace(job_of(clips, tmp_path / "out"), load_vae=None, requests=())
+    )
+    real, seen = parts.make_manifest, []
+
+    def slow(source, path, workers, stop):
+        def asked():
+            seen.append(1)
+            time.sleep(0.3)
+            return stop()
+
+        if not seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not asked():
+                assert len(seen) < 50
+        return real(source, path, workers, asked)
+
+    monkeypatch.setattr(parts, "make_manifest", slow)
+    assert prepare.main([str(clips), str(tmp_path / "out"), "--workers", "1", "--clips", "100"]) == prepare.STOPPED
+    assert not list((tmp_path / "out").glob("parts/*/*/done.json")) and not list((tmp_path / "out").glob(".stop-*"))
+
+
+def test_the_gpus_of_a_machine_are_dealt_out_to_processes(monkeypatch):
+    monkeypatch.setattr(parts, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for number in range(3):
+        parts.set_worker(number)
+        found.append(parts.device_of_worker().index)
+    parts.set_worker(0)
+    assert found == [0, 1, 0]
+    monkeypatch.setattr(parts, "choose_device", lambda: torch.device("cpu"))
+    assert parts.device_of_worker() == torch.device("cpu")
+
+
+def test_merging_decodes_no_clip_of_a_part_that_failed(clips, tmp_path, monkeypatch):
+    rows = [ClipRow(str(clips), f"{index}.mp4", 0, 3) for index in range(3)]
+    write_clip_list(tmp_path / "list.jsonl", rows)
+    job = replace(job_of(tmp_path / "list.jsonl", tmp_path / "out"), load_vae=None, requests=())
+    numbers = divide(job, job.open_source(), 2)
+    assert prepare_part(job, numbers[0]).usable == 2
+    monkeypatch.setattr("training.data.manifest.probe_video", lambda *_: pytest.fail("a clip was decoded"))
+    assert len(merge(job, numbers).ok) == 2
+
+
 def dying_vae(out: Path, number: int):
     """Kill the process that works on one part, as a system without memory does."""
-    lock = out / "parts" / f"{number:06d}" / "lock.json"
-    if lock.is_file() and json.loads(lock.read_text())["pid"] == os.getpid():
+    lock = next(out.glob(f"parts/*/{number:06d}/lock.json"), None)
+    if lock is not None and json.loads(lock.read_text())["pid"] == os.getpid():
         os._exit(9)
     return tiny_vae()
 
@@ -174,7 +239,7 @@ run(job_of(Path(sys.argv[1]), Path(sys.argv[2])))
 def test_a_killed_preparation_goes_on_where_it_stood(clips, tmp_path):
     out = tmp_path / "out"
     killed = subprocess.Popen([sys.executable, "-c", PROGRAM, str(clips), str(out)])
-    while not list(out.glob("parts/*/done.json")) and killed.poll() is None:
+    while not list(out.glob("parts/*/*/done.json")) and killed.poll() is None:
         time.sleep(0.01)
     killed.kill()
     killed.wait()

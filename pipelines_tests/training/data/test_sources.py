@@ -9,8 +9,12 @@ import webdataset
 from diffusers_mardini.video_io import read_frames, write_video
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.data.archives import ArchiveClips
+from training.data.frames import draw_frames
+from training.data.latents import frames_of
 from training.data.manifest import make_manifest
+from training.data.moments import ClipError
 from training.data.sources import DatasetVideos, PictureFolders, VideoFolder, open_source, source_exists
+from training.data.spans import WholeClips
 
 
 LENGTHS = {"a.mp4": 5, "b/c2.mp4": 3, "b/c10.mp4": 4}
@@ -246,3 +250,40 @@ def test_nothing_there_is_an_error(tmp_path):
         open_source(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no clips"):
         open_source(tmp_path)
+
+
+def test_another_clip_of_a_source_without_stamps_is_not_taken_for_the_one_of_the_manifest(tmp_path):
+    """As the rows of a dataset that has changed, or of a stream of which a file could not be read this time."""
+    contents = {
+        f"row-{i}": write_clip(tmp_path / f"{i}.mp4", noise(4, 32, 32, seed=i), fps=10).read_bytes() for i in range(2)
+    }
+
+    class Rows(WholeClips):
+        spec = "rows"
+
+        def keys(self):
+            yield from contents
+
+        def open(self, key):
+            return contents[key]
+
+        def stamp(self, key):
+            return None
+
+        def fps(self, key):
+            return None
+
+        def left_out(self):
+            return {}
+
+        def notes(self):
+            return ()
+
+    source = Rows()
+    first, second = make_manifest(source, tmp_path / "rows.parquet").ok
+    assert len(list(frames_of(source, first))) == 4
+    contents["row-0"] = contents["row-1"]
+    assert len(list(frames_of(source, second))) == 4
+    with pytest.raises(ClipError, match="another clip than when the manifest was made"):
+        list(frames_of(source, first))
+    assert draw_frames(source, [first, second], (16, 16), 8, 1).shape[0] == 4

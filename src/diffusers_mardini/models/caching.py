@@ -17,7 +17,7 @@ CROSS = (r"^transformer_blocks\..*\.cross_attn$",)
 # Arguments with rows for both branches of guidance, when these run in one call.
 BATCHED_ARGUMENTS = (
     "hidden_states", "timestep", "planning_signals", "reference_mask", "planning_signals_mask", "window_state",
-    "conditions",
+    "conditions", "reference_timestep",
 )  # fmt: skip
 
 

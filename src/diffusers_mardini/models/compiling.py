@@ -31,8 +31,14 @@ class CompiledOverShapes(nn.Module):
             kwargs.setdefault("recompile_limit", MOST_GRAPHS)
         else:  # before torch 2.12 there is one global limit
             config = torch._dynamo.config
-            config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
+            name = recompile_limit_name()
+            setattr(config, name, max(getattr(config, name), MOST_GRAPHS))
         super().compile(*args, **kwargs)
+
+
+def recompile_limit_name() -> str:
+    """Return what torch calls the limit of graphs in its configuration; `cache_size_limit` before torch 2.7."""
+    return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
 
 
 def standalone(value: Any) -> Any:

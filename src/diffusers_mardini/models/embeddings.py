@@ -186,8 +186,10 @@ class MarDiniCrossRotaryPosEmbed(nn.Module):
         return rotary_embedding(row.flatten(), column.flatten(), self.head_dim, self.theta, self.max_frequency)
 
 
-def per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device) -> torch.Tensor:
-    """Expand timesteps, a scalar, `(batch,)` or `(batch, frames)`, to `(batch, frames)`.
+def per_frame_timestep(
+    timestep: torch.Tensor | float, batch: int, frames: int, device: torch.device, name: str = "timestep"
+) -> torch.Tensor:
+    """Expand timesteps, a scalar, `(batch,)` or `(batch, frames)`, to `(batch, frames)`; errors call them `name`.
 
     Raises:
         ValueError: for another shape.
@@ -197,7 +199,7 @@ def per_frame_timestep(timestep: torch.Tensor | float, batch: int, frames: int, 
         timestep = timestep[:, None]
     elif timestep.ndim != 0 and timestep.shape != (batch, frames):
         raise ValueError(
-            f"`timestep` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, "
+            f"`{name}` has shape {tuple(timestep.shape)}; expected a scalar, ({batch},) (batch) or ({batch}, "
             f"{frames}) (batch, frames)"
         )
     return timestep.expand(batch, frames)

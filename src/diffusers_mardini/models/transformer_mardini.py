@@ -369,7 +369,9 @@ class MarDiniTransformer3DModel(
             raise ValueError("`reference_mask` is missing; give it, or the `window_state` of an earlier call")
         check_window(hidden_states, reference_mask, self.config.in_channels, num_masked_frames)
         layout = WindowLayout.from_mask(reference_mask, num_masked_frames)
-        reference_timestep = per_frame_timestep(reference_timestep, *reference_mask.shape, reference_mask.device)
+        reference_timestep = per_frame_timestep(
+            reference_timestep, *reference_mask.shape, reference_mask.device, "reference_timestep"
+        )
         planning_tokens, *planner_grid = self._planning_tokens(hidden_states, planning_signals, planning_signals_mask)
         frames = hidden_states.shape[1]
         condition_emb = self._embed_conditions(conditions, hidden_states, frames)  # (batch, frames, 1, dim), or None

@@ -67,7 +67,11 @@ class WindowLayout:
 
     def replace_masked_frames(self, states: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """Return a copy of `states` `(batch, frames, ...)` with `masked` `(batch, masked frames, ...)` in place."""
-        flat = states.flatten(0, 1).index_copy(0, self.masked_index, masked.flatten(0, 1))
+        flat, masked = states.flatten(0, 1), masked.flatten(0, 1)
+        if states.device.type == "mps":  # has no `index_copy` before torch 2.8, and a slow one since
+            flat = flat.index_put((self.masked_index,), masked)
+        else:
+            flat = flat.index_copy(0, self.masked_index, masked)
         return flat.unflatten(0, states.shape[:2])
 
     def to(self, *args: Any, **kwargs: Any) -> "WindowLayout":

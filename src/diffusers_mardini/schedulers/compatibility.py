@@ -123,6 +123,12 @@ def check_sampling(
     except Exception as error:  # other classes may raise anything
         raise ValueError(f"{label} cannot take {steps} ({error or type(error).__name__}); {ADVICE}") from error
     if not all(one <= most for one, most in zip(missed, allowed)):  # also of NaN
+        if isinstance(scheduler, MarDiniScheduler) and timesteps is None:
+            total = scheduler.config.num_train_timesteps
+            raise ValueError(
+                f"{label} does not reproduce a known distribution with {steps}: DDIM goes down by {total} // steps "
+                f"levels at each, which misses the listed ones unless the number of steps divides {total}; use 25 or 50"
+            )
         raise ValueError(
             f"{label} does not reproduce a known distribution with {steps}. Some schedulers cannot start at pure "
             "noise (Heun's, and the ancestral KDPM2, with trailing spacing), some begin too low or run backwards, "
