@@ -214,10 +214,17 @@ def test_merging_decodes_no_clip_of_a_part_that_failed(clips, tmp_path, monkeypa
 
 def dying_vae(out: Path, number: int):
     """Kill the process that works on one part, as a system without memory does."""
-    lock = next(out.glob(f"parts/*/{number:06d}/lock.json"), None)
-    if lock is not None and json.loads(lock.read_text())["pid"] == os.getpid():
-        os._exit(9)
-    return tiny_vae()
+    vae = tiny_vae()
+    encode = vae.encode
+
+    def dying(*arguments, **kwargs):
+        lock = next(out.glob(f"parts/*/{number:06d}/lock.json"), None)
+        if lock is not None and json.loads(lock.read_text())["pid"] == os.getpid():
+            os._exit(9)
+        return encode(*arguments, **kwargs)
+
+    vae.encode = dying
+    return vae
 
 
 def test_a_process_that_is_killed_fails_its_part_alone(clips, tmp_path):
