@@ -20,7 +20,7 @@ from diffusers_mardini.app.driving import ACTION, action_of, told
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.masking import TASKS, task_indices
 from diffusers_mardini.video_io import write_video
-from training.data.clips import find_clips, open_clip
+from training.data.clips import find_clips
 from training.evaluation.baselines import copy_nearest, cross_fade
 from training.evaluation.evaluation_windows import (
     EvaluationWindows,
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips
         )
         first = next(clip for clip in clips if clip.name == windows.clips[0])
-        clip_fps = open_clip(first).fps
+        clip_fps = first.entry.fps
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     fps = options.fps or clip_fps / options.stride

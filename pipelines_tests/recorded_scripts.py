@@ -16,8 +16,8 @@ from training.config.layers import load_config
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.drift import Arm
 from training.evaluation.methods import WITHOUT_CONDITIONS, SamplerSettings, baselines
+from training.page_blocks import block_names
 from training.reproduction import degraded_signals, planner_alone, run_costs, slow_motion_doubling, table_3
-from training.reproduction.page_blocks import block_names
 
 
 ROOT = Path(__file__).resolve().parents[1]

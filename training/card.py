@@ -33,7 +33,7 @@ from training.evaluation.sampling import ADAPTED, weights_digest
 from training.evaluation.tables import COLUMNS, SHOWN_INTERVALS, present_columns, score_cell
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
-from training.reproduction.page_blocks import read
+from training.page_blocks import read
 
 
 ROOT = Path(__file__).resolve().parent.parent

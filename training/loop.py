@@ -482,8 +482,6 @@ class Run:
         self.global_step, self.windows_seen = position.global_step, position.windows_seen
         self.attempt = max(self.attempt, position.attempt)
         self.guard.skipped, self.guard.in_a_row = position.skipped
-        if self.attempt > position.attempt:  # other draws: bad steps before the checkpoint begin no streak with them
-            self.guard.in_a_row = 0
         if more := self.checkpoints.more:
             self.schedule.load_state(more["schedule"], position.stage)
             self.divergence.load_state(more["divergence"])

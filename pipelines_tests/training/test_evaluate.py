@@ -150,7 +150,7 @@ def test_the_program_writes_results_a_table_and_sheets(checkpoint, clips, tmp_pa
         "ours, 2 steps, planning signal dropped",
         "ours, 2 steps, planning signals of another window",
     ]
-    assert len(record["windows"]) == 4 and record["skipped"] == {"clip_2.mp4": "3 frames, a window needs 9"}
+    assert len(record["windows"]) == 4 and record["skipped"] == {"clip_2.mp4": "has 3 frames; 5 at stride 2 span 9"}
     assert rows["best match among training windows"]["mid_ssim"] == pytest.approx(1, abs=1e-3)  # its own clips
     ours = rows["ours, 2 steps"]
     assert len(ours["windows"]["mid_ssim"]) == 4 and len(ours["seeds"]["mid_ssim"]) == 2

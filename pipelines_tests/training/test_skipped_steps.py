@@ -71,23 +71,6 @@ def test_after_several_in_a_row_the_run_goes_back_once_with_other_draws(tmp_path
     assert load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]).state["attempt"] == 1
 
 
-def test_bad_steps_before_the_checkpoint_count_for_no_streak_after_going_back(tmp_path, monkeypatch):
-    run = make_run(tmp_path, make_config(max_skipped_steps=3))
-    # A checkpoint lies between the second and the third of these.
-    monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={4, 5, 6}))
-    before = run._resume
-
-    def resume(start_at):
-        position = before(start_at)
-        if run.attempt == 1:
-            assert position.skipped[1] == 2 and run.guard.in_a_row == 0
-        return position
-
-    monkeypatch.setattr(run, "_resume", resume)
-    run.train()
-    assert run.attempt == 1 and records(tmp_path)[-1]["global_step"] == 8
-
-
 def test_when_going_back_does_not_help_the_run_stops_and_its_checkpoint_stays(tmp_path, monkeypatch):
     run = make_run(tmp_path, make_config(max_skipped_steps=2))
     monkeypatch.setattr(MarDiniTrainingModel, "forward", explode(run, steps={6, 7}, attempts=(0, 1)))

@@ -72,7 +72,8 @@ def test_training_beats_the_bare_basis_and_is_saved_whole(config):
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "planner_downscale", "nearest"), [(36, 8, 2, "32"), ("32x40", 16, 1, "32x32"), (16, 8, 8, "64")]
+    ("size", "patch", "planner_downscale", "nearest"),
+    [(36, 8, 2, "32x32"), ("32x40", 16, 1, "32x32"), (16, 8, 8, "64x64")],
 )
 def test_a_size_that_does_not_divide_into_patches_is_refused_before_a_clip_is_read(
     config, size, patch, planner_downscale, nearest

@@ -132,7 +132,7 @@ def open_unchanged(source: Source, entry: Entry) -> Clip:
             as rows of a dataset, by its hash.
     """
     if source.stamp(entry.key) != entry.stamp:
-        raise ValueError("the file has gone or changed since the manifest was made")
+        raise ValueError("the file has changed since the manifest was made")
     opened = source.open(entry.key)
     if entry.stamp is None and entry.sha256:
         whole = _hash_of_opened(opened)

@@ -19,7 +19,7 @@ from training.data.clip_lists import ClipRow, write_clip_list
 from training.evaluation.tables import markdown_table
 from training.files import write_whole
 from training.own_clips.reading import DISTANCES, look_at_clip
-from training.reproduction.page_blocks import fill
+from training.page_blocks import fill
 
 
 KINDS = ("slow", "mixed", "fast")

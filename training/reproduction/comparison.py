@@ -28,7 +28,7 @@ from training.evaluation.metrics import summarize
 from training.evaluation.results import read_results
 from training.evaluation.scores import COMPARED, paired_difference
 from training.evaluation.tables import COLUMNS, DIGITS, difference_table, present_columns, score_table, spread_table
-from training.reproduction.page_blocks import fill_all
+from training.page_blocks import fill_all
 
 
 # Facts of results.json that evaluations of the same windows have in common.

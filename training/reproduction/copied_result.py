@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.reproduction.page_blocks import fill, picture
+from training.page_blocks import fill, picture
 
 
 def tables_of(file: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_lines
-from training.reproduction.page_blocks import fill, picture
+from training.page_blocks import fill, picture
 
 
 KINDS = {"heldout": "held-out loss", "loss": "training loss"}

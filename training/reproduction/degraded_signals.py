@@ -27,7 +27,7 @@ from training.evaluation.results import write_results
 from training.evaluation.scores import Evaluation
 from training.evaluation.tables import difference_table, markdown_table, score_table
 from training.figures.charts import Panel, Point, draw
-from training.reproduction.page_blocks import fill_all, picture
+from training.page_blocks import fill_all, picture
 from training.reproduction.plan_information import information_left, summary_panels
 from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 

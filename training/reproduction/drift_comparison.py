@@ -25,7 +25,7 @@ from training.evaluation.results import with_nan
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import read_json
-from training.reproduction.page_blocks import fill, picture
+from training.page_blocks import fill, picture
 
 
 # Settings of training.drift that folders of one method have in common.

@@ -17,8 +17,8 @@ from training.evaluation.methods import OURS
 from training.evaluation.results import read_results
 from training.evaluation.tables import COLUMNS, markdown_table, score_cell
 from training.figures.charts import Panel, Point, draw
+from training.page_blocks import fill
 from training.reproduction.comparison import SETTING, differing
-from training.reproduction.page_blocks import fill
 
 
 SOLVERS = {"": "DDIM", "DPMSolverMultistepScheduler": "DPM-Solver++", "UniPCMultistepScheduler": "UniPC"}

@@ -19,7 +19,7 @@ from pathlib import Path
 from training.config.schema import RunConfig
 from training.evaluation.tables import markdown_table
 from training.files import read_lines
-from training.reproduction.page_blocks import fill
+from training.page_blocks import fill
 
 
 AROUND = 10  # lines on each side

@@ -36,9 +36,9 @@ from training.evaluation.sampling import reconstruct
 from training.evaluation.scores import paired_difference
 from training.figures.charts import draw
 from training.figures.contact_sheets import contact_sheet
+from training.page_blocks import fill_all
 from training.reproduction.frame_scores import Scores, over, row, score_each_frame
 from training.reproduction.long_video_report import extension_panels, slow_motion_panels, tables_of
-from training.reproduction.page_blocks import fill_all
 from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 

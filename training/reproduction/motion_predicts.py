@@ -20,8 +20,8 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from training.evaluation.tables import markdown_table
 from training.files import read_json
+from training.page_blocks import fill
 from training.reproduction.comparison import read_method
-from training.reproduction.page_blocks import fill
 
 
 SECONDS = "0.1"

@@ -14,7 +14,7 @@ from training.evaluation.tables import COLUMNS, markdown_table, score_cell, scor
 from training.evaluation.verdict import verdict
 from training.files import read_json
 from training.own_clips.present import short_name
-from training.reproduction.page_blocks import fill
+from training.page_blocks import fill
 
 
 PROBED = ("mid_ssim", "mid_lpips")

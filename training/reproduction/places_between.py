@@ -30,7 +30,7 @@ from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.methods import model_key, sampling_key
 from training.evaluation.metrics import motion_steps, score_frames
-from training.reproduction.page_blocks import fill_all
+from training.page_blocks import fill_all
 from training.reproduction.shared_options import add_options, facts, load_pipeline
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.tables import COLUMNS, markdown_table, score_cell
+from training.page_blocks import fill
 from training.reproduction.comparison import compare, read_method
-from training.reproduction.page_blocks import fill
 
 
 NEAR = 0.01

@@ -18,8 +18,8 @@ from PIL import Image
 from training.evaluation.methods import BASELINE, OURS
 from training.evaluation.results import read_results
 from training.evaluation.tables import COLUMNS, difference_table, score_cell, score_table, spread_table
+from training.page_blocks import block_names, fill
 from training.reproduction.comparison import differing
-from training.reproduction.page_blocks import block_names, fill
 
 
 SHORT = ("mid_ssim", "mid_lpips", "motion", "sharpness")

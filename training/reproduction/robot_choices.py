@@ -13,7 +13,7 @@ from training.evaluation.methods import BASELINE
 from training.evaluation.results import read_results
 from training.evaluation.tables import COLUMNS, markdown_table, score_cell
 from training.files import read_json, read_lines
-from training.reproduction.page_blocks import fill
+from training.page_blocks import fill
 
 
 PACE_COLUMNS = ("mid_ssim", "mid_psnr", "mid_lpips", "ssim", "motion", "sharpness")

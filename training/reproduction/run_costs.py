@@ -13,8 +13,8 @@ from pathlib import Path
 from training.config.layers import load_config
 from training.config.schema import RunConfig
 from training.evaluation.tables import markdown_table
+from training.page_blocks import fill
 from training.plan import make_plan
-from training.reproduction.page_blocks import fill
 
 
 CONFIGS = Path("training/configs/reproduction")

@@ -33,8 +33,8 @@ from training.evaluation.results import without_nan
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import write_whole
+from training.page_blocks import fill, picture
 from training.reproduction.frame_scores import row, score_each_frame
-from training.reproduction.page_blocks import fill, picture
 from training.reproduction.shared_options import add_options, facts, load_lpips, load_pipeline
 
 

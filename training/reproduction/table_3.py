@@ -12,7 +12,7 @@ from typing import Any
 
 from training.evaluation.tables import markdown_table
 from training.files import read_json
-from training.reproduction.page_blocks import fill_all
+from training.page_blocks import fill_all
 
 
 SIZES = (64, 256)

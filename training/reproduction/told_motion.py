@@ -16,7 +16,7 @@ from training.evaluation.methods import OURS, TIMES
 from training.evaluation.results import read_results
 from training.evaluation.tables import markdown_table, score_cell
 from training.figures.charts import Panel, Point, draw
-from training.reproduction.page_blocks import fill, picture
+from training.page_blocks import fill, picture
 
 
 SHOWN = {"motion": "motion painted", "mid_ssim": "mid SSIM", "sharpness": "sharpness"}

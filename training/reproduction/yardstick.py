@@ -21,7 +21,7 @@ from training.evaluation.evaluation_windows import EvaluationWindows, load_windo
 from training.evaluation.intervals import Bootstrap
 from training.evaluation.metrics import middle_index, score_frames
 from training.evaluation.tables import markdown_table
-from training.reproduction.page_blocks import fill
+from training.page_blocks import fill
 
 
 SHIFTS = (0.25, 0.5, 1.0)  # pixels of the scored frame, sideways

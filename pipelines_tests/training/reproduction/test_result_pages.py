@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipelines_tests.recorded_scripts import ROOT, SCRIPTS, Done, commands, filling_scripts
-from training.reproduction.page_blocks import block_names
+from training.page_blocks import block_names
 
 
 PAGES = sorted((ROOT / "docs" / "results").glob("*.md"))

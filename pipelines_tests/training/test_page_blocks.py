@@ -1,6 +1,6 @@
 import pytest
 
-from training.reproduction.page_blocks import block_names, fill, fill_all
+from training.page_blocks import block_names, fill, fill_all
 
 
 PAGE = "above\n<!-- a: begin -->\nold\n<!-- a: end -->\nbetween\n<!-- b, short: begin -->\n<!-- b, short: end -->\nbelow\n"
