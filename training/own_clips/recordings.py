@@ -1,6 +1,7 @@
 """Find which clips belong together: pieces of one recording, episodes of one laboratory, scenes of one film.
 
-Columns of the metadata say so, or the source itself, else folders, else names such as `drive1_part03`. `hold_out.py` keeps them on one side.
+Columns of the metadata say so, or the source itself, else folders, else names such as `drive1_part03`. `hold_out.py`
+keeps them on one side.
 """
 
 import re

@@ -6,7 +6,6 @@ A window is any number of frames of which some are given. `long_video.py` builds
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,8 +200,8 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         interpolation, `video` expansion (its frames lead) or, with `frame_indices`, anything else. Pictures are PIL
         images, numpy arrays `(height, width, channels)` or torch tensors `(channels, height, width)`. Grey ones need
         no axis of channels; transparent ones are put on white. Arrays hold uint8 or floats in [0, 1]; if any float of
-        the call is -0.1 or less, all are taken as [-1, 1], with a warning. The output holds all frames, the given ones as the VAE decodes
-        them, so that they look like their neighbours, or as they were given (`paste_given`).
+        the call is -0.1 or less, all are taken as [-1, 1], with a warning. The output holds all frames, the given ones
+        as the VAE decodes them, so that they look like their neighbours, or as they were given (`paste_given`).
 
         Args:
             image: First frame, or a list or a 4-dimensional array of them for a batch.
@@ -573,21 +572,6 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         """Go on with a stream; if the pipeline was called meanwhile, an interruption of that call is not the stream's."""
         if self._call is not call:
             self._interrupt, self._call = False, call
-
-    def save_pretrained(
-        self, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        """Save all parts, see [`~DiffusionPipeline.save_pretrained`].
-
-        Raises:
-            ValueError: while LoRA adapters are loaded, and for `safe_serialization=False`.
-        """
-        self._refuse_loaded_adapters()
-        if not safe_serialization:
-            raise ValueError(
-                "`safe_serialization` is False, but weights are written as safetensors alone; leave it out"
-            )
-        super().save_pretrained(save_directory, True, *args, **kwargs)
 
     def _reset_call(self) -> None:
         self._call = object()  # which call the state below belongs to

@@ -54,6 +54,21 @@ class SavingMixin:
         super().to_json_file(json_file_path)
         finish_saved_folder(Path(json_file_path))
 
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save all parts, see [`~DiffusionPipeline.save_pretrained`].
+
+        Raises:
+            ValueError: while LoRA adapters are loaded, and for `safe_serialization=False`.
+        """
+        self._refuse_loaded_adapters()
+        if not safe_serialization:
+            raise ValueError(
+                "`safe_serialization` is False, but weights are written as safetensors alone; leave it out"
+            )
+        super().save_pretrained(save_directory, True, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Load a pipeline from a folder or from the Hub, see [`~DiffusionPipeline.from_pretrained`].
