@@ -20,6 +20,9 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             [ -z "$TOY" ] || states=2
             "$PYTHON" -m training.counterfactuals "$CHECKPOINT" -o "$OUT-counterfactuals" --states "$states" "${sampler[@]}"
             copied counterfactuals "counterfactuals/$name/counterfactuals.md" "True futures and rollouts that were told left, straight on and right"
+            # As the page drives: three steps, no guidance.
+            "$PYTHON" -m training.counterfactuals "$CHECKPOINT" -o "$OUT-played" --states "$states" --steps 3 --scheduler unipc --guidance-scale 1
+            fill_block played training.reproduction.copied_result "$OUT-played/$name/counterfactuals.md"
             ;;
         drives)
             drives=24 seconds=60
@@ -31,17 +34,17 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             score "$OUT-motion" "$CHECKPOINT" --stride 2 --task image-to-video --condition-scale motion=0.25 motion=0.5 motion=2 motion=4
             fill_block motion training.reproduction.told_motion "$OUT-motion" --chart "$PICTURES/told_motion.png"
             ;;
-        rates)  # the last stage once more from where the long one ended, on one distance alone
+        rates)  # the last stage once more from where the one before it ended, on one distance alone
             export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=true
             run=tiny-driving steps=600 small=()
             if [ -n "$TOY" ]; then
                 run=toy-driving steps=2 small=(validation_windows=2 quality_windows=0 sample_every=0)
-                for stage in planner transformer joint decay; do
+                for stage in joint decay; do
                     small+=("stages.$stage.steps=2" "stages.$stage.batch_size=2" "stages.$stage.warmup_steps=0" "stages.$stage.compile=false")
                 done
             fi
             train() { "$PYTHON" -m training.train_mardini training/configs/tiny-driving.yaml "$@" ${small[@]+"${small[@]}"}; }
-            # The long stage, if the checkpoint's own training is not here (training/runs/mardini-tiny-carracing.sh).
+            # The stages before it, if the checkpoint's own training is not here (training/runs/mardini-tiny-carracing.sh).
             [ -d "runs/$run/stages/joint" ] || train name="$run" --stop-after joint
             rates=()
             for stride in 1 2 3 4; do

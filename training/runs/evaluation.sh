@@ -7,15 +7,16 @@ own=checkpoints/mardini-tiny-carracing results=checkpoints page=docs/results/che
 source "$(dirname "$0")/pages.inc.sh"
 if [ "$CHECKPOINT" = "$own" ] && [ "$OUT" = "$results" ]; then OUT="$SCORES"; fi
 RACING="${RACING:-runs/data/rc_racing}"
-# The best match among the first 500 of the 3,200 training tracks.
-record "$CARRACING/train-500" 500 0
+# The best match among the careful driver's clips of the last two stages (training/runs/mardini-tiny-carracing.sh).
+DRIVING="${CARRACING%/*}/driving"
+record "$DRIVING/careful" 500 4000
 read -ra SEEDS <<< "${SEEDS:-0 1 2 3}"
 score() {  # name of the result, checkpoint, training clips, held-out clips, and further options
     "$PYTHON" -m training.evaluate "$2" "$4" --train-clips "$3" --steps 25 --seeds "${SEEDS[@]}" -o "$OUT/$1" "${@:5}"
 }
 racing=(checkpoints/mardini-tiny-racing "$RACING/train" "$RACING/val")
-carracing=("$CHECKPOINT" "$CARRACING/train-500" "$CARRACING/val")
-score carracing "${carracing[@]}" --stride 2
+carracing=("$CHECKPOINT" "$DRIVING/careful" "$CARRACING/val")
+score carracing "${carracing[@]}" --stride 2 --no-conditions
 for task in image-to-video expansion; do score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"; done
 if [ "$CHECKPOINT" = "$own" ]; then
     score racing-stride-2 "${racing[@]}" --stride 2
