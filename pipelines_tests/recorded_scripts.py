@@ -158,6 +158,8 @@ class Done:
         names |= {settings.label(options.steps[0], options.scheduler[0], alteration) for alteration in altered}
         if options.no_planning:  # of a checkpoint that takes conditions
             names.add(settings.label(options.steps[0], options.scheduler[0], DROPPED) + WITHOUT_CONDITIONS)
+        if options.no_conditions:
+            names.add(settings.label(options.steps[0], options.scheduler[0]) + WITHOUT_CONDITIONS)
         names |= simple_methods(options.task, 9) | {CEILING}
         names |= {f"told {text}" for text in options.condition_scale}
         if options.train_clips:
@@ -240,7 +242,8 @@ class Done:
 
     def _copied_result(self, arguments: list[str]) -> None:
         assert arguments[0] in self.files, f"{arguments[0]} was not written before"
-        self.pictures.add(after(arguments, "--picture"))
+        if "--picture" in arguments:
+            self.pictures.add(after(arguments, "--picture"))
         self._block_of(arguments, None)
 
     def _rates(self, arguments: list[str]) -> None:

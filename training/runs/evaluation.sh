@@ -18,6 +18,12 @@ racing=(checkpoints/mardini-tiny-racing "$RACING/train" "$RACING/val")
 carracing=("$CHECKPOINT" "$DRIVING/careful" "$CARRACING/val")
 score carracing "${carracing[@]}" --stride 2 --no-conditions
 for task in image-to-video expansion; do score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"; done
+# Drivers of all kinds, as two thirds of the training clips have, and one of whom no clip was trained on; as `mardini` samples.
+record "$CARRACING-varied-val" 40 110000 --drivers varied
+record "$CARRACING-pixels" 16 120000 --drivers pixels
+for drivers in all-drivers=varied-val other-driver=pixels; do
+    score "carracing-${drivers%=*}" "$CHECKPOINT" "$DRIVING/careful" "$CARRACING-${drivers#*=}" --stride 2 --steps 10 --scheduler unipc --no-conditions
+done
 if [ "$CHECKPOINT" = "$own" ]; then
     score racing-stride-2 "${racing[@]}" --stride 2
     score racing-stride-3 "${racing[@]}" --stride 3
@@ -30,6 +36,6 @@ fi
 filled=()
 if [ -n "$PAGE" ]; then filled=("$PAGE"); fi
 if [ "$PAGE" = "$page" ]; then filled+=(README.md); fi
-if [ -n "$PAGE" ] && [ "$CHECKPOINT" != "$own" ]; then filled+=(--only carracing carracing-image-to-video carracing-expansion); fi
+if [ -n "$PAGE" ] && [ "$CHECKPOINT" != "$own" ]; then filled+=(--only carracing carracing-image-to-video carracing-expansion carracing-all-drivers carracing-other-driver); fi
 "$PYTHON" -m training.reproduction.released_models "$OUT" ${filled[@]+"${filled[@]}"} \
     --picture "carracing=$PICTURES/carracing.png" "carracing-image-to-video=$PICTURES/carracing-image-to-video.png" "carracing-expansion=$PICTURES/carracing-expansion.png"
