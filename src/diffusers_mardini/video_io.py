@@ -7,7 +7,6 @@ tensors in [-1, 1] of them, and `training/data/clips.py` crops.
 from .video.opening import FileSection
 from .video.picture_files import PICTURE_SUFFIXES, PictureSeries, natural_key
 from .video.reading import (
-    EvenVideo,
     VideoFacts,
     decoder_version,
     has_sound,
@@ -29,7 +28,6 @@ __all__ = [
     "MAX_GIF_FPS",
     "PICTURE_SUFFIXES",
     "VIDEO_SUFFIXES",
-    "EvenVideo",
     "FileSection",
     "PictureSeries",
     "VideoFacts",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffusers_mardini.masking import task_indices
-from diffusers_mardini.video_io import EvenVideo, iterate_frames, read_video, write_video
+from diffusers_mardini.video_io import iterate_frames, write_video
 from pipelines_tests.tiny_pipeline import SIZE
 from pipelines_tests.training.clip_files import noise, write_clip
 from training.config.data_section import ConditionConfig
@@ -57,16 +57,6 @@ def test_a_long_clip_is_searched_in_parts_that_overlap(clips):
     assert [len(clip) for clip, _ in parts] == [10, 6, 10, 10, 10, 6, 3]
     assert torch.equal(torch.cat([parts[0][0], parts[1][0][4:]]), whole[0][0])
     assert torch.equal(torch.cat([parts[2][0], *(clip[4:] for clip, _ in parts[3:6])]), whole[1][0])
-
-
-def test_frames_that_are_asked_for_are_those_of_the_whole_video(tmp_path):
-    """Also of a clip whose frames are held for different times, so that some are repeated."""
-    write_clip(tmp_path / "clip.mp4", noise(7), fps=25, times=[0, 40, 80, 200, 240, 280, 320])
-    whole, fps = read_video(tmp_path / "clip.mp4")
-    clip = EvenVideo.open(tmp_path / "clip.mp4")
-    assert len(clip) == len(whole) > 7 and clip.fps == fps
-    assert np.array_equal(np.stack(list(clip.frames())), whole)
-    assert np.array_equal(np.stack(list(clip.frames([1, 4, 5]))), whole[[1, 4, 5]])
 
 
 def shown(window: torch.Tensor) -> list[int]:

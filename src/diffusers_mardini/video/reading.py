@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -51,46 +51,6 @@ class VideoFacts:
     duration: float
     codec: str
     timestamps: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class EvenVideo:
-    """The frames that `read_video` returns, decoded when they are asked for: a long video need not fit in memory.
-
-    Attributes:
-        path: the video file.
-        order: for each frame, which decoded frame it is; held frames are repeated.
-        fps: frames per second.
-    """
-
-    path: str | os.PathLike
-    order: np.ndarray
-    fps: float
-
-    @classmethod
-    def open(cls, path: str | os.PathLike) -> "EvenVideo":
-        """Decode a video once, keeping nothing; errors and warnings are those of `read_video`."""
-        order, fps = _read(path, None)
-        return cls(path, np.array(order), fps or PICTURE_FPS)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.frames()
-
-    def frames(self, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
-        """Yield frames, by default all, at increasing indices, one in memory at a time."""
-        wanted = self.order if indices is None else self.order[np.fromiter(indices, dtype=int)]
-        with open_film(self.path, repeated=True) as film:
-            decoded, number, shown = film.frames(), -1, None
-            for index in wanted:
-                while number < index:
-                    frame, number, shown = next(decoded, None), number + 1, None
-                if frame is None:
-                    raise film.error(f"ends before frame {index}; it has changed since it was opened")
-                shown = film.show(frame) if shown is None else shown
-                yield shown
 
 
 @dataclass
@@ -282,7 +242,14 @@ def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iter
     if (pictures := _pictures(source)) is not None:
         yield from (np.asarray(pictures.read(number)) for number in numbers)
     elif numbers:
-        yield from EvenVideo(source, np.arange(numbers[-1] + 1), PICTURE_FPS).frames(numbers)
+        with open_film(source, repeated=True) as film:
+            decoded, number = film.frames(), -1
+            for wanted in numbers:
+                while number < wanted:
+                    frame, number = next(decoded, None), number + 1
+                if frame is None:
+                    raise film.error(f"ends before frame {wanted}; it has changed since it was opened")
+                yield film.show(frame)
 
 
 def stated_rate(source: str | os.PathLike) -> float:
@@ -333,17 +300,12 @@ def has_sound(path: str | os.PathLike) -> bool:
         return False
 
 
-def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object] | None) -> tuple[list, float | None]:
-    """Return prepared frames at even times, and their rate, if any; a held frame is the same object each time.
-
-    Without `prepare`, return the frames' numbers.
-    """
+def _read(path: str | os.PathLike, prepare: Callable[[np.ndarray], object]) -> tuple[list, float | None]:
+    """Return prepared frames at even times, and their rate, if any; a held frame is the same object each time."""
     frames, decoded = [], _Decoded()
     with open_film(path) as film:
         for frame in film.frames():
-            if prepare is None:
-                film.size(frame)  # only to check that it is that of the others
-            frames.append(len(frames) if prepare is None else prepare(film.show(frame)))
+            frames.append(prepare(film.show(frame)))
             decoded.add(frame)
         if not frames:
             raise film.error("holds no frame; it is damaged or empty")
