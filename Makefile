@@ -51,7 +51,7 @@ gpu-check: .venv/.dev  ## what only a GPU can answer, in eight minutes: OUT=fold
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## about 3.5 hours on 2 cores, clips and autoencoder included
+train-tiny-carracing: .venv/.dev  ## about five hours on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
 
 train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about two hours on 2 cores
