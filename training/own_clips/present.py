@@ -57,7 +57,7 @@ def write_example(folder: Path, windows: EvaluationWindows) -> list[Path]:
 USES = {
     "The frames between two pictures:": ["interpolate", "first.png", "last.png", "-o", "between.mp4"],
     "A picture set in motion (what follows is a guess):": ["animate", "first.png", "-o", "animated.mp4"],
-    "A longer clip:": ["extend", "between.mp4", "-o", "longer.mp4", "--num-new-frames", "16"],
+    "A longer clip:": ["extend", "between.mp4", "-o", "longer.mp4", "--new-frames", "16"],
 }
 
 
