@@ -1,6 +1,6 @@
 """Measure drift: continue held-out clips for a thousand frames, and compare frames far out with those near the clip.
 
-    python -m training.drift checkpoints/mardini-tiny-carracing runs/data/carracing-val -o outputs/drift \
+    python -m training.drift checkpoints/mardini-tiny-carracing runs/data/carracing/val -o outputs/drift \
         --arm plain --arm 'noise: generated_noise=0.1' --arm 'overlap 6: overlap=6'
 
 Each arm is a way of continuing. Motion and sharpness are shares of the true clips'; colours are the distance of their
