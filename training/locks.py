@@ -196,10 +196,12 @@ def _this_process() -> dict[str, Any]:
 
 def _machine() -> str:
     """Return what processes that see each other's numbers have in common: the host and, on Linux, a PID namespace."""
+    machine, namespace = f"{uuid.getnode():x}", ""
+    with contextlib.suppress(OSError):  # small images of containers have none
+        machine = Path("/etc/machine-id").read_text().strip() or machine
     with contextlib.suppress(OSError):
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-        return f"{socket.gethostname()} {Path('/etc/machine-id').read_text().strip()} {namespace}"
-    return f"{socket.gethostname()} {uuid.getnode():x}"
+        namespace = f" {os.stat('/proc/self/ns/pid').st_ino}"
+    return f"{socket.gethostname()} {machine}{namespace}"
 
 
 def _is_alive(pid: Any, started: Any) -> bool:

@@ -11,7 +11,6 @@ paper's sizes use a public pretrained `AutoencoderKL` instead.
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from diffusers_mardini.sizes import Size, sides, size_text
 from training.config.sentences import invalid_file
 from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
+from training.cores import cores
 from training.curriculum import learning_rate_factor
 from training.data.failures import shown
 from training.data.frames import draw_frames, evenly_spaced
@@ -387,7 +387,7 @@ def _read(
     if not manifest.ok:
         reasons = "; ".join(f"{shown(entry.key)}: {entry.reason}" for entry in manifest.left_out[:3])
         raise ValueError(f"none of the {len(manifest.entries)} clips of '{spec}' can be used: {reasons}")
-    return draw_frames(source, manifest.ok, sides(config.size), count, os.cpu_count() or 1, stop)
+    return draw_frames(source, manifest.ok, sides(config.size), count, cores(), stop)
 
 
 def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> AutoencoderPatchBasis:

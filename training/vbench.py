@@ -32,6 +32,7 @@ from training.evaluation.evaluation_windows import DEFAULT_SIZE, digest_of, size
 from training.evaluation.methods import sampling_key
 from training.evaluation.networks.consistency import CLIP, DINO, Consistency, mean_over_frames
 from training.evaluation.sampling import sample_batch, weights_digest
+from training.files import whole_file, write_whole
 
 
 DEFAULT_FPS = 8  # of checkpoints that do not say what they were trained on
@@ -111,12 +112,13 @@ def write_videos(
     videos, images = output / "videos", output / "images"
     images.mkdir(parents=True, exist_ok=True)
     record = {"settings": made_by, "images": all_digests, "seeds": all_seeds}
-    record_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(record_file, json.dumps(record, indent=1) + "\n")
     for prompt, path in tqdm(prompts.items(), unit="image", disable=None):
         image = _given_image(path, settings)
         given = images / f"{prompt}.png"
         if not given.is_file():
-            Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(given)
+            with whole_file(given) as hidden:
+                Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(hidden, format="PNG")
         window = torch.zeros(1, settings["num_frames"], *image.shape[1:])
         window[:, 0] = image / 255
         for index in range(samples):

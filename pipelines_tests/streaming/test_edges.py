@@ -14,6 +14,7 @@ from PIL import Image
 from diffusers_mardini.pipelines.stream_inputs import kept_frames
 from diffusers_mardini.pipelines.stream_plans import RetimePlan
 from diffusers_mardini.streaming import extend_file, running, slow_motion_file
+from diffusers_mardini.streaming.parts import SUFFIX, folder_of
 from diffusers_mardini.streaming.source import look_through
 from diffusers_mardini.video.reading import read_video
 from pipelines_tests.pipelines.test_conditions import told_pipeline
@@ -34,6 +35,15 @@ from pipelines_tests.video.video_files import encode, timed
 
 
 __all__ = ["clip", "pipe", "short_parts"]  # fixtures
+
+
+@pytest.mark.parametrize("letter", ["a", "\u044f"])
+def test_the_folder_of_a_long_name_is_cut_between_letters(tmp_path, letter):
+    output = tmp_path / (letter * (251 // len(letter.encode())) + ".mp4")
+    name = folder_of(output).name
+    assert name.endswith(SUFFIX) and len(os.fsencode(name)) <= 255
+    assert set(name.removesuffix(SUFFIX)) == {letter}
+    assert folder_of(tmp_path / "a.mp4").name == "a.mp4" + SUFFIX
 
 
 def pressed_at(frames: int):

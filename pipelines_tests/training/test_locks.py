@@ -54,6 +54,15 @@ def test_a_second_process_is_refused_with_the_owners_name_and_follows_it_when_it
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="Linux has namespaces of processes")
+def test_containers_without_a_machine_id_differ_by_their_processes_namespace(monkeypatch):
+    def read(path, *arguments, **options):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert ownership._machine().endswith(f" {os.stat('/proc/self/ns/pid').st_ino}")
+
+
 def write_owner(path: Path, **changes) -> None:
     path.write_text(json.dumps({**ownership._this_process(), "since": "then", "id": "another", **changes}))
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,10 +147,15 @@ class OnDisk:
             self.counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         except (ValueError, LookupError, OSError) as error:
             raise _damaged(path, error) from error
+        if os.name == "nt":  # where no file is replaced that is open
+            self._file.close()
 
     def read(self, first: int, end: int, names: list[str] | None) -> pa.Table:
         """Return columns of consecutive groups; all columns without names."""
         try:
+            if os.name == "nt":
+                with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                    return file.read_row_groups(range(first, end), names, use_threads=False)
             return self._file.read_row_groups(range(first, end), names, use_threads=False)
         except (ValueError, OSError) as error:
             raise _damaged(self.path, error) from error

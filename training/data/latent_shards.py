@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -66,7 +67,13 @@ class ChunkIndex:
 
     @classmethod
     def open(cls, path: Path) -> "ChunkIndex":
-        """Map a file that `write` has written; raise `ValueError` or `OSError` if it is damaged."""
+        """Read a file that `write` has written; raise `ValueError` or `OSError` if it is damaged.
+
+        It is mapped where a mapped file can be replaced, which Windows does not allow.
+        """
+        if os.name == "nt":
+            with pa.OSFile(str(path)) as file:
+                return cls(pa.ipc.open_file(file).read_all())
         return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
 
     def write(self, path: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video.times import even_rate, mean_rate
 from diffusers_mardini.video_io import PictureSeries, probe_video
+from training.cores import cores
 from training.data.entries import Entries, EntriesBuilder, Entry, read_entries_file, write_entries_file
 from training.data.failures import sentence, shown
 from training.data.manifest_files import (
@@ -118,7 +119,7 @@ def read_manifest_of(source: Source, folder: Path, stop: Callable[[], str | None
     """
     path = default_path(source.spec, folder)
     with turn_to_write(path.with_suffix(".lock.json"), f"the manifest {path}", stop):
-        manifest = make_manifest(source, path, os.cpu_count() or 1, stop)
+        manifest = make_manifest(source, path, cores(), stop)
     if manifest.notes:
         print("\n".join([f"{shown(source.spec)}:", *(f"  {note}" for note in manifest.notes)]))
     return manifest
@@ -432,7 +433,7 @@ def main() -> int:
     parser.add_argument(
         "--fps", type=float, help="frames per second of picture folders whose metadata do not state it"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="threads that decode (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a clip is left out")
     arguments = parser.parse_args()
     path = arguments.output or default_path(arguments.source)

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from training.config.layers import load_config
+from training.cores import cores, pool_size
 from training.data.buckets import heldout_window_request, window_request
 from training.data.failures import shown
 from training.data.parts import Job, Outcome, divide, done_part, is_free, merge, now, prepare_part, set_worker
@@ -127,7 +128,7 @@ def _pooled(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
     if has_server:
         context.set_forkserver_preload([prepare_part.__module__])  # the trainer is imported once
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, _begin_worker, (threads, context.Value("i", 0))) as pool:
+    with ProcessPoolExecutor(pool_size(workers), context, _begin_worker, (threads, context.Value("i", 0))) as pool:
         waiting = {pool.submit(prepare_part, job, number) for number in numbers}
         while waiting:
             finished, waiting = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
@@ -156,7 +157,7 @@ def _by_ray(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("--engine ray needs Ray: pip install 'diffusers-mardini[ray]'") from error
+        raise ValueError("--engine ray needs Ray: pip install '.[ray]' in the checkout") from error
     if not ray.is_initialized():
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)
     context = ray.data.DataContext.get_current()
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--held-out", action="store_true", help="encode as for `data.validation` of the run")
     parser.add_argument("--fps", type=float, help="frames per second of picture folders without metadata")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="a pool of processes here, or Ray Data")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips of a part, about (default {CLIPS:,})")
     options = parser.parse_intermixed_args(arguments)

@@ -138,7 +138,10 @@ def complete(
     kept = [good, *(unknown[:1] if late_news else [])]
     for old in list_checkpoints(folder)[:-keep]:
         if old not in kept:
-            remove_folder(old)
+            try:
+                remove_folder(old)
+            except OSError as error:  # on Windows, while another program reads it
+                print(f"the old checkpoint '{old}' could not be deleted ({error}); it is tried again at the next one")
 
 
 def discard(target: Path) -> None:

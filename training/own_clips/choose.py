@@ -4,6 +4,7 @@ Each choice comes with its reason in words; `write_config` writes both into the 
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,7 +158,10 @@ def choose_models(
 
 
 def processes_for(device: str, cores: int, windows: int) -> int:
-    """Return how many processes train: one per core of a CPU, which share a step's windows equally; one on a GPU."""
-    if device != "cpu":
+    """Return how many processes train: one per core of a CPU, which share a step's windows equally; one on a GPU.
+
+    One on Windows, too, where torch's launcher of several does not start.
+    """
+    if device != "cpu" or os.name == "nt":
         return 1
     return max(count for count in range(1, min(cores, windows) + 1) if windows % count == 0)

@@ -22,6 +22,7 @@ import cv2
 
 from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import PictureSeries, decoder_version
+from training.cores import cores, pool_size
 from training.data.entries import Entry
 from training.data.failures import sentence, shown
 from training.data.manifest import make_manifest
@@ -120,7 +121,7 @@ def look(
         ValueError: if there is no such source, or no usable clip.
         Stopped: if there was a reason to stop.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     clips, left_out, notes = [], {}, []
     sources = list(_sources(str(spec), fps, manifests))
     for source, split in sources:
@@ -274,7 +275,7 @@ def _look_at(
         context.set_forkserver_preload([__name__])
     stopping, waiting = context.Event(), {}
     todo = deque(entries)
-    with ProcessPoolExecutor(workers, context, _begin_worker, (stopping,)) as pool:
+    with ProcessPoolExecutor(pool_size(workers), context, _begin_worker, (stopping,)) as pool:
         try:
             while todo or waiting:
                 while todo and len(waiting) < 2 * workers:  # no more clips than that are held in memory

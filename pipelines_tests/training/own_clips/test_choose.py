@@ -1,5 +1,7 @@
 """Check what `training.fit` chooses, and the files that it writes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -93,6 +95,12 @@ def test_the_largest_models_that_see_enough_windows_are_taken(monkeypatch):
 )
 def test_a_steps_windows_are_shared_equally(device, cores, expected):
     assert choose.processes_for(device, cores, 16) == expected
+
+
+def test_on_windows_one_process_trains(monkeypatch):
+    """Where the launcher of several does not start."""
+    monkeypatch.setattr(choose, "os", SimpleNamespace(name="nt"))
+    assert choose.processes_for("cpu", 8, 16) == 1
 
 
 @pytest.mark.parametrize(("hours", "stages"), [(0.5, ["joint"]), (3.0, ["planner", "joint"])])

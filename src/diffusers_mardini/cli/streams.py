@@ -65,7 +65,7 @@ def cuts_of(cuts: str | None) -> str | list[int | float]:
         if importlib.util.find_spec("scenedetect") is not None:
             return "keep"
         warn(
-            "Cuts are not looked for, because PySceneDetect is not installed (`pip install 'diffusers-mardini[cuts]'`); "
+            "Cuts are not looked for, because PySceneDetect is not installed (`pip install '.[cuts]'` in the checkout); "
             "--cuts ignore says that there are none"
         )
         return "ignore"

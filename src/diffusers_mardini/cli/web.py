@@ -79,6 +79,6 @@ def _server() -> Any:
         from ..app import server
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the page needs {error.name}, which the extra `demo` brings: pip install 'diffusers-mardini[demo]'"
+            f"the page needs {error.name}, which the extra `demo` brings: pip install '.[demo]' ./demo-files in the checkout"
         ) from error
     return server

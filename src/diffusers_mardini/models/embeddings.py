@@ -194,7 +194,8 @@ def per_frame_timestep(
     Raises:
         ValueError: for another shape.
     """
-    timestep = torch.as_tensor(timestep, device=device)
+    # A number becomes a tensor on the device itself: copying one there would wait for all that is queued.
+    timestep = timestep.to(device) if torch.is_tensor(timestep) else torch.full((), timestep, device=device)
     if timestep.ndim == 1 and timestep.shape[0] in (1, batch):
         timestep = timestep[:, None]
     elif timestep.ndim != 0 and timestep.shape != (batch, frames):

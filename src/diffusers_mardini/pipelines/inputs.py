@@ -215,6 +215,8 @@ def to_pixels(
             frames = torch.stack([_array_to_tensor(frame, signed) for frame in frames])
             if frames.shape[-2:] != (height, width):
                 # For arrays the processor would take the nearest pixel; it interpolates only PIL images.
+                if frames.device.type == "mps":  # which has no antialiasing in torch 2.6
+                    frames = frames.cpu()
                 frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
         clips.append(processor.preprocess_video(frames, height, width))  # (1, 3, frames, height, width)
     return torch.cat(clips).transpose(1, 2)  # (batch, frames, 3, height, width)

@@ -148,8 +148,10 @@ def _state_of(path: Path) -> list[int]:
 
 def folder_of(output: Path) -> Path:
     """Return the folder of the parts of a result."""
-    name = os.fsencode(output.name)[: LONGEST_NAME - len(SUFFIX)]
-    return output.parent / (os.fsdecode(name) + SUFFIX)
+    name, most = output.name, LONGEST_NAME - len(SUFFIX)
+    if len(os.fsencode(name)) > most:  # cut between letters: some systems refuse half of one
+        name = os.fsencode(name)[:most].decode("utf-8", "ignore")
+    return output.parent / (name + SUFFIX)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

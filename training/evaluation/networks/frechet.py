@@ -74,9 +74,10 @@ def load_fid(folder: Path | None = None, digests: Mapping[str, str] | None = Non
             "FID needs the package torch-fidelity beside torchmetrics: pip install torch-fidelity (brings torchvision)"
         )
     # torch-fidelity loads without `weights_only`, so it gets a copy that is written here.
-    with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
-        torch.save(torch.load(path, map_location="cpu", weights_only=True), copy.name)
-        network = FrechetInceptionDistance(2048, feature_extractor_weights_path=copy.name).inception.to(device)
+    with tempfile.TemporaryDirectory() as room:
+        copy = str(Path(room, "inception.pth"))
+        torch.save(torch.load(path, map_location="cpu", weights_only=True), copy)
+        network = FrechetInceptionDistance(2048, feature_extractor_weights_path=copy).inception.to(device)
 
     @torch.no_grad()
     def extract(frames: torch.Tensor) -> torch.Tensor:
