@@ -177,3 +177,19 @@ def test_the_state_tells_every_file_and_its_digest(tmp_path):
     assert set(files) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert all(files[name]["bytes"] == (path / name).stat().st_size for name in files)
     assert load_file(path / "weights.safetensors")["head.b"].shape == (3,)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    """As on Windows, while another program reads it; the next checkpoint tries again."""
+    save_checkpoint(tmp_path, make(1), keep=1)
+    with monkeypatch.context() as patched:
+
+        def refuse(path):
+            raise PermissionError("in use")
+
+        patched.setattr(module, "remove_folder", refuse)
+        save_checkpoint(tmp_path, make(2), keep=1)
+    assert "could not be deleted (in use)" in capsys.readouterr().out
+    assert len(list_checkpoints(tmp_path)) == 2
+    save_checkpoint(tmp_path, make(3), keep=1)
+    assert len(list_checkpoints(tmp_path)) == 1
