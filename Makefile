@@ -38,9 +38,9 @@ check: .venv/.dev  ## lint, format and types; changes nothing
 docs: .venv/.docs  ## the pages of docs/ as a site in build/site; a link to nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-train: .venv/.train  ## a model of own clips and an honest verdict: CLIPS=folder, HOURS=2, OUT=folder
+train: .venv/.train  ## a model of own clips and an honest verdict: CLIPS=folder, HOURS=2, OUT=folder, PICTURE_FPS=10 for pictures
 	@test -n "$(CLIPS)" || { echo "say where the clips are: make train CLIPS=my_clips HOURS=2"; exit 2; }
-	$(BIN)/python -m training.fit "$(CLIPS)" "$(or $(OUT),runs/$(notdir $(patsubst %/,%,$(CLIPS))))" --hours $(or $(HOURS),2)
+	$(BIN)/python -m training.fit "$(CLIPS)" "$(or $(OUT),runs/$(notdir $(patsubst %/,%,$(CLIPS))))" --hours $(or $(HOURS),2) $(if $(PICTURE_FPS),--picture-fps $(PICTURE_FPS))
 
 bench: .venv/.dev  ## speed and memory, as ratios in one run
 	$(BIN)/python -m benchmarks.run

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (Path(options.checkpoint) / "model_index.json").is_file():
         raise SystemExit(
             f"error: there is no checkpoint in '{options.checkpoint}'; give the folder of one with CHECKPOINT=folder, "
-            "or train it with `make train-tiny-carracing`"
+            "or train one with `make train-tiny-carracing`, CHECKPOINT=outputs/mardini-tiny-carracing"
         )
     device = choose_device("auto")
     dtype, why = choose_dtype("auto", device)

@@ -18,6 +18,7 @@ from training.evaluation.drift import Arm
 from training.evaluation.methods import WITHOUT_CONDITIONS, SamplerSettings, baselines
 from training.page_blocks import block_names
 from training.reproduction import degraded_signals, planner_alone, run_costs, slow_motion_doubling, table_3
+from training.train_autoencoder import AutoencoderTrainingConfig
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +141,8 @@ class Done:
                 self._need(text.removeprefix("init_from=").partition("/stages/")[0])
 
     def _train_autoencoder(self, arguments: list[str]) -> None:
-        self.trained |= {text.removeprefix("output=") for text in arguments if text.startswith("output=")}
+        config = AutoencoderTrainingConfig.from_yaml(ROOT / arguments[0], arguments[1:])
+        self.trained.add(str(config.output))
 
     def _need(self, run: str) -> None:
         assert run in self.trained, f"{run} is used and was not trained before"

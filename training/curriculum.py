@@ -119,13 +119,13 @@ def drop_conditions(
 def learning_rate_factor(
     step: int, steps: int, warmup_steps: int, final: float = 0.0, risen: float = 0.0, decayed: float = 0.0
 ) -> float:
-    """Return the factor of the peak rate: a linear warm-up, then a cosine to `final` at the last step (Appendix B).
+    """Return the factor of the peak rate: a linear warm-up, then a cosine towards `final` (Appendix B).
 
     Args:
         step: of the stage, or since its number of steps was changed.
         steps: of the stage, or left of it since then.
         warmup_steps: as many of them.
-        final: factor at the last step.
+        final: factor that the step after the last one would have.
         risen: share of the warm-up, from 0 to 1, at step 0.
         decayed: share of the cosine, from 0 to 1, at step 0.
     """

@@ -105,7 +105,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> list[dict]:
     # 3. Methods
     train = None
     if options.train_clips is not None:
-        train = TrainingClips(options.train_clips, options.size, options.stride, options.fps)
+        train = TrainingClips(options.train_clips, options.size, options.stride, options.fps, options.picture_fps)
     alterations = {DROPPED: options.no_planning, OTHER: options.wrong_planning}
     settings = SamplerSettings(
         tuple(options.steps),

@@ -10,7 +10,9 @@ stopped.
 """
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.trained_window import TrainedWindow
@@ -33,15 +36,18 @@ from training.cores import cores
 from training.data.frames import draw_frames
 from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
-from training.data.sources import open_source
+from training.data.sources import Source, open_source
 from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.intervals import SURE
 from training.evaluation.probe import slower_rates
 from training.evaluation.results import with_nan
 from training.evaluation.verdict import verdict
 from training.files import read_json, write_whole
 from training.locks import Owner, turn_to_write
+from training.overheads import read_seconds
 from training.own_clips import choose, configs, present
 from training.own_clips.choose import Choices
+from training.own_clips.hold_out import KNOWN_FOOTAGE
 from training.probe import NO_ROOM
 from training.stopping import SIGNALS, STOPPED
 
@@ -57,6 +63,7 @@ STEPS = {
 }
 AUTOENCODER_SHARE = 0.12  # of the hours
 JUDGE_SHARE = 0.12
+JUDGE_SECONDS = 300  # at least, of more than 20 minutes
 START_SECONDS = 30  # of a program that loads libraries, clips and models
 MOST_JUDGED = 48  # windows
 SAMPLING_STEPS = 10
@@ -92,6 +99,8 @@ class Record:
             self.save()
         self.content = read_json(self.path, ("asked", "seconds", "done"))
         before = self.content["asked"]
+        if not self.is_done("choose"):  # nothing depends on them yet
+            before["hours"] = asked.get("hours")
         wrong = [key for key in asked if before.get(key) != asked[key]]
         differ = ", ".join(f"no {key}" if before.get(key) is None else f"{key} {before[key]}" for key in wrong)
         if differ:
@@ -101,10 +110,20 @@ class Record:
         """Write the file, whole."""
         write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
 
+    def seconds_of(self, *steps: str) -> float:
+        """Return the seconds of some steps so far."""
+        return sum(self.content["seconds"].get(step, 0.0) for step in steps)
+
     @property
     def spent(self) -> float:
         """Return the seconds of all steps so far, those of interrupted starts included."""
         return sum(self.content["seconds"].values())
+
+    def begin_anew(self, step: str) -> None:
+        """Forget that this step and those after it are done, because what they rest on is made anew."""
+        later = list(STEPS)[list(STEPS).index(step) :]
+        self.content["done"] = [name for name in self.content["done"] if name not in later]
+        self.save()
 
     def is_done(self, step: str) -> bool:
         """Return whether a step is done."""
@@ -174,8 +193,8 @@ class Record:
                 self.add(step, now - counted)
                 counted = now
         # A launcher of several processes ends with 1, whatever ended them.
-        if code and (
-            code == STOPPED or signals or code in [-number for number in SIGNALS] or self._run_stopped(began)
+        if signals or (
+            code and (code == STOPPED or code in [-number for number in SIGNALS] or self._run_stopped(began))
         ):
             print("stopped; type the same command to go on")
             raise Ended(STOPPED)
@@ -246,14 +265,15 @@ def fit(
     """
     if not hours > 0:
         raise ValueError(f"--hours is {hours:g}; give a positive number")
-    open_source(clips, picture_fps, MANIFESTS)  # a missing one is named before anything is made
+    source = open_source(clips, picture_fps, MANIFESTS)  # a missing one is named before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with Owner(out / "fit.lock.json", f"the fit {out}"):
         record = Record(out, {"clips": clips, "hours": hours, "picture_fps": picture_fps})
         with record.step("look"):
             if not record.is_done("look"):
-                rate = [] if picture_fps is None else ["--fps", f"{picture_fps:g}"]
+                rate = [] if picture_fps is None else ["--picture-fps", f"{picture_fps:g}"]
                 record.run("look", ["-m", "training.look", clips, str(out / "clips"), *rate])
+            _compare_clips(record, _state_of(source, clips))
         with record.step("probe"):
             _probe(record, out, anyway)
         with record.step("choose"):
@@ -261,11 +281,14 @@ def fit(
             if not record.is_done("choose"):
                 record.run("choose", _planning_command(choices, out))
         if dry_run:
-            print(f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command again.")
+            print(
+                f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command without --dry-run."
+            )
             return None
         with record.step("autoencoder"):
             _wait_for(out / ".autoencoder.lock.json", "the autoencoder")
             if not (out / "autoencoder" / "config.json").is_file():
+                record.begin_anew("autoencoder")
                 record.run(
                     "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")],
                     threads=cores(),
@@ -273,13 +296,16 @@ def fit(
         with record.step("train"):
             _wait_for(out / "run" / "lock.json", "the run")
             if not (out / "run" / "pipeline" / "model_index.json").is_file():
-                record.run("train", _training_command(choices, out), threads=_threads(choices))
+                record.begin_anew("train")
+                record.run("train", _training_command(choices, out, anyway), threads=_threads(choices))
         with record.step("judge"):
             if not record.is_done("judge"):
-                record.run("judge", _judging_command(out), threads=cores())
+                record.run("judge", _judging_command(out, choices), threads=cores())
         with record.step("publish"):
-            _publish(record, clips, out, hours)
-    sentences = _verdict(out)
+            options = ["--hours", f"{hours:g}"]
+            options += [] if picture_fps is None else ["--picture-fps", f"{picture_fps:g}"]
+            _publish(record, clips, out, [*options, *(["--anyway"] if anyway else [])])
+    sentences = [*_verdict(out), *_shortened(out, choices)]
     print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
     print(
         f"\n{out / 'model'} holds the model, its card, pictures and how-to-use.md. It took {record.spent / 60:.0f} "
@@ -287,6 +313,39 @@ def fit(
     )
     print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
     return out / "model"
+
+
+def _state_of(source: Source, clips: str) -> str | None:
+    """Return a digest of the names and stamps of clips in a folder or file; `None` of others, which may be far away."""
+    if not Path(clips).exists():
+        return None
+    with suppress(OSError):
+        state = [(key, source.stamp(key)) for key in source.keys()]
+        return hashlib.sha256(json.dumps(state).encode("utf-8", "surrogatepass")).hexdigest()
+    return None
+
+
+def _compare_clips(record: Record, state: str | None) -> None:
+    """Say so if the clips are others than those that were looked at."""
+    before = record.content.setdefault("clips", state)
+    record.save()
+    if state is not None and before is not None and state != before:
+        print(
+            "note: these clips have changed since they were looked at; this fit goes on with those that were there "
+            "then. Give another folder to take in the new ones"
+        )
+
+
+def _shortened(out: Path, choices: Choices) -> list[str]:
+    """Return a sentence if the run had time for far fewer steps than were planned."""
+    status = out / "run" / "status.json"
+    taken = read_json(status).get("global_step") if status.is_file() else None
+    if taken is None or taken >= choices.steps / 2:
+        return []
+    return [
+        f"The training had time for {taken:,} of the {choices.steps:,} steps that were planned: reading the clips took "
+        "longer than expected. More hours, or fewer clips, may give a better model."
+    ]
 
 
 def _wait_for(lock: Path, what: str) -> None:
@@ -324,6 +383,10 @@ def _rates(out: Path) -> list[float]:
 
 def _stop_without_room(result: Path, anyway: bool) -> None:
     found = read_json(result)
+    clips = max((distance["clips"] for distance in found["distances"]), default=SURE)
+    if clips < SURE and not found["has_room"]:
+        print(f"note: {clips} held-out clip{'s' * (clips != 1)} can't decide whether a model could win; going on")
+        return
     if not found["distances"] or not (found["has_room"] or anyway):
         print("Nothing is trained, because no model could win there." + ("" if not found["distances"] else
               " To train one nevertheless, add --anyway."))  # fmt: skip
@@ -347,12 +410,13 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     wanted = (kept, out / "autoencoder.yaml", out / "config.yaml")
     if all(path.is_file() for path in wanted):
         return Choices(**read_json(kept))
-    device = choose_device().type
-    seconds = hours * 3600 * (1 - AUTOENCODER_SHARE - JUDGE_SHARE) - record.spent - 3 * START_SECONDS
-    if seconds < 60:
+    device, began, looked = choose_device().type, time.monotonic(), record.seconds_of("look", "probe", "choose")
+    judging = max(JUDGE_SHARE * hours * 3600, min(JUDGE_SECONDS, hours * 3600 / 4))
+    all_seconds = hours * 3600 * (1 - AUTOENCODER_SHARE) - judging - looked - 3 * START_SECONDS
+    if all_seconds < 60:
         raise ValueError(
-            f"{hours:g} hours leave {max(0, seconds):.0f} seconds for the training, after {record.spent:.0f} seconds "
-            "of looking at the clips; give more --hours"
+            f"{hours:g} hours leave {max(0, all_seconds):.0f} seconds for the training, after {looked:.0f} seconds of "
+            "looking at the clips; give more --hours"
         )
     sides = choose.choose_size(*_clip_size(out), choose.PROBED)
     frames = {side: _frames(out, side, sides) for side in ("train", "held_out")}
@@ -377,10 +441,24 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     why = {"fps": why_fps, "latent_channels": why_channels, "size": "", "preset": ""}
     candidates = [(candidate(preset, pixels), needed) for preset, pixels, needed in choose.CANDIDATES]
     runs = [(choices.preset, _config(choices, out, hours), needed) for choices, needed in candidates]
-    index, step, why["preset"] = choose.choose_models(runs, seconds, processes)
+    reading, longest, all_frames = _reading_seconds(out, sides)
+    encoding = max(reading / processes, longest)  # one process encodes a clip
+    seconds = all_seconds - (time.monotonic() - began)
+    if seconds - encoding < 60:
+        raise ValueError(
+            f"{hours:g} hours leave {max(0, seconds - encoding):.0f} seconds for the training: reading the clips' "
+            f"{all_frames:,} frames takes about {encoding / 60:.0f} minutes; give more --hours, or fewer clips"
+        )
+    if device == "cpu":
+        torch.set_num_threads(max(1, cores() // processes))  # as in the training
+    index, step, why["preset"] = choose.choose_models(runs, seconds - encoding, processes)
+    if math.isinf(step):
+        raise ValueError("even the smallest model does not fit into the device's memory; free some, or use a CPU")
     choices = candidates[index][0]
+    choices.searches_matches = reading < judging / 2
+    seconds = all_seconds - (time.monotonic() - began)
     why["size"] = f"clips are {'x'.join(map(str, _clip_size(out)))} (width x height); this is height x width"
-    choices.steps = max(20, int(seconds / step))
+    choices.steps = max(20, int((seconds - encoding) / step))
     minutes = hours * 60 * AUTOENCODER_SHARE
     write_whole(out / "autoencoder.yaml", configs.autoencoder_text(choices, out, minutes, cores()))
     write_whole(out / "config.yaml", configs.run_text(choices, out, seconds / 3600, anyway))
@@ -389,9 +467,25 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     return choices
 
 
+def _reading_seconds(out: Path, size: tuple[int, int]) -> tuple[float, float, int]:
+    """Return about how long all frames of both sides take to be read, those of the longest clip, and their number."""
+    seconds = longest = frames = 0
+    for side in ("train", "held_out"):
+        source = open_source(out / "clips" / f"{side}.jsonl", manifests=MANIFESTS)
+        entries = read_manifest_of(source, MANIFESTS).ok
+        each, counts = read_seconds(source, entries, size), [entry.num_frames for entry in entries]
+        frames += sum(counts)
+        seconds += each * sum(counts)
+        longest = max(longest, each * max(counts, default=0))
+    return seconds, longest, frames
+
+
 def _frames(out: Path, side: str, size: tuple[int, int]):
     source = open_source(out / "clips" / f"{side}.jsonl", manifests=MANIFESTS)
-    entries = read_manifest_of(source, MANIFESTS).ok
+    manifest = read_manifest_of(source, MANIFESTS)
+    entries = manifest.ok
+    if not len(entries):
+        raise ValueError(f"no clip of '{source.spec}' can be read any more:\n{manifest.census()}")
     return draw_frames(source, entries, size, choose.FRAMES, cores())
 
 
@@ -406,10 +500,10 @@ def _threads(choices: Choices) -> int:
     return max(1, cores() // choices.processes)
 
 
-def _training_command(choices: Choices, out: Path) -> list[str]:
+def _training_command(choices: Choices, out: Path, anyway: bool) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(choices.processes)]
     program = ["-m", "training.train_mardini", str(out / "config.yaml"), "--runs", str(out)]
-    return [*(launcher if choices.processes > 1 else []), *program]
+    return [*(launcher if choices.processes > 1 else []), *program, *(["anyway=true"] if anyway else [])]
 
 
 def _planning_command(choices: Choices, out: Path) -> list[str]:
@@ -417,27 +511,39 @@ def _planning_command(choices: Choices, out: Path) -> list[str]:
     return ["-m", "training.plan", str(out / "config.yaml"), f"vae={configs.quoted(out / BASIS)}", *processes]
 
 
-def _judging_command(out: Path) -> list[str]:
+def _judging_command(out: Path, choices: Choices) -> list[str]:
     lists = out / "clips"
+    match = ["--train-clips", str(lists / "train.jsonl")] if choices.searches_matches else []
     return [
         "-m", "training.evaluate", str(out / "run" / "pipeline"), str(lists / "held_out.jsonl"),
-        "--train-clips", str(lists / "train.jsonl"), "--steps", str(SAMPLING_STEPS),
+        *match, "--steps", str(SAMPLING_STEPS),
         "--windows-per-clip", "8", "--max-windows", str(MOST_JUDGED), "-o", str(out / "evaluation"),
     ]  # fmt: skip
 
 
 def _verdict(out: Path) -> list[str]:
     results = with_nan(read_json(out / "evaluation" / "results.json", ("rows", "differences")))
-    return verdict(results["rows"], results["differences"])
+    return [
+        *verdict(results["rows"], results["differences"]),
+        *(each for each in _split(out) if KNOWN_FOOTAGE in each),
+    ]
 
 
-def _publish(record: Record, clips: str, out: Path, hours: float) -> None:
+def _split(out: Path) -> list[str]:
+    """Return the sentences on how clips were held out."""
+    return read_json(out / "clips" / "split.json")["reasons"]
+
+
+def _publish(record: Record, clips: str, out: Path, options: Sequence[str]) -> None:
     """Write the folder of the model: weights, card, pictures, a video, and how to use it."""
     model = out / "model"
     if record.is_done("publish"):
         return
-    present.write_card_facts(out / "card.yaml", out.resolve().name, present.short_name(clips), hours)
     results = out / "evaluation" / "results.json"
+    present.write_card_facts(
+        out / "card.yaml", out.resolve().name, present.short_name(clips), options, read_json(results)["num_frames"],
+        _split(out),
+    )  # fmt: skip
     record.run(
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]
     )

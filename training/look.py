@@ -25,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", help="a source of clips: a folder, .tar shards or datasets:NAME")
     parser.add_argument("out", type=Path, help="folder for the lists of both sides and the report")
-    parser.add_argument("--fps", type=float, help="frames per second of picture folders that do not state it")
+    parser.add_argument(
+        "--picture-fps", "--fps", dest="fps", type=float,
+        help="frames per second of picture folders that do not state it",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another one holds out others (default 0)")
     parser.add_argument("--workers", type=int, help="processes that read clips (default: all cores)")
     parser.add_argument(
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        for name, value in (("--workers", options.workers), ("--fps", options.fps)):
+        for name, value in (("--workers", options.workers), ("--picture-fps", options.fps)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value:g}; give a positive number")
         with StopRequest(options.out) as request:
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
                 lambda line: print(line, flush=True),
             )  # fmt: skip
         split = hold_out(found, options.seed)
-        write_split(split, options.out)
+        write_split(split, options.out, options.fps)
         write_whole(options.out / "look.json", json.dumps(numbers(found, split), indent=1) + "\n")
     except Stopped as stopped:
         print(f"stopped by {stopped}; what was read is kept, and the same command goes on")

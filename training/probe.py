@@ -26,7 +26,7 @@ from training.data.sources import Source, open_source
 from training.engine.models import load_vae
 from training.evaluation.evaluation_windows import size_argument
 from training.evaluation.intervals import SURE
-from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, Probe, probe, probe_run
+from training.evaluation.probe import MOST_WINDOWS, NUM_FRAMES, Probe, probe, probe_run, whole_clips
 from training.files import write_whole
 
 
@@ -82,7 +82,7 @@ def check_room(
     Raises:
         ValueError: if the autoencoder scores less than simple methods, unless the run has `anyway`.
     """
-    if len(Entries.of(entries).ok) < SURE:
+    if len(set(whole_clips(source, Entries.of(entries).ok).values())) < SURE:
         print(f"note: {too_few(source.spec)}")
         return None
     found = probe_run(config, source, entries, vae)

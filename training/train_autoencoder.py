@@ -14,7 +14,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from diffusers_mardini.latents import downscale_video
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from diffusers_mardini.sizes import Size, sides, size_text
+from training.config.layers import read_override
 from training.config.sentences import invalid_file
 from training.config.strict import SizedModel
 from training.config.yaml_files import load_yaml
@@ -142,13 +143,16 @@ class AutoencoderTrainingConfig(SizedModel):
         return self
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "AutoencoderTrainingConfig":
-        """Read a YAML file; `ValueError` with its name where a key is unknown or a value out of bounds."""
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "AutoencoderTrainingConfig":
+        """Read a YAML file and changes to it; `ValueError` with its name where a key is unknown or out of bounds."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"no config at '{path}'")
         try:
-            return cls.model_validate(load_yaml(path))
+            content = load_yaml(path)
+            for override in overrides:
+                content |= read_override(override)[1]
+            return cls.model_validate(content)
         except ValidationError as error:
             raise invalid_file(path, cls, error) from error
 
@@ -469,8 +473,10 @@ def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML file, see training/configs/autoencoder-*.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as steps=1000")
+    options = parser.parse_args()
     try:
-        run(AutoencoderTrainingConfig.from_yaml(parser.parse_args().config))
+        run(AutoencoderTrainingConfig.from_yaml(options.config, options.overrides))
     except Stopped as stopped:
         print(f"stopped ({stopped}); the state is saved, and the same command goes on from it")
         sys.exit(STOPPED)

@@ -14,6 +14,7 @@ measures them. Nothing is fetched. At most eight files of less than 16 MB lie in
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def command_of(options: argparse.Namespace) -> str:
     """Return the command as it can be typed again."""
-    return f"make gpu-check OUT={options.output}" + (" DRY=1" if options.dry else "")
+    given = f" CLIPS={shlex.quote(str(options.clips))}" if options.clips else ""
+    return f"make gpu-check OUT={shlex.quote(str(options.output))}{given}" + (" DRY=1" if options.dry else "")
 
 
 def run(name: str, part: Part, options: argparse.Namespace) -> dict[str, Any]:

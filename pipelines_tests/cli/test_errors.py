@@ -95,7 +95,7 @@ def test_too_little_memory_is_one_line_that_says_what_helps(capsys, what):
         what()
     told = capsys.readouterr().err
     assert ended.value.exit_code == 1 and len(told.splitlines()) == 1
-    assert told.startswith("error: there is too little memory (") and "a smaller --size" in told
+    assert told.startswith("error: there is too little memory (") and "fewer or smaller frames" in told
 
 
 def test_other_errors_are_no_lack_of_memory():

@@ -298,3 +298,11 @@ def test_absent_frames_of_an_interval_do_not_count():
     values = torch.tensor([0.0, torch.nan, 2.0, torch.nan, torch.nan])[None, :, None]
     cut = conditions_at({"a": values}, read_config({"a": 1}, None), [0, 2, 4])["a"][0, :, 0]
     assert cut[:2].tolist() == [0, 2] and cut[2].isnan()
+
+
+def test_a_first_frame_that_occurs_twice_keeps_its_values():
+    known = read_config({"action": 1, "rate": 1}, {"rate": {"interval": "sum"}})
+    values = {"action": torch.arange(5.0).view(1, 5, 1), "rate": torch.full((1, 5, 1), 0.1)}
+    told = conditions_at(values, known, [3, 3, 4])
+    assert told["action"].flatten().tolist() == [3, 3, 4]
+    torch.testing.assert_close(told["rate"].flatten(), torch.full((3,), 0.1))

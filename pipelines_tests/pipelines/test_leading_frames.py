@@ -135,7 +135,43 @@ def test_conditions_of_keyframes_are_those_of_their_intervals():
     )
     pairs = actions[2:].view(4, 2, 2).mean(dim=1)
     torch.testing.assert_close(planned[0][1][0, 1:], pairs)
-    torch.testing.assert_close(planned[1][1][0, 1:], actions[4:8])
+    torch.testing.assert_close(planned[1][1][0], actions[3:8])  # that of the last given frame is its own
+
+
+def test_the_planner_sees_the_last_given_frame_itself_between_keyframes(pipe):
+    """And not what the autoencoder made of it."""
+    planned, plan = [], pipe.plan
+
+    def recorded(low_references, *args):
+        planned.append(low_references)
+        return plan(low_references, *args)
+
+    pipe.plan = recorded
+    frames = clip(4)
+    pipe.extend(frames, 4, window=5, overlap=2, keyframe_interval=2, generator=seeded(), **FEW)
+    pixels = pipe.video_processor.preprocess_video(frames).transpose(1, 2)
+    own = pipe.encode_low_frames(pixels[:, -1:].to(planned[1].device), 4)
+    torch.testing.assert_close(planned[1][:, :1], own)
+
+
+@pytest.mark.parametrize("interval, failing", [(1, 1), (2, 1), (2, 3)])
+def test_a_step_that_fails_leaves_the_rollout_where_it_was(pipe, interval, failing):
+    calls = []
+
+    def fail(pipeline, step, timestep, tensors):
+        calls.append(step)
+        if len(calls) == failing:  # of 2 steps: in the first window, or in the first one between keyframes
+            raise RuntimeError("the callback fails")
+        return {}
+
+    arguments = {"window": 5, "overlap": 2, "keyframe_interval": interval, **FEW}
+    rollout = pipe.rollout(clip(4), generator=seeded(), callback_on_step_end=fail, **arguments)
+    before = rollout.state()
+    with pytest.raises(RuntimeError, match="the callback fails"):
+        rollout.step()
+    after = rollout.state()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert rollout.step().frames.shape[1] == rollout.most_new_frames
 
 
 def test_conditions_of_anchors_are_those_of_an_interval_as_long_as_the_others():

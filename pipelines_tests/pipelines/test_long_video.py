@@ -322,3 +322,17 @@ def test_more_frames_than_fit_into_memory_are_refused_before_any_model_runs(pipe
     with pytest.raises(ValueError, match="frames asked for take .* GiB, which is more than the memory; ask for fewer"):
         getattr(pipe, method)(clip(2), **{name: number * times})
     assert sum(counter.counts.values()) == 0
+
+
+@pytest.mark.parametrize("factor", [8, 11, 13, 16, 31])
+def test_uneven_windows_have_their_frames_at_their_places(factor):
+    """Else every other frame would be sampled for another time than the one that it is shown at."""
+    uneven = 0
+    for one in slow_motion_windows(3, factor, 9):
+        last = len(one.places) - 1
+        span = one.places[-1] - one.places[0]
+        positions = one.positions or tuple(range(last + 1))
+        times = [last * (place - one.places[0]) / span for place in one.places]
+        assert positions == pytest.approx(times, abs=0.02)
+        uneven += one.positions is not None
+    assert bool(uneven) == (factor in (11, 13, 31))

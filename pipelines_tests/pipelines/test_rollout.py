@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from diffusers_mardini import MarDiniRollout
 from diffusers_mardini.latents import decode_latents
@@ -321,3 +321,27 @@ def test_frames_of_its_own_lead_a_window_with_noise_that_the_transformer_is_told
 def test_generated_frames_may_be_taken_for_nothing_but_noise(pipe):
     rollout = pipe.rollout(clip(2), window=4, overlap=2, generated_noise=0.9999, output_type="pt", **FEW)
     assert all(rollout.step().frames.isfinite().all() for _ in range(3))
+
+
+def euler(pipe):
+    """Return a scheduler whose first level depends on the number of steps."""
+    return EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
+
+
+def test_calls_with_other_steps_between_change_nothing(pipe):
+    pipe.scheduler = euler(pipe)
+    arguments = {"window": 5, "overlap": 2, "num_inference_steps": 4, "output_type": "latent"}
+    alone = pipe.rollout(clip(3), generator=seeded(), **arguments)
+    expected = [alone.step().frames for _ in range(2)]
+    between = pipe.rollout(clip(3), generator=seeded(), **arguments)
+    for frames in expected:
+        pipe(image=clip(1)[0], num_frames=3, num_inference_steps=9, generator=seeded(1), output_type="latent")
+        torch.testing.assert_close(between.step().frames, frames)
+
+
+def test_a_scheduler_that_is_put_in_later_begins_at_its_own_level(pipe):
+    arguments = {"window": 5, "overlap": 2, "num_inference_steps": 4, "output_type": "latent"}
+    rollout = pipe.rollout(clip(3), generator=seeded(), **arguments)
+    pipe.scheduler = euler(pipe)
+    swapped = rollout.step().frames
+    torch.testing.assert_close(swapped, pipe.rollout(clip(3), generator=seeded(), **arguments).step().frames)

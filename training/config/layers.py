@@ -32,7 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ValueError: if the configuration is not valid; names file, key, the given value, what is accepted and the
             nearest valid key.
     """
-    layers = [*_read_layers(Path(path), ()), *(_read_override(override) for override in overrides)]
+    layers = [*_read_layers(Path(path), ()), *(read_override(override) for override in overrides)]
     merged: dict[str, Any] = {}
     for source, layer in layers:
         _merge(merged, layer, source)
@@ -75,7 +75,8 @@ def _read_layers(path: Path, children: tuple[Path, ...]) -> list[tuple[str, dict
     return [*below, (str(path), layer)]
 
 
-def _read_override(text: str) -> tuple[str, dict]:
+def read_override(text: str) -> tuple[str, dict]:
+    """Return the name and the mapping of an override `key=value`, dotted; raise `ValueError` if it is none."""
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):

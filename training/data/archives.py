@@ -66,7 +66,7 @@ class ArchiveClips(WholeClips):
         elif fps is None:
             raise ValueError(
                 f"the folders of pictures in '{self.spec}' do not say how many frames they have per second; give fps "
-                "(a run's `data.picture_fps`, or --fps)"
+                "(a run's `data.picture_fps`, or --picture-fps)"
             )
 
     def _add(self, archive: StoredFile, members: Sequence[Member], damage: str) -> None:

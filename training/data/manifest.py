@@ -431,8 +431,9 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", type=Path, help=f"path of the manifest (default: in {MANIFESTS}/)")
     parser.add_argument(
-        "--fps", type=float, help="frames per second of picture folders whose metadata do not state it"
-    )
+        "--picture-fps", "--fps", dest="fps", type=float,
+        help="frames per second of picture folders whose metadata do not state it",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=cores(), help="threads that decode (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a clip is left out")
     arguments = parser.parse_args()

@@ -230,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--config", type=Path, help="a run's YAML file: its stages' clips are encoded; else no latents"
     )
     parser.add_argument("--held-out", action="store_true", help="encode as for `data.validation` of the run")
-    parser.add_argument("--fps", type=float, help="frames per second of picture folders without metadata")
+    parser.add_argument(
+        "--picture-fps", "--fps", dest="fps", type=float, help="frames per second of picture folders without metadata"
+    )
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="a pool of processes here, or Ray Data")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips of a part, about (default {CLIPS:,})")

@@ -238,7 +238,7 @@ class PictureFolders(VideoFolder):
         if fps is None and not all(key in self._rates for key in self.keys()):
             raise ValueError(
                 f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a "
-                "run's `data.picture_fps`, or --fps), or a metadata.jsonl with file_name (the folder) and fps"
+                "run's `data.picture_fps`, or --picture-fps), or a metadata.jsonl with file_name (the folder) and fps"
             )
 
     @property

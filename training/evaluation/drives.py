@@ -1,6 +1,6 @@
 """Drives inside a model: a driver who sees only the frames, and what becomes of road, speed and colours meanwhile.
 
-The same driver drives the simulator, for comparison (`training/data/recipes/car_racing_drives.py`);
+The same driver drives the simulator, for comparison (`training/data/recipes/car_racing_futures.py`);
 `training/drives.py` is the program.
 """
 

@@ -197,19 +197,25 @@ def load_windows(
 
 
 def training_clips(
-    source: str | Path, size: Size, stride: int, fps: float | None = None, part: int = 4096, overlap: int = 1024
+    source: str | Path,
+    size: Size,
+    stride: int,
+    fps: float | None = None,
+    picture_fps: float | None = None,
+    part: int = 4096,
+    overlap: int = 1024,
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, height, width)`, each with the distance of window frames in its frames.
 
     Clips that cannot be read, or have fewer frames per second than `fps`, are left out and printed with the reasons.
 
     Args:
-        source, size, stride, fps: see `load_windows`.
+        source, size, stride, fps, picture_fps: see `load_windows`.
         part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
         overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
     left_out: dict[str, str] = {}
-    for clip in find_clips(source, left_out):
+    for clip in find_clips(source, left_out, picture_fps):
         try:
             step = clip_step(clip.entry.fps, stride, fps)
             pictures = []

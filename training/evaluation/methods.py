@@ -4,7 +4,7 @@ Each is a `Method` that samples windows; `scores.py` runs and scores them.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import diffusers_mardini
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.schedulers.named import scheduler_named
 from diffusers_mardini.sizes import Size
-from training.data.clips import find_clips
+from training.data.clips import FoundClip, find_clips
 from training.digests import tensors_digest
 from training.engine.adapter import adapter_loaded
 from training.evaluation.altered_signals import DROPPED, OTHER, Alteration, batch_of_others
@@ -106,10 +106,19 @@ class TrainingClips:
     size: Size
     stride: int
     fps: float | None = None
+    picture_fps: float | None = None
 
     def key(self) -> list:
         """Return a key that changes if a file is added, removed or rewritten."""
-        return [self.stride, self.fps, [[clip.name, clip.entry.sha256] for clip in find_clips(self.source)]]
+        return [self.stride, self.fps, [[clip.name, clip.entry.sha256] for clip in self.found()]]
+
+    def found(self) -> list[FoundClip]:
+        """Return the clips."""
+        return find_clips(self.source, picture_fps=self.picture_fps)
+
+    def windows(self) -> Iterator[tuple[torch.Tensor, float]]:
+        """Yield what `training_clips` does."""
+        return training_clips(self.source, self.size, self.stride, self.fps, self.picture_fps)
 
 
 def baselines(
@@ -132,7 +141,7 @@ def baselines(
     if train is not None:
 
         def match(windows: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-            return best_match(windows, given, training_clips(train.source, train.size, train.stride, train.fps))[0]
+            return best_match(windows, given, train.windows())[0]
 
         methods.append(simple("best match among training windows", match, clips=train.key()))
     return methods

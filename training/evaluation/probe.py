@@ -16,6 +16,7 @@ import torch
 from diffusers_mardini.latents import decode_latents, encode_video
 from training.config.schema import RunConfig
 from training.data.buckets import Bucket, WindowRequest, window_request
+from training.data.clips import FoundClip
 from training.data.entries import Entry
 from training.data.moments import ClipError
 from training.data.order import Rate, num_starts
@@ -185,7 +186,7 @@ def probe(
     entries = tuple(entries)
     usable = [entry for entry in entries if entry.status == "ok"]
     lpips, notes = _lpips(size)
-    windows = PixelWindows(source, entries, [size], vae, 1)
+    windows, wholes = PixelWindows(source, entries, [size], vae, 1), whole_clips(source, usable)
     distances = []
     for rate in rates or own_rates(usable, num_frames):
         fitting = [entry for entry in usable if num_starts(entry, num_frames, rate)]
@@ -199,7 +200,7 @@ def probe(
             ((rate.fps, 1.0),) if rate.fps else (),
         )
         seconds = 1 / rate.fps if rate.fps else rate.stride / median(entry.fps for entry in fitting)
-        distance = _score(windows, windows.heldout(request, most_windows), str(rate), seconds, vae, lpips)
+        distance = _score(windows, windows.heldout(request, most_windows), str(rate), seconds, vae, lpips, wholes)
         distances += [distance] if distance is not None else []
         notes += [] if distance is not None else [f"no window at {rate} can be read"]
     distances.sort(key=lambda distance: distance.seconds)
@@ -213,6 +214,11 @@ def probe_run(config: RunConfig, source: Source, entries: Iterable[Entry], vae: 
         return None
     rates = window_request(config, config.stages[-1]).rates
     return probe(source, entries, config.size_of(shape), rates, vae, shape.num_frames)
+
+
+def whole_clips(source: Source, entries: Iterable[Entry]) -> dict[str, str]:
+    """Return by key the clip of which each entry shows a part: parts of one clip are not independent."""
+    return {entry.key: FoundClip(source, entry).whole for entry in entries}
 
 
 def own_rates(entries: Sequence[Entry], num_frames: int = NUM_FRAMES) -> tuple[Rate, ...]:
@@ -246,6 +252,7 @@ def _score(
     seconds: float,
     vae: torch.nn.Module | None,
     lpips: Lpips | None,
+    wholes: Mapping[str, str],
 ) -> Distance | None:
     """Score the middle frames of windows by every method; `None` if no window can be read."""
     num_frames = draws[0].bucket.frames
@@ -262,7 +269,7 @@ def _score(
         for draw in draws[first : first + _BATCH]:
             try:
                 batch.append(windows.pixels(draw))
-                clips.append(draw.clip)
+                clips.append(wholes[draw.clip])
             except ClipError as error:
                 left_out[draw.clip] = str(error)
         if not batch:

@@ -1,6 +1,6 @@
 """Choose what `training.fit` trains on own clips: rate, size, autoencoder, models, batch, stages and steps.
 
-Each choice comes with its reason in words; `write_config` writes both into the YAML files that the person may edit.
+Each choice comes with its reason in words; `configs.py` writes both into the YAML files that the person may edit.
 """
 
 import math
@@ -49,6 +49,7 @@ class Choices:
     windows_per_step: int
     processes: int
     steps: int
+    searches_matches: bool = True  # whether the verdict seeks the best match among the training clips
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -133,7 +134,14 @@ def choose_models(
         preset, config, wanted = configs[index]
         config = config.for_processes(processes)
         stage = config.stages[-1]
-        step = probe(config, stage, PROBE_STEPS)
+        try:
+            step = probe(config, stage, PROBE_STEPS)
+        except torch.OutOfMemoryError:
+            reasons.append(f"{preset} does not fit into the device's memory")
+            return math.inf, 0.0
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the training is another process
         windows = seconds / step * stage.windows_per_step
         height, width = config.size_of(stage)
         reasons.append(

@@ -23,6 +23,8 @@ from training.own_clips.recordings import Grouping, groupings, order_key
 
 
 LEAST, WANTED, MOST = 0.05, 0.10, 0.15  # of the frames
+# Of clips that are parted in time.
+KNOWN_FOOTAGE = "held-out scores say how well a model knows this footage, not how well it does on other footage"
 MOST_OF_FEW = 0.34  # of the frames: of three to six separate clips one is held out, whole
 WINDOWS = 20  # held-out windows that share no frame, WINDOW frames a tenth of a second apart
 _GAP = 2.0  # seconds between training and held-out frames of one clip; at most 3% of it
@@ -124,10 +126,16 @@ def hold_out(found: Look, seed: int = 0) -> Split:
     return replace(split, reasons=(*split.reasons, *_size(split)))
 
 
-def write_split(split: Split, folder: Path) -> None:
-    """Write both sides as clip lists, `train.jsonl` and `held_out.jsonl`, and `split.json` with the reasons."""
+def write_split(split: Split, folder: Path, fps: float | None = None) -> None:
+    """Write both sides as clip lists, `train.jsonl` and `held_out.jsonl`, and `split.json` with the reasons.
+
+    Args:
+        split: the sides.
+        folder: for the files.
+        fps: frames per second of pictures that do not state it.
+    """
     lists = {piece.clip.source for piece in (*split.train, *split.held_out) if piece.clip.source.endswith(SUFFIX)}
-    spans = {spec: open_source(spec).spans() for spec in lists}
+    spans = {spec: open_source(spec, fps).spans() for spec in lists}
     for name, pieces in (("train", split.train), ("held_out", split.held_out)):
         rows = (piece.row(spans.get(piece.clip.source, {})) for piece in pieces)
         write_clip_list(folder / f"{name}.jsonl", rows)
@@ -246,6 +254,8 @@ def _by_time(found: Look, way: Grouping) -> Split:
     for pieces in recordings.values():
         many = len({piece.clip.name for piece in pieces}) >= _MANY_PIECES
         before, after, between = _last_clips(pieces) if many else _last_frames(pieces)
+        if _frames(after) > MOST_OF_FEW * _frames(pieces):  # one of the last clips is longer than most others together
+            before, after, between = _last_frames(pieces)
         train += before
         held_out += after
         left_out |= between
@@ -256,7 +266,7 @@ def _by_time(found: Look, way: Grouping) -> Split:
     if cut_clips:
         reasons.append(
             f"{cut_clips} {'clip has' if cut_clips == 1 else 'clips have'} training and held-out frames at different "
-            "times: held-out scores say how well a model knows this footage, not how well it does on other footage."
+            f"times: {KNOWN_FOOTAGE}."
         )
     return Split(tuple(train), tuple(held_out), left_out, tuple(reasons))
 

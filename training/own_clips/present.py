@@ -16,22 +16,28 @@ def short_name(clips: str) -> str:
     return "/".join(Path(clips).parts[-2:]).lstrip("/")
 
 
-def write_card_facts(path: Path, name: str, clips: str, hours: float) -> None:
+def write_card_facts(
+    path: Path, name: str, clips: str, options: Sequence[str], num_frames: int, split: Sequence[str]
+) -> None:
     """Write the YAML file of facts that no run records, for `training.publish`; the model itself knows its window.
 
     Args:
         path: of the file.
         name: of the model.
         clips: `short_name` of the clips.
-        hours: that the fit had.
+        options: of the fit, as they are typed.
+        num_frames: of a window.
+        split: sentences on how clips were held out.
     """
     facts = {
         "name": name,
         "path": "model",
         "description": f"A small MarDini trained from scratch on own clips ({clips}) by `training.fit`.",
-        "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained.",
-        "command": f"python -m training.fit {shlex.quote(clips)} {shlex.quote(name)} --hours {hours:g}",
-        "metrics_setting": "Windows of held-out clips; first and last frame given, seven sampled; one sample each.",
+        "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained. "
+        + " ".join(split),
+        "command": " ".join(["python -m training.fit", shlex.quote(clips), shlex.quote(name), *options]),
+        "metrics_setting": f"Windows of held-out clips; first and last frame given, the {num_frames - 2} between them "
+        "sampled; one sample each.",
         "limits": [
             "Knows the kind of clips that it was trained on, at that size and pace; on others expect nonsense."
         ],

@@ -1,7 +1,7 @@
 """Draw curves of several runs in one picture; runs with different seeds as their mean and range.
 
-    python -m training.reproduction.curves -o docs/images/results/figure_6c.png --values loss:diffusion_loss \
-        "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1"
+    python -m training.reproduction.curves "identity attention=runs/a-0,runs/a-1" "full attention=runs/b-0,runs/b-1" \
+        --values loss:diffusion_loss -o docs/images/results/figure_6c.png
 
 Reads the trainer's `metrics.jsonl`: values of `heldout:` are drawn as they are; those of `loss:`, which are single
 steps, as means over `--every` lines. Prints the last value of every curve; with `--page PAGE BLOCK` they and the

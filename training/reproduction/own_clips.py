@@ -29,7 +29,9 @@ def block_of(fit: Path) -> str:
     record, probed = read_json(fit / "fit.json", ("seconds", "done")), read_json(fit / "probe.json")
     hours = record["asked"]["hours"]
     clips = short_name(record["asked"]["clips"])
-    parts = [f"`python -m training.fit {clips} {fit.resolve().name} --hours {hours:g}`", _probe(probed)]
+    rate = record["asked"].get("picture_fps")
+    options = f"--hours {hours:g}" + (f" --picture-fps {rate:g}" if rate else "")
+    parts = [f"`python -m training.fit {clips} {fit.resolve().name} {options}`", _probe(probed)]
     parts += [f"Before the training: {sentence}." for sentence in probed["verdict"]]
     if "choose" in record["done"]:
         choices = read_json(fit / "choices.json")

@@ -25,7 +25,7 @@ from diffusers_mardini.models.embeddings import unpatchify
 from training.config.schema import RunConfig
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.reconstruction_head import PlannerReconstructionHead
-from training.evaluation.evaluation_windows import load_windows, size_argument
+from training.evaluation.evaluation_windows import add_window_options, choose_window, load_windows
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import OURS, Method, baselines, model_key
 from training.evaluation.networks.loading import load_networks
@@ -101,9 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, help="the folder of a run, runs/NAME")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
-    parser.add_argument("--size", type=size_argument, default=64, help="64 (square) or 64x128 (height x width)")
-    parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
-    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
+    add_window_options(parser)
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument("--metrics", nargs="*", default=["auto"], help="as training.evaluate takes them")
@@ -121,9 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _evaluate(options: argparse.Namespace, command: str) -> None:
     device = choose_device(options.device)
     dtype, _ = choose_dtype(options.dtype, device)
-    networks, missing = load_networks(options.metrics, options.size, options.num_frames, device=str(device))
     planner = PlannerAlone(options.run, device, dtype)
-    windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
+    choose_window(options, planner.pipe.trained_window)
+    networks, missing = load_networks(options.metrics, options.size, options.num_frames, device=str(device))
+    windows = load_windows(
+        options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip, options.fps
+    )
     count, given = len(windows.frames), task_indices(options.task, options.num_frames)
     methods = [*baselines(count, given, options.num_frames, None), planner.method(count)]
     finished = FinishedParts(options.output / "kept")

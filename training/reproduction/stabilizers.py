@@ -1,6 +1,6 @@
 """Run a program with models that have other stabilizers than identity attention (Sec. 2.3.2), for training/runs/stabilizers.sh.
 
-    python -m training.reproduction.stabilizers --marks -m training.train_mardini CONFIG identity_attention=...
+    python -m training.reproduction.stabilizers --marks -m training.train_mardini CONFIG
 
 `--marks` adds a learned embedding to the tokens of reference frames, in both models; `--batch-norm` puts batch
 normalization in place of the norm before the attention across frames. Neither is an option of the models, since no

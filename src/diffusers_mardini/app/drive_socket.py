@@ -4,7 +4,7 @@ The browser asks for frames when it is about to run out of them, with the keys t
 model never runs ahead, and rests while nobody looks.
 
 Messages from the browser are JSON with `do`: `file` (followed by the bytes of a picture or clip to start from), `start`,
-`next`, `restart`, `record`, `save`. Answers are JSON with `is`: `ready`, `cannot`, `busy`, `over`, `error`; frames, see
+`next`, `restart`, `record`, `save`. Answers are JSON with `is`: `open`, `ready`, `cannot`, `busy`, `over`, `recording`, `error`; frames, see
 `message_of`; and an mp4.
 """
 

@@ -84,7 +84,7 @@ def _sentence(error: Exception) -> str:
     if is_lack_of_memory(error):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (
-            f"there is too little memory ({reason}); ask for fewer frames, a smaller --size or --dtype bfloat16. "
+            f"there is too little memory ({reason}); ask for fewer or smaller frames, or --dtype bfloat16. "
             "`mardini info` counts what a model needs, docs/install.md says what else helps"
         )
     if isinstance(error, (ValueError, OSError)):

@@ -67,6 +67,7 @@ Size = Annotated[
     str | None, typer.Option(help='"64" (square) or "64x128" (height x width), in pixels. Else as trained.')
 ]
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...", autocompletion=_starting("auto", "cpu", "cuda", "mps"))
 ]
@@ -80,7 +81,7 @@ class CommandOptions:
     """Options of every command."""
 
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on a line.")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+    debug: Debug = False
 
 
 @dataclass(frozen=True, kw_only=True)

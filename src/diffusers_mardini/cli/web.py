@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import plain_errors
-from .options import Device, Dtype
+from .options import Debug, Device, Dtype
 
 
 Host = Annotated[
@@ -35,12 +35,13 @@ def page(
     dtype: Dtype = "auto",
     browser: Browser = True,
     behind_proxy: BehindProxy = False,
+    debug: Debug = False,
 ) -> None:
     """Open a page to play with: fill in frames, make clips longer, drive.
 
     Example: mardini app
     """
-    with plain_errors():
+    with plain_errors(debug):
         checkpoints = [os.path.expanduser(one) for one in checkpoint or []]
         opened = browser and sys.stdout.isatty()
         _server().serve(checkpoints, host, port, device, dtype, open_browser=opened, behind_proxy=behind_proxy)
@@ -56,12 +57,13 @@ def play(
     dtype: Dtype = "auto",
     browser: Browser = True,
     behind_proxy: BehindProxy = False,
+    debug: Debug = False,
 ) -> None:
     """Drive through the world of a checkpoint with the arrow keys.
 
     Example: mardini play checkpoints/mardini-tiny-carracing --start clip.mp4
     """
-    with plain_errors():
+    with plain_errors(debug):
         server = _server()
         checkpoint = os.path.expanduser(checkpoint)
         lora = os.path.expanduser(lora)

@@ -553,7 +553,7 @@ class MarDiniTransformer3DModel(
         """Return planning tokens `(batch, frames, tokens, planning_dim)`, and rows and columns of their grid."""
         unconditional = self.unconditional_planning_signal.to(hidden_states.dtype)
         if planning_signals is None:
-            # Equal keys get equal weights: one token has the effect of a whole grid.
+            # Equal values: whatever the weights are, one token has the effect of a whole grid.
             return unconditional.expand(*hidden_states.shape[:2], 1, -1), 1, 1
         check_planning_signals(
             planning_signals, planning_signals_mask, hidden_states.shape[:2], self.config.planning_dim

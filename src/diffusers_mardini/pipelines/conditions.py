@@ -130,7 +130,7 @@ def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places
     interval of the window's first frame is as long as the next one. A frame that occurs twice keeps its values; places
     after the last frame have its values.
     """
-    first = max(0, 2 * places[0] - places[1] + 1)
+    first = min(places[0], max(0, 2 * places[0] - places[1] + 1))
     intervals = [(first, places[0] + 1)] + [
         (min(before + 1, place), place + 1) for before, place in itertools.pairwise(places)
     ]
@@ -140,7 +140,7 @@ def conditions_at(conditions: Conditions, known: Mapping[str, Condition], places
         rows = []
         for i, (start, stop) in enumerate(intervals):
             row = values[:, min(start, last) : min(stop, last + 1)].nanmean(dim=1)  # (batch, channels)
-            length = places[1] - places[0] if i == 0 else stop - start
+            length = max(1, places[1] - places[0]) if i == 0 else stop - start
             rows.append(row * length if known[name].interval == "sum" else row)
         cut[name] = torch.stack(rows, dim=1)  # (batch, places, channels)
     return cut

@@ -16,7 +16,7 @@ from .pasting import OwnPixels, check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .sampling_options import SamplingOptions
 from .stream_methods import DECODE_CHUNK_SIZE
-from .window_plans import LazySequence, Window, batch_windows, cut_evenly
+from .window_plans import LazySequence, Window, batch_windows, cut_evenly, placed
 
 
 class KeyframesMixin:
@@ -291,7 +291,7 @@ def _windows_between(known: set[int], window: int) -> Iterator[Window]:
                     start, stop = start - (start - 1 in known), stop + (stop + 1 in known)
                 stop = min(stop, start + window - 1)
                 places = list(range(start, stop + 1))
-            made = Window(places, [i for i, place in enumerate(places) if place in known])
+            made = placed(Window(places, [i for i, place in enumerate(places) if place in known]), float)
             level.update(made.new_places)
             yield made
         known |= level

@@ -187,6 +187,8 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
             generated_noise (`float`, defaults to `0.0`):
                 Against drift, for checkpoints trained with `reference_noise`: frames that the model made itself get
                 noise when they lead a window, at this share of the noise levels, and the transformer is told so.
+                Training noises all given frames of a window or none: windows that also have given frames of the clip,
+                as with `anchors`, are none that it has seen.
             anchors (`int`, defaults to `0`):
                 Against drift: how many of the `overlap` frames lie far back. The first frame of the clip leads every
                 window, then come frames that lie ever further apart, then the last ones (`LeadingFrames`).
@@ -251,7 +253,8 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
             rollout.start(
                 latents[:, places],
                 self.encode_low_frames(pixels, decode_chunk_size)[:, places],
-                rollout.conditions_of_kept(conditions_of(values, range(num_given)), places),
+                conditions_of(values, range(num_given)),
+                places,
             )
             num_windows = rollout.num_windows(steps[0]) + later * rollout.num_windows(steps[1])
             with self.progress_bar(total=num_windows * self.set_timesteps(options)) as progress_bar:

@@ -238,7 +238,7 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
                 dictionary it returns replace the pipeline's; `None` changes nothing. `latents` returned after the last
                 step are the result.
             callback_on_step_end_tensor_inputs: Names of the tensors it gets: `"latents"`, shaped like the argument,
-                with the clean latents at the given frames, and `"planning_signals"`, which it may also write to. A
+                with the latents of the given frames at theirs, and `"planning_signals"`, which it may also write to. A
                 callback that changes weights or adapters must call `pipe.reset_window_states()`.
             use_window_state (`bool`, defaults to `True`):
                 Computes once per window what no step changes: the states of the given frames, and the keys and values

@@ -63,6 +63,7 @@ class MarDiniRollout:
         # Of the first of these frames, (videos, frames, channels, h_low, w_low); the others get theirs when needed.
         self._low_latents: torch.Tensor
         self._conditions: Conditions  # of these frames, without those that are absent in all of them
+        self._last_conditions: Conditions = {}  # of the last frame alone, where those above are of keyframes' intervals
         self._num_generated = 0  # of these frames, the last so many are the model's own
         self._checked_scheduler: Any = None
 
@@ -109,9 +110,8 @@ class MarDiniRollout:
             self._checked_scheduler = pipe.scheduler
             places = self.kept_places(num_frames or pixels.shape[1])
             pixels = pixels if num_frames else pixels[:, places]
-            values = self.conditions_of_kept(values, places)
             latents = pipe.encode_frames(pixels, self.decode_chunk_size)
-            self.start(latents, pipe.encode_low_frames(pixels, self.decode_chunk_size), values)
+            self.start(latents, pipe.encode_low_frames(pixels, self.decode_chunk_size), values, places)
             pipe.maybe_free_model_hooks()
 
     def conditions_of_kept(self, conditions: Conditions, places: list[int]) -> Conditions:
@@ -123,30 +123,38 @@ class MarDiniRollout:
         each = [conditions_at(conditions, known, [place, place + interval]) for place in places]
         return {name: torch.cat([one[name][:, :1] for one in each], dim=1) for name in conditions}
 
-    def start(self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions) -> None:
+    def start(
+        self, latents: torch.Tensor, low_latents: torch.Tensor, conditions: Conditions, places: list[int]
+    ) -> None:
         """Begin with frames that are encoded already.
 
         Args:
             latents: of the frames at `kept_places`, `(videos, frames, channels, h, w)`.
             low_latents: of the same frames for the planner, `(videos, frames, channels, h_low, w_low)`.
-            conditions: of the same frames, result of `conditions_of_kept`.
+            conditions: of all frames of the clip.
+            places: the `kept_places`.
         """
-        self._keep(latents, low_latents, conditions)
+        self._keep(latents, low_latents, self.conditions_of_kept(conditions, places))
+        self._last_conditions = {name: rows[:, -1:] for name, rows in conditions.items()}
         self._num_generated = 0
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what the next step needs, as tensors by name; `restore` takes it."""
         conditions = {f"conditions.{name}": values for name, values in self._conditions.items()}
+        last = {f"last_conditions.{name}": values for name, values in self._last_conditions.items()}
         generated = torch.tensor(self._num_generated)
-        return {"latents": self._latents, "low_latents": self._low_latents, "generated": generated, **conditions}
+        tensors = {"latents": self._latents, "low_latents": self._low_latents, "generated": generated}
+        return {**tensors, **conditions, **last}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on where another rollout of the same settings was when its `state` was taken."""
         device = self.pipe._execution_device
         self._latents, self._low_latents = state["latents"].to(device), state["low_latents"].to(device)
         self._num_generated = int(state["generated"])
-        prefix = "conditions."
-        self._conditions = {name[len(prefix) :]: rows for name, rows in state.items() if name.startswith(prefix)}
+        self._conditions, self._last_conditions = (
+            {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
+            for prefix in ("conditions.", "last_conditions.")
+        )
 
     @torch.no_grad()
     def step(
@@ -168,8 +176,9 @@ class MarDiniRollout:
             and the rollout stays where it was.
 
         Raises:
-            ValueError: for every unusable argument, before any model runs, and while the pipeline is at work; the
-                rollout stays where it was.
+            ValueError: for every unusable argument, before any model runs, and while the pipeline is at work.
+
+        After any error the rollout stays where it was.
         """
         pipe = self.pipe
         with in_use(pipe, pipe.scheduler):
@@ -191,8 +200,13 @@ class MarDiniRollout:
                 pipe.check_inputs(self.options, len(self._latents), self.output_type)
                 self._checked_scheduler = pipe.scheduler
             pipe._reset_call()
-            latents = self.sample(num_frames, values)
-            frames = latents if self.output_type == "latent" else self._decode(latents)
+            state = self.state()
+            try:
+                latents = self.sample(num_frames, values)
+                frames = latents if self.output_type == "latent" else self._decode(latents)
+            except BaseException:
+                self.restore(state)
+                raise
             pipe.maybe_free_model_hooks()
             return MarDiniPipelineOutput(frames=frames)
 
@@ -234,6 +248,7 @@ class MarDiniRollout:
         places = [*leading, *range(latents.shape[1], latents.shape[1] + num_frames)]
         told = {name: values[:, places] for name, values in conditions.items()}
         planning_signals = pipe.plan(low_references, given_indices, length, options.attention_kwargs, told)
+        pipe.set_timesteps(options)  # some schedulers' first level depends on them
         noise = pipe.prepare_latents((len(latents), length, *latents.shape[2:]), options.generator)
         sampled = pipe.denoise(
             noise, references, given_indices, planning_signals, options, progress_bar, told, timestep
@@ -246,12 +261,9 @@ class MarDiniRollout:
 
     def _sample_hierarchy(self, num_frames: int, conditions: Conditions, progress_bar: Any) -> torch.Tensor:
         """Sample keyframes that lie far apart, then the frames between them, which lead nothing."""
-        pipe, interval, last = self.pipe, self.keyframe_interval, self._latents[:, -1:]
-        state = self.state()
-        before = {  # the frame before the new ones begins their first interval; its own values do not matter
-            name: torch.cat([values.new_full((len(values), 1, values.shape[2]), torch.nan), values], dim=1)
-            for name, values in conditions.items()
-        }
+        pipe, interval, state = self.pipe, self.keyframe_interval, self.state()
+        last, last_low = self._latents[:, -1:], self._low_latents[:, -1:]
+        before = self._with_last(conditions, num_frames)
         keyframes = list(range(0, num_frames + 1, interval))
         of_keyframes = {
             name: values[:, 1:] for name, values in conditions_at(before, pipe.conditions, keyframes).items()
@@ -260,16 +272,28 @@ class MarDiniRollout:
         latents = new.new_zeros((len(new), num_frames + 1, *new.shape[2:]))
         latents[:, keyframes] = torch.cat([last, new], dim=1)
         if not pipe.interrupt:
-            low = pipe._low_latents_of_sampled(latents[:, keyframes], self.decode_chunk_size)
+            low = pipe._low_latents_of_sampled(new, self.decode_chunk_size)
+            low = torch.cat([last_low, low], dim=1)  # of all keyframes
             low_latents = low.new_zeros((len(low), num_frames + 1, *low.shape[2:]))
             low_latents[:, keyframes] = low
             if missing := self._latents.shape[1] - self._low_latents.shape[1]:
                 self._low_latents = torch.cat([self._low_latents, low[:, -missing:]], dim=1)
             batches = [[window] for window in self._windows_between(num_frames // interval)]
             pipe.sample_into(latents, low_latents, batches, self.options, self.decode_chunk_size, before, progress_bar)
+            self._last_conditions = {name: values[:, -1:] for name, values in before.items()}
             if pipe.interrupt:
                 self.restore(state)
         return latents[:, 1:]
+
+    def _with_last(self, new: Conditions, num_frames: int) -> Conditions:
+        """Return the conditions of the last frame, which the first gap begins with, and of the new ones."""
+        rows = {}
+        for name in sorted({*self._last_conditions, *new}):
+            some = new[name] if name in new else self._last_conditions[name]
+            absent = some.new_full((len(some), num_frames, some.shape[2]), torch.nan)
+            last = self._last_conditions.get(name, absent[:, :1])
+            rows[name] = torch.cat([last, new.get(name, absent)], dim=1)
+        return rows
 
     def _references(
         self, leading: list[int], low_latents: torch.Tensor

