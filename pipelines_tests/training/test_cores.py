@@ -21,6 +21,17 @@ def test_a_system_without_such_a_limit_takes_all(monkeypatch):
     assert cores.cores() == os.cpu_count()
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"), [("400000 100000\n", 4), ("50000 100000\n", 1), ("max 100000\n", 8), (None, 8)]
+)
+def test_a_containers_share_is_a_limit(tmp_path, monkeypatch, content, expected):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(8)), raising=False)
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    if content is not None:
+        (tmp_path / "cpu.max").write_text(content)
+    assert cores.cores() == expected
+
+
 @pytest.mark.parametrize(("most", "expected"), [(None, 100), (61, 61)])
 def test_a_pool_has_no_more_processes_than_the_system_waits_for(monkeypatch, most, expected):
     monkeypatch.setattr(cores, "_MOST_PROCESSES", most)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,22 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
-from training.fit import NO_ROOM, Ended, Record, _judging_command, _probing_command, _stop_without_room, fit, main
+from training.data.sources import open_source
+from training.fit import (
+    NO_ROOM,
+    STEPS,
+    Ended,
+    Record,
+    _compare_clips,
+    _judging_command,
+    _probing_command,
+    _shortened,
+    _state_of,
+    _stop_without_room,
+    fit,
+    main,
+)
+from training.own_clips.choose import Choices
 from training.stopping import STOPPED
 
 
@@ -43,8 +59,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_fit_goes_on_only_as_it_was_begun(tmp_path):
     Record(tmp_path, {"clips": "a", "hours": 1.0})
     Record(tmp_path, {"clips": "a", "hours": 1.0})
-    with pytest.raises(ValueError, match="begun with hours 1.0; repeat that"):
-        Record(tmp_path, {"clips": "a", "hours": 2.0})
+    with pytest.raises(ValueError, match="begun with clips a; repeat that"):
+        Record(tmp_path, {"clips": "b", "hours": 1.0})
 
 
 def test_seconds_and_finished_steps_are_kept(tmp_path, capsys):
@@ -64,6 +80,48 @@ def test_the_rate_of_pictures_cannot_change_on_the_way(tmp_path):
     Record(tmp_path, {"clips": "a", "hours": 1.0, "picture_fps": None})
     with pytest.raises(ValueError, match="begun with no picture_fps; repeat that"):
         Record(tmp_path, {"clips": "a", "hours": 1.0, "picture_fps": 10.0})
+
+
+def test_hours_may_change_until_something_depends_on_them(tmp_path):
+    record = Record(tmp_path, {"clips": "a", "hours": 0.2})
+    assert Record(tmp_path, {"clips": "a", "hours": 1.0}).content["asked"]["hours"] == 1.0
+    with record.step("choose"):
+        pass
+    with pytest.raises(ValueError, match="begun with hours 0.2; repeat that"):
+        Record(tmp_path, {"clips": "a", "hours": 2.0})
+
+
+def test_what_rests_on_a_training_is_done_again_after_another_one(tmp_path):
+    record = Record(tmp_path, {"clips": "a", "hours": 1.0})
+    for step in STEPS:
+        with record.step(step):
+            pass
+    record.begin_anew("train")
+    assert Record(tmp_path, {"clips": "a", "hours": 1.0}).content["done"] == ["look", "probe", "choose", "autoencoder"]
+
+
+def test_clips_that_came_later_are_told(tmp_path, capsys):
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips/a.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
+    clips = str(tmp_path / "clips")
+    (tmp_path / "out").mkdir()
+    record = Record(tmp_path / "out", {"clips": clips, "hours": 1.0})
+    _compare_clips(record, _state_of(open_source(clips), clips))
+    _compare_clips(record, _state_of(open_source(clips), clips))
+    assert "changed" not in capsys.readouterr().out
+    write_video(tmp_path / "clips/b.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
+    _compare_clips(record, _state_of(open_source(clips), clips))
+    assert "these clips have changed since they were looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("taken", "told"), [(400, False), (250, False), (100, True), (None, False)])
+def test_a_run_that_had_time_for_few_steps_says_so(tmp_path, taken, told):
+    choices = Choices(10.0, 48, 96, 24, "mardini-nano", 16, 2, 400)
+    (tmp_path / "run").mkdir()
+    if taken is not None:
+        (tmp_path / "run/status.json").write_text(json.dumps({"state": "finished", "global_step": taken}))
+    sentences = _shortened(tmp_path, choices)
+    assert bool(sentences) == told and all("time for 100 of the 400 steps" in each for each in sentences)
 
 
 STOPS = (
@@ -111,18 +169,28 @@ def test_windows_to_be_judged_are_spread_over_clips_and_rates_are_those_of_both_
     for side, fps in (("train", 29.8), ("held_out", 60.0)):
         rows = [json.dumps({"source": "a", "clip": f"{index}.mp4", "fps": fps}) for index in range(6)]
         (tmp_path / f"clips/{side}.jsonl").write_text("\n".join(rows) + "\n")
-    assert "--max-windows" in _judging_command(tmp_path)
+    choices = Choices(10.0, 48, 96, 24, "mardini-nano", 16, 2, 400)
+    judging = _judging_command(tmp_path, choices)
+    assert "--max-windows" in judging and "--train-clips" in judging
+    assert "--train-clips" not in _judging_command(tmp_path, replace(choices, searches_matches=False))
     probing = _probing_command(tmp_path, tmp_path / "probe.json")
     assert probing[probing.index("--fps") + 1] == "29.8"
 
 
 @pytest.mark.parametrize(
     ("distances", "has_room", "anyway", "stops"),
-    [([1], True, False, False), ([1], False, False, True), ([1], False, True, False), ([], False, True, True)],
+    [
+        ([5], True, False, False),
+        ([5], False, False, True),
+        ([5], False, True, False),
+        ([], False, True, True),
+        ([1], False, False, False),
+    ],
 )
 def test_a_fit_stops_where_no_model_can_win_unless_it_goes_on_anyway(tmp_path, distances, has_room, anyway, stops):
     result = tmp_path / "probe.json"
-    result.write_text(json.dumps({"distances": distances, "has_room": has_room}))
+    rows = [{"clips": clips} for clips in distances]  # fewer than five decide nothing
+    result.write_text(json.dumps({"distances": rows, "has_room": has_room}))
     if stops:
         with pytest.raises(Ended) as ended:
             _stop_without_room(result, anyway)

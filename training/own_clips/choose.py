@@ -49,8 +49,8 @@ class Choices:
     windows_per_step: int
     processes: int
     steps: int
-    searches_matches: bool = True  # whether the verdict seeks the best match among the training clips
     why: dict[str, str] = field(default_factory=dict)
+    searches_matches: bool = True  # whether the verdict seeks the best match among the training clips
 
 
 def choose_fps(probed: Mapping[str, Any]) -> tuple[float, str]:

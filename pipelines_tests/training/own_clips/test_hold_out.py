@@ -181,6 +181,12 @@ def test_too_few_windows_are_said_and_nothing_is_refused():
     assert any("fewer than 20 windows" in said for said in split.reasons)
 
 
+def test_a_last_clip_that_is_longer_than_all_others_is_not_held_out_whole():
+    """As of a phone, whose names end in numbers."""
+    split = split_of([clip(f"IMG_{number}.mp4", 5000 if number == 9 else 200) for number in range(10)])
+    assert 0 < split.share <= 0.34
+
+
 def test_clips_too_short_to_be_split_are_refused():
     with pytest.raises(ValueError, match="leaves nothing to hold out"):
         split_of([clip("a.mp4", 30)])
