@@ -99,7 +99,7 @@ class Record:
             self.save()
         self.content = read_json(self.path, ("asked", "seconds", "done"))
         before = self.content["asked"]
-        if not self.is_done("choose"):  # nothing depends on them yet
+        if not (folder / "choices.json").exists():  # nothing depends on them yet
             before["hours"] = asked.get("hours")
         wrong = [key for key in asked if before.get(key) != asked[key]]
         differ = ", ".join(f"no {key}" if before.get(key) is None else f"{key} {before[key]}" for key in wrong)
@@ -153,8 +153,9 @@ class Record:
         before, started, was_done = self.spent, time.monotonic(), self.is_done(name)
         try:
             yield
-            if not was_done:
+            if not self.is_done(name):
                 self.content["done"].append(name)
+                self.save()
         finally:
             if not was_done:
                 self.add(name, max(0.0, time.monotonic() - started - (self.spent - before)))
@@ -279,7 +280,7 @@ def fit(
         with record.step("choose"):
             choices = _choose(record, out, hours, anyway)
             if not record.is_done("choose"):
-                record.run("choose", _planning_command(choices, out))
+                record.run("choose", _planning_command(choices, out, anyway))
         if dry_run:
             print(
                 f"\nNothing is trained yet. Edit {out / 'config.yaml'} if you like, and type the command without --dry-run."
@@ -288,6 +289,11 @@ def fit(
         with record.step("autoencoder"):
             _wait_for(out / ".autoencoder.lock.json", "the autoencoder")
             if not (out / "autoencoder" / "config.json").is_file():
+                if (out / "run").exists():
+                    raise ValueError(
+                        f"'{out / 'run'}' was trained with an autoencoder that is not there any more; delete it to "
+                        f"train anew, or put '{out / 'autoencoder'}' back"
+                    )
                 record.begin_anew("autoencoder")
                 record.run(
                     "autoencoder", ["-m", "training.train_autoencoder", str(out / "autoencoder.yaml")],
@@ -305,7 +311,7 @@ def fit(
             options = ["--hours", f"{hours:g}"]
             options += [] if picture_fps is None else ["--picture-fps", f"{picture_fps:g}"]
             _publish(record, clips, out, [*options, *(["--anyway"] if anyway else [])])
-    sentences = [*_verdict(out), *_shortened(out, choices)]
+    sentences = [*_verdict(out), *_shortened(out)]
     print("\n" + "\n".join(["The verdict:", *(f"  {sentence}" for sentence in sentences)]))
     print(
         f"\n{out / 'model'} holds the model, its card, pictures and how-to-use.md. It took {record.spent / 60:.0f} "
@@ -336,15 +342,16 @@ def _compare_clips(record: Record, state: str | None) -> None:
         )
 
 
-def _shortened(out: Path, choices: Choices) -> list[str]:
+def _shortened(out: Path) -> list[str]:
     """Return a sentence if the run had time for far fewer steps than were planned."""
     status = out / "run" / "status.json"
     taken = read_json(status).get("global_step") if status.is_file() else None
-    if taken is None or taken >= choices.steps / 2:
+    planned = sum(stage.steps for stage in load_config(out / "config.yaml").stages)
+    if taken is None or taken >= planned / 2:
         return []
     return [
-        f"The training had time for {taken:,} of the {choices.steps:,} steps that were planned: reading the clips took "
-        "longer than expected. More hours, or fewer clips, may give a better model."
+        f"The training had time for {taken:,} of the {planned:,} steps that were planned: reading the clips, or the "
+        "steps, took longer than expected. More hours, or fewer clips, may give a better model."
     ]
 
 
@@ -442,12 +449,14 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     candidates = [(candidate(preset, pixels), needed) for preset, pixels, needed in choose.CANDIDATES]
     runs = [(choices.preset, _config(choices, out, hours), needed) for choices, needed in candidates]
     reading, longest, all_frames = _reading_seconds(out, sides)
-    encoding = max(reading / processes, longest)  # one process encodes a clip
+    # One process encodes a clip; before that, the autoencoder's training reads them, too.
+    encoding = max(reading / processes, longest) + reading / cores()
     seconds = all_seconds - (time.monotonic() - began)
     if seconds - encoding < 60:
         raise ValueError(
             f"{hours:g} hours leave {max(0, seconds - encoding):.0f} seconds for the training: reading the clips' "
-            f"{all_frames:,} frames takes about {encoding / 60:.0f} minutes; give more --hours, or fewer clips"
+            f"{all_frames:,} frames takes about {encoding / 60:.0f} minutes; give more --hours, or another "
+            "folder with fewer clips"
         )
     if device == "cpu":
         torch.set_num_threads(max(1, cores() // processes))  # as in the training
@@ -506,9 +515,10 @@ def _training_command(choices: Choices, out: Path, anyway: bool) -> list[str]:
     return [*(launcher if choices.processes > 1 else []), *program, *(["anyway=true"] if anyway else [])]
 
 
-def _planning_command(choices: Choices, out: Path) -> list[str]:
+def _planning_command(choices: Choices, out: Path, anyway: bool) -> list[str]:
     processes = ["--processes", str(choices.processes), "--parallel", "ddp"] if choices.processes > 1 else []
-    return ["-m", "training.plan", str(out / "config.yaml"), f"vae={configs.quoted(out / BASIS)}", *processes]
+    return ["-m", "training.plan", str(out / "config.yaml"), f"vae={configs.quoted(out / BASIS)}",
+            *(["anyway=true"] if anyway else []), *processes]  # fmt: skip
 
 
 def _judging_command(out: Path, choices: Choices) -> list[str]:
@@ -523,15 +533,18 @@ def _judging_command(out: Path, choices: Choices) -> list[str]:
 
 def _verdict(out: Path) -> list[str]:
     results = with_nan(read_json(out / "evaluation" / "results.json", ("rows", "differences")))
+    return [*verdict(results["rows"], results["differences"]), *_reservations(out)]
+
+
+def _reservations(out: Path) -> list[str]:
+    """Return sentences on what a verdict leaves open; they name no clip, since cards are published."""
+    split = read_json(out / "clips" / "split.json")["reasons"]
+    choices = Choices(**read_json(out / "choices.json"))
+    unmatched = "Not compared with the best match among the training clips: searching them would take too long for these hours."
     return [
-        *verdict(results["rows"], results["differences"]),
-        *(each for each in _split(out) if KNOWN_FOOTAGE in each),
+        *(each for each in split if KNOWN_FOOTAGE in each),
+        *([] if choices.searches_matches else [unmatched]),
     ]
-
-
-def _split(out: Path) -> list[str]:
-    """Return the sentences on how clips were held out."""
-    return read_json(out / "clips" / "split.json")["reasons"]
 
 
 def _publish(record: Record, clips: str, out: Path, options: Sequence[str]) -> None:
@@ -542,7 +555,7 @@ def _publish(record: Record, clips: str, out: Path, options: Sequence[str]) -> N
     results = out / "evaluation" / "results.json"
     present.write_card_facts(
         out / "card.yaml", out.resolve().name, present.short_name(clips), options, read_json(results)["num_frames"],
-        _split(out),
+        _reservations(out),
     )  # fmt: skip
     record.run(
         "publish", ["-m", "training.publish", str(out / "run"), str(out / "card.yaml"), str(results), "-o", str(model)]

@@ -196,12 +196,13 @@ def _this_process() -> dict[str, Any]:
 
 def _machine() -> str:
     """Return what processes that see each other's numbers have in common: the host and, on Linux, a PID namespace."""
-    machine, namespace = f"{uuid.getnode():x}", ""
+    known = [socket.gethostname()]
     with contextlib.suppress(OSError):  # small images of containers have none
-        machine = Path("/etc/machine-id").read_text().strip() or machine
+        known.append(Path("/etc/machine-id").read_text().strip())
     with contextlib.suppress(OSError):
-        namespace = f" {os.stat('/proc/self/ns/pid').st_ino}"
-    return f"{socket.gethostname()} {machine}{namespace}"
+        known.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    # The address of the network differs from process to process where there is none, so it is the last resort.
+    return " ".join(known) if len(known) > 1 else f"{known[0]} {uuid.getnode():x}"
 
 
 def _is_alive(pid: Any, started: Any) -> bool:

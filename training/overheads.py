@@ -7,6 +7,7 @@ the steps themselves; `plan.py` prints both.
 import math
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusers_mardini.hardware import choose_device
 from diffusers_mardini.latents import decode_latents, encode_video
 from diffusers_mardini.pipelines.sampling_options import SamplingOptions
+from diffusers_mardini.video.errors import FILE_ERRORS
 from diffusers_mardini.video_io import iterate_frames
 from training.config.schema import RunConfig, StageConfig
 from training.costs import Shape, count_forward, masked_frames, time_forward
@@ -34,6 +36,7 @@ from training.monitoring.heldout_scores import TASK
 KINDS: tuple[str, ...] = ("start-up", "encoding", "held-out losses", "held-out scores", "pictures")
 _TIMED_FRAMES = 8  # encoded and decoded to time the autoencoder
 _DECODED = 32  # frames of a clip, to time the decoder of videos
+_TRIED = 5  # clips, of which some may be damaged or out of reach
 # The trainer imports what the plan does and its trackers, builds its models and writes its report.
 _START = 2.0
 _IMPORTED = time.process_time()  # seconds: libraries are loaded by now, and no clip is read
@@ -132,15 +135,16 @@ def encoding_seconds(config: RunConfig, frames: dict[tuple[int, int], int], time
 
 
 def read_seconds(source: Source, entries: Iterable[Entry], size: tuple[int, int]) -> float:
-    """Return the seconds in which a frame of a source's first clip is decoded and resized; 0 without clips."""
-    entry = next(iter(entries), None)
-    if entry is None:
-        return 0.0
-    started, count = time.perf_counter(), 0
-    for _, frame in islice(iterate_frames(source.open(entry.key), source.fps(entry.key)), _DECODED):
-        View().of(frame[None], *size)
-        count += 1
-    return (time.perf_counter() - started) / max(1, count)
+    """Return the seconds in which a frame of a source's first readable clip is decoded and resized; 0 without one."""
+    for entry in islice(entries, _TRIED):
+        started, count = time.perf_counter(), 0
+        with suppress(*FILE_ERRORS):
+            for _, frame in islice(iterate_frames(source.open(entry.key), source.fps(entry.key)), _DECODED):
+                View().of(frame[None], *size)
+                count += 1
+        if count:
+            return (time.perf_counter() - started) / count
+    return 0.0
 
 
 def start_up_seconds() -> float:

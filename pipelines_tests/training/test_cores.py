@@ -16,7 +16,8 @@ def test_a_process_that_may_use_one_core_takes_one(monkeypatch):
     assert cores.cores() == 1
 
 
-def test_a_system_without_such_a_limit_takes_all(monkeypatch):
+def test_a_system_without_such_a_limit_takes_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "none")
     monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
     assert cores.cores() == os.cpu_count()
 

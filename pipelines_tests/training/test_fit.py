@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.video_io import write_video
+from training.config.layers import load_config
 from training.data.sources import open_source
 from training.fit import (
     NO_ROOM,
@@ -31,6 +33,7 @@ from training.fit import (
     main,
 )
 from training.own_clips.choose import Choices
+from training.own_clips.configs import run_text
 from training.stopping import STOPPED
 
 
@@ -83,10 +86,9 @@ def test_the_rate_of_pictures_cannot_change_on_the_way(tmp_path):
 
 
 def test_hours_may_change_until_something_depends_on_them(tmp_path):
-    record = Record(tmp_path, {"clips": "a", "hours": 0.2})
+    Record(tmp_path, {"clips": "a", "hours": 0.2})
     assert Record(tmp_path, {"clips": "a", "hours": 1.0}).content["asked"]["hours"] == 1.0
-    with record.step("choose"):
-        pass
+    (tmp_path / "choices.json").touch()
     with pytest.raises(ValueError, match="begun with hours 0.2; repeat that"):
         Record(tmp_path, {"clips": "a", "hours": 2.0})
 
@@ -96,8 +98,15 @@ def test_what_rests_on_a_training_is_done_again_after_another_one(tmp_path):
     for step in STEPS:
         with record.step(step):
             pass
-    record.begin_anew("train")
-    assert Record(tmp_path, {"clips": "a", "hours": 1.0}).content["done"] == ["look", "probe", "choose", "autoencoder"]
+    with record.step("train"):
+        record.begin_anew("train")
+    assert Record(tmp_path, {"clips": "a", "hours": 1.0}).content["done"] == [
+        "look",
+        "probe",
+        "choose",
+        "autoencoder",
+        "train",
+    ]
 
 
 def test_clips_that_came_later_are_told(tmp_path, capsys):
@@ -116,12 +125,15 @@ def test_clips_that_came_later_are_told(tmp_path, capsys):
 
 @pytest.mark.parametrize(("taken", "told"), [(400, False), (250, False), (100, True), (None, False)])
 def test_a_run_that_had_time_for_few_steps_says_so(tmp_path, taken, told):
-    choices = Choices(10.0, 48, 96, 24, "mardini-nano", 16, 2, 400)
+    (tmp_path / "config.yaml").write_text(
+        run_text(Choices(10.0, 48, 96, 24, "mardini-nano", 16, 2, 400, defaultdict(str)), tmp_path, 1.0)
+    )
+    steps = sum(stage.steps for stage in load_config(tmp_path / "config.yaml").stages)
     (tmp_path / "run").mkdir()
     if taken is not None:
         (tmp_path / "run/status.json").write_text(json.dumps({"state": "finished", "global_step": taken}))
-    sentences = _shortened(tmp_path, choices)
-    assert bool(sentences) == told and all("time for 100 of the 400 steps" in each for each in sentences)
+    sentences = _shortened(tmp_path)
+    assert bool(sentences) == told and all(f"time for 100 of the {steps} steps" in each for each in sentences)
 
 
 STOPS = (

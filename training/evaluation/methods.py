@@ -110,7 +110,8 @@ class TrainingClips:
 
     def key(self) -> list:
         """Return a key that changes if a file is added, removed or rewritten."""
-        return [self.stride, self.fps, [[clip.name, clip.entry.sha256] for clip in self.found()]]
+        rate = [] if self.picture_fps is None else [self.picture_fps]
+        return [self.stride, self.fps, *rate, [[clip.name, clip.entry.sha256] for clip in self.found()]]
 
     def found(self) -> list[FoundClip]:
         """Return the clips."""

@@ -17,7 +17,7 @@ def short_name(clips: str) -> str:
 
 
 def write_card_facts(
-    path: Path, name: str, clips: str, options: Sequence[str], num_frames: int, split: Sequence[str]
+    path: Path, name: str, clips: str, options: Sequence[str], num_frames: int, reservations: Sequence[str]
 ) -> None:
     """Write the YAML file of facts that no run records, for `training.publish`; the model itself knows its window.
 
@@ -27,17 +27,21 @@ def write_card_facts(
         clips: `short_name` of the clips.
         options: of the fit, as they are typed.
         num_frames: of a window.
-        split: sentences on how clips were held out.
+        reservations: sentences on what the scores leave open.
     """
     facts = {
         "name": name,
         "path": "model",
         "description": f"A small MarDini trained from scratch on own clips ({clips}) by `training.fit`.",
-        "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained. "
-        + " ".join(split),
+        "data": f"The clips of {clips}; which were held out is decided by `training.fit` before anything is trained.",
         "command": " ".join(["python -m training.fit", shlex.quote(clips), shlex.quote(name), *options]),
-        "metrics_setting": f"Windows of held-out clips; first and last frame given, the {num_frames - 2} between them "
-        "sampled; one sample each.",
+        "metrics_setting": " ".join(
+            [
+                f"Windows of held-out clips; first and last frame given, the {num_frames - 2} between them sampled; one "
+                "sample each.",
+                *reservations,
+            ]
+        ),
         "limits": [
             "Knows the kind of clips that it was trained on, at that size and pace; on others expect nonsense."
         ],

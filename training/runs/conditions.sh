@@ -38,14 +38,17 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=true
             run=tiny-driving steps=600 small=()
             if [ -n "$TOY" ]; then
-                run=toy-driving steps=2 small=(validation_windows=2 quality_windows=0 sample_every=0)
+                run=toy-driving steps=2 small=(validation_windows=2 quality_windows=0 data.train="$CARRACING-varied-val" data.validation="$CARRACING-varied-val")
+                small+=(vae="$CHECKPOINT")
                 for stage in joint decay; do
                     small+=("stages.$stage.steps=2" "stages.$stage.batch_size=2" "stages.$stage.warmup_steps=0" "stages.$stage.compile=false")
                 done
             fi
             train() { "$PYTHON" -m training.train_mardini training/configs/tiny-driving.yaml "$@" ${small[@]+"${small[@]}"}; }
-            # The stages before it, if the checkpoint's own training is not here (training/runs/mardini-tiny-carracing.sh).
-            [ -d "runs/$run/stages/joint" ] || train name="$run" --stop-after joint
+            # The stage before it, if the checkpoint's own training is not here; needs its clips, and runs/tiny-carracing (training/runs/mardini-tiny-carracing.sh).
+            begun=()
+            [ -z "$TOY" ] || begun=(init_from="$CHECKPOINT")
+            [ -d "runs/$run/stages/joint" ] || train name="$run" --stop-after joint ${begun[@]+"${begun[@]}"}
             rates=()
             for stride in 1 2 3 4; do
                 train name="$run-$stride" init_from="runs/$run/stages/joint" --start-at decay "strides={$stride: 1}" "stages.decay.steps=$steps"

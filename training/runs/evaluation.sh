@@ -16,13 +16,15 @@ score() {  # name of the result, checkpoint, training clips, held-out clips, and
 }
 racing=(checkpoints/mardini-tiny-racing "$RACING/train" "$RACING/val")
 carracing=("$CHECKPOINT" "$DRIVING/careful" "$CARRACING/val")
-score carracing "${carracing[@]}" --stride 2 --no-conditions
+untold=()
+if grep -q '"conditions": {' "$CHECKPOINT/transformer/config.json" 2> /dev/null; then untold=(--no-conditions); fi
+score carracing "${carracing[@]}" --stride 2 ${untold[@]+"${untold[@]}"}
 for task in image-to-video expansion; do score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"; done
 # Drivers of all kinds, as two thirds of the training clips have, and one of whom no clip was trained on; as `mardini` samples.
 record "$CARRACING-varied-val" 40 110000 --drivers varied
 record "$CARRACING-pixels" 16 120000 --drivers pixels
 for drivers in all-drivers=varied-val other-driver=pixels; do
-    score "carracing-${drivers%=*}" "$CHECKPOINT" "$DRIVING/careful" "$CARRACING-${drivers#*=}" --stride 2 --steps 10 --scheduler unipc --no-conditions
+    score "carracing-${drivers%=*}" "$CHECKPOINT" "$DRIVING/careful" "$CARRACING-${drivers#*=}" --stride 2 --steps 10 --scheduler unipc ${untold[@]+"${untold[@]}"}
 done
 if [ "$CHECKPOINT" = "$own" ]; then
     score racing-stride-2 "${racing[@]}" --stride 2
