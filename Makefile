@@ -9,7 +9,7 @@ DROID ?= droid-dataset.github.io
 DIFFUSERS ?= diffusers
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo app test test-slow test-web test-upstream style check docs bench gpu-check train train-tiny-racing train-tiny-carracing train-tiny-robot wheel clean
+.PHONY: demo app test test-slow test-web test-upstream style check docs bench gpu-check train train-tiny-racing train-tiny-carracing train-tiny-driving train-tiny-robot wheel clean
 
 demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
 	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
@@ -51,8 +51,11 @@ gpu-check: .venv/.dev  ## what only a GPU can answer, in eight minutes: OUT=fold
 train-tiny-racing: .venv/.dev  ## RACING=folder of a checkout of github.com/criscola/donkeycar; about three and a half hours on 2 cores
 	bash training/runs/mardini-tiny-racing.sh "$(RACING)"
 
-train-tiny-carracing: .venv/.dev  ## about five hours on 2 cores, clips and autoencoder included
+train-tiny-carracing: .venv/.dev  ## about 3.5 hours on 2 cores, clips and autoencoder included
 	bash training/runs/mardini-tiny-carracing.sh
+
+train-tiny-driving: .venv/.dev  ## goes on from checkpoints/mardini-tiny-carracing; about 1.7 hours on 2 cores, clips included
+	bash training/runs/mardini-tiny-driving.sh
 
 train-tiny-robot: .venv/.dev  ## DROID=folder of a checkout of github.com/droid-dataset/droid-dataset.github.io; about two hours on 2 cores
 	bash training/runs/mardini-tiny-robot.sh "$(DROID)"

@@ -24,6 +24,7 @@ from training.figures.contact_sheets import side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/images/moving"
+DRIVING = ROOT / "checkpoints/mardini-tiny-driving"
 CHECKPOINT, CLIP = ROOT / "checkpoints/mardini-tiny-carracing", ROOT / "examples/clips/carracing_200000.mp4"
 FRAMES, PACE, SIZE = 9, 2, 64  # as the checkpoint was trained
 FACTOR, LEAD, NEW = 4, 5, 16
@@ -71,8 +72,6 @@ def moving_pictures(pipe: MarDiniPipeline, clip: torch.Tensor, steps: int) -> di
 
     longer = pipe.extend(clip[:LEAD], num_new_frames=NEW, **options()).frames[0]
     pictures["extension"] = show(lead, {"sampled": longer, "true": clip[: LEAD + NEW]}, LEAD + NEW)
-    if ACTION in pipe.conditions:
-        pictures["drive"] = drives(pipe, clip[:LEAD], steps)
     return pictures
 
 
@@ -98,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder for the WebP files")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="its folder")
+    parser.add_argument("--driving", type=Path, default=DRIVING, help="one that takes actions, if that does not")
     parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args(arguments)
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint)
@@ -106,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fitted = [ImageOps.fit(Image.fromarray(frame), (SIZE, SIZE)) for frame in frames[::PACE]]
     clip = pipe.video_processor.preprocess(fitted) / 2 + 0.5  # (frames, 3, height, width) in [0, 1]
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, pictures in moving_pictures(pipe, clip, options.steps).items():
+    shown = moving_pictures(pipe, clip, options.steps)
+    driven = pipe if ACTION in pipe.conditions else MarDiniPipeline.from_pretrained(options.driving)
+    driven.set_progress_bar_config(disable=True)
+    shown["drive"] = drives(driven, clip[:LEAD], options.steps)
+    for name, pictures in shown.items():
         path = options.output / f"{name}.webp"
         rate = RATE if len(pictures) > 2 * FRAMES else 5
         times = [round(1000 / rate)] * (len(pictures) - 1) + [900]  # the last frame stays a moment

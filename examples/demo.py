@@ -1,6 +1,7 @@
 """Sample the three tasks on real clips and show truth, ours and a simple method side by side: `make demo`.
 
-A checkpoint that takes actions also drives on from the first clip, once to the left and once to the right.
+A checkpoint that takes actions, the same one or `--driving`, also drives on from the first clip, once to the left and
+once to the right.
 
     python -m examples.demo --clips examples/clips --checkpoint checkpoints/mardini-tiny-carracing
 
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         run_task(pipe, windows, task, options.steps, options.seed, fps, options.output)
+    if ACTION not in pipe.conditions and (Path(options.driving) / "model_index.json").is_file():
+        pipe = MarDiniPipeline.from_pretrained(options.driving, dtype=dtype).to(device)
+        pipe.set_progress_bar_config(disable=True)
     if ACTION in pipe.conditions:
         run_drive(pipe, windows, options.steps, options.seed, fps, options.output)
     print(f"\nThe files lie in {options.output.resolve()}")
@@ -147,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=Path, default=ROOT / "examples/clips", help="folder of clips")
     parser.add_argument(
         "--checkpoint", default=str(ROOT / "checkpoints/mardini-tiny-carracing"), help="folder of a pipeline"
+    )
+    parser.add_argument(
+        "--driving", default=str(ROOT / "checkpoints/mardini-tiny-driving"), help="one that takes actions, for the drive"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
     parser.add_argument("--steps", type=int, default=25)

@@ -1,6 +1,6 @@
 """Make a checkpoint folder out of a finished run: its pipeline or adapter, and a model card from the run's records.
 
-    python -m training.publish runs/tiny-driving training/runs/mardini-tiny-carracing.yaml \
+    python -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml \
         outputs/evaluation-carracing/results.json -o checkpoints/mardini-tiny-carracing
 
 The YAML file contains what no run records: description, data, limits. Stages, hardware and hours come from the run's

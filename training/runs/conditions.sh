@@ -2,7 +2,7 @@
 # Whether the checkpoint does what it is told: steering, motion, the distance between frames, and a minute's drive. For docs/results/conditions.md.
 # Another checkpoint, with the page left alone: CHECKPOINT=runs/mine/pipeline OUT=outputs/mine bash training/runs/conditions.sh
 # PARTS names some of counterfactuals, drives, motion and rates (default: all). After an interruption the same command goes on.
-own=checkpoints/mardini-tiny-carracing results=conditions page=docs/results/conditions.md
+own=checkpoints/mardini-tiny-driving results=conditions page=docs/results/conditions.md
 source "$(dirname "$0")/pages.inc.sh"
 name="$(basename "${CHECKPOINT%/pipeline}")"  # of the folders that counterfactuals and drives write
 sampler=(--steps 10 --scheduler unipc)
@@ -39,16 +39,14 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             run=tiny-driving steps=600 small=()
             if [ -n "$TOY" ]; then
                 run=toy-driving steps=2 small=(validation_windows=2 quality_windows=0 data.train="$CARRACING-varied-val" data.validation="$CARRACING-varied-val")
-                small+=(vae="$CHECKPOINT")
+                small+=(vae="$CHECKPOINT" init_from="$CHECKPOINT")
                 for stage in joint decay; do
                     small+=("stages.$stage.steps=2" "stages.$stage.batch_size=2" "stages.$stage.warmup_steps=0" "stages.$stage.compile=false")
                 done
             fi
-            train() { "$PYTHON" -m training.train_mardini training/configs/tiny-driving.yaml "$@" ${small[@]+"${small[@]}"}; }
-            # The stage before it, if the checkpoint's own training is not here; needs its clips, and runs/tiny-carracing (training/runs/mardini-tiny-carracing.sh).
-            begun=()
-            [ -z "$TOY" ] || begun=(init_from="$CHECKPOINT")
-            [ -d "runs/$run/stages/joint" ] || train name="$run" --stop-after joint ${begun[@]+"${begun[@]}"}
+            train() { "$PYTHON" -m training.train_mardini training/configs/tiny-driving.yaml ${small[@]+"${small[@]}"} "$@"; }
+            # The stage before it, if the checkpoint's own training is not here; needs its clips (training/runs/mardini-tiny-driving.sh).
+            [ -d "runs/$run/stages/joint" ] || train name="$run" --stop-after joint
             rates=()
             for stride in 1 2 3 4; do
                 train name="$run-$stride" init_from="runs/$run/stages/joint" --start-at decay "strides={$stride: 1}" "stages.decay.steps=$steps"

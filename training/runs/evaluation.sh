@@ -7,25 +7,16 @@ own=checkpoints/mardini-tiny-carracing results=checkpoints page=docs/results/che
 source "$(dirname "$0")/pages.inc.sh"
 if [ "$CHECKPOINT" = "$own" ] && [ "$OUT" = "$results" ]; then OUT="$SCORES"; fi
 RACING="${RACING:-runs/data/rc_racing}"
-# The best match among the careful driver's clips of the last two stages (training/runs/mardini-tiny-carracing.sh).
-DRIVING="${CARRACING%/*}/driving"
-record "$DRIVING/careful" 500 4000
+# The best match among the first 500 of the 3,200 training tracks.
+record "$CARRACING/train-500" 500 0
 read -ra SEEDS <<< "${SEEDS:-0 1 2 3}"
 score() {  # name of the result, checkpoint, training clips, held-out clips, and further options
     "$PYTHON" -m training.evaluate "$2" "$4" --train-clips "$3" --steps 25 --seeds "${SEEDS[@]}" -o "$OUT/$1" "${@:5}"
 }
 racing=(checkpoints/mardini-tiny-racing "$RACING/train" "$RACING/val")
-carracing=("$CHECKPOINT" "$DRIVING/careful" "$CARRACING/val")
-untold=()
-if grep -q '"conditions": {' "$CHECKPOINT/transformer/config.json" 2> /dev/null; then untold=(--no-conditions); fi
-score carracing "${carracing[@]}" --stride 2 ${untold[@]+"${untold[@]}"}
+carracing=("$CHECKPOINT" "$CARRACING/train-500" "$CARRACING/val")
+score carracing "${carracing[@]}" --stride 2
 for task in image-to-video expansion; do score "carracing-$task" "${carracing[@]}" --stride 2 --task "$task"; done
-# Drivers of all kinds, as two thirds of the training clips have, and one of whom no clip was trained on; as `mardini` samples.
-record "$CARRACING-varied-val" 40 110000 --drivers varied
-record "$CARRACING-pixels" 16 120000 --drivers pixels
-for drivers in all-drivers=varied-val other-driver=pixels; do
-    score "carracing-${drivers%=*}" "$CHECKPOINT" "$DRIVING/careful" "$CARRACING-${drivers#*=}" --stride 2 --steps 10 --scheduler unipc ${untold[@]+"${untold[@]}"}
-done
 if [ "$CHECKPOINT" = "$own" ]; then
     score racing-stride-2 "${racing[@]}" --stride 2
     score racing-stride-3 "${racing[@]}" --stride 3
@@ -35,9 +26,23 @@ if [ "$CHECKPOINT" = "$own" ]; then
     score racing-few-steps-stride-3 "${racing[@]}" --stride 3 --guidance-scale 3 --steps 10 5
     for task in image-to-video expansion; do score "racing-$task" "${racing[@]}" --stride 2 --task "$task"; done
 fi
+if [ "$CHECKPOINT" = "$own" ]; then
+    # The checkpoint that can be told, beside the one that it goes on from, on tracks of three kinds of drivers; as `mardini` samples.
+    record "$CARRACING-varied-val" 40 110000 --drivers varied
+    record "$CARRACING-pixels" 16 120000 --drivers pixels
+    record "${CARRACING%/*}/driving/careful" 500 4000
+    for drivers in "the careful driver=$CARRACING/val" "drivers of all kinds=$CARRACING-varied-val" "another driver=$CARRACING-pixels"; do
+        kind="${drivers%%=*}" clips="${drivers#*=}" default=(--stride 2 --steps 10 --scheduler unipc)
+        folder="$OUT/driving-${kind// /-}"
+        score "driving-${kind// /-}" checkpoints/mardini-tiny-driving "${CARRACING%/*}/driving/careful" "$clips" "${default[@]}" --no-conditions
+        score "driving-${kind// /-}-carracing" "$own" "${CARRACING%/*}/driving/careful" "$clips" "${default[@]}"
+        compare "driving, $kind" "$folder-compared" "mardini-tiny-driving, told=$folder" "mardini-tiny-driving, told nothing=$folder:ours, 10 steps, unipc, without conditions" \
+            "mardini-tiny-carracing=$folder-carracing" "DIS optical flow=$folder:DIS optical flow" "best match=$folder:best match among training windows" "cross-fade=$folder:cross-fade"
+    done
+fi
 filled=()
 if [ -n "$PAGE" ]; then filled=("$PAGE"); fi
 if [ "$PAGE" = "$page" ]; then filled+=(README.md); fi
-if [ -n "$PAGE" ] && [ "$CHECKPOINT" != "$own" ]; then filled+=(--only carracing carracing-image-to-video carracing-expansion carracing-all-drivers carracing-other-driver); fi
+if [ -n "$PAGE" ] && [ "$CHECKPOINT" != "$own" ]; then filled+=(--only carracing carracing-image-to-video carracing-expansion); fi
 "$PYTHON" -m training.reproduction.released_models "$OUT" ${filled[@]+"${filled[@]}"} \
     --picture "carracing=$PICTURES/carracing.png" "carracing-image-to-video=$PICTURES/carracing-image-to-video.png" "carracing-expansion=$PICTURES/carracing-expansion.png"

@@ -61,7 +61,7 @@ def play(
 ) -> None:
     """Drive through the world of a checkpoint with the arrow keys.
 
-    Example: mardini play checkpoints/mardini-tiny-carracing --start clip.mp4
+    Example: mardini play checkpoints/mardini-tiny-driving --start clip.mp4
     """
     with plain_errors(debug):
         server = _server()
