@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Whether the checkpoint does what it is told: steering, motion, the distance between frames, and a minute's drive. For docs/results/conditions.md.
 # Another checkpoint, with the page left alone: CHECKPOINT=runs/mine/pipeline OUT=outputs/mine bash training/runs/conditions.sh
-# PARTS names some of counterfactuals, drives, motion and rates (default: all). After an interruption the same command goes on.
+# PARTS names some of counterfactuals, between, drives, motion and rates (default: all). After an interruption the same command goes on.
 own=checkpoints/mardini-tiny-driving results=conditions page=docs/results/conditions.md
 source "$(dirname "$0")/pages.inc.sh"
 name="$(basename "${CHECKPOINT%/pipeline}")"  # of the folders that counterfactuals and drives write
@@ -13,7 +13,7 @@ score() {  # folder, checkpoint, and further options
 copied() {  # a block, a result, and what its picture shows
     fill_block "$1" training.reproduction.copied_result "$OUT-$2" --picture "$PICTURES/$(basename "$2" .md).png" "$3"
 }
-for part in ${PARTS:-counterfactuals drives motion rates}; do
+for part in ${PARTS:-counterfactuals between drives motion rates}; do
     case "$part" in
         counterfactuals)
             states=100
@@ -23,6 +23,20 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             # As the page drives: three steps, no guidance.
             "$PYTHON" -m training.counterfactuals "$CHECKPOINT" -o "$OUT-played" --states "$states" --steps 3 --scheduler unipc --guidance-scale 1
             fill_block played training.reproduction.copied_result "$OUT-played/$name/counterfactuals.md"
+            ;;
+        between)  # beside the checkpoint that it goes on from
+            before=checkpoints/mardini-tiny-carracing careful="${CARRACING%/*}/driving/careful"
+            record "$careful" 500 4000
+            record "$CARRACING-pixels" 16 120000 --drivers pixels
+            for kind in "the careful driver=$CARRACING/val" "drivers of all kinds=$CARRACING-varied-val" "another driver=$CARRACING-pixels"; do
+                clips="${kind#*=}" kind="${kind%%=*}"
+                folder="$OUT-${kind// /-}"
+                setting=("$clips" --train-clips "$careful" --stride 2 "${sampler[@]}" --seeds 0 1 2 3)
+                "$PYTHON" -m training.evaluate "$CHECKPOINT" "${setting[@]}" --no-conditions -o "$folder"
+                "$PYTHON" -m training.evaluate "$before" "${setting[@]}" -o "$folder-before"
+                compare "between, $kind" "$folder-compared" "mardini-tiny-driving, told=$folder" "mardini-tiny-driving, told nothing=$folder:ours, 10 steps, unipc, without conditions" \
+                    "mardini-tiny-carracing=$folder-before" "DIS optical flow=$folder:DIS optical flow" "best match=$folder:best match among training windows" "cross-fade=$folder:cross-fade"
+            done
             ;;
         drives)
             drives=24 seconds=60
@@ -56,6 +70,6 @@ for part in ${PARTS:-counterfactuals drives motion rates}; do
             done
             fill_block rates training.reproduction.rates "${rates[@]}"
             ;;
-        *) echo "PARTS names '$part'; the parts are counterfactuals, drives, motion and rates" >&2; exit 1 ;;
+        *) echo "PARTS names '$part'; the parts are counterfactuals, between, drives, motion and rates" >&2; exit 1 ;;
     esac
 done

@@ -26,20 +26,6 @@ if [ "$CHECKPOINT" = "$own" ]; then
     score racing-few-steps-stride-3 "${racing[@]}" --stride 3 --guidance-scale 3 --steps 10 5
     for task in image-to-video expansion; do score "racing-$task" "${racing[@]}" --stride 2 --task "$task"; done
 fi
-if [ "$CHECKPOINT" = "$own" ]; then
-    # The checkpoint that can be told, beside the one that it goes on from, on tracks of three kinds of drivers; as `mardini` samples.
-    record "$CARRACING-varied-val" 40 110000 --drivers varied
-    record "$CARRACING-pixels" 16 120000 --drivers pixels
-    record "${CARRACING%/*}/driving/careful" 500 4000
-    for drivers in "the careful driver=$CARRACING/val" "drivers of all kinds=$CARRACING-varied-val" "another driver=$CARRACING-pixels"; do
-        kind="${drivers%%=*}" clips="${drivers#*=}" default=(--stride 2 --steps 10 --scheduler unipc)
-        folder="$OUT/driving-${kind// /-}"
-        score "driving-${kind// /-}" checkpoints/mardini-tiny-driving "${CARRACING%/*}/driving/careful" "$clips" "${default[@]}" --no-conditions
-        score "driving-${kind// /-}-carracing" "$own" "${CARRACING%/*}/driving/careful" "$clips" "${default[@]}"
-        compare "driving, $kind" "$folder-compared" "mardini-tiny-driving, told=$folder" "mardini-tiny-driving, told nothing=$folder:ours, 10 steps, unipc, without conditions" \
-            "mardini-tiny-carracing=$folder-carracing" "DIS optical flow=$folder:DIS optical flow" "best match=$folder:best match among training windows" "cross-fade=$folder:cross-fade"
-    done
-fi
 filled=()
 if [ -n "$PAGE" ]; then filled=("$PAGE"); fi
 if [ "$PAGE" = "$page" ]; then filled+=(README.md); fi
