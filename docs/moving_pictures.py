@@ -28,6 +28,7 @@ DRIVING = ROOT / "checkpoints/mardini-tiny-driving"
 CHECKPOINT, CLIP = ROOT / "checkpoints/mardini-tiny-carracing", ROOT / "examples/clips/carracing_200000.mp4"
 FRAMES, PACE, SIZE = 9, 2, 64  # as the checkpoint was trained
 FACTOR, LEAD, NEW = 4, 5, 16
+DRIVING_STEPS = 10
 DRIVEN, RATE = 60, 12.5  # frames of a drive, and how many are a second
 
 
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = moving_pictures(pipe, clip, options.steps)
     driven = pipe if ACTION in pipe.conditions else MarDiniPipeline.from_pretrained(options.driving)
     driven.set_progress_bar_config(disable=True)
-    shown["drive"] = drives(driven, clip[:LEAD], options.steps)
+    shown["drive"] = drives(driven, clip[:LEAD], min(options.steps, DRIVING_STEPS))
     for name, pictures in shown.items():
         path = options.output / f"{name}.webp"
         rate = RATE if len(pictures) > 2 * FRAMES else 5
