@@ -18,7 +18,11 @@ WHOLE = {
     "src/diffusers_mardini/presets": "Sizes of planner, transformer and scheduler: the four rows of Table 1, and `mardini-tiny`.",
     **{
         f"checkpoints/mardini-tiny-{name}": f"The checkpoint of {domain}, with its card."
-        for name, domain in (("carracing", "CarRacing"), ("racing", "the real laps"))
+        for name, domain in (
+            ("carracing", "CarRacing"),
+            ("driving", "CarRacing that can be told and driven"),
+            ("racing", "the real laps"),
+        )
     },
 }
 FILES = {
