@@ -62,7 +62,7 @@ MAY_IMPORT = {
 # training/ is a program, which imports any room, or reproduction/, which no other room imports.
 TRAINER = sorted((ROOT / "training").rglob("*.py"))
 ROOMS = (
-    {"files", "stopping", "progress", "randomness", "digests", "page_blocks"},
+    {"cores", "files", "stopping", "progress", "randomness", "digests", "page_blocks"},
     {"locks", "config", "figures"},
     {"data"},
     {"engine"},
