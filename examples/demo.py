@@ -153,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", default=str(ROOT / "checkpoints/mardini-tiny-carracing"), help="folder of a pipeline"
     )
     parser.add_argument(
-        "--driving", default=str(ROOT / "checkpoints/mardini-tiny-driving"), help="one that takes actions, for the drive"
+        "--driving",
+        default=str(ROOT / "checkpoints/mardini-tiny-driving"),
+        help="one that takes actions, for the drive",
     )
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
     parser.add_argument("--steps", type=int, default=25)
