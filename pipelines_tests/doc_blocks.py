@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from diffusers_mardini import cli
 from training.config.layers import load_config
+from training.train_autoencoder import AutoencoderTrainingConfig
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,4 +146,5 @@ def _check_module(words: Sequence[str]) -> None:
             except SystemExit as ended:
                 raise AssertionError(f"{shlex.join(words)}: {errors.getvalue() or ended}") from ended
     if read and "overrides" in read[0] and str(read[0].config).startswith("training/"):
-        load_config(ROOT / read[0].config, read[0].overrides)
+        reader = AutoencoderTrainingConfig.from_yaml if module == "training.train_autoencoder" else load_config
+        reader(ROOT / read[0].config, read[0].overrides)
