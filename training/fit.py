@@ -63,7 +63,8 @@ STEPS = {
 }
 AUTOENCODER_SHARE = 0.12  # of the hours
 JUDGE_SHARE = 0.12
-JUDGE_SECONDS = 300  # at least, of more than 20 minutes
+JUDGE_SECONDS = 300  # at least, of more than half an hour
+LEAST_SECONDS = 20  # of a training
 START_SECONDS = 30  # of a program that loads libraries, clips and models
 MOST_JUDGED = 48  # windows
 SAMPLING_STEPS = 10
@@ -418,9 +419,9 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     if all(path.is_file() for path in wanted):
         return Choices(**read_json(kept))
     device, began, looked = choose_device().type, time.monotonic(), record.seconds_of("look", "probe", "choose")
-    judging = max(JUDGE_SHARE * hours * 3600, min(JUDGE_SECONDS, hours * 3600 / 4))
+    judging = max(JUDGE_SHARE * hours * 3600, min(JUDGE_SECONDS, hours * 3600 / 6))
     all_seconds = hours * 3600 * (1 - AUTOENCODER_SHARE) - judging - looked - 3 * START_SECONDS
-    if all_seconds < 60:
+    if all_seconds < LEAST_SECONDS:
         raise ValueError(
             f"{hours:g} hours leave {max(0, all_seconds):.0f} seconds for the training, after {looked:.0f} seconds of "
             "looking at the clips; give more --hours"
@@ -452,7 +453,7 @@ def _choose(record: Record, out: Path, hours: float, anyway: bool) -> Choices:
     # One process encodes a clip; before that, the autoencoder's training reads them, too.
     encoding = max(reading / processes, longest) + reading / cores()
     seconds = all_seconds - (time.monotonic() - began)
-    if seconds - encoding < 60:
+    if seconds - encoding < LEAST_SECONDS:
         raise ValueError(
             f"{hours:g} hours leave {max(0, seconds - encoding):.0f} seconds for the training: reading the clips' "
             f"{all_frames:,} frames takes about {encoding / 60:.0f} minutes; give more --hours, or another "
