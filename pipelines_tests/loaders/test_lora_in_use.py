@@ -61,7 +61,7 @@ def test_a_scale_may_be_given_by_position(pipe, folder):
     pipe.load_lora_weights(folder)
     latents, mask = torch.randn(1, 3, 16, 2, 2, generator=seeded()), torch.tensor([[True, False, True]])
     expected = pipe.planner(latents, mask, attention_kwargs={"scale": 0.5}).planning_signals
-    assert torch.equal(pipe.planner(latents, mask, 1, {"scale": 0.5}).planning_signals, expected)
+    torch.testing.assert_close(pipe.planner(latents, mask, 1, {"scale": 0.5}).planning_signals, expected)
     assert differ(pipe.planner(latents, mask, 1, None).planning_signals, expected)
 
 
