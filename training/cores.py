@@ -1,4 +1,4 @@
-"""How many CPU cores a program may use."""
+"""Count the CPU cores that a program may use."""
 
 import os
 from contextlib import suppress

@@ -10,7 +10,6 @@ stopped.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -36,7 +35,7 @@ from training.cores import cores
 from training.data.frames import draw_frames
 from training.data.manifest import read_manifest_of
 from training.data.manifest_files import MANIFESTS
-from training.data.sources import Source, open_source
+from training.data.sources import open_source
 from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.intervals import SURE
 from training.evaluation.probe import slower_rates
@@ -48,6 +47,7 @@ from training.overheads import read_seconds
 from training.own_clips import choose, configs, present
 from training.own_clips.choose import Choices
 from training.own_clips.hold_out import KNOWN_FOOTAGE
+from training.own_clips.look import state_of
 from training.probe import NO_ROOM
 from training.stopping import SIGNALS, STOPPED
 
@@ -275,7 +275,7 @@ def fit(
             if not record.is_done("look"):
                 rate = [] if picture_fps is None else ["--picture-fps", f"{picture_fps:g}"]
                 record.run("look", ["-m", "training.look", clips, str(out / "clips"), *rate])
-            _compare_clips(record, _state_of(source, clips))
+            _compare_clips(record, state_of(source, clips))
         with record.step("probe"):
             _probe(record, out, anyway)
         with record.step("choose"):
@@ -320,16 +320,6 @@ def fit(
     )
     print(f"To put it on the Hub: mardini push {shlex.quote(str(out / 'model'))} your-name/your-model")
     return out / "model"
-
-
-def _state_of(source: Source, clips: str) -> str | None:
-    """Return a digest of the names and stamps of clips in a folder or file; `None` of others, which may be far away."""
-    if not Path(clips).exists():
-        return None
-    with suppress(OSError):
-        state = [(key, source.stamp(key)) for key in source.keys()]
-        return hashlib.sha256(json.dumps(state).encode("utf-8", "surrogatepass")).hexdigest()
-    return None
 
 
 def _compare_clips(record: Record, state: str | None) -> None:

@@ -27,13 +27,13 @@ from training.fit import (
     _judging_command,
     _probing_command,
     _shortened,
-    _state_of,
     _stop_without_room,
     fit,
     main,
 )
 from training.own_clips.choose import Choices
 from training.own_clips.configs import run_text
+from training.own_clips.look import state_of
 from training.stopping import STOPPED
 
 
@@ -115,11 +115,11 @@ def test_clips_that_came_later_are_told(tmp_path, capsys):
     clips = str(tmp_path / "clips")
     (tmp_path / "out").mkdir()
     record = Record(tmp_path / "out", {"clips": clips, "hours": 1.0})
-    _compare_clips(record, _state_of(open_source(clips), clips))
-    _compare_clips(record, _state_of(open_source(clips), clips))
+    _compare_clips(record, state_of(open_source(clips), clips))
+    _compare_clips(record, state_of(open_source(clips), clips))
     assert "changed" not in capsys.readouterr().out
     write_video(tmp_path / "clips/b.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
-    _compare_clips(record, _state_of(open_source(clips), clips))
+    _compare_clips(record, state_of(open_source(clips), clips))
     assert "these clips have changed since they were looked at" in capsys.readouterr().out
 
 

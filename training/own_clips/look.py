@@ -5,6 +5,7 @@ Every clip is decoded once for the manifest (`data/manifest.py`) and once more, 
 `hold_out.py` splits the scenes; `report.py` says in sentences what was found.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -366,3 +368,13 @@ class _Progress:
         left = (now - self._begun) / max(1, self._done_frames) * (self._frames - self._done_frames)
         minutes = f"{left / 60:.0f} minutes" if left >= 90 else f"{left:.0f} seconds"
         self._say(f"looked at {self._done_clips:,} of {self._clips:,} clips, about {minutes} left")
+
+
+def state_of(source: Source, clips: str) -> str | None:
+    """Return a digest of the names and stamps of clips in a folder or file; `None` of others, which may be far away."""
+    if not Path(clips).exists():
+        return None
+    with suppress(OSError):
+        state = [(key, source.stamp(key)) for key in source.keys()]
+        return hashlib.sha256(json.dumps(state).encode("utf-8", "surrogatepass")).hexdigest()
+    return None

@@ -98,7 +98,7 @@ def test_a_steps_windows_are_shared_equally(device, cores, expected):
 
 
 def test_on_windows_one_process_trains(monkeypatch):
-    """Where the launcher of several does not start."""
+    """The launcher of several does not start there."""
     monkeypatch.setattr(choose, "os", SimpleNamespace(name="nt"))
     assert choose.processes_for("cpu", 8, 16) == 1
 
