@@ -214,7 +214,9 @@ class Record:
 
 @contextmanager
 def _signals_passed_on(process: subprocess.Popen):
-    """Pass signals on to a program; Ctrl-C and Ctrl-Break of a terminal reach it by themselves. End it if this block is left early.
+    """Pass signals on to a program; Ctrl-C and Ctrl-Break of a terminal reach it by themselves.
+
+    It is ended if this block is left early.
 
     Yields the signals that have come, a list that grows.
     """
