@@ -50,7 +50,7 @@ for part in ${PARTS:-counterfactuals between drives motion rates}; do
             ;;
         rates)  # the last stage once more from where the one before it ended, on one distance alone
             export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=true
-            run=tiny-driving steps=600 small=()
+            run=tiny-driving steps=500 small=()
             if [ -n "$TOY" ]; then
                 run=toy-driving steps=2 small=(validation_windows=2 quality_windows=0 data.train="$CARRACING-varied-val" data.validation="$CARRACING-varied-val")
                 small+=(vae="$CHECKPOINT" init_from="$CHECKPOINT")
