@@ -68,7 +68,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         raise ValueError(f"--true-frames is {options.true_frames}; give more than the {options.given} that lead")
     scheduler = scheduler_named(pipe.scheduler, options.scheduler) if options.scheduler else None
     # 2. Continue
-    finished = FinishedParts(options.output / "kept")
+    finished = FinishedParts(options.kept or options.output / "kept")
     key = {"drift": 1, "frames": options.frames, "given": options.given, "seed": options.seed, "told": conditions}
     key |= {"truth": digest_of(true), "size": options.size, **model_key(pipe)}
     key |= {"ranges": ranges} if options.range else {}
@@ -184,6 +184,15 @@ def held(rows: Sequence[Mapping[str, Any]], arm: str) -> list[str]:
     return [name for name in MEASURES if first["intervals"][name][0] <= last[name] <= first["intervals"][name][1]]
 
 
+def stays(rows: Sequence[Mapping[str, Any]], arm: str) -> str:
+    """Return a line of markdown that says the same of an arm of two ranges or more."""
+    first, *_, last = [row for row in rows if row["arm"] == arm]
+    return (
+        f"- {arm}: in frames {last['first']} to {last['last']} within the interval of frames {first['first']} to "
+        f"{first['last']}: {', '.join(held(rows, arm)) or 'none'} of {', '.join(MEASURES)}"
+    )
+
+
 def write(
     folder: Path,
     result: Mapping[str, Any],
@@ -194,15 +203,7 @@ def write(
     """Write results, table, chart and contact sheet."""
     rows = result["rows"]
     table = drift_table(rows)
-    verdicts = []
-    if len(ranges) > 1:
-        for arm in curves:
-            kept = held(rows, arm)
-            what = ", ".join(kept) or "none"
-            verdicts.append(
-                f"- {arm}: in frames {ranges[-1][0]} to {ranges[-1][1]} within the interval of frames {ranges[0][0]} to "
-                f"{ranges[0][1]}: {what} of {', '.join(MEASURES)}"
-            )
+    verdicts = [stays(rows, arm) for arm in curves] if len(ranges) > 1 else []
     write_whole(folder / "drift.json", json.dumps(without_nan(dict(result)), indent=2) + "\n")
     page = "\n\n".join([f"# Drift of {folder.name}", f"```bash\n{result['command']}\n```", table, "\n".join(verdicts)])
     write_whole(folder / "drift.md", page + "\n")
@@ -282,6 +283,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/drift"), help="folder")
+    parser.add_argument("--kept", type=Path, help="folder of finished parts, to share it with other runs; default: kept, "
+                        "in the output folder")  # fmt: skip
     parser.add_argument("--frames", type=int, default=1000, help="new frames of each clip")
     parser.add_argument("--given", type=int, default=4, help="true frames that lead the first window")
     parser.add_argument("--true-frames", type=int, default=32, help="frames of each true clip to compare with")

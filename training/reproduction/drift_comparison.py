@@ -4,21 +4,22 @@
         -o chart.png --page PAGE BLOCK
 
 A method is a label, the folders that `training.drift` wrote (trainings of one method, or noise, with different seeds)
-and, after a colon, one of its arms, by default the first. Writes a row for each method and range of frames, the
-differences to the first method on the same clips, with 95% intervals by bootstrap over clips, how large a difference
-would have shown beside the chance of trainings, and a chart over the ranges. All measures are best at 1, so that
-differences are those of the distance from it, the size of the logarithm: 0.1 is a tenth too much or too little.
+and, after a colon, one of its arms, by default the first. Writes a row for each method and range of frames, what stays
+within the interval of the first range until the last, the differences to the first method on the same clips, with 95%
+intervals by bootstrap over clips, how large a difference would have shown beside the chance of trainings, and a chart
+over the ranges. All measures are best at 1, so that differences are those of the distance from it, the size of the
+logarithm: 0.1 is a tenth too much or too little.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.drift import MEASURES, drift_table
+from training.drift import MEASURES, drift_table, stays
 from training.evaluation.intervals import Bootstrap, least_difference
 from training.evaluation.metrics import summarize
 from training.evaluation.results import with_nan
@@ -105,6 +106,25 @@ class Continued:
                 "training.drift on both with the same clips, sizes and ranges"
             )
 
+    def only(self, ranges: Sequence[tuple[int, int]]) -> "Continued":
+        """Return what was measured of some ranges of frames.
+
+        Raises:
+            ValueError: if one was not measured.
+        """
+        if missing := [span for span in ranges if span not in self.ranges]:
+            low, high = missing[0]
+            measured = ", ".join(f"{first} to {last}" for first, last in self.ranges)
+            raise ValueError(f"--range is {low} {high}; of {self.label!r} were measured {measured}")
+        places = [self.ranges.index(span) for span in ranges]
+        return replace(
+            self,
+            ranges=list(ranges),
+            scores=[self.scores[i] for i in places],
+            frechet=[self.frechet[i] for i in places] if self.frechet else [],
+            trainings=tuple(training.only(ranges) for training in self.trainings),
+        )
+
     def rows(self, bootstrap: Bootstrap) -> list[dict[str, Any]]:
         """Return a row of `drift_table` for each range."""
         rows = []
@@ -164,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m training.reproduction.drift_comparison", description=__doc__.splitlines()[0]
     )
     parser.add_argument("methods", nargs="+", metavar="LABEL=FOLDER[,FOLDER...][:ARM]", help="compared with the first")
+    parser.add_argument("--range", type=int, nargs=2, action="append", default=[], metavar=("FIRST", "LAST"),
+                        help="new frames that are shown, as they were measured; default: all ranges")  # fmt: skip
     parser.add_argument("-o", "--chart", type=Path, help="PNG")
     parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
     options = parser.parse_args(arguments)
@@ -172,9 +194,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first, *others = methods
         for method in others:
             first.refuse_other(method)
+        if options.range:
+            first, *others = methods = [
+                method.only([(low, high) for low, high in options.range]) for method in methods
+            ]
         bootstrap = Bootstrap(first.clips)
         rows = {method.label: method.rows(bootstrap) for method in methods}
         text = drift_table([row for found in rows.values() for row in found])
+        if len(first.ranges) > 1:
+            text += "\n\n" + "\n".join(stays(found, label) for label, found in rows.items())
         several = all(len(method.trainings) > 1 for method in methods)
         if several and all(method.frechet for method in methods):
             text += "\n\nFD-EfficientNetLite0 of each seed: " + "; ".join(map(frechet_of_each, methods))

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # How far slow_motion and extend go before quality falls. For docs/results/long_video.md.
 # Another checkpoint, with the page left alone: CHECKPOINT=runs/mine/pipeline OUT=outputs/mine bash training/runs/long_video.sh
-# PARTS names some of near, places, drift, extended and slowed (default: all). After an interruption the same command goes on; so it does with more clips (--max-clips 8,
-# then without).
+# PARTS names some of near, places, drift, laps and slowed (default: all). After an interruption the same command goes on; so it does with more clips (--max-clips 8,
+# then without). The laps are left out without RACING, their folder.
 own=checkpoints/mardini-tiny-carracing results=long-video page=docs/results/long_video.md
 source "$(dirname "$0")/pages.inc.sh"
 name="$(basename "${CHECKPOINT%/pipeline}")"  # of the folder that training.drift writes
-drift() {  # folder, clips, and further options
-    "$PYTHON" -m training.drift "$CHECKPOINT" "$2" -o "$1" --steps 4 --scheduler unipc "${@:3}"
+drift() {  # checkpoint, folder, clips, and further options
+    "$PYTHON" -m training.drift "$1" "$3" -o "$2" --steps 4 --scheduler unipc "${@:4}"
 }
-for part in ${PARTS:-near places drift extended slowed}; do
+# The ranges of frames that are shown, and what extends by 9, 18, ... 1,152 frames.
+ranges=(--range 1 50 --range 101 150 --range 451 500 --range 951 1000) doubled=(--range 1 9) frames=1152
+[ -z "$TOY" ] || ranges=(--range 1 12 --range 25 36) frames=36
+for ((last = 18; last <= frames; last *= 2)); do doubled+=(--range $((last / 2 + 1)) "$last"); done
+plain=(--arm plain) anchor=(--arm "anchor: anchors=1")
+for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
     case "$part" in
         near)
             fill training.reproduction.long_video_quality "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --pictures "$PICTURES" "$@"
@@ -17,25 +22,23 @@ for part in ${PARTS:-near places drift extended slowed}; do
         places)
             fill training.reproduction.places_between "$CHECKPOINT" "$CARRACING/val" -o "$OUT-places" --steps 10 --max-clips 12
             ;;
-        drift)
-            frames=500
-            [ -z "$TOY" ] || frames=50
-            drift "$OUT-drift" "$CARRACING/val" --frames "$frames" --max-clips 5 --batch-size 5 --arm plain
-            fill_block drift training.reproduction.drift_comparison "plain=$OUT-drift/$name"
-            ;;
-        extended)  # by 9, 18, ... 1,152 frames, as it is and with what may help
-            ranges=(--range 1 9) frames=1152
-            [ -z "$TOY" ] || frames=36
-            for ((last = 18; last <= frames; last *= 2)); do ranges+=(--range $((last / 2 + 1)) "$last"); done
-            for seed in 0 1; do
-                drift "$OUT-extended-$seed" "$CARRACING/val" --frames "$frames" --max-clips 8 --seed "$seed" "${ranges[@]}" \
-                    --arm plain --arm "noise on generated frames: generated_noise=0.1" --arm "overlap of 6: overlap=6" --arm "colours kept: colours=1"
-            done
+        drift)  # what may help, on eight tracks; then what helps, on all (the eight are not continued twice)
+            setting=("$CARRACING/val" --frames "$frames" --batch-size 8 --kept "$OUT-drift/kept" "${ranges[@]}" "${doubled[@]}")
+            drift "$CHECKPOINT" "$OUT-remedies" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "without guidance: guidance_scale=1" "${anchor[@]}" \
+                --arm "noise on generated frames: generated_noise=0.1" --arm "colours kept: colours=1" --arm "overlap of 6: overlap=6"
             arms=()
-            for arm in plain "noise on generated frames" "overlap of 6" "colours kept"; do
-                arms+=("$arm=$OUT-extended-0/$name,$OUT-extended-1/$name:$arm")
-            done
-            fill_block "extension by powers of two" training.reproduction.drift_comparison "${arms[@]}" -o "$PICTURES/long_video_extended.png"
+            for arm in plain "without guidance" anchor "noise on generated frames" "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
+            fill_block remedies training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}"
+            drift "$CHECKPOINT" "$OUT-drift" "${setting[@]}" "${plain[@]}" "${anchor[@]}"
+            arms=("plain=$OUT-drift/$name:plain" "anchor=$OUT-drift/$name:anchor")
+            fill_block drift training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}" -o "$PICTURES/long_video_drift.png"
+            fill_block "extension by powers of two" training.reproduction.drift_comparison "${arms[@]}" "${doubled[@]}" -o "$PICTURES/long_video_extended.png"
+            ;;
+        laps)
+            : "${RACING:?names the folder of laps, with train and val in it}"
+            drift checkpoints/mardini-tiny-racing "$OUT-laps" "$RACING/val" --frames "$frames" --batch-size 14 "${ranges[@]}" "${plain[@]}" "${anchor[@]}"
+            laps="$OUT-laps/mardini-tiny-racing"
+            fill_block laps training.reproduction.drift_comparison "plain=$laps:plain" "anchor=$laps:anchor" -o "$PICTURES/long_video_laps.png"
             ;;
         slowed)  # nine frames to 17, 33, ... 1,025
             factors=(2 4 8 16 32 64 128) apart=32
@@ -44,6 +47,6 @@ for part in ${PARTS:-near places drift extended slowed}; do
             fill training.reproduction.slow_motion_doubling "$CHECKPOINT" "$CARRACING/val-long" -o "$OUT-slowed" --factors "${factors[@]}" --apart "$apart" --steps 5 --max-clips 8 \
                 --chart "$PICTURES/long_video_slowed.png"
             ;;
-        *) echo "PARTS names '$part'; the parts are near, places, drift, extended and slowed" >&2; exit 1 ;;
+        *) echo "PARTS names '$part'; the parts are near, places, drift, laps and slowed" >&2; exit 1 ;;
     esac
 done

@@ -98,6 +98,9 @@ def test_the_program_writes_tables_and_goes_on_with_what_is_kept(tmp_path, monke
     monkeypatch.setattr(drift, "continue_clips", lambda *args: pytest.fail("sampled again"))
     drift.main(command)
     assert json.loads((folder / "drift.json").read_text())["rows"] == result["rows"]
+    other = [str(tmp_path / "other") if word == str(tmp_path / "out") else word for word in command]
+    drift.main([*other, "--kept", str(tmp_path / "out" / "kept")])  # another run that shares its parts
+    assert json.loads((tmp_path / "other" / "tiny" / "drift.json").read_text())["rows"] == result["rows"]
     with pytest.raises(SystemExit, match="give every arm a name of its own"):
         drift.main([*command, "--arm", "plain"])
     with pytest.raises(SystemExit, match="--tell names 'speed'; conditions of one channel of this checkpoint: none"):

@@ -35,6 +35,7 @@ def test_trainings_are_averaged_and_methods_are_compared_clip_by_clip(tmp_path, 
     # From 1, the truth's own: log 1.5 against log 1, and log 0.75 against log 0.5.
     assert "| one − two | 1 to 16 | +0.41 [+0.41, +0.41] | +0.00 [+0.00, +0.00] |" in filled
     assert "| one − two | 49 to 64 | -0.41 [-0.41, -0.41] |" in filled
+    assert "- one: in frames 49 to 64 within the interval of frames 1 to 16: sharpness, colours of motion" in filled
     assert "would have shown" not in filled  # of one training nobody knows its chance
     assert "](d.png)\n\n| arm |" in filled and Image.open(tmp_path / "d.png").width > 1000
 
@@ -47,6 +48,16 @@ def test_the_chance_of_trainings_says_what_would_have_shown(tmp_path, capsys):
     # Logarithms of 0.5 and 0.55 deviate by 0.067, those of the others not at all; Student's t of two degrees is 4.30.
     assert "| would have shown from | 49 to 64 | 0.20 | 0.00 | 0.00 |" in text
     assert "FD-EfficientNetLite0 of each seed: a 20 and 22; b 40 and 40" in text
+
+
+def test_some_of_the_ranges_are_shown(tmp_path, capsys):
+    one, two, other = (drifted(tmp_path / name, motion) for name, motion in (("a-1", 1.0), ("a-2", 3.0), ("b", 3.0)))
+    main([f"two={one},{two}", f"one={other},{other}", "--range", "49", "64"])
+    text = capsys.readouterr().out
+    assert "| two | 49 to 64 | 0.50 " in text and "1 to 16" not in text and "within the interval" not in text
+    assert "of each seed: two 10 and 30; one 30 and 30" in text
+    with pytest.raises(SystemExit, match="--range is 1 20; of 'two' were measured 1 to 16, 49 to 64"):
+        main([f"two={one},{two}", "--range", "1", "20"])
 
 
 def test_seeds_that_were_continued_in_other_ways_are_refused(tmp_path):
