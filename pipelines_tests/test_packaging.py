@@ -138,16 +138,16 @@ def test_the_wheel_of_data_is_small_and_found_as_the_last_default(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source / "demo-files"]
     subprocess.run(command, **run)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 45 * 2**20 and diffusers_mardini.__version__ in wheel.name
+    assert wheel.stat().st_size < 70 * 2**20 and diffusers_mardini.__version__ in wheel.name
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = (
         "import sys; sys.path.insert(0, 'installed'); from diffusers_mardini.cli.checkpoints import resolve_checkpoint; "
-        "from diffusers_mardini.demo_files import demo_clips; from diffusers_mardini import MarDiniPipeline; "
-        "print(len(demo_clips())); MarDiniPipeline.from_pretrained(resolve_checkpoint(None))"
+        "from diffusers_mardini.demo_files import demo_checkpoints, demo_clips; "
+        "from diffusers_mardini import MarDiniPipeline; print(len(demo_clips()), len(demo_checkpoints())); MarDiniPipeline.from_pretrained(resolve_checkpoint(None))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "MARDINI_CHECKPOINT"}
     environment["PYTHONPATH"] = str(ROOT / "src")
-    assert subprocess.run([sys.executable, "-c", code], env=environment, **run).stdout.strip() == "3"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, **run).stdout.strip() == "3 2"
 
 
 def test_a_commit_is_checked_by_what_make_check_runs_and_without_a_network():

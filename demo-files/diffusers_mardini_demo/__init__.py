@@ -1,1 +1,1 @@
-"""Data of diffusers-mardini: a checkpoint and clips; its module `demo_files` finds them."""
+"""Data of diffusers-mardini: checkpoints and clips; its module `demo_files` finds them."""

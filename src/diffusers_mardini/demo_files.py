@@ -1,4 +1,4 @@
-"""Find the checkpoint and the clips of `diffusers-mardini-demo`, a package of data that the extra `demo` brings."""
+"""Find the checkpoints and the clips of `diffusers-mardini-demo`, a package of data that the extra `demo` brings."""
 
 from importlib.util import find_spec
 from pathlib import Path
