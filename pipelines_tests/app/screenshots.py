@@ -39,9 +39,9 @@ def main(address: str, folder: str) -> None:
         page.locator("#checkpoint option").first.wait_for(state="attached")
         page.locator("#start").click()
         page.locator("#restart:not([disabled])").wait_for()
-        for key in ("ArrowUp", "ArrowLeft"):
+        for key, frame in (("ArrowUp", 16), ("ArrowLeft", 22)):  # straight on, then a curve
             page.keyboard.down(key)
-        page.wait_for_function("Number(document.querySelector('#screen').dataset.index) >= 24", polling=100)
+            page.wait_for_function(f"Number(document.querySelector('#screen').dataset.index) >= {frame}", polling=100)
         page.screenshot(path=Path(folder, "app-drive.png"))
         browser.close()
 
