@@ -154,7 +154,7 @@ def scored(
     bootstrap = Bootstrap(clips)
     true_motion, true_sharpness = motion_steps(true).mean(), frame_sharpness(true).mean()
     true_colours = colour_moments(true)
-    true_features = None if features is None else features.extract(true.flatten(0, 1))
+    true_features = None if features is None else features.extract_all(true.flatten(0, 1))
     rows = []
     for arm, curve in curves.items():
         for low, high in ranges:
@@ -172,7 +172,7 @@ def scored(
             if features is not None:
                 frames = torch.stack([curve.kept[number] for number in range(low, high + 1)]).flatten(0, 1) / 255
                 row["fd_efficientnet_lite0"] = frechet_distance(
-                    features.extract(frames), true_features, features.components
+                    features.extract_all(frames), true_features, features.components
                 )
             rows.append(row)
     return rows

@@ -154,9 +154,8 @@ class Evaluation:
 
     def _extract(self, features: Features, windows: torch.Tensor) -> torch.Tensor:
         if features.per == "window":
-            return torch.cat([features.extract(batch) for batch in windows.split(4)])
-        frames = windows[:, self.generated].flatten(0, 1)  # (windows * sampled, 3, height, width)
-        return torch.cat([features.extract(batch) for batch in frames.split(16)])
+            return features.extract_all(windows)
+        return features.extract_all(windows[:, self.generated].flatten(0, 1))  # (windows * sampled, 3, height, width)
 
     def _sampled(self, method: Method | None, seed: int) -> dict[str, Any]:
         own = {"method": "truth"} if method is None else method.key

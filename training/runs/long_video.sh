@@ -9,10 +9,10 @@ name="$(basename "${CHECKPOINT%/pipeline}")"  # of the folder that training.drif
 drift() {  # checkpoint, folder, clips, and further options
     "$PYTHON" -m training.drift "$1" "$3" -o "$2" --steps 4 --scheduler unipc "${@:4}"
 }
-# The ranges of frames that are shown, and what extends by 9, 18, ... 1,152 frames.
+# The ranges of frames that are shown, and the last nine of 9, 18, ... 1,152.
 ranges=(--range 1 50 --range 101 150 --range 451 500 --range 951 1000) doubled=(--range 1 9) frames=1152
 [ -z "$TOY" ] || ranges=(--range 1 12 --range 25 36) frames=36
-for ((last = 18; last <= frames; last *= 2)); do doubled+=(--range $((last / 2 + 1)) "$last"); done
+for ((last = 18; last <= frames; last *= 2)); do doubled+=(--range $((last - 8)) "$last"); done
 plain=(--arm plain) anchor=(--arm "anchor: anchors=1")
 for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
     case "$part" in
@@ -25,10 +25,15 @@ for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
         drift)  # what may help, on eight tracks; then what helps, on all (the eight are not continued twice)
             setting=("$CARRACING/val" --frames "$frames" --batch-size 8 --kept "$OUT-drift/kept" "${ranges[@]}" "${doubled[@]}")
             drift "$CHECKPOINT" "$OUT-remedies" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "without guidance: guidance_scale=1" "${anchor[@]}" \
-                --arm "noise on generated frames: generated_noise=0.1" --arm "colours kept: colours=1" --arm "overlap of 6: overlap=6"
+                --arm "colours kept: colours=1" --arm "overlap of 6: overlap=6"
             arms=()
-            for arm in plain "without guidance" anchor "noise on generated frames" "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
+            for arm in plain "without guidance" anchor "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
             fill_block remedies training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}"
+            # Noise on generated frames is for a checkpoint that learned to be led by noisy ones.
+            noisy=checkpoints/mardini-tiny-driving
+            drift "$noisy" "$OUT-noise" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "noise: generated_noise=0.1" "${anchor[@]}"
+            noisy="$OUT-noise/${noisy##*/}"
+            fill_block "trained with noise" training.reproduction.drift_comparison "plain=$noisy:plain" "noise=$noisy:noise" "anchor=$noisy:anchor" "${ranges[@]}"
             drift "$CHECKPOINT" "$OUT-drift" "${setting[@]}" "${plain[@]}" "${anchor[@]}"
             arms=("plain=$OUT-drift/$name:plain" "anchor=$OUT-drift/$name:anchor")
             fill_block drift training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}" -o "$PICTURES/long_video_drift.png"

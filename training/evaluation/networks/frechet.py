@@ -59,6 +59,10 @@ class Features:
     sources: dict[str, str]
     components: int = 0
 
+    def extract_all(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what `extract` returns of any number of frames or windows, a few at a time: they need much memory."""
+        return torch.cat([self.extract(batch) for batch in inputs.split(4 if self.per == "window" else 16)])
+
 
 def load_fid(folder: Path | None = None, digests: Mapping[str, str] | None = None, device: str = "cpu") -> Features:
     """Load FID's Inception-v3 by torchmetrics and torch-fidelity.
