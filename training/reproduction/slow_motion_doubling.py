@@ -5,7 +5,8 @@
 The nine frames lie `--apart` frames apart in each clip, so that sampled frames up to that factor have a true one each.
 Scored are the frames that a factor adds to the one before it, every second one, which are those of its last level;
 beyond `--apart` these have no true frame. Sharpness and colours are those of all sampled frames, and motion that from
-frame to frame, as a share of the true clip's at that pace. Writes `results.json` and a chart; after an interruption, the
+frame to frame, as a share of the true clip's at that pace. Beside it stand the autoencoder alone, which is the ceiling
+where there is a true frame, and a cross-fade. Writes `results.json` and a chart; after an interruption, the
 same command goes on.
 """
 
@@ -22,14 +23,16 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
+from training.evaluation.baselines import cross_fade
 from training.evaluation.drift import colour_distance, colour_moments
 from training.evaluation.evaluation_windows import EvaluationWindows, digest_of, load_windows, to_bytes
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
-from training.evaluation.methods import OURS, model_key, sampling_key
+from training.evaluation.methods import BASELINE, CEILING, OURS, model_key, sampling_key
 from training.evaluation.metrics import frame_sharpness, motion_steps
 from training.evaluation.networks.lpips import Lpips
 from training.evaluation.results import without_nan
+from training.evaluation.sampling import reconstruct
 from training.evaluation.tables import markdown_table
 from training.figures.charts import Panel, Point, draw
 from training.files import write_whole
@@ -40,6 +43,7 @@ from training.reproduction.shared_options import add_options, facts, load_lpips,
 
 GIVEN = 9
 BLOCK = "slow motion by powers of two"
+METHODS = {OURS: "ours", CEILING: "autoencoder", BASELINE: "cross-fade"}
 MEASURES = {"ssim": "SSIM of added frames", "lpips": "LPIPS of added frames", "motion": "motion", "sharpness": "sharpness", "colours": "colours"}  # fmt: skip
 
 
@@ -64,9 +68,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     rows, bootstrap = [], Bootstrap(windows.clips)
     with torch.no_grad():
         for factor in tqdm(sorted(options.factors), unit="factor", disable=None):
-            frames = slowed(pipe, windows, factor, options, finished)
-            scores = scores_of(frames, windows.frames, factor, network)
-            rows.append(row(f"{frames.shape[1]:,} frames", OURS, scores, bootstrap, factor=factor))
+            made = {OURS: slowed(pipe, windows, factor, options, finished), **references(pipe, windows.frames, factor)}
+            for kind, frames in made.items():
+                scores = scores_of(frames, windows.frames, factor, network)
+                rows.append(row(f"{frames.shape[1]:,} frames", kind, scores, bootstrap, factor=factor))
     record = facts(options, command, model_key(pipe)["checkpoint"]) | {"rows": rows, "clips": windows.clips}
     write_whole(options.output / "results.json", json.dumps(without_nan(record), indent=1) + "\n")
     text = table(rows)
@@ -104,6 +109,24 @@ def slowed(
     return torch.cat(parts).float() / 255
 
 
+def references(pipe: MarDiniPipeline, truth: torch.Tensor, factor: int) -> dict[str, torch.Tensor]:
+    """Return by kind what the slowed clips are compared with: a cross-fade, and true frames encoded and decoded.
+
+    Args:
+        pipe: the checkpoint.
+        truth: the clips whose every `apart`-th frame was given, `(clips, (GIVEN - 1) * apart + 1, 3, height, width)`.
+        factor: of the slow motion; beyond `apart` there are no true frames.
+    """
+    apart = (truth.shape[1] - 1) // (GIVEN - 1)
+    places = range(0, (GIVEN - 1) * factor + 1, factor)
+    empty = truth.new_zeros(len(truth), places[-1] + 1, *truth.shape[2:])
+    empty[:, places] = truth[:, ::apart]
+    made = {BASELINE: cross_fade(empty, places)}
+    if factor <= apart:
+        made[CEILING] = reconstruct(pipe, truth[:, :: apart // factor], places)
+    return made
+
+
 def scores_of(
     frames: torch.Tensor, truth: torch.Tensor, factor: int, network: Lpips | None
 ) -> dict[str, torch.Tensor]:
@@ -135,7 +158,7 @@ def scores_of(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a row for each factor in markdown, with 95% intervals."""
+    """Return a row for each factor and method in markdown, with 95% intervals."""
     shown = [name for name in MEASURES if all(name in found for found in rows)]
     cells = []
     for found in rows:
@@ -146,22 +169,27 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             for name in shown
             for digits in (3 if name in ("ssim", "lpips") else 2,)
         ]
-        cells.append([found["method"], found["factor"], *values])
-    return markdown_table(["slowed to", "factor", *(MEASURES[name] for name in shown)], cells)
+        cells.append([found["method"], found["factor"], METHODS[found["kind"]], *values])
+    return markdown_table(["slowed to", "factor", "method", *(MEASURES[name] for name in shown)], cells)
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Return a chart of each measure over the number of frames."""
+    """Return a chart of each measure over the number of frames, with a line for each method."""
     made = []
     for name, label in MEASURES.items():
         if all(name in found for found in rows):
-            points = [
-                Point((GIVEN - 1) * found["factor"] + 1, found[name], *found["intervals"][name])
-                for found in rows
-                if math.isfinite(found[name])
-            ]
+            lines = {
+                text: [
+                    Point((GIVEN - 1) * found["factor"] + 1, found[name], *found["intervals"][name])
+                    for found in rows
+                    if found["kind"] == kind and math.isfinite(found[name])
+                ]
+                for kind, text in METHODS.items()
+            }
+            lines = {text: points for text, points in lines.items() if points}
             levels = {"true clips": 1.0} if name in ("motion", "sharpness", "colours") else None
-            made.append(Panel(label, "frames", label, {"": points}, levels, log_x=True, ticks=[p.x for p in points]))
+            ticks = [point.x for point in max(lines.values(), key=len, default=[])]
+            made.append(Panel(label, "frames", label, lines, levels, log_x=True, ticks=ticks))
     return made
 
 

@@ -7,17 +7,15 @@ page=docs/results/balance.md
 source "$(dirname "$0")/reproduction.inc.sh"
 models=(pair planner-heavy transformer-heavy)
 labels=("37% in the planner" "71% in the planner" "5% in the planner")
-halved=(stages.planner.steps=100 stages.transformer.steps=10 stages.joint.steps=40 stages.task.steps=200)
-halved+=(stages.planner.warmup_steps=20 stages.transformer.warmup_steps=5 stages.joint.warmup_steps=5 stages.task.warmup_steps=5)
 costs=("${labels[0]}=pair" "${labels[1]}=planner_heavy" "${labels[2]}=transformer_heavy")
 for size in 64 96; do
-    for i in 1 2; do costs+=("${labels[i]}, $size pixels, half the steps=${models[i]//-/_} data.size=$size ${halved[*]}"); done
+    for i in 1 2; do costs+=("${labels[i]}, $size pixels, half the steps=${models[i]//-/_} data.size=$size ${HALVED[*]}"); done
 done
 fill_block costs training.reproduction.run_costs "${costs[@]}"
 for part in ${SIZES:-64 64-short 96-short}; do
     size="${part%-short}" suffix="" block="" changed=() compared=(0 1 2) folders=(balance balance balance)
     if [ "$part" != 64 ]; then
-        suffix="-$part" block=", $size pixels, half the steps" changed=(data.size="$size" "${halved[@]}") compared=(1 2)
+        suffix="-$part" block=", $size pixels, half the steps" changed=(data.size="$size" "${HALVED[@]}") compared=(1 2)
     else
         folders[0]=table-2  # table_2.sh scores the same
     fi

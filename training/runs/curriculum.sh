@@ -4,7 +4,7 @@
 SEEDS="${SEEDS:-1 2}"
 page=docs/results/curriculum.md
 source "$(dirname "$0")/reproduction.inc.sh"
-ranges=(--range 1 32 --range 33 64 --range 193 256)
+ranges=(--range 1 32 --range 33 64 --range 225 256)
 [ -z "$TOY" ] || ranges=(--range 1 4 --range 5 8)
 frames="${ranges[-1]}"
 fill_block costs training.reproduction.run_costs "curriculum=pair" "last stage alone=direct"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same recipe on clips driven slowly, fast and mixed, as many windows each; all judged on all three. For docs/results/motion_of_the_data.md.
+# The same recipe, with half the steps, on clips driven slowly, fast and mixed, as many windows each; all judged on all three. For docs/results/motion_of_the_data.md.
 # After an interruption the same command goes on.
 SEEDS="${SEEDS:-1 2}"
 page=docs/results/motion_of_the_data.md
@@ -11,7 +11,7 @@ record "$CARRACING/val-72" 72 100000
 fill_block motion training.reproduction.clips_by_speed "$CARRACING/train-500" "$CARRACING/val-72" -o "$lists"
 for kind in "${kinds[@]}"; do
     for seed in $SEEDS; do
-        train pair "motion-$kind-$seed" seed="$seed" data.train="$lists/train-$kind.jsonl" data.validation="$lists/val-mixed.jsonl"
+        train pair "motion-$kind-$seed" seed="$seed" data.train="$lists/train-$kind.jsonl" data.validation="$lists/val-mixed.jsonl" "${HALVED[@]}"
         for judged in "${kinds[@]}"; do
             "$PYTHON" -m training.evaluate "$RUNS-motion-$kind-$seed/pipeline" "$lists/val-$judged.jsonl" --stride 2 --steps 25 -o "$SCORES/motion/$kind-on-$judged-$seed"
         done

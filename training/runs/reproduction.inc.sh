@@ -13,6 +13,9 @@ stages_of() {  # a file of training/configs/reproduction: the names of its stage
     names="$(sed -n 's/^.* name: \([a-z0-9-]*\).*$/\1/p' "training/configs/reproduction/$1" | sort -u)"
     if [ -n "$names" ]; then echo "$names"; else stages_of "$(sed -n 's/^extends: //p' "training/configs/reproduction/$1")"; fi
 }
+# The stages of pair.yaml and those like it with half the steps.
+HALVED=(stages.planner.steps=100 stages.transformer.steps=10 stages.joint.steps=40 stages.task.steps=200)
+HALVED+=(stages.planner.warmup_steps=20 stages.transformer.warmup_steps=5 stages.joint.warmup_steps=5 stages.task.warmup_steps=5)
 train() {  # a configuration of training/configs/reproduction, the name of its run, and overrides; a finished run is not trained again, and is refused if its configuration has changed
     local small=() stage
     if [ -n "$TOY" ]; then

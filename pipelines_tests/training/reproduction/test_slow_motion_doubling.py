@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from pipelines_tests.tiny_pipeline import tiny_pipeline
+from training.evaluation.methods import BASELINE, CEILING, OURS
 from training.reproduction import slow_motion_doubling
-from training.reproduction.slow_motion_doubling import panels, scores_of, table
+from training.reproduction.slow_motion_doubling import panels, references, scores_of, table
 
 
 def truth():
@@ -36,15 +38,25 @@ def test_a_factor_is_judged_by_the_frames_that_it_adds():
     torch.testing.assert_close(half["ssim"], torch.ones(2))
 
 
+def test_a_cross_fade_and_the_autoencoder_stand_beside_it():
+    pipe = tiny_pipeline()
+    made = references(pipe, truth(), 2)
+    torch.testing.assert_close(made[BASELINE], truth()[:, ::2])  # these clips get brighter evenly
+    assert made[CEILING].shape == (2, 17, 3, 16, 16) and not torch.allclose(made[CEILING][:, 1], truth()[:, 2])
+    beyond = references(pipe, truth(), 8)
+    assert set(beyond) == {BASELINE} and beyond[BASELINE].shape == (2, 65, 3, 16, 16)
+    torch.testing.assert_close(beyond[BASELINE][:, ::2], truth())
+
+
 def test_the_table_has_a_row_for_each_factor():
     rows = [
-        {"method": "17 frames", "factor": 2, "ssim": 0.9, "motion": 1.0, "intervals": {"ssim": (0.8, 1.0), "motion": (0.5, 1.5)}}
+        {"method": "17 frames", "kind": OURS, "factor": 2, "ssim": 0.9, "motion": 1.0, "intervals": {"ssim": (0.8, 1.0), "motion": (0.5, 1.5)}}
     ]  # fmt: skip
-    assert table(rows).endswith("| 17 frames | 2 | 0.900 [0.800, 1.000] | 1.00 [0.50, 1.50] |")
+    assert table(rows).endswith("| 17 frames | 2 | ours | 0.900 [0.800, 1.000] | 1.00 [0.50, 1.50] |")
     nothing = {"ssim": float("nan"), "motion": 1.0, "intervals": {"ssim": (0, 0), "motion": (1, 1)}}
-    beyond = [*rows, {"method": "65 frames", "factor": 8, **nothing}]
-    assert table(beyond).endswith("| 65 frames | 8 | no true frame | 1.00 [1.00, 1.00] |")
-    assert [point.x for point in panels(beyond)[0].curves[""]] == [17]
+    beyond = [*rows, {"method": "65 frames", "kind": OURS, "factor": 8, **nothing}]
+    assert table(beyond).endswith("| 65 frames | 8 | ours | no true frame | 1.00 [1.00, 1.00] |")
+    assert [point.x for point in panels(beyond)[0].curves["ours"]] == [17]
 
 
 def test_other_factors_than_powers_of_two_are_refused(tmp_path):
