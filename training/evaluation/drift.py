@@ -170,6 +170,8 @@ def _deviation(latents: torch.Tensor) -> torch.Tensor:
 def colour_distance(colours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Return how far colours lie from those of true clips, in their deviations: 1 is the usual distance of a true clip.
 
+    A deviation counts as one grey level of 256 at least, since less than that is not seen.
+
     Args:
         colours: moments, `(clips, frames, 6)`.
         true: moments of true clips, the same.
@@ -178,5 +180,5 @@ def colour_distance(colours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         The root of the mean square over the six moments of each clip's mean, `(clips,)`.
     """
     means = true.mean(dim=1)  # (true clips, 6)
-    centre, spread = means.mean(dim=0), means.std(dim=0).clamp(min=1e-4)
+    centre, spread = means.mean(dim=0), means.std(dim=0).clamp(min=1 / 255)
     return ((colours.mean(dim=1) - centre) / spread).square().mean(dim=1).sqrt()
