@@ -209,7 +209,7 @@ def write(
     write_whole(folder / "drift.md", page + "\n")
     draw(folder / "drift.png", _panels(curves, true))
     count = min(3, result["clips"])
-    numbers = [number for low, high in ranges for number in (low, high)]
+    numbers = sorted({number for low, high in ranges for number in (low, high)})
     groups = [
         (
             f"clip {clip}",
