@@ -39,7 +39,7 @@ def main(address: str, folder: str) -> None:
         page.locator("#checkpoint option").first.wait_for(state="attached")
         page.locator("#start").click()
         page.locator("#restart:not([disabled])").wait_for()
-        for key, frame in (("ArrowUp", 16), ("ArrowLeft", 22)):  # straight on, then a curve
+        for key, frame in (("ArrowUp", 14), ("ArrowLeft", 18)):  # straight on, then a curve
             page.keyboard.down(key)
             page.wait_for_function(f"Number(document.querySelector('#screen').dataset.index) >= {frame}", polling=100)
         page.screenshot(path=Path(folder, "app-drive.png"))
