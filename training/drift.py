@@ -187,9 +187,11 @@ def held(rows: Sequence[Mapping[str, Any]], arm: str) -> list[str]:
 def stays(rows: Sequence[Mapping[str, Any]], arm: str) -> str:
     """Return a line of markdown that says the same of an arm of two ranges or more."""
     first, *_, last = [row for row in rows if row["arm"] == arm]
+    inside = held(rows, arm)
+    outside = [name for name in MEASURES if name not in inside]
     return (
         f"- {arm}: in frames {last['first']} to {last['last']} within the interval of frames {first['first']} to "
-        f"{first['last']}: {', '.join(held(rows, arm)) or 'none'} of {', '.join(MEASURES)}"
+        f"{first['last']}: {', '.join(inside) or 'nothing'}; outside: {', '.join(outside) or 'nothing'}"
     )
 
 
