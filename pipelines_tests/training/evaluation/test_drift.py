@@ -73,6 +73,12 @@ def test_true_clips_lie_one_deviation_from_each_other():
     assert (colour_distance(true + 3, true) > 5).all()
 
 
+def test_colours_that_nobody_can_tell_apart_are_near():
+    true = 0.5 + 1e-4 * torch.randn(40, 1, 6, generator=torch.Generator().manual_seed(0))
+    assert (colour_distance(true + 0.5 / 255, true) < 1).all()  # half a grey level, twenty deviations
+    assert (colour_distance(true + 5 / 255, true) > 4).all()
+
+
 def test_the_program_writes_tables_and_goes_on_with_what_is_kept(tmp_path, monkeypatch, capsys):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path / "tiny")

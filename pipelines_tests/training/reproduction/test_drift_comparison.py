@@ -35,7 +35,10 @@ def test_trainings_are_averaged_and_methods_are_compared_clip_by_clip(tmp_path, 
     # From 1, the truth's own: log 1.5 against log 1, and log 0.75 against log 0.5.
     assert "| one − two | 1 to 16 | +0.41 [+0.41, +0.41] | +0.00 [+0.00, +0.00] |" in filled
     assert "| one − two | 49 to 64 | -0.41 [-0.41, -0.41] |" in filled
-    assert "- one: in frames 49 to 64 within the interval of frames 1 to 16: sharpness, colours; outside: motion" in filled
+    assert (
+        "- one: in frames 49 to 64 within the interval of frames 1 to 16: sharpness, colours; outside: motion"
+        in filled
+    )
     assert "would have shown" not in filled  # of one training nobody knows its chance
     assert "](d.png)\n\n| arm |" in filled and Image.open(tmp_path / "d.png").width > 1000
 
