@@ -194,7 +194,7 @@ def test_the_page_about_adapters_works_from_top_to_bottom(tmp_path, monkeypatch)
             told += output
     assert "transformer: 72 layers adapted" in told and "the finished adapter lies in runs/lora-shapes/adapter" in told
     assert "conditions that the adapter adds: motion (" in told
-    assert "| ours, 2 steps, with the adapter |" in told and "base_model: checkpoints/mardini-tiny-carracing" in told
+    assert "| ours, 2 steps, with the adapter |" in told and "base_model: checkpoints/mardini-tiny-racing" in told
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/mardini-tiny-carracing").is_dir(), reason="the checkpoint is not here")
