@@ -40,6 +40,7 @@ from training.data.manifest_files import (
     whole_entries,
     write_lines,
 )
+from training.data.remote_errors import RemoteError
 from training.data.sources import Clip, Source, open_source
 from training.data.spans import Span
 from training.files import UNFINISHED, named_write_errors
@@ -49,6 +50,10 @@ from training.stopping import STOPPED, Stopped, StopRequest
 
 
 MOST_HELD = 256 * 2**20  # bytes of clips that wait to be decoded
+UNREACHABLE = 10  # clips in a row that their storage did not give, after which it is taken to be away
+# Of file systems over a network, and of disks that fail; Windows has not all of them.
+_AWAY = ("EIO", "ENXIO", "ENODEV", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH")
+_AWAY_ERRNOS = {getattr(errno, name) for name in _AWAY if hasattr(errno, name)}
 
 
 def make_manifest(
@@ -74,7 +79,8 @@ def make_manifest(
         only: keys of the clips to decode; of the others, the file keeps what it has. By default all.
 
     Raises:
-        ValueError: if the source holds no clips at all, or the disk is full.
+        ValueError: if the source holds no clips at all, the disk is full, or storage stops giving clips, which says
+            nothing about them: `UNREACHABLE` in a row.
         Stopped: if there was a reason to stop.
     """
     path = default_path(source.spec) if path is None else as_parquet(Path(path))
@@ -180,6 +186,7 @@ class _Reading:
 
     Attributes:
         decoded: number of clips that were not known.
+        unreachable: keys of the clips that their storage did not give.
     """
 
     def __init__(
@@ -192,7 +199,8 @@ class _Reading:
         self.progress = stack.enter_context(Progress(f"reading clips of '{shown(source.spec)}'", length_hint(source)))
         self.waiting: deque[tuple[Entry | Future, int]] = deque()  # each with the bytes that it holds
         self.entries = EntriesBuilder()
-        self.decoded = self.left_out = 0
+        self.decoded = self.left_out = self.unreachable_in_a_row = 0
+        self.unreachable: set[str] = set()
         self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
         self._file = None
 
@@ -233,13 +241,23 @@ class _Reading:
                 return old, 0
             opened = self.source.open(key)
         except FILE_ERRORS as error:
-            return _left_out(key, stamp, error), 0
+            return self._left_out(key, stamp, error), 0
         held = len(opened) if isinstance(opened, bytes) else 0
-        return self.pool.submit(_probe, key, opened, fps, stamp, old, self._check), held
+        return self.pool.submit(_probe, key, opened, fps, stamp, old, self._check, self._left_out), held
 
     def _check(self) -> None:
         if self.stopping:
             raise Stopped(self.stopping[0])
+
+    def _left_out(self, key: str, stamp: str | None, error: BaseException) -> Entry:
+        """Return the entry of a clip that cannot be read; called by the decoding threads, too."""
+        causes = (error, error.__cause__)
+        if any(_is_away(each) for each in causes):
+            self.unreachable.add(key)
+        # Missing memory, a disk or a permission may be there the next time though the file has not changed; without a
+        # stamp the clip is tried again.
+        passing = any(isinstance(each, (MemoryError, OSError)) for each in causes)
+        return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
 
     def _ask(self) -> None:
         if not self.stopping and (reason := self.stop()):
@@ -267,6 +285,13 @@ class _Reading:
             self._ask()
         self.entries.append(first)
         self.left_out += first.status != "ok"
+        self.unreachable_in_a_row = self.unreachable_in_a_row + 1 if first.key in self.unreachable else 0
+        if self.unreachable_in_a_row == UNREACHABLE:
+            raise ValueError(
+                f"the storage of '{shown(self.source.spec)}' gave none of {UNREACHABLE} clips in a row, the last was "
+                f"'{shown(first.key)}': {first.reason}; what was read before is kept, so run the same command again "
+                "when the storage is back"
+            )
         self._show()
 
     def _show(self) -> None:
@@ -284,8 +309,9 @@ class _Reading:
 
 
 def _probe(
-    key: str, opened: Clip, fps: float | None, stamp: str | None, old: Entry | None, check: Callable[[], object]
-) -> Entry:
+    key: str, opened: Clip, fps: float | None, stamp: str | None, old: Entry | None, check: Callable[[], object],
+    left_out: Callable[[str, str | None, BaseException], Entry],
+) -> Entry:  # fmt: skip
     """Return the facts about a clip; `check` is called often and may raise `Stopped`."""
     try:
         sha256, size = _hash(opened, check)
@@ -295,7 +321,7 @@ def _probe(
             raise ValueError("the file is empty (0 bytes)")
         facts = probe_video(opened, fps, check)
     except FILE_ERRORS as error:
-        return _left_out(key, stamp, error)
+        return left_out(key, stamp, error)
     return Entry(
         key=key, status="ok", stamp=stamp, sha256=sha256, size=size, num_frames=facts.num_frames, fps=facts.fps,
         width=facts.width, height=facts.height, start=facts.start, duration=facts.duration, codec=facts.codec,
@@ -388,11 +414,11 @@ def _frames_of(whole: Entry, span: Span) -> tuple[int, int]:
     return first, count
 
 
-def _left_out(key: str, stamp: str | None, error: BaseException) -> Entry:
-    # Missing memory, a disk or a permission may be there the next time though the file has not changed; without a
-    # stamp the clip is tried again.
-    passing = any(isinstance(each, (MemoryError, OSError)) for each in (error, error.__cause__))
-    return Entry(key=key, status="left out", reason=sentence(error), stamp=None if passing else stamp)
+def _is_away(error: BaseException | None) -> bool:
+    """Return whether an error is of the storage, and not of one file."""
+    if isinstance(error, RemoteError):
+        return error.again
+    return isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _AWAY_ERRNOS
 
 
 def _hash(opened: Clip, check: Callable[[], object]) -> tuple[str, int]:

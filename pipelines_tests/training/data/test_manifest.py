@@ -1,5 +1,6 @@
 """The manifest holds facts found by decoding; bad clips have a reason, and no clip is decoded twice."""
 
+import errno
 import shutil
 import sys
 
@@ -12,6 +13,7 @@ from training.data import manifest as module
 from training.data import manifest_files
 from training.data.entries import Entry
 from training.data.manifest import main, make_manifest
+from training.data.remote_errors import RemoteError
 from training.data.sources import VideoFolder
 
 
@@ -148,6 +150,44 @@ def test_a_killed_census_goes_on_where_it_stood(folder, monkeypatch):
     assert census(folder).entries == expected
     assert len(again) <= 4 and {"4.mp4", "5.mp4"} <= set(again)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["clips", "manifest.parquet", "whole.parquet"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), RemoteError("'s3://a/b' is away", again=True)]
+)
+def test_storage_that_is_away_ends_the_census_and_keeps_what_was_read(folder, monkeypatch, error):
+    for index in range(14):
+        write_clip(folder / f"{index:02d}.mp4", noise(3, seed=index))
+    real, away = module.probe_video, [True]
+
+    def outage(source, *rest):
+        if away and source.name >= "03.mp4":
+            raise error
+        return real(source, *rest)
+
+    monkeypatch.setattr(module, "probe_video", outage)
+    with pytest.raises(
+        ValueError,
+        match=r"gave none of 10 clips in a row, the last was '12.mp4': .*(output error|is away); what was read",
+    ):
+        census(folder)
+    assert not (folder.parent / "manifest.parquet").exists()
+    away.clear()
+    assert [entry.status for entry in census(folder).entries] == ["ok"] * 14
+
+
+def test_single_clips_that_storage_does_not_give_are_left_out(folder, monkeypatch):
+    for index in range(14):
+        write_clip(folder / f"{index:02d}.mp4", noise(3, seed=index))
+    real = module.probe_video
+
+    def damaged(source, *rest):
+        if source.name != "05.mp4":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(source, *rest)
+
+    monkeypatch.setattr(module, "probe_video", damaged)
+    assert [entry.key for entry in census(folder).entries if entry.status == "ok"] == ["05.mp4"]
 
 
 def test_another_decoder_decodes_anew(folder, monkeypatch):
