@@ -192,6 +192,30 @@ def test_frames_stay_within_half_a_millisecond_of_their_times(tmp_path):
     assert video.kept[5].time == pytest.approx(0.202, abs=1e-4) and video.kept[6].time == pytest.approx(0.24, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "clock", "rate"), [("phone.mov", 600, 30000 / 1001), ("drawn.gif", 100, 15), ("quick.gif", 100, 30)]
+)
+def test_times_that_a_coarse_clock_has_rounded_are_even(tmp_path, name, clock, rate):
+    frames, times = moving(60), [round(clock * number / rate) for number in range(60)]
+    path = tmp_path / name
+    if path.suffix == ".gif":
+        held = np.diff([*times, times[-1] + 1]) * 10
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        first.save(path, save_all=True, append_images=rest, duration=held.tolist())
+    else:
+        timed(path, frames, times, clock=clock)
+    assert len({*np.diff(times)}) > 1
+    video, _ = look_through(path, None, "ignore")
+    assert video.fps == pytest.approx(rate, rel=1e-5) and len(video.kept) == 60
+    assert [one.time * rate for one in video.kept] == pytest.approx(range(60), abs=1e-6)
+
+
+def test_a_clock_of_whole_frames_hides_no_missing_one(tmp_path):
+    times = [number for number in range(12) if number != 5]
+    video, _ = look_through(timed(tmp_path / "missing.mov", moving(11), times, clock=25), None, "ignore")
+    assert [one.time for one in video.kept] == pytest.approx([number / 25 for number in times])
+
+
 def test_a_long_pause_of_an_extension_is_as_long_as_it_was(tmp_path):
     clip = timed(tmp_path / "paused.mkv", moving(6), [0, 40, 80, 30_080, 30_120, 30_160])
     video, _ = look_through(clip, None, "ignore", is_even=True)

@@ -60,18 +60,22 @@ def encode(
     return Path(path)
 
 
-def timed(path, frames: np.ndarray, times: list[int], last: int | None = None, **tags) -> Path:
-    """Frame `i` at `times[i]` milliseconds, stored in that order; `last`: length of the last one."""
-    with av.open(str(path), "w") as container:
+def timed(path, frames: np.ndarray, times: list[int], last: int | None = None, clock: int = 1000, **tags) -> Path:
+    """Frame `i` at `times[i]` ticks, stored in that order; `last`: length of the last one; `clock`: ticks per second.
+
+    MP4 and QuickTime keep a coarser clock than milliseconds only where `video_track_timescale` says so.
+    """
+    options = {} if clock == 1000 else {"video_track_timescale": str(clock)}
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "5", "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.codec_context.time_base, stream.codec_context.thread_count = Fraction(1, 1000), 1
+        stream.codec_context.time_base, stream.codec_context.thread_count = Fraction(1, clock), 1
         for name, value in tags.items():
             setattr(stream.codec_context, name, value)
         packets = []
         for array, time in zip(frames, times):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            frame.pts, frame.time_base = time, Fraction(1, clock)
             packets += stream.encode(frame)
         packets += stream.encode()
         if last is not None:

@@ -10,13 +10,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..pipelines.stream_inputs import kept_frames
-from ..video.reading import frames_of_numbers, has_sound, iterate_frames, stated_rate
+from ..video.reading import clock_tick, frames_of_numbers, has_sound, iterate_frames, stated_rate
 from ..video.scenes import SceneFinder
 from ..video.times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 from .cuts import frames_of_cuts, read_cuts
 
 
-ROUNDED = 0.0005  # seconds by which times may differ from even ones, because files round them to milliseconds
+# Seconds by which times may differ from even ones, because files round them to milliseconds; some have a coarser clock:
+# QuickTime of 1/600, gifs of 1/100 of a second.
+ROUNDED = 0.0005
 LONGEST_PAUSE = 3600.0  # seconds for which a frame is repeated at even times
 NEAR = 0.002  # seconds by which a frame may be earlier than the cut that names it
 
@@ -121,11 +123,10 @@ def look_through(
     """
     cuts = read_cuts(cuts)
     facts = found or _facts(path, fps, cuts == "keep")
-    times = _even(np.array(facts["times"]), stated_rate(path))
+    times, even = _even(np.array(facts["times"]), stated_rate(path), clock_tick(path))
     scenes = set(facts["scenes"] if isinstance(cuts, str) else frames_of_cuts(cuts, times, NEAR)) - {0}
     rising = np.unique(times)
-    rate = 1 / usual_gap(np.diff(rising)) if len(rising) > 1 else PICTURE_FPS
-    rate = _even_rate(times, stated_rate(path)) or rate
+    rate = even or (1 / usual_gap(np.diff(rising)) if len(rising) > 1 else PICTURE_FPS)
     if is_even:
         kept, rate = _shown_evenly(path, times, rate)
     else:
@@ -173,21 +174,28 @@ def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[
     return {"times": times, "equal": equal, "scenes": scenes}
 
 
-def _even_rate(times: np.ndarray, stated: float) -> float | None:
-    """Return the rate at which all frames lie at even times but for rounding, if there is one."""
-    for rate in (stated, mean_rate(times) if len(times) > 1 and times[-1] > times[0] else 0.0):
+def _even(times: np.ndarray, stated: float, tick: float) -> tuple[np.ndarray, float | None]:
+    """Return times without the rounding of the file, and their rate, if they are even; else as they are, and `None`.
+
+    Args:
+        times: seconds of all frames.
+        stated: the rate that the file states; 0 if it states none.
+        tick: seconds of the file's clock. A clock that is hardly finer than the frames shows one that is missing, and
+            moves none.
+    """
+    rounded = max(ROUNDED, tick / 2) if 3 * tick <= np.median(np.diff(times)) + 1e-9 else ROUNDED
+    for rate in (stated, *_rates_near(times)):
         if rate > 0:
-            late = times - np.arange(len(times)) / rate
-            if late.max() - late.min() <= 2 * ROUNDED + 1e-9:
-                return rate
-    return None
+            even = np.arange(len(times)) / rate
+            late = times - even
+            if late.max() - late.min() <= 2 * rounded + 1e-9:
+                return even + (late.max() + late.min()) / 2, rate  # no frame is moved by more than the rounding
+    return times, None
 
 
-def _even(times: np.ndarray, stated: float) -> np.ndarray:
-    """Return times without the rounding of the file, if they are even."""
-    rate = _even_rate(times, stated)
-    if rate is None:
-        return times
-    even = np.arange(len(times)) / rate
-    late = times - even
-    return even + (late.max() + late.min()) / 2  # no frame is moved by more than the rounding
+def _rates_near(times: np.ndarray) -> list[float]:
+    """Return the usual rates next to the mean one, which the rounding of the first and last time makes inexact; then it."""
+    if len(times) < 2 or times[-1] <= times[0]:
+        return []
+    mean = mean_rate(times)
+    return [round(mean), round(mean * 1.001) / 1.001, round(2 * mean) / 2, mean]

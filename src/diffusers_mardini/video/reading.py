@@ -260,6 +260,14 @@ def stated_rate(source: str | os.PathLike) -> float:
         return _stated_rate(film, 0)
 
 
+def clock_tick(source: str | os.PathLike) -> float:
+    """Return the seconds of one tick of a video's clock, to which its times are rounded; 0 for pictures."""
+    if Path(source).is_dir():
+        return 0.0
+    with open_film(source, repeated=True) as film:
+        return float(_time_base(film))
+
+
 def read_images(
     path: str | os.PathLike, prepare: Callable[[Image.Image], Image.Image] | None = None
 ) -> tuple[list[Image.Image], float | None]:
