@@ -170,7 +170,8 @@ def slow_motion(
     window: Window = None,
     batch: Batch = 1,
 ) -> None:
-    """Sample frames between the frames of a video of any length; its own frames are kept, its sound is stretched.
+    """Sample frames between the frames of a video of any length; its own frames are kept where their times
+    are even, its sound is stretched.
 
     Example: mardini slow-motion clip.mp4 -o slow.mp4 --factor 4
     """

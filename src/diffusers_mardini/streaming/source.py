@@ -183,19 +183,18 @@ def _even(times: np.ndarray, stated: float, tick: float) -> tuple[np.ndarray, fl
         tick: seconds of the file's clock. A clock that is hardly finer than the frames shows one that is missing, and
             moves none.
     """
+    if len(times) < 2 or times[-1] <= times[0]:
+        return times, stated or None if len(times) == 1 else None
     rounded = max(ROUNDED, tick / 2) if 3 * tick <= np.median(np.diff(times)) + 1e-9 else ROUNDED
-    for rate in (stated, *_rates_near(times)):
-        if rate > 0:
-            even = np.arange(len(times)) / rate
-            late = times - even
-            if late.max() - late.min() <= 2 * rounded + 1e-9:
-                return even + (late.max() + late.min()) / 2, rate  # no frame is moved by more than the rounding
+    mean = mean_rate(times)  # inexact, because the first and the last time are rounded
+    usual = [stated, round(mean), round(mean * 1.001) / 1.001, round(2 * mean) / 2]
+    for rate in (min(usual, key=lambda rate: np.ptp(_late(times, rate))), mean):
+        late = _late(times, rate)
+        if np.ptp(late) <= 2 * rounded + 1e-9:
+            return times - late + (late.max() + late.min()) / 2, rate  # no frame is moved by more than the rounding
     return times, None
 
 
-def _rates_near(times: np.ndarray) -> list[float]:
-    """Return the usual rates next to the mean one, which the rounding of the first and last time makes inexact; then it."""
-    if len(times) < 2 or times[-1] <= times[0]:
-        return []
-    mean = mean_rate(times)
-    return [round(mean), round(mean * 1.001) / 1.001, round(2 * mean) / 2, mean]
+def _late(times: np.ndarray, rate: float) -> np.ndarray:
+    """Return the seconds by which frames are later than at even times; no rate is as if all were at once."""
+    return times - (np.arange(len(times)) / rate if rate > 0 else 0.0)
