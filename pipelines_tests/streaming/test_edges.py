@@ -25,6 +25,7 @@ from pipelines_tests.streaming.test_files import (
     interrupted_after,
     moving,
     pipe,
+    pitch,
     retime_file,
     short_parts,
     sound_of,
@@ -297,6 +298,31 @@ def test_damaged_sound_is_left_out_where_it_is_damaged(pipe, clip, tmp_path):
     source.write_bytes(bytes(data))
     result = slow_motion_file(pipe, source, tmp_path / "out.mp4", 2, **FAST)
     assert result.sound == "stretched" and len(sound_of(tmp_path / "out.mp4")[0]) > 16000
+
+
+@pytest.mark.parametrize(("rate", "encoded"), [(192_000, 96_000), (6000, 7350)])
+def test_sound_at_a_rate_that_aac_lacks_gets_the_nearest(pipe, clip, tmp_path, rate, encoded):
+    source = with_sound(tmp_path / "sound.mkv", clip, 1.1, "pcm_s16le", rate=rate)
+    result = slow_motion_file(pipe, source, tmp_path / "out.mp4", 2, **FAST)
+    sound, found = sound_of(tmp_path / "out.mp4")
+    assert (result.sound, found) == ("stretched", encoded)
+    assert len(sound) / found == pytest.approx(2.1, abs=0.15) and pitch(sound, found) == pytest.approx(440, rel=0.03)
+
+
+def test_sound_keeps_its_channels_and_further_tracks_are_told(pipe, clip, tmp_path, caplog):
+    source = with_sound(tmp_path / "sound.mkv", clip, 1.1, "pcm_s16le", layout="5.1", tracks=2)
+    assert slow_motion_file(pipe, source, tmp_path / "out.mp4", 2, **FAST).sound == "stretched"
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [stream.layout.nb_channels for stream in container.streams.audio] == [6]
+    assert "has more tracks, which are left out: 1 of sound" in caplog.text
+
+
+def test_sound_far_slower_than_its_pictures_is_made_as_fast(pipe, tmp_path):
+    clip = encode(tmp_path / "slides.mp4", moving(3), rate=1)
+    source = with_sound(tmp_path / "sound.mkv", clip, 3, "pcm_s16le")
+    result = slow_motion_file(pipe, source, tmp_path / "out.mp4", 2, fps=240, **FAST)
+    assert (result.sound, result.num_frames) == ("stretched", 5)
+    assert len(sound_of(tmp_path / "out.mp4")[0]) < 16000 * 0.1
 
 
 def test_sound_without_a_decoder_is_refused_before_a_frame_is_sampled(pipe, clip, tmp_path):

@@ -51,7 +51,8 @@ class FileResult:
         fps: of it.
         frames_resumed: of these, from parts of an earlier run.
         is_whole: whether the task came to its end; if not, its parts are kept, and `resume=True` goes on.
-        sound: "copied", "stretched", "dropped" or "none" (the source has none).
+        sound: "copied", "encoded" (as AAC, because the format does not take it as it is), "stretched", "dropped" or
+            "none" (the source has none).
         num_cuts: cuts that nothing was sampled across.
     """
 

@@ -16,7 +16,7 @@ from .cuts import read_cuts
 from .extension import Extension
 from .parts import PartFolder
 from .retiming import Retiming
-from .running import FileProgress, FileResult, Task, can_have_sound, check_rate, run
+from .running import CONTAINERS, FileProgress, FileResult, Task, can_have_sound, check_rate, run
 from .settings import TaskSettings, read_settings
 from .source import FrameReader, SourceVideo, look_through
 
@@ -61,7 +61,7 @@ def retime_file(
         cuts: `"keep"` finds cuts (PySceneDetect) and samples nothing across them, `"ignore"` samples across; else the
             numbers of the frames of `source` that begin a scene, or their times from its first frame, such as
             `"12.48s"` and `"00:00:12.48"`.
-        sound: `"keep"` copies it, `"drop"` leaves it out.
+        sound: `"keep"` copies it, or encodes it as AAC where the format does not take it; `"drop"` leaves it out.
         seed (`int`): Of the noise; each part has its own, so that a resumed run gives the same file.
         height, width (`int`, *optional*): Size of the result in pixels, to whose aspect frames are cropped around the
             centre. By default that of the training, else that of `source`.
@@ -230,16 +230,16 @@ def _run(
     progress: Progress | None,
 ) -> FileResult:
     has_sound = video.has_sound and sound != "drop" and can_have_sound(parts.output)
+    said = "dropped" if video.has_sound else "none"
 
     def track(seconds: float) -> SoundTrack | None:
         return SoundTrack(video.path, video.start, seconds, slower) if has_sound else None
 
     if (found := track(0.0)) is not None:
         with found:
-            found.check()  # before anything is sampled
+            said = found.check(CONTAINERS[parts.output.suffix.lower()])  # before anything is sampled
 
     num_frames, resumed, is_whole = run(pipe, task, parts, fps, crf, track, progress)
-    said = ("stretched" if slower != 1 else "copied") if has_sound else "dropped" if video.has_sound else "none"
     return FileResult(parts.output, num_frames, fps, resumed, is_whole, said, video.num_cuts)
 
 

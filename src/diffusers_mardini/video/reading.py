@@ -181,7 +181,7 @@ def iterate_frames(
             yield index / _positive(fps, pictures), np.asarray(pictures.read(index))
         return
     decoded = _Decoded()
-    with open_film(source, repeated=not warns) as film:
+    with open_film(source, repeated=True) as film:
         for frame in film.frames():
             if warns:
                 decoded.add(frame)

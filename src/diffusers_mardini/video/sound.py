@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+from diffusers.utils import logging
 
 from .errors import named_file_errors
 from .opening import open_film
 
 
-SLOWEST = 0.5  # what one `atempo` of FFmpeg can do; more of them follow each other
+logger = logging.get_logger(__name__)
+
+# What one `atempo` of FFmpeg does, and does well: faster, it would skip samples. More of them follow each other.
+SLOWEST, FASTEST = 0.5, 2.0
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # per second
 # Codecs that each format takes as they are; others are encoded again.
 COPIED = {
     "mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"},
@@ -43,24 +48,56 @@ class SoundTrack:
     def __exit__(self, *error: object) -> None:
         self._film.__exit__(*error)
 
-    def check(self) -> None:
-        """Check, when it is open, that the sound can be decoded.
+    def check(self, container: str) -> str:
+        """Check, when it is open, that the sound can be put into a container; say what becomes of other sounds.
+
+        Args:
+            container: FFmpeg's name of its format: `"mp4"`, `"mov"` or `"matroska"`.
+
+        Returns:
+            What becomes of it: "copied", "encoded" or "stretched".
 
         Raises:
-            ValueError: if FFmpeg has no decoder for it.
+            ValueError: if FFmpeg has no decoder for it, or cannot encode what comes out.
         """
         if self._from.codec_context is None:
             raise ValueError(f"'{self.source}' has sound that FFmpeg has no decoder for; `sound='drop'` leaves it out")
+        others = [("sound", len(self._input.streams.audio) - 1), ("subtitles", len(self._input.streams.subtitles))]
+        if left := " and ".join(f"{count} of {kind}" for kind, count in others if count):
+            logger.warning(f"'{self.source}' has more tracks, which are left out: {left}")
+        if self._is_copied(container):
+            return "copied"
+        try:
+            self._graph()
+            encoder = av.CodecContext.create("aac", "w")
+            self._set(encoder)
+            encoder.open()
+        except (av.error.FFmpegError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"the sound of '{self.source}' cannot be encoded as AAC ({error}); `sound='drop'` leaves it out"
+            ) from error
+        return "encoded" if self.slower == 1 else "stretched"
 
     def add_to(self, output: av.container.OutputContainer) -> Iterator[tuple[float, av.Packet]]:
         """Add a stream to a container; return its packets, with their times in seconds, to be muxed in order."""
-        codec = self._from.codec_context.name
-        if self.slower == 1 and codec in COPIED[output.format.name.split(",")[0]]:
+        if self._is_copied(output.format.name.split(",")[0]):
             return self._copied(output.add_stream_from_template(self._from))
-        stream = output.add_stream("aac", rate=self._from.rate)
-        stream.layout = "mono" if self._from.layout.nb_channels == 1 else "stereo"
-        stream.codec_context.format = "fltp"
+        stream = output.add_stream("aac")
+        self._set(stream.codec_context)
         return self._encoded(stream)
+
+    def _is_copied(self, container: str) -> bool:
+        # The decoder of a codec may have another name than it: `mp3float`.
+        return self.slower == 1 and self._from.codec_context.codec.canonical_name in COPIED[container]
+
+    def _set(self, encoder: av.AudioCodecContext) -> None:
+        """Set the form of the encoded sound: that of the source, at the nearest rate that AAC has."""
+        rate = min(AAC_RATES, key=lambda each: abs(each - self._from.rate))
+        encoder.sample_rate, encoder.time_base = rate, Fraction(1, rate)
+        layout = self._from.layout
+        if layout.name.endswith("channels"):  # a file that counts them alone has the usual ones
+            layout = av.AudioLayout(f"{layout.nb_channels}c")
+        encoder.layout, encoder.format = layout, "fltp"
 
     def _copied(self, to: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
         for packet in self._input.demux(self._from):
@@ -104,23 +141,7 @@ class SoundTrack:
 
     def _stretched(self) -> Iterator[av.AudioFrame]:
         """Yield decoded sound from `start` on, `slower` times as long; silence where the file has none."""
-        graph = av.filter.Graph()
-        # Sound is resampled to begin when the pictures do; its gaps stay as long as they are.
-        filters = [
-            ("asetpts", f"PTS-({self.start:.9f})/TB"),
-            ("atrim", "start=0"),
-            ("aresample", "async=1:first_pts=0"),
-            *(("atempo", f"{tempo:.9f}") for tempo in tempos(1 / self.slower)),
-            ("asetpts", "N/SR/TB"),
-        ]
-        last = graph.add_abuffer(template=self._from)
-        for name, options in filters:
-            added = graph.add(name, options)
-            last.link_to(added)
-            last = added
-        sink = graph.add("abuffersink")
-        last.link_to(sink)
-        graph.configure()
+        graph = self._graph()
 
         def ready() -> Iterator[av.AudioFrame]:
             while True:
@@ -138,6 +159,27 @@ class SoundTrack:
         graph.push(None)
         yield from ready()
 
+    def _graph(self) -> av.filter.Graph:
+        """Return FFmpeg's filters that cut, pad and stretch decoded sound."""
+        graph = av.filter.Graph()
+        # Sound is resampled to begin when the pictures do; its gaps stay as long as they are.
+        filters = [
+            ("asetpts", f"PTS-({self.start:.9f})/TB"),
+            ("atrim", "start=0"),
+            ("aresample", "async=1:first_pts=0"),
+            *(("atempo", f"{tempo:.9f}") for tempo in tempos(1 / self.slower)),
+            ("asetpts", "N/SR/TB"),
+        ]
+        last = graph.add_abuffer(template=self._from)
+        for name, options in filters:
+            added = graph.add(name, options)
+            last.link_to(added)
+            last = added
+        sink = graph.add("abuffersink")
+        last.link_to(sink)
+        graph.configure()
+        return graph
+
     def _decoded(self) -> Iterator[av.AudioFrame]:
         """Yield the decoded sound; damaged packets are left out, as players do."""
         with named_file_errors(f"'{self.source}'", "sound, which `sound='drop'` leaves out"):
@@ -154,4 +196,7 @@ def tempos(tempo: float) -> list[float]:
     while tempo < SLOWEST:
         factors.append(SLOWEST)
         tempo /= SLOWEST
+    while tempo > FASTEST:
+        factors.append(FASTEST)
+        tempo /= FASTEST
     return [*factors, tempo]
