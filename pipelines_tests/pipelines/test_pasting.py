@@ -85,6 +85,26 @@ def test_pictures_come_back_bit_for_bit_also_for_each_of_several_videos(pipe):
         assert (np.asarray(made[row][0]) == start).all() and (np.asarray(made[row][-1]) == end).all()
 
 
+def test_streams_paste_too_and_cannot_blend(pipe):
+    video = clip(4)
+    options = {"window": 5, "decode_chunk_size": 3, **STEPS}
+    for method, arguments, places in (
+        (pipe.slow_motion, {"factor": 2}, [0, 2, 4, 6]),
+        (pipe.extend, {"num_new_frames": 5}, [0, 1, 2, 3]),
+        (pipe.retime, {"fps": 8, "source_fps": 4}, [0, 2, 4, 6]),
+    ):
+        plain, pasted = (
+            torch.stack(list(method(iter(video), generator=seeded(), stream=True, **more, **arguments, **options)))
+            for more in ({}, {"paste_given": True})
+        )
+        others = [place for place in range(len(plain)) if place not in places]
+        assert torch.equal(plain[others], pasted[others])
+        torch.testing.assert_close(pasted[places], video)
+    for method, arguments in ((pipe.slow_motion, {"factor": 2}), (pipe.extend, {"num_new_frames": 5})):
+        with pytest.raises(ValueError, match="`blend` needs the given frames that are still to come"):
+            method(video, stream=True, paste_given=True, blend=1, **arguments, **STEPS)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

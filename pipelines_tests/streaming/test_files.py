@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusers_mardini.streaming import (
     FileProgress,
@@ -22,6 +23,7 @@ from diffusers_mardini.streaming import (
     source,
 )
 from diffusers_mardini.streaming.cuts import read_cut
+from diffusers_mardini.streaming.parts import folder_of
 from diffusers_mardini.video.reading import read_video
 from diffusers_mardini.video.sound import tempos
 from pipelines_tests.pipelines.test_conditions import told_pipeline
@@ -171,6 +173,48 @@ def test_an_extension_adds_frames(pipe, clip, tmp_path, short_parts):
     result = extend_file(pipe, clip, tmp_path / "long.mp4", 9, **options)
     assert result.num_frames == 20 and result.is_whole
     assert len(read_video(tmp_path / "long.mp4")[0]) == 20
+
+
+def test_given_frames_of_files_come_out_with_their_own_pixels(pipe, tmp_path, short_parts):
+    (tmp_path / "clip").mkdir()
+    for number, frame in enumerate(moving(11)):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{number}.png")
+    extension_options = {"window": 4, "overlap": 2, "num_inference_steps": 1, "source_fps": 10}
+
+    def pasted(name: str, make, *arguments, **options) -> np.ndarray:
+        made = []
+        for paste in (False, True):
+            make(pipe, tmp_path / "clip", tmp_path / f"{name}{paste}", *arguments, paste_given=paste, **options)
+            files = sorted((tmp_path / f"{name}{paste}").iterdir())
+            made.append(np.stack([np.asarray(Image.open(file)) for file in files]))
+        without, pixels = made
+        given = (pixels != without).any(axis=(1, 2, 3))
+        assert (pixels[given] == moving(11)[: given.sum()]).all()
+        return np.flatnonzero(given)
+
+    assert (pasted("slow", slow_motion_file, 3, source_fps=10, **FAST) == np.arange(0, 31, 3)).all()
+    assert (pasted("rate", retime_file, 20, source_fps=10, **FAST) == np.arange(0, 21, 2)).all()
+    assert (pasted("long", extend_file, 5, **extension_options) == np.arange(11)).all()
+
+
+def test_a_picture_is_extended_like_a_clip_of_one_frame(pipe, tmp_path):
+    Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
+    result = extend_file(pipe, tmp_path / "a.png", tmp_path / "out.mp4", 5, num_inference_steps=1, window=4, overlap=2)
+    assert (result.num_frames, result.fps) == (6, 8)
+    with pytest.raises(ValueError, match="has 1 frame that differs from the one before; give at least 2"):
+        retime_file(pipe, tmp_path / "a.png", tmp_path / "out.mp4", 20, overwrite=True, **FAST)
+
+
+def test_overwriting_without_resuming_begins_anew(pipe, clip, tmp_path, short_parts):
+    with pytest.raises(Killed):
+        retime_file(pipe, clip, tmp_path / "out.mp4", 25, seed=1, progress=interrupted_after(17), **FAST)
+    expected = retime_file(pipe, clip, tmp_path / "other.mp4", 20, **FAST)
+    with pytest.raises(ValueError, match="`overwrite=True` begins anew"):
+        retime_file(pipe, clip, tmp_path / "out.mp4", 20, **FAST)
+    result = retime_file(pipe, clip, tmp_path / "out.mp4", 20, overwrite=True, **FAST)
+    assert (result.frames_resumed, result.num_frames) == (0, expected.num_frames)
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "other.mp4").read_bytes()
+    assert not folder_of(tmp_path / "out.mp4").exists()
 
 
 def test_nothing_is_sampled_across_cuts_and_held_frames(pipe, tmp_path):

@@ -157,7 +157,7 @@ def _by_ray(job: Job, numbers: Sequence[int], workers: int, stop: Stop) -> Itera
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("--engine ray needs Ray: pip install '.[ray]' in the checkout") from error
+        raise ValueError('--engine ray needs Ray: pip install ".[ray]" in the checkout') from error
     if not ray.is_initialized():
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)
     context = ray.data.DataContext.get_current()

@@ -278,7 +278,7 @@ def _filesystem(url: str) -> Any:
             return fsspec.filesystem(scheme, **_OPTIONS.get(scheme, {}))
     except ImportError as error:
         raise RemoteError(
-            f"'{url}' cannot be read without {package}: pip install '.[{extra}]' in the checkout"
+            f"'{url}' cannot be read without {package}: pip install \".[{extra}]\" in the checkout"
         ) from error
 
 

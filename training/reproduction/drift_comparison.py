@@ -211,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if several:
                 lines.append(would_have_shown(methods, bootstrap))
             text += (
-                f"\n\nHow much farther from the truth's 1 than {first.label}, on the same clips (less is better):\n\n"
+                f"\n\nHow much farther from 1 than {first.label}, as the absolute logarithm of the measure, so that −0.10 is "
+                "about a tenth nearer:\n\n"
             )
             text += markdown_table(["difference", "frames", *MEASURES], lines)
         print(text)

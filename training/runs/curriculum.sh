@@ -6,7 +6,7 @@ page=docs/results/curriculum.md
 source "$(dirname "$0")/reproduction.inc.sh"
 ranges=(--range 1 32 --range 33 64 --range 225 256)
 [ -z "$TOY" ] || ranges=(--range 1 4 --range 5 8)
-frames="${ranges[-1]}"
+frames="${ranges[${#ranges[@]}-1]}"  # macOS's bash has no negative places
 fill_block costs training.reproduction.run_costs "curriculum=pair" "last stage alone=direct"
 for seed in $SEEDS; do
     for run in pair direct; do

@@ -37,7 +37,8 @@ EXTRAS = {  # module: what it is for, and how to get it
     "xformers": ("xformers' attention on CUDA", 'pip install ".[xformers]"'),
     "torchmetrics": ("scores of evaluations", 'pip install ".[train]"'),
     "pydantic": ("training", 'pip install ".[train]"'),
-    "scenedetect": ("cuts in own clips", 'pip install ".[train]"'),
+    "scenedetect": ("cuts, in slow-motion, retime and own clips", 'pip install ".[cuts]"'),
+    "gradio": ("the page of `mardini app`", 'pip install ".[demo]"'),
     "gymnasium": ("clips of CarRacing", 'pip install ".[sim]"'),
 }
 LOW_DISK = 2 * 2**30  # bytes; a download of a small model or a long video may fill less

@@ -1,6 +1,7 @@
 """Read the pictures and clips of a command, and write its result: files, folders, standard input and output."""
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -153,9 +154,13 @@ def output_place(options: TaskOptions) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"clip{_suffix(options)}")
         yield path
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        try:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+            raise ValueError("whoever reads standard output closed it before it had the whole result") from error
 
 
 def form_of(options: TaskOptions) -> str:
@@ -171,6 +176,8 @@ def _check_standard_output(options: TaskOptions) -> None:
     if _suffix(options) not in FILE_SUFFIXES:
         known = ", ".join(suffix[1:] for suffix in FILE_SUFFIXES)
         raise UsageError(f"--format is {options.format}; standard output takes {known}")
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; send it to a file or a program, or give --output a name")
     if options.json:
         raise UsageError("--json and the video would both go to standard output; write the video to a file")
     if sys.stdout.isatty():
@@ -183,6 +190,8 @@ def named(file: str) -> Iterator[Path]:
     if file != STANDARD:
         yield Path(file)
         return
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; send a file to it, or give a name in place of -")
     if sys.stdin.isatty():
         raise UsageError("standard input is a terminal; send a file to it, or give a name in place of -")
     with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,15 @@ def _starting(*words: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
+def _rate(text: str) -> float:
+    """Return a number of frames per second, also from a fraction such as 30000/1001."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"{text!r} is no number; give one such as 25 or 30000/1001") from error
+
+
 Frames = Annotated[int | None, typer.Option(help="Frames of the result, the given ones included. Else as trained.")]
 NewFrames = Annotated[int | None, typer.Option(help="Frames to add.")]
 Window = Annotated[int | None, typer.Option(help="Most frames of a window. Else as many as trained.")]
@@ -106,8 +115,12 @@ class TaskOptions(ModelOptions):
     ]  # fmt: skip
     size: Size = None
     fps: Annotated[
-        float | None, typer.Option(help="Frames per second of the result. Else the input's, the checkpoint's, or 8.")
-    ] = None
+        float | None,
+        typer.Option(
+            parser=_rate, metavar="FLOAT",
+            help="Frames per second of the result (25, 30000/1001). Else the input's, the checkpoint's, or 8.",
+        ),
+    ] = None  # fmt: skip
     steps: Annotated[
         int | None,
         typer.Option(
@@ -155,6 +168,13 @@ class TaskOptions(ModelOptions):
 class FileOptions(TaskOptions):
     """Options of the commands that go from file to file, frame by frame."""
 
+    source_fps: Annotated[
+        float | None,
+        typer.Option(
+            parser=_rate, metavar="FLOAT",
+            help="Frames per second of a folder of pictures, which states none. Else the checkpoint's, or 8.",
+        ),
+    ] = None  # fmt: skip
     sound: Annotated[
         str | None,
         typer.Option(

@@ -4,6 +4,7 @@ The work is that of `diffusers_mardini.streaming`; the commands are in `tasks.py
 """
 
 import importlib.util
+import math
 import re
 import signal
 import time
@@ -46,11 +47,13 @@ def check(options: FileOptions, video: str, sounds: tuple[str, str]) -> None:
         raise UsageError(f"--sound is {options.sound}; this command takes {' or '.join(sounds)}")
     if options.resume and files.STANDARD in (video, str(options.output)):
         raise UsageError("--resume goes on with parts beside the output; give names in place of -")
-    if has_parts(options.output) and not options.resume:
+    if has_parts(options.output) and not (options.resume or options.overwrite):
         raise ValueError(
-            f"{folder_of(options.output)} holds parts of an earlier run; --resume goes on with them, or remove the "
-            "folder to begin anew"
+            f"{folder_of(options.output)} holds parts of an earlier run; --resume goes on with them, --overwrite begins "
+            "anew"
         )
+    if options.source_fps is not None and not (math.isfinite(options.source_fps) and options.source_fps > 0):
+        raise UsageError(f"--source-fps is {options.source_fps:g}; give a positive number of frames per second")
 
 
 def cuts_of(cuts: str | None) -> str | list[int | float]:
@@ -65,7 +68,7 @@ def cuts_of(cuts: str | None) -> str | list[int | float]:
         if importlib.util.find_spec("scenedetect") is not None:
             return "keep"
         warn(
-            "Cuts are not looked for, because PySceneDetect is not installed (`pip install '.[cuts]'` in the checkout); "
+            'Cuts are not looked for, because PySceneDetect is not installed (`pip install ".[cuts]"` in the checkout); '
             "--cuts ignore says that there are none"
         )
         return "ignore"
@@ -111,11 +114,11 @@ def run(
         typer.Exit: with the code of an interruption, if Ctrl-C ended it; the whole windows are written.
     """
     with files.named(video) as source, files.output_place(options) as output:
-        source_fps = trained.fps or files.DEFAULT_FPS  # of a folder, which has none
+        source_fps = options.source_fps or trained.fps or files.DEFAULT_FPS  # of pictures, which have none
         _look_at(options, video, source, trained, source_fps, is_continued)
         pipe, sampling = checkpoints.load(options, task)
         pipe.set_progress_bar_config(disable=True)  # it would count the steps of each part anew
-        for name in ("generator", "paste_given", "blend"):  # each part has noise of its own
+        for name in ("generator", "blend"):  # each part has noise of its own; `blend` needs frames that are to come
             del sampling[name]
         with progress_line() as progress:
             result = make(
@@ -133,6 +136,13 @@ def _look_at(
     note(f"Reading {video}")
     files.fitted_to(window)(Image.fromarray(next(frames_of_numbers(source, [0]))))
     rate = stated_rate(source)
+    if rate and options.source_fps is not None:
+        raise ValueError(
+            f"--source-fps is for pictures, and {video} states {rate:g} frames per second; leave it out, or write the "
+            "video anew with the rate that it should have"
+        )
+    if not rate and options.source_fps is None and source.is_dir():
+        warn(f"{video} states no rate and is taken as {source_fps:g} frames per second; --source-fps says another")
     if is_continued:
         files.note_rate(video, rate, window)
     if options.sound != "drop" and has_sound(source) and not can_have_sound(Path(f"result{files.form_of(options)}")):

@@ -125,11 +125,11 @@ def fill(
     # A picture at place 0 alone has nothing before it.
     frames = frames or (max(places) + 1 if max(places) else trained.frames)
     if max(places) >= frames:
-        raise ValueError(
+        raise UsageError(
             f"the picture at place {max(places)} lies beyond --frames {frames}; give {max(places) + 1} or more"
         )
     if len(places) == frames:
-        raise ValueError(f"all {frames} frames are given, so that none is left to sample; raise --frames")
+        raise UsageError(f"all {frames} frames are given, so that none is left to sample; raise --frames")
     given = dict(zip(places, _read_pictures(*places.values(), window=trained)))
     pipe, arguments = checkpoints.load(options, f"Sampling {frames - len(given)} frames around {len(given)} pictures")
     result = pipe.fill(
@@ -179,11 +179,11 @@ def slow_motion(
     check_count("--factor", factor, 2, streams.MOST_FACTOR)
     _check_windows(window, batch)
     streams.check(options, video, ("stretch", "drop"))
-    if options.paste_given:
-        _check_pasting(options, cuts)
+    if options.blend:
+        _check_blending(options, cuts)
     trained = _check(options, video)
     task = f"Slowing {video} down {factor} times"
-    if not options.paste_given:
+    if not options.blend:
         streams.run(
             options, video, trained, task, slow_motion_file, started, factor=factor, fps=options.fps,
             cuts=streams.cuts_of(cuts), window=window, window_batch_size=batch,
@@ -192,10 +192,10 @@ def slow_motion(
     clip, rate = files.read_clip(video, trained, options)
     if len(clip) < 2:
         raise ValueError(f"{video} has 1 frame, and slow motion goes between frames; give at least 2")
-    warn("With --paste-given cuts are not looked for: frames are sampled across them, too")
+    warn("With --blend cuts are not looked for: frames are sampled across them, too")
     pipe, arguments = checkpoints.load(options, task)
     result = pipe.slow_motion(clip, factor=factor, window=window, window_batch_size=batch, **arguments)
-    files.save(options, result.frames[0], rate or trained.fps, started)
+    files.save(options, result.frames[0], rate or options.source_fps or trained.fps, started)
 
 
 @command(FileOptions)
@@ -209,10 +209,8 @@ def retime(video: Video, options: FileOptions, cuts: Cuts = None, window: Window
     streams.check(options, video, ("keep", "drop"))
     if options.fps is None:
         raise UsageError("--fps is missing; give the frames per second of the result")
-    if options.paste_given:
-        raise UsageError(
-            "--paste-given is not for retime, whose frames need not lie at those of the clip; leave it out"
-        )
+    if options.blend:
+        raise UsageError("--blend is not for retime, whose frames need not lie at those of the clip; leave it out")
     trained = _check(options, video)
     streams.run(
         options, video, trained, f"Giving {video} {options.fps:g} frames per second", retime_file, started,
@@ -241,11 +239,12 @@ def extend(
     check_count("--anchors", anchors, 0)
     check_count("--keyframe-interval", keyframe_interval)
     streams.check(options, video, ("keep", "drop"))
-    if options.paste_given:
-        _check_pasting(options)
+    if options.blend:
+        _check_blending(options)
     trained = _check(options, video)
+    _check_leading(window or trained.frames, overlap, anchors)
     task = f"Adding {new_frames} frames to {video}"
-    if not options.paste_given:
+    if not options.blend:
         streams.run(
             options, video, trained, task, extend_file, started, is_continued=True, num_new_frames=new_frames,
             fps=options.fps, window=window, overlap=overlap, anchors=anchors, keyframe_interval=keyframe_interval,
@@ -258,7 +257,7 @@ def extend(
         clip, num_new_frames=new_frames, window=window, overlap=overlap, anchors=anchors,
         keyframe_interval=keyframe_interval, **arguments,
     )  # fmt: skip
-    files.save(options, result.frames[0], rate or trained.fps, started)
+    files.save(options, result.frames[0], rate or options.source_fps or trained.fps, started)
 
 
 @command(TaskOptions)
@@ -281,6 +280,10 @@ def loop(
     check_count("--new-frames", new_frames)
     _check_windows(window, batch)
     check_count("--overlap", overlap)
+    if options.paste_given and new_frames_only:
+        raise UsageError(
+            "--paste-given is for the frames of the clip, and --new-frames-only leaves these out; give one"
+        )
     trained = _check(options, video)
     clip, rate = files.read_clip(video, trained, options)
     files.note_rate(video, rate, trained)
@@ -309,8 +312,8 @@ def _check(options: TaskOptions, *inputs: str) -> TrainedWindow:
     return window
 
 
-def _check_pasting(options: FileOptions, cuts: str | None = None) -> None:
-    """Refuse what only files that stream can have: pasting needs all frames in memory."""
+def _check_blending(options: FileOptions, cuts: str | None = None) -> None:
+    """Refuse what only files that stream can have: blending needs all frames in memory."""
     given = [
         ("--cuts", cuts is not None),
         ("--sound", options.sound not in (None, "drop")),
@@ -318,7 +321,19 @@ def _check_pasting(options: FileOptions, cuts: str | None = None) -> None:
     ]
     for name, is_given in given:
         if is_given:
-            raise UsageError(f"{name} and --paste-given cannot go together: pasting holds the whole clip in memory")
+            raise UsageError(f"{name} and --blend cannot go together: blending holds the whole clip in memory")
+
+
+def _check_leading(window: int, overlap: int | None, anchors: int) -> None:
+    """Refuse a window without new frames, and anchors without last ones."""
+    if overlap is not None and overlap >= window:
+        raise UsageError(f"--overlap is {overlap}, but windows have {window} frames; give less")
+    leading = overlap or window // 2
+    if anchors >= leading:
+        raise UsageError(
+            f"--anchors is {anchors}, but {leading} frames lead a window, and one of them is the last of the clip; give "
+            "less, or a larger --overlap"
+        )
 
 
 def _check_windows(window: int | None, batch: int = 1, least: int = 3) -> None:

@@ -81,6 +81,6 @@ def _server() -> Any:
         from ..app import server
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the page needs {error.name}, which the extra `demo` brings: pip install '.[demo]' ./demo-files in the checkout"
+            f'the page needs {error.name}, which the extra `demo` brings: pip install ".[demo]" ./demo-files in the checkout'
         ) from error
     return server

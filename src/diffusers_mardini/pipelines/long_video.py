@@ -110,7 +110,7 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         if stream:
-            _refuse_pasting(paste_given)
+            _refuse_blending(blend)
             return self._stream_slow_motion(
                 video,
                 factor,
@@ -123,6 +123,7 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
                 decode_chunk_size,
                 window_batch_size,
                 conditions,
+                paste_given,
             )
         if checked_cuts(cuts):
             raise ValueError("`cuts` needs `stream=True`; use `retime`, or cut the clip before")
@@ -227,14 +228,14 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
             self, window, leading, options, output_type, decode_chunk_size, keyframe_interval=keyframe_interval
         )
         if stream:
-            _refuse_pasting(paste_given)
+            _refuse_blending(blend)
             if conditions is not None and num_new_frames is None:
                 raise ValueError(
                     "`conditions` have a row for each new frame, but the stream has no end; give `num_new_frames`, or "
                     "use `rollout`, whose steps take their own"
                 )
             values = read_conditions(conditions, self.conditions, 1, num_new_frames or 1)
-            return self._stream_extension(video, num_new_frames, height, width, rollout, values)
+            return self._stream_extension(video, num_new_frames, height, width, rollout, values, paste_given)
         assert num_new_frames is not None, "only a stream may leave it out"
         with in_use(self, self.scheduler):
             pixels = self._check_long_video(video, height, width, window, options, output_type, least_frames=1)
@@ -357,8 +358,9 @@ class LongVideoMixin(StreamMixin, WindowSamplingMixin):
         return to_pixels(videos, height, width, self.video_processor)
 
 
-def _refuse_pasting(paste_given: bool) -> None:
-    if paste_given:
+def _refuse_blending(blend: int) -> None:
+    if blend:
         raise ValueError(
-            "`paste_given` needs all frames, and `stream` gives them away one by one; leave one of the two out"
+            "`blend` needs the given frames that are still to come, and `stream` gives frames away before; leave one of "
+            "the two out"
         )

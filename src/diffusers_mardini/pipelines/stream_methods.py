@@ -12,6 +12,7 @@ import torch
 from .conditions import Conditions, read_conditions, read_rows
 from .inputs import warn_if_far, whole_number
 from .one_call import in_use
+from .pasting import check_pasting
 from .pipeline_output import MarDiniPipelineOutput
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
@@ -53,6 +54,7 @@ class StreamMixin:
         origin: float | None = None,
         first_frame: int = 0,
         conditions: Mapping[str, Any] | None = None,
+        paste_given: bool = False,
     ) -> Any:  # MarDiniPipelineOutput, a tuple, or an iterator
         r"""
         Give a clip another rate, by time: frame `k` of the result shows the moment `k / fps`.
@@ -84,6 +86,8 @@ class StreamMixin:
             conditions (`dict`, *optional*): Conditions of the frames of the result, `(frames, channels)` each, counted
                 from `origin`. A window's frame gets the mean over the time since the one before (or the sum), as in
                 [`~MarDiniPipeline.slow_motion`]. Rows after the last frame are not used.
+            paste_given (`bool`, defaults to `False`): Whether frames that exist come out with their own pixels,
+                resized, and not as the VAE decodes them.
             The other arguments are those of [`~MarDiniPipeline.__call__`]. `generator` is used window by window, in
             the order of time; the result does not depend on how the frames arrive, nor on `stream`.
 
@@ -102,6 +106,7 @@ class StreamMixin:
         window, pictures = self._open_stream(video, 2, height, width, window, options, output_type)
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
+        check_pasting(paste_given, 0, output_type)
         values = read_rows(conditions, self.conditions)
         plan = RetimePlan(fps, window, origin, first_frame)
 
@@ -112,8 +117,9 @@ class StreamMixin:
                 yield frame, plan.push(time, is_cut, is_still)
 
         frames = stream_windows(
-            self, pictures, arrivals(), plan, options, output_type, decode_chunk_size, window_batch_size, values
-        )
+            self, pictures, arrivals(), plan, options, output_type, decode_chunk_size, window_batch_size, values,
+            paste_given,
+        )  # fmt: skip
         return frames if stream else _collected(frames, output_type, return_dict)
 
     def _stream_slow_motion(
@@ -129,6 +135,7 @@ class StreamMixin:
         decode_chunk_size: int,
         window_batch_size: int,
         conditions: Mapping[str, Any] | None,
+        paste_given: bool,
     ) -> Iterator[Any]:
         """Check the arguments of `slow_motion` with `stream=True`, and return its iterator."""
         cuts = checked_cuts(cuts)
@@ -140,8 +147,9 @@ class StreamMixin:
         plan = SlowMotionPlan(factor, window)
         arrivals = ((frame, plan.push(number in cuts)) for number, frame in enumerate(pictures))
         return stream_windows(
-            self, pictures, arrivals, plan, options, output_type, decode_chunk_size, window_batch_size, values
-        )
+            self, pictures, arrivals, plan, options, output_type, decode_chunk_size, window_batch_size, values,
+            paste_given,
+        )  # fmt: skip
 
     def _stream_extension(
         self,
@@ -151,12 +159,14 @@ class StreamMixin:
         width: int | None,
         rollout: MarDiniRollout,
         conditions: Conditions,
+        paste_given: bool,
     ) -> Iterator[Any]:
         """Check the arguments of `extend` with `stream=True`, and return its iterator."""
         _, pictures = self._open_stream(video, 1, height, width, rollout.window, rollout.options, rollout.output_type)
         return stream_extension(
-            self, pictures, rollout, num_new_frames, conditions, rollout.output_type, rollout.decode_chunk_size
-        )
+            self, pictures, rollout, num_new_frames, conditions, rollout.output_type, rollout.decode_chunk_size,
+            paste_given,
+        )  # fmt: skip
 
     def _open_stream(
         self,

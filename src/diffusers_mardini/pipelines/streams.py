@@ -7,12 +7,14 @@ while a window is sampled or frames are decoded, and free in between, so that on
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .conditions import Conditions, conditions_of_window
 from .one_call import in_use
+from .pasting import OwnPixels
 from .rollout import MarDiniRollout
 from .sampling_options import SamplingOptions
 from .stream_inputs import Picture, PictureStream, in_chunks
@@ -36,11 +38,19 @@ class Outlet:
     def __init__(self, pipe: "MarDiniPipeline", chunk_size: int, output_type: str):
         self._pipe, self._size, self._output_type = pipe, chunk_size, output_type
         self._waiting: list[torch.Tensor] = []
+        self._own: dict[int, torch.Tensor] = {}  # by the place among those that wait
 
-    def put(self, latents: Iterable[torch.Tensor]) -> Iterator[Any]:
-        """Take latents `(channels, h, w)` of the next frames; yield those that are decoded by now."""
-        for one in latents:
-            self._waiting.append(one)
+    def put(self, frames: Iterable[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[Any]:
+        """Take the next frames; yield those that are decoded by now.
+
+        Args:
+            frames: latents `(channels, h, w)` of each, and the pixels `(3, height, width)` in [-1, 1] to show in place
+                of what they decode to, if any.
+        """
+        for latents, own in frames:
+            if own is not None:
+                self._own[len(self._waiting)] = own
+            self._waiting.append(latents)
             if len(self._waiting) == self._size or self._output_type == "latent":
                 yield from self.finish()
 
@@ -49,8 +59,10 @@ class Outlet:
         if not self._waiting:
             return
         latents, self._waiting = torch.stack(self._waiting)[None], []  # (1, frames, channels, h, w)
+        own = OwnPixels(torch.stack([*self._own.values()])[None], [*self._own]) if self._own else None
+        self._own = {}
         with in_use(self._pipe, self._pipe.scheduler):
-            frames = self._pipe.decode(latents, self._output_type, self._size)
+            frames = self._pipe.decode(latents, self._output_type, self._size, own)
         yield from frames[0]
 
 
@@ -63,15 +75,23 @@ class Strip:
         chunk_size: most frames that the autoencoder takes at once.
         conditions: of the frames of the result, result of `read_rows`.
         call: of the pipeline, which other calls may come between.
+        paste_given: whether given frames are shown with their own pixels.
     """
 
     def __init__(
-        self, pipe: "MarDiniPipeline", options: SamplingOptions, chunk_size: int, conditions: Conditions, call: object
+        self,
+        pipe: "MarDiniPipeline",
+        options: SamplingOptions,
+        chunk_size: int,
+        conditions: Conditions,
+        call: object,
+        paste_given: bool,
     ):
         self._pipe, self._options, self._size, self._conditions = pipe, options, chunk_size, conditions
-        self._call = call
+        self._call, self._paste_given = call, paste_given
         self._latents: dict[int, torch.Tensor] = {}  # (channels, h, w) by place
         self._low_latents: dict[int, torch.Tensor] = {}  # (channels, h_low, w_low); of sampled ones when needed
+        self._own: dict[int, torch.Tensor] = {}  # (3, height, width), of given ones, if they are pasted
         self._given: deque[int] = deque()
         self._shown: deque[int] = deque()
         self._arrived = 0
@@ -83,6 +103,8 @@ class Strip:
         with in_use(pipe, pipe.scheduler):
             self._latents.update(zip(places, pipe.encode_frames(pixels, self._size)[0]))
             self._low_latents.update(zip(places, pipe.encode_low_frames(pixels, self._size)[0]))
+        if self._paste_given:
+            self._own.update(zip(places, pixels[0]))
         self._given.extend(places)
 
     def sample(self, windows: list[Window]) -> bool:
@@ -116,15 +138,17 @@ class Strip:
         self._arrived = arrival.place
         self._shown.extend(arrival.shown)
 
-    def take(self) -> Iterator[torch.Tensor]:
-        """Yield the latents of the next frames of the result that are finished; drop what is not needed any more."""
+    def take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield the latents of the next frames of the result that are finished, with their own pixels if these are
+        pasted; drop what is not needed any more."""
         while self._shown and self._shown[0] in self._latents:
-            yield self._latents[self._shown.popleft()]
+            place = self._shown.popleft()
+            yield self._latents[place], self._own.get(place)
         # Frames that are missing lie in or after the gap of the first of them.
         missing = self._shown[0] if self._shown else self._arrived
         while len(self._given) > 1 and self._given[1] <= missing:
             self._given.popleft()
-        for kept in (self._latents, self._low_latents):
+        for kept in (self._latents, self._low_latents, self._own):
             for place in [place for place in kept if place < self._given[0]]:
                 del kept[place]
 
@@ -147,6 +171,7 @@ def stream_windows(
     chunk_size: int,
     window_batch_size: int,
     conditions: Conditions,
+    paste_given: bool,
 ) -> Iterator[Any]:
     """Yield the frames of slow motion or of a new rate.
 
@@ -160,8 +185,9 @@ def stream_windows(
         chunk_size: given frames are read and encoded, and frames of the result decoded, so many at once.
         window_batch_size: most windows that run at once.
         conditions: of the frames of the result, result of `read_rows`.
+        paste_given: whether given frames are shown with their own pixels.
     """
-    strip = Strip(pipe, options, chunk_size, conditions, pictures.call)
+    strip = Strip(pipe, options, chunk_size, conditions, pictures.call, paste_given)
     outlet = Outlet(pipe, chunk_size, output_type)
     batcher = Batcher(window_batch_size)
 
@@ -197,6 +223,7 @@ def stream_extension(
     conditions: Conditions,
     output_type: str,
     chunk_size: int,
+    paste_given: bool,
 ) -> Iterator[Any]:
     """Yield the given frames of a clip, and then `num_new_frames` more, or ever more.
 
@@ -208,6 +235,7 @@ def stream_extension(
         conditions: of the new frames.
         output_type: form of the frames.
         chunk_size: frames are encoded and decoded so many at once.
+        paste_given: whether given frames come with their own pixels.
     """
     outlet = Outlet(pipe, chunk_size, output_type)
     latents = low_latents = None
@@ -223,7 +251,7 @@ def stream_extension(
         # Of keyframes, those that are needed depend on the length of the clip: all that may be are kept meanwhile.
         kept = rollout.may_be_kept(places, num_given)
         latents, low_latents, places = latents[:, kept], low_latents[:, kept], [places[i] for i in kept]
-        yield from outlet.put(new[0])
+        yield from outlet.put(zip(new[0], pixels[0] if paste_given else repeat(None)))
     assert latents is not None and low_latents is not None, "a stream has at least one frame"
     kept = [places.index(place) for place in rollout.kept_places(num_given)]
     rollout.start(latents[:, kept], low_latents[:, kept], {}, rollout.kept_places(num_given))
@@ -240,7 +268,7 @@ def stream_extension(
                 break
         made += count
         surplus = 0 if num_new_frames is None else max(0, made - num_new_frames)
-        yield from outlet.put(sampled[: count - surplus].clone())
+        yield from outlet.put(zip(sampled[: count - surplus].clone(), repeat(None)))
     yield from outlet.finish()
     with in_use(pipe, pipe.scheduler):
         pipe.maybe_free_model_hooks()
@@ -248,15 +276,20 @@ def stream_extension(
 
 @torch.no_grad()
 def reconstruct(
-    pipe: "MarDiniPipeline", frames: Iterable[Picture], output_type: str = "pil", chunk_size: int = 16
+    pipe: "MarDiniPipeline",
+    frames: Iterable[Picture],
+    output_type: str = "pil",
+    chunk_size: int = 16,
+    paste_given: bool = False,
 ) -> Iterator[Any]:
-    """Yield given frames as the autoencoder decodes them, `chunk_size` at a time."""
+    """Yield given frames, `chunk_size` at a time, as the autoencoder decodes them, or with their own pixels."""
     pictures = PictureStream(frames, 1, None, None, pipe.size_multiple, pipe.video_processor)
     outlet = Outlet(pipe, chunk_size, output_type)
     for chunk in in_chunks(pictures, chunk_size):
+        pixels = pictures.pixels(chunk)
         with in_use(pipe, pipe.scheduler):
-            latents = pipe.encode_frames(pictures.pixels(chunk), chunk_size)[0]
-        yield from outlet.put(latents)
+            latents = pipe.encode_frames(pixels, chunk_size)[0]
+        yield from outlet.put(zip(latents, pixels[0] if paste_given else repeat(None)))
     yield from outlet.finish()
 
 

@@ -27,6 +27,7 @@ class Extension:
     settings: TaskSettings
     reader: FrameReader
     num_new_frames: int | None
+    paste_given: bool = False
     _rollout: MarDiniRollout | None = None
 
     @property
@@ -52,7 +53,8 @@ class Extension:
         """Yield the frames of a part."""
         if number < self.num_given_parts:
             first = number * PART_FRAMES
-            yield from reconstruct(self.pipe, self.reader.read(first, min(first + PART_FRAMES, len(self.video.kept))))
+            given = self.reader.read(first, min(first + PART_FRAMES, len(self.video.kept)))
+            yield from reconstruct(self.pipe, given, paste_given=self.paste_given)
             return
         rollout = self._rollout = self._rollout or self._start(number, parts)
         rollout.options = replace(rollout.options, generator=self.settings.generator(number))

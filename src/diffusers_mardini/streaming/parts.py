@@ -29,25 +29,28 @@ class PartFolder:
         output: the result; the folder has its name with `.parts` at the end.
         settings: what the frames depend on.
         resume: whether to go on with the parts that are there.
+        overwrite: whether to remove them, if not.
         container_suffix: of the parts' files.
 
     Raises:
-        ValueError: if the folder has parts and `resume` is false, parts of other settings, or is in use.
+        ValueError: if the folder has parts and neither is true, parts of other settings, or is in use.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any], resume: bool, container_suffix: str):
+    def __init__(self, output: Path, settings: dict[str, Any], resume: bool, overwrite: bool, container_suffix: str):
         self.output = output
         self.folder = folder_of(output)
         self.replaces = output.exists()  # which `check_output` has allowed; what appears later is left alone
         self._suffix = container_suffix
         settings = json.loads(json.dumps(settings))
-        if has_parts(output) and not resume:
+        if has_parts(output) and not resume and not overwrite:
             raise ValueError(
-                f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, or remove the folder "
-                "to begin anew"
+                f"'{self.folder}' holds parts of an earlier run; `resume=True` goes on with them, `overwrite=True` begins "
+                "anew"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
+        if overwrite and not resume:
+            self._empty()
         self.records: list[dict[str, Any]] = []
         before = self._read(SETTINGS) if resume else None
         if before is not None and before != settings:
@@ -55,7 +58,8 @@ class PartFolder:
             names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             was = ", ".join(_difference(name, before.get(name), settings.get(name)) for name in names)
             raise ValueError(
-                f"the parts in '{self.folder}' were made with other settings ({was}); give those, or remove the folder"
+                f"the parts in '{self.folder}' were made with other settings ({was}); give those, or begin anew: "
+                "`overwrite=True` without `resume`"
             )
         if before is None:  # what a process left that was killed in its first part may be of another source
             (self.folder / FACTS).unlink(missing_ok=True)
@@ -111,6 +115,14 @@ class PartFolder:
         """Remove the folder, when the result is complete."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _empty(self) -> None:
+        """Remove all parts: the records first, from the last one on, so that a killed process leaves whole parts."""
+        for file in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
+            file.unlink()
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
 
     def _read(self, name: str) -> Any:
         try:

@@ -10,7 +10,6 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.encoding import ClipEncoder
@@ -18,12 +17,12 @@ from ..video.joining import join
 from ..video.places import publish, real_place, unfinished
 from ..video.reading import iterate_frames
 from ..video.sound import SoundTrack
-from ..video.writing import FILE_SUFFIXES, FORMS, check_writable, write_video
+from ..video.writing import FILE_SUFFIXES, FORMS, check_writable, write_frames
 from .parts import PartFolder, wrote
 
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # whose parts are joined as they are
-OTHERS = {*FORMS} - {*CONTAINERS}  # written by `write_video` from parts without loss, with all frames in memory
+OTHERS = {*FORMS} - {*CONTAINERS}  # written from parts without loss; moving pictures with all frames in memory
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,8 @@ def run(
         if is_lossless:
             if parts.output.exists() and not parts.replaces:
                 raise FileExistsError(parts.output)
-            frames = [Image.fromarray(frame) for file in files for _, frame in iterate_frames(file)]
-            write_video(parts.output, frames, fps, overwrite=parts.replaces)
+            frames = (frame for file in files for _, frame in iterate_frames(file))
+            write_frames(parts.output, frames, fps, crf, parts.replaces)
         else:
             place = real_place(parts.output, is_folder=False)
             # Beside the target of a link: what lies on another file system can't be renamed.

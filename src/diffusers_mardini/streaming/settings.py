@@ -26,6 +26,7 @@ class TaskSettings:
         seed: of the noise.
         size: width and height of the frames.
         resume: whether to go on with the parts of an earlier run.
+        overwrite: whether they may be removed, if not.
         sampling: further arguments of the pipeline's method.
         conditions: of the frames of the result, `(1, frames, channels)` each.
     """
@@ -34,6 +35,7 @@ class TaskSettings:
     seed: int
     size: tuple[int, int]
     resume: bool
+    overwrite: bool
     sampling: dict[str, Any]
     conditions: Conditions
 
@@ -47,7 +49,8 @@ class TaskSettings:
         sampling |= {f"condition {name}": _digest(values) for name, values in self.conditions.items()}
         key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
         key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe)}
-        return PartFolder(self.output, key, self.resume, ".mp4" if can_have_sound(self.output) else ".mkv")
+        suffix = ".mp4" if can_have_sound(self.output) else ".mkv"
+        return PartFolder(self.output, key, self.resume, self.overwrite, suffix)
 
 
 def read_settings(
@@ -72,7 +75,7 @@ def read_settings(
         height, width = trained.height, trained.width
     first = next(iter(frames_of_numbers(source, [0])))
     height, width = output_size([[first]], height, width, pipe.size_multiple)
-    return TaskSettings(output, seed, (width, height), resume, sampling, conditions)
+    return TaskSettings(output, seed, (width, height), resume, overwrite, sampling, conditions)
 
 
 def model_digest(pipe: MarDiniPipeline) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..pipelines.stream_inputs import kept_frames
-from ..video.reading import clock_tick, frames_of_numbers, has_sound, iterate_frames, stated_rate
+from ..video.reading import clock_tick, frames_of_numbers, has_sound, iterate_frames, pictures_of, stated_rate
 from ..video.scenes import SceneFinder
 from ..video.times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 from .cuts import frames_of_cuts, read_cuts
@@ -160,8 +160,9 @@ def _shown_evenly(path: str | os.PathLike, times: np.ndarray, rate: float) -> tu
 def _facts(path: str | os.PathLike, fps: float | None, find_cuts: bool) -> dict[str, Any]:
     finder = SceneFinder() if find_cuts else None
     times, equal, before = [], [], None
-    rate = (fps or PICTURE_FPS) if Path(path).is_dir() else None
-    for number, (time, frame) in enumerate(iterate_frames(path, rate, warns=True)):
+    pictures = pictures_of(path)
+    rate = None if pictures is None else fps or PICTURE_FPS
+    for number, (time, frame) in enumerate(iterate_frames(pictures or path, rate, warns=True)):
         times.append(time)
         if before is not None and np.array_equal(before, frame):
             equal.append(number)

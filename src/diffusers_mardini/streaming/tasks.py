@@ -55,9 +55,9 @@ def retime_file(
         pipe: Samples the frames.
         source: A video file or a folder of pictures.
         output: `.mp4`, `.m4v`, `.mov` or `.mkv` (H.264, tagged BT.709); or another form of `write_video`, which has no
-            sound and needs all frames in memory in the end. It appears complete or not at all.
+            sound; `.gif`, `.webp` and `.apng` need all frames in memory in the end. It appears complete or not at all.
         fps (`float`): Frames per second of the result.
-        source_fps (`float`, *optional*): Rate of a folder of pictures, by default 8.
+        source_fps (`float`, *optional*): Rate of a folder of pictures, which states none; by default 8.
         cuts: `"keep"` finds cuts (PySceneDetect) and samples nothing across them, `"ignore"` samples across; else the
             numbers of the frames of `source` that begin a scene, or their times from its first frame, such as
             `"12.48s"` and `"00:00:12.48"`.
@@ -66,11 +66,11 @@ def retime_file(
         height, width (`int`, *optional*): Size of the result in pixels, to whose aspect frames are cropped around the
             centre. By default that of the training, else that of `source`.
         resume (`bool`): Whether to go on with the parts of an earlier run of the same settings, if there are any.
-        overwrite (`bool`): Whether to replace an existing `output`.
+        overwrite (`bool`): Whether to replace an existing `output`; without `resume` also the parts of an earlier run.
         crf (`float`): Quality of H.264, 0 (best) to 51.
         progress: Called with a [`FileProgress`] after each frame.
         conditions (`dict`, *optional*): Conditions of the frames of the result, see [`~MarDiniPipeline.retime`].
-        sampling: Further arguments of [`~MarDiniPipeline.retime`], such as `num_inference_steps`.
+        sampling: Further arguments of [`~MarDiniPipeline.retime`], such as `num_inference_steps` and `paste_given`.
 
     Returns:
         [`FileResult`].
@@ -141,6 +141,7 @@ def extend_file(
     crf: float = 18,
     progress: Progress | None = None,
     conditions: Mapping[str, Any] | None = None,
+    paste_given: bool = False,
     **sampling: Any,
 ) -> FileResult:
     r"""
@@ -153,6 +154,8 @@ def extend_file(
         sound: `"keep"` copies it; new frames are silent.
         conditions (`dict`, *optional*): Conditions of the frames of the result, or of the new ones alone, see
             [`~MarDiniPipeline.extend`].
+        paste_given (`bool`): Whether the frames of `source` come out with their own pixels, resized, and not as the VAE
+            decodes them.
         sampling: Further arguments of [`~MarDiniPipeline.rollout`], such as `window` and `overlap`.
         The other arguments, results and errors are those of `retime_file`.
     """
@@ -168,15 +171,16 @@ def extend_file(
     )
     pipe.rollout([Image.new("RGB", settings.size)], **sampling)  # refuses wrong arguments before a part is made
     parts = settings.open(
-        pipe, source, task="extend", num_new_frames=num_new_frames, fps=fps, source_fps=source_fps, crf=crf
-    )
+        pipe, source, task="extend", num_new_frames=num_new_frames, fps=fps, source_fps=source_fps, crf=crf,
+        paste_given=paste_given,
+    )  # fmt: skip
     try:
         video, _ = look_through(source, source_fps, "ignore", is_even=True)
         if told and num_new_frames is not None:
             count = len(video.kept)
             told = read_conditions(conditions, pipe.conditions, 1, count + num_new_frames, count)
             settings = replace(settings, conditions=told)
-        task = Extension(pipe, settings, FrameReader(video, settings.size), num_new_frames)
+        task = Extension(pipe, settings, FrameReader(video, settings.size), num_new_frames, paste_given)
         result_fps = fps or video.fps
         check_rate(settings.output, result_fps)
         return _run(pipe, task, parts, video, result_fps, crf, sound, video.fps / result_fps, progress)

@@ -234,12 +234,24 @@ def _frames_at(source: Source, wanted: list[float], fps: float | None) -> Iterat
     raise film.error(f"ends before {wanted[-1]:.3f} seconds; it is damaged, or another file than it was")
 
 
+def pictures_of(path: str | os.PathLike) -> PictureSeries | None:
+    """Return the pictures of a folder, or a picture as a series of one; `None` for a video."""
+    path = Path(path)
+    if path.is_dir():
+        return PictureSeries.of_folder(path)
+    try:
+        with open_film(path, repeated=True):
+            return None
+    except OnePictureError:
+        return PictureSeries(f"'{path}'", [path.name], lambda _: path)
+
+
 def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield frames by their numbers, counted from 0 and rising; see `iterate_frames`.
+    """Yield frames of a video, a folder of pictures or a picture by their numbers, counted from 0 and rising.
 
     Frames before the first are decoded, but not converted.
     """
-    if (pictures := _pictures(source)) is not None:
+    if (pictures := pictures_of(source)) is not None:
         yield from (np.asarray(pictures.read(number)) for number in numbers)
     elif numbers:
         with open_film(source, repeated=True) as film:
@@ -254,7 +266,7 @@ def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iter
 
 def stated_rate(source: str | os.PathLike) -> float:
     """Return the frames per second that a video states; 0 if it states none, and for pictures."""
-    if Path(source).is_dir():
+    if pictures_of(source) is not None:
         return 0.0
     with open_film(source, repeated=True) as film:
         return _stated_rate(film, 0)
@@ -262,7 +274,7 @@ def stated_rate(source: str | os.PathLike) -> float:
 
 def clock_tick(source: str | os.PathLike) -> float:
     """Return the seconds of one tick of a video's clock, to which its times are rounded; 0 for pictures."""
-    if Path(source).is_dir():
+    if pictures_of(source) is not None:
         return 0.0
     with open_film(source, repeated=True) as film:
         return float(_time_base(film))

@@ -30,7 +30,7 @@ class SceneFinder:
             from scenedetect.detectors import AdaptiveDetector
         except ImportError as error:
             raise ValueError(
-                "finding cuts needs PySceneDetect; install it with `pip install '.[cuts]'` in the checkout, or name "
+                'finding cuts needs PySceneDetect; install it with `pip install ".[cuts]"` in the checkout, or name '
                 "the frames that begin a scene"
             ) from error
         self._number = FrameTimecode

@@ -2,6 +2,7 @@
 all."""
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -94,19 +95,32 @@ def write_video(
             other files in the way (`check_writable`).
         OSError: if the disk is full or fails.
     """
+    _checked(Path(path), fps)
+    return write_frames(path, iter(_as_array(frames)), fps, crf, overwrite)
+
+
+def write_frames(
+    path: str | os.PathLike, frames: Iterator[np.ndarray], fps: float, crf: float = 18, overwrite: bool = True
+) -> Path:
+    """Write frames as `write_video` does, one by one: a film and a folder of PNG need one frame in memory.
+
+    Args:
+        frames: at least one, each `uint8` shaped `(height, width, 3)`, of one size.
+        path, fps, crf, overwrite: see `write_video`.
+    """
     path = Path(path)
     place, fps = _checked(path, fps)
     if not isinstance(crf, Real) or not 0 <= crf <= 51:
         raise ValueError(f"crf must be between 0 and 51, got {crf!r}")
-    array = _as_array(frames)
-    _check_size(path, *array.shape[2:0:-1])
+    first = next(frames)
+    _check_size(path, *first.shape[1::-1])
     if not overwrite and place.exists():
         raise ValueError(_exists(path))
     with _named_write_errors(path):
         place.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(place.parent) as room:
             finished = room / "clip"
-            _write(finished, path.suffix.lower(), array, fps, crf)
+            _write(finished, path.suffix.lower(), itertools.chain([first], frames), fps, crf)
             if not path.suffix and overwrite:
                 _refuse_foreign(path)  # it may have been filled meanwhile
             try:
@@ -138,7 +152,7 @@ def check_writable(path: str | os.PathLike, fps: float, size: tuple[int, int] | 
     tiny[1] = 255  # a gif would merge equal ones into one that is held for twice as long
     try:
         with _named_write_errors(path), unfinished(there) as room:
-            _write(room / "clip", path.suffix.lower(), tiny, fps, crf=18)
+            _write(room / "clip", path.suffix.lower(), iter(tiny), fps, crf=18)
             named = room / "named" / place.relative_to(there)  # fails if the file system does not allow the name
             named.parent.mkdir(parents=True)
             os.replace(room / "clip", named)
@@ -289,28 +303,29 @@ def _numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
     return array.detach().cpu().numpy()
 
 
-def _write(path: Path, suffix: str, array: np.ndarray, fps: float, crf: float) -> None:
+def _write(path: Path, suffix: str, frames: Iterator[np.ndarray], fps: float, crf: float) -> None:
     form = FORMS.get(suffix, FORMS[""])
     if form.container:
-        _write_film(path, array, fps, crf, form)
+        _write_film(path, frames, fps, crf, form)
     elif suffix in FILE_SUFFIXES:
-        _write_moving_picture(path, array, fps, suffix)
+        _write_moving_picture(path, frames, fps, suffix)
     else:
-        _write_pictures(path, array)
+        _write_pictures(path, frames)
 
 
-def _write_film(path: Path, array: np.ndarray, fps: float, crf: float, form: Form) -> None:
-    _, height, width, _ = array.shape
+def _write_film(path: Path, frames: Iterator[np.ndarray], fps: float, crf: float, form: Form) -> None:
+    first = next(frames)
+    height, width, _ = first.shape
     with ClipEncoder(path, width, height, fps, crf, form.container, encoder=form.encoder) as encoder:
-        for frame in array:
+        for frame in itertools.chain([first], frames):
             encoder.add(frame)
 
 
-def _write_moving_picture(path: Path, array: np.ndarray, fps: float, suffix: str) -> None:
-    first, *rest = [Image.fromarray(frame) for frame in array]
+def _write_moving_picture(path: Path, frames: Iterator[np.ndarray], fps: float, suffix: str) -> None:
+    first, *rest = [Image.fromarray(frame) for frame in frames]
     # Round the end of each frame, in units of the format, so that roundings do not add up.
     unit = 10 if suffix == ".gif" else 1  # thousandths of a second
-    ends = [round(1000 / unit * (index + 1) / fps) for index in range(len(array))]
+    ends = [round(1000 / unit * (index + 1) / fps) for index in range(1 + len(rest))]
     durations = [unit * (end - start) for start, end in zip([0, *ends], ends)]
     form = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}[suffix]
     try:
@@ -324,13 +339,14 @@ def _write_moving_picture(path: Path, array: np.ndarray, fps: float, suffix: str
         ) from error
 
 
-def _write_pictures(folder: Path, array: np.ndarray) -> None:
+def _write_pictures(folder: Path, frames: Iterator[np.ndarray]) -> None:
     folder.mkdir()
     written = PngInfo()
     written.add_text("Software", WRITER)
-    files = [folder / f"frame_{index:05d}.png" for index in range(len(array))]
+    files = []
     # Unfinished files have another suffix, so that no reader takes them for a clip.
-    for file, frame in zip(files, array):
-        Image.fromarray(frame).save(f"{file}{UNFINISHED}", format="PNG", pnginfo=written)
+    for index, frame in enumerate(frames):
+        files.append(folder / f"frame_{index:05d}.png")
+        Image.fromarray(frame).save(f"{files[-1]}{UNFINISHED}", format="PNG", pnginfo=written)
     for file in files:
         os.replace(f"{file}{UNFINISHED}", file)

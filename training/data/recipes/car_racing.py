@@ -108,7 +108,7 @@ def make_env(palette: str = "meadow"):
         from gymnasium.envs.box2d.car_racing import CarRacing
     except ImportError as error:
         raise SystemExit(
-            f"CarRacing needs Gymnasium with Box2D ({error}); install the extra: pip install -e '.[sim]'"
+            f'CarRacing needs Gymnasium with Box2D ({error}); install the extra: pip install -e ".[sim]"'
         ) from error
 
     class SparselyDrawnCarRacing(CarRacing):
