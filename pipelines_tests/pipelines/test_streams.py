@@ -179,6 +179,8 @@ def test_nothing_is_sampled_across_a_cut(pipe):
         (lambda pipe: slow(pipe, clip(3), stream=True, height=30), "is not divisible"),
         (lambda pipe: slow(pipe, clip(3), stream=True, cuts="3"), "`cuts` is '3'"),
         (lambda pipe: slow(pipe, clip(3), cuts=[1]), "`cuts` needs `stream=True`"),
+        (lambda pipe: slow(pipe, clip(3), stream=True, cuts=[1, 3]), "`cuts` holds 3, but `video` has 3 frames"),
+        (lambda pipe: pipe.retime(clip(3), 8, 4, cuts=[9]), "`cuts` holds 9, but `video` has 3 frames"),
         (lambda pipe: extended(pipe, clip(3), None), "`num_new_frames` is None"),
         (lambda pipe: extended(pipe, clip(3), 0, stream=True), "`num_new_frames` is 0"),
         (lambda pipe: extended(pipe, clip(3), None, stream=True, conditions={}), "the stream has no end"),

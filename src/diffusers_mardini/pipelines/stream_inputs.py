@@ -161,15 +161,17 @@ def positive(value: Any, name: str) -> float:
     return float(value)
 
 
-def checked_cuts(cuts: Iterable[int]) -> frozenset[int]:
+def checked_cuts(cuts: Iterable[int], video: Any = None) -> frozenset[int]:
     """Return the numbers of the frames that begin a scene.
 
     Raises:
-        ValueError: for anything but whole numbers.
+        ValueError: for anything but whole numbers, and for numbers beyond the end of `video`, if its length is known.
     """
     numbers = None if isinstance(cuts, (str, bytes, Mapping)) or not hasattr(cuts, "__iter__") else list(cuts)
     if numbers is None or any(isinstance(n, bool) or not hasattr(n, "__index__") or n < 0 for n in numbers):
         raise ValueError(f"`cuts` is {cuts!r}; give the numbers of the frames that begin a scene, counted from 0")
+    if numbers and hasattr(video, "__len__") and max(numbers) >= len(video):
+        raise ValueError(f"`cuts` holds {max(numbers)}, but `video` has {len(video)} frames, counted from 0")
     return frozenset(int(number) for number in numbers)
 
 

@@ -98,7 +98,7 @@ class StreamMixin:
             ValueError: for every unusable argument, before any model runs; for unusable frames, when they arrive.
         """
         fps, first_frame = positive(fps, "fps"), whole_number(first_frame, "first_frame", least=0)
-        all_times, cuts = frame_times(video, source_fps, times), checked_cuts(cuts)
+        all_times, cuts = frame_times(video, source_fps, times), checked_cuts(cuts, video)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
@@ -138,7 +138,7 @@ class StreamMixin:
         paste_given: bool,
     ) -> Iterator[Any]:
         """Check the arguments of `slow_motion` with `stream=True`, and return its iterator."""
-        cuts = checked_cuts(cuts)
+        cuts = checked_cuts(cuts, video)
         if hasattr(video, "__len__"):
             values = read_conditions(conditions, self.conditions, 1, max(1, (len(video) - 1) * factor + 1))
         else:
