@@ -110,9 +110,9 @@ class Recorder:
             {0: 2, 1: 3, 2: 20, "window": None, "window_batch_size": 1},
         ),
         (
-            ["loop", "clip", "--new-frames", 6, "--overlap", 1, "--new-frames-only"],
+            ["loop", "clip", "--new-frames", 6, "--overlap", 1],
             "loop",
-            {0: [0, 1, 2, 3], 1: 6, "overlap": 1, "new_frames_only": True, "window": None, "window_batch_size": 1},
+            {0: [0, 1, 2, 3], 1: 6, "overlap": 1, "new_frames_only": False, "window": None, "window_batch_size": 1},
         ),
         (
             ["extend", "clip", "--new-frames", 5, "--window", 6, "--overlap", 2],
@@ -221,6 +221,14 @@ def test_large_frames_are_made_small_as_they_are_decoded(checkpoint, tmp_path, m
                      "--checkpoint", checkpoint, *QUICK)  # fmt: skip
     assert code == 0, text
     assert kept == [(64, 64)] * 3 and text.count("Cropping 120x200") == 1
+
+
+def test_a_loop_may_be_written_without_its_clip(checkpoint, tmp_path):
+    write_video(tmp_path / "clip.mp4", np.zeros((3, 64, 64, 3), np.uint8), 10)
+    code, text = run("loop", tmp_path / "clip.mp4", "-o", tmp_path / "out", "--new-frames", 2, "--window", 5,
+                     "--new-frames-only", "--checkpoint", checkpoint, *QUICK)  # fmt: skip
+    assert code == 0, text
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_a_folder_of_its_own_pictures_is_replaced_with_force(checkpoint, inputs, tmp_path):
