@@ -25,9 +25,9 @@ for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
         drift)  # what may help, on eight tracks; then what helps, on all (the eight are not continued twice)
             setting=("$CARRACING/val" --frames "$frames" --batch-size 8 --kept "$OUT-drift/kept" "${ranges[@]}" "${doubled[@]}")
             drift "$CHECKPOINT" "$OUT-remedies" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "without guidance: guidance_scale=1" --arm "guidance of 4: guidance_scale=4" "${anchor[@]}" \
-                --arm "colours kept: colours=1" --arm "overlap of 6: overlap=6"
+                --arm "two anchors: anchors=2" --arm "colours kept: colours=1" --arm "overlap of 6: overlap=6"
             arms=()
-            for arm in plain "without guidance" "guidance of 4" anchor "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
+            for arm in plain "without guidance" "guidance of 4" anchor "two anchors" "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
             fill_block remedies training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}"
             # Noise on generated frames is for a checkpoint that learned to be led by noisy ones.
             noisy=checkpoints/mardini-tiny-driving
