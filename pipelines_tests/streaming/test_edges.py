@@ -211,6 +211,12 @@ def test_times_that_a_coarse_clock_has_rounded_are_even(tmp_path, name, clock, r
     assert [one.time * rate for one in video.kept] == pytest.approx(range(60), abs=1e-6)
 
 
+@pytest.mark.parametrize(("rate", "count"), [(29.97, 5), (59.94, 9), (24, 2), (12.5, 6)])
+def test_a_usual_rate_that_is_stated_stays_however_short_the_clip(tmp_path, rate, count):
+    clip = encode(tmp_path / "short.mkv", moving(count), rate=Fraction(rate).limit_denominator(1001))
+    assert look_through(clip, None, "ignore")[0].fps == pytest.approx(rate, rel=1e-4)
+
+
 def test_a_clock_of_whole_frames_hides_no_missing_one(tmp_path):
     times = [number for number in range(12) if number != 5]
     video, _ = look_through(timed(tmp_path / "missing.mov", moving(11), times, clock=25), None, "ignore")
@@ -315,6 +321,30 @@ def test_sound_keeps_its_channels_and_further_tracks_are_told(pipe, clip, tmp_pa
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert [stream.layout.nb_channels for stream in container.streams.audio] == [6]
     assert "has more tracks, which are left out: 1 of sound" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["3.1.2", "7.1.4"])
+def test_sound_in_channels_that_aac_lacks_is_mixed_to_stereo(pipe, clip, tmp_path, caplog, layout):
+    source = with_sound(tmp_path / "sound.mov", clip, 1.1, "pcm_s16le", layout=layout)
+    assert slow_motion_file(pipe, source, tmp_path / "out.mp4", 2, **FAST).sound == "stretched"
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].layout.nb_channels == 2
+    assert "which AAC lacks; it is mixed to stereo" in caplog.text
+
+
+def test_sound_that_a_format_does_not_take_at_its_rate_is_encoded(pipe, clip, tmp_path):
+    source = with_sound(tmp_path / "sound.mkv", clip, 1.1, "mp3", rate=8000)
+    assert retime_file(pipe, source, tmp_path / "out.mkv", 20, **FAST).sound == "copied"
+    assert retime_file(pipe, source, tmp_path / "out.mp4", 20, **FAST).sound == "encoded"
+    sound, rate = sound_of(tmp_path / "out.mp4")
+    assert rate == 8000 and pitch(sound, rate) == pytest.approx(440, rel=0.03)
+
+
+def test_a_source_is_warned_of_once_in_a_task_and_again_in_the_next(pipe, clip, tmp_path, caplog):
+    source = with_sound(tmp_path / "sound.mkv", clip, 1.1, "pcm_s16le", tracks=2)
+    for number in (1, 2):
+        retime_file(pipe, source, tmp_path / "out.webm", 20, overwrite=True, **FAST)
+        assert caplog.text.count("has more tracks, which are left out: 1 of sound") == number
 
 
 def test_sound_far_slower_than_its_pictures_is_made_as_fast(pipe, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from diffusers_mardini.streaming import (
     FileProgress,
@@ -199,20 +199,45 @@ def test_given_frames_of_files_come_out_with_their_own_pixels(pipe, tmp_path, sh
 
 def test_a_picture_is_extended_like_a_clip_of_one_frame(pipe, tmp_path):
     Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
-    result = extend_file(pipe, tmp_path / "a.png", tmp_path / "out.mp4", 5, num_inference_steps=1, window=4, overlap=2)
+    options = {"num_inference_steps": 1, "window": 4, "overlap": 2}
+    result = extend_file(pipe, tmp_path / "a.png", tmp_path / "out.mp4", 5, **options)
     assert (result.num_frames, result.fps) == (6, 8)
-    with pytest.raises(ValueError, match="has 1 frame that differs from the one before; give at least 2"):
+    assert extend_file(pipe, tmp_path / "a.png", tmp_path / "fast.mp4", 5, source_fps=12.4, **options).fps == 12.4
+    with pytest.raises(ValueError, match="a.png' has one frame; give at least 2"):
         retime_file(pipe, tmp_path / "a.png", tmp_path / "out.mp4", 20, overwrite=True, **FAST)
 
 
-def test_overwriting_without_resuming_begins_anew(pipe, clip, tmp_path, short_parts):
+def test_a_still_picture_that_ffmpeg_takes_for_a_video_states_no_rate(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    Image.fromarray(moving(1)[0]).save(tmp_path / "a.avif")
+    assert source.look_through(tmp_path / "a.avif", 12.5, "ignore")[0].fps == 12.5
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ""])
+def test_what_cannot_be_encoded_is_refused_before_a_frame_is_sampled(pipe, clip, tmp_path, suffix):
+    counter = CallCounter(pipe)
+    for options, message in (({"crf": 60}, "crf must be between"), ({"paste_given": "no"}, "`paste_given` is 'no'")):
+        with pytest.raises(ValueError, match=message):
+            retime_file(pipe, clip, tmp_path / f"out{suffix}", 20, **options, **FAST)
+        with pytest.raises(ValueError, match=message):
+            extend_file(pipe, clip, tmp_path / f"out{suffix}", 5, num_inference_steps=1, **options)
+    assert counter.counts["transformer"] == 0
+
+
+def test_overwriting_without_resuming_begins_anew(pipe, clip, tmp_path, short_parts, caplog):
     with pytest.raises(Killed):
         retime_file(pipe, clip, tmp_path / "out.mp4", 25, seed=1, progress=interrupted_after(17), **FAST)
     expected = retime_file(pipe, clip, tmp_path / "other.mp4", 20, **FAST)
     with pytest.raises(ValueError, match="`overwrite=True` begins anew"):
         retime_file(pipe, clip, tmp_path / "out.mp4", 20, **FAST)
+    parts = {path.name: path.read_bytes() for path in folder_of(tmp_path / "out.mp4").iterdir()}
+    with pytest.raises(ValueError, match="frame 99"):  # a call that cannot work removes nothing
+        retime_file(pipe, clip, tmp_path / "out.mp4", 20, cuts=[99], overwrite=True, num_inference_steps=1)
+    assert {path.name: path.read_bytes() for path in folder_of(tmp_path / "out.mp4").iterdir()} == parts
     result = retime_file(pipe, clip, tmp_path / "out.mp4", 20, overwrite=True, **FAST)
     assert (result.frames_resumed, result.num_frames) == (0, expected.num_frames)
+    assert "finished parts of an earlier run were removed" in caplog.text
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "other.mp4").read_bytes()
     assert not folder_of(tmp_path / "out.mp4").exists()
 

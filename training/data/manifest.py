@@ -20,6 +20,7 @@ from functools import lru_cache
 from operator import length_hint
 from pathlib import Path
 
+import av
 import numpy as np
 
 from diffusers_mardini.video.errors import FILE_ERRORS
@@ -201,6 +202,7 @@ class _Reading:
         self.entries = EntriesBuilder()
         self.decoded = self.left_out = self.unreachable_in_a_row = 0
         self.unreachable: set[str] = set()
+        self.is_mounted = Path(source.spec).exists()  # a place on this machine, and no URL
         self.stopping: list[str] = []  # the reason to stop, asked for by the decoding threads
         self._file = None
 
@@ -252,7 +254,8 @@ class _Reading:
     def _left_out(self, key: str, stamp: str | None, error: BaseException) -> Entry:
         """Return the entry of a clip that cannot be read; called by the decoding threads, too."""
         causes = (error, error.__cause__)
-        if any(_is_away(each) for each in causes):
+        is_unmounted = self.is_mounted and not Path(self.source.spec).exists()
+        if is_unmounted or any(_is_away(each) for each in causes):
             self.unreachable.add(key)
         # Missing memory, a disk or a permission may be there the next time though the file has not changed; without a
         # stamp the clip is tried again.
@@ -418,6 +421,8 @@ def _is_away(error: BaseException | None) -> bool:
     """Return whether an error is of the storage, and not of one file."""
     if isinstance(error, RemoteError):
         return error.again
+    if isinstance(error, av.error.FFmpegError):  # it has such numbers for damaged files, too
+        return False
     return isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _AWAY_ERRNOS
 
 

@@ -176,6 +176,29 @@ def test_storage_that_is_away_ends_the_census_and_keeps_what_was_read(folder, mo
     assert [entry.status for entry in census(folder).entries] == ["ok"] * 14
 
 
+def test_damaged_clips_in_a_row_are_no_storage_that_is_away(folder):
+    whole = write_clip(folder / "whole.mkv", noise(5)).read_bytes()
+    for index in range(12):
+        (folder / f"{index:02d}.mkv").write_bytes(whole[: 64 + 16 * index])
+    assert [entry.status for entry in census(folder).entries].count("ok") == 1
+
+
+def test_a_folder_that_vanishes_ends_the_census(folder, monkeypatch):
+    for index in range(14):
+        write_clip(folder / f"{index:02d}.mp4", noise(3, seed=index))
+    real = module.probe_video
+
+    def unmounted(source, *rest):
+        if source.name == "02.mp4" and folder.is_dir():
+            folder.rename(folder.parent / "elsewhere")
+        return real(source, *rest)
+
+    monkeypatch.setattr(module, "probe_video", unmounted)
+    with pytest.raises(ValueError, match="gave none of 10 clips in a row"):
+        census(folder, workers=1)
+    assert not (folder.parent / "manifest.parquet").exists()
+
+
 def test_single_clips_that_storage_does_not_give_are_left_out(folder, monkeypatch):
     for index in range(14):
         write_clip(folder / f"{index:02d}.mp4", noise(3, seed=index))

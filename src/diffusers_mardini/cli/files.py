@@ -1,6 +1,7 @@
 """Read the pictures and clips of a command, and write its result: files, folders, standard input and output."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -83,6 +84,30 @@ def read_clip(video: str, window: TrainedWindow, options: TaskOptions) -> tuple[
     return frames, rate
 
 
+def source_rate(options: FileOptions, video: str, rate: float | None, window: TrainedWindow) -> float:
+    """Return the frames per second of the input: its own or, of pictures, those of --source-fps, else of the training.
+
+    Args:
+        options: of the command.
+        video: its input.
+        rate: that it states, if any.
+        window: that the checkpoint was trained on.
+
+    Raises:
+        ValueError: if the input and --source-fps both state one, or the output cannot have it.
+    """
+    if rate and options.source_fps is not None:
+        raise ValueError(
+            f"--source-fps is for pictures, and {video} states {rate:g} frames per second; leave it out, or write the "
+            "video anew with the rate that it should have"
+        )
+    found = rate or options.source_fps or window.fps or DEFAULT_FPS
+    if not rate and options.source_fps is None:
+        warn(f"{video} states no rate and is taken as {found:g} frames per second; --source-fps says another")
+    check_output(options, found, (window.width, window.height))
+    return found
+
+
 def note_rate(video: str, rate: float | None, window: TrainedWindow) -> None:
     """Say so if the frames of a clip that is to be continued lie further apart, or closer, than those of the
     training."""
@@ -158,7 +183,9 @@ def output_place(options: TaskOptions) -> Iterator[Path]:
             with path.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-        except BrokenPipeError as error:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and error.errno != errno.EINVAL:  # Windows says it so
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
             raise ValueError("whoever reads standard output closed it before it had the whole result") from error
 

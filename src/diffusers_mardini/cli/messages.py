@@ -17,7 +17,7 @@ SECONDS_BETWEEN = 0.2  # from one line of progress to the next
 
 def is_terminal() -> bool:
     """Return whether somebody watches: plans and progress are for them alone."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def note(text: str) -> None:
@@ -28,7 +28,8 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Say what is lost, left out or changed."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

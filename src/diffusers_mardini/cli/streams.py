@@ -21,7 +21,7 @@ from ..streaming.cuts import FORMS, read_cut
 from ..streaming.parts import folder_of, has_parts
 from ..streaming.running import can_have_sound
 from ..trained_window import TrainedWindow
-from ..video.reading import frames_of_numbers, has_sound, stated_rate
+from ..video.reading import frames_of_numbers, stated_facts
 from . import checkpoints, files
 from .errors import UsageError
 from .messages import note, progress_line, tell, warn
@@ -114,8 +114,7 @@ def run(
         typer.Exit: with the code of an interruption, if Ctrl-C ended it; the whole windows are written.
     """
     with files.named(video) as source, files.output_place(options) as output:
-        source_fps = options.source_fps or trained.fps or files.DEFAULT_FPS  # of pictures, which have none
-        _look_at(options, video, source, trained, source_fps, is_continued)
+        source_fps = _look_at(options, video, source, trained, is_continued)
         pipe, sampling = checkpoints.load(options, task)
         pipe.set_progress_bar_config(disable=True)  # it would count the steps of each part anew
         for name in ("generator", "blend"):  # each part has noise of its own; `blend` needs frames that are to come
@@ -129,25 +128,17 @@ def run(
     _tell(options, result, trained, started)
 
 
-def _look_at(
-    options: FileOptions, video: str, source: Path, window: TrainedWindow, source_fps: float, is_continued: bool
-) -> None:
-    """Read the first frame; report what will be lost, and refuse an output that cannot have the rate."""
+def _look_at(options: FileOptions, video: str, source: Path, window: TrainedWindow, is_continued: bool) -> float:
+    """Read the first frame; report what will be lost, refuse an output that cannot have the rate, and return that."""
     note(f"Reading {video}")
     files.fitted_to(window)(Image.fromarray(next(frames_of_numbers(source, [0]))))
-    rate = stated_rate(source)
-    if rate and options.source_fps is not None:
-        raise ValueError(
-            f"--source-fps is for pictures, and {video} states {rate:g} frames per second; leave it out, or write the "
-            "video anew with the rate that it should have"
-        )
-    if not rate and options.source_fps is None and source.is_dir():
-        warn(f"{video} states no rate and is taken as {source_fps:g} frames per second; --source-fps says another")
+    stated = stated_facts(source)
+    rate = files.source_rate(options, video, stated.fps, window)
     if is_continued:
         files.note_rate(video, rate, window)
-    if options.sound != "drop" and has_sound(source) and not can_have_sound(Path(f"result{files.form_of(options)}")):
+    if options.sound != "drop" and stated.sounds and not can_have_sound(Path(f"result{files.form_of(options)}")):
         warn(f"{video} has sound; the result will have none")
-    files.check_output(options, rate or source_fps, (window.width, window.height))
+    return rate
 
 
 def _tell(options: FileOptions, result: FileResult, window: TrainedWindow, started: float) -> None:

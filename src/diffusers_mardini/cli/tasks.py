@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 from PIL import Image
 
+from ..pipelines.leading_frames import read_leading_frames
 from ..streaming import extend_file, retime_file, slow_motion_file
+from ..streaming.parts import folder_of, has_parts
 from ..trained_window import TrainedWindow
 from . import checkpoints, files, streams
-from .checks import check_count, check_one_standard_input, check_sampling_options, read_places
+from .checks import as_usage_errors, check_count, check_one_standard_input, check_sampling_options, read_places
 from .errors import UsageError
 from .messages import warn
 from .options import (
@@ -190,12 +192,13 @@ def slow_motion(
         )  # fmt: skip
         return
     clip, rate = files.read_clip(video, trained, options)
+    rate = files.source_rate(options, video, rate, trained)
     if len(clip) < 2:
         raise ValueError(f"{video} has 1 frame, and slow motion goes between frames; give at least 2")
     warn("With --blend cuts are not looked for: frames are sampled across them, too")
     pipe, arguments = checkpoints.load(options, task)
     result = pipe.slow_motion(clip, factor=factor, window=window, window_batch_size=batch, **arguments)
-    files.save(options, result.frames[0], rate or options.source_fps or trained.fps, started)
+    files.save(options, result.frames[0], rate, started)
 
 
 @command(FileOptions)
@@ -242,7 +245,8 @@ def extend(
     if options.blend:
         _check_blending(options)
     trained = _check(options, video)
-    _check_leading(window or trained.frames, overlap, anchors)
+    with as_usage_errors():
+        read_leading_frames(window or trained.frames, overlap, anchors)
     task = f"Adding {new_frames} frames to {video}"
     if not options.blend:
         streams.run(
@@ -251,13 +255,14 @@ def extend(
         )  # fmt: skip
         return
     clip, rate = files.read_clip(video, trained, options)
+    rate = files.source_rate(options, video, rate, trained)
     files.note_rate(video, rate, trained)
     pipe, arguments = checkpoints.load(options, task)
     result = pipe.extend(
         clip, num_new_frames=new_frames, window=window, overlap=overlap, anchors=anchors,
         keyframe_interval=keyframe_interval, **arguments,
     )  # fmt: skip
-    files.save(options, result.frames[0], rate or options.source_fps or trained.fps, started)
+    files.save(options, result.frames[0], rate, started)
 
 
 @command(TaskOptions)
@@ -322,17 +327,10 @@ def _check_blending(options: FileOptions, cuts: str | None = None) -> None:
     for name, is_given in given:
         if is_given:
             raise UsageError(f"{name} and --blend cannot go together: blending holds the whole clip in memory")
-
-
-def _check_leading(window: int, overlap: int | None, anchors: int) -> None:
-    """Refuse a window without new frames, and anchors without last ones."""
-    if overlap is not None and overlap >= window:
-        raise UsageError(f"--overlap is {overlap}, but windows have {window} frames; give less")
-    leading = overlap or window // 2
-    if anchors >= leading:
-        raise UsageError(
-            f"--anchors is {anchors}, but {leading} frames lead a window, and one of them is the last of the clip; give "
-            "less, or a larger --overlap"
+    if has_parts(options.output):
+        raise ValueError(
+            f"{folder_of(options.output)} holds parts of an earlier run, which --blend can neither use nor replace; give "
+            "another output, or remove that folder"
         )
 
 

@@ -98,12 +98,13 @@ class StreamMixin:
             ValueError: for every unusable argument, before any model runs; for unusable frames, when they arrive.
         """
         fps, first_frame = positive(fps, "fps"), whole_number(first_frame, "first_frame", least=0)
-        all_times, cuts = frame_times(video, source_fps, times), checked_cuts(cuts, video)
+        all_times = frame_times(video, source_fps, times)
         options = SamplingOptions(
             num_inference_steps, timesteps, guidance_scale, eta, generator, attention_kwargs, callback_on_step_end,
             callback_on_step_end_tensor_inputs, use_window_state,
         )  # fmt: skip
         window, pictures = self._open_stream(video, 2, height, width, window, options, output_type)
+        cuts = checked_cuts(cuts, video)
         window_batch_size = whole_number(window_batch_size, "window_batch_size", least=1)
         decode_chunk_size = whole_number(decode_chunk_size, "decode_chunk_size", least=1)
         check_pasting(paste_given, 0, output_type)
@@ -138,12 +139,12 @@ class StreamMixin:
         paste_given: bool,
     ) -> Iterator[Any]:
         """Check the arguments of `slow_motion` with `stream=True`, and return its iterator."""
-        cuts = checked_cuts(cuts, video)
         if hasattr(video, "__len__"):
             values = read_conditions(conditions, self.conditions, 1, max(1, (len(video) - 1) * factor + 1))
         else:
             values = read_rows(conditions, self.conditions)
         window, pictures = self._open_stream(video, 2, height, width, window, options, output_type)
+        cuts = checked_cuts(cuts, video)
         plan = SlowMotionPlan(factor, window)
         arrivals = ((frame, plan.push(number in cuts)) for number, frame in enumerate(pictures))
         return stream_windows(

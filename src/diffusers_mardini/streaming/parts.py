@@ -6,13 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..video.places import UNFINISHED
+from diffusers.utils import logging
+
+from ..video.places import UNFINISHED, unfinished
 
 
 try:
     import fcntl
 except ImportError:  # on Windows no lock is held
     fcntl = None
+
+logger = logging.get_logger(__name__)
 
 SUFFIX = ".parts"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
@@ -29,7 +33,7 @@ class PartFolder:
         output: the result; the folder has its name with `.parts` at the end.
         settings: what the frames depend on.
         resume: whether to go on with the parts that are there.
-        overwrite: whether to remove them, if not.
+        overwrite: without `resume`, whether `begin` removes the parts that are there.
         container_suffix: of the parts' files.
 
     Raises:
@@ -49,9 +53,11 @@ class PartFolder:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
-        if overwrite and not resume:
-            self._empty()
+        self._settings, self._facts = settings, None
         self.records: list[dict[str, Any]] = []
+        self._is_replaced = has_parts(output) and not resume
+        if self._is_replaced:
+            return
         before = self._read(SETTINGS) if resume else None
         if before is not None and before != settings:
             self._lock.close()
@@ -72,13 +78,32 @@ class PartFolder:
         """Frames of all finished parts."""
         return sum(record["frames"] for record in self.records)
 
+    def begin(self) -> None:
+        """Make room for the first part: remove those of an earlier run that are to be replaced, now that all
+        arguments and files are known to be usable."""
+        if not self._is_replaced:
+            return
+        count = len(list(self.folder.glob("[0-9]*.json")))
+        self._lock.close()
+        with unfinished(self.folder.parent) as room:  # in one step, so that no part is left without the others
+            os.replace(self.folder, room / "parts")
+        self.folder.mkdir()
+        self._lock = _locked(self.folder)
+        self._is_replaced = False
+        self._write(SETTINGS, self._settings)
+        if self._facts is not None:
+            self._write(FACTS, self._facts)
+        logger.warning(f"{count} finished parts of an earlier run were removed from '{self.folder}'")
+
     def facts(self) -> dict[str, Any] | None:
         """Return what `keep_facts` kept, if anything."""
-        return self._read(FACTS)
+        return self._facts if self._is_replaced else self._read(FACTS)
 
     def keep_facts(self, facts: dict[str, Any]) -> None:
         """Keep the facts about the source for a run that goes on."""
-        self._write(FACTS, facts)
+        self._facts = facts
+        if not self._is_replaced:
+            self._write(FACTS, facts)
 
     def path(self, number: int) -> Path:
         """Return the place of a part's file."""
@@ -108,21 +133,13 @@ class PartFolder:
     def close(self) -> None:
         """Let others use the folder; remove it if there is nothing to go on with."""
         self._lock.close()
-        if not self.records and not (self.folder / WRITTEN).exists():
+        if not self.records and not self._is_replaced and not (self.folder / WRITTEN).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the folder, when the result is complete."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _empty(self) -> None:
-        """Remove all parts: the records first, from the last one on, so that a killed process leaves whole parts."""
-        for file in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
-            file.unlink()
-        for file in self.folder.iterdir():
-            if file.name != "lock":
-                file.unlink()
 
     def _read(self, name: str) -> Any:
         try:

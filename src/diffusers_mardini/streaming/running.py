@@ -171,6 +171,7 @@ def run(
     Returns:
         The number of frames, of those of an earlier run, and whether the task came to its end.
     """
+    parts.begin()
     is_lossless = not can_have_sound(parts.output)
     counter = _Counter(task.frames_total, parts.num_frames, progress)
     tail = 0  # frames of a part that was left

@@ -10,9 +10,11 @@ import torch
 
 from ..pipelines.conditions import Conditions
 from ..pipelines.inputs import output_size, whole_number
+from ..pipelines.pasting import check_pasting
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.reading import frames_of_numbers
 from ..video.times import PICTURE_FPS
+from ..video.writing import check_crf
 from .parts import PartFolder
 from .running import can_have_sound, check_output
 
@@ -26,7 +28,7 @@ class TaskSettings:
         seed: of the noise.
         size: width and height of the frames.
         resume: whether to go on with the parts of an earlier run.
-        overwrite: whether they may be removed, if not.
+        overwrite: without `resume`, whether the parts of an earlier run are removed.
         sampling: further arguments of the pipeline's method.
         conditions: of the frames of the result, `(1, frames, channels)` each.
     """
@@ -43,12 +45,13 @@ class TaskSettings:
         """Return the source of noise of a part, which does not depend on the parts before."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + part) % 2**63)
 
-    def open(self, pipe: MarDiniPipeline, source: str | os.PathLike, **key: Any) -> PartFolder:
-        """Open the folder of parts; `key` is what else they depend on."""
+    def open(self, pipe: MarDiniPipeline, source: str | os.PathLike, crf: float, **key: Any) -> PartFolder:
+        """Open the folder of parts; `crf` and `key` are what else they depend on."""
+        check_crf(crf)
         sampling = {name: repr(value) for name, value in sorted(self.sampling.items())}
         sampling |= {f"condition {name}": _digest(values) for name, values in self.conditions.items()}
         key |= {"seed": self.seed, "size": list(self.size), "model": model_digest(pipe), "sampling": sampling}
-        key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe)}
+        key |= {"source": _file_key(Path(source)), "scheduler": _scheduler_key(pipe), "crf": crf}
         suffix = ".mp4" if can_have_sound(self.output) else ".mkv"
         return PartFolder(self.output, key, self.resume, self.overwrite, suffix)
 
@@ -67,6 +70,7 @@ def read_settings(
     conditions: Conditions,
 ) -> TaskSettings:
     """Check what the tasks share, before anything is read."""
+    check_pasting(sampling.get("paste_given", False), 0, "pil")
     output = Path(output)
     check_output(output, fps or PICTURE_FPS, overwrite, resume)
     seed = whole_number(seed, "seed", least=0)

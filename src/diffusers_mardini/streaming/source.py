@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers.utils import logging
 from PIL import Image, ImageOps
 
 from ..pipelines.stream_inputs import kept_frames
-from ..video.reading import clock_tick, frames_of_numbers, has_sound, iterate_frames, pictures_of, stated_rate
+from ..video.reading import frames_of_numbers, iterate_frames, pictures_of, stated_facts
 from ..video.scenes import SceneFinder
 from ..video.times import PICTURE_FPS, even_rate, mean_rate, spread, usual_gap
 from .cuts import frames_of_cuts, read_cuts
 
+
+logger = logging.get_logger(__name__)
 
 # Seconds by which times may differ from even ones, because files round them to milliseconds; some have a coarser clock:
 # QuickTime of 1/600, gifs of 1/100 of a second.
@@ -45,7 +48,7 @@ class SourceVideo:
     """A video that was looked through.
 
     Attributes:
-        path: file or folder of pictures.
+        path: of a video, a folder of pictures or a picture.
         kept: its frames, without held ones and those whose time is not later than that of the one before.
         num_frames: of the file.
         fps: frames per second; the usual rate if it varies.
@@ -109,7 +112,7 @@ def look_through(
     """Decode a video once, keeping nothing but facts.
 
     Args:
-        path: a video file or a folder of pictures.
+        path: a video file, a folder of pictures or a picture.
         fps: rate of pictures, which have none; 8 by default.
         cuts: `"keep"` finds cuts, `"ignore"` does not; else the frames that begin a scene, see `read_cuts`.
         found: what an earlier call returned for the same arguments, which saves the work.
@@ -123,16 +126,21 @@ def look_through(
     """
     cuts = read_cuts(cuts)
     facts = found or _facts(path, fps, cuts == "keep")
-    times, even = _even(np.array(facts["times"]), stated_rate(path), clock_tick(path))
+    times, even, stated = np.array(facts["times"]), fps or PICTURE_FPS, stated_facts(path)
+    if stated.tick:  # of pictures, times are exact
+        times, even = _even(times, stated.fps, stated.tick)
+    more = [("sound", stated.sounds - 1), ("subtitles", stated.subtitles)]
+    if left := " and ".join(f"{count} of {kind}" for kind, count in more if count > 0):
+        logger.warning(f"'{path}' has more tracks, which are left out: {left}")
     scenes = set(facts["scenes"] if isinstance(cuts, str) else frames_of_cuts(cuts, times, NEAR)) - {0}
     rising = np.unique(times)
-    rate = even or (1 / usual_gap(np.diff(rising)) if len(rising) > 1 else PICTURE_FPS)
+    rate = even or (1 / usual_gap(np.diff(rising)) if len(rising) > 1 else fps or PICTURE_FPS)
     if is_even:
         kept, rate = _shown_evenly(path, times, rate)
     else:
         kept = _changing(times, scenes, set(facts["equal"]))
     start = float(facts["times"][0])
-    return SourceVideo(Path(path), kept, len(times), rate, start, has_sound(path), len(scenes)), facts
+    return SourceVideo(Path(path), kept, len(times), rate, start, stated.sounds > 0, len(scenes)), facts
 
 
 def _changing(times: np.ndarray, scenes: set[int], equal: set[int]) -> list[KeptFrame]:
@@ -181,19 +189,28 @@ def _even(times: np.ndarray, stated: float, tick: float) -> tuple[np.ndarray, fl
     Args:
         times: seconds of all frames.
         stated: the rate that the file states; 0 if it states none.
-        tick: seconds of the file's clock. A clock that is hardly finer than the frames shows one that is missing, and
-            moves none.
+        tick: seconds of the file's clock. If a frame lasts fewer than three, times are taken as exact to half a
+            millisecond, or a missing frame could pass for rounding.
     """
-    if len(times) < 2 or times[-1] <= times[0]:
-        return times, stated or None if len(times) == 1 else None
+    if len(times) == 1:
+        return times, stated or None
+    if times[-1] <= times[0]:
+        return times, None
     rounded = max(ROUNDED, tick / 2) if 3 * tick <= np.median(np.diff(times)) + 1e-9 else ROUNDED
     mean = mean_rate(times)  # inexact, because the first and the last time are rounded
-    usual = [stated, round(mean), round(mean * 1.001) / 1.001, round(2 * mean) / 2]
-    for rate in (min(usual, key=lambda rate: np.ptp(_late(times, rate))), mean):
+    # An unusual rate in a header is such a mean, too.
+    first = [stated] if stated > 0 and min(abs(stated - rate) for rate in _usual_rates(stated)) < 1e-4 else []
+    best = min([stated, *_usual_rates(mean)], key=lambda rate: np.ptp(_late(times, rate)))
+    for rate in (*first, best, mean):
         late = _late(times, rate)
         if np.ptp(late) <= 2 * rounded + 1e-9:
             return times - late + (late.max() + late.min()) / 2, rate  # no frame is moved by more than the rounding
     return times, None
+
+
+def _usual_rates(rate: float) -> list[float]:
+    """Return the whole, the half and the NTSC rate next to a rate."""
+    return [round(rate), round(2 * rate) / 2, round(rate * 1.001) / 1.001]
 
 
 def _late(times: np.ndarray, rate: float) -> np.ndarray:

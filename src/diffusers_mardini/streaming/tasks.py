@@ -9,8 +9,10 @@ from PIL import Image
 
 from ..pipelines.conditions import read_conditions, read_rows
 from ..pipelines.inputs import whole_number
+from ..pipelines.pasting import check_pasting
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..pipelines.stream_inputs import positive
+from ..video.opening import forget_warnings
 from ..video.sound import SoundTrack
 from .cuts import read_cuts
 from .extension import Extension
@@ -53,7 +55,7 @@ def retime_file(
 
     Args:
         pipe: Samples the frames.
-        source: A video file or a folder of pictures.
+        source: A video file or a folder of pictures; for `extend_file`, also one picture.
         output: `.mp4`, `.m4v`, `.mov` or `.mkv` (H.264, tagged BT.709); or another form of `write_video`, which has no
             sound; `.gif`, `.webp` and `.apng` need all frames in memory in the end. It appears complete or not at all.
         fps (`float`): Frames per second of the result.
@@ -161,6 +163,7 @@ def extend_file(
     """
     if num_new_frames is not None:
         num_new_frames = whole_number(num_new_frames, "num_new_frames", least=1)
+    check_pasting(paste_given, 0, "pil")
     fps = None if fps is None else positive(fps, "fps")
     _check_sound(sound, "keep", "an extension leaves its tempo as it is")
     told = read_rows(conditions, pipe.conditions)
@@ -186,6 +189,7 @@ def extend_file(
         return _run(pipe, task, parts, video, result_fps, crf, sound, video.fps / result_fps, progress)
     finally:
         parts.close()
+        forget_warnings()
 
 
 def _retime(
@@ -209,9 +213,8 @@ def _retime(
         video, facts = look_through(source, source_fps, cuts, parts.facts())
         parts.keep_facts(facts)
         if len(video.kept) < 2:
-            raise ValueError(
-                f"'{source}' has {len(video.kept)} frame that differs from the one before; give at least 2"
-            )
+            differing = " that differs from the one before" if video.num_frames > 1 else ""
+            raise ValueError(f"'{source}' has one frame{differing}; give at least 2")
         result_fps = video.fps if fps is None else fps
         rate = result_fps if factor is None else video.fps * factor
         task = Retiming(pipe, settings, FrameReader(video, settings.size), rate)
@@ -220,6 +223,7 @@ def _retime(
         return _run(pipe, task, parts, video, result_fps, crf, sound, rate / result_fps, progress)
     finally:
         parts.close()
+        forget_warnings()
 
 
 def _run(

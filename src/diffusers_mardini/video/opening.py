@@ -306,3 +306,8 @@ def open_film(source: str | os.PathLike | bytes | FileSection, repeated: bool = 
 @lru_cache(maxsize=4096)
 def _warn_once(text: str) -> None:
     logger.warning(text)
+
+
+def forget_warnings() -> None:
+    """Let warnings of files that are opened again and again be given anew, at the end of what opened them."""
+    _warn_once.cache_clear()

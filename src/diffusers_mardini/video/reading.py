@@ -264,20 +264,29 @@ def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iter
                 yield film.show(frame)
 
 
-def stated_rate(source: str | os.PathLike) -> float:
-    """Return the frames per second that a video states; 0 if it states none, and for pictures."""
-    if pictures_of(source) is not None:
-        return 0.0
-    with open_film(source, repeated=True) as film:
-        return _stated_rate(film, 0)
+@dataclass(frozen=True)
+class StatedFacts:
+    """What the header of a video states; of pictures, all is 0.
+
+    Attributes:
+        fps: frames per second; 0 if it states none.
+        tick: seconds of one tick of its clock, to which times are rounded.
+        sounds, subtitles: numbers of tracks.
+    """
+
+    fps: float = 0.0
+    tick: float = 0.0
+    sounds: int = 0
+    subtitles: int = 0
 
 
-def clock_tick(source: str | os.PathLike) -> float:
-    """Return the seconds of one tick of a video's clock, to which its times are rounded; 0 for pictures."""
+def stated_facts(source: str | os.PathLike) -> StatedFacts:
+    """Return what the header of a video states, or nothing of a picture or a folder of them."""
     if pictures_of(source) is not None:
-        return 0.0
+        return StatedFacts()
     with open_film(source, repeated=True) as film:
-        return float(_time_base(film))
+        streams = film.container.streams
+        return StatedFacts(_stated_rate(film, 0), float(_time_base(film)), len(streams.audio), len(streams.subtitles))
 
 
 def read_images(
@@ -421,7 +430,7 @@ def _warn_of_damage(film: Film, decoded: _Decoded) -> None:
 
 def _stated_rate(film: Film, count: int) -> float:
     """Return the rate that the container states or FFmpeg guesses; 0 if there is none, as for a single picture."""
-    if count == 1 and (film.is_picture or _is_gif(film)):
+    if film.is_picture or (count == 1 and _is_gif(film)):
         return 0.0
     return float(film.stream.average_rate or film.stream.guessed_rate or 0)
 

@@ -1,5 +1,7 @@
-"""The sound of a video: its packets as they are, or stretched with its pitch kept. Knows no pictures."""
+"""The sound of a video: its packets as they are, or encoded as AAC, or stretched with its pitch kept. Knows no
+pictures."""
 
+import io
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -49,7 +51,7 @@ class SoundTrack:
         self._film.__exit__(*error)
 
     def check(self, container: str) -> str:
-        """Check, when it is open, that the sound can be put into a container; say what becomes of other sounds.
+        """Check, when it is open, that the sound can be put into a container.
 
         Args:
             container: FFmpeg's name of its format: `"mp4"`, `"mov"` or `"matroska"`.
@@ -62,20 +64,19 @@ class SoundTrack:
         """
         if self._from.codec_context is None:
             raise ValueError(f"'{self.source}' has sound that FFmpeg has no decoder for; `sound='drop'` leaves it out")
-        others = [("sound", len(self._input.streams.audio) - 1), ("subtitles", len(self._input.streams.subtitles))]
-        if left := " and ".join(f"{count} of {kind}" for kind, count in others if count):
-            logger.warning(f"'{self.source}' has more tracks, which are left out: {left}")
         if self._is_copied(container):
             return "copied"
         try:
             self._graph()
-            encoder = av.CodecContext.create("aac", "w")
-            self._set(encoder)
-            encoder.open()
+            layout = self._layout()
         except (av.error.FFmpegError, OverflowError, ValueError) as error:
             raise ValueError(
                 f"the sound of '{self.source}' cannot be encoded as AAC ({error}); `sound='drop'` leaves it out"
             ) from error
+        if layout.nb_channels != self._from.layout.nb_channels:
+            logger.warning(
+                f"'{self.source}' has sound in {self._from.layout.name}, which AAC lacks; it is mixed to {layout.name}"
+            )
         return "encoded" if self.slower == 1 else "stretched"
 
     def add_to(self, output: av.container.OutputContainer) -> Iterator[tuple[float, av.Packet]]:
@@ -83,20 +84,38 @@ class SoundTrack:
         if self._is_copied(output.format.name.split(",")[0]):
             return self._copied(output.add_stream_from_template(self._from))
         stream = output.add_stream("aac")
-        self._set(stream.codec_context)
+        self._set(stream.codec_context, self._layout())
         return self._encoded(stream)
 
     def _is_copied(self, container: str) -> bool:
         # The decoder of a codec may have another name than it: `mp3float`.
-        return self.slower == 1 and self._from.codec_context.codec.canonical_name in COPIED[container]
+        if self.slower != 1 or self._from.codec_context.codec.canonical_name not in COPIED[container]:
+            return False
+        try:  # some rates of a codec are not for each format, such as mp3 below 16 kHz in mp4
+            with av.open(io.BytesIO(), mode="w", format=container) as trial:
+                trial.add_stream_from_template(self._from)
+                trial.start_encoding()
+        except (av.error.FFmpegError, ValueError):
+            return False
+        return True
 
-    def _set(self, encoder: av.AudioCodecContext) -> None:
-        """Set the form of the encoded sound: that of the source, at the nearest rate that AAC has."""
+    def _layout(self) -> av.AudioLayout:
+        """Return the channels of the encoded sound: those of the source, or stereo where AAC lacks them."""
+        name = self._from.layout.name
+        if name.endswith("channels"):  # a file that counts them alone has the usual ones
+            name = f"{self._from.layout.nb_channels}c"
+        try:
+            encoder = av.CodecContext.create("aac", "w")
+            self._set(encoder, av.AudioLayout(name))
+            encoder.open()
+        except (av.error.FFmpegError, ValueError):
+            return av.AudioLayout("stereo")
+        return av.AudioLayout(name)
+
+    def _set(self, encoder: av.AudioCodecContext, layout: av.AudioLayout) -> None:
+        """Set the form of the encoded sound, at the nearest rate that AAC has."""
         rate = min(AAC_RATES, key=lambda each: abs(each - self._from.rate))
         encoder.sample_rate, encoder.time_base = rate, Fraction(1, rate)
-        layout = self._from.layout
-        if layout.name.endswith("channels"):  # a file that counts them alone has the usual ones
-            layout = av.AudioLayout(f"{layout.nb_channels}c")
         encoder.layout, encoder.format = layout, "fltp"
 
     def _copied(self, to: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:

@@ -95,8 +95,9 @@ def write_video(
             other files in the way (`check_writable`).
         OSError: if the disk is full or fails.
     """
-    _checked(Path(path), fps)
-    return write_frames(path, iter(_as_array(frames)), fps, crf, overwrite)
+    place, fps = _checked(Path(path), fps)
+    check_crf(crf)
+    return _publish_frames(Path(path), place, iter(_as_array(frames)), fps, crf, overwrite)
 
 
 def write_frames(
@@ -108,10 +109,20 @@ def write_frames(
         frames: at least one, each `uint8` shaped `(height, width, 3)`, of one size.
         path, fps, crf, overwrite: see `write_video`.
     """
-    path = Path(path)
-    place, fps = _checked(path, fps)
+    place, fps = _checked(Path(path), fps)
+    check_crf(crf)
+    return _publish_frames(Path(path), place, frames, fps, crf, overwrite)
+
+
+def check_crf(crf: float) -> None:
+    """Raise `ValueError` for a quality of films that is none."""
     if not isinstance(crf, Real) or not 0 <= crf <= 51:
         raise ValueError(f"crf must be between 0 and 51, got {crf!r}")
+
+
+def _publish_frames(
+    path: Path, place: Path, frames: Iterator[np.ndarray], fps: float, crf: float, overwrite: bool
+) -> Path:
     first = next(frames)
     _check_size(path, *first.shape[1::-1])
     if not overwrite and place.exists():
