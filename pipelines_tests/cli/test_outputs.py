@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -98,6 +100,27 @@ def write_with_sound(path: Path) -> Path:
         for each in (stream, sound):
             container.mux(each.encode())
     return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such shell")
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("animate p.png -o - --format gif | true", 1, "whoever reads standard output closed it"),
+        ("animate - -o out.gif <&-", 2, "standard input is closed"),
+        ("animate p.png -o - --format gif >&-", 2, "standard output is closed"),
+    ],
+)
+def test_closed_standard_streams_are_one_sentence(here, words, code, told):
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command, pipe, reader = words.partition("|")
+    line = f"{sys.executable} -m diffusers_mardini.cli {command} {' '.join(map(str, QUICK))} {pipe}{reader}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], env=environment, capture_output=True, text=True, check=False
+    )
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert done.returncode == code and len(errors) == 1 and told in errors[0], done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
 def test_a_clip_with_sound_is_told_that_the_result_has_none(here):

@@ -177,6 +177,25 @@ def test_a_folder_has_the_rate_of_the_training_or_8(here):
     code, told, errors = outputs("retime", "pictures", "-o", "out.gif", "--fps", 16, "--json", *QUICK)
     assert code == 0 and json.loads(told)["frames"] == 21, errors  # 11 pictures at 8 a second last 1.25 s
 
+    assert "pictures states no rate and is taken as 8 frames per second; --source-fps says another" in errors
+    code, told, errors = outputs(
+        "retime", "pictures", "-o", "ntsc.mp4", "--fps", "30000/1001", "--source-fps", 10, "--json", *QUICK
+    )
+    facts = json.loads(told)
+    assert code == 0 and (facts["frames"], facts["fps"]) == (30, pytest.approx(30000 / 1001)), errors
+    assert errors == ""
+
+
+def test_overwriting_replaces_the_parts_of_an_earlier_run(here, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(12, patch)
+        assert retime("out.mp4")[0] == 130
+    code, told, errors = retime("out.mp4", "--seed", 7, "--overwrite", "--json")
+    assert code == 0 and json.loads(told)["frames_resumed"] == 0, errors
+    assert sorted(path.name for path in here.iterdir()) == ["clip.mp4", "out.mp4"]
+    assert retime("through.mp4", "--seed", 7)[0] == 0
+    assert Path("out.mp4").read_bytes() == Path("through.mp4").read_bytes()
+
 
 def test_progress_is_one_line_of_a_terminal(here, monkeypatch):
     monkeypatch.setattr(messages, "is_terminal", lambda: True)
