@@ -40,6 +40,7 @@ FULL = {
     "license": "apache-2.0",
     "window": "9 frames of 64x64 pixels",
     "sampling": "7 steps of some solver",
+    "anchors": 3,
     "samples": [
         {"file": "sheet.png", "caption": "Frames 0 and 8 given"},
         {"file": "clip.mp4", "caption": "One: window"},
@@ -92,6 +93,7 @@ def test_every_known_fact_is_on_the_card():
         "A model for tests.",
         "Trained on windows of 9 frames of 64x64 pixels.",
         "7 steps of some solver were measured to be as good as 25",
+        "drift less with `pipe.extend(..., anchors=3)`",
         "| action | 3 | shares |",
         "| planner | 1,000 |",
         "| together | 1,234 |",
@@ -335,21 +337,22 @@ def test_the_snippet_of_an_adapters_card_works_as_it_stands(pictures):
 def test_a_card_tells_steps_that_were_measured_to_be_enough(tmp_path):
     pipe = tiny_pipeline()
     parts = {**pipe.components, "planner_downscale": pipe.config.planner_downscale}
-    facts = {"num_inference_steps": 10, "solver": "UniPCMultistepScheduler"}
+    facts = {"num_inference_steps": 10, "solver": "UniPCMultistepScheduler", "anchors": 1}
     MarDiniPipeline(**parts, **facts).save_pretrained(tmp_path)
     assert read_facts(tmp_path)["sampling"] == "10 steps of UniPCMultistepScheduler"
+    assert "`pipe.extend(..., anchors=1)`" in card_of_folder(tmp_path, {"name": "x"})
     assert "10 steps of UniPCMultistepScheduler were measured" in card_of_folder(tmp_path, {"name": "x"})
     pipe.save_pretrained(tmp_path)
-    assert "were measured" not in card_of_folder(tmp_path, {"name": "x"})
+    assert "measured" not in card_of_folder(tmp_path, {"name": "x"})
 
 
 @pytest.mark.parametrize(
     "facts", [{"num_inference_steps": 10}, {"solver": "x"}, {"num_inference_steps": 0, "solver": "x"},
-              {"num_inference_steps": 10, "solver": 3}]
+              {"num_inference_steps": 10, "solver": 3}, {"anchors": 0}, {"anchors": True}]
 )  # fmt: skip
 def test_measured_steps_that_are_none_are_refused(facts):
     pipe = tiny_pipeline()
-    with pytest.raises(ValueError, match="`num_inference_steps` is|`solver` is"):
+    with pytest.raises(ValueError, match="`num_inference_steps` is|`solver` is|`anchors` is"):
         MarDiniPipeline(**pipe.components, **facts)
 
 

@@ -103,7 +103,7 @@ def publish(
         results: `results.json` of `training.evaluate`.
         output: folder of the checkpoint.
         keep_record: whether to save the recorded facts in a JSON file beside `card`.
-        measured: the number of steps and the solver that a pipeline is sampled with by default.
+        measured: how a pipeline is sampled by default.
 
     Raises:
         ValueError: if the run is not finished, `output` contains anything else, a sample is missing, or the scores are
@@ -116,8 +116,10 @@ def publish(
     if output.exists() and not (output / mark).is_file():
         raise ValueError(f"{output} exists and is no {kind}; give another folder")
     measured = measured or MeasuredSampling()
-    if measured.solver and config.lora is not None:
-        raise ValueError("an adapter has no steps and no solver of its own; leave out --steps and --solver")
+    if measured != MeasuredSampling() and config.lora is not None:
+        raise ValueError(
+            "an adapter has no steps, solver and anchors of its own; leave out --steps, --solver, --anchors"
+        )
     _check_sampled_by(config, run / kind, results)
     stages = stages_of(run, read_record(card).get("stages", []))
     # A run that went on from a checkpoint recorded its own hours, not those of earlier stages.
@@ -135,7 +137,7 @@ def publish(
         raise ValueError(f"{card} names the samples {', '.join(missing)}, which are not in {results.parent}")
     with whole_folder(output) as unfinished:
         shutil.copytree(run / kind, unfinished, dirs_exist_ok=True)
-        if measured.solver:
+        if measured != MeasuredSampling():
             index = {**read_json(unfinished / mark), **measured.config}
             (unfinished / mark).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for picture in pictures:
@@ -194,9 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, help="of `mardini` by default; needs --solver")
     parser.add_argument("--solver", help="name of the scheduler's class, such as UniPCMultistepScheduler")
+    parser.add_argument("--anchors", type=int, help="of `mardini extend` by default, if they help against drift")
     options = parser.parse_args(arguments)
     try:
-        measured = MeasuredSampling(options.steps, options.solver)
+        measured = MeasuredSampling(options.steps, options.solver, options.anchors)
         output = publish(options.run, options.card, options.results, options.output, options.keep_record, measured)
         print(f"Wrote the checkpoint to {output}")
     except (ValueError, OSError) as error:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_mardini.cli import checkpoints, files, messages
+from diffusers_mardini.cli import checkpoints, files, messages, tasks
 from diffusers_mardini.measured_sampling import MeasuredSampling
+from diffusers_mardini.streaming import extend_file
 from diffusers_mardini.video_io import read_images, read_video, write_video
 from pipelines_tests.cli.commands import outputs, run
 from pipelines_tests.hub_server import running_hub
@@ -319,10 +320,10 @@ def test_push_names_what_it_refuses_and_asks_nobody(checkpoint, tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(checkpoint, tmp_path_factory) -> Path:
-    """A checkpoint that says 3 steps of UniPC are as good as 25."""
+    """A checkpoint that says 3 steps of UniPC are as good as 25, and that an anchor helps."""
     folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("measured") / "pipeline"))
     file = folder / "model_index.json"
-    facts = {"num_inference_steps": 3, "solver": "UniPCMultistepScheduler"}
+    facts = {"num_inference_steps": 3, "solver": "UniPCMultistepScheduler", "anchors": 1}
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
     return folder
 
@@ -354,6 +355,22 @@ def test_steps_and_solver_are_the_checkpoints_unless_asked_for(measured, inputs,
                          "--device", "cpu", "--dtype", "float32", *options)  # fmt: skip
     assert code == 0, text
     assert seen == [(steps, scheduler)]
+
+
+@pytest.mark.parametrize(
+    "options, anchors",
+    [([], 1), (["--anchors", 0], 0), (["--anchors", 2, "--overlap", 3], 2), (["--overlap", 1], 0)],
+)
+def test_anchors_are_the_checkpoints_unless_asked_for(measured, inputs, tmp_path, monkeypatch, options, anchors):
+    seen = []
+    monkeypatch.setattr(
+        tasks, "extend_file", lambda *_, **given: seen.append(given["anchors"]) or extend_file(*_, **given)
+    )
+    write_video(tmp_path / "clip.mp4", np.zeros((3, 64, 64, 3), np.uint8), 10)
+    code, text = run("extend", tmp_path / "clip.mp4", "-o", tmp_path / "out.mp4", "--new-frames", 2, "--window", 5,
+                     "--checkpoint", measured, "--device", "cpu", "--dtype", "float32", *options)  # fmt: skip
+    assert code == 0, text
+    assert seen == [anchors]
 
 
 def test_a_checkpoint_without_measured_steps_samples_as_ever(checkpoint):

@@ -52,11 +52,11 @@ def test_the_card_repeats_what_was_recorded(tmp_path, run):
 
 
 def test_steps_and_solver_that_were_measured_become_the_pipelines(tmp_path, run):
-    sources, measured = make_sources(tmp_path), MeasuredSampling(10, "UniPCMultistepScheduler")
+    sources, measured = make_sources(tmp_path), MeasuredSampling(10, "UniPCMultistepScheduler", 2)
     told = MarDiniPipeline.load_config(publish(run, *sources, tmp_path / "tiny", measured=measured))
     plain = MarDiniPipeline.load_config(publish(run, *sources, tmp_path / "plain"))
     assert MeasuredSampling.from_config(told) == measured and MeasuredSampling.from_config(plain) == MeasuredSampling()
-    assert {**told, **plain} == {**told, "num_inference_steps": None, "solver": None}
+    assert {**told, **plain} == {**told, "num_inference_steps": None, "solver": None, "anchors": None}
 
 
 def test_an_adapter_is_published_with_its_base_and_what_the_file_says(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ FACTS = {
     "fps": "number: frames per second from one frame of a window to the next",
     "window": 'size and rate of a window, e.g. "9 frames of 64x64 pixels, 12.5 a second"',
     "sampling": 'text: steps and solver measured to be as good as 25 steps, e.g. "10 steps of UniPCMultistepScheduler"',
+    "anchors": "number: `anchors` of `extend` that were measured to help against drift",
     "samples": 'list of dicts with "file", a picture or an mp4 of the folder, and "caption"',
     "parameters": "dict: component to number of parameters",
     "adapter": "list of dicts, one for each part that LoRA weights adapt",
@@ -56,6 +57,7 @@ _KINDS = {
         ("samples", "adapter", "conditions", "stages", "metrics", "verdict", "sections", "limits"), list | tuple
     ),
     "num_frames": int,
+    "anchors": int,
     "size": int | str,
     "parameters": Mapping,
     **dict.fromkeys(("hours", "fps"), int | float),
@@ -256,6 +258,8 @@ def _pipeline_facts(folder: Path) -> dict[str, Any]:
     measured = MeasuredSampling.from_config(index)
     if measured.solver is not None:
         facts["sampling"] = f"{measured.num_inference_steps} steps of {measured.solver}"
+    if measured.anchors is not None:
+        facts["anchors"] = measured.anchors
     configs = [folder / part / "config.json" for part in ("planner", "transformer")]
     conditions = _conditions(json.loads(path.read_text(encoding="utf-8")) for path in configs if path.is_file())
     return facts | ({"conditions": conditions} if conditions else {})

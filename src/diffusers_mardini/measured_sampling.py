@@ -1,6 +1,8 @@
-"""Fewer steps that were measured to be as good as 25, as `model_index.json` records them for a checkpoint.
+"""What was measured to be the best way to sample a checkpoint, as its `model_index.json` records it: fewer steps that are
+as good as 25, and anchors against drift.
 
-`mardini` samples so by default; `pipe(...)` does as its arguments say. How it is measured: `benchmarks/few_steps.py`.
+`mardini` samples so by default; `pipe(...)` does as its arguments say. How it is measured: `benchmarks/few_steps.py` and
+`training/drift.py`.
 """
 
 from collections.abc import Mapping
@@ -18,10 +20,13 @@ class MeasuredSampling:
     Attributes:
         num_inference_steps: as good as `USUAL_STEPS` of the checkpoint's own scheduler.
         solver: the class of diffusers' scheduler that needs so few.
+        anchors: how many of the frames that lead a window of `extend` lie far back, the first frame of the clip among
+            them.
     """
 
     num_inference_steps: int | None = None
     solver: str | None = None
+    anchors: int | None = None
 
     def __post_init__(self) -> None:
         steps, solver = self.num_inference_steps, self.solver
@@ -31,11 +36,13 @@ class MeasuredSampling:
             raise ValueError(f"`num_inference_steps` is {steps!r}; give a whole number of at least 1")
         if solver is not None and not isinstance(solver, str):
             raise ValueError(f"`solver` is {solver!r}; give the name of a scheduler's class")
+        if self.anchors is not None and (type(self.anchors) is not int or self.anchors < 1):
+            raise ValueError(f"`anchors` is {self.anchors!r}; give a whole number of at least 1, or none")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MeasuredSampling":
         """Read it from a pipeline's configuration."""
-        return cls(config.get("num_inference_steps"), config.get("solver"))
+        return cls(config.get("num_inference_steps"), config.get("solver"), config.get("anchors"))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -15,4 +15,4 @@ export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_T
 "$PYTHON" -m training.evaluate runs/tiny-racing/pipeline $DATA/val --train-clips $DATA/train \
     --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-racing
 "$PYTHON" -m training.publish runs/tiny-racing training/runs/mardini-tiny-racing.yaml outputs/evaluation-racing/results.json \
-    -o outputs/mardini-tiny-racing
+    --steps 10 --solver UniPCMultistepScheduler --anchors 1 -o outputs/mardini-tiny-racing

@@ -40,7 +40,11 @@ Window = Annotated[int | None, typer.Option(help="Most frames of a window. Else 
 Batch = Annotated[int, typer.Option(help="Most windows that run at once: more use a GPU better and take more memory.")]
 Overlap = Annotated[int | None, typer.Option(help="Frames of the clip, or of the window before, that are given.")]
 Anchors = Annotated[
-    int, typer.Option(help="Against drift: how many of the given frames lie far back, the first frame among them.")
+    int | None,
+    typer.Option(
+        help="Against drift: how many of the given frames lie far back, the first frame among them. Else as measured for "
+        "the checkpoint, or 0."
+    ),
 ]
 KeyframeInterval = Annotated[
     int, typer.Option(help="Against drift: above 1, sample keyframes so far apart first, then those between.")

@@ -228,7 +228,7 @@ def extend(
     new_frames: NewFrames = 16,
     window: Window = None,
     overlap: Overlap = None,
-    anchors: Anchors = 0,
+    anchors: Anchors = None,
     keyframe_interval: KeyframeInterval = 1,
 ) -> None:
     """Continue a clip window by window; the last frames of each window are given to the next.
@@ -246,7 +246,9 @@ def extend(
         _check_blending(options)
     trained = _check(options, video)
     with as_usage_errors():
-        read_leading_frames(window or trained.frames, overlap, anchors)
+        leading = read_leading_frames(window or trained.frames, overlap, anchors or 0)
+    if anchors is None:
+        anchors = checkpoints.measured_anchors(options.checkpoint, leading.overlap)
     task = f"Adding {new_frames} frames to {video}"
     if not options.blend:
         streams.run(

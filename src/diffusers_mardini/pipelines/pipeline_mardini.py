@@ -80,6 +80,9 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         num_inference_steps (`int`, *optional*), solver (`str`, *optional*):
             Steps, and a scheduler of diffusers, that were measured to be as good as 25 steps of the scheduler: the
             defaults of `mardini`, not of calls.
+        anchors (`int`, *optional*):
+            Frames far back that lead each window of `extend`, if they were measured to help against drift: the default
+            of `mardini extend`, not of calls.
     """
 
     model_cpu_offload_seq = "planner->transformer->vae"
@@ -98,13 +101,14 @@ class MarDiniPipeline(SavingMixin, DiffusionPipeline, LongVideoMixin, KeyframesM
         fps: float | None = None,
         num_inference_steps: int | None = None,
         solver: str | None = None,
+        anchors: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, planner=planner, transformer=transformer, scheduler=scheduler)
         self.register_to_config(
             planner_downscale=whole_number(planner_downscale, "planner_downscale", least=1),
             **read_window(height, width, num_frames, fps).config,
-            **MeasuredSampling(num_inference_steps, solver).config,
+            **MeasuredSampling(num_inference_steps, solver, anchors).config,
         )
         vae_config = getattr(self.vae, "config", None)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1) if vae_config is not None else 8
