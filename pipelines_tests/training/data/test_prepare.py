@@ -296,5 +296,5 @@ def test_ray_runs_the_same_function_on_a_cluster_of_two_workers(clips, tmp_path)
 
 def test_an_engine_that_is_not_installed_says_how_to_install_it(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install '\.\[ray\]'"):
+    with pytest.raises(ValueError, match=r"pip install \"\.\[ray\]\""):
         run(job_of(clips, tmp_path / "out"), engine="ray")

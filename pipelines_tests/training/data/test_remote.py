@@ -332,7 +332,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, url, package, ex
         raise ImportError(f"Install {package}")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(ValueError, match=rf"without {package}: pip install '\.\[{extra}\]'"):
+    with pytest.raises(ValueError, match=rf"without {package}: pip install \"\.\[{extra}\]\""):
         open_source(url)
 
 
