@@ -1,8 +1,8 @@
-"""What was measured to be the best way to sample a checkpoint, as its `model_index.json` records it: fewer steps that are
-as good as 25, and anchors against drift.
+"""Hold how a checkpoint is sampled best, as measured and as its `model_index.json` records it: fewer steps that are as good
+as 25, and anchors against drift.
 
-`mardini` samples so by default; `pipe(...)` does as its arguments say. How it is measured: `benchmarks/few_steps.py` and
-`training/drift.py`.
+`mardini` samples so by default; `pipe(...)` does as its arguments say. `benchmarks/few_steps.py` and `training/drift.py`
+measure it.
 """
 
 from collections.abc import Mapping

@@ -34,6 +34,11 @@ def _rate(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is no number; give one such as 25 or 30000/1001") from error
 
 
+def _rate_option(says: str) -> Any:
+    """Return an option whose value is a rate."""
+    return typer.Option(parser=_rate, metavar="FLOAT", help=says)
+
+
 Frames = Annotated[int | None, typer.Option(help="Frames of the result, the given ones included. Else as trained.")]
 NewFrames = Annotated[int | None, typer.Option(help="Frames to add.")]
 Window = Annotated[int | None, typer.Option(help="Most frames of a window. Else as many as trained.")]
@@ -120,11 +125,8 @@ class TaskOptions(ModelOptions):
     size: Size = None
     fps: Annotated[
         float | None,
-        typer.Option(
-            parser=_rate, metavar="FLOAT",
-            help="Frames per second of the result (25, 30000/1001). Else the input's, the checkpoint's, or 8.",
-        ),
-    ] = None  # fmt: skip
+        _rate_option("Frames per second of the result (25, 30000/1001). Else the input's, the checkpoint's, or 8."),
+    ] = None
     steps: Annotated[
         int | None,
         typer.Option(
@@ -174,11 +176,10 @@ class FileOptions(TaskOptions):
 
     source_fps: Annotated[
         float | None,
-        typer.Option(
-            parser=_rate, metavar="FLOAT",
-            help="Frames per second of a folder of pictures, which states none. Else the checkpoint's, or 8.",
+        _rate_option(
+            "Frames per second of a picture or a folder of them, which state none. Else the checkpoint's, or 8."
         ),
-    ] = None  # fmt: skip
+    ] = None
     sound: Annotated[
         str | None,
         typer.Option(

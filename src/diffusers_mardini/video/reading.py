@@ -266,7 +266,7 @@ def frames_of_numbers(source: str | os.PathLike, numbers: Sequence[int]) -> Iter
 
 @dataclass(frozen=True)
 class StatedFacts:
-    """What the header of a video states; of pictures, all is 0.
+    """Hold what the header of a video states; of pictures, all is 0.
 
     Attributes:
         fps: frames per second; 0 if it states none.
