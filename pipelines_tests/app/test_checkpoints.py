@@ -1,10 +1,13 @@
 """Visitors share the models of a checkpoint, and nothing that a call changes."""
 
+import json
 import shutil
 
 import pytest
 
+from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.app.checkpoints import Checkpoints, find_checkpoints
+from diffusers_mardini.measured_sampling import MeasuredSampling
 
 
 def lender(worlds, **kwargs):
@@ -18,6 +21,14 @@ def test_each_piece_of_work_has_a_scheduler_of_its_own_on_shared_models(worlds):
     assert one is not other and one.scheduler is not other.scheduler
     assert one.trained_window == other.trained_window and one.trained_window.num_frames == 9
     assert one.config.planner_downscale == 2
+
+
+def test_lent_pipelines_know_what_was_measured_for_their_checkpoint(worlds, tmp_path):
+    shutil.copytree(worlds[0], tmp_path / "measured")
+    config = MarDiniPipeline.load_config(worlds[0])
+    measured = MeasuredSampling(10, "UniPCMultistepScheduler", anchors=2)
+    (tmp_path / "measured" / "model_index.json").write_text(json.dumps({**config, **measured.config}))
+    assert MeasuredSampling.from_config(lender([str(tmp_path / "measured")]).lend().config) == measured
 
 
 def test_the_checkpoint_used_longest_ago_is_dropped(worlds):

@@ -122,6 +122,22 @@ def test_a_slow_clip_is_extended_at_its_own_rate(pipe):
     assert len(frames) == 5 + 3 and fps == 4
 
 
+def test_extension_takes_the_anchors_that_were_measured_for_the_checkpoint():
+    pipe, clip = plain_pipeline(), pictures(6)
+    without, _, _ = longer(pipe, "extend", 9, clip)
+    pipe.register_to_config(anchors=1)
+    frames, _, _ = longer(pipe, "extend", 9, clip)
+    wanted = pipe.extend(
+        fitted(clip, output_size(pipe, clip[0], Limits())),
+        num_new_frames=9,
+        anchors=1,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+    ).frames[0]
+    assert [np.asarray(a).tobytes() for a in frames] == [np.asarray(a).tobytes() for a in wanted]
+    assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(frames, without))
+
+
 def test_another_rate_is_by_time(pipe):
     clip = pictures(5)
     frames, fps, reports = longer(pipe, "retime", 25, clip, rate=10.0)

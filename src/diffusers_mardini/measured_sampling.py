@@ -1,7 +1,7 @@
 """Hold how a checkpoint is sampled best, as measured and as its `model_index.json` records it: fewer steps that are as good
 as 25, and anchors against drift.
 
-`mardini` samples so by default; `pipe(...)` does as its arguments say. `benchmarks/few_steps.py` and `training/drift.py`
+`mardini` samples so by default, and its page takes the anchors; `pipe(...)` does as its arguments say. `benchmarks/few_steps.py` and `training/drift.py`
 measure it.
 """
 
@@ -48,3 +48,7 @@ class MeasuredSampling:
     def config(self) -> dict[str, Any]:
         """The keys of the pipeline's configuration."""
         return asdict(self)
+
+    def anchors_of(self, overlap: int) -> int:
+        """Return the anchors for windows that `overlap` frames lead, one of which is the last frame; 0 if none help."""
+        return min(self.anchors or 0, overlap - 1)

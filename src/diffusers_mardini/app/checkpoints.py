@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..demo_files import demo_checkpoints
 from ..hardware import choose_device, choose_dtype
+from ..measured_sampling import MeasuredSampling
 from ..models import MarDiniPlannerTransformer3DModel, MarDiniTransformer3DModel
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..video.errors import FILE_ERRORS, named_file_errors
@@ -109,6 +110,7 @@ class Checkpoints:
             **{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)},
             planner_downscale=pipe.config.planner_downscale,
             **pipe.trained_window.config,
+            **MeasuredSampling.from_config(pipe.config).config,
         )
         own.set_progress_bar_config(disable=True)
         return own

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..measured_sampling import MeasuredSampling
+from ..pipelines.leading_frames import read_leading_frames
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from .jobs import Job
 from .limits import Limits
@@ -156,7 +158,9 @@ def lengthen(
         if task == "slow":
             result = pipe.slow_motion(pictures, factor=amount, **arguments)
         elif task == "extend":
-            result = pipe.extend(pictures, num_new_frames=amount, **arguments)
+            overlap = read_leading_frames(trained.frames, None, 0).overlap
+            anchors = MeasuredSampling.from_config(pipe.config).anchors_of(overlap)
+            result = pipe.extend(pictures, num_new_frames=amount, overlap=overlap, anchors=anchors, **arguments)
         else:
             result = pipe.retime(pictures, fps=amount, source_fps=rate, **arguments)
     return result.frames[0], amount if task == "retime" else rate

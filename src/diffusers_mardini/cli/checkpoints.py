@@ -69,12 +69,12 @@ def window_to_sample(checkpoint: str | None, size: str | None) -> TrainedWindow:
     return window
 
 
-def measured_anchors(checkpoint: str | None, leading: int) -> int:
-    """Return the anchors that were measured to help a checkpoint, less than the frames that lead a window; 0 if none."""
+def measured_anchors(checkpoint: str | None, overlap: int) -> int:
+    """Return the anchors that were measured to help a checkpoint, for windows that `overlap` frames lead; 0 if none."""
     checkpoint = resolve_checkpoint(checkpoint)
     with _checkpoint_errors(checkpoint):
         measured = MeasuredSampling.from_config(MarDiniPipeline.load_config(checkpoint))
-    return min(measured.anchors or 0, leading - 1)
+    return measured.anchors_of(overlap)
 
 
 def load(options: TaskOptions, task: str) -> tuple[MarDiniPipeline, dict[str, Any]]:
