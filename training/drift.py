@@ -3,9 +3,10 @@
     python -m training.drift checkpoints/mardini-tiny-carracing runs/data/carracing/val -o outputs/drift \
         --arm plain --arm 'noise: generated_noise=0.1' --arm 'overlap 6: overlap=6'
 
-Each arm is a way of continuing. Motion and sharpness are shares of the true clips'; colours are the distance of their
-means and deviations from those of true clips, in deviations between true clips; the Fréchet distance is that of the
-frames of a range to true frames. Writes `drift.json`, `drift.md`, a chart and a contact sheet; after an interruption,
+Each arm is a way of continuing. Motion and sharpness are shares of the true clips', and so are colours: the distance of
+each frame's means and deviations of red, green and blue from the mean of true frames, in deviations between true frames,
+over the same distance of a true clip to the others. The Fréchet distance is that of the frames of a range to true frames.
+Writes `drift.json`, `drift.md`, a chart and a contact sheet; after an interruption,
 the same command goes on.
 """
 
@@ -23,7 +24,15 @@ from tqdm.auto import tqdm
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.schedulers.named import scheduler_named
 from training.counterfactuals import checkpoint_name
-from training.evaluation.drift import RANGES, Arm, Curves, colour_distance, colour_moments, continue_clips
+from training.evaluation.drift import (
+    RANGES,
+    Arm,
+    Curves,
+    colour_distance,
+    colour_moments,
+    continue_clips,
+    true_colour_distance,
+)
 from training.evaluation.evaluation_windows import add_window_options, choose_window, digest_of, load_windows
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
@@ -39,6 +48,7 @@ from training.files import write_whole
 
 
 MEASURES = ("motion", "sharpness", "colours")
+SHARE = "share of the true clips'"
 BIN = 25  # frames of a point of the chart
 
 
@@ -64,6 +74,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     conditions = dict(_told(text, pipe) for text in options.tell)
     windows = load_windows(options.clips, options.size, options.true_frames, options.stride, 1, options.fps)
     true, clips = windows.frames, windows.clips[: options.max_clips]
+    if len(true) < 2:
+        raise ValueError(f"{options.clips} has one clip, whose colours have none to be compared with; give at least 2")
     if options.true_frames <= options.given:
         raise ValueError(f"--true-frames is {options.true_frames}; give more than the {options.given} that lead")
     scheduler = scheduler_named(pipe.scheduler, options.scheduler) if options.scheduler else None
@@ -146,7 +158,7 @@ def scored(
 
     Args:
         curves: of each arm.
-        true: true clips in [0, 1], `(clips, frames, 3, height, width)`.
+        true: two true clips or more in [0, 1], `(clips, frames, 3, height, width)`.
         clips: names of those that were continued, the first ones.
         ranges: of frames, counted from 1.
         features: of the Fréchet distance, if there are any.
@@ -154,6 +166,7 @@ def scored(
     bootstrap = Bootstrap(clips)
     true_motion, true_sharpness = motion_steps(true).mean(), frame_sharpness(true).mean()
     true_colours = colour_moments(true)
+    usual_colours = true_colour_distance(true_colours)
     true_features = None if features is None else features.extract_all(true.flatten(0, 1))
     rows = []
     for arm, curve in curves.items():
@@ -165,6 +178,7 @@ def scored(
                 "sharpness": curve.sharpness[:, places].mean(dim=1),
                 "true_sharpness": true_sharpness.expand(len(clips)),
                 "colours": colour_distance(curve.colours[:, places], true_colours),
+                "true_colours": usual_colours.expand(len(clips)),
             }
             row: dict[str, Any] = {"arm": arm, "first": low, "last": high, **summarize(scores)}
             row["intervals"] = {name: bootstrap.interval(scores, name) for name in MEASURES}
@@ -249,10 +263,13 @@ def _panels(curves: Mapping[str, Curves], true: torch.Tensor) -> list[Panel]:
         frame_sharpness(true).mean(),
         colour_moments(true),
     )
+    usual_colours = true_colour_distance(true_colours)
     values = {
         "motion": lambda curve, places: curve.motion[:, places].mean() / true_motion,
         "sharpness": lambda curve, places: curve.sharpness[:, places].mean() / true_sharpness,
-        "colours": lambda curve, places: colour_distance(curve.colours[:, places], true_colours).mean(),
+        "colours": lambda curve, places: (
+            colour_distance(curve.colours[:, places], true_colours).mean() / usual_colours
+        ),
     }
     panels = []
     for name, value in values.items():
@@ -261,8 +278,7 @@ def _panels(curves: Mapping[str, Curves], true: torch.Tensor) -> list[Panel]:
             size = min(BIN, curve.motion.shape[1])
             bins = range(0, curve.motion.shape[1] - size + 1, size)
             lines[arm] = [Point(first + size / 2, float(value(curve, slice(first, first + size)))) for first in bins]
-        label = "deviations between true clips" if name == "colours" else "share of the true clips'"
-        panels.append(Panel(name, "new frame", label, lines, levels={"true clips": 1.0}))
+        panels.append(Panel(name, "new frame", SHARE, lines, levels={"true clips": 1.0}))
     return panels
 
 

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(options: argparse.Namespace, command: str) -> None:
     # 1. Check
     ranges = spans_of(options.seconds, options.fps)
-    if options.given < 2 or options.each < 1 or options.drives < 1:
-        raise ValueError("give --given of at least 2, --each and --drives of at least 1")
+    if options.given < 2 or options.each < 1 or options.drives < 2:
+        raise ValueError("give --given and --drives of at least 2, and --each of at least 1")
     if options.window <= options.given:
         raise ValueError(
             f"--window is {options.window} and --given {options.given}, so that a window adds no frame; raise --window"

@@ -168,7 +168,7 @@ def _deviation(latents: torch.Tensor) -> torch.Tensor:
 
 
 def colour_distance(colours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Return how far colours lie from those of true clips, in their deviations: 1 is the usual distance of a true clip.
+    """Return how far the colours of frames lie from the mean of true frames, in deviations between true frames.
 
     A deviation counts as one grey level of 256 at least, since less than that is not seen.
 
@@ -177,8 +177,18 @@ def colour_distance(colours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         true: moments of true clips, the same.
 
     Returns:
-        The root of the mean square over the six moments of each clip's mean, `(clips,)`.
+        The root of the mean square over frames and moments, `(clips,)`.
     """
-    means = true.mean(dim=1)  # (true clips, 6)
-    centre, spread = means.mean(dim=0), means.std(dim=0).clamp(min=1 / 255)
-    return ((colours.mean(dim=1) - centre) / spread).square().mean(dim=1).sqrt()
+    moments = true.flatten(0, 1)  # (true frames, 6)
+    centre, spread = moments.mean(dim=0), moments.std(dim=0).clamp(min=1 / 255)
+    return ((colours - centre) / spread).square().mean(dim=(1, 2)).sqrt()
+
+
+def true_colour_distance(true: torch.Tensor) -> torch.Tensor:
+    """Return the `colour_distance` that is usual for a true clip: each one's from all others, the mean.
+
+    Args:
+        true: moments of two true clips or more, `(clips, frames, 6)`.
+    """
+    others = [torch.cat([true[:i], true[i + 1 :]]) for i in range(len(true))]
+    return torch.cat([colour_distance(true[i : i + 1], other) for i, other in enumerate(others)]).mean()

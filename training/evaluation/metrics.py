@@ -14,7 +14,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 MAX_PSNR = 60.0
 
 # Divided by the true clips' values only after summing over all windows, because a single still window has zero.
-RATIOS = {"motion": "true_motion", "evenness": "true_evenness", "sharpness": "true_sharpness"}
+RATIOS = {
+    "motion": "true_motion",
+    "evenness": "true_evenness",
+    "sharpness": "true_sharpness",
+    "colours": "true_colours",  # of drift alone
+}
 
 
 def score_windows(frames: torch.Tensor, truth: torch.Tensor, given: Sequence[int]) -> dict[str, torch.Tensor]:

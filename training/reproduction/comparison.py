@@ -8,7 +8,7 @@ first row of ours. Several folders, `"small pair=outputs/pair-0,outputs/pair-1"`
 different seeds: their scores are averaged window by window, and the standard deviation over trainings is reported.
 Writes a table and every method's paired difference to the first, with 95% intervals by bootstrap over clips; where
 both have as many trainings, also the difference of each pair of trainings, in order. The intervals do not cover the
-variation between trainings; a line says how large a difference would have shown beside both. They go to
+variation between trainings; a line says from which size on a difference is clear beside both. They go to
 `comparison.md` and, with `--page PAGE NAME`, into the block `NAME` of a page, the differences alone into `NAME,
 differences` (`page_blocks.py`). Scores of single windows are means over the seeds of each evaluation.
 """
@@ -161,8 +161,8 @@ def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], li
     return [method.row(bootstrap) for method in methods], differences
 
 
-def would_have_shown(methods: Sequence[ComparedMethod], differences: Sequence[dict]) -> str:
-    """Return how large a difference would have shown, in words; empty without two methods of several trainings."""
+def clear_from(methods: Sequence[ComparedMethod], differences: Sequence[dict]) -> str:
+    """Return from which size on a difference is clear, in words; empty without two methods of several trainings."""
     trained = [method for method in methods if len(method.rows) > 1 and method.rows[0]["kind"] == OURS]
     labels = {method.label for method in trained}
     paired = [found for found in differences if found["method"] in labels and found["than"] in labels]
@@ -176,7 +176,8 @@ def would_have_shown(methods: Sequence[ComparedMethod], differences: Sequence[di
         least.append(f"{COLUMNS[name]} {value:.{DIGITS[name]}f}")
     return (
         "Beside the chance of trainings and clips together (95%, deviations between trainings pooled), a difference "
-        f"between trained models would have shown from: {', '.join(least)}."
+        f"between trained models is clear from this size on: {', '.join(least)}. "
+        "A true difference as large as that is found in about half of all cases."
     )
 
 
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         methods = [read_method(text) for text in options.methods]
         rows, differences = compare(methods)
-        shown = would_have_shown(methods, differences)
+        shown = clear_from(methods, differences)
         quoted = " ".join(f'"{text}"' if " " in text else text for text in given)
         options.output.mkdir(parents=True, exist_ok=True)
         text = f"`{parser.prog} {quoted}`\n\n{tables(rows, differences, shown)}"

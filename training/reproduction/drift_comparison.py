@@ -6,9 +6,9 @@
 A method is a label, the folders that `training.drift` wrote (trainings of one method, or noise, with different seeds)
 and, after a colon, one of its arms, by default the first. Writes a row for each method and range of frames, what stays
 within the interval of the first range until the last, the differences to the first method on the same clips, with 95%
-intervals by bootstrap over clips, how large a difference would have shown beside the chance of trainings, and a chart
+intervals by bootstrap over clips, from which size on a difference is clear beside the chance of trainings, and a chart
 over the ranges. All measures are best at 1, so that differences are those of the distance from it, the size of the
-logarithm: 0.1 is a tenth too much or too little.
+logarithm, of each training by itself: 0.1 is a tenth too much or too little.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from training.drift import MEASURES, drift_table, stays
-from training.evaluation.intervals import Bootstrap, least_difference
+from training.drift import MEASURES, SHARE, drift_table, stays
+from training.evaluation.intervals import Bootstrap, interval_of, least_difference
 from training.evaluation.metrics import summarize
 from training.evaluation.results import with_nan
 from training.evaluation.tables import markdown_table
@@ -45,7 +45,7 @@ class Continued:
         scores: of each range, float64 `(clips,)` by name, true counterparts included.
         frechet: distance of each range, if all trainings have it.
         settings: the facts of `SETTINGS`.
-        trainings: what it is the mean of, if it is one.
+        trainings: those that it is the mean of; empty for one of them.
     """
 
     label: str
@@ -134,6 +134,20 @@ class Continued:
             rows.append(row | ({"fd_efficientnet_lite0": self.frechet[number]} if self.frechet else {}))
         return rows
 
+    def distance(self, place: int, name: str) -> float:
+        """Return how far a measure in a range lies from 1, the mean over trainings of what each has."""
+        return sum(self.distances(place, name)) / len(self.trainings)
+
+    def distances(self, place: int, name: str) -> list[float]:
+        """Return the same of each training."""
+        ratios = [summarize(training.scores[place])[name] for training in self.trainings]
+        return [away(torch.tensor(ratio, dtype=torch.float64)).item() for ratio in ratios]
+
+    def resampled(self, bootstrap: Bootstrap, place: int, name: str) -> torch.Tensor:
+        """Return `distance` of each resample of the clips."""
+        each = [away(bootstrap.resampled(training.scores[place], name)) for training in self.trainings]
+        return torch.stack(each).mean(dim=0)
+
 
 def away(ratios: torch.Tensor) -> torch.Tensor:
     """Return the distance of ratios from 1, the size of their logarithm."""
@@ -143,34 +157,30 @@ def away(ratios: torch.Tensor) -> torch.Tensor:
 def differences(method: Continued, first: Continued, bootstrap: Bootstrap) -> list[list[str]]:
     """Return the cells of a table: the method's distance from the truth minus the first's, with 95% intervals."""
     lines = []
-    for (low, high), own, others in zip(method.ranges, method.scores, first.scores):
+    for place, (low, high) in enumerate(method.ranges):
         cells = []
         for name in MEASURES:
-            ours, theirs = (
-                away(torch.tensor(summarize(scores)[name], dtype=torch.float64)) for scores in (own, others)
-            )
-            low_end, high_end = bootstrap.difference(own, others, name, away)
-            cells.append(f"{ours - theirs:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
+            value = method.distance(place, name) - first.distance(place, name)
+            low_end, high_end = _interval(method, first, place, name, bootstrap)
+            cells.append(f"{value:+.2f} [{low_end:+.2f}, {high_end:+.2f}]")
         lines.append([f"{method.label} − {first.label}", f"{low} to {high}", *cells])
     return lines
 
 
-def would_have_shown(methods: Sequence[Continued], bootstrap: Bootstrap) -> list[str]:
-    """Return the cells of a line: the least differences to the first method that would have shown, in the last range."""
+def clear_from(methods: Sequence[Continued], bootstrap: Bootstrap) -> list[str]:
+    """Return the cells of a line: from which size on differences to the first method are clear, in the last range."""
     first, *others = methods
     cells = []
     for name in MEASURES:
-        trainings = [
-            [
-                away(torch.tensor(summarize(each.scores[-1])[name], dtype=torch.float64)).item()
-                for each in method.trainings
-            ]
-            for method in methods
-        ]
-        intervals = [bootstrap.difference(other.scores[-1], first.scores[-1], name, away) for other in others]
+        trainings = [method.distances(-1, name) for method in methods]
+        intervals = [_interval(other, first, -1, name, bootstrap) for other in others]
         cells.append(f"{max(least_difference(trainings, interval) for interval in intervals):.2f}")
     low, high = first.ranges[-1]
-    return ["would have shown from", f"{low} to {high}", *cells]
+    return ["clear from, beside the chance of trainings", f"{low} to {high}", *cells]
+
+
+def _interval(method: Continued, first: Continued, place: int, name: str, bootstrap: Bootstrap) -> tuple[float, float]:
+    return interval_of(method.resampled(bootstrap, place, name) - first.resampled(bootstrap, place, name))
 
 
 def frechet_of_each(method: Continued) -> str:
@@ -209,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if others:
             lines = [line for method in others for line in differences(method, first, bootstrap)]
             if several:
-                lines.append(would_have_shown(methods, bootstrap))
+                lines.append(clear_from(methods, bootstrap))
             text += (
                 f"\n\nHow much farther from 1 than {first.label}, as the absolute logarithm of the measure, so that −0.10 is "
                 "about a tenth nearer:\n\n"
@@ -238,8 +248,7 @@ def _panels(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
             for label, found in rows.items()
         }
         ticks = tuple(row["last"] for row in next(iter(rows.values())))
-        label = "deviations between true clips" if name == "colours" else "share of the true clips'"
-        panels.append(Panel(name, "last new frame", label, curves, {"true clips": 1.0}, log_x=True, ticks=ticks))
+        panels.append(Panel(name, "last new frame", SHARE, curves, {"true clips": 1.0}, log_x=True, ticks=ticks))
     return panels
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.evaluation.metrics import summarize
-from training.reproduction.comparison import compare, main, read_method, would_have_shown
+from training.reproduction.comparison import clear_from, compare, main, read_method
 
 
 SCORES = ("mid_ssim", "mid_psnr", "ssim", "psnr", "motion", "true_motion", "evenness", "true_evenness", "sharpness", "true_sharpness")  # fmt: skip
@@ -68,8 +68,8 @@ def test_trainings_of_one_method_are_averaged_and_told_apart(tmp_path):
     assert [found["than"] for found in differences] == ["a", "a, training 1", "a, training 2"]
     assert [found["difference"]["mid_ssim"] for found in differences] == pytest.approx([0.2, 0.3, 0.1])
     # Both pairs deviate by 0.0707, and windows not at all: Student's t of two degrees, 4.30, times that.
-    shown = would_have_shown([read_method(a), read_method(b)], differences)
-    assert "would have shown from: mid SSIM 0.304, mid PSNR 0.30," in shown
+    shown = clear_from([read_method(a), read_method(b)], differences)
+    assert "clear from this size on: mid SSIM 0.304, mid PSNR 0.30," in shown
     # Of one training beside two there are no pairs; its own line has no deviation.
     rows, differences = compare([read_method(a), read_method(f"c={tmp_path / 'c'}")])
     assert [found["than"] for found in differences] == ["a"] and rows[1]["spread"] == {}
@@ -84,9 +84,9 @@ def test_simple_methods_and_single_trainings_have_no_chance_of_trainings(tmp_pat
         read_method(f"one={folders[0]},{folders[1]}"),
         read_method(f"copy={folders[0]},{folders[1]}:cross-fade"),
     ]
-    assert would_have_shown(methods, compare(methods)[1]) == ""
+    assert clear_from(methods, compare(methods)[1]) == ""
     methods[1] = read_method(f"other={folders[2]}")
-    assert would_have_shown(methods, compare(methods)[1]) == ""
+    assert clear_from(methods, compare(methods)[1]) == ""
 
 
 def test_trainings_of_one_method_that_were_sampled_in_other_ways_are_refused(tmp_path):

@@ -15,7 +15,7 @@ def drifted(folder, motion, names=("a", "b", "c"), arm="plain", **settings):
             "arm": arm, "first": first, "last": last,
             "each": {
                 "motion": [motion * late] * 3, "true_motion": [2.0] * 3, "sharpness": [1.0, 2.0, 3.0],
-                "true_sharpness": [2.0] * 3, "colours": [1.0] * 3,
+                "true_sharpness": [2.0] * 3, "colours": [1.0] * 3, "true_colours": [0.5] * 3,
             },
             "fd_efficientnet_lite0": 10 * motion,
         }
@@ -25,31 +25,33 @@ def drifted(folder, motion, names=("a", "b", "c"), arm="plain", **settings):
     return folder
 
 
-def test_trainings_are_averaged_and_methods_are_compared_clip_by_clip(tmp_path, capsys):
+def test_ratios_of_trainings_are_averaged_and_each_ones_distance_from_the_truth(tmp_path, capsys):
     one, two, other = (drifted(tmp_path / name, motion) for name, motion in (("a-1", 1.0), ("a-2", 3.0), ("b", 3.0)))
     page = tmp_path / "page.md"
     page.write_text("<!-- d: begin -->\n<!-- d: end -->\n")
     main([f"two={one},{two}", f"one={other}:plain", "-o", str(tmp_path / "d.png"), "--page", str(page), "d"])
     filled = page.read_text()
     assert "| two | 1 to 16 | 1.00 [1.00, 1.00] |" in filled and "| one | 49 to 64 | 0.75 [0.75, 0.75] |" in filled
-    # From 1, the truth's own: log 1.5 against log 1, and log 0.75 against log 0.5.
-    assert "| one − two | 1 to 16 | +0.41 [+0.41, +0.41] | +0.00 [+0.00, +0.00] |" in filled
-    assert "| one − two | 49 to 64 | -0.41 [-0.41, -0.41] |" in filled
+    assert "| 2.00 [2.00, 2.00] |" in filled  # colours twice as far as is usual
+    # Half the truth and one and a half of it do not make the truth: log 1.5 against the mean of log 2 and log 1.5, and
+    # log 4/3 against that of log 4 and log 4/3.
+    assert "| one − two | 1 to 16 | -0.14 [-0.14, -0.14] | +0.00 [+0.00, +0.00] |" in filled
+    assert "| one − two | 49 to 64 | -0.55 [-0.55, -0.55] |" in filled
     assert (
         "- one: in frames 49 to 64 within the interval of frames 1 to 16: sharpness, colours; outside: motion"
         in filled
     )
-    assert "would have shown" not in filled  # of one training nobody knows its chance
+    assert "clear from" not in filled  # of one training nobody knows its chance
     assert "](d.png)\n\n| arm |" in filled and Image.open(tmp_path / "d.png").width > 1000
 
 
-def test_the_chance_of_trainings_says_what_would_have_shown(tmp_path, capsys):
+def test_the_chance_of_trainings_says_from_where_on_a_difference_is_clear(tmp_path, capsys):
     motions = {"a": (2.0, 2.2), "b": (4.0, 4.0)}
     a, b = ([drifted(tmp_path / f"{name}-{i}", one) for i, one in enumerate(of)] for name, of in motions.items())
     main([f"a={a[0]},{a[1]}", f"b={b[0]},{b[1]}"])
     text = capsys.readouterr().out
     # Logarithms of 0.5 and 0.55 deviate by 0.067, those of the others not at all; Student's t of two degrees is 4.30.
-    assert "| would have shown from | 49 to 64 | 0.20 | 0.00 | 0.00 |" in text
+    assert "| clear from, beside the chance of trainings | 49 to 64 | 0.20 | 0.00 | 0.00 |" in text
     assert "FD-EfficientNetLite0 of each seed: a 20 and 22; b 40 and 40" in text
 
 
