@@ -4,13 +4,13 @@
 
 Writes clip lists `train-slow.jsonl`, `val-mixed.jsonl` and so on. The slow and the fast third are those of the settings
 in `metadata.jsonl`; every third clip in the order of speed is mixed, so that it also holds clips of the other two. All
-lists of one folder have equally many clips. The table has the motion that `training.fit` reports for own clips, which
-also goes to `motion.json`.
+lists of one folder have equally many clips. The table has the motion that `training.fit` reports for own clips; it and
+that of each held-out clip go to `motion.json`.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from training.page_blocks import fill
 
 KINDS = ("slow", "mixed", "fast")
 MOTION = "motion.json"
-SEEN = 24  # clips of a list whose motion is measured, evenly spaced
 
 
 def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
@@ -43,15 +42,18 @@ def divide(rows: Sequence[dict]) -> dict[str, list[dict]]:
     return {"slow": ordered[:third], "mixed": ordered[1::3][:third], "fast": ordered[-third:]}
 
 
-def motion_of(folder: Path, rows: Sequence[dict]) -> dict[float, list[float]]:
-    """Return the 10th, 50th and 90th percentile over clips of the change in grey levels, by seconds between frames."""
-    seen = min(SEEN, len(rows))
-    chosen = [rows[round(i * (len(rows) - 1) / max(1, seen - 1))] for i in range(seen)]
-    looks = [look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in chosen]
+def motion_of(folder: Path, rows: Sequence[dict]) -> dict[str, dict[float, float]]:
+    """Return the change in grey levels of each clip by its name, by seconds between two frames."""
+    looks = {row["file_name"]: look_at_clip(folder / row["file_name"], row["fps"], row["num_frames"]) for row in rows}
+    return {name: look.motion for name, look in looks.items() if look is not None}
+
+
+def quantiles(motions: Sequence[Mapping[float, float]]) -> dict[float, list[float]]:
+    """Return the 10th, 50th and 90th percentile over clips, by seconds between two frames."""
     return {
         distance: np.quantile(values, (0.1, 0.5, 0.9)).tolist()
         for distance in DISTANCES
-        if (values := [look.motion[distance] for look in looks if look is not None and distance in look.motion])
+        if (values := [motion[distance] for motion in motions if distance in motion])
     }
 
 
@@ -71,22 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--page", nargs=2, metavar=("PAGE", "NAME"), help="markdown file and its block")
     options = parser.parse_args(arguments)
-    cells, motions = [], {}
+    cells, motions, held_out = [], {}, {}
     try:
         for side, folder in (("train", options.train), ("val", options.held_out)):
-            for kind, rows in divide(read_rows(folder)).items():
+            recorded = read_rows(folder)
+            divided, each = divide(recorded), motion_of(folder, recorded)
+            for kind, rows in divided.items():
                 found = [ClipRow(folder.as_posix(), row["file_name"]) for row in rows]
                 options.output.mkdir(parents=True, exist_ok=True)
                 write_clip_list(options.output / f"{side}-{kind}.jsonl", found)
                 speeds = [row["driver"]["speed"] for row in rows]
-                motion = motion_of(folder, rows)
+                motion = quantiles([each[row["file_name"]] for row in rows])
                 motions[f"{side}-{kind}"] = {f"{distance:g}": values for distance, values in motion.items()}
                 cells.append(
                     [kind, "trained on" if side == "train" else "held out", len(rows),
                      f"{min(speeds):.0f} to {max(speeds):.0f}",
                      *(f"{motion[d][1]:.1f} ({motion[d][0]:.1f} to {motion[d][2]:.1f})" for d in DISTANCES)]
                 )  # fmt: skip
-        write_whole(options.output / MOTION, json.dumps(motions, indent=1) + "\n")
+            held_out = each
+        of_clips = {name: motion[0.1] for name, motion in held_out.items()}
+        write_whole(options.output / MOTION, json.dumps({"lists": motions, "clips": of_clips}, indent=1) + "\n")
         columns = ["clips", "side", "number", "drivers' speeds", *(f"motion at {d:g} s" for d in DISTANCES)]
         table = markdown_table(columns, cells)
         print(table)

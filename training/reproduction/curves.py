@@ -27,7 +27,7 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
     Args:
         run: its folder.
         value: `heldout:NAME` or `loss:NAME`.
-        every: number of `loss:` lines that are averaged to a point.
+        every: number of `loss:` lines that are averaged to a point; a rest at the end belongs to the last one.
 
     Returns:
         Means of the finite values; points without any are left out.
@@ -50,7 +50,8 @@ def read_curve(run: Path, value: str, every: int) -> list[tuple[int, float]]:
         lines = [(r["windows_seen"], r[name]) for r in records if name in r]
     # Grouped before values that are not finite are left out, so that all runs of a curve have points at the same
     # places.
-    groups = [lines[i : i + every] for i in range(0, len(lines), every)]
+    starts = range(0, max(min(1, len(lines)), len(lines) - every + 1), every)
+    groups = [lines[i : None if i == starts[-1] else i + every] for i in starts]
     finite = [(group[-1][0], [found for _, found in group if isinstance(found, (int, float))]) for group in groups]
     points = [(seen, sum(found) / len(found)) for seen, found in finite if found]
     if not points:

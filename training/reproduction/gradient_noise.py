@@ -4,9 +4,9 @@
         --page PAGE BLOCK
 
 The norm of a step falls in the course of a training, so its noise is the deviation of its logarithm from the median of
-the lines around it, as 1.48 times the median of its size: 0.10 are steps that differ by a tenth. A spike is a norm of
-more than twice that median. Norms are those before clipping; the first and the last lines, which have no such median, do
-not count: among them is the warm-up, where the norm falls steeply.
+the lines around it (at the end, of those before), as 1.48 times the median of its size: 0.10 are steps that differ by a
+tenth. A spike is a norm of more than twice that median. Norms are those before clipping; the first lines do not count,
+where the rate is warmed up and the norm falls steeply.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from training.files import read_lines
 from training.page_blocks import fill
 
 
-AROUND = 10  # lines on each side
+AROUND = 10  # lines on each side, and those of the beginning that do not count
 SPIKE = 2.0
 OF_MEDIAN = 1.4826  # a normal distribution's deviation in medians of its size
 TAIL = 0.1  # share of the lines whose training loss is the last one
@@ -36,7 +36,7 @@ class Steadiness:
         median, largest: of the gradient norms.
         noise: robust deviation of their logarithm from its running median.
         spikes: share of the lines with a norm beyond `SPIKE` times the running median.
-        clipped: share of all lines with a norm beyond the run's `max_grad_norm`.
+        clipped: share of the lines with a norm beyond the run's `max_grad_norm`.
         loss: mean training loss of the last lines.
         steps: taken until the last line; fewer than asked for, if the run failed.
     """
@@ -52,14 +52,14 @@ class Steadiness:
 
 def steadiness(norms: Sequence[float], losses: Sequence[float], limit: float) -> Steadiness:
     """Measure a run by its gradient norms and losses, line by line; `limit` is that of clipping."""
-    inner = range(AROUND, len(norms) - AROUND) or range(len(norms))
-    away = [math.log(norms[i] / statistics.median(norms[max(0, i - AROUND) : i + AROUND + 1])) for i in inner]
+    counted = range(AROUND, len(norms)) or range(len(norms))
+    away = [math.log(norms[i] / statistics.median(norms[max(0, i - AROUND) : i + AROUND + 1])) for i in counted]
     return Steadiness(
-        median=statistics.median(norms),
-        largest=max(norms[i] for i in inner),
+        median=statistics.median(norms[i] for i in counted),
+        largest=max(norms[i] for i in counted),
         noise=OF_MEDIAN * statistics.median(map(abs, away)),
         spikes=statistics.fmean(value > math.log(SPIKE) for value in away),
-        clipped=statistics.fmean(norm > limit for norm in norms),
+        clipped=statistics.fmean(norms[i] > limit for i in counted),
         loss=statistics.fmean(losses[-max(1, round(TAIL * len(losses))) :]),
     )
 

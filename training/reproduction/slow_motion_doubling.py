@@ -3,10 +3,10 @@
     python -m training.reproduction.slow_motion_doubling CHECKPOINT CLIPS -o outputs/doubling --factors 2 4 8 16
 
 The nine frames lie `--apart` frames apart in each clip, so that sampled frames up to that factor have a true one each.
-Scored are the frames that a factor adds to the one before it, every second one, which are those of its last level;
-beyond `--apart` these have no true frame. Sharpness and colours are those of all sampled frames, and motion that from
-frame to frame, as a share of the true clip's at that pace. Beside it stand the autoencoder alone, which is the ceiling
-where there is a true frame, and a cross-fade. Writes `results.json` and a chart; after an interruption, the
+Scored are the frames that a factor adds to those of the factor before it, every second one; beyond `--apart` these have
+a true frame only in the same clips at twice the rate, `--finer`. Sharpness and colours are those of all sampled frames,
+and motion that from frame to frame, as a share of the true clip's at that pace. Beside it stand the autoencoder alone,
+which is the ceiling where there is a true frame, and a cross-fade. Writes `results.json` and a chart; after an interruption, the
 same command goes on.
 """
 
@@ -23,8 +23,9 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_mardini import MarDiniPipeline
+from diffusers_mardini.sizes import Size
 from training.evaluation.baselines import cross_fade
-from training.evaluation.drift import colour_distance, colour_moments
+from training.evaluation.drift import colour_distance, colour_moments, true_colour_distance
 from training.evaluation.evaluation_windows import EvaluationWindows, digest_of, load_windows, to_bytes
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
@@ -42,6 +43,7 @@ from training.reproduction.shared_options import add_options, facts, load_lpips,
 
 
 GIVEN = 9
+SAME = 0.02  # mean difference of frames that were encoded twice, of 1
 BLOCK = "slow motion by powers of two"
 METHODS = {OURS: "ours", CEILING: "autoencoder", BASELINE: "cross-fade"}
 MEASURES = {"ssim": "SSIM of added frames", "lpips": "LPIPS of added frames", "motion": "motion", "sharpness": "sharpness", "colours": "colours"}  # fmt: skip
@@ -63,14 +65,16 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         raise ValueError(f"--factors {options.factors} and --apart {options.apart}: give powers of two, from 2")
     span = (GIVEN - 1) * options.apart + 1
     windows = load_windows(options.clips, options.size, span, stride=1, per_clip=1, max_clips=options.max_clips)
+    finer = None if options.finer is None else finer_frames(options.finer, windows, options.size)
     network = load_lpips(options.size, span)[0].lpips.get("alex")
     pipe, finished = load_pipeline(options), FinishedParts(options.output / "kept")
     rows, bootstrap = [], Bootstrap(windows.clips)
     with torch.no_grad():
         for factor in tqdm(sorted(options.factors), unit="factor", disable=None):
-            made = {OURS: slowed(pipe, windows, factor, options, finished), **references(pipe, windows.frames, factor)}
+            truth = windows.frames if finer is None or factor <= options.apart else finer
+            made = {OURS: slowed(pipe, windows, factor, options, finished), **references(pipe, truth, factor)}
             for kind, frames in made.items():
-                scores = scores_of(frames, windows.frames, factor, network)
+                scores = scores_of(frames, truth, factor, network)
                 rows.append(row(f"{frames.shape[1]:,} frames", kind, scores, bootstrap, factor=factor))
     record = facts(options, command, model_key(pipe)["checkpoint"]) | {"rows": rows, "clips": windows.clips}
     write_whole(options.output / "results.json", json.dumps(without_nan(record), indent=1) + "\n")
@@ -80,6 +84,20 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         shown = picture(chart, options.page, "Scores by the number of frames that nine are slowed down to")
         fill(options.page, BLOCK, f"{shown}\n\n{text}")
     print(f"\n{text}\n\nWrote results.json and a chart")
+
+
+def finer_frames(clips: Path, windows: EvaluationWindows, size: Size) -> torch.Tensor:
+    """Return the frames of the same clips at twice their rate, as those of `windows`.
+
+    Raises:
+        ValueError: if they are other clips.
+    """
+    found = load_windows(
+        clips, size, 2 * windows.frames.shape[1] - 1, stride=1, per_clip=1, max_clips=len(windows.clips)
+    )
+    if found.clips != windows.clips or (found.frames[:, ::2] - windows.frames).abs().mean() > SAME:
+        raise ValueError(f"--finer is {clips}, whose every second frame is not the clips' own; record both alike")
+    return found.frames
 
 
 def slowed(
@@ -130,7 +148,7 @@ def references(pipe: MarDiniPipeline, truth: torch.Tensor, factor: int) -> dict[
 def scores_of(
     frames: torch.Tensor, truth: torch.Tensor, factor: int, network: Lpips | None
 ) -> dict[str, torch.Tensor]:
-    """Return the scores of each slowed clip, `(clips,)` by name.
+    """Return the scores of each slowed clip, `(clips,)` by name; "not a number" for those without true frames.
 
     Args:
         frames: slowed clips in [0, 1], `(clips, (GIVEN - 1) * factor + 1, 3, height, width)`.
@@ -143,17 +161,17 @@ def scores_of(
         stride = apart // factor
         each = score_each_frame(frames[:, 1::2], truth[:, stride :: 2 * stride], network)
         scores = {name: each[name].mean(dim=1) for name in ("ssim", "psnr", "lpips") if name in each}
-    else:
-        unknown = ("ssim", "psnr", "lpips") if network else ("ssim", "psnr")
+        scores["true_motion"] = motion_steps(truth[:, ::stride]).mean(dim=1)
+    else:  # not even the motion: half the distance is not half of it
+        unknown = ("ssim", "psnr", "lpips", "true_motion") if network else ("ssim", "psnr", "true_motion")
         scores = {name: torch.full((len(frames),), torch.nan) for name in unknown}
     sampled = [place for place in range(frames.shape[1]) if place % factor]
-    stride = max(1, apart // factor)
     scores["sharpness"] = frame_sharpness(frames[:, sampled]).mean(dim=1)
     scores["true_sharpness"] = frame_sharpness(truth).mean(dim=1)
     scores["motion"] = motion_steps(frames).mean(dim=1)
-    # Finer than the clip: half the distance, half the motion.
-    scores["true_motion"] = motion_steps(truth[:, ::stride]).mean(dim=1) * min(1.0, apart / factor)
-    scores["colours"] = colour_distance(colour_moments(frames[:, sampled]), colour_moments(truth))
+    true_colours = colour_moments(truth)
+    scores["colours"] = colour_distance(colour_moments(frames[:, sampled]), true_colours)
+    scores["true_colours"] = true_colour_distance(true_colours).expand(len(frames))
     return scores
 
 
@@ -200,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(parser)
     parser.add_argument("--factors", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="powers of two")
     parser.add_argument("--apart", type=int, default=32, help="clip frames from one given frame to the next")
+    parser.add_argument("--finer", type=Path, help="folder of the same clips at twice the rate")
     parser.add_argument("--max-clips", type=int, help="use only the first clips")
     parser.add_argument("--chart", type=Path, help="PNG, also of the page")
     return parser

@@ -49,7 +49,8 @@ for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
             factors=(2 4 8 16 32 64 128) apart=32
             if [ -n "$TOY" ]; then factors=(2 4) apart=4; fi
             record "$CARRACING/val-long" 12 200000 --frames 264
-            fill training.reproduction.slow_motion_doubling "$CHECKPOINT" "$CARRACING/val-long" -o "$OUT-slowed" --factors "${factors[@]}" --apart "$apart" --steps 5 --max-clips 8 \
+            record "$CARRACING/val-long-50" 12 200000 --frames 528 --fps 50
+            fill training.reproduction.slow_motion_doubling "$CHECKPOINT" "$CARRACING/val-long" -o "$OUT-slowed" --factors "${factors[@]}" --apart "$apart" --finer "$CARRACING/val-long-50" --steps 5 --max-clips 8 \
                 --chart "$PICTURES/long_video_slowed.png"
             ;;
         *) echo "PARTS names '$part'; the parts are near, places, drift, laps and slowed" >&2; exit 1 ;;

@@ -1,9 +1,13 @@
 """Thirds of recorded clips by the speed of their drivers."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from training.own_clips.reading import DISTANCES
 from training.reproduction import clips_by_speed
-from training.reproduction.clips_by_speed import SEEN, divide, motion_of
+from training.reproduction.clips_by_speed import divide, main
 
 
 def rows(speeds):
@@ -17,11 +21,23 @@ def test_all_kinds_have_equally_many_clips_and_the_mixed_ones_all_speeds():
     assert speeds["mixed"] == [15, 40, 60]
 
 
-def test_motion_is_measured_from_the_slowest_to_the_fastest_clip(monkeypatch, tmp_path):
-    looked = []
-    monkeypatch.setattr(clips_by_speed, "look_at_clip", lambda path, fps, frames: looked.append(path.name))
-    assert motion_of(tmp_path, [{"file_name": f"{i}.mp4", "fps": 25, "num_frames": 64} for i in range(166)]) == {}
-    assert len(looked) == SEEN and (looked[0], looked[-1]) == ("0.mp4", "165.mp4")
+def test_lists_have_the_motion_of_their_clips_and_held_out_ones_each_their_own(monkeypatch, tmp_path):
+    def looked(path, fps, frames):
+        return SimpleNamespace(motion=dict.fromkeys(DISTANCES, float(path.stem)))
+
+    monkeypatch.setattr(clips_by_speed, "look_at_clip", looked)
+    for side, first in (("train", 0), ("val", 100)):
+        (tmp_path / side).mkdir()
+        found = [
+            {"file_name": f"{first + i}.mp4", "fps": 25, "num_frames": 64, "driver": {"speed": i}} for i in range(9)
+        ]
+        (tmp_path / side / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    main([str(tmp_path / "train"), str(tmp_path / "val"), "-o", str(tmp_path / "lists")])
+    motion = json.loads((tmp_path / "lists" / "motion.json").read_text())
+    assert motion["clips"] == {f"{100 + i}.mp4": 100.0 + i for i in range(9)}
+    assert motion["lists"]["train-slow"]["0.1"] == pytest.approx([0.2, 1.0, 1.8])
+    assert motion["lists"]["val-fast"]["0.1"] == pytest.approx([106.2, 107.0, 107.8])
+    assert len((tmp_path / "lists" / "val-mixed.jsonl").read_text().splitlines()) == 3
 
 
 def test_clips_without_a_driver_are_refused():

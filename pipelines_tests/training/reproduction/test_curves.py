@@ -22,6 +22,8 @@ def run(folder, losses, heldout):
 def test_training_losses_are_averaged_and_heldout_ones_are_not(tmp_path):
     folder = run(tmp_path / "a", [4.0, 2.0, 1.0, 3.0], 0.5)
     assert read_curve(folder, "loss:diffusion_loss", 2) == [(20, 3.0), (40, 2.0)]
+    assert read_curve(folder, "loss:diffusion_loss", 3) == [(40, 2.5)]  # not a last point of one step
+    assert read_curve(folder, "loss:diffusion_loss", 9) == [(40, 2.5)]
     assert read_curve(folder, "heldout:diffusion/0.6", 2) == [(20, 0.5)]
     with pytest.raises(ValueError, match="has no loss:planner_loss"):
         read_curve(folder, "loss:planner_loss", 1)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from diffusers_mardini.video_io import write_video
 from pipelines_tests.tiny_pipeline import tiny_pipeline
+from training.evaluation.evaluation_windows import load_windows
 from training.evaluation.methods import BASELINE, CEILING, OURS
 from training.reproduction import slow_motion_doubling
-from training.reproduction.slow_motion_doubling import panels, references, scores_of, table
+from training.reproduction.slow_motion_doubling import finer_frames, panels, references, scores_of, table
 
 
 def truth():
@@ -22,12 +24,33 @@ def test_the_true_frames_have_the_best_scores_at_any_pace(factor):
     torch.testing.assert_close(scores["motion"], scores["true_motion"])
 
 
-def test_beyond_the_clips_own_frames_half_the_distance_is_half_the_motion():
+def finer_truth():
+    """The same clips at twice the rate."""
     between = (truth()[:, :-1] + truth()[:, 1:]) / 2
-    finer = torch.stack([truth()[:, :-1], between], dim=2).flatten(1, 2)
-    scores = scores_of(torch.cat([finer, truth()[:, -1:]], dim=1), truth(), 8, None)
-    assert scores["ssim"].isnan().all() and "lpips" not in scores  # what is added has no true frame
+    return torch.cat([torch.stack([truth()[:, :-1], between], dim=2).flatten(1, 2), truth()[:, -1:]], dim=1)
+
+
+def test_beyond_the_clips_own_frames_only_a_recording_at_twice_the_rate_knows_frames_and_motion():
+    scores = scores_of(finer_truth(), truth(), 8, None)
+    assert scores["ssim"].isnan().all() and scores["true_motion"].isnan().all() and "lpips" not in scores
+    scores = scores_of(finer_truth(), finer_truth(), 8, None)
+    torch.testing.assert_close(scores["ssim"], torch.ones(2))
     torch.testing.assert_close(scores["motion"], scores["true_motion"])
+
+
+def test_the_recording_at_twice_the_rate_must_be_of_the_same_clips(tmp_path):
+    for name, frames in {"clips": truth(), "finer": finer_truth(), "other": finer_truth().flip(1)}.items():
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            plain = frames[i].mean(dim=(2, 3), keepdim=True).expand_as(frames[i])  # which a codec keeps
+            picture = (plain * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            write_video(tmp_path / name / f"{i}.mp4", picture, 10, crf=1)
+    windows = load_windows(tmp_path / "clips", 16, 33, stride=1, per_clip=1)
+    found = finer_frames(tmp_path / "finer", windows, 16)
+    assert found.shape == (2, 65, 3, 16, 16)
+    torch.testing.assert_close(found.mean(dim=(3, 4)), finer_truth().mean(dim=(3, 4)), atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="every second frame is not the clips' own; record both alike"):
+        finer_frames(tmp_path / "other", windows, 16)
 
 
 def test_a_factor_is_judged_by_the_frames_that_it_adds():

@@ -23,8 +23,8 @@ from training.data.recipes.car_racing_drivers import WARM_UP_STEPS, Driver, Road
 from training.data.recipes.car_racing_pixel_driver import PixelDriver
 
 
-STEPS_PER_FRAME = 2
-FPS = 25  # the simulator makes 50 steps a second
+STEPS_A_SECOND = 50  # of the simulator
+RATES = (25, 50)  # frames per second of the clips, the first by default
 ROWS = 84  # of 96; the score bar is below
 MAX_ATTEMPTS = 12
 ACTION_NAMES = ("steering", "gas", "brake")  # in [-1, 1], [0, 1] and [0, 1]; the columns of the CSV beside each clip
@@ -39,8 +39,12 @@ PALETTES = {
 }
 
 
-def drive(env, seed: int, num_frames: int, kind: type = Driver) -> tuple[np.ndarray, np.ndarray, Driver, int]:
+def drive(
+    env, seed: int, num_frames: int, kind: type = Driver, fps: int = RATES[0]
+) -> tuple[np.ndarray, np.ndarray, Driver, int]:
     """Drive one clip on the track of `seed`, drawing drivers of a kind until one does not give up.
+
+    The course is the same at any rate, if the clips take equally long.
 
     Returns:
         Frames, `uint8` shaped `(num_frames, 84, 96, 3)`; actions, `(num_frames, 3)`, each the mean over the interval
@@ -52,25 +56,25 @@ def drive(env, seed: int, num_frames: int, kind: type = Driver) -> tuple[np.ndar
     rng = np.random.default_rng(seed)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         driver = kind.draw(rng)
-        driven = _attempt(env, seed, driver, rng, num_frames)
+        driven = _attempt(env, seed, driver, rng, num_frames, STEPS_A_SECOND // fps)
         if driven is not None:
             return *driven, driver, attempt
     raise ValueError(f"seed {seed}: none of {MAX_ATTEMPTS} drivers stayed on the road")
 
 
 def _attempt(
-    env, seed: int, driver: Driver, rng: np.random.Generator, num_frames: int
+    env, seed: int, driver: Driver, rng: np.random.Generator, num_frames: int, steps_per_frame: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     env.drawn = False
     start = put_car(env, seed, driver)
     hands = driver.at_wheel(Road(env.track, start), rng)
     sees = getattr(hands, "needs_pictures", False)
     frames, actions = [], []  # frames of the kept steps, actions of all steps
-    for step in range(WARM_UP_STEPS + STEPS_PER_FRAME * num_frames):
+    for step in range(WARM_UP_STEPS + steps_per_frame * num_frames):
         action = hands.act(env.car.hull, step)
         if action is None:
             return None
-        kept = step >= WARM_UP_STEPS and (step - WARM_UP_STEPS) % STEPS_PER_FRAME == 0
+        kept = step >= WARM_UP_STEPS and (step - WARM_UP_STEPS) % steps_per_frame == 0
         env.drawn = kept or sees
         observation, _, terminated, truncated, _ = env.step(np.array(action, dtype=np.float32))
         if terminated or truncated:
@@ -81,8 +85,8 @@ def _attempt(
         if kept:
             frames.append(observation[:ROWS])
     # The first interval begins a frame before the clip.
-    leading = np.array(actions)[WARM_UP_STEPS - STEPS_PER_FRAME + 1 :]
-    leading = leading[: STEPS_PER_FRAME * num_frames].reshape(num_frames, STEPS_PER_FRAME, len(ACTION_NAMES))
+    leading = np.array(actions)[WARM_UP_STEPS - steps_per_frame + 1 :]
+    leading = leading[: steps_per_frame * num_frames].reshape(num_frames, steps_per_frame, len(ACTION_NAMES))
     return np.stack(frames), leading.mean(axis=1)
 
 
@@ -128,21 +132,21 @@ def make_env(palette: str = "meadow"):
 _ENV = None  # one simulator per worker process, which records in one palette
 
 
-def _record(job: tuple[int, int, Path, str, str]) -> dict:
+def _record(job: tuple[int, int, Path, str, str, int]) -> dict:
     global _ENV
-    seed, num_frames, folder, palette, drivers = job
+    seed, num_frames, folder, palette, drivers, fps = job
     _ENV = _ENV or make_env(palette)
     name = f"carracing_{seed:06d}.mp4"
     try:
-        frames, actions, driver, attempts = drive(_ENV, seed, num_frames, DRIVERS[drivers])
+        frames, actions, driver, attempts = drive(_ENV, seed, num_frames, DRIVERS[drivers], fps)
     except ValueError as error:
         return {"file_name": name, "skipped": str(error)}
-    write_video(folder / name, frames, FPS, crf=10)
+    write_video(folder / name, frames, fps, crf=10)
     _write_actions((folder / name).with_suffix(".csv"), actions)
     return {
         "file_name": name,
         "seed": seed,
-        "fps": FPS,
+        "fps": fps,
         "num_frames": num_frames,
         "width": frames.shape[2],
         "height": frames.shape[1],
@@ -171,12 +175,13 @@ def record(
     workers: int,
     palette: str = "meadow",
     drivers: str = "careful",
+    fps: int = RATES[0],
 ) -> list[dict]:
     """Record clips with the seeds `first_seed …` and their actions; return the rows of `metadata.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "metadata.jsonl").exists():
         raise SystemExit(f"'{folder}' already holds recorded clips; give another folder or delete it first")
-    jobs = [(seed, num_frames, folder, palette, drivers) for seed in range(first_seed, first_seed + clips)]
+    jobs = [(seed, num_frames, folder, palette, drivers, fps) for seed in range(first_seed, first_seed + clips)]
     rows = []
     with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _SameProcess() as pool:
         for row in pool.imap(_record, jobs):
@@ -210,7 +215,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=600)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--frames", type=int, default=64, help="frames of each clip, 25 a second")
+    parser.add_argument("--frames", type=int, default=64, help="frames of each clip")
+    parser.add_argument("--fps", type=int, choices=RATES, default=RATES[0], help="frames per second")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--palette", choices=PALETTES, default="meadow", help="colours of road and grass")
     parser.add_argument(
@@ -227,6 +233,7 @@ def main() -> None:
         arguments.workers,
         arguments.palette,
         arguments.drivers,
+        arguments.fps,
     )
 
 

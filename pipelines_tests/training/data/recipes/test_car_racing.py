@@ -114,6 +114,9 @@ def test_one_seed_gives_one_clip(tmp_path, monkeypatch):
     assert row["driver"]["speed"] > 0 and row["license"] and row["source"]
     with pytest.raises(SystemExit, match="already holds"):
         record(tmp_path / "a", clips=1, first_seed=7, num_frames=4, workers=1)
+    (row,) = record(tmp_path / "finer", clips=1, first_seed=7, num_frames=7, workers=1, fps=50)
+    assert row["fps"] == 50 and np.array_equal(written[2][::2], written[0])  # the same course
+    assert (written[2][1] != written[2][0]).any()
 
 
 def test_a_palette_changes_the_colours_and_not_the_drive(tmp_path, monkeypatch):
