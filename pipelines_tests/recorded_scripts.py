@@ -13,6 +13,7 @@ from pathlib import Path
 from diffusers_mardini.masking import task_indices
 from training import counterfactuals, drift, drives, evaluate
 from training.config.layers import load_config
+from training.evaluation import methods as methods_of
 from training.evaluation.altered_signals import DROPPED, OTHER
 from training.evaluation.drift import Arm
 from training.evaluation.methods import WITHOUT_CONDITIONS, SamplerSettings, baselines
@@ -28,10 +29,10 @@ OF_PROGRAMS = {
     "long_video_quality": {"slow motion", "slow motion, paired", "extension", "far extension"},
     "places_between": {"places between"},
     "figure_6a": {"table"},
-    "slow_motion_doubling": {slow_motion_doubling.BLOCK},
     "table_3": {"timed", "operations", "memory", "paper sizes"},
 }
 CEILING = "autoencoder alone (ceiling)"
+Labels = set[str] | set[tuple[str, ...]] | None
 
 
 def filling_scripts() -> list[str]:
@@ -85,18 +86,18 @@ class Done:
     Attributes:
         trained: folders of runs and autoencoders.
         rows: names of the methods by the folder of an evaluation.
-        arms: names of the ways of continuing by the folder of a drift.
+        arms: names of the ways of continuing, and the ranges of frames, by the folder of a drift.
         files: what benchmarks and fits have written.
-        filled: labels of the rows by page and block; `None` where they are not known.
+        filled: the first cells of the rows by page and block; `None` where they are not known.
         pictures: files that are drawn.
     """
 
     def __init__(self):
         self.trained: set[str] = set()
         self.rows: dict[str, set[str]] = {}
-        self.arms: dict[str, set[str]] = {}
+        self.arms: dict[str, tuple[set[str], set[str]]] = {}
         self.files: set[str] = set()
-        self.filled: dict[str, dict[str, set[str] | None]] = {}
+        self.filled: dict[str, dict[str, set[tuple[str, ...]] | None]] = {}
         self.pictures: set[str] = set()
 
     def follow(self, recorded: list[list[str]]) -> "Done":
@@ -118,14 +119,18 @@ class Done:
                 self.pictures |= {f"{folder}/long_video_{name}.png" for name in shown}
         return self
 
-    def _fill(self, page: str, blocks: dict[str, set[str] | None]) -> None:
-        self.filled.setdefault(page, {}).update(blocks)
+    def _fill(self, page: str, blocks: dict[str, Labels]) -> None:
+        tuples = {
+            block: labels and {label if isinstance(label, tuple) else (label,) for label in labels}
+            for block, labels in blocks.items()
+        }
+        self.filled.setdefault(page, {}).update(tuples)
 
-    def _page_of(self, arguments: list[str], blocks: dict[str, set[str] | None]) -> None:
+    def _page_of(self, arguments: list[str], blocks: dict[str, Labels]) -> None:
         if "--page" in arguments:
             self._fill(after(arguments, "--page"), blocks)
 
-    def _block_of(self, arguments: list[str], labels: set[str] | None) -> None:
+    def _block_of(self, arguments: list[str], labels: Labels) -> None:
         if "--page" in arguments:
             page, name = arguments[arguments.index("--page") + 1 :][:2]
             assert name in block_names(ROOT / page), f"{page} has no block {name!r}"
@@ -188,7 +193,8 @@ class Done:
         options = drift._parser().parse_args(arguments)
         self._need_checkpoint(options.checkpoint)
         folder = f"{options.output}/{drift.checkpoint_name(options.checkpoint)}"
-        self.arms[folder] = {Arm.read(text, Arm("")).name for text in options.arm}
+        ranges = {_text_of(*span) for span in drift.chosen_ranges(options.range or drift.RANGES, options.frames)}
+        self.arms[folder] = {Arm.read(text, Arm("")).name for text in options.arm}, ranges
 
     def _counterfactuals(self, arguments: list[str]) -> None:
         self._write_for_checkpoint(counterfactuals._parser().parse_args(arguments), "counterfactuals")
@@ -218,7 +224,10 @@ class Done:
         labels = [method.partition("=")[0] for method in methods]
         if "--page" in arguments:
             page, name = arguments[arguments.index("--page") + 1 :][:2]
-            blocks = {name: set(labels), f"{name}, differences": {f"{each} − {labels[0]}" for each in labels[1:]}}
+            seeds = {len(method.partition("=")[2].partition(":")[0].split(",")) for method in methods}
+            pairs = {f"{each} − {labels[0]}" for each in labels[1:]}
+            pairs |= {f"{pair}, training {n}" for pair in pairs for n in range(1, min(seeds) + 1) if seeds != {1}}
+            blocks = {name: pairs.union(labels), f"{name}, differences": pairs}
             there = {block: rows for block, rows in blocks.items() if block in block_names(ROOT / page)}
             assert there, f"{page} has no block {name!r}"
             self._fill(page, there)
@@ -230,7 +239,8 @@ class Done:
                 folders = [f"{results}/{name}" for name in block.removesuffix(", short").split(" + ")]
                 for folder in folders:
                     assert folder in self.rows, f"{folder} was not scored before"
-                self._fill(page, {block: set.union(*(self.rows[folder] for folder in folders))})
+                rows = set.union(*(self.rows[folder] for folder in folders))
+                self._fill(page, {block: rows | {f"{row} − {other}" for row in rows for other in rows}})
 
     def _figure_6a(self, arguments: list[str]) -> None:
         for folder in arguments[:2]:
@@ -277,15 +287,38 @@ class Done:
         return {text.partition("=")[0] for text in named}
 
     def _drift_comparison(self, arguments: list[str]) -> None:
-        labels = set()
+        labels, measured = [], set()
         for method in (text for text in arguments if "=" in text):
             label, _, rest = method.partition("=")
             folders, _, arm = rest.partition(":")
             for folder in folders.split(","):
                 assert folder in self.arms, f"{folder} was not continued before"
-                assert not arm or arm in self.arms[folder], f"{folder} has no arm {arm!r}"
-            labels.add(label)
-        self._block_of(arguments, labels)
+                arms, measured = self.arms[folder]
+                assert not arm or arm in arms, f"{folder} has no arm {arm!r}"
+            labels.append(label)
+        places = [i for i, word in enumerate(arguments) if word == "--range"]
+        shown = {_text_of(*arguments[i + 1 : i + 3]) for i in places} or measured
+        assert shown <= measured, f"{sorted(shown - measured)} was not measured before"
+        rows = [
+            *labels,
+            *(f"{label} − {labels[0]}" for label in labels[1:]),
+            "clear from, beside the chance of trainings",
+        ]
+        self._block_of(arguments, {(row, span) for row in rows for span in shown})
+
+    def _slow_motion_doubling(self, arguments: list[str]) -> None:
+        page = after(arguments, "--page") if "--page" in arguments else None
+        options = slow_motion_doubling._parser().parse_args(arguments)
+        most = options.apart * (1 if options.finer is None else 2)
+        methods = slow_motion_doubling.METHODS
+        rows = {
+            (f"{8 * factor + 1:,} frames", str(factor), name)
+            for factor in options.factors
+            for kind, name in methods.items()
+            if kind != methods_of.CEILING or factor <= most
+        }
+        if page:
+            self._fill(page, {slow_motion_doubling.BLOCK: rows})
 
     def _clips_by_speed(self, arguments: list[str]) -> None:
         self.files.add(f"{after(arguments, '-o')}/motion.json")
@@ -318,6 +351,10 @@ class Done:
         for fit in fits:
             assert fit in self.files, f"{fit} was not fitted before"
         self._fill(page, {Path(fit).name: None for fit in fits})
+
+
+def _text_of(first: int | str, last: int | str) -> str:
+    return f"{first} to {last}"
 
 
 def after(arguments: list[str], flag: str) -> str:

@@ -23,7 +23,7 @@ def followed(tmp_path_factory):
 
 
 def filled_by(all_done):
-    """Return the labels of the rows by page and block, as all scripts together fill them."""
+    """Return the first cells of the rows by page and block, as all scripts together fill them."""
     together = {}
     for done in all_done:
         for page, blocks in done.filled.items():
@@ -41,17 +41,17 @@ def missing(all_done):
             if block not in together.get(name, {}):
                 found.append(f"{name}: no script fills {block!r}")
             elif (labels := together[name][block]) is not None:
-                shown = first_column(text.partition(f"<!-- {block}: begin -->\n")[2].partition("<!-- ")[0])
-                strange = [label for label in shown if label not in labels]
-                found += [f"{name}: no script fills the row {label!r} of {block!r}" for label in strange]
+                content = text.partition(f"<!-- {block}: begin -->\n")[2].partition("<!-- ")[0]
+                shown = first_cells(content, len(next(iter(labels))))
+                found += [f"{name}: no script fills the row {row} of {block!r}" for row in shown if row not in labels]
     return found
 
 
-def first_column(block):
-    """Return the labels of the rows of the first table of a block."""
-    table = re.search(r"^\|.*\n\|---.*\n((?:\|.*\n)*)", block, re.M)
-    lines = table[1].splitlines() if table else []
-    return [re.sub(r", training \d+$", "", line.strip("| ").split(" | ")[0]) for line in lines]
+def first_cells(block, count):
+    """Return the first cells of the rows of all tables of a block."""
+    tables = re.findall(r"^\|.*\n\|---.*\n((?:\|.*\n)*)", block, re.M)
+    lines = [line for table in tables for line in table.splitlines()]
+    return [tuple(line.strip("| ").split(" | ")[:count]) for line in lines]
 
 
 def test_every_block_and_row_of_a_page_is_filled_by_a_script(followed):
@@ -86,6 +86,26 @@ def test_a_script_that_lacks_one_of_its_commands_is_found_out(script, number, fo
     others = [each for name, each in followed.items() if name != script]
     pictures = set().union(*(each.pictures for each in (*others, done)))
     assert missing([*others, done]) or pictures < set().union(*(each.pictures for each in followed.values()))
+
+
+@pytest.mark.parametrize(
+    "script, words, fewer",
+    [
+        ("long_video.sh", "32 64 128)", "32 64)"),
+        ("long_video.sh", " --range 951 1000)", ")"),
+        ("long_video.sh", "frames=1152", "frames=1000"),
+        ("long_video.sh", 'anchor=(--arm "anchor: anchors=1")', "anchor=()"),
+        ("balance.sh", "SEEDS:-1 2", "SEEDS:-1"),
+    ],
+)  # what is left out is on the page
+def test_a_script_that_lacks_ranges_factors_arms_or_seeds_is_found_out(script, words, fewer, followed, tmp_path):
+    text = (SCRIPTS / script).read_text(encoding="utf-8")
+    assert words in text
+    try:
+        done = Done().follow(commands(script, tmp_path, text.replace(words, fewer)))
+    except AssertionError:
+        return
+    assert missing([*(each for name, each in followed.items() if name != script), done])
 
 
 @pytest.mark.parametrize(
