@@ -40,7 +40,7 @@ for part in ${PARTS:-counterfactuals between drives motion rates}; do
             ;;
         drives)
             drives=12 seconds=60
-            if [ -n "$TOY" ]; then drives=1 seconds=5; fi
+            if [ -n "$TOY" ]; then drives=2 seconds=5; fi
             "$PYTHON" -m training.drives "$CHECKPOINT" -o "$OUT-drives" --drives "$drives" --seconds "$seconds" --steps 4 --scheduler unipc
             copied drives "drives/$name/drives.md" "Frames of drives in the simulator and inside the model"
             ;;
