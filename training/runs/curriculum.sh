@@ -22,5 +22,5 @@ for task in interpolation image-to-video; do
 done
 fill_block "continued" training.reproduction.drift_comparison "curriculum=$(each "$SCORES/curriculum/drift/$RUN-pair")" "last stage alone=$(each "$SCORES/curriculum/drift/$RUN-direct")" \
     -o "$PICTURES/curriculum_continued.png"
-"$PYTHON" -m training.reproduction.curves "curriculum=$(each "$RUNS-pair")" "last stage alone=$(each "$RUNS-direct")" --log \
+fill_block curves training.reproduction.curves "curriculum=$(each "$RUNS-pair")" "last stage alone=$(each "$RUNS-direct")" --log \
     --values heldout:diffusion/task/interpolation heldout:diffusion/task/image-to-video -o "$PICTURES/curriculum.png"
