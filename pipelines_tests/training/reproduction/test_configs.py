@@ -87,6 +87,14 @@ def test_early_stages_are_halved_and_doubled():
     assert [steps // 2 for steps in early["early_doubled"]] == early["pair"]
 
 
+def test_the_extremes_of_balance_cost_the_same_at_both_sizes(tmp_path):
+    (told,) = (c for c in commands("balance.sh", tmp_path) if "training.reproduction.run_costs" in c)
+    named = [text for text in told[2 : told.index("--page")] if "at equal cost" in text]
+    costs = [RunCost.of(read_run(text)[1]).operations for text in named]
+    assert len(costs) == 4 and costs[2] > 2 * costs[0]  # 64 and 96 pixels
+    assert costs[0] == pytest.approx(costs[1], rel=0.01) and costs[2] == pytest.approx(costs[3], rel=0.01)
+
+
 def test_stabilizers_cost_what_identity_attention_does(tmp_path):
     """Full attention asks for all frames, not for the masked ones alone, so that its steps cost a quarter more."""
     (told,) = (c for c in commands("stabilizers.sh", tmp_path) if "training.reproduction.run_costs" in c)
