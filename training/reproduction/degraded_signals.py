@@ -20,7 +20,7 @@ import torch
 from diffusers_mardini.masking import TASKS, task_indices
 from training.evaluation.altered_planner import GENERATED, near_frames, planner_at
 from training.evaluation.altered_signals import DROPPED, OTHER, Alteration, noisy, pooled, tokens_dropped
-from training.evaluation.evaluation_windows import load_windows
+from training.evaluation.evaluation_windows import choose_window, load_windows
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.methods import SamplerSettings, baselines, model_key, ours
 from training.evaluation.results import write_results
@@ -47,13 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(options: argparse.Namespace, command: str) -> None:
     altered = alterations(options.noise, options.dropped, options.squares, options.reach, options.sides)
-    windows = load_windows(options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip)
+    pipe = load_pipeline(options)
+    window = choose_window(options, pipe.trained_window)
+    windows = load_windows(
+        options.clips, options.size, options.num_frames, options.stride, options.windows_per_clip, options.fps
+    )
     given = task_indices(options.task, options.num_frames)
     networks, missing = load_lpips(options.size, options.num_frames)
-    pipe = load_pipeline(options)
     count = len(windows.frames)
     print(
-        f"{count} windows of {len(set(windows.clips))} clips, {len(altered)} alterations of the planning signals",
+        f"{count} windows of {len(set(windows.clips))} clips, {window}; {len(altered)} alterations of the planning "
+        "signals",
         flush=True,
     )
     settings = SamplerSettings(
@@ -186,9 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduction.degraded_signals", description=__doc__.splitlines()[0]
     )
-    add_options(parser)
-    parser.add_argument("--num-frames", type=int, default=9, help="frames of a window")
-    parser.add_argument("--stride", type=int, default=2, help="clip frames from one window frame to the next")
+    add_options(parser, windows=True)
     parser.add_argument("--windows-per-clip", type=int, default=2)
     parser.add_argument("--task", choices=TASKS, default="interpolation")
     parser.add_argument(

@@ -148,10 +148,12 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     for name in ("far_block", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
-    short = _first_clips(options, span + 1, stride=1)
-    long = _first_clips(options, options.num_frames, options.stride)
-    networks, missing = load_lpips(options.size, options.num_frames)
     pipe = load_pipeline(options)
+    short = _first_clips(options, span + 1, stride=1)
+    long = _first_clips(
+        options, options.num_frames, options.stride or 2, None if options.stride else pipe.trained_window.fps
+    )
+    networks, missing = load_lpips(options.size, options.num_frames)
     key = {**model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
     sampler = LongVideoSampler(pipe, key, networks.lpips.get("alex"), FinishedParts(options.output / "kept"), options)
     with torch.no_grad():
@@ -178,9 +180,11 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     print(f"\n{text}\n\nWrote results.json, results.md, charts and contact sheets to {options.output}")
 
 
-def _first_clips(options: argparse.Namespace, num_frames: int, stride: int) -> EvaluationWindows:
+def _first_clips(
+    options: argparse.Namespace, num_frames: int, stride: int, fps: float | None = None
+) -> EvaluationWindows:
     """Return the first window of each clip."""
-    return load_windows(options.clips, options.size, num_frames, stride, per_clip=1, max_clips=options.max_clips)
+    return load_windows(options.clips, options.size, num_frames, stride, 1, fps, options.max_clips)
 
 
 def slow_motion(sampler: LongVideoSampler, windows: EvaluationWindows) -> dict[str, Any]:
@@ -390,7 +394,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-frames", type=int, default=32, help="frames that a clip is extended to")
     parser.add_argument(
-        "--stride", type=int, default=2, help="clip frames from one frame of an extended clip to the next"
+        "--stride",
+        type=int,
+        help="clip frames from one frame of an extended clip to the next; default: as the "
+        "checkpoint was trained, or 2",
     )
     parser.add_argument("--overlap", type=int, default=4, help="given frames, and leading frames of each window")
     parser.add_argument("--far-clips", type=int, default=2, help="number of clips for the far extension")

@@ -167,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add_options(parser)
     parser.add_argument("--max-clips", type=int, help="use only the first clips")
     options = parser.parse_args(arguments)
-    truth = load_windows(options.clips, options.size, SPAN + 1, 1, per_clip=1, max_clips=options.max_clips)
     pipe = load_pipeline(options)
+    truth = load_windows(options.clips, options.size, SPAN + 1, 1, per_clip=1, max_clips=options.max_clips)
     finished = FinishedParts(options.output / "kept")
     key = {**model_key(pipe), **sampling_key(pipe.scheduler, options.steps)}
     bootstrap, rows = Bootstrap(truth.clips), []

@@ -10,16 +10,20 @@ from typing import Any
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.sizes import Size
 from training.evaluation import sampling
-from training.evaluation.evaluation_windows import size_argument
+from training.evaluation.evaluation_windows import DEFAULT_SIZE, add_window_options, size_argument
 from training.evaluation.networks.loading import Networks, load_networks
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the shared options; the defaults are those of `training.evaluate`."""
+def add_options(parser: argparse.ArgumentParser, windows: bool = False) -> None:
+    """Add the shared options, with the defaults of `training.evaluate`; of windows the size alone, or all of it."""
     parser.add_argument("checkpoint", help="folder or Hub id of a pipeline")
     parser.add_argument("clips", type=Path, help="folder of held-out clips")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--size", type=size_argument, default=64, help="64 (square) or 64x128 (height x width)")
+    if windows:
+        add_window_options(parser)
+    else:
+        parser.add_argument("--size", type=size_argument, help="64 (square) or 64x128 (height x width); default: as the "
+                            "checkpoint was trained, or 64")  # fmt: skip
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one sample each; their mean is reported")
     parser.add_argument("--batch-size", type=int, default=8, help="most windows sampled together")
@@ -29,8 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(options: argparse.Namespace) -> MarDiniPipeline:
-    """Load the checkpoint on the device and in the dtype that it runs in; print both."""
+    """Load the checkpoint on the device and in the dtype that it runs in, and print both; fill in the window's size."""
     pipe, how = sampling.load_pipeline(options.checkpoint, options.device, options.dtype)
+    if options.size is None:
+        options.size = pipe.trained_window.size or DEFAULT_SIZE
     print(f"{options.checkpoint} on {options.clips}: {options.steps} steps, {how}", flush=True)
     return pipe
 

@@ -64,10 +64,10 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     if any(number not in powers for number in (*options.factors, options.apart)):
         raise ValueError(f"--factors {options.factors} and --apart {options.apart}: give powers of two, from 2")
     span = (GIVEN - 1) * options.apart + 1
+    pipe, finished = load_pipeline(options), FinishedParts(options.output / "kept")
     windows = load_windows(options.clips, options.size, span, stride=1, per_clip=1, max_clips=options.max_clips)
     finer = None if options.finer is None else finer_frames(options.finer, windows, options.size)
     network = load_lpips(options.size, span)[0].lpips.get("alex")
-    pipe, finished = load_pipeline(options), FinishedParts(options.output / "kept")
     rows, bootstrap = [], Bootstrap(windows.clips)
     with torch.no_grad():
         for factor in tqdm(sorted(options.factors), unit="factor", disable=None):

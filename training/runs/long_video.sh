@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How far slow_motion and extend go before quality falls. For docs/results/long_video.md.
 # Another checkpoint, with the page left alone: CHECKPOINT=runs/mine/pipeline OUT=outputs/mine bash training/runs/long_video.sh
+# What is about further checkpoints (noise on generated frames, laps) is left out then.
 # PARTS names some of near, places, drift, laps and slowed (default: all). After an interruption the same command goes on; so it does with more clips (--max-clips 8,
 # then without). The laps are left out without RACING, their folder.
 own=checkpoints/mardini-tiny-carracing results=long-video page=docs/results/long_video.md
@@ -13,8 +14,10 @@ drift() {  # checkpoint, folder, clips, and further options
 ranges=(--range 1 50 --range 101 150 --range 451 500 --range 951 1000) doubled=(--range 1 9) frames=1152
 [ -z "$TOY" ] || ranges=(--range 1 12 --range 25 36) frames=36
 for ((last = 18; last <= frames; last *= 2)); do doubled+=(--range $((last - 8)) "$last"); done
+parts="near places drift slowed"
+[ "$CHECKPOINT" != "$own" ] || parts="near places drift ${RACING:+laps} slowed"
 plain=(--arm plain) anchor=(--arm "anchor: anchors=1")
-for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
+for part in ${PARTS:-$parts}; do
     case "$part" in
         near)
             fill training.reproduction.long_video_quality "$CHECKPOINT" "$CARRACING/val" -o "$OUT" --pictures "$PICTURES" "$@"
@@ -30,10 +33,12 @@ for part in ${PARTS:-near places drift ${RACING:+laps} slowed}; do
             for arm in plain "without guidance" "guidance of 4" anchor "two anchors" "colours kept" "overlap of 6"; do arms+=("$arm=$OUT-remedies/$name:$arm"); done
             fill_block remedies training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}"
             # Noise on generated frames is for a checkpoint that learned to be led by noisy ones.
-            noisy=checkpoints/mardini-tiny-driving
-            drift "$noisy" "$OUT-noise" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "noise: generated_noise=0.1" "${anchor[@]}"
-            noisy="$OUT-noise/${noisy##*/}"
-            fill_block "trained with noise" training.reproduction.drift_comparison "plain=$noisy:plain" "noise=$noisy:noise" "anchor=$noisy:anchor" "${ranges[@]}"
+            if [ "$CHECKPOINT" = "$own" ]; then
+                noisy=checkpoints/mardini-tiny-driving
+                drift "$noisy" "$OUT-noise" "${setting[@]}" --max-clips 8 "${plain[@]}" --arm "noise: generated_noise=0.1" "${anchor[@]}"
+                noisy="$OUT-noise/${noisy##*/}"
+                fill_block "trained with noise" training.reproduction.drift_comparison "plain=$noisy:plain" "noise=$noisy:noise" "anchor=$noisy:anchor" "${ranges[@]}"
+            fi
             drift "$CHECKPOINT" "$OUT-drift" "${setting[@]}" "${plain[@]}" "${anchor[@]}"
             arms=("plain=$OUT-drift/$name:plain" "anchor=$OUT-drift/$name:anchor")
             fill_block drift training.reproduction.drift_comparison "${arms[@]}" "${ranges[@]}" -o "$PICTURES/long_video_drift.png"
