@@ -355,6 +355,7 @@ class Run:
     def _validate(self, stage: StageConfig, step: int, last: bool) -> None:
         config = self.config
         windows = self._heldout(stage, config.validation_windows, shared=True)
+        scored = self._heldout(stage, config.quality_windows) if config.quality_windows else None
         with self.schedule.timed(stage, "heldout"), self._averages():
             losses = heldout_losses(
                 self.planner, self.head, self.transformer, self.scheduler, windows, stage, config.seed,
@@ -368,11 +369,11 @@ class Run:
                 hopeless = [f"their mean {self._far_above(mean)}"]
             losses = {name: json_number(value) for name, value in losses.items()}
             failed = self._any(bool(hopeless))
-            if config.quality_windows and not failed:
-                sampler, windows = self._heldout_sampler(), self._heldout(stage, config.quality_windows)
-                losses |= heldout_scores(sampler, windows, stage)
+            if scored is not None and not failed:
+                sampler = self._heldout_sampler()
+                losses |= heldout_scores(sampler, scored, stage)
                 if self.accelerator.is_main_process:
-                    self.monitor.simple = write_simple_scores(self.folder, sampler, windows, stage)
+                    self.monitor.simple = write_simple_scores(self.folder, sampler, scored, stage)
         decision = None if failed else self.schedule.heldout(stage, step, mean)
         self.monitor.heldout_means = self.schedule.losses
         self._write({"stage": stage.name, "step": step, "heldout": losses})
@@ -426,8 +427,8 @@ class Run:
         if self.validation_data is None:
             self.accelerator.print(f"{self.sample_file}: there are no pictures without `data.validation`")
             return
+        windows = self._heldout(stage, self.config.sample_windows)
         with self.schedule.timed(stage, "samples"), self._averages():
-            windows = self._heldout(stage, self.config.sample_windows)
             samples = write_samples(self._heldout_sampler(), windows, stage, self.global_step, self.folder)
         self._write({"stage": stage.name, "step": step, "samples": samples})
         sheets = {task: self.folder / sample["sheet"] for task, sample in samples.items()}
@@ -438,7 +439,8 @@ class Run:
         sampling, seed = heldout_window_request(self.config, stage), self.config.seed
         rank = self.layout.data_rank(self.accelerator.process_index)
         share = (rank, self.layout.data_ranks) if shared else (0, 1)
-        return self._read_heldout(self.validation_data, sampling, count, seed, *share)
+        with self.schedule.timed(stage, "reading"):
+            return self._read_heldout(self.validation_data, sampling, count, seed, *share)
 
     @contextlib.contextmanager
     def _averages(self) -> Iterator[None]:

@@ -18,8 +18,8 @@ from training.monitoring.heldout_trend import is_flat
 
 REPLAN_SHARE = 0.02  # of `hours`, between two plans
 COOL_DOWN = 0.1  # of a stage's steps, added after it has become flat, to let its learning rate decay
-FEW = 3  # steps of a stage before its speed is trusted
-EVENTS = ("heldout", "samples", "checkpoint", "export")
+SLOW_STEPS = 2  # the first ones of a stage, and after a resume: they compile and fill caches
+EVENTS = ("heldout", "samples", "checkpoint", "export", "reading")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Schedule:
         self.event_seconds: dict[str, dict[str, float]] = {}  # by stage and event
         self._planned_at = self._marked_at = self.used()
         self._marked_step, self._between = 0, 0.0
+        self._slow_until = 0
 
     def used(self) -> float:
         """Return the seconds that the run has taken over all its starts."""
@@ -91,11 +92,18 @@ class Schedule:
         """Begin or continue a stage at `step`."""
         if step == 0:
             self.losses = []
+        self._slow_until = step + SLOW_STEPS
         self._mark(step)
 
     @contextlib.contextmanager
     def timed(self, stage: StageConfig, event: str) -> Iterator[None]:
-        """Measure how long one of `EVENTS` takes in a stage; it does not count as time of steps."""
+        """Measure how long one of `EVENTS` takes in a stage; it does not count as time of steps.
+
+        Raises:
+            ValueError: for another event.
+        """
+        if event not in EVENTS:
+            raise ValueError(f"there is no event {event!r}; events are {', '.join(EVENTS)}")
         began = self.clock()
         try:
             yield
@@ -103,15 +111,19 @@ class Schedule:
             seconds = self.clock() - began
             self._between += seconds
             own = self.event_seconds.setdefault(stage.name, {})
-            # The first held-out losses and pictures also read their windows.
-            own[event] = seconds if event not in own else min(own[event], seconds)
+            own[event] = seconds if event not in own else min(own[event], seconds)  # windows are read once
 
     def is_due(self, step: int) -> bool:
-        """Return whether the stages should be planned anew after `step` steps of this one."""
-        if self.config.hours is None or step < self._marked_step + FEW:
+        """Return whether the stages should be planned anew after `step` steps of this one; to be asked after each."""
+        if self.config.hours is None:
+            return False
+        if step <= self._slow_until:
+            self._mark(step)
             return False
         saving = max((own.get("checkpoint", 0.0) for own in self.event_seconds.values()), default=0.0)
-        return self.used() - self._planned_at >= max(REPLAN_SHARE * self.config.hours * 3600, saving / REPLAN_SHARE)
+        every = REPLAN_SHARE * self.config.hours * 3600
+        measured = self.used() - self._marked_at - self._between
+        return measured >= every / 2 and self.used() - self._planned_at >= max(every, saving / REPLAN_SHARE)
 
     def heldout(self, stage: StageConfig, step: int, loss: float) -> dict | None:
         """Note a mean held-out loss; return the decision if the stage is to end early, `None` otherwise."""
@@ -196,7 +208,8 @@ class Schedule:
 
     def _turn(self, stage: StageConfig, step: int, end: int, settled: bool = False) -> None:
         """Let the stage end at `end`; its learning rate goes on from where it is at `step`."""
-        turn = self.turns.get(stage.name, _Turn(stage.steps, warmup=stage.warmup_steps))
+        own = _Turn(stage.steps, warmup=stage.warmup_steps)
+        turn = self.turns.get(stage.name, own) if step else own  # not begun: what was planned before does not count
         warm, left = turn.warmup - (step - turn.since), end - step
         if warm > 0:
             done = (step - turn.since) / turn.warmup

@@ -85,6 +85,48 @@ def test_a_run_with_hours_ends_within_a_tenth_of_them_with_decayed_learning_rate
     assert all(schedule.steps(stage) != 1000 for stage in stages) and max(rates.values()) < 0.01
 
 
+@pytest.mark.parametrize(
+    "hours, before, slow, fast", [(0.055, 10, 20, 0.02), (2, 300, 10, 0.25), (2, 200, 5, 0.3), (8, 900, 60, 1.0)]
+)
+def test_a_slow_beginning_is_not_taken_for_the_speed(hours, before, slow, fast):
+    """Preparations take more than a plan may wait, and the first two steps of each stage compile."""
+    schedule, clock, stages = make_schedule(hours=hours, steps=10000)
+    clock.now, rates = float(before), {}
+    for stage in stages:
+        schedule.begin_stage(stage, 0)
+        step = 0
+        while step < schedule.steps(stage):
+            rates.setdefault(stage.name, []).append(schedule.factor(stage, step))
+            clock.now += slow if step < 2 else fast
+            step += 1
+            if step < schedule.steps(stage) and schedule.is_due(step):
+                schedule.plan(stage, step, dict.fromkeys(("first", "second"), 1.0))
+    assert clock.now == pytest.approx(3600 * hours, rel=0.1)
+    assert all(0.4 < sum(each) / len(each) < 0.6 and each[-1] < 0.01 for each in rates.values())
+
+
+def test_a_later_stages_warm_up_is_its_own_again_when_there_is_time_for_it():
+    schedule, clock, (first, _) = make_schedule(hours=1, warmup_steps=500)
+    schedule.begin_stage(first, 0)
+    clock.now, schedule.step_seconds["first"] = 1700.0, 5.0
+    schedule.plan(first, 300, dict.fromkeys(("first", "second"), 1.0))
+    assert schedule.turns["second"].warmup < 50
+    clock.now += 1.0
+    schedule.step_seconds["first"] = 0.2
+    schedule.plan(first, 301, dict.fromkeys(("first", "second"), 1.0))
+    second = schedule.turns["second"]
+    assert second.steps > 1500 and second.warmup == second.steps // 10
+
+
+def test_only_known_events_are_timed():
+    schedule, _, (stage, _) = make_schedule(hours=1)
+    with (
+        pytest.raises(ValueError, match="no event 'export_all'; events are heldout"),
+        schedule.timed(stage, "export_all"),
+    ):
+        pass
+
+
 def test_hours_count_over_all_starts_and_going_back_gives_none_back():
     schedule, clock, _ = make_schedule(hours=1)
     clock.now = 1800.0
@@ -194,7 +236,8 @@ def test_a_run_with_hours_records_its_plan_and_goes_on_with_it(tmp_path):
     run.train(stop)
     assert [run.schedule.steps(stage) for stage in run.config.stages] == ends
     rates = [[r["learning_rate"] for r in records(tmp_path / name) if "loss" in r] for name in ("through", "resumed")]
-    assert rates[0] == rates[1]
+    assert rates[1][:50] == rates[0][:50]
+    assert rates[1] == pytest.approx(rates[0], abs=3e-4)  # the plan after a resume is made two steps later
     run, stop = start_with_hours(tmp_path / "resumed")  # finished, though hours may be left
     run.train(stop)
     assert run.global_step == sum(ends)
