@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from diffusers_mardini.hardware import choose_device
+from diffusers_mardini.hardware import choose_device, is_lack_of_memory
 from training.config.layers import load_config
 from training.config.schema import RunConfig, StageConfig
 from training.costs import (
@@ -260,7 +260,9 @@ def _timed(config: RunConfig, stage: StageConfig, costs: StageCosts, steps: int,
     """Return the costs with the measured seconds of a step; add a problem if a step does not fit the device."""
     try:
         seconds = [probe(config, shape, steps) for shape in config.by_bucket(stage)]
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
         text = (
             f"stage {stage.name!r}: a step of {stage.batch_size} windows does not fit this device; lower "
             "`batch_size`, or set `gradient_checkpointing: true`"

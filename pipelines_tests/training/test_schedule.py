@@ -237,7 +237,7 @@ def test_a_run_with_hours_records_its_plan_and_goes_on_with_it(tmp_path):
     assert [run.schedule.steps(stage) for stage in run.config.stages] == ends
     rates = [[r["learning_rate"] for r in records(tmp_path / name) if "loss" in r] for name in ("through", "resumed")]
     assert rates[1][:50] == rates[0][:50]
-    assert rates[1] == pytest.approx(rates[0], abs=3e-4)  # the plan after a resume is made two steps later
+    assert rates[1] == pytest.approx(rates[0], abs=1e-3)  # the plan after a resume is made two steps later
     run, stop = start_with_hours(tmp_path / "resumed")  # finished, though hours may be left
     run.train(stop)
     assert run.global_step == sum(ends)

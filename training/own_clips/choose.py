@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
+from diffusers_mardini.hardware import is_lack_of_memory
 from diffusers_mardini.models.autoencoder_patch_basis import AutoencoderPatchBasis
 from training.config.schema import RunConfig
 from training.costs import count_operations, probe
@@ -136,12 +138,14 @@ def choose_models(
         stage = config.stages[-1]
         try:
             step = probe(config, stage, PROBE_STEPS)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            step = math.inf
+        clear_device_cache()  # the training is another process
+        if step == math.inf:
             reasons.append(f"{preset} does not fit into the device's memory")
             return math.inf, 0.0
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # the training is another process
         windows = seconds / step * stage.windows_per_step
         height, width = config.size_of(stage)
         reasons.append(

@@ -89,6 +89,18 @@ def test_the_largest_models_that_see_enough_windows_are_taken(monkeypatch):
     assert "middle at 64x64: 1.00 s a step of 10 windows, so 200 windows" in why
     assert choose.choose_models(runs, 0.5, 1)[0] == 2
 
+    def little_memory(config, stage, steps):
+        if config.name == "middle":
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)")  # no error class of its own
+        return seconds[config.name]
+
+    monkeypatch.setattr(choose, "probe", little_memory)
+    index, _, why = choose.choose_models(runs, 20.0, 1)
+    assert index == 2 and "middle does not fit into the device's memory" in why
+    monkeypatch.setattr(choose, "probe", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        choose.choose_models(runs, 20.0, 1)
+
 
 @pytest.mark.parametrize(
     ("device", "cores", "expected"), [("cpu", 2, 2), ("cpu", 6, 4), ("cpu", 64, 16), ("cuda", 8, 1)]
