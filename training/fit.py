@@ -231,10 +231,10 @@ def _signals_passed_on(process: subprocess.Popen):
     try:
         yield came
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         if process.poll() is None:
             process.terminate()
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # none: it was not Python's
 
 
 def _ends_with_parent() -> Callable[[], object] | None:

@@ -77,7 +77,7 @@ def _curves(run: Path, config: RunConfig, records: list[dict]) -> list[str]:
     def add(name: str, title: str, panels: list[Panel], where: str, width: float = 8) -> None:
         if panels:
             draw(run / CURVES / f"{name}.png", panels, width=width)
-            lines.extend([f"![{title}]({CURVES / name}.png)", "", where, ""])
+            lines.extend([f"![{title}]({(CURVES / name).as_posix()}.png)", "", where, ""])
 
     add("training", "Training losses", training_panels(config, records), "Single steps, as they were logged.")
     text = "Averaged weights, first and last frame given; the number is the share of the timesteps."

@@ -462,6 +462,7 @@ def _resume(training: Training, folder: Path, identity: str) -> bool:
     found = load_checkpoint(newest, needed=("identity",))
     if found.state["identity"] != identity:
         print(f"'{folder}' holds a training with other settings or clips; this one begins anew")
+        del found  # Windows removes no file that is mapped
         shutil.rmtree(folder)
         return False
     training.restore(found)

@@ -97,6 +97,19 @@ def test_turns_come_in_order_and_who_left_does_not_count():
         assert turns.ahead(third, timeout=0) == 0
 
 
+def test_cancelled_work_holds_its_turn_until_it_has_ended():
+    turns, first, second = Turns(2), Job(10), Job(10)
+    with turns.place(second):
+        with turns.place(first):
+            pass
+        assert turns.ahead(second, timeout=0) == 0
+        second.cancel()  # it ends at its next check, and takes memory until then
+        with turns.place(first):
+            assert turns.ahead(first, timeout=0) == 1
+    with turns.place(first):
+        assert turns.ahead(first, timeout=0) == 0
+
+
 def test_the_time_of_a_job_counts_from_its_turn():
     turns, before, job = Turns(1), Job(10), Job(0.2)
     with turns.place(before), turns.place(job):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_mardini.app.jobs import Ended, Job
 from diffusers_mardini.app.limits import Limits
 from diffusers_mardini.app.uploads import LARGEST_SIDE, read_picture_upload, read_upload
 from diffusers_mardini.video_io import write_video
@@ -75,6 +76,21 @@ def test_decoding_ends_when_its_time_is_up(tmp_path):
     clip = write_video(tmp_path / "slow.mp4", pictures(5), 10)
     with pytest.raises(ValueError, match="'slow.mp4' takes too long to decode"):
         read_upload(clip, Limits(reading_seconds=-1))
+
+
+def test_decoding_ends_when_the_visitor_leaves(tmp_path):
+    frames, job = [], Job(10)
+    write_video(tmp_path / "clip.mp4", np.zeros((12, 16, 16, 3), np.uint8), 10)
+
+    def check():
+        frames.append(len(frames))
+        if len(frames) == 5:
+            job.cancel()
+        job.check()
+
+    with pytest.raises(Ended, match="Cancelled"):
+        read_upload(tmp_path / "clip.mp4", Limits(), check)
+    assert len(frames) == 5
 
 
 def test_clips_and_pictures_are_read_with_their_rate(tmp_path):

@@ -110,6 +110,18 @@ BAD_CALLS = {
     "a single place of numpy": ({"video": clip(1), "frame_indices": np.int64(0)}, "give a list with one place"),
     "half a place": ({"video": clip(1), "frame_indices": 1.5}, "give a list with one place"),
     "rising timesteps": ({"image": picture(), "timesteps": [1, 5]}, "fall strictly"),
+    "a batch of no clips": (
+        {"video": np.zeros((0, 4, 32, 32, 3), np.uint8)},
+        "a batch of no clips; give at least one",
+    ),
+    "a batch of no pictures": (
+        {"image": torch.zeros(0, 3, 32, 32)},
+        r"`image` is an array shaped \(0, 3, 32, 32\), a",
+    ),
+    "no last pictures": (
+        {"image": picture(), "last_image": np.zeros((0, 32, 32, 3))},
+        "`last_image` is .* no pictures",
+    ),
     "no videos": ({"image": picture(), "num_videos_per_prompt": 0}, "`num_videos_per_prompt` is 0"),
     "generator list": ({"image": picture(), "generator": [seeded(), seeded()]}, "list of 2, but 1 videos are sampled"),
     "generator list of a batch": (

@@ -9,12 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from accelerate import cpu_offload
 from PIL import Image
 
 from diffusers_mardini.pipelines.stream_inputs import kept_frames
 from diffusers_mardini.pipelines.stream_plans import RetimePlan
 from diffusers_mardini.streaming import extend_file, running, slow_motion_file
 from diffusers_mardini.streaming.parts import SUFFIX, folder_of
+from diffusers_mardini.streaming.settings import model_digest
 from diffusers_mardini.streaming.source import look_through
 from diffusers_mardini.video.reading import read_video
 from pipelines_tests.pipelines.test_conditions import told_pipeline
@@ -31,7 +34,7 @@ from pipelines_tests.streaming.test_files import (
     sound_of,
     with_sound,
 )
-from pipelines_tests.tiny_pipeline import CallCounter
+from pipelines_tests.tiny_pipeline import CallCounter, tiny_pipeline
 from pipelines_tests.video.video_files import encode, timed
 
 
@@ -242,6 +245,15 @@ def test_frames_at_one_time_have_a_rate(tmp_path):
     clip = timed(tmp_path / "same.mkv", moving(7), [0, 0, 0, 0, 0, 40, 80])
     video, _ = look_through(clip, None, "ignore")
     assert video.fps > 0 and [one.time for one in video.kept] == pytest.approx([0, 0.04, 0.08])
+
+
+def test_parts_of_an_offloaded_model_are_those_of_the_model(clip):
+    pipe = tiny_pipeline()
+    before = model_digest(pipe)
+    for part in (pipe.planner, pipe.transformer, pipe.vae):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert any(value.is_meta for value in pipe.transformer.state_dict().values())
+    assert model_digest(pipe) == before
 
 
 def test_too_few_conditions_and_too_high_a_rate_are_refused_before_a_frame_is_sampled(clip, tmp_path):

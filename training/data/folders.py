@@ -140,11 +140,6 @@ class Listing:
         )
         return tuple(line for there, line in lines if there)
 
-    def passed_over(self, used: Container[str] = ()) -> tuple[str, ...]:
-        """Describe everything that is ignored, beginning with what is left out with a reason."""
-        left_out = {key: reason for key, reason in self.left_out.items() if key not in used}
-        return (*reason_lines(left_out), *self.notes(used))
-
     def summary(self) -> str:
         """Return what the folder holds instead, to end a sentence that nothing in it can be used."""
         return "".join(f"; {line}" for line in (*reason_lines(self.left_out, 3, 5), *self.notes()))

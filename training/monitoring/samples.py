@@ -53,8 +53,8 @@ def write_samples(
             for caption, true, ours in zip(windows.captions, truth, sampled, strict=True)
         ]
         written[task] = {
-            "sheet": str(target / f"{task}.png"),
-            "video": str(target / f"{task}.mp4"),
+            "sheet": (target / f"{task}.png").as_posix(),
+            "video": (target / f"{task}.mp4").as_posix(),
             "windows": list(windows.captions),
         }
         if sampler.accelerator.is_main_process:

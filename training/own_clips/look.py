@@ -52,6 +52,12 @@ _SECONDS_BETWEEN_LINES = 5.0
 _stopping = threading.Event()  # of a worker: set when its parent stops
 
 
+def name_of(source: str, key: str) -> str:
+    """Return the name of a clip for messages: its key, and the split of a dataset, whose keys are numbers of rows."""
+    split = source.partition("#")[2]
+    return f"{split}/{key}" if split else key
+
+
 @dataclass(frozen=True)
 class Clip:
     """A usable clip.
@@ -72,9 +78,8 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Return the name for messages: its key, and the split of a dataset, whose keys are numbers of rows."""
-        split = self.source.partition("#")[2]
-        return f"{split}/{self.entry.key}" if split else self.entry.key
+        """Return the name for messages."""
+        return name_of(self.source, self.entry.key)
 
     @property
     def scenes(self) -> tuple[tuple[int, int], ...]:
@@ -133,7 +138,8 @@ def look(
                 say(f"counting the frames of every clip of '{shown(source.spec)}', once ...")
             manifest = make_manifest(source, path, workers, stop)
             looks, failed = _read(source, manifest.ok, path.with_suffix(".look.jsonl"), workers, stop, say)
-        left_out |= {entry.key: entry.reason for entry in manifest.left_out} | failed
+        reasons = {entry.key: entry.reason for entry in manifest.left_out} | failed
+        left_out |= {name_of(source.spec, key): reason for key, reason in reasons.items()}
         notes += manifest.notes
         sides = _sides(entry.key for entry in manifest.ok)
         clips += [

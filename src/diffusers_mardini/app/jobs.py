@@ -14,15 +14,21 @@ class Ended(Exception):
 
 
 class Job:
-    """One piece of work, which ends at its next `check` once it is cancelled or `seconds` have passed since `start`."""
+    """One piece of work, which ends at its next `check` once it is cancelled or `seconds` have passed since `start`.
+
+    Attributes:
+        has_started: whether it is its turn, or was.
+    """
 
     def __init__(self, seconds: float):
+        self.has_started = False
         self._seconds = seconds
         self._cancelled = threading.Event()
-        self.start()
+        self._until = time.monotonic() + seconds
 
     def start(self) -> None:
         """Count the time from now on."""
+        self.has_started = True
         self._until = time.monotonic() + self._seconds
 
     @property
@@ -101,9 +107,10 @@ class Turns:
         return count
 
     def _ahead(self, job: Job | None) -> int:
-        # Whoever left does not count, even if the server has not noticed everywhere.
+        # Whoever left while waiting does not count, even if the server has not noticed everywhere; work that has begun
+        # takes memory and time until it ends at its next check.
         line = self._line if job is None else self._line[: self._line.index(job)]
-        return sum(not other.is_cancelled for other in line)
+        return sum(other.has_started or not other.is_cancelled for other in line)
 
 
 def reports_of(work: Callable[[Callable[[Any], None]], Any], job: Job) -> Iterator[tuple[str, Any]]:

@@ -17,8 +17,12 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PP
 LARGEST_SIDE = 1024  # of kept pictures: the models work on less
 
 
-def read_upload(path: Path, limits: Limits) -> tuple[list[Image.Image], float | None]:
+def read_upload(
+    path: Path, limits: Limits, check: Callable[[], None] = lambda: None
+) -> tuple[list[Image.Image], float | None]:
     """Return the pictures of a file, made smaller than `LARGEST_SIDE`, and the rate of a clip, `None` for a picture.
+
+    `check` is called for every frame, and raises an error if the reading is to end.
 
     Raises:
         ValueError: if it is too large in any way, or neither a picture nor a video; the message names the file.
@@ -34,7 +38,7 @@ def read_upload(path: Path, limits: Limits) -> tuple[list[Image.Image], float | 
             is_picture = not _check_video(path, limits)
             if is_picture:
                 _check_picture(path, limits)
-        frames, rate = read_images(path, _bounded(name, limits))
+        frames, rate = read_images(path, _bounded(name, limits, check))
     except UnreadableFileError as error:
         # The readers name the file by its path on the server, which is none of the visitor's business.
         raise ValueError(str(error).replace(str(path), name)) from error
@@ -88,12 +92,13 @@ def _check_pixels(name: str, width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _bounded(name: str, limits: Limits) -> Callable[[Image.Image], Image.Image]:
+def _bounded(name: str, limits: Limits, check: Callable[[], None]) -> Callable[[Image.Image], Image.Image]:
     """Return a function that keeps a smaller copy of each frame, and ends a decoding that goes on for too long."""
     start, count = time.monotonic(), 0
 
     def keep(frame: Image.Image) -> Image.Image:
         nonlocal count
+        check()
         count += 1
         if count > limits.clip_frames:
             raise ValueError(_too_long(name, count, limits))

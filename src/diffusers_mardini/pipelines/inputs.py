@@ -146,6 +146,8 @@ def split_videos(video: Any) -> list[list[Picture]]:
         )
     _check_pictures(videos, "video")
     counts = sorted({len(frames) for frames in videos})
+    if not counts:
+        raise ValueError(f"`video` is an array shaped {tuple(video.shape)}, a batch of no clips; give at least one")
     if counts == [0] or len(counts) > 1:
         raise ValueError(
             f"the clips of `video` have {', '.join(map(str, counts))} frames; give every clip of a batch the same "
@@ -256,7 +258,15 @@ def read_window(height: Any, width: Any, num_frames: Any, fps: Any) -> TrainedWi
 
 
 def split_images(image: Any, name: str) -> list[Picture]:
-    """Return one picture or a batch of pictures as a list."""
+    """Return one picture or a batch of pictures as a list.
+
+    Raises:
+        ValueError: for an empty batch, and what is no picture.
+    """
+    if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4 and len(image) == 0:
+        raise ValueError(
+            f"`{name}` is an array shaped {tuple(image.shape)}, a batch of no pictures; give at least one"
+        )
     if (isinstance(image, (list, tuple)) and len(image) > 0) or (
         isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4
     ):

@@ -93,7 +93,7 @@ class Stop:
     def __init__(self, pipe: MarDiniPipeline):
         self.requested = False
         self._pipe = pipe
-        self._before: Any = None
+        self._before: list[Any] = []
 
     def request(self, *_: int | FrameType | None) -> None:
         """End after the last whole window."""
@@ -103,14 +103,14 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self.request)
+            self._before = [signal.signal(signal.SIGINT, self.request)]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for handler in self._before:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)  # none: it was not Python's
 
 
 def can_have_sound(output: Path) -> bool:

@@ -84,16 +84,25 @@ def read_settings(
 
 def model_digest(pipe: MarDiniPipeline) -> str:
     """Return a digest of the models: names, shapes and dtypes of all parameters, some values of each, and the strength
-    of LoRA weights."""
+    of LoRA weights; those that are offloaded are read where they lie."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("vae", "planner", "transformer"):
-        for key, value in getattr(pipe, name).state_dict().items():
-            flat = value.detach().flatten()
+        model = getattr(pipe, name)
+        for key, value in model.state_dict().items():
+            flat = (_offloaded(model, key) if value.is_meta else value).detach().flatten()
             some = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
             digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode() + some.tobytes())
-        scales = [getattr(module, "scaling", None) for module in getattr(pipe, name).modules()]
+        scales = [getattr(module, "scaling", None) for module in model.modules()]
         digest.update(repr([scale for scale in scales if isinstance(scale, dict)]).encode())
     return digest.hexdigest()
+
+
+def _offloaded(model: torch.nn.Module, key: str) -> torch.Tensor:
+    """Return a parameter that accelerate keeps elsewhere until it is used."""
+    owner, _, name = key.rpartition(".")
+    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
+    maps = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", [hook])]
+    return next(found for found in maps if found is not None)[name]
 
 
 def _digest(values: torch.Tensor) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from diffusers_mardini.video_io import read_video
 from training.data.metadata import write_metadata
-from training.data.recipes.laps import motion
+from training.data.recipes.laps import MOTION_DISTANCE, motion
 
 
 VIDEOS = Path("visualizer/videos")
@@ -73,6 +73,9 @@ def prepare(checkout: Path, out: Path) -> dict[str, list[dict]]:
         frames, fps = read_video(video)
         if lab != HELDOUT_LAB and not MIN_FRAMES <= len(frames) <= MAX_FRAMES:
             left_out[f"not of {MIN_FRAMES} to {MAX_FRAMES} frames"] += 1
+            continue
+        if len(frames) <= MOTION_DISTANCE:
+            left_out[f"of {MOTION_DISTANCE} frames or fewer"] += 1
             continue
         amount = motion(frames)
         if lab != HELDOUT_LAB and amount < MIN_MOTION:

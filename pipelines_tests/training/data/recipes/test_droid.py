@@ -30,6 +30,18 @@ def test_a_name_states_laboratory_time_and_camera():
         clip_name(Path("20d7e5d4/yesterday/20655732.mp4"))
 
 
+def test_clips_too_short_for_a_motion_are_left_out_on_both_sides(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare_droid, "MIN_FRAMES", 4)
+    checkout = tmp_path / "checkout"
+    for second, (lab, frames) in enumerate([(HELDOUT_LAB, 8), (HELDOUT_LAB, 9), (LAB, 8), (LAB, 12)]):
+        add_video(checkout, lab, second, frames=frames)
+    prepare(checkout, tmp_path / "out")
+    for split, frames in (("val", 9), ("train", 12)):
+        (row,) = [json.loads(line) for line in (tmp_path / "out" / split / "metadata.jsonl").read_text().splitlines()]
+        assert row["num_frames"] == frames and row["motion"] > 0
+    assert "2 of 8 frames or fewer" in capsys.readouterr().out
+
+
 def test_one_laboratory_is_heldout_as_a_whole_and_short_long_or_still_clips_are_not_trained_on(
     tmp_path, monkeypatch, capsys
 ):
