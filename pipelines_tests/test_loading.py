@@ -370,6 +370,21 @@ def test_without_the_plugin_a_program_is_told_what_to_install(folder, hub, tmp_p
     result = run_program(program, hub, tmp_path)
     assert result.returncode == 1
     assert "needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout" in result.stderr
+    assert "pip install diffusers_mardini" not in result.stdout + result.stderr  # a name that anyone may register
+
+
+@pytest.mark.slow  # starts Python and imports diffusers anew
+def test_without_the_plugin_a_part_alone_says_what_to_install_too(folder, hub, tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules['diffusers_mardini'] = sys.modules['diffusers_mardini.components'] = None\n"
+        "from diffusers import AutoModel\n"
+        f"AutoModel.from_pretrained({str(Path(folder) / 'transformer')!r}, trust_remote_code=True)\n"
+    )
+    result = run_program(program, hub, tmp_path)
+    assert result.returncode == 1
+    assert "needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout" in result.stderr
+    assert "pip install diffusers_mardini" not in result.stdout + result.stderr
 
 
 def run_program(program: str, hub: HubServer, home: Path) -> subprocess.CompletedProcess:

@@ -153,7 +153,7 @@ def test_no_scheduler_with_betas_of_its_own_is_taken(name):
         check(scheduler)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 10, 25])
+@pytest.mark.parametrize("steps", [2, 5, 10, 25, 30, 40])
 @pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler])
 def test_what_cannot_start_at_pure_noise_is_refused_or_right(kind, steps):
     scheduler = kind.from_config(MarDiniScheduler().config)
@@ -161,7 +161,7 @@ def test_what_cannot_start_at_pure_noise_is_refused_or_right(kind, steps):
         check(scheduler, steps)
     except ValueError:
         return
-    assert kind is KDPM2AncestralDiscreteScheduler and steps == 25
+    assert kind is KDPM2AncestralDiscreteScheduler and steps >= 25
     values = sample_known(scheduler, steps)
     assert sum(((values - mean).abs() < 0.5).float().mean().item() for mean in (-1.0, 1.2)) > 0.97
 

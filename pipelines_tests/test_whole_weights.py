@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import safetensors.torch
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from diffusers_mardini import (
@@ -81,6 +82,14 @@ def test_pickles_are_refused_with_the_way_to_convert_them(folder, part, suffix):
         PARTS[part].from_pretrained(folder / part)
     with pytest.raises(ValueError, match=sentence):
         MarDiniModularPipeline.from_pretrained(folder).load_components()
+
+
+def test_the_generic_loader_unpickles_no_autoencoder_as_the_card_calls_it(kl_folder):
+    card = Path("src/diffusers_mardini/templates/model_card.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("{{ path }}", trust_remote_code=True, use_safetensors=True)' in card
+    pickle_weights(kl_folder / "vae")
+    with pytest.raises(OSError, match="vae.*safetensors|safetensors.*vae"):
+        DiffusionPipeline.from_pretrained(kl_folder, trust_remote_code=True, use_safetensors=True)
 
 
 def test_the_sentence_converts_what_it_refuses(folder, monkeypatch):

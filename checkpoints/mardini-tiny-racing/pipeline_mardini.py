@@ -3,16 +3,16 @@
 FORMAT_VERSION = 1  # of the folder that this file lies in
 
 try:
-    import diffusers_mardini
+    import diffusers_mardini as plugin
 except ImportError as error:
     raise ImportError(
         "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
     ) from error
 
-if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
+if getattr(plugin, "FORMAT_VERSION", 0) < FORMAT_VERSION:
     raise ImportError(
         f"this model was saved in format {FORMAT_VERSION}, which the installed diffusers-mardini "
-        f"{diffusers_mardini.__version__} does not know; update it with `git pull` and `pip install .` in its checkout"
+        f"{plugin.__version__} does not know; update it with `git pull` and `pip install .` in its checkout"
     )
 
-MarDiniPipeline = diffusers_mardini.MarDiniPipeline
+MarDiniPipeline = plugin.MarDiniPipeline

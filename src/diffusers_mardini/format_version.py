@@ -17,25 +17,29 @@ LORA_DESCRIPTION_KEY = "mardini_lora"  # in the header of LoRA files
 LIBRARY = "diffusers_mardini"  # our name in model_index.json
 COMPONENTS = f"{LIBRARY}.components"  # the module that `MarDiniPipeline` reads instead
 SHIM_NAME = "pipeline_mardini"
-# The import stands in a `try`: diffusers checks imports outside one itself, with a worse message.
+# `import ... as`, in a `try`: imports in other forms diffusers looks for itself, and advises to install a package of that
+# name, which is not ours.
+NOT_INSTALLED = (
+    "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
+)
 SHIM = f'''"""Lets `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` find MarDini's pipeline."""
 
 FORMAT_VERSION = {FORMAT_VERSION}  # of the folder that this file lies in
 
 try:
-    import diffusers_mardini
+    import diffusers_mardini as plugin
 except ImportError as error:
     raise ImportError(
-        "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
+        "{NOT_INSTALLED}"
     ) from error
 
-if getattr(diffusers_mardini, "FORMAT_VERSION", 0) < FORMAT_VERSION:
+if getattr(plugin, "FORMAT_VERSION", 0) < FORMAT_VERSION:
     raise ImportError(
         f"this model was saved in format {{FORMAT_VERSION}}, which the installed diffusers-mardini "
-        f"{{diffusers_mardini.__version__}} does not know; update it with `git pull` and `pip install .` in its checkout"
+        f"{{plugin.__version__}} does not know; update it with `git pull` and `pip install .` in its checkout"
     )
 
-MarDiniPipeline = diffusers_mardini.MarDiniPipeline
+MarDiniPipeline = plugin.MarDiniPipeline
 '''
 # The same for the folder of a modular pipeline: modular_config.json names this file and the class in it.
 BLOCKS_SHIM_NAME = "modular_mardini"
@@ -46,9 +50,16 @@ BLOCKS_SHIM = (
 )
 # diffusers wants a file for each component whose library it does not know, before it runs the shim. They share one
 # text because diffusers copies each of them to the same place before importing it.
-COMPONENT_SHIM = '''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
+COMPONENT_SHIM = f'''"""Lets diffusers find the class of this part in the plugin; see pipeline_mardini.py."""
 
-from diffusers_mardini.components import *  # noqa: F403
+try:
+    import diffusers_mardini.components as components
+except ImportError as error:
+    raise ImportError(
+        "{NOT_INSTALLED}"
+    ) from error
+
+globals().update({{name: getattr(components, name) for name in components.__all__}})
 '''
 
 

@@ -120,6 +120,7 @@ class SavingMixin:
         private: bool | None = None,
         token: str | None = None,
         create_pr: bool = False,
+        safe_serialization: bool = True,
         variant: str | None = None,
         *,
         facts: Mapping[str, Any] | None = None,
@@ -133,6 +134,7 @@ class SavingMixin:
             private (`bool`, *optional*): Visibility of a new repository; by default the setting of its owner.
             token (`str`, *optional*): By default that of `hf auth login` or of the environment variable HF_TOKEN.
             create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
+            safe_serialization (`bool`, defaults to `True`): Weights are sent as safetensors alone.
             variant (`str`, *optional*): As in `save_pretrained`.
             facts (`dict`, *optional*): For the card, which claims nothing else; see `diffusers_mardini.cards.FACTS`.
             dry_run (`bool`, defaults to `True`): Whether to send nothing.
@@ -141,12 +143,13 @@ class SavingMixin:
             The address of the commit, or `None` if nothing was sent.
 
         Raises:
-            ValueError: if the name is no `owner/name`, a fact is unknown, or the Hub refuses.
+            ValueError: if the name is no `owner/name`, `safe_serialization` is `False`, a fact is unknown, or the Hub
+                refuses.
         """
         check_repo_id(repo_id)  # before large files are written
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / repo_id.rpartition("/")[2]
-            self.save_pretrained(folder, variant=variant)
+            self.save_pretrained(folder, safe_serialization, variant=variant)
             upload = plan_upload(folder, repo_id, facts)
             print(describe(upload))
             if dry_run:

@@ -27,9 +27,10 @@ SAME_PROCESS = 0.02
 MEAN, SPREAD = 2.0, 0.5
 # Tolerated errors of the mean and of the spread, as shares of each. A narrower spread is always tolerated: it only
 # means that too few steps blur. On the CarRacing checkpoint, between two frames, the spread of Heun's scheduler from
-# pure noise is too wide by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and it is worse than ours by 18, 7 and 3.5 dB.
+# pure noise is too wide by 9, 0.6 and 0.13 with 10, 25 and 40 steps, and it is worse than ours by 18, 7 and 3.5 dB; of
+# the others none is too wide by more than 0.121 (the ancestral KDPM2, 10 steps, leading spacing).
 # Starting below pure noise, the mean is off by 0.05 with 10 steps (leading spacing), worse by 4 dB.
-TOLERANCES = (0.15, 0.2)
+TOLERANCES = (0.15, 0.13)
 MOST_PASSED = 1024  # trials that are remembered
 _passed: set[tuple] = set()
 
