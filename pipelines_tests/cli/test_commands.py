@@ -281,6 +281,18 @@ def test_info_of_a_checkpoint_counts_its_parameters(checkpoint):
     ]  # fmt: skip
 
 
+def test_info_of_a_checkpoint_on_the_hub_fetches_no_weights(checkpoint, tmp_path):
+    with running_hub(tmp_path / "cache", token=None) as hub:
+        hub.add_folder("somebody/tiny", checkpoint)
+        code, text = run("info", "--checkpoint", "somebody/tiny", "--frames", 5, "--steps", 4, "--dtype", "float32")
+        assert code == 0, text
+        assert not [request for request in hub.requests if "safetensors" in request]
+        _, local = run("info", checkpoint, "--frames", 5, "--steps", 4, "--dtype", "float32")
+        assert text.splitlines()[1:] == local.splitlines()[1:]
+        code, text = run("info", "--checkpoint", "somebody/else")
+        assert code == 1 and "somebody/else" in text
+
+
 def test_info_of_quantized_parts_counts_them_as_they_were(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "quantized")
     file = tmp_path / "quantized/transformer/config.json"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin
 from diffusers.utils import logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 
 from ..demo_files import demo_checkpoints
 from ..hardware import choose_device, choose_dtype
@@ -67,6 +69,21 @@ def window_to_sample(checkpoint: str | None, size: str | None) -> TrainedWindow:
     if window.size is None:
         raise ValueError('this checkpoint does not say which size it learned; give --size, such as "512" or "512x768"')
     return window
+
+
+def folder_of_configs(checkpoint: str) -> str:
+    """Return the folder of a checkpoint, or one with the configurations alone of a checkpoint on the Hub; other names
+    as they are.
+
+    Raises:
+        ValueError: if there is no such folder and no such checkpoint.
+    """
+    if os.path.isdir(checkpoint) or "/" not in checkpoint:
+        return checkpoint
+    repo_id = _folder_or_hub_id(checkpoint)
+    disable_progress_bars()  # for a few small files
+    with _checkpoint_errors(checkpoint):
+        return snapshot_download(repo_id, allow_patterns=["model_index.json", "*/config.json"])
 
 
 def measured_anchors(checkpoint: str | None, overlap: int) -> int:

@@ -12,7 +12,7 @@ from .. import costs, hub
 from ..hardware import DTYPES
 from ..measured_sampling import USUAL_STEPS
 from ..sizes import parse_size, sides
-from .checkpoints import resolve_checkpoint
+from .checkpoints import folder_of_configs, resolve_checkpoint
 from .checks import as_usage_errors, check_count, check_model_options
 from .messages import is_terminal, note, tell
 from .options import CommandOptions, Frames, Model, ModelOptions, Size, command
@@ -26,7 +26,7 @@ def info(
     size: Size = None,
     steps: Annotated[int, typer.Option(help="Denoising steps that are counted.")] = USUAL_STEPS,
 ) -> None:
-    """Count parameters, floating-point operations and memory of each part. Allocates and downloads nothing.
+    """Count parameters, floating-point operations and memory of each part. Allocates nothing, and downloads no weights.
 
     Memory is counted for --dtype, by default bfloat16.
 
@@ -42,7 +42,7 @@ def info(
     model = model or resolve_checkpoint(options.checkpoint)
     data_type = DTYPES.get(options.dtype, torch.bfloat16)
     note(f"Counting {model} for one window with a first and a last frame, {steps} steps, {data_type}")
-    counted = costs.count_model(model, frames, height, width, steps, data_type)
+    counted = costs.count_model(folder_of_configs(model), frames, height, width, steps, data_type)
     tell(
         options, str(counted), model=model, steps=steps, dtype=str(data_type).removeprefix("torch."), **asdict(counted)
     )
