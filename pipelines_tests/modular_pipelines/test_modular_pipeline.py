@@ -130,6 +130,8 @@ def test_every_output_type_is_the_pipelines(pipe, output_type):
         {"eta": 0.7},
         {"image": clip(1, size=64)[0], "height": 32, "width": 32},
         {"attention_kwargs": {"scale": 0.5}, "guidance_scale": 2.0},
+        {"paste_given": True, "output_type": "pt"},
+        {"paste_given": True, "blend": 2, "output_type": "pt", "video": clip(2), "num_videos_per_prompt": 2},
     ],
     ids=lambda kwargs: "-".join(kwargs),
 )
@@ -230,6 +232,8 @@ def test_a_callback_sees_and_changes_the_same(pipe):
         {"output_type": "gif"},
         {"callback_on_step_end_tensor_inputs": ["noise"]},
         {"latents": torch.zeros(1)},
+        {"paste_given": True},  # latents are asked for
+        {"blend": 1, "output_type": "pt"},
     ],
     ids=lambda kwargs: "-".join(kwargs),
 )
@@ -258,7 +262,7 @@ def test_a_workflow_is_the_blocks_of_one_task(pipe, task):
 
 def test_every_argument_of_the_pipeline_is_an_input_with_its_default():
     arguments = dict(inspect.signature(MarDiniPipeline.__call__).parameters)
-    for name in ("self", "return_dict", "paste_given", "blend"):  # of the output, and of own pixels in it
+    for name in ("self", "return_dict"):
         del arguments[name]
     inputs = {param.name: param.default for param in MarDiniBlocks().inputs}
     assert inputs == {name: parameter.default for name, parameter in arguments.items()}
@@ -375,7 +379,7 @@ def test_our_class_runs_no_code_from_the_folder(modular_folder, tmp_path):
     finally:
         code.write_text(text)
     assert not (tmp_path / "ran").exists()
-    assert "MarDiniBlocks = diffusers_mardini.MarDiniBlocks" in text and "MarDiniPipeline" not in text
+    assert "MarDiniBlocks = plugin.MarDiniBlocks" in text and "MarDiniPipeline" not in text
     assert text.count("\n") == SHIM.count("\n")
 
 

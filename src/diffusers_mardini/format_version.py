@@ -19,9 +19,7 @@ COMPONENTS = f"{LIBRARY}.components"  # the module that `MarDiniPipeline` reads 
 SHIM_NAME = "pipeline_mardini"
 # `import ... as`, in a `try`: imports in other forms diffusers looks for itself, and advises to install a package of that
 # name, which is not ours.
-NOT_INSTALLED = (
-    "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
-)
+NOT_INSTALLED = "this model needs the diffusers plugin of MarDini; install it with `pip install .` in a checkout of diffusers-mardini"
 SHIM = f'''"""Lets `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` find MarDini's pipeline."""
 
 FORMAT_VERSION = {FORMAT_VERSION}  # of the folder that this file lies in

@@ -9,6 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 
 from ..pipelines.conditions import read_conditions
 from ..pipelines.inputs import whole_number
+from ..pipelines.pasting import check_pasting
 from ..pipelines.pipeline_mardini import MarDiniPipeline
 from ..pipelines.sampling_options import SamplingOptions
 from .block import MarDiniBlock
@@ -36,6 +37,10 @@ SAMPLING_INPUTS = [
     )
     for option in fields(SamplingOptions)
     if option.name != "generated_noise"  # of videos longer than a window
+]
+PASTING_INPUTS = [
+    InputParam("paste_given", type_hint=bool, default=False, description="Given frames keep their own pixels."),
+    InputParam("blend", type_hint=int, default=0, description="Sampled frames over which these fade in."),
 ]
 NUM_VIDEOS = InputParam("num_videos_per_prompt", type_hint=int, default=1, description="Videos for each row.")
 NOISE = InputParam(
@@ -65,6 +70,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
             NUM_VIDEOS,
             NOISE,
             InputParam("output_type", type_hint=str, default="pil", description="`pil`, `np`, `pt` or `latent`."),
+            *PASTING_INPUTS,
             CONDITIONS,
         ]
 
@@ -89,6 +95,7 @@ class MarDiniSamplingOptionsStep(MarDiniBlock):
         pipe.check_inputs(
             options, batch * per_row, block_state.output_type, block_state.latents, shape, block_state.given_indices
         )
+        check_pasting(block_state.paste_given, block_state.blend, block_state.output_type)
         block_state.conditions = read_conditions(
             block_state.conditions, pipe.conditions, batch, block_state.num_frames
         )
