@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.hardware import choose_device, choose_dtype
 from diffusers_mardini.latents import decode_latents, encode_video
+from diffusers_mardini.measured_sampling import MeasuredSampling
 from training.digests import tensors_digest
 from training.evaluation.altered_signals import OTHER, Alteration, SignalContext
 
@@ -210,7 +211,8 @@ def reconstruct(pipe: MarDiniPipeline, windows: torch.Tensor, given: Sequence[in
 
 
 def weights_digest(pipe: MarDiniPipeline) -> str:
-    """Return a digest of all weights and settings of autoencoder, planner and transformer, without the scheduler."""
+    """Return a digest of all weights and settings of autoencoder, planner and transformer, without the scheduler, and
+    without how the checkpoint is sampled best, which the pipeline's methods do not look at."""
     digests = {}
     for name in ("vae", "planner", "transformer"):
         module = getattr(pipe, name)
@@ -221,4 +223,5 @@ def weights_digest(pipe: MarDiniPipeline) -> str:
             if isinstance(scaling := getattr(part, "scaling", None), dict)
         }
         digests[f"digest of {name}"] = tensors_digest(module.state_dict(), {**module.config, **scalings})
-    return tensors_digest({}, {**pipe.config, **digests})
+    settings = {name: value for name, value in pipe.config.items() if name not in MeasuredSampling().config}
+    return tensors_digest({}, {**settings, **digests})
