@@ -56,6 +56,11 @@ class ComparedMethod:
     sampling: dict[str, Any]
 
     @property
+    def is_trained(self) -> bool:
+        """Return whether it is a model, and no simple method, which is the same beside each training."""
+        return self.rows[0]["kind"] == OURS
+
+    @property
     def each(self) -> list[dict[str, torch.Tensor]]:
         """Return the scores of each training that all have, float64 `(windows,)` by name."""
         names = [name for name in self.rows[0]["windows"] if all(name in row["windows"] for row in self.rows)]
@@ -76,7 +81,11 @@ class ComparedMethod:
             "method": self.label,
             **{name: sum(found) / len(found) for name, found in values.items()},
             "intervals": {name: bootstrap.interval(mean, name) for name in summarize(mean)},
-            "spread": {name: torch.tensor(found, dtype=torch.float64).std().item() for name, found in values.items()},
+            "spread": {
+                name: torch.tensor(found, dtype=torch.float64).std().item()
+                for name, found in values.items()
+                if self.is_trained
+            },
         }
 
 
@@ -153,7 +162,7 @@ def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], li
     for method in methods[1:]:
         scores = {method.label: method.scores, first.label: first.scores}
         differences.append(paired_difference(method.label, first.label, scores, bootstrap))
-        if len(method.rows) == len(first.rows) > 1:
+        if len(method.rows) == len(first.rows) > 1 and method.is_trained:
             for number, (one, two) in enumerate(zip(method.each, first.each, strict=True), start=1):
                 scores = {method.label: one, first.label: two}
                 of_training = paired_difference(method.label, first.label, scores, bootstrap)
@@ -163,7 +172,7 @@ def compare(methods: Sequence[ComparedMethod]) -> tuple[list[dict[str, Any]], li
 
 def clear_from(methods: Sequence[ComparedMethod], differences: Sequence[dict]) -> str:
     """Return from which size on a difference is clear, in words; empty without two methods of several trainings."""
-    trained = [method for method in methods if len(method.rows) > 1 and method.rows[0]["kind"] == OURS]
+    trained = [method for method in methods if len(method.rows) > 1 and method.is_trained]
     labels = {method.label for method in trained}
     paired = [found for found in differences if found["method"] in labels and found["than"] in labels]
     if not paired:
