@@ -40,7 +40,8 @@ class ConditionConfig(StrictModel):
         0.15,
         ge=0,
         le=1,
-        description="Share of training windows without this condition; raising it helps sampling without it.",
+        description="Share of training windows without this condition, of those that do not lose all of them "
+        "(`conditions_dropout`, `planning_dropout` of a stage); raising it helps sampling without it.",
     )
 
     @model_validator(mode="after")
