@@ -59,11 +59,11 @@ def prompts_of(images: Path, info: Path | None = None) -> dict[str, Path]:
         rows = json.loads(info.read_text(encoding="utf-8"))
         wanted = [row for row in rows if set(row["dimension"]) - {TEXT_ALONE}]
         prompts = {row["prompt_en"]: images / row["image_name"] for row in wanted}
-    missing = [path.name for path in prompts.values() if not path.is_file()]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} images that '{info}' names are not in '{images}', the first is '{missing[0]}'"
-        )
+        missing = [path.name for path in prompts.values() if not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} images that '{info}' names are not in '{images}', the first is '{missing[0]}'"
+            )
     if not prompts:
         raise ValueError(f"'{images}' holds no image; accepted are {', '.join(IMAGES)}")
     bad = [prompt for prompt in prompts if "/" in prompt or "\0" in prompt]

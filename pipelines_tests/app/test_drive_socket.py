@@ -178,10 +178,11 @@ def test_a_file_that_is_announced_and_does_not_come_is_said_and_ends_with_the_dr
         assert socket.receive_json()["is"] == "over"
 
 
-def test_pages_of_others_cannot_drive(worlds):
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "http://["])
+def test_pages_of_others_cannot_drive(worlds, origin):
     with (
         pytest.raises(fastapi.WebSocketDisconnect),
-        client(worlds).websocket_connect("/drive/ws", headers={"origin": "https://elsewhere.example"}) as socket,
+        client(worlds).websocket_connect("/drive/ws", headers={"origin": origin}) as socket,
     ):
         socket.receive_json()
 

@@ -98,16 +98,21 @@ def test_turns_come_in_order_and_who_left_does_not_count():
 
 
 def test_cancelled_work_holds_its_turn_until_it_has_ended():
-    turns, first, second = Turns(2), Job(10), Job(10)
-    with turns.place(second):
-        with turns.place(first):
-            pass
-        assert turns.ahead(second, timeout=0) == 0
-        second.cancel()  # it ends at its next check, and takes memory until then
-        with turns.place(first):
-            assert turns.ahead(first, timeout=0) == 1
-    with turns.place(first):
+    turns, first, second, ending = Turns(2), Job(10), Job(10), threading.Event()
+
+    def work(report):
+        report(0)
+        ending.wait(5)
+
+    with turns.place(first), turns.place(second):
         assert turns.ahead(first, timeout=0) == 0
+        reports = reports_of(work, first)
+        next(reports)
+        first.cancel()  # it ends at its next check, and takes memory until then
+        assert turns.ahead(second, timeout=0) == 1
+        ending.set()
+        assert next(reports) == ("result", None)  # whether anybody asks for it or not
+        assert turns.ahead(second, timeout=1) == 0
 
 
 def test_the_time_of_a_job_counts_from_its_turn():

@@ -289,6 +289,7 @@ def test_other_names_of_this_machine_are_refused(worlds, tmp_path):
             ("[::1]:7860", 200),
             ("evil.example:7860", 400),
             ("", 400),
+            ("[", 400),
         ):
             assert client.get("/drive", headers={"host": host}).status_code == code, host
         evil = {"host": "evil.example", "origin": "http://evil.example"}

@@ -47,6 +47,8 @@ def test_a_port_that_is_taken_is_named(worlds):
         port = taken.getsockname()[1]
         result = type_command("app", "--checkpoint", worlds[0], "--port", port)
     assert result.exit_code == 1 and f"cannot listen at 127.0.0.1:{port}" in result.output
+    result = type_command("app", "--checkpoint", worlds[0], "--port", 0)
+    assert result.exit_code != 0 and "0" in result.output and "http://" not in result.output
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from training.data.moments import ClipError
 from training.data.order import SAME_RATE, Rate, frame_indices, num_starts, why_not
 
 
+PART_VALUES = 50_000_000  # of a part of a training clip: 4,069 frames of 64x64 pixels; some 200 MB, a few times
 DEFAULT_SIZE, DEFAULT_STRIDE = 64, 2  # of checkpoints that do not say what they were trained on
 
 
@@ -202,7 +203,7 @@ def training_clips(
     stride: int,
     fps: float | None = None,
     picture_fps: float | None = None,
-    part: int = 4096,
+    part: int | None = None,
     overlap: int = 1024,
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield clips in [0, 1], `(length, 3, height, width)`, each with the distance of window frames in its frames.
@@ -211,9 +212,14 @@ def training_clips(
 
     Args:
         source, size, stride, fps, picture_fps: see `load_windows`.
-        part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory.
+        part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory; by default those
+            of `PART_VALUES`, and a quarter of them as overlap at most.
         overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
+    height, width = sides(size)
+    if part is None:
+        part = max(8, PART_VALUES // (3 * height * width))
+        overlap = min(overlap, part // 4)
     left_out: dict[str, str] = {}
     for clip in find_clips(source, left_out, picture_fps):
         try:
@@ -223,7 +229,7 @@ def training_clips(
                 if len(pictures) == part:
                     yield torch.stack(pictures).float() / 255, step
                     pictures = pictures[part - overlap :]
-                pictures.append(fit(frame[None], *sides(size))[0])
+                pictures.append(fit(frame[None], height, width)[0])
         except ValueError as error:
             left_out[clip.name] = str(error)
             continue

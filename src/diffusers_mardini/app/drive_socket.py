@@ -239,7 +239,10 @@ class _Visit:
 def _is_own_page(socket: WebSocket) -> bool:
     """Return whether the connection comes from a page of this server, or from no page: any site could open one."""
     origin = socket.headers.get("origin")
-    return not origin or urlsplit(origin).netloc == socket.headers.get("host")
+    try:
+        return not origin or urlsplit(origin).netloc == socket.headers.get("host")
+    except ValueError:  # half an IPv6 address
+        return False
 
 
 def _read_wish(text: str) -> dict[str, Any]:

@@ -17,18 +17,17 @@ class Job:
     """One piece of work, which ends at its next `check` once it is cancelled or `seconds` have passed since `start`.
 
     Attributes:
-        has_started: whether it is its turn, or was.
+        is_running: whether its work has begun and not ended, cancelled or not.
     """
 
     def __init__(self, seconds: float):
-        self.has_started = False
+        self.is_running = False
         self._seconds = seconds
         self._cancelled = threading.Event()
         self._until = time.monotonic() + seconds
 
     def start(self) -> None:
         """Count the time from now on."""
-        self.has_started = True
         self._until = time.monotonic() + self._seconds
 
     @property
@@ -107,10 +106,10 @@ class Turns:
         return count
 
     def _ahead(self, job: Job | None) -> int:
-        # Whoever left while waiting does not count, even if the server has not noticed everywhere; work that has begun
-        # takes memory and time until it ends at its next check.
+        # Whoever left does not count, even if the server has not noticed everywhere; but work takes memory and time until
+        # it ends at its next check.
         line = self._line if job is None else self._line[: self._line.index(job)]
-        return sum(other.has_started or not other.is_cancelled for other in line)
+        return sum(other.is_running or not other.is_cancelled for other in line)
 
 
 def reports_of(work: Callable[[Callable[[Any], None]], Any], job: Job) -> Iterator[tuple[str, Any]]:
@@ -125,7 +124,10 @@ def reports_of(work: Callable[[Callable[[Any], None]], Any], job: Job) -> Iterat
             reports.put(("result", work(lambda value: reports.put(("report", value)))))
         except BaseException as error:  # passed on to the reader
             reports.put(("error", error))
+        finally:
+            job.is_running = False
 
+    job.is_running = True
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:

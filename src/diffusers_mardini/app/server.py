@@ -46,7 +46,10 @@ class ThisMachineOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] in ("http", "websocket"):
-            name = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+            try:
+                name = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+            except ValueError:  # half an IPv6 address
+                name = None
             if name is None or not is_loopback(name):
                 refusal = PlainTextResponse(
                     "This page answers to this machine's own names alone, such as localhost; behind another server, "
@@ -102,7 +105,9 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise `ValueError` if nothing can listen at an address."""
+    """Raise `ValueError` if nothing can listen at an address, and for port 0, which would be one that nobody knows."""
+    if port == 0:
+        raise ValueError("the port is 0; give one from 1 to 65535")
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
