@@ -22,7 +22,8 @@ def reference_mask_from_indices(
 def num_reference_frames_range(num_frames: int, reference_ratio: tuple[float, float]) -> tuple[int, int]:
     """Return the least and the largest number of given frames in a range of reference ratios (Fig. 4).
 
-    At least one frame is always given and at least one masked, whatever the ratios.
+    At least one frame is always given and at least one masked, whatever the ratios. Ours: shares are rounded to whole
+    frames, so that the 35% of four frames in Fig. 4 are one.
     """
     low, high = reference_ratio
     if not 0 <= low <= high <= 1:

@@ -56,7 +56,8 @@ class Arm:
             try:
                 changes[key] = kinds[key](value)
             except ValueError as error:
-                raise ValueError(f"arm {name.strip()!r} sets {key} to {value!r}; give a number") from error
+                kind = "a whole number" if kinds[key] is int else "a number"
+                raise ValueError(f"arm {name.strip()!r} sets {key} to {value!r}; give {kind}") from error
         arm = replace(base, name=name.strip(), **changes)
         if not 1 <= arm.overlap < arm.window:
             raise ValueError(

@@ -22,7 +22,9 @@ def test_an_arm_is_read_from_text_and_keeps_what_it_does_not_name():
     assert Arm.read("plain", BASE) == Arm("plain", window=5, overlap=2, steps=2)
     for text, message in (
         ("a: speed=3", "'a' sets 'speed'; the settings are window, overlap"),
-        ("a: steps=many", "'a' sets steps to 'many'; give a number"),
+        ("a: steps=many", "'a' sets steps to 'many'; give a whole number"),
+        ("a: window=0.5", "'a' sets window to '0.5'; give a whole number"),
+        ("a: colours=all", "'a' sets colours to 'all'; give a number"),
         ("a: overlap=5", "overlap of 5 in windows of 5; give 1 to 4"),
     ):
         with pytest.raises(ValueError, match=message):
