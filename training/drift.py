@@ -4,8 +4,8 @@
         --arm plain --arm 'noise: generated_noise=0.1' --arm 'overlap 6: overlap=6'
 
 Each arm is a way of continuing. Motion and sharpness are shares of the true clips', and so are colours: the distance of
-each frame's means and deviations of red, green and blue from the mean of true frames, in deviations between true frames,
-over the same distance of a true clip to the others. The Fréchet distance is that of the frames of a range to true frames.
+each frame's means and deviations of red, green and blue from the mean of the other clips' true frames, in deviations
+between these, over the same distance of the true clips. The Fréchet distance is that of the frames of a range to true frames.
 Writes `drift.json`, `drift.md`, a chart and a contact sheet; after an interruption,
 the same command goes on.
 """
@@ -24,15 +24,7 @@ from tqdm.auto import tqdm
 from diffusers_mardini import MarDiniPipeline
 from diffusers_mardini.schedulers.named import scheduler_named
 from training.counterfactuals import checkpoint_name
-from training.evaluation.drift import (
-    RANGES,
-    Arm,
-    Curves,
-    colour_distance,
-    colour_moments,
-    continue_clips,
-    true_colour_distance,
-)
+from training.evaluation.drift import RANGES, Arm, Curves, colour_distance, colour_moments, continue_clips
 from training.evaluation.evaluation_windows import add_window_options, choose_window, digest_of, load_windows
 from training.evaluation.finished_parts import FinishedParts
 from training.evaluation.intervals import Bootstrap
@@ -166,7 +158,7 @@ def scored(
     bootstrap = Bootstrap(clips)
     true_motion, true_sharpness = motion_steps(true).mean(), frame_sharpness(true).mean()
     true_colours = colour_moments(true)
-    usual_colours = true_colour_distance(true_colours)
+    usual_colours = colour_distance(true_colours, true_colours).mean()
     true_features = None if features is None else features.extract_all(true.flatten(0, 1))
     rows = []
     for arm, curve in curves.items():
@@ -263,7 +255,7 @@ def _panels(curves: Mapping[str, Curves], true: torch.Tensor) -> list[Panel]:
         frame_sharpness(true).mean(),
         colour_moments(true),
     )
-    usual_colours = true_colour_distance(true_colours)
+    usual_colours = colour_distance(true_colours, true_colours).mean()
     values = {
         "motion": lambda curve, places: curve.motion[:, places].mean() / true_motion,
         "sharpness": lambda curve, places: curve.sharpness[:, places].mean() / true_sharpness,

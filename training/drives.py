@@ -62,7 +62,9 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     # 1. Check
     ranges = spans_of(options.seconds, options.fps)
     if options.given < 2 or options.each < 1 or options.drives < 2:
-        raise ValueError("give --given and --drives of at least 2, and --each of at least 1")
+        raise ValueError(
+            f"--given is {options.given}, --drives {options.drives} and --each {options.each}; give at least 2, 2 and 1"
+        )
     if options.window <= options.given:
         raise ValueError(
             f"--window is {options.window} and --given {options.given}, so that a window adds no frame; raise --window"

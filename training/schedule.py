@@ -123,7 +123,9 @@ class Schedule:
         saving = max((own.get("checkpoint", 0.0) for own in self.event_seconds.values()), default=0.0)
         every = REPLAN_SHARE * self.config.hours * 3600
         measured = self.used() - self._marked_at - self._between
-        return measured >= every / 2 and self.used() - self._planned_at >= max(every, saving / REPLAN_SHARE)
+        waited = self.used() - self._planned_at
+        # Where hardly any time goes to steps, few of them must do.
+        return (measured >= every / 2 or waited >= 5 * every) and waited >= max(every, saving / REPLAN_SHARE)
 
     def heldout(self, stage: StageConfig, step: int, loss: float) -> dict | None:
         """Note a mean held-out loss; return the decision if the stage is to end early, `None` otherwise."""

@@ -105,6 +105,12 @@ def test_a_slow_beginning_is_not_taken_for_the_speed(hours, before, slow, fast):
     assert all(0.4 < sum(each) / len(each) < 0.6 and each[-1] < 0.01 for each in rates.values())
 
 
+def test_a_run_that_is_mostly_measured_keeps_to_its_hours():
+    schedule, clock, stages = make_schedule(hours=1)
+    train_by_the_clock(schedule, clock, stages, {"first": 0.01, "second": 0.01}, heldout=200.0)
+    assert clock.now < 1.15 * 3600
+
+
 def test_a_later_stages_warm_up_is_its_own_again_when_there_is_time_for_it():
     schedule, clock, (first, _) = make_schedule(hours=1, warmup_steps=500)
     schedule.begin_stage(first, 0)

@@ -169,27 +169,22 @@ def _deviation(latents: torch.Tensor) -> torch.Tensor:
 
 
 def colour_distance(colours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Return how far the colours of frames lie from the mean of true frames, in deviations between true frames.
+    """Return how far the colours of clips lie from the mean of other true clips' frames, in deviations between these.
 
-    A deviation counts as one grey level of 256 at least, since less than that is not seen.
+    A deviation counts as one grey level of 256 at least, since less than that is not seen. `colour_distance(true, true)`
+    is what is usual.
 
     Args:
         colours: moments, `(clips, frames, 6)`.
-        true: moments of true clips, the same.
+        true: moments of two true clips or more, of which the first ones belong to `colours`: each clip is compared with
+            the others.
 
     Returns:
         The root of the mean square over frames and moments, `(clips,)`.
     """
-    moments = true.flatten(0, 1)  # (true frames, 6)
-    centre, spread = moments.mean(dim=0), moments.std(dim=0).clamp(min=1 / 255)
-    return ((colours - centre) / spread).square().mean(dim=(1, 2)).sqrt()
-
-
-def true_colour_distance(true: torch.Tensor) -> torch.Tensor:
-    """Return the `colour_distance` that is usual for a true clip: each one's from all others, the mean.
-
-    Args:
-        true: moments of two true clips or more, `(clips, frames, 6)`.
-    """
-    others = [torch.cat([true[:i], true[i + 1 :]]) for i in range(len(true))]
-    return torch.cat([colour_distance(true[i : i + 1], other) for i, other in enumerate(others)]).mean()
+    distances = []
+    for i, own in enumerate(colours):
+        others = torch.cat([true[:i], true[i + 1 :]]).flatten(0, 1)  # (true frames, 6)
+        centre, spread = others.mean(dim=0), others.std(dim=0).clamp(min=1 / 255)
+        distances.append(((own - centre) / spread).square().mean().sqrt())
+    return torch.stack(distances)

@@ -213,13 +213,13 @@ def training_clips(
     Args:
         source, size, stride, fps, picture_fps: see `load_windows`.
         part: a longer clip is yielded in parts of so many frames, so that it need not fit in memory; by default those
-            of `PART_VALUES`, and a quarter of them as overlap at most.
+            of `PART_VALUES`, and half of them as overlap at most.
         overlap: frames of a part that the next one begins with, so that a window of no more frames lies in one part.
     """
     height, width = sides(size)
     if part is None:
         part = max(8, PART_VALUES // (3 * height * width))
-        overlap = min(overlap, part // 4)
+        overlap = min(overlap, part // 2)
     left_out: dict[str, str] = {}
     for clip in find_clips(source, left_out, picture_fps):
         try:

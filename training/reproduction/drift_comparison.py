@@ -91,6 +91,8 @@ class Continued:
         if not rows:
             arms = ", ".join(dict.fromkeys(row["arm"] for row in found["rows"]))
             raise ValueError(f"{folder} has no arm {arm!r}; it has {arms}")
+        if any("true_colours" not in row["each"] for row in rows):
+            raise ValueError(f"{folder} is of an earlier version; run training.drift again, which keeps its frames")
         scores = [
             {name: torch.tensor(values, dtype=torch.float64) for name, values in row["each"].items()} for row in rows
         ]

@@ -24,6 +24,12 @@ def test_the_true_frames_have_the_best_scores_at_any_pace(factor):
     torch.testing.assert_close(scores["motion"], scores["true_motion"])
 
 
+def test_the_true_frames_have_the_usual_colours():
+    clips = torch.rand(8, 33, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.rand(8, 1, 1, 1, 1)
+    scores = scores_of(clips, clips, 4, None)
+    assert (scores["colours"].sum() / scores["true_colours"].sum()).item() == pytest.approx(1, abs=0.05)
+
+
 def finer_truth():
     """The same clips at twice the rate."""
     between = (truth()[:, :-1] + truth()[:, 1:]) / 2
@@ -39,7 +45,8 @@ def test_beyond_the_clips_own_frames_only_a_recording_at_twice_the_rate_knows_fr
 
 
 def test_the_recording_at_twice_the_rate_must_be_of_the_same_clips(tmp_path):
-    for name, frames in {"clips": truth(), "finer": finer_truth(), "other": finer_truth().flip(1)}.items():
+    late = torch.cat([finer_truth()[:, 1:], finer_truth()[:, -1:]], dim=1)  # by half a frame
+    for name, frames in {"clips": truth(), "finer": finer_truth(), "late": late}.items():
         (tmp_path / name).mkdir()
         for i in range(2):
             plain = frames[i].mean(dim=(2, 3), keepdim=True).expand_as(frames[i])  # which a codec keeps
@@ -50,7 +57,7 @@ def test_the_recording_at_twice_the_rate_must_be_of_the_same_clips(tmp_path):
     assert found.shape == (2, 65, 3, 16, 16)
     torch.testing.assert_close(found.mean(dim=(3, 4)), finer_truth().mean(dim=(3, 4)), atol=0.02, rtol=0)
     with pytest.raises(ValueError, match="every second frame is not the clips' own; record both alike"):
-        finer_frames(tmp_path / "other", windows, 16)
+        finer_frames(tmp_path / "late", windows, 16)
 
 
 def test_a_factor_is_judged_by_the_frames_that_it_adds():

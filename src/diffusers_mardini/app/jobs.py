@@ -107,7 +107,7 @@ class Turns:
 
     def _ahead(self, job: Job | None) -> int:
         # Whoever left does not count, even if the server has not noticed everywhere; but work takes memory and time until
-        # it ends at its next check.
+        # it ends at its next check, or for as long as `reports_of` waits for that.
         line = self._line if job is None else self._line[: self._line.index(job)]
         return sum(other.is_running or not other.is_cancelled for other in line)
 
