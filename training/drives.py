@@ -200,7 +200,7 @@ def write(
         f"{len(given)} drives from states of unseen tracks ({result['tracks'][0]} to {result['tracks'][-1]}, without "
         f"those on which the driver lost the simulator's road), {fps:g} frames a second, the same driver in both; road in "
         "sight: share of the rows ahead of the car; motion and sharpness: shares of the simulator's in the first "
-        f"{TRUE_SECONDS} seconds; colours: distance from its frames, over that of one drive to the others; in brackets "
+        f"{TRUE_SECONDS} seconds; colours: distance from its other drives, over that of its own drives; in brackets "
         "95% intervals over drives."
     )
     write_whole(folder / "drives.md", "\n\n".join([f"`{result['command']}`", setting, table]) + "\n")
