@@ -86,7 +86,7 @@ def test_pickles_are_refused_with_the_way_to_convert_them(folder, part, suffix):
 
 def test_the_generic_loader_unpickles_no_autoencoder_as_the_card_calls_it(kl_folder):
     card = Path("src/diffusers_mardini/templates/model_card.md").read_text(encoding="utf-8")
-    assert '"{{ path }}", trust_remote_code=True, use_safetensors=True' in card
+    assert '"{{ path }}",\n    trust_remote_code=True,\n    use_safetensors=True,\n' in card
     pickle_weights(kl_folder / "vae")
     with pytest.raises(OSError, match="vae.*safetensors|safetensors.*vae"):
         DiffusionPipeline.from_pretrained(kl_folder, trust_remote_code=True, use_safetensors=True)
