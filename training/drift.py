@@ -5,8 +5,8 @@
 
 Each arm is a way of continuing. Motion and sharpness are shares of the true clips', and so are colours: the distance of
 each frame's means and deviations of red, green and blue from the mean of the other clips' true frames, in deviations
-between these, over the same distance of the true clips. The Fréchet distance is that of the frames of a range to true frames.
-Writes `drift.json`, `drift.md`, a chart and a contact sheet; after an interruption,
+between these, over the same distance of the true clips. The Fréchet distance is that of the frames of a range to true
+frames. Writes `drift.json`, `drift.md`, a chart and a contact sheet; after an interruption,
 the same command goes on.
 """
 

@@ -1,8 +1,8 @@
 """Hold how a checkpoint is sampled best, as measured and as its `model_index.json` records it: fewer steps that are as good
 as 25, and anchors against drift.
 
-`mardini` samples so by default, and its page takes the anchors; `pipe(...)` does as its arguments say. `benchmarks/few_steps.py` and `training/drift.py`
-measure it.
+`mardini` samples so by default, and its page takes the anchors; `pipe(...)` does as its arguments say.
+`benchmarks/few_steps.py` and `training/drift.py` measure it.
 """
 
 from collections.abc import Mapping

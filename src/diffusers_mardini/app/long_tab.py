@@ -119,9 +119,8 @@ class LongTab:
         pipe = self.site.checkpoints.lend(checkpoint, lora, scale)
 
         def work(report: Any) -> Any:
-            frames, rate = read_upload(
-                Path(clip), self.site.limits, job.check
-            )  # in its turn: decoded frames fill memory
+            # In its turn: decoded frames fill memory.
+            frames, rate = read_upload(Path(clip), self.site.limits, job.check)
             return lengthen(pipe, frames, rate, task, amount, sampling, self.site.limits, job, report)
 
         made, fps = [], 8.0
