@@ -11,8 +11,8 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo app test test-slow test-web test-upstream style check docs bench gpu-check train train-tiny-racing train-tiny-carracing train-tiny-driving train-tiny-robot wheel clean
 
-demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint
-	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+demo: .venv/.demo  ## CLIPS=folder CHECKPOINT=folder choose other clips and another checkpoint; PICTURE_FPS=10 is the rate of pictures
+	OMP_NUM_THREADS=$(shell nproc 2>/dev/null || echo 2) $(BIN)/python -m examples.demo $(if $(CLIPS),--clips "$(CLIPS)") $(if $(PICTURE_FPS),--picture-fps $(PICTURE_FPS)) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 app: .venv/.demo  ## a page to play with, in the browser; CHECKPOINT=folder chooses another checkpoint, PORT=7861 another port
 	$(BIN)/mardini app $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(PORT),--port $(PORT))

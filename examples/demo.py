@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Sampling frames into the clips of {options.clips} with {options.checkpoint}, {options.steps} steps,")
     print(f"on {device} in {str(dtype).removeprefix('torch.')} ({why})", flush=True)
     try:
-        clips = find_clips(options.clips)
+        clips = find_clips(options.clips, picture_fps=options.picture_fps)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     pipe = MarDiniPipeline.from_pretrained(options.checkpoint, dtype=dtype).to(device)
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"windows of {choose_window(options, pipe.trained_window)}", flush=True)
     try:
         windows = load_windows(
-            options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips
-        )
+            options.clips, options.size, options.num_frames, options.stride, 1, options.fps, options.max_clips,
+            picture_fps=options.picture_fps,
+        )  # fmt: skip
         first = next(clip for clip in clips if clip.name == windows.clips[0])
         clip_fps = first.entry.fps
     except ValueError as error:
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
     parser.add_argument("--steps", type=int, default=25)
     add_window_options(parser)
+    parser.add_argument("--picture-fps", type=float, help="frames per second of pictures that do not state it")
     parser.add_argument("--max-clips", type=int, default=6, help="use only the first clips")
     parser.add_argument("--seed", type=int, default=0)
     return parser

@@ -30,6 +30,18 @@ def test_the_demo_shows_three_tasks_and_scores_them(tmp_path, capsys):
     assert text.rstrip().endswith(str(output))
 
 
+def test_folders_of_pictures_are_clips_at_the_rate_that_is_given(tmp_path, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
+    frames = np.random.default_rng(0).integers(0, 255, (9, 40, 40, 3), dtype=np.uint8)
+    write_video(tmp_path / "clips" / "a", frames, 20)
+    arguments = ["--clips", str(tmp_path / "clips"), "--checkpoint", str(tmp_path / "checkpoint"), "--steps", "1",
+                 "--output", str(tmp_path / "out"), "--size", str(SIZE), "--num-frames", "5"]  # fmt: skip
+    with pytest.raises(SystemExit, match="do not say how many frames they have per second.*--picture-fps"):
+        demo.main(arguments)
+    demo.main([*arguments, "--picture-fps", "20"])
+    assert read_video(tmp_path / "out" / "interpolation.mp4")[1] == 5  # every second frame, at half speed
+
+
 def test_a_checkpoint_that_takes_actions_drives_left_and_right(tmp_path, capsys):
     driven_pipeline().save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "clips").mkdir()

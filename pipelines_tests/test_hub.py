@@ -240,11 +240,12 @@ def test_what_arrives_is_what_was_shown(folder, hub):
     assert hub.requests[0] == "POST /api/validate-yaml"
 
 
-def test_an_existing_repository_is_updated_and_a_new_one_may_be_private(folder, hub):
+def test_an_existing_repository_is_updated_and_a_new_one_may_be_private(folder, hub, monkeypatch):
     push(plan_upload(folder, REPO), private=True)
     assert hub.private == {REPO}
     (folder / "NOTICE").write_text("more")
-    push(plan_upload(folder, REPO))
+    monkeypatch.chdir(folder)
+    push(plan_upload(Path("."), REPO))
     assert hub.repositories[REPO]["NOTICE"] == b"more" and hub.messages == ["Upload tiny"] * 2
 
 

@@ -162,7 +162,7 @@ def make_plan(
     process = process_bytes() if gpu_memory is None and choose_device().type == "cpu" else 0
     form, frames = "all", {}
     if forms is not None and clips.train is not None:
-        form = forms.chosen(config, _cache(config, clips.train))
+        form = forms.chosen(config, _cache(config, clips.train), vae)
         frames = forms.all if form == "all" else forms.drawn
     disk = count_disk(config, stages, frames, layout.shards)
     sharing = [

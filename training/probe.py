@@ -63,12 +63,14 @@ def probe_clips(
     return probe(source, read_manifest_of(source, manifests).ok, size, rates, vae, num_frames, most_windows)
 
 
-def show_room(spec: str | Path, size: tuple[int, int], vae: torch.nn.Module, manifests: Path) -> None:
+def show_room(
+    spec: str | Path, size: tuple[int, int], vae: torch.nn.Module, picture_fps: float | None, manifests: Path
+) -> None:
     """Print what a new autoencoder reaches on held-out clips beside the simple methods, and whether there is room."""
-    if len(list(itertools.islice(open_source(spec, 1.0, manifests).keys(), SURE))) < SURE:
+    if len(list(itertools.islice(open_source(spec, picture_fps, manifests).keys(), SURE))) < SURE:
         print(f"note: {too_few(spec)}")
     else:
-        print(report(probe_clips(spec, size, vae, picture_fps=1.0, manifests=manifests)))
+        print(report(probe_clips(spec, size, vae, picture_fps=picture_fps, manifests=manifests)))
 
 
 def check_room(

@@ -57,7 +57,16 @@ from training.stopping import STOPPED, Stopped, StopRequest
 
 
 # Keys that may differ when a training goes on.
-FREE_KEYS = ("output", "manifests", "threads", "max_minutes", "max_hours", "checkpoint_seconds", "eval_every")
+FREE_KEYS = (
+    "output",
+    "picture_fps",
+    "manifests",
+    "threads",
+    "max_minutes",
+    "max_hours",
+    "checkpoint_seconds",
+    "eval_every",
+)
 
 
 class AutoencoderTrainingConfig(SizedModel):
@@ -65,6 +74,9 @@ class AutoencoderTrainingConfig(SizedModel):
 
     clips: str | Path = Field(description="Source of training clips, as `data.train` of a run.")
     held_out: str | Path = Field(description="Source of clips never trained on; PSNR and SSIM are measured on them.")
+    picture_fps: float | None = Field(
+        None, gt=0, description="Frames per second of picture folders whose metadata do not state it."
+    )
     output: Path = Field(description="Folder that the autoencoder is saved in.")
     size: Size = Field(
         64,
@@ -386,7 +398,7 @@ def _read(
     config: AutoencoderTrainingConfig, spec: str | Path, count: int, stop: Callable[[], str | None]
 ) -> torch.Tensor:
     """Return frames of a source, evenly spaced over its clips."""
-    source = open_source(spec, 1.0, config.manifests)  # the rate of pictures does not matter here
+    source = open_source(spec, config.picture_fps, config.manifests)
     manifest = read_manifest_of(source, config.manifests, stop)
     if not manifest.ok:
         reasons = "; ".join(f"{shown(entry.key)}: {entry.reason}" for entry in manifest.left_out[:3])
@@ -439,7 +451,7 @@ def _run(config: AutoencoderTrainingConfig, stop: Callable[[], str | None]) -> A
     shutil.rmtree(folder, ignore_errors=True)
     print(f"trained: held-out {after}, after {training.minutes:.1f} minutes")
     print(f"shift_factor {mean:.5f}, scaling_factor {1 / std:.5f}; saved in {config.output}")
-    show_room(config.held_out, sides(config.size), vae, config.manifests)
+    show_room(config.held_out, sides(config.size), vae, config.picture_fps, config.manifests)
     return vae
 
 

@@ -18,6 +18,8 @@ from diffusers_mardini.video_io import read_video, write_video
 from training import train_autoencoder
 from training.curriculum import learning_rate_factor
 from training.data.clips import find_clips, load_clip
+from training.data.manifest_files import default_path, read_manifest
+from training.data.sources import open_source
 from training.engine.checkpoint import save_checkpoint
 from training.stopping import Stopped
 from training.train_autoencoder import AutoencoderTrainingConfig, Training, measure, run, spread, to_float
@@ -236,5 +238,18 @@ def test_clips_come_from_any_source(config, capsys):
         frames = read_video(config.output.parent / split / "0.mp4")[0]
         write_video(config.output.parent / "pictures" / split, frames, fps=10)
     folder = config.output.parent / "pictures"
-    run(config.model_copy(update={"clips": folder / "train", "held_out": str(folder / "val"), "steps": 0}))
+    fields = {"clips": folder / "train", "held_out": str(folder / "val"), "steps": 0, "picture_fps": 10.0}
+    run(config.model_copy(update=fields))
     assert "24 frames to train on, 24 held out" in capsys.readouterr().out
+
+
+def test_pictures_keep_the_rate_that_is_given_in_the_manifest(config):
+    folder = config.output.parent / "pictures"
+    for split in ("train", "val"):
+        write_video(folder / split / "0", read_video(config.output.parent / split / "0.mp4")[0], fps=10)
+    config = config.model_copy(update={"clips": folder / "train", "held_out": folder / "val", "steps": 0})
+    with pytest.raises(ValueError, match="do not say how many frames.*`picture_fps` of an autoencoder's training"):
+        run(config)
+    run(config.model_copy(update={"picture_fps": 10.0}))
+    manifest = read_manifest(open_source(config.clips, 10.0), default_path(config.clips, config.manifests))
+    assert [entry.fps for entry in manifest.ok] == [10.0]

@@ -157,7 +157,7 @@ def push(
         commit = api.create_commit(
             upload.repo_id,
             operations,
-            commit_message=commit_message or f"Upload {upload.folder.name}",
+            commit_message=commit_message or f"Upload {upload.folder.resolve().name}",
             create_pr=create_pr,
         )
     except HfHubHTTPError as error:

@@ -66,7 +66,7 @@ class ArchiveClips(WholeClips):
         elif fps is None:
             raise ValueError(
                 f"the folders of pictures in '{self.spec}' do not say how many frames they have per second; give fps "
-                "(a run's `data.picture_fps`, or --picture-fps)"
+                "(`data.picture_fps` of a run, `picture_fps` of an autoencoder's training, or --picture-fps)"
             )
 
     def _add(self, archive: StoredFile, members: Sequence[Member], damage: str) -> None:

@@ -22,7 +22,7 @@ from training.data.clips import View
 from training.data.conditions import ClipConditions
 from training.data.drawn_latents import FRAME_POLICY, DrawnLatents, Wanted, encode_drawn
 from training.data.entries import Entry
-from training.data.latents import cache_folder, cache_settings
+from training.data.latents import cache_folder, cache_settings, has_cache
 from training.data.moments import ClipError, Moments
 from training.data.sources import Source
 from training.data.windows import ClipWindows, WindowDraw
@@ -58,16 +58,21 @@ class LatentForms:
                 drawn[bucket.height, bucket.width] += windows * bucket.frames
         return cls(whole, {size: min(whole[size], round(count)) for size, count in drawn.items()})
 
-    def chosen(self, config: RunConfig, cache: Path) -> Form:
+    def chosen(self, config: RunConfig, cache: Path, vae: torch.nn.Module | None) -> Form:
         """Return the form that `data.latents` asks for; `auto`: the drawn frames where they are at most half of many.
 
         Args:
             config: the run.
             cache: folder of the latents of its clips; those of every frame are used if they are there.
+            vae: the autoencoder, on which latents depend; `None`: there is none yet, and so no cache of its latents.
         """
         if config.data.latents != "auto":
             return config.data.latents
-        if config.hours is not None or config.data.device_gb or any(cache.glob("*/index.json")):
+        if config.hours is not None or config.data.device_gb:
+            return "all"
+        downscale = config.data.planner_downscale
+        views = tuple({view for stage in config.stages for view in window_request(config, stage).views})
+        if vae is not None and all(has_cache(cache, vae, size, downscale, views) for size in self.all):
             return "all"
         whole, drawn = (sum(count * h * w for (h, w), count in each.items()) for each in (self.all, self.drawn))
         return "drawn" if drawn <= whole / 2 and whole - drawn >= FEW_PIXELS else "all"

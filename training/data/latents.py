@@ -201,10 +201,21 @@ def cache_settings(
 
 def cache_folder(cache_dir: str | Path, settings: dict[str, Any]) -> Path:
     """Return the folder of the latents of some settings; it is created."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache_dir) / f"{settings['size'][0]}x{settings['size'][1]}-{digest[:16]}"
+    folder = _cache_path(cache_dir, settings)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def has_cache(
+    cache_dir: str | Path, vae: torch.nn.Module, size: tuple[int, int], planner_downscale: int, views: Sequence[View]
+) -> bool:
+    """Return whether `build_latent_cache` has made a cache with these settings, be it of these clips or of others."""
+    return (_cache_path(cache_dir, cache_settings(vae, size, planner_downscale, views)) / "index.json").is_file()
+
+
+def _cache_path(cache_dir: str | Path, settings: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return Path(cache_dir) / f"{settings['size'][0]}x{settings['size'][1]}-{digest[:16]}"
 
 
 def frames_at_once(size: tuple[int, int]) -> int:

@@ -190,7 +190,7 @@ def _windows(
             yield
 
     if trains:
-        form = LatentForms.of(config, [assign(entries, request) for request in requests]).chosen(config, cache)
+        form = LatentForms.of(config, [assign(entries, request) for request in requests]).chosen(config, cache, vae)
         if form == "drawn":
             return DrawnWindows(
                 source, entries, sizes, vae, config.data.planner_downscale, cache, accelerator, turn, stop,

@@ -237,8 +237,9 @@ class PictureFolders(VideoFolder):
         }
         if fps is None and not all(key in self._rates for key in self.keys()):
             raise ValueError(
-                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps (a "
-                "run's `data.picture_fps`, or --picture-fps), or a metadata.jsonl with file_name (the folder) and fps"
+                f"the picture folders of '{folder}' do not say how many frames they have per second; give fps "
+                "(`data.picture_fps` of a run, `picture_fps` of an autoencoder's training, or --picture-fps), or a "
+                "metadata.jsonl with file_name (the folder) and fps"
             )
 
     @property

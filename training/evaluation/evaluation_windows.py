@@ -41,6 +41,7 @@ class EvaluationWindows:
         places: the clip frames of each window.
         wholes: what each window's clip is a part of, its own name unless it is a row of a clip list. Intervals are over
             these.
+        picture_fps: frames per second of the source's pictures that do not state it.
     """
 
     frames: torch.Tensor
@@ -51,6 +52,7 @@ class EvaluationWindows:
     entries: Sequence[Entry] = ()
     places: Sequence[tuple[int, ...]] = ()
     wholes: Sequence[str] = ()
+    picture_fps: float | None = None
 
     def digest(self) -> str:
         """Return a digest of all pixels of all windows."""
@@ -194,6 +196,7 @@ def load_windows(
         [clip.entry for clip, _ in drawn],
         [places for _, places in drawn],
         [clip.whole for clip, _ in drawn],
+        picture_fps,
     )
 
 

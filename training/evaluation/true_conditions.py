@@ -98,7 +98,8 @@ def true_conditions(pipe: MarDiniPipeline, windows: EvaluationWindows) -> TrueCo
     known = pipe.conditions
     if not known:
         return TrueConditions({}, {})
-    clips = ClipConditions(open_source(windows.source), {name: _config(one) for name, one in known.items()})
+    source = open_source(windows.source, windows.picture_fps)
+    clips = ClipConditions(source, {name: _config(one) for name, one in known.items()})
     found: dict[str, list[torch.Tensor]] = {name: [] for name in known}
     for entry, places, frames in zip(windows.entries, windows.places, windows.frames, strict=True):
         pixels = frames[None].to(pipe.device, pipe.vae.dtype) * 2 - 1

@@ -15,4 +15,4 @@ export MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_T
 "$PYTHON" -m training.evaluate runs/tiny-carracing/pipeline $DATA/val --train-clips $DATA/train \
     --steps 25 10 5 1 --no-planning --wrong-planning -o outputs/evaluation-carracing
 "$PYTHON" -m training.publish runs/tiny-carracing training/runs/mardini-tiny-carracing.yaml outputs/evaluation-carracing/results.json \
-    -o outputs/mardini-tiny-carracing
+    --steps 10 --solver UniPCMultistepScheduler -o outputs/mardini-tiny-carracing

@@ -1,5 +1,6 @@
 """Latents of the drawn frames alone: the same batches and runs as with those of every frame, from fewer frames."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -21,8 +22,10 @@ from pipelines_tests.training.test_train_mardini import (
 from training.data import drawn_windows
 from training.data.buckets import WindowRequest, assign, window_request
 from training.data.census import open_clips, read_clips
+from training.data.clips import View
 from training.data.drawn_windows import DrawnWindows, LatentForms
 from training.data.latent_shards import ShardWriter
+from training.data.latents import cache_folder, cache_settings
 from training.data.manifest import make_manifest
 from training.data.sources import VideoFolder
 from training.data.windows import PixelWindows
@@ -147,25 +150,31 @@ def forms(config) -> LatentForms:
 
 
 def test_auto_takes_the_drawn_frames_where_they_are_few_of_many(tmp_path, monkeypatch):
-    config = make_config().for_processes(1)
+    config, vae = make_config().for_processes(1), make_vae()
     found = forms(config)  # three clips of 12 frames; 3 + 2 + 3 steps of 2 windows of 4 frames
     assert found == LatentForms({(32, 32): 36}, {(32, 32): 36})
     few = make_config(stages=[{**config.stages[0].model_dump(), "steps": 2}]).for_processes(1)
     found = forms(few)
-    assert found.drawn == {(32, 32): 16} and found.chosen(few, tmp_path) == "all"
-    make_vae().save_pretrained(tmp_path / "vae")
+    assert found.drawn == {(32, 32): 16} and found.chosen(few, tmp_path, vae) == "all"
+    vae.save_pretrained(tmp_path / "vae")
     fields = data_fields(clips_folder(), latents="drawn")
     plan = make_plan(few.model_copy(update={"vae": str(tmp_path / "vae"), "data": make_config(data=fields).data}))
     assert plan.latents == LatentsOnDisk("drawn", 36 * plan.latents.drawn // 16, plan.disk["latents"])
     assert "the run caches drawn (`data.latents`)" in render(plan, "")
     monkeypatch.setattr(drawn_windows, "FEW_PIXELS", 20 * 32 * 32)
-    assert found.chosen(few, tmp_path) == "drawn" and forms(config).chosen(config, tmp_path) == "all"
+    assert found.chosen(few, tmp_path, vae) == "drawn" and forms(config).chosen(config, tmp_path, vae) == "all"
     for other in ({"hours": 1.0}, {"data": data_fields(clips_folder(), device_gb=1)}):
         changed = make_config(**other)
-        assert found.chosen(few.model_copy(update={"hours": changed.hours, "data": changed.data}), tmp_path) == "all"
-    (tmp_path / "32x32-0").mkdir()
-    (tmp_path / "32x32-0" / "index.json").touch()  # of every frame, made before
-    assert found.chosen(few, tmp_path) == "all"
+        assert (
+            found.chosen(few.model_copy(update={"hours": changed.hours, "data": changed.data}), tmp_path, vae) == "all"
+        )
+    # Those of every frame, made before: with another autoencoder, then with this one.
+    another = copy.deepcopy(vae)
+    another.load_state_dict({name: tensor + 1 for name, tensor in vae.state_dict().items()})
+    for each, form in ((another, "drawn"), (vae, "all")):
+        settings = cache_settings(each, (32, 32), few.data.planner_downscale, (View(),))
+        (cache_folder(tmp_path, settings) / "index.json").touch()
+        assert found.chosen(few, tmp_path, vae) == form
 
 
 def test_what_drawn_latents_do_not_go_with_is_refused():

@@ -109,6 +109,15 @@ def arguments(checkpoint, clips, output, *more):
     return [str(checkpoint), str(clips), *common, "--dtype", "float32", "-o", str(output), *more]
 
 
+def test_folders_of_pictures_have_conditions_at_the_rate_that_is_given(tmp_path):
+    for index in range(2):
+        frames = np.random.default_rng(index).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
+        write_video(tmp_path / "clips" / f"clip_{index}", frames, 10)
+    pipe = conditioned_pipeline({"rate": CONDITIONS["rate"]})
+    windows = load_windows(tmp_path / "clips", SIZE, 5, 2, 1, picture_fps=10)
+    assert true_conditions(pipe, windows).values["rate"][:, 1:].flatten().tolist() == pytest.approx([0.2] * 8)
+
+
 def test_rows_without_and_with_changed_conditions_stand_beside_the_true_ones(clips, tmp_path):
     conditioned_pipeline().save_pretrained(tmp_path / "checkpoint")
     more = ["--no-planning", "--no-conditions", "--condition-scale", "motion=0.5", "motion=2"]

@@ -48,7 +48,7 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe = MarDiniPipeline.from_pretrained("checkpoints/mardini-tiny-carracing")
         >>> first, last = load_image("first.png"), load_image("last.png")
-        >>> frames = pipe(image=first, last_image=last, num_frames=9, height=64, width=64).frames[0]
+        >>> frames = pipe(image=first, last_image=last).frames[0]
         >>> write_video("between.mp4", frames, fps=12)
         ```
 """
