@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Where a fixed number of parameters does most, in the planner or in the transformer: between two frames and from one, at 64 pixels and equal steps; and, at equal
-# cost, the two extremes at 64 pixels and at 96; two seeds each. For docs/results/balance.md. SIZES="64" trains and fills a part; the parts are 64, 64-short and 96-short.
+# Where a fixed number of parameters does most, in the planner or in the transformer: between two frames, at 64 pixels and equal steps; and, at equal cost, the two
+# extremes between two frames and from one, at 64 pixels and at 96; two seeds each. For docs/results/balance.md. SIZES="64" trains and fills a part; the parts are 64,
+# 64-short and 96-short.
 # After an interruption the same command goes on.
 SEEDS="${SEEDS:-1 2}"
 page=docs/results/balance.md
@@ -17,9 +18,9 @@ for size in 64 96; do
 done
 fill_block costs training.reproduction.run_costs "${costs[@]}"
 for part in ${SIZES:-64 64-short 96-short}; do
-    size="${part%-short}" suffix="" block="" compared=(0 1 2) folders=(balance balance balance)
+    size="${part%-short}" suffix="" block="" compared=(0 1 2) folders=(balance balance balance) tasks=(all)
     if [ "$part" != 64 ]; then
-        suffix="-$part" block=", $size pixels, at equal cost" compared=(1 2)
+        suffix="-$part" block=", $size pixels, at equal cost" compared=(1 2) tasks=(all image-to-video)
     else
         folders[0]=table-2  # table_2.sh scores the same
     fi
@@ -35,15 +36,14 @@ for part in ${SIZES:-64 64-short 96-short}; do
             dropped=()
             [ "${folders[i]}" = balance ] || dropped=(--no-planning)
             score "${folders[i]}/$model$suffix-$seed" "$RUNS-$model$suffix-$seed/pipeline" --size "$size" ${dropped[@]+"${dropped[@]}"}
-            score "balance/$model$suffix-image-to-video-$seed" "$RUNS-$model$suffix-$seed/pipeline" --task image-to-video --size "$size"
+            for task in "${tasks[@]:1}"; do score "balance/$model$suffix-$task-$seed" "$RUNS-$model$suffix-$seed/pipeline" --task "$task" --size "$size"; done
         done
     done
-    for task in "" -image-to-video; do
-        methods=()
-        [ -z "$task" ] || folders=(balance balance balance)
-        for i in "${compared[@]}"; do methods+=("${labels[i]}=$(each "$SCORES/${folders[i]}/${models[i]}$suffix$task")"); done
-        name="${task#-}"
-        compare "${name:-all}$block" "$SCORES/balance$task$suffix" "${methods[@]}"
+    for task in "${tasks[@]}"; do
+        methods=() named="$suffix"
+        [ "$task" = all ] || named="$suffix-$task"
+        for i in "${compared[@]}"; do methods+=("${labels[i]}=$(each "$SCORES/${folders[i]}/${models[i]}$named")"); done
+        compare "$task$block" "$SCORES/balance$named" "${methods[@]}"
     done
     runs=()
     for i in "${compared[@]}"; do runs+=("${labels[i]}=$(each "$RUNS-${models[i]}$suffix")"); done
