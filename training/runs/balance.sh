@@ -36,7 +36,7 @@ for part in ${SIZES:-64 64-short 96-short}; do
             dropped=()
             [ "${folders[i]}" = balance ] || dropped=(--no-planning)
             score "${folders[i]}/$model$suffix-$seed" "$RUNS-$model$suffix-$seed/pipeline" --size "$size" ${dropped[@]+"${dropped[@]}"}
-            for task in "${tasks[@]:1}"; do score "balance/$model$suffix-$task-$seed" "$RUNS-$model$suffix-$seed/pipeline" --task "$task" --size "$size"; done
+            for task in "${tasks[@]}"; do [ "$task" = all ] || score "balance/$model$suffix-$task-$seed" "$RUNS-$model$suffix-$seed/pipeline" --task "$task" --size "$size"; done
         done
     done
     for task in "${tasks[@]}"; do
