@@ -98,8 +98,8 @@ def write_how_to_use(model: Path, run: Callable[[Sequence[str]], None], verdict:
         "From Python:", "", "```python", "from diffusers_mardini import MarDiniPipeline", "from PIL import Image", "",
         'pipe = MarDiniPipeline.from_pretrained(".")',
         'frames = pipe(image=Image.open("first.png"), last_image=Image.open("last.png")).frames[0]', "```", "",
-        "To put it on the Hub, with the pictures and videos of your clips that lie here (take out what others should not "
-        "see):", "", "```bash", "mardini push . your-name/your-model", "```", "",
+        "To put it on the Hub, with the pictures and videos of your clips that lie here (take out what others should "
+        "not see):", "", "```bash", "mardini push . your-name/your-model", "```", "",
     ]  # fmt: skip
     path = model / "how-to-use.md"
     write_whole(path, "\n".join(lines))
